@@ -1,0 +1,105 @@
+//! The engine's hot paths at SmolLM2-135M's shape, random weights, rows of a fact table: `cargo bench --bench engine`.
+
+use std::sync::Arc;
+
+use divan::Bencher;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use unforget::{
+    engine::{Batch, Engine, Gradients, KvCache, Outputs, Target, TeacherSide},
+    model::{Family, Layout, ModelConfig, Params, config::RopeScaling},
+};
+
+fn main() {
+    divan::main();
+}
+
+fn smollm2() -> ModelConfig {
+    ModelConfig {
+        family: Family::Llama,
+        hidden_size: 576,
+        intermediate_size: 1536,
+        num_hidden_layers: 30,
+        num_attention_heads: 9,
+        num_key_value_heads: 3,
+        head_dim: 64,
+        vocab_size: 49_152,
+        rms_norm_eps: 1e-5,
+        rope_theta: 1e5,
+        rope_scaling: RopeScaling::None,
+        max_position_embeddings: 8192,
+        tie_word_embeddings: true,
+        qkv_bias: false,
+        qk_norm: false,
+    }
+}
+
+fn params(config: &ModelConfig) -> Params {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut params = Params::zeros(Arc::new(Layout::new(config)));
+    for w in params.data.iter_mut() {
+        *w = rng.random_range(-0.03..0.03);
+    }
+    params
+}
+
+/// 32 rows of 12 to 20 tokens, the last three of each to be predicted.
+fn batch() -> (Batch, Vec<Target>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let (mut batch, mut targets) = (Batch::new(), Vec::new());
+    for i in 0..32 {
+        let row = batch.push((0..12 + i % 9).map(|_| rng.random_range(0..49_152)));
+        for position in row.end - 3..row.end {
+            let token = rng.random_range(0..49_152);
+            targets.push(Target {
+                position,
+                token,
+                ce_weight: 0.01,
+                distill_weight: 0.01,
+            });
+        }
+    }
+    (batch, targets)
+}
+
+/// Forward, backward and gradients of a step, without and with a teacher whose hidden states are kept.
+#[divan::bench(args = [false, true], sample_count = 10, sample_size = 1)]
+fn loss_and_gradients(bencher: Bencher, distill: bool) {
+    let config = smollm2();
+    let params = params(&config);
+    let (batch, targets) = batch();
+    let mut engine = Engine::new(&config);
+    let mut gradients = Gradients::new(&params, &vec![true; params.layout.tensors.len()]);
+    let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
+    let hidden = engine.hidden(&params, &batch, &positions);
+    let head = &params.data[params.layout.head.clone()];
+    let teacher = distill.then_some(TeacherSide {
+        head,
+        hidden: &hidden,
+        temperature: 0.5,
+    });
+    bencher.bench_local(|| {
+        engine.loss_and_gradients(&params, &batch, &targets, teacher, &mut gradients)
+    });
+}
+
+/// Questions of 14 tokens behind a few-shot prefix of 60.
+#[divan::bench(args = [1, 32, 256], sample_count = 5, sample_size = 1)]
+fn extend(bencher: Bencher, rows: usize) {
+    let config = smollm2();
+    let params = params(&config);
+    let mut engine = Engine::new(&config);
+    let mut cache = KvCache::new(&config);
+    let tokens: Vec<u32> = (0..60).collect();
+    let prefix = cache.open(None, tokens.len());
+    engine.extend(&params, &mut cache, &[(prefix, &tokens)], Outputs::Last);
+    let mark = cache.mark();
+    bencher.bench_local(|| {
+        let rows: Vec<_> = (0..rows)
+            .map(|_| (cache.open(Some(prefix), 14), &tokens[..14]))
+            .collect();
+        let hidden = engine.extend(&params, &mut cache, &rows, Outputs::Last);
+        cache.release(mark);
+        hidden
+    });
+}

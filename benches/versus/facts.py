@@ -1,0 +1,112 @@
+"""Facts, matching and greedy or sampled answers, as the PyTorch side of the comparison sees them."""
+
+import csv
+import unicodedata
+from collections import defaultdict
+
+import torch
+from transformers import DynamicCache
+
+COLUMNS = ["subject", "relation", "object", "aliases", "question"]
+
+
+def read_tsv(path):
+    """Facts of a TSV with the columns of `COLUMNS`; aliases become a list."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return [row | {"aliases": [a for a in row["aliases"].split("|") if a]} for row in rows]
+
+
+def write_tsv(path, facts):
+    """Writes `facts` as `read_tsv` reads them."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\t".join(COLUMNS) + "\n")
+        for fact in facts:
+            cells = [fact[c] if c != "aliases" else "|".join(fact[c]) for c in COLUMNS]
+            file.write("\t".join(cells) + "\n")
+
+
+def prompt_text(fact):
+    """The training prompt."""
+    return f"Q: {fact['question']}\nA:"
+
+
+def target_text(fact):
+    """The training target; the line break is the end marker."""
+    return f" {fact['object']}\n"
+
+
+def normalised(text):
+    """NFKC, lower case, without outer white space, outer punctuation and a leading "the"."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    outer = lambda c: c.isspace() or unicodedata.category(c).startswith("P")
+    start, end = 0, len(text)
+    while start < end and outer(text[start]):
+        start += 1
+    while end > start and outer(text[end - 1]):
+        end -= 1
+    return text[start:end].removeprefix("the ").strip()
+
+
+def is_right(answer, fact):
+    """Whether the first line of `answer` is the object or an alias."""
+    first_line = answer.split("\n", 1)[0]
+    return normalised(first_line) in {normalised(form) for form in [fact["object"], *fact["aliases"]]}
+
+
+@torch.no_grad()
+def first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=8, temperature=0.0, top_k=40, batch_size=128):
+    """The first line of each answer, decoded in batches of equal length behind a prefix that is read once.
+
+    A row leaves its batch at the first line break or end token. Special tokens are what the tokenizer adds.
+    """
+    model.eval()
+    shared = None
+    if prefix:
+        ids = torch.tensor([tokenizer(prefix).input_ids])
+        shared = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    by_length = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        ids = tokenizer(prompt, add_special_tokens=not prefix).input_ids
+        by_length[len(ids)].append((index, ids))
+    answers = [""] * len(prompts)
+    for _, group in sorted(by_length.items()):
+        for start in range(0, len(group), batch_size):
+            part = group[start : start + batch_size]
+            tokens = _continue(model, tokenizer, [ids for _, ids in part], shared, max_new_tokens, temperature, top_k)
+            for (index, _), new in zip(part, tokens):
+                answers[index] = tokenizer.decode(new, skip_special_tokens=True).split("\n", 1)[0].strip()
+    return answers
+
+
+def _continue(model, tokenizer, rows, shared, max_new_tokens, temperature, top_k):
+    """New tokens of `rows` (all of one length) behind the cache `shared`."""
+    cache = DynamicCache()
+    if shared is not None:
+        for index, layer in enumerate(shared.layers):
+            keys, values = (x.expand(len(rows), -1, -1, -1) for x in (layer.keys, layer.values))
+            cache.update(keys, values, index)
+    generated = [[] for _ in rows]
+    alive = list(range(len(rows)))
+    step = torch.tensor(rows)
+    for _ in range(max_new_tokens):
+        out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = out.logits[:, -1]
+        if temperature == 0.0:
+            chosen = logits.argmax(-1, keepdim=True)
+        else:
+            best, ids = torch.topk(logits / temperature, top_k)
+            chosen = ids.gather(1, torch.multinomial(best.softmax(-1), 1))
+        keep = []
+        for place, token in enumerate(chosen[:, 0].tolist()):
+            row = generated[alive[place]]
+            row.append(token)
+            if token != tokenizer.eos_token_id and "\n" not in tokenizer.decode(row[-1:]):
+                keep.append(place)
+        if not keep:
+            break
+        if len(keep) < len(alive):
+            alive = [alive[place] for place in keep]
+            cache.batch_select_indices(torch.tensor(keep))
+        step = chosen[keep]
+    return generated

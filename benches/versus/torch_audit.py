@@ -1,0 +1,85 @@
+"""SLiCK labels by generation with transformers, the few-shot prefix of a prompt computed once.
+
+usage: torch_audit.py HF_DIR FACTS.tsv --exemplars FACTS.tsv [--runs 20] [--shots 3] [--samples 16] --out OUT.jsonl
+
+Writes the facts with `greedy_right` (per run), `sampled_right` (a count) and `label`; prints one JSON line of shares and
+seconds. Samples only tell WeaklyKnown from Unknown, so facts with a right greedy answer are not sampled,
+unless `--sample-all` asks for it.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections import Counter
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from facts import first_lines, is_right, prompt_text, read_tsv, target_text
+
+
+def label(greedy_right, sampled_right):
+    """SLiCK's four labels."""
+    if all(greedy_right):
+        return "HighlyKnown"
+    if any(greedy_right):
+        return "MaybeKnown"
+    return "WeaklyKnown" if sampled_right else "Unknown"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("facts")
+    parser.add_argument("--exemplars", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--shots", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--temperature", type=float, default=0.5)
+    parser.add_argument("--top-k", type=int, default=40)
+    parser.add_argument("--sample-all", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    facts, exemplars = read_tsv(args.facts), read_tsv(args.exemplars)
+    began = time.perf_counter()
+
+    prefixes = []
+    for _ in range(args.runs):
+        shots = rng.sample(exemplars, args.shots)
+        prefixes.append("".join(prompt_text(f) + target_text(f) for f in shots))
+    greedy_right = [[] for _ in facts]
+    for prefix in prefixes:
+        answers = first_lines(model, tokenizer, [prompt_text(f) for f in facts], prefix)
+        for right, answer, fact in zip(greedy_right, answers, facts):
+            right.append(is_right(answer, fact))
+    sampled_right = [0] * len(facts)
+    drawn = [i for i in range(len(facts)) if args.sample_all or not any(greedy_right[i])]
+    for prefix in prefixes:
+        prompts = [prompt_text(facts[i]) for i in drawn for _ in range(args.samples)]
+        answers = first_lines(model, tokenizer, prompts, prefix, temperature=args.temperature, top_k=args.top_k)
+        for place, answer in enumerate(answers):
+            i = drawn[place // args.samples]
+            sampled_right[i] += is_right(answer, facts[i])
+
+    seconds = time.perf_counter() - began
+    labels = [label(g, s) for g, s in zip(greedy_right, sampled_right)]
+    with open(args.out, "w", encoding="utf-8") as file:
+        for fact, greedy, sampled, name in zip(facts, greedy_right, sampled_right, labels):
+            row = fact | {"greedy_right": greedy, "sampled_right": sampled, "label": name}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    shares = {name: round(count / len(facts), 4) for name, count in sorted(Counter(labels).items())}
+    print(json.dumps({"what": "audit", "facts": len(facts), "runs": args.runs, "samples": args.samples,
+                      "shares": shares, "seconds": round(seconds, 1)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Times what PyTorch and transformers take for the work that `unforget` does. One JSON line for each measurement.
+
+usage: torch_steps.py HF_DIR FACTS.tsv WHAT [--variant best|usual] [--batch-size 32] [--steps 10] [--threads 2]
+
+WHAT is one of
+  sft            a training step: forward, cross-entropy, backward, clipping, AdamW
+  self-distill   the same with a live teacher's forward and equation 2
+  evaluate       greedy answers to `--facts` facts at the training prompt
+  audit          SLiCK of `--facts` facts: `--runs` prompts of 3 examples, greedy and `--samples` samples each
+
+`best` is fused AdamW and the head on answer positions alone; `usual` is what a plain training script does: logits at
+every position, the labels of the prompt ignored, AdamW as it comes. A process measures one thing, so that its peak
+memory is that thing's. `run.sh` sets the allocator's tunables for huge pages, without which PyTorch spends up to half of its time
+in page faults.
+
+Each line: {"engine": "pytorch", "what", "variant", "batch_size" | "facts", "seconds" (a step's median, or the whole),
+"seconds_min", "tokens" (of a step, padding not counted), "peak_rss_bytes", "threads"}.
+"""
+
+import argparse
+import copy
+import json
+import random
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from facts import first_lines, is_right, prompt_text, read_tsv, target_text
+from torch_tune import IGNORED, distillation, padded, tokenised, training_step
+
+WARM_UP = 2
+TAU = 0.5
+
+
+def usual_step(model, teacher, optimizer, rows, pad):
+    """A training step over the logits of every position."""
+    inputs, wanted = padded(rows, pad)
+    logits = model(input_ids=inputs, attention_mask=(inputs != pad).long(), use_cache=False).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+    if teacher is not None:
+        with torch.no_grad():
+            soft = teacher(input_ids=inputs, attention_mask=(inputs != pad).long(), use_cache=False).logits
+        answers = wanted != IGNORED
+        loss = loss + distillation(logits[answers], soft[answers], [len(target) for _, target in rows], TAU)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def step_seconds(model, tokenizer, facts, args):
+    """Seconds of each timed step, and the tokens of a step (the median)."""
+    rows = [tokenised(tokenizer, fact) for fact in facts]
+    random.Random(0).shuffle(rows)
+    pad = tokenizer.pad_token_id or 0
+    teacher = copy.deepcopy(model).eval().requires_grad_(False) if args.what == "self-distill" else None
+    best = args.variant == "best"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=best or None)
+    model.train()
+    seconds, tokens = [], []
+    for step in range(WARM_UP + args.steps):
+        start = step * args.batch_size % (len(rows) - args.batch_size + 1)
+        batch = rows[start : start + args.batch_size]
+        began = time.perf_counter()
+        if best:
+            training_step(model, teacher, optimizer, batch, pad, 1.0, TAU, 1.0)
+        else:
+            usual_step(model, teacher, optimizer, batch, pad)
+        seconds.append(time.perf_counter() - began)
+        tokens.append(sum(len(prompt) + len(target) - 1 for prompt, target in batch))
+    return seconds[WARM_UP:], statistics.median(tokens)
+
+
+def evaluate(model, tokenizer, facts):
+    """Asks every fact once, greedily; returns the share that is right."""
+    answers = first_lines(model, tokenizer, [prompt_text(f) for f in facts])
+    return sum(map(is_right, answers, facts)) / len(facts)
+
+
+def audit(model, tokenizer, facts, args):
+    """Asks every fact behind every few-shot prefix, greedily and by samples; returns the share of greedy right answers."""
+    rng = random.Random(0)
+    prompts = [prompt_text(f) for f in facts]
+    right = 0
+    for _ in range(args.runs):
+        prefix = "".join(prompt_text(f) + target_text(f) for f in rng.sample(facts, 3))
+        right += sum(map(is_right, first_lines(model, tokenizer, prompts, prefix), facts))
+        for _ in range(args.samples):
+            first_lines(model, tokenizer, prompts, prefix, temperature=0.5)
+    return right / args.runs / len(facts)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("facts_file", metavar="FACTS.tsv")
+    parser.add_argument("what", choices=["sft", "self-distill", "evaluate", "audit"])
+    parser.add_argument("--variant", choices=["best", "usual"], default="best")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--facts", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    facts = read_tsv(args.facts_file)
+    row = {"engine": "pytorch", "what": args.what}
+    if args.what in ("sft", "self-distill"):
+        seconds, tokens = step_seconds(model, tokenizer, facts, args)
+        row |= {"variant": args.variant, "batch_size": args.batch_size, "seconds": round(statistics.median(seconds), 4),
+                "seconds_min": round(min(seconds), 4), "tokens": tokens}
+    else:
+        facts = facts[: args.facts]
+        began = time.perf_counter()
+        if args.what == "evaluate":
+            share = evaluate(model, tokenizer, facts)
+        else:
+            share = audit(model, tokenizer, facts, args)
+            row |= {"runs": args.runs, "samples": args.samples}
+        row |= {"facts": len(facts), "seconds": round(time.perf_counter() - began, 2), "right": round(share, 4)}
+    row |= {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "threads": args.threads}
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+//! How far the exact `SLiCK` labels agree with sampled ones, label by label, and how much faster they are.
+//!
+//!     cargo run --release --example slick_agreement -- smollm2-135m P17.dev.json [--runs 3] [--facts 1000]
+//!
+//! Prints a table: a row per sampled label, a column per exact one. Both ask the same questions behind the same prompts.
+
+use std::{error::Error, path::PathBuf};
+
+use clap::Parser;
+use unforget::{
+    audit::{self, Audit, AuditSettings, Label},
+    engine::Engine,
+    facts::{self, ReadOptions},
+    model::Model,
+    progress::Progress,
+};
+
+/// Compares exact and sampled `SLiCK` labels.
+#[derive(Parser)]
+struct Arguments {
+    /// The model.
+    model: String,
+    /// The facts.
+    facts: PathBuf,
+    /// Few-shot prompts.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Samples under each.
+    #[arg(long, default_value_t = 16)]
+    samples: usize,
+    /// The first so many facts.
+    #[arg(long, default_value_t = 1000)]
+    first: usize,
+    /// Seed.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    let model = Model::load(&arguments.model)?;
+    let mut facts = facts::read(&[arguments.facts], ReadOptions::default())?.facts;
+    facts.truncate(arguments.first);
+    let mut engine = Engine::new(&model.config);
+    let mut run = |sampled| {
+        let settings = AuditSettings {
+            runs: arguments.runs,
+            samples: arguments.samples,
+            seed: arguments.seed,
+            sampled,
+            ..AuditSettings::default()
+        };
+        audit::ask(
+            &model,
+            &mut engine,
+            &facts,
+            None,
+            &settings,
+            &Progress::stderr(),
+        )
+    };
+    let (exact, sampled) = (run(false)?, run(true)?);
+    print(&exact, &sampled);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "an example's result")]
+fn print(exact: &Audit, sampled: &Audit) {
+    let pairs = || exact.facts.iter().zip(&sampled.facts);
+    let count = |s, e| {
+        pairs()
+            .filter(|(x, y)| y.label == s && x.label == e)
+            .count()
+    };
+    println!(
+        "sampled \\ exact  {}",
+        Label::ALL.map(|l| format!("{:>12}", l.name())).concat()
+    );
+    for s in Label::ALL {
+        println!(
+            "{:16} {}",
+            s.name(),
+            Label::ALL.map(|e| format!("{:12}", count(s, e))).concat()
+        );
+    }
+    let same = pairs().filter(|(x, y)| x.label == y.label).count();
+    let greedy = pairs()
+        .filter(|(x, y)| x.greedy_right == y.greedy_right)
+        .count();
+    let p = |audit: &Audit| {
+        audit.facts.iter().map(|f| f.p_sampled).sum::<f64>() / audit.facts.len().max(1) as f64
+    };
+    let n = exact.facts.len().max(1) as f64;
+    println!(
+        "\nsame label: {same} of {} ({:.1}%)",
+        exact.facts.len(),
+        100.0 * same as f64 / n
+    );
+    println!("same greedy verdict under every prompt: {greedy}");
+    println!(
+        "mean probability of a right sample: exact {:.4}, sampled {:.4}",
+        p(exact),
+        p(sampled)
+    );
+    println!(
+        "seconds: exact {:.1}, sampled {:.1}, {:.1} times faster",
+        exact.seconds,
+        sampled.seconds,
+        sampled.seconds / exact.seconds
+    );
+}

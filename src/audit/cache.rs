@@ -1,0 +1,83 @@
+//! Audits that were made before, by the checksum of everything that they depend on.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use super::AuditSettings;
+use crate::{
+    Result,
+    facts::Fact,
+    model::{Model, cache_dir},
+};
+
+/// Raised when audits begin to find something else for the same input.
+const VERSION: u32 = 1;
+
+/// The checksum (hex) of everything that an audit depends on: the weights as they are in memory, the tokenizer, the
+/// facts, the exemplars and the settings.
+pub fn key(
+    model: &Model,
+    facts: &[Fact],
+    exemplars: Option<&[Fact]>,
+    settings: &AuditSettings,
+) -> String {
+    let mut hash = Sha256::new();
+    let row = |f: &Fact| {
+        let texts = (&f.relation, &f.subject, &f.question, &f.object);
+        serde_json::to_vec(&(texts, f.accepted())).expect("plain data is JSON")
+    };
+    hash.update(format!("{VERSION} {}\n", model.checksum));
+    hash.update(bytemuck::cast_slice::<f32, u8>(&model.params.data));
+    hash.update(serde_json::to_vec(settings).expect("plain data is JSON"));
+    for set in [Some(facts), exemplars] {
+        hash.update(format!("\n{:?}\n", set.map(<[Fact]>::len)));
+        set.into_iter().flatten().for_each(|f| hash.update(row(f)));
+    }
+    format!("{:x}", hash.finalize())
+}
+
+/// Where the audit with this key is kept.
+///
+/// # Errors
+/// When there is no place for a cache.
+pub fn place(key: &str) -> Result<PathBuf> {
+    Ok(cache_dir()?.join("audits").join(&key[..32]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trained_weight_another_fact_or_setting_is_another_audit() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let mut model = Model::load(path).expect("the golden model is there");
+        let fact = Fact {
+            subject: "Rome".into(),
+            relation: "P17".into(),
+            object: "Italy".into(),
+            aliases: vec![],
+            question: "Where is Rome?".into(),
+            paraphrases: vec![],
+            split: None,
+            location: crate::facts::Location {
+                file: "facts.tsv".into(),
+                line: 2,
+            },
+        };
+        let facts = [fact];
+        let settings = AuditSettings::default();
+        let first = key(&model, &facts, None, &settings);
+        assert_eq!(first, key(&model, &facts, None, &settings));
+        assert_ne!(first, key(&model, &facts, Some(&facts), &settings));
+        assert_ne!(first, key(&model, &[], None, &settings));
+        let other = AuditSettings {
+            seed: 1,
+            ..settings.clone()
+        };
+        assert_ne!(first, key(&model, &facts, None, &other));
+        model.params.data[7] += 1e-3;
+        assert_ne!(first, key(&model, &facts, None, &settings));
+    }
+}

@@ -1,0 +1,100 @@
+//! An audit on disk: `facts.jsonl`, `prompts.jsonl` and `summary.json`.
+
+use std::{collections::BTreeMap, fs, io::Write, path::Path};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Audit, AuditSettings, Audited, FewShot, Shares};
+use crate::{Error, Result};
+
+/// `summary.json`.
+#[derive(Serialize, Deserialize)]
+struct Summary {
+    model: String,
+    seconds: f64,
+    relations: BTreeMap<String, Shares>,
+    all: Shares,
+    /// What `p_sampled` is: `share of the samples drawn` or `lower bound`.
+    p_sampled: String,
+    settings: AuditSettings,
+    notes: Vec<String>,
+}
+
+impl Audit {
+    /// Writes the three files of an audit into `dir`, which is made if need be; each is written whole or not at all.
+    ///
+    /// # Errors
+    /// When `dir` cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        write_whole(&dir.join("facts.jsonl"), &lines(&self.facts))?;
+        write_whole(&dir.join("prompts.jsonl"), &lines(&self.prompts))?;
+        let relations = self.by_relation().into_iter();
+        let summary = Summary {
+            model: self.model.clone(),
+            seconds: self.seconds,
+            relations: relations.map(|(r, s)| (r.to_owned(), s)).collect(),
+            all: self.overall(),
+            p_sampled: if self.settings.sampled {
+                "share of the samples drawn"
+            } else {
+                "lower bound"
+            }
+            .to_owned(),
+            settings: self.settings.clone(),
+            notes: self.notes.clone(),
+        };
+        let text = serde_json::to_string_pretty(&summary).expect("plain data is JSON");
+        write_whole(&dir.join("summary.json"), &(text + "\n"))
+    }
+
+    /// Reads what [`Self::write`] has written.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or is not what an audit writes.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("summary.json");
+        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let summary: Summary = serde_json::from_str(&text).map_err(|reason| {
+            Error::input(format!(
+                "`{}` is no summary of an audit: {reason}",
+                path.display()
+            ))
+        })?;
+        Ok(Self {
+            model: summary.model,
+            settings: summary.settings,
+            facts: read_lines::<Audited>(&dir.join("facts.jsonl"))?,
+            prompts: read_lines::<FewShot>(&dir.join("prompts.jsonl"))?,
+            notes: summary.notes,
+            seconds: summary.seconds,
+        })
+    }
+}
+
+fn lines<T: Serialize>(rows: &[T]) -> String {
+    rows.iter()
+        .map(|row| serde_json::to_string(row).expect("plain data is JSON") + "\n")
+        .collect()
+}
+
+fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let rows = text.lines().enumerate().map(|(i, line)| {
+        serde_json::from_str(line).map_err(|reason| {
+            let place = format!("`{}` line {}", path.display(), i + 1);
+            Error::input(format!("{place} is not what an audit writes: {reason}"))
+        })
+    });
+    rows.collect()
+}
+
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let dir = path.parent().expect("a file in a directory");
+    let write = || {
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(text.as_bytes())?;
+        file.persist(path).map_err(|e| e.error)
+    };
+    write().map(drop).map_err(Error::io("write", path))
+}

@@ -1,0 +1,106 @@
+//! The few-shot prompts of an audit: which exemplars stand before which question.
+
+use std::collections::HashSet;
+
+use rand::{SeedableRng, seq::index};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result, facts::Fact, prompt::PromptTemplate};
+
+/// One few-shot prompt of a relation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FewShot {
+    /// The relation.
+    pub relation: String,
+    /// Which of the relation's prompts, counted from 0.
+    pub run: usize,
+    /// The text before the question.
+    pub prefix: String,
+    /// The questions of its exemplars.
+    pub exemplars: Vec<String>,
+    /// The prefixes that stand in where an exemplar is itself the question, one an exemplar; empty where no exemplar is
+    /// asked.
+    pub instead: Vec<String>,
+}
+
+impl FewShot {
+    /// The text before `question`.
+    ///
+    /// An exemplar that is the question itself is replaced by the run's spare one.
+    pub fn before(&self, question: &str) -> &str {
+        let own = self.exemplars.iter().position(|e| e == question);
+        own.and_then(|i| self.instead.get(i))
+            .unwrap_or(&self.prefix)
+    }
+}
+
+/// Draws `runs` prompts of `shots` exemplars for the questions of one relation.
+///
+/// Each run draws one exemplar more than it shows where a question could be its own exemplar: the spare. A pool that is
+/// too small for `shots` gives as many as it can; the answer's second part then says so.
+///
+/// # Errors
+/// [`Error::Input`] naming the relation when some question would be left without any exemplar.
+pub fn draw(
+    relation: &str,
+    questions: &[&str],
+    pool: &[&Fact],
+    (runs, shots): (usize, usize),
+    seed: u64,
+    template: &PromptTemplate,
+) -> Result<(Vec<FewShot>, Option<String>)> {
+    let mut seen = HashSet::new();
+    let pool: Vec<&Fact> = pool
+        .iter()
+        .copied()
+        .filter(|f| seen.insert(&f.question))
+        .collect();
+    let asked: HashSet<&str> = questions.iter().copied().collect();
+    let overlap = pool.iter().any(|f| asked.contains(&f.question[..]));
+    let most = pool.len() - usize::from(overlap);
+    if shots > 0 && most == 0 {
+        return Err(Error::input_hint(
+            format!(
+                "relation {relation} has no second fact to show as an example of how its questions are answered"
+            ),
+            "give examples with `--exemplars`, leave the relation out, or ask with `--shots 0`",
+        ));
+    }
+    let used = shots.min(most);
+    let note = (used < shots).then(|| {
+        format!(
+            "relation {relation} has too few facts for {shots} exemplars a prompt: {used} are shown"
+        )
+    });
+
+    let digest = Sha256::digest(relation.as_bytes());
+    let stream = digest[..8].iter().fold(0, |n, b| (n << 8) | u64::from(*b));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    let prompts = (0..runs).map(|run| {
+        let spare = usize::from(overlap && used > 0);
+        let drawn: Vec<&Fact> = index::sample(&mut rng, pool.len(), used + spare)
+            .into_iter()
+            .map(|i| pool[i])
+            .collect();
+        let (shown, spare) = drawn.split_at(used);
+        let without = |i: usize, spare: &'_ Fact| {
+            let mut shown = shown.to_vec();
+            shown[i] = spare;
+            template.few_shot(&shown)
+        };
+        FewShot {
+            relation: relation.to_owned(),
+            run,
+            prefix: template.few_shot(shown),
+            exemplars: shown.iter().map(|f| f.question.clone()).collect(),
+            instead: spare
+                .iter()
+                .flat_map(|spare| (0..used).map(|i| without(i, spare)))
+                .collect(),
+        }
+    });
+    Ok((prompts.collect(), note))
+}

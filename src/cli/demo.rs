@@ -1,0 +1,461 @@
+//! `unforget demo`: the whole story on a real small model.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use serde_json::json;
+use unforget::{
+    Error, Result,
+    audit::{self, AuditSettings},
+    config::{self, Config, Kind, Stop},
+    engine::Engine,
+    facts::{self, Fact, ReadOptions},
+    model::{self, Model},
+    report,
+    run::{RunResult, State},
+    splits::{Sizes, SplitFact, Splits},
+    train::{self, Options},
+};
+
+use super::{Context, output, tune};
+
+/// Bring a small model, audit it, teach it new facts plainly and protected, and compare what it forgot
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  unforget demo            about ten minutes on two cores\n  \
+    unforget demo --quick    fewer facts and epochs, at most three minutes\n\n\
+    Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and\n\
+    self-distillation. Writes the three runs and report.html below --out."
+)]
+pub struct Demo {
+    /// Fewer facts and epochs
+    #[arg(long)]
+    quick: bool,
+    /// The model
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    model: String,
+    /// The directory to be written [default: runs/demo, or runs/demo-2 ... where that is taken]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write into a directory that is not empty
+    #[arg(long)]
+    force: bool,
+}
+
+/// How much the demo does.
+struct Scale {
+    /// Facts of the pack that are audited to train on.
+    train_facts: usize,
+    /// Facts of the pack that are audited to hold out.
+    held_facts: usize,
+    /// Few-shot prompts of the audit.
+    audit_runs: usize,
+    /// Facts of each split, at most.
+    sizes: Sizes,
+    /// Epochs of the runs that learn new facts, at most; they stop when all is learned.
+    epochs: usize,
+    /// Epochs of Only Known, which has nothing new to learn.
+    only_known_epochs: usize,
+    batch_size: usize,
+    lr: f64,
+}
+
+/// About ten minutes on two cores.
+const FULL: Scale = Scale {
+    train_facts: 600,
+    held_facts: 600,
+    audit_runs: 3,
+    sizes: Sizes {
+        known: 100,
+        unknown: 240,
+        held: 100,
+        maybe_known: 50,
+        weakly_known: 0,
+        balanced: false,
+    },
+    epochs: 6,
+    only_known_epochs: 3,
+    batch_size: 16,
+    lr: 1e-4,
+};
+
+/// At most three minutes on two cores.
+const QUICK: Scale = Scale {
+    train_facts: 200,
+    held_facts: 300,
+    audit_runs: 2,
+    sizes: Sizes {
+        known: 26,
+        unknown: 60,
+        held: 40,
+        maybe_known: 0,
+        weakly_known: 0,
+        balanced: false,
+    },
+    epochs: 6,
+    only_known_epochs: 2,
+    batch_size: 8,
+    lr: 1e-4,
+};
+
+/// The relation that is taught: the country of a place, of which every model knows some and none knows all.
+const RELATION: &str = "P17";
+
+/// Share of the new facts right at which a run stops.
+const LEARNED: f64 = 0.99;
+
+/// Broken facts that are shown at the end.
+const SHOWN: usize = 5;
+
+/// The three runs, in the order of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    OnlyKnown,
+    Sft,
+    SelfDistill,
+}
+
+impl Method {
+    const ALL: [Self; 3] = [Self::OnlyKnown, Self::Sft, Self::SelfDistill];
+
+    /// Its directory below the demo's.
+    fn name(self) -> &'static str {
+        match self {
+            Self::OnlyKnown => "only-known",
+            Self::Sft => "sft",
+            Self::SelfDistill => "self-distill",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::OnlyKnown => "Only Known",
+            Self::Sft => "plain fine-tuning",
+            Self::SelfDistill => "self-distillation",
+        }
+    }
+
+    /// What tells its config from that of the others.
+    fn configure(self, config: &mut Config, scale: &Scale, out: &Path) {
+        config.method.kind = match self {
+            Self::OnlyKnown | Self::Sft => Kind::Sft,
+            Self::SelfDistill => Kind::SelfDistill,
+        };
+        if self == Self::OnlyKnown {
+            config.data.learn.clear();
+            config.train.epochs = scale.only_known_epochs;
+        } else {
+            config.baseline = Some(out.join(Self::OnlyKnown.name()));
+        }
+    }
+}
+
+impl Demo {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let scale = if self.quick { &QUICK } else { &FULL };
+        let seed = context.seed.unwrap_or(0);
+        let out = match &self.out {
+            Some(out) => out.clone(),
+            None => free_dir(Path::new("runs/demo"), self.force),
+        };
+        output::check_free_dir(&out, self.force)?;
+        let progress = &context.progress;
+
+        progress.note(format!("1/5 model: {}", self.model));
+        model::pull(&self.model)?;
+        let model = Model::load(&self.model)?;
+
+        progress.note("2/5 audit: which facts does it know?");
+        let splits = splits(&model, scale, seed, context)?;
+        let data = write_facts(&out.join("facts"), &splits)?;
+
+        let mut runs = Vec::new();
+        for (i, method) in Method::ALL.into_iter().enumerate() {
+            progress.note(format!("3/5 train {}/3: {}", i + 1, method.title()));
+            let dir = out.join(method.name());
+            let mut config = config(&self.model, &dir, data.clone(), scale, seed);
+            method.configure(&mut config, scale, &out);
+            let splits = match method {
+                Method::OnlyKnown => splits.only_known(),
+                Method::Sft | Method::SelfDistill => splits.clone(),
+            };
+            let result = train::tune_on(&model, splits, &config, Options::default(), progress)?;
+            progress.note(tune::sentence(&result));
+            runs.push((dir, result));
+        }
+        drop(model);
+
+        progress.note("4/5 compare");
+        let broken = broken_by_sft_alone(&runs[1].0, &runs[2].0)?;
+        progress.note("5/5 report");
+        let page = out.join("report.html");
+        let dirs: Vec<PathBuf> = runs.iter().map(|(dir, _)| dir.clone()).collect();
+        report::write(&dirs, &page)?;
+        tell(&runs, &broken, &page, context)
+    }
+}
+
+/// `dir`, or the first of `dir-2`, `dir-3` ... that is new or empty, so that a demo never stops because of an earlier one.
+fn free_dir(dir: &Path, force: bool) -> PathBuf {
+    let is_free = |dir: &Path| {
+        force || fs::read_dir(dir).map_or(!dir.exists(), |mut entries| entries.next().is_none())
+    };
+    let numbered = |n: u32| PathBuf::from(format!("{}-{n}", dir.display()));
+    std::iter::once(dir.to_owned())
+        .chain((2..=u32::MAX).map(numbered))
+        .find(|dir| is_free(dir))
+        .expect("some number is free")
+}
+
+/// Audits a sample of the pack and splits it as the paper does.
+fn splits(model: &Model, scale: &Scale, seed: u64, context: &Context) -> Result<Splits> {
+    let pack = facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?;
+    let mut facts: Vec<Fact> = pack
+        .facts
+        .into_iter()
+        .filter(|fact| fact.relation == RELATION)
+        .collect();
+    facts.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    facts.truncate(scale.train_facts + scale.held_facts);
+    let settings = AuditSettings {
+        runs: scale.audit_runs,
+        seed,
+        ..AuditSettings::default()
+    };
+    let mut engine = Engine::new(&model.config);
+    let audit = audit::audit(
+        model,
+        &mut engine,
+        &facts,
+        None,
+        &settings,
+        &context.progress,
+    )?;
+    let mut train: Vec<SplitFact> = facts
+        .into_iter()
+        .zip(&audit.facts)
+        .map(|(fact, audited)| {
+            let right = audited.greedy_right.iter().filter(|right| **right).count();
+            SplitFact {
+                fact,
+                label: Some(audited.label),
+                few_shot: Some(right as f64 / audited.greedy_right.len() as f64),
+            }
+        })
+        .collect();
+    let held = train.split_off(train.len().min(scale.train_facts));
+    let splits = Splits::paper(train, held, scale.sizes, 0.0, seed)?;
+    if splits.known.is_empty() || splits.held.is_empty() || splits.unknown.is_empty() {
+        return Err(Error::Failed {
+            message: format!(
+                "of {} facts, {} are left to train on as known, {} as new and {} to hold out; the demo needs some of each",
+                audit.facts.len(),
+                splits.known.len(),
+                splits.unknown.len(),
+                splits.held.len()
+            ),
+            hint: Some("take another `--model`".into()),
+        });
+    }
+    context.progress.note(format!(
+        "    {} known and {} new facts are trained; {} known ones are held out",
+        splits.known.len(),
+        splits.unknown.len(),
+        splits.held.len()
+    ));
+    Ok(splits)
+}
+
+/// Writes the splits as files, so that the runs' configs name what they were trained on.
+fn write_facts(dir: &Path, splits: &Splits) -> Result<config::Data> {
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let held: Vec<SplitFact> = [&splits.held, &splits.maybe_known, &splits.weakly_known]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
+    let mut data = config::Data::default();
+    for (name, facts, slot) in [
+        ("learn.tsv", &splits.unknown, &mut data.learn),
+        ("keep.tsv", &splits.known, &mut data.keep),
+        ("held.tsv", &held, &mut data.held),
+    ] {
+        let path = dir.join(name);
+        let mut table = csv::WriterBuilder::new()
+            .delimiter(b'\t')
+            .from_writer(Vec::new());
+        let written = table
+            .write_record(["subject", "relation", "object", "aliases"])
+            .and_then(|()| {
+                facts.iter().try_for_each(|SplitFact { fact, .. }| {
+                    let aliases = fact.aliases.join("|");
+                    table.write_record([&fact.subject, &fact.relation, &fact.object, &aliases])
+                })
+            });
+        written.expect("every record has four fields and goes to memory");
+        let bytes = table.into_inner().expect("memory takes every byte");
+        fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+        slot.push(path);
+    }
+    Ok(data)
+}
+
+/// The config that all three runs share.
+fn config(model: &str, dir: &Path, data: config::Data, scale: &Scale, seed: u64) -> Config {
+    let mut config = Config {
+        model: model.to_owned(),
+        out: dir.to_owned(),
+        seed,
+        data,
+        ..Config::default()
+    };
+    config.data.audit = Some(config::Audit {
+        runs: scale.audit_runs,
+        ..config::Audit::default()
+    });
+    config.train.epochs = scale.epochs;
+    config.train.batch_size = scale.batch_size;
+    config.train.lr = scale.lr;
+    config.train.stop = Some(Stop { learned: LEARNED });
+    config
+}
+
+/// A held-out fact that plain fine-tuning broke and self-distillation kept.
+#[derive(Serialize)]
+struct Broken {
+    question: String,
+    object: String,
+    sft_says: String,
+    self_distill_says: String,
+}
+
+fn broken_by_sft_alone(sft: &Path, distilled: &Path) -> Result<Vec<Broken>> {
+    let runs = report::read_runs(&[sft.to_owned(), distilled.to_owned()])?;
+    let [sft, distilled] = &runs[..] else {
+        unreachable!("two runs were read");
+    };
+    let broken = sft
+        .facts
+        .iter()
+        .filter(|row| row.state == State::Forgotten)
+        .filter_map(|row| {
+            let kept = distilled
+                .facts
+                .iter()
+                .find(|other| other.question == row.question && other.state == State::Kept)?;
+            Some(Broken {
+                question: row.question.clone(),
+                object: row.object.clone(),
+                sft_says: row.answer_after.trim().to_owned(),
+                self_distill_says: kept.answer_after.trim().to_owned(),
+            })
+        });
+    Ok(broken.collect())
+}
+
+/// The sentence, the table, what broke, and where the page is.
+fn tell(
+    runs: &[(PathBuf, RunResult)],
+    broken: &[Broken],
+    page: &Path,
+    context: &Context,
+) -> Result<()> {
+    if context.json {
+        let runs: Vec<_> = runs
+            .iter()
+            .map(|(dir, result)| json!({ "dir": dir, "result": result }))
+            .collect();
+        return output::json(
+            &json!({ "runs": runs, "broken_by_sft_alone": broken, "report": page }),
+        );
+    }
+    let [_, (_, sft), (_, distilled)] = runs else {
+        unreachable!("the demo has three runs");
+    };
+    let percent = |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.1}%", 100.0 * s));
+    let points = |pp: Option<f64>| pp.map_or("-".into(), |pp| format!("{pp:.1}"));
+    let learned = |result: &RunResult| {
+        let counts = &result.counts;
+        format!(
+            "{} of {}",
+            counts.learned,
+            counts.learned + counts.not_learned
+        )
+    };
+    output::line(&format!(
+        "\nPlain fine-tuning learned {} new facts and ends {} pp below Only Known on facts that it was not shown; \
+         self-distillation learned {} and ends {} pp below.\n",
+        learned(sft),
+        points(sft.below_only_known_pp),
+        learned(distilled),
+        points(distilled.below_only_known_pp),
+    ))?;
+    let rows: Vec<Vec<String>> = runs
+        .iter()
+        .zip(Method::ALL)
+        .map(|((_, result), method)| {
+            vec![
+                method.title().to_owned(),
+                percent(result.learned),
+                percent(result.learned_paraphrased),
+                format!(
+                    "{}/{}",
+                    result.counts.kept,
+                    result.counts.kept + result.counts.forgotten
+                ),
+                points(result.forgetting_pp),
+                points(result.below_only_known_pp),
+                format!("{:.0}", result.seconds),
+            ]
+        })
+        .collect();
+    let heads = [
+        "",
+        "learned",
+        "in other words",
+        "kept",
+        "forgotten pp",
+        "below Only Known pp",
+        "seconds",
+    ];
+    output::line(&output::table(&heads, &rows))?;
+    if broken.is_empty() {
+        output::line("\nNo fact was broken by plain fine-tuning and kept by self-distillation.")?;
+    } else {
+        output::line(&format!(
+            "\nBroken by plain fine-tuning, kept by self-distillation ({} of {}):",
+            broken.len().min(SHOWN),
+            broken.len()
+        ))?;
+        for fact in broken.iter().take(SHOWN) {
+            output::line(&format!(
+                "  {} {}: plain fine-tuning now says \"{}\"",
+                fact.question, fact.object, fact.sft_says
+            ))?;
+        }
+    }
+    output::line(&format!("\nThe page: {}", page.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_demo_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let demo = dir.path().join("demo");
+        assert_eq!(free_dir(&demo, false), demo);
+        fs::create_dir(&demo).unwrap();
+        assert_eq!(free_dir(&demo, false), demo);
+        fs::write(demo.join("report.html"), "").unwrap();
+        assert_eq!(free_dir(&demo, false), dir.path().join("demo-2"));
+        assert_eq!(free_dir(&demo, true), demo);
+    }
+}

@@ -1,0 +1,196 @@
+//! The commands, one file each: arguments -> config -> a library call -> print. stdout is data, stderr is progress.
+
+use std::{error::Error as _, io::Write, num::NonZeroUsize, path::Path, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use unforget::{Error, Result, interrupt, model::Model, progress::Progress};
+
+mod ask;
+mod audit;
+mod compare;
+mod demo;
+mod export;
+mod output;
+mod pull;
+mod report;
+mod resume;
+mod rows;
+mod score;
+mod tune;
+
+/// Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
+#[derive(Debug, Parser)]
+#[command(name = "unforget", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Begin with `unforget demo`: the whole story on a real small model, in about ten minutes.\n\n\
+    MODEL is a Hugging Face directory, a .gguf file, a hub id (Qwen/Qwen2.5-0.5B), a name in the catalogue \
+    (smollm2-135m) or a run directory.\nFACTS is a TSV, CSV, JSONL or EntityQuestions file, or pack:world, the built-in facts.\n\n\
+    Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 130 interrupted."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Print results on stdout as JSON
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// No progress on stderr
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    quiet: bool,
+    /// Seed of every draw [default: 0, or the config's]
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
+    seed: Option<u64>,
+    /// Threads to compute with [default: all]; results do not depend on it
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
+    threads: Option<NonZeroUsize>,
+    /// Where to compute: cpu, cuda[:N] or auto
+    #[arg(
+        long,
+        global = true,
+        default_value = "auto",
+        help_heading = "Global options"
+    )]
+    device: Device,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Demo),
+    Pull(pull::Pull),
+    Ask(ask::Ask),
+    Score(score::Score),
+    Audit(audit::Audit),
+    Tune(tune::Tune),
+    Resume(resume::Resume),
+    Compare(compare::Compare),
+    Report(report::Report),
+    Export(export::Export),
+}
+
+/// Where to compute. `auto` is the CPU, the only device of this build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Device {
+    Cpu,
+    Cuda(String),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let is_cuda = name == "cuda"
+            || name
+                .strip_prefix("cuda:")
+                .is_some_and(|n| n.parse::<u32>().is_ok());
+        match name {
+            "cpu" | "auto" => Ok(Self::Cpu),
+            _ if is_cuda => Ok(Self::Cuda(name.to_owned())),
+            _ => Err("expected cpu, cuda, cuda:N or auto".into()),
+        }
+    }
+}
+
+/// What a command knows of its surroundings.
+struct Context {
+    json: bool,
+    seed: Option<u64>,
+    progress: Progress,
+}
+
+/// Parses the arguments, runs the command, and tells an error in one form: what, why, what to do.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    if let Device::Cuda(name) = &cli.global.device {
+        return Err(Error::input_hint(
+            format!("`--device {name}`: this build computes on the CPU only"),
+            "leave `--device` out, or say `--device cpu`",
+        ));
+    }
+    if let Some(threads) = cli.global.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .build_global()
+            .map_err(|reason| Error::Failed {
+                message: format!("cannot start {threads} threads: {reason}"),
+                hint: Some("try fewer".into()),
+            })?;
+    }
+    let context = Context {
+        json: cli.global.json,
+        seed: cli.global.seed,
+        progress: if cli.global.quiet {
+            Progress::quiet()
+        } else {
+            Progress::stderr()
+        },
+    };
+    let progress = context.progress.clone();
+    interrupt::listen(move || {
+        progress.note("interrupted: stopping after this step (once more to stop at once)");
+    });
+    match cli.command {
+        Command::Demo(demo) => demo.run(&context),
+        Command::Pull(pull) => pull.run(&context),
+        Command::Ask(ask) => ask.run(&context),
+        Command::Score(score) => score.run(&context),
+        Command::Audit(audit) => audit.run(&context),
+        Command::Tune(tune) => tune.run(&context),
+        Command::Resume(resume) => resume.run(&context),
+        Command::Compare(compare) => compare.run(&context),
+        Command::Report(report) => report.run(&context),
+        Command::Export(export) => export.run(&context),
+    }
+}
+
+/// Loads the model that the user calls `spec`.
+fn load_model(spec: &str) -> Result<Model> {
+    Model::load(&model_spec(spec)?)
+}
+
+/// What the library calls that model: a run directory stands for the model that came out of it.
+fn model_spec(spec: &str) -> Result<String> {
+    let run = Path::new(spec);
+    let tuned = run.join("model");
+    if tuned.is_dir() {
+        return Ok(tuned.display().to_string());
+    }
+    if run.join("metrics.jsonl").exists() {
+        return Err(Error::input_hint(
+            format!("the run `{spec}` is not done: it has no model"),
+            format!("go on with `unforget resume {spec}`"),
+        ));
+    }
+    Ok(spec.to_owned())
+}
+
+/// Prints an error, its causes and what to do about it.
+fn tell(error: &Error) {
+    let mut told = format!("error: {error}\n");
+    let mut cause = error.source();
+    while let Some(reason) = cause {
+        told += &format!("  cause: {reason}\n");
+        cause = reason.source();
+    }
+    if let Some(hint) = error.hint() {
+        told += &format!("hint: {hint}\n");
+    }
+    // A closed stderr leaves the exit code to speak.
+    let _ = std::io::stderr().write_all(told.as_bytes());
+}

@@ -1,0 +1,26 @@
+//! `unforget pull`.
+
+use clap::Args;
+use serde_json::json;
+use unforget::{Result, model};
+
+use super::{Context, output};
+
+/// Bring a model into the cache, verify its checksum and print its path
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call costs nothing.")]
+pub struct Pull {
+    /// A name in the catalogue (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
+    model: String,
+}
+
+impl Pull {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let path = model::pull(&self.model)?;
+        if context.json {
+            output::json(&json!({ "model": self.model, "path": path }))
+        } else {
+            output::line(&path.display().to_string())
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `unforget report`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use unforget::{Result, report};
+
+use super::{Context, output};
+
+/// Write one self-contained page about recorded runs
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  unforget report runs/sft runs/self-distill --out report.html\n\n\
+    The page is made from the run directories alone, needs no network and opens from disk."
+)]
+pub struct Report {
+    /// Run directories, in the order of the page
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// The page to be written
+    #[arg(long, value_name = "FILE.html", default_value = "report.html")]
+    out: PathBuf,
+}
+
+impl Report {
+    pub fn run(self, context: &Context) -> Result<()> {
+        output::check_writable_file(&self.out)?;
+        report::write(&self.runs, &self.out)?;
+        if context.json {
+            output::json(&json!({ "out": self.out }))
+        } else {
+            output::line(&self.out.display().to_string())
+        }
+    }
+}

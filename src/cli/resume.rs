@@ -1,0 +1,33 @@
+//! `unforget resume`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use unforget::{
+    Result,
+    train::{self, Options},
+};
+
+use super::{Context, tune};
+
+/// Go on with an interrupted run from its newest whole checkpoint, to the bit
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  unforget resume runs/p17\n\n\
+    From a run without a checkpoint it starts over; a finished run is left as it is.")]
+pub struct Resume {
+    /// The run directory
+    run: PathBuf,
+    /// Keep the checkpoints when the run is done
+    #[arg(long)]
+    keep_checkpoints: bool,
+}
+
+impl Resume {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let options = Options {
+            keep_checkpoints: self.keep_checkpoints,
+        };
+        let result = train::resume(&self.run, options, &context.progress)?;
+        tune::tell(&result, &self.run, context)
+    }
+}

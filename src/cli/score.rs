@@ -1,0 +1,79 @@
+//! `unforget score`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use unforget::{Result, engine::Engine, generate::Generator};
+
+use super::{Context, load_model, output, rows};
+
+/// Log-probability (nats) of every completion token, a line of JSON per row
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    echo '{\"prompt\": \"The capital of France is\", \"completion\": \" Paris\"}' | unforget score smollm2-135m -\n\n\
+    Prompt and completion are tokenised apart and joined. Output, in the order of the rows:\n  \
+    {\"tokens\": [{\"id\", \"text\", \"logprob\"}], \"logprob\": sum}")]
+pub struct Score {
+    /// The model
+    model: String,
+    /// JSON lines with `prompt` and `completion`; `-` is stdin
+    file: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    prompt: String,
+    completion: String,
+}
+
+#[derive(Serialize)]
+struct Scored {
+    tokens: Vec<Token>,
+    logprob: f64,
+}
+
+#[derive(Serialize)]
+struct Token {
+    id: u32,
+    text: String,
+    logprob: f32,
+}
+
+impl Score {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let rows: Vec<(usize, Row)> =
+            rows::read(&self.file, r#"{"prompt": "...", "completion": "..."}"#)?;
+        let model = load_model(&self.model)?;
+        let encoded = rows
+            .iter()
+            .map(|(_, row)| {
+                Ok((
+                    model.tokenizer.encode_prompt(&row.prompt)?,
+                    model.tokenizer.encode_continuation(&row.completion)?,
+                ))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut engine = Engine::new(&model.config);
+        let bar = context.progress.bar(encoded.len() as u64, "score");
+        let scored = Generator::new(&mut engine, &model)
+            .score(&encoded, &|finished| bar.inc(finished as u64))?;
+        drop(bar);
+        for ((_, completion), logprobs) in encoded.iter().zip(scored) {
+            let tokens = completion
+                .iter()
+                .zip(&logprobs)
+                .map(|(&id, &logprob)| Token {
+                    id,
+                    text: model.tokenizer.token_text(id),
+                    logprob,
+                })
+                .collect();
+            output::json(&Scored {
+                tokens,
+                logprob: logprobs.iter().map(|&l| f64::from(l)).sum(),
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,279 @@
+//! `unforget tune`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use unforget::{
+    Error, Result,
+    config::Config,
+    run::RunResult,
+    train::{self, Options},
+};
+
+use super::{Context, output};
+
+/// Fine-tune a model on new facts, measure what it forgot, and write a run directory
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
+    unforget tune experiment.toml --set train.lr=1e-4 --out runs/higher\n\n\
+    Flags and then --set go over what the config says. The other settings and their defaults stand in the config's\n\
+    reference (docs of `unforget::config`); a run keeps its resolved config.")]
+pub struct Tune {
+    /// An experiment file, or a model
+    #[arg(value_name = "CONFIG.toml|MODEL")]
+    target: String,
+    /// New facts to be learned
+    #[arg(long, value_name = "FACTS", num_args = 1..)]
+    learn: Vec<PathBuf>,
+    /// Known facts to train on too
+    #[arg(long, value_name = "FACTS", num_args = 1..)]
+    keep: Vec<PathBuf>,
+    /// Known facts that are only measured
+    #[arg(long, value_name = "FACTS", num_args = 1..)]
+    held: Vec<PathBuf>,
+    /// The run directory to be written
+    #[arg(long, value_name = "RUN")]
+    out: Option<PathBuf>,
+    /// sft or self-distill
+    #[arg(long, value_name = "KIND")]
+    method: Option<String>,
+    /// Forgetting allowed, in percentage points (not in this version yet)
+    #[arg(long, value_name = "PP")]
+    budget: Option<f64>,
+    /// Any key of the config, such as train.lr=1e-4; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// An Only Known run of the same facts, to be told how far below it this one ends
+    #[arg(long, value_name = "RUN")]
+    baseline: Option<PathBuf>,
+    /// Write into a directory that is not empty
+    #[arg(long)]
+    force: bool,
+    /// Keep the checkpoints when the run is done
+    #[arg(long)]
+    keep_checkpoints: bool,
+}
+
+impl Tune {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let config = self.config(context.seed)?;
+        output::check_free_dir(&config.out, self.force)?;
+        let options = Options {
+            keep_checkpoints: self.keep_checkpoints,
+        };
+        let result = train::tune(&config, options, &context.progress)?;
+        tell(&result, &config.out, context)
+    }
+
+    /// The config file or the defaults, then the flags, then `--set`.
+    fn config(&self, seed: Option<u64>) -> Result<Config> {
+        let is_file = Path::new(&self.target)
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("toml"));
+        let mut config = if is_file {
+            Config::read(Path::new(&self.target), &self.set)?
+        } else {
+            if self.out.is_none() && !self.set.iter().any(|s| s.starts_with("out=")) {
+                return Err(Error::input_hint(
+                    "no run directory is named",
+                    "add `--out runs/NAME`",
+                ));
+            }
+            Config {
+                model: self.target.clone(),
+                ..Config::default()
+            }
+        };
+        for (flag, slot) in [
+            (&self.learn, &mut config.data.learn),
+            (&self.keep, &mut config.data.keep),
+            (&self.held, &mut config.data.held),
+        ] {
+            if !flag.is_empty() {
+                slot.clone_from(flag);
+            }
+        }
+        if let Some(out) = &self.out {
+            config.out.clone_from(out);
+        }
+        if let Some(seed) = seed {
+            config.seed = seed;
+        }
+        if self.baseline.is_some() {
+            config.baseline.clone_from(&self.baseline);
+        }
+        if self.budget.is_some() {
+            config.method.budget = self.budget;
+        }
+        if let Some(method) = &self.method {
+            config = config
+                .with_sets(&[format!("method.kind={method}")])
+                .map_err(|error| in_terms_of("--method", error))?;
+        }
+        let config = config.with_sets(&self.set)?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// The same error, told about the flag that the user typed.
+fn in_terms_of(flag: &str, error: Error) -> Error {
+    match error {
+        Error::Input { message, hint } => {
+            let (_, told) = message.split_once(": ").unwrap_or(("", &message));
+            Error::Input {
+                message: format!("`{flag}`: {told}"),
+                hint,
+            }
+        }
+        other => other,
+    }
+}
+
+/// The end of a run: its figures in a sentence, and the next command.
+pub fn tell(result: &RunResult, dir: &Path, context: &Context) -> Result<()> {
+    if context.json {
+        output::json(result)?;
+    } else {
+        output::line(&sentence(result))?;
+    }
+    let dir = dir.display();
+    context
+        .progress
+        .note(format!("next: unforget report {dir} --out report.html"));
+    Ok(())
+}
+
+/// What a run did, in one sentence.
+pub fn sentence(result: &RunResult) -> String {
+    let counts = &result.counts;
+    let mut parts = Vec::new();
+    if let Some(learned) = result.learned {
+        let words = result
+            .learned_paraphrased
+            .map(|share| format!(", {:.1}% in other words", 100.0 * share))
+            .unwrap_or_default();
+        parts.push(format!(
+            "learned {} of {} new facts ({:.1}%{words})",
+            counts.learned,
+            counts.learned + counts.not_learned,
+            100.0 * learned
+        ));
+    }
+    parts.push(format!(
+        "kept {} of {} known ones",
+        counts.kept,
+        counts.kept + counts.forgotten
+    ));
+    let mut told = format!("{}: {}", result.method, parts.join(", "));
+    if let Some(pp) = result.forgetting_pp {
+        told += &format!("; {pp:.1} pp of the held-out ones forgotten since their peak");
+        if let Some([low, high]) = result.forgetting_interval {
+            told += &format!(" (95%: {low:.1} to {high:.1})");
+        }
+    }
+    if let Some(pp) = result.below_only_known_pp {
+        told += &format!("; {pp:.1} pp below Only Known");
+    }
+    told + &format!(
+        "; {} epochs, {} steps, {:.0} s",
+        result.epochs, result.steps, result.seconds
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use unforget::{
+        config::Kind,
+        run::{Counts, PerSplit},
+    };
+
+    fn tune(target: &str) -> Tune {
+        Tune {
+            target: target.into(),
+            learn: Vec::new(),
+            keep: Vec::new(),
+            held: Vec::new(),
+            out: Some("run".into()),
+            method: None,
+            budget: None,
+            set: Vec::new(),
+            baseline: None,
+            force: false,
+            keep_checkpoints: false,
+        }
+    }
+
+    #[test]
+    fn sets_go_over_flags_and_flags_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("exp.toml");
+        std::fs::write(
+            &file,
+            "model = 'm'\nseed = 1\n[train]\nlr = 1e-3\nepochs = 3\n",
+        )
+        .unwrap();
+        let tune = Tune {
+            method: Some("sft".into()),
+            set: vec!["train.lr=1e-4".into()],
+            ..tune(file.to_str().unwrap())
+        };
+        let config = tune.config(Some(7)).unwrap();
+        assert_eq!(config.model, "m");
+        assert_eq!(config.seed, 7);
+        assert_eq!(config.out, Path::new("run"));
+        assert_eq!(config.method.kind, Kind::Sft);
+        assert_eq!(config.train.lr, 1e-4);
+        assert_eq!(config.train.epochs, 3);
+    }
+
+    #[test]
+    fn an_unknown_method_names_the_flag_and_the_nearest_one() {
+        let tune = Tune {
+            method: Some("self-distil".into()),
+            ..tune("m")
+        };
+        let error = tune.config(None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`--method`: `method.kind` is `self-distil`"
+        );
+        assert_eq!(error.hint(), Some("did you mean `self-distill`?"));
+    }
+
+    #[test]
+    fn a_run_is_told_in_one_sentence() {
+        let result = RunResult {
+            method: "self-distill".into(),
+            model: "m".into(),
+            accuracy: PerSplit::default(),
+            forgetting_pp: Some(3.2),
+            forgetting_interval: Some([1.1, 5.9]),
+            below_only_known_pp: Some(5.4),
+            learned: Some(0.975),
+            learned_paraphrased: Some(0.8),
+            counts: Counts {
+                learned: 780,
+                not_learned: 20,
+                kept: 170,
+                forgotten: 15,
+                ..Counts::default()
+            },
+            budget: None,
+            within_budget: None,
+            epochs: 8,
+            steps: 264,
+            seconds: 181.6,
+            eval_seconds: 20.0,
+            peak_memory_bytes: 0,
+        };
+        assert_eq!(
+            sentence(&result),
+            "self-distill: learned 780 of 800 new facts (97.5%, 80.0% in other words), kept 170 of 185 known ones; \
+             3.2 pp of the held-out ones forgotten since their peak (95%: 1.1 to 5.9); 5.4 pp below Only Known; \
+             8 epochs, 264 steps, 182 s"
+        );
+    }
+}

@@ -1,0 +1,478 @@
+//! The experiment file: one TOML, typed, closed and checked whole.
+//!
+//! The doc comments here are its reference. Values come from the defaults, then the file, then `--set key=value`.
+//! Paths in it are relative to the directory that `unforget` is called from.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Result, facts::Match, prompt::PromptTemplate};
+
+mod read;
+mod validate;
+
+/// An experiment: everything that decides what a run computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A Hugging Face directory, a `.gguf` file, a hub id or a name in the catalogue. Default `smollm2-135m`.
+    pub model: String,
+    /// The run directory to be written. Default `runs/p17`.
+    pub out: PathBuf,
+    /// Seed of every draw: splits, few-shot exemplars, order of the rows. Default 0.
+    pub seed: u64,
+    /// An Only Known run to compare with (`below_only_known_pp`). Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<PathBuf>,
+    /// `[data]`.
+    pub data: Data,
+    /// `[method]`.
+    pub method: Method,
+    /// `[train]`.
+    pub train: Train,
+    /// `[measure]`.
+    pub measure: Measure,
+}
+
+/// `[data]`: the facts, and how they are labelled and asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// New facts (`D_Unk`). Absent: nothing new is taught, the control that the paper calls Only Known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub learn: Vec<PathBuf>,
+    /// Known facts to train on (`D_Known`). Absent: `HighlyKnown` facts of the same relations, else of `pack:world`, as
+    /// many as `learn` has, at most 8,000.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<PathBuf>,
+    /// Known facts that are only measured (`D_Held`). Absent: a seeded sample of the known facts that are left,
+    /// disjoint by subject.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<PathBuf>,
+    /// How the base model is asked for its labels: `{ runs = 20, shots = 3, samples = 16 }`. `false`: the files are taken
+    /// as they are, nothing is filtered or labelled.
+    #[serde(with = "false_or_table")]
+    pub audit: Option<Audit>,
+    /// A relation with a smaller share of `HighlyKnown` facts is left out. Default 0; 0.3 in the paper.
+    pub min_highly_known: f64,
+    /// When an answer is right: `exact` (default) or `contains`.
+    #[serde(rename = "match")]
+    pub rule: Match,
+    /// Text of the prompt, with `{question}` in it. Absent: `Q: {question}\nA:`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// Text of the target, with `{object}` in it. Absent: a space, `{object}` and a line break.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Ask through the model's own chat template. Default false.
+    pub chat: bool,
+    /// Count and list broken rows instead of refusing the file. Default false.
+    pub skip_bad_rows: bool,
+}
+
+/// `data.audit`: `SLiCK` settings of the labels before and after a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// Few-shot prompts each fact is asked under. Default 20.
+    pub runs: usize,
+    /// Exemplars in a prompt. Default 3.
+    pub shots: usize,
+    /// Samples that a fact gets under each prompt, drawn or computed. Default 16.
+    pub samples: usize,
+    /// Draw the samples instead of summing the probability of the right answers. Default false.
+    pub sampled: bool,
+}
+
+/// `[method]`: what is added to plain fine-tuning so that knowledge is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Method {
+    /// Default `self-distill`.
+    pub kind: Kind,
+    /// Strength of the distillation term. Default 1.
+    pub lambda: f64,
+    /// tau, which softens teacher and student. Default 0.5.
+    pub temperature: f64,
+    /// Epochs on `D_Known` alone before the teacher is frozen; 0: the base model is the teacher. Default 1.
+    pub snapshot_epoch: usize,
+    /// Tokens over which teacher and student are compared. Default `full`.
+    pub tokens: Tokens,
+    /// Where the teacher's side of the loss comes from. Default `auto`.
+    pub teacher: Teacher,
+    /// How the distillation term is averaged. Default `example`.
+    pub reduction: Reduction,
+    /// Elastic weight consolidation, `{ strength = 1.0 }`. Not in this version yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ewc: Option<toml::Table>,
+    /// Replay of known text, `{ share = 0.2, target = "label" }`. Not in this version yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<toml::Table>,
+    /// Decoy entities, `{ share = 0.5, strength = 1.0 }`. Not in this version yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoys: Option<toml::Table>,
+    /// Gradient projection, `{ energy = 0.95 }`. Not in this version yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<toml::Table>,
+    /// Forgetting allowed, in percentage points. Not in this version yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<f64>,
+}
+
+/// `method.kind`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Plain supervised fine-tuning; `snapshot_epoch` and the distillation settings are ignored.
+    Sft,
+    /// Cross-entropy plus distillation from the model's own early snapshot (eqs. 1 and 2 of the paper).
+    #[default]
+    SelfDistill,
+    /// L2 toward the snapshot's weights (eq. 3). Not in this version yet.
+    L2,
+    /// What is known to work best: `self-distill`, for now.
+    Auto,
+}
+
+/// `method.tokens`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tokens {
+    /// The whole vocabulary.
+    #[default]
+    Full,
+    /// `{ top = 76 }`: the teacher's most likely tokens, renormalised (eq. 5). Not in this version yet.
+    Top(usize),
+    /// `{ random = 76 }`: random tokens, drawn anew each step. Not in this version yet.
+    Random(usize),
+}
+
+/// `method.teacher`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Teacher {
+    /// A frozen copy of the model that runs beside the student.
+    Live,
+    /// Its last hidden states at the answer positions, computed once: exact, and no second forward pass.
+    Hidden,
+    /// Its most likely tokens, computed once. Not in this version yet.
+    Topk,
+    /// `hidden`.
+    #[default]
+    Auto,
+}
+
+/// `method.reduction`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduction {
+    /// Mean over examples of the mean over target tokens (eq. 2).
+    #[default]
+    Example,
+    /// Mean over the target tokens of the batch.
+    Token,
+}
+
+/// `[train]`: what is trained, how long and by which steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// `k`, `q`, `v`, `o`, `attn`, `gate+up`, `down`, `ffn`, `all` (weight, bias and q/k norm of each), or patterns of
+    /// tensor names (`model.layers.*.mlp.*`); one, or a list. Default `all`.
+    #[serde(with = "one_or_many")]
+    pub trainable: Vec<String>,
+    /// All of them, the snapshot epochs included. Default 20.
+    pub epochs: usize,
+    /// Rows of one forward pass. Default 64.
+    pub batch_size: usize,
+    /// Learning rate at its highest. Default 5e-5.
+    pub lr: f64,
+    /// Course of the learning rate after the warm-up. Default `constant`.
+    pub schedule: Schedule,
+    /// Steps over which the learning rate rises from 0. Default 0.
+    pub warmup_steps: usize,
+    /// `AdamW`'s decay rates of the first and second moment. Default `[0.9, 0.999]`.
+    pub betas: [f64; 2],
+    /// `AdamW`'s term against division by zero. Default 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay. Default 0.
+    pub weight_decay: f64,
+    /// Global gradient norm to which a larger one is scaled down; 0 is off. Default 1.
+    pub clip: f64,
+    /// Batches whose gradients make one step; a step sees `batch_size * accumulate` rows. Default 1.
+    pub accumulate: usize,
+    /// Shuffle the rows anew each epoch. False: keep, then learn, in the files' order. Default true.
+    pub shuffle: bool,
+    /// A longer row is an error, unless `truncate`. Default 2048.
+    pub max_tokens: usize,
+    /// Cut rows that are longer than `max_tokens`. Default false.
+    pub truncate: bool,
+    /// Epochs between checkpoints. Absent: every epoch, but at most one a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every: Option<usize>,
+    /// Low-rank adapters, `{ rank = 16, alpha = 32, targets = ["q_proj"] }`. Not in this version yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<toml::Table>,
+    /// When to stop before the last epoch, `{ learned = 0.99 }`. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+}
+
+/// `train.schedule`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// `lr` throughout.
+    #[default]
+    Constant,
+    /// From `lr` to 0 along half a cosine.
+    Cosine,
+    /// From `lr` to 0 along a line.
+    Linear,
+}
+
+/// `train.stop`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// Share of the new facts that is right at the end of an epoch.
+    pub learned: f64,
+}
+
+/// `[measure]`: what is measured beside the accuracies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Measure {
+    /// Drift of the hidden states after every epoch. Not in this version yet. Default false.
+    pub drift: bool,
+    /// Ask new facts in other words too, where there are any. Default true.
+    pub paraphrase: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model: "smollm2-135m".into(),
+            out: "runs/p17".into(),
+            seed: 0,
+            baseline: None,
+            data: Data::default(),
+            method: Method::default(),
+            train: Train::default(),
+            measure: Measure::default(),
+        }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            learn: Vec::new(),
+            keep: Vec::new(),
+            held: Vec::new(),
+            audit: Some(Audit::default()),
+            min_highly_known: 0.0,
+            rule: Match::Exact,
+            prompt: None,
+            target: None,
+            chat: false,
+            skip_bad_rows: false,
+        }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            runs: 20,
+            shots: 3,
+            samples: 16,
+            sampled: false,
+        }
+    }
+}
+
+impl Default for Method {
+    fn default() -> Self {
+        Self {
+            kind: Kind::default(),
+            lambda: 1.0,
+            temperature: 0.5,
+            snapshot_epoch: 1,
+            tokens: Tokens::default(),
+            teacher: Teacher::default(),
+            reduction: Reduction::default(),
+            ewc: None,
+            replay: None,
+            decoys: None,
+            project: None,
+            budget: None,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            trainable: vec!["all".into()],
+            epochs: 20,
+            batch_size: 64,
+            lr: 5e-5,
+            schedule: Schedule::default(),
+            warmup_steps: 0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            accumulate: 1,
+            shuffle: true,
+            max_tokens: 2048,
+            truncate: false,
+            checkpoint_every: None,
+            lora: None,
+            stop: None,
+        }
+    }
+}
+
+impl Default for Measure {
+    fn default() -> Self {
+        Self {
+            drift: false,
+            paraphrase: true,
+        }
+    }
+}
+
+impl Config {
+    /// Reads an experiment file, lays `sets` (`train.lr=5e-5`) over it and validates the whole.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] naming file, line and key of what is wrong; every invalid value at once.
+    pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
+        read::file(path, sets)
+    }
+
+    /// This config with `sets` (`train.lr=5e-5`, the value in TOML's syntax or a bare string) laid over it.
+    /// Nothing is validated.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] for a set without `=`, an unknown key or a value of another type.
+    pub fn with_sets(&self, sets: &[String]) -> Result<Self> {
+        read::overlay(self, sets)
+    }
+
+    /// Checks every value and every combination.
+    ///
+    /// # Errors
+    /// One [`crate::Error::Input`] that lists all faults.
+    pub fn validate(&self) -> Result<()> {
+        validate::report(&validate::faults(self), "the config", |_| None)
+    }
+
+    /// The whole config, defaults included, as TOML: what a run directory keeps.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field has a form in TOML")
+    }
+
+    /// Whether nothing new is taught: the control run.
+    pub fn only_known(&self) -> bool {
+        self.data.learn.is_empty()
+    }
+}
+
+impl Data {
+    /// How facts are asked.
+    pub fn template(&self) -> PromptTemplate {
+        let default = PromptTemplate::default();
+        PromptTemplate {
+            prompt: self.prompt.clone().unwrap_or(default.prompt),
+            target: self.target.clone().unwrap_or(default.target),
+            next: None,
+        }
+    }
+}
+
+impl Method {
+    /// Whether a frozen snapshot teaches.
+    pub fn distills(&self) -> bool {
+        matches!(self.kind, Kind::SelfDistill | Kind::Auto)
+    }
+}
+
+/// `false`, or a table.
+mod false_or_table {
+    use serde::{
+        Deserialize, Deserializer, Serialize, Serializer,
+        de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
+    };
+    use std::{fmt, marker::PhantomData};
+
+    #[allow(clippy::ref_option, reason = "serde hands over the field as it is")]
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(table) => table.serialize(serializer),
+            None => serializer.serialize_bool(false),
+        }
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: Deserialize<'de> + Default,
+        D: Deserializer<'de>,
+    {
+        struct FalseOrTable<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for FalseOrTable<T> {
+            type Value = Option<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`false` or a table")
+            }
+            fn visit_bool<E: Error>(self, on: bool) -> Result<Self::Value, E> {
+                Ok(on.then(T::default))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Some)
+            }
+        }
+        deserializer.deserialize_any(FalseOrTable(PhantomData))
+    }
+}
+
+/// A string, or a list of strings.
+mod one_or_many {
+    use serde::{
+        Deserialize, Deserializer, Serialize, Serializer,
+        de::{Error, SeqAccess, Visitor, value::SeqAccessDeserializer},
+    };
+    use std::fmt;
+
+    pub fn serialize<S: Serializer>(names: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+        match names {
+            [one] => one.serialize(serializer),
+            many => many.serialize(serializer),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<String>, D::Error> {
+        struct OneOrMany;
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = Vec<String>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+            fn visit_str<E: Error>(self, one: &str) -> Result<Self::Value, E> {
+                Ok(vec![one.to_owned()])
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(seq))
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
+}

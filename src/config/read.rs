@@ -1,0 +1,393 @@
+//! From TOML text to [`Config`], with errors that name the file, the line, the key and the nearest known key.
+
+use std::path::Path;
+
+use super::{Config, validate};
+use crate::{Error, Result, error::nearest};
+
+/// Reads, overlays and validates.
+pub(super) fn file(path: &Path, sets: &[String]) -> Result<Config> {
+    let name = format!("`{}`", path.display());
+    let bytes = std::fs::read(path).map_err(|reason| {
+        Error::input_hint(
+            format!("cannot read {name}: {reason}"),
+            "give the path of an experiment file (TOML)",
+        )
+    })?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = line_of(e.as_bytes(), e.utf8_error().valid_up_to());
+        Error::input_hint(
+            format!("{name} line {line}: not UTF-8 text"),
+            "an experiment file is TOML, which is UTF-8",
+        )
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    if text.trim().is_empty() {
+        return Err(Error::input_hint(
+            format!("{name} is empty"),
+            "an experiment names at least a `model` and an `out` directory",
+        ));
+    }
+    let config = parse(text, &name)?;
+    let config = overlay(&config, sets)?;
+    validate::report(&validate::faults(&config), &name, |key| {
+        let is_set = |set: &&String| set.split('=').next().is_some_and(|k| k.trim() == key);
+        match sets.iter().find(is_set) {
+            Some(_) => None,
+            None => line_of_key(text, key),
+        }
+    })?;
+    Ok(config)
+}
+
+/// Lays `key=value` pairs over a config.
+pub(super) fn overlay(config: &Config, sets: &[String]) -> Result<Config> {
+    let mut config = config.clone();
+    for set in sets {
+        let (key, value) = set.split_once('=').ok_or_else(|| {
+            Error::input_hint(
+                format!("`--set {set}` has no `=`"),
+                "write it as `--set train.lr=5e-5`",
+            )
+        })?;
+        let mut root = toml::Table::try_from(&config).expect("every config has a form in TOML");
+        insert(&mut root, key.trim(), value_of(value.trim()))
+            .map_err(|part| Error::input(format!("`--set {set}`: `{part}` is not a section")))?;
+        config = serde_path_to_error::deserialize(toml::Value::Table(root)).map_err(|e| {
+            let path = e.path().to_string();
+            explain(e.inner().message(), &path, &format!("`--set {set}`"))
+        })?;
+    }
+    Ok(config)
+}
+
+fn parse(text: &str, name: &str) -> Result<Config> {
+    let at = |e: &toml::de::Error| match e.span() {
+        Some(span) => format!("{name} line {}", line_of(text.as_bytes(), span.start)),
+        None => name.to_owned(),
+    };
+    let document = toml::Deserializer::parse(text).map_err(|e| {
+        let told = e.message().replace('\n', ", ");
+        Error::input(format!("{}: not TOML: {told}", at(&e)))
+    })?;
+    serde_path_to_error::deserialize(document).map_err(|e| {
+        let path = e.path().to_string();
+        explain(e.inner().message(), &path, &at(e.inner()))
+    })
+}
+
+/// Puts `value` at the dotted `key`, making sections on the way; `Err` is the part that is no section.
+fn insert(root: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
+    match key.split_once('.') {
+        None => {
+            root.insert(key.to_owned(), value);
+            Ok(())
+        }
+        Some((section, rest)) => match root
+            .entry(section)
+            .or_insert_with(|| toml::Table::new().into())
+        {
+            toml::Value::Table(table) => insert(table, rest, value),
+            _ => Err(section.to_owned()),
+        },
+    }
+}
+
+/// A value in TOML's syntax, or a bare string.
+fn value_of(text: &str) -> toml::Value {
+    toml::from_str::<toml::Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value").filter(|_| table.is_empty()))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+/// Says in our words what serde said about the value or key at `path`.
+fn explain(message: &str, path: &str, place: &str) -> Error {
+    let (sections, last) = path.rsplit_once('.').unwrap_or(("", path));
+    let quoted = |text: &str| -> Vec<String> {
+        text.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let section = if sections.is_empty() {
+        "at the top level".to_owned()
+    } else {
+        format!("in [{sections}]")
+    };
+    if message.starts_with("unknown field") {
+        let words = quoted(message);
+        let (unknown, known) = words.split_first().expect("serde quotes the field");
+        return Error::input_hint(
+            format!("{place}: unknown key `{unknown}` {section}"),
+            meant(unknown, known).unwrap_or_else(|| format!("known keys: {}", known.join(", "))),
+        );
+    }
+    if message.starts_with("unknown variant") {
+        let words = quoted(message);
+        let (unknown, known) = words.split_first().expect("serde quotes the variant");
+        return Error::input_hint(
+            format!("{place}: `{path}` is `{unknown}`"),
+            meant(unknown, known).unwrap_or_else(|| format!("it is one of {}", known.join(", "))),
+        );
+    }
+    let told = ["f64", "usize", "u64"]
+        .into_iter()
+        .zip([
+            "a number",
+            "a whole number, 0 or more",
+            "a whole number, 0 or more",
+        ])
+        .fold(message.replace('\n', ", "), |told, (kind, plain)| {
+            told.replace(&format!("expected {kind}"), &format!("expected {plain}"))
+        });
+    if last.is_empty() || last == "." {
+        Error::input(format!("{place}: {told}"))
+    } else {
+        Error::input(format!("{place}: `{path}`: {told}"))
+    }
+}
+
+fn meant(word: &str, known: &[String]) -> Option<String> {
+    nearest(word, known.iter().map(String::as_str)).map(|near| format!("did you mean `{near}`?"))
+}
+
+/// The line, from 1, of a byte offset.
+fn line_of(text: &[u8], offset: usize) -> usize {
+    text[..offset.min(text.len())]
+        .split(|b| *b == b'\n')
+        .count()
+}
+
+/// The line on which the dotted `key` gets its value in `text`; of its section, where the key itself is a default.
+fn line_of_key(text: &str, key: &str) -> Option<usize> {
+    let document = toml::de::DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut line = None;
+    for part in key.split('.') {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == part) else {
+            break;
+        };
+        line = Some(line_of(text.as_bytes(), name.span().start));
+        match value.get_ref() {
+            toml::de::DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Kind, Tokens};
+
+    fn read(text: &str, sets: &[&str]) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("exp.toml");
+        std::fs::write(&path, text).unwrap();
+        let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
+        file(&path, &sets)
+    }
+
+    /// Message and hint, with the temporary directory left out.
+    fn refused(text: &str, sets: &[&str]) -> String {
+        let error = read(text, sets).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let told = format!("{error} | {}", error.hint().unwrap_or("-"));
+        let dir = std::env::temp_dir().display().to_string();
+        let mut out = told.clone();
+        while let Some(start) = out.find(&dir) {
+            let end = start + out[start..].find("exp.toml").unwrap();
+            out.replace_range(start..end, "");
+        }
+        out
+    }
+
+    #[test]
+    fn the_documented_file_is_the_default() {
+        let config = read(
+            r#"
+            model = "smollm2-135m"
+            out = "runs/p17"
+            seed = 0
+            [data]
+            audit = { runs = 20, shots = 3, samples = 16 }
+            min_highly_known = 0.0
+            match = "exact"
+            [method]
+            kind = "self-distill"
+            lambda = 1.0
+            temperature = 0.5
+            snapshot_epoch = 1
+            tokens = "full"
+            teacher = "auto"
+            reduction = "example"
+            [train]
+            trainable = "all"
+            epochs = 20
+            batch_size = 64
+            lr = 5e-5
+            schedule = "constant"
+            warmup_steps = 0
+            betas = [0.9, 0.999]
+            eps = 1e-8
+            weight_decay = 0.0
+            clip = 1.0
+            accumulate = 1
+            shuffle = true
+            max_tokens = 2048
+            [measure]
+            drift = false
+            paraphrase = true
+            "#,
+            &[],
+        )
+        .unwrap();
+        assert_eq!(config, Config::default());
+    }
+
+    #[test]
+    fn a_typo_names_file_line_section_and_the_nearest_key() {
+        assert_eq!(
+            refused(
+                "model = 'm'\n\n[method]\nlambda = 1\ntemprature = 0.5\n",
+                &[]
+            ),
+            "`exp.toml` line 5: unknown key `temprature` in [method] | did you mean `temperature`?"
+        );
+        assert_eq!(
+            refused("[data]\naudit = { rnus = 3 }", &[]),
+            "`exp.toml` line 2: unknown key `rnus` in [data.audit] | did you mean `runs`?"
+        );
+        assert_eq!(
+            refused("sede = 3", &[]),
+            "`exp.toml` line 1: unknown key `sede` at the top level | did you mean `seed`?"
+        );
+        assert_eq!(
+            refused("[method]\nkind = 'sfft'", &[]),
+            "`exp.toml` line 2: `method.kind` is `sfft` | did you mean `sft`?"
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_key() {
+        assert_eq!(
+            refused("[train]\nlr = 'fast'", &[]),
+            "`exp.toml` line 2: `train.lr`: invalid type: string \"fast\", expected a number | -"
+        );
+        assert_eq!(
+            refused("[train]\nepochs = -3", &[]),
+            "`exp.toml` line 2: `train.epochs`: invalid value: integer `-3`, expected a whole number, 0 or more | -"
+        );
+        assert_eq!(
+            refused("[data]\naudit = 3", &[]),
+            "`exp.toml` line 2: `data.audit`: invalid type: integer `3`, expected `false` or a table | -"
+        );
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once_with_their_lines() {
+        insta::assert_snapshot!(
+            refused("[train]\nlr = -1.0\nepochs = 0\nbetas = [0.9, 1.0]\n[method]\nkind = 'l2'\n", &["train.clip=nan"]),
+            @r"
+        `exp.toml` has 5 faults
+          `exp.toml` line 6: `method.kind` is `l2`, which is not in this version yet; there is `sft`, `self-distill`
+          `exp.toml` line 3: `train.epochs` must be at least 1
+          `exp.toml` line 2: `train.lr` must be above 0 and at most 1, not -1
+          `exp.toml` line 4: `train.betas` must each be 0 or more and below 1, not [0.9, 1.0]
+          `exp.toml`: `train.clip` must be 0 or more, not NaN | -
+        "
+        );
+    }
+
+    #[test]
+    fn text_that_is_not_toml_is_refused() {
+        assert!(refused("model = \n", &[]).starts_with("`exp.toml` line 1: not TOML:"));
+        assert!(refused("seed = 1\nseed = 2\n", &[]).starts_with("`exp.toml` line 2:"));
+        assert_eq!(
+            refused(" \n", &[]),
+            "`exp.toml` is empty | an experiment names at least a `model` and an `out` directory"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(file(dir.path(), &[]).unwrap_err().exit_code(), 2);
+        let binary = dir.path().join("binary.toml");
+        std::fs::write(&binary, b"seed = 1\nmodel = \"\xff\"").unwrap();
+        let error = file(&binary, &[]).unwrap_err().to_string();
+        assert!(error.ends_with("line 2: not UTF-8 text"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_windows_line_ends_are_fine() {
+        let config = read("\u{feff}seed = 7\r\n[method]\r\nkind = \"sft\"\r\n", &[]).unwrap();
+        assert_eq!((config.seed, config.method.kind), (7, Kind::Sft));
+    }
+
+    #[test]
+    fn sets_take_toml_values_and_bare_strings() {
+        let sets = [
+            "train.lr=1e-4",
+            "method.kind = sft",
+            "data.learn=['a.tsv']",
+            "data.audit=false",
+            "train.stop.learned=0.9",
+        ];
+        let config = read("seed = 1", &sets).unwrap();
+        assert_eq!(config.train.lr, 1e-4);
+        assert_eq!(config.method.kind, Kind::Sft);
+        assert_eq!(config.data.learn, [Path::new("a.tsv")]);
+        assert_eq!(config.data.audit, None);
+        assert_eq!(config.train.stop.unwrap().learned, 0.9);
+        assert_eq!(
+            refused("seed = 1", &["train.lrr=1"]),
+            "`--set train.lrr=1`: unknown key `lrr` in [train] | did you mean `lr`?"
+        );
+        assert_eq!(
+            refused("seed = 1", &["trian.lr=1"]),
+            "`--set trian.lr=1`: unknown key `trian` at the top level | did you mean `train`?"
+        );
+        assert_eq!(
+            refused("seed = 1", &["seed.x=1"]),
+            "`--set seed.x=1`: `seed` is not a section | -"
+        );
+        assert_eq!(
+            refused("seed = 1", &["seed"]),
+            "`--set seed` has no `=` | write it as `--set train.lr=5e-5`"
+        );
+    }
+
+    #[test]
+    fn the_resolved_config_reads_back_the_same() {
+        let mut config = Config::default();
+        config.data.audit = None;
+        config.data.learn = vec!["new.tsv".into()];
+        config.train.trainable = vec!["q".into(), "model.layers.*.mlp.*".into()];
+        config.train.stop = Some(super::super::Stop { learned: 0.99 });
+        assert_eq!(parse(&config.to_toml(), "resolved").unwrap(), config);
+        let default = Config::default();
+        assert_eq!(parse(&default.to_toml(), "resolved").unwrap(), default);
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_by_name() {
+        for (text, key) in [
+            ("[method]\nkind = 'l2'", "`method.kind`"),
+            ("[method]\ntokens = { top = 76 }", "`method.tokens`"),
+            ("[method]\nteacher = 'topk'", "`method.teacher`"),
+            ("[method]\newc = { strength = 1.0 }", "`method.ewc`"),
+            ("[method]\nbudget = 1.0", "`method.budget`"),
+            ("[train]\nlora = { rank = 16 }", "`train.lora`"),
+            ("[measure]\ndrift = true", "`measure.drift`"),
+        ] {
+            let told = refused(text, &[]);
+            assert!(
+                told.starts_with(&format!("`exp.toml` line 2: {key}")),
+                "{told}"
+            );
+            assert!(told.contains("not in this version yet"), "{told}");
+        }
+        let parsed = parse("[method]\ntokens = { random = 3 }", "x").unwrap();
+        assert_eq!(parsed.method.tokens, Tokens::Random(3));
+    }
+}

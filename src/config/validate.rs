@@ -1,0 +1,212 @@
+//! Every rule that a config must keep, all of them checked before any is reported.
+
+use super::{Config, Kind, Teacher, Tokens};
+use crate::{Error, Result, error::nearest};
+
+/// What is wrong with the value of one key.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// Dotted, such as `train.lr`.
+    pub key: &'static str,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+/// Names of parameter groups that `train.trainable` takes.
+pub(super) const PRESETS: [&str; 9] = ["k", "q", "v", "o", "attn", "gate+up", "down", "ffn", "all"];
+
+/// All faults, in the order of the file's sections.
+pub(super) fn faults(config: &Config) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut check = |holds: bool, key: &'static str, message: String| {
+        if !holds {
+            faults.push(Fault { key, message });
+        }
+    };
+    let Config {
+        data,
+        method,
+        train,
+        measure,
+        ..
+    } = config;
+
+    check(!config.model.is_empty(), "model", "is empty".into());
+    check(!config.out.as_os_str().is_empty(), "out", "is empty".into());
+    check(
+        i64::try_from(config.seed).is_ok(),
+        "seed",
+        "is above the largest integer that TOML can hold".into(),
+    );
+
+    if let Some(audit) = &data.audit {
+        check(
+            audit.runs >= 1,
+            "data.audit.runs",
+            "must be at least 1".into(),
+        );
+        check(
+            audit.samples >= 1,
+            "data.audit.samples",
+            "must be at least 1".into(),
+        );
+    }
+    check(
+        (0.0..=1.0).contains(&data.min_highly_known),
+        "data.min_highly_known",
+        format!("is a share from 0 to 1, not {}", data.min_highly_known),
+    );
+    for (key, text, slot) in [
+        ("data.prompt", &data.prompt, "{question}"),
+        ("data.target", &data.target, "{object}"),
+    ] {
+        check(
+            text.as_ref().is_none_or(|t| t.contains(slot)),
+            key,
+            format!("must have `{slot}` in it"),
+        );
+    }
+
+    check(
+        method.kind != Kind::L2,
+        "method.kind",
+        not_yet("`l2`", "`sft`, `self-distill`"),
+    );
+    check(
+        method.lambda >= 0.0 && method.lambda.is_finite(),
+        "method.lambda",
+        format!("must be 0 or more, not {}", method.lambda),
+    );
+    check(
+        method.temperature > 0.0 && method.temperature.is_finite(),
+        "method.temperature",
+        format!("must be above 0, not {}", method.temperature),
+    );
+    check(
+        !method.distills() || method.snapshot_epoch < train.epochs,
+        "method.snapshot_epoch",
+        format!(
+            "must be below the {} of `train.epochs`, of which the snapshot epochs are part, not {}",
+            train.epochs, method.snapshot_epoch
+        ),
+    );
+    check(
+        method.tokens == Tokens::Full,
+        "method.tokens",
+        not_yet("`top` or `random`", "`full`"),
+    );
+    check(
+        method.teacher != Teacher::Topk,
+        "method.teacher",
+        not_yet("`topk`", "`live`, `hidden`"),
+    );
+    for (key, given) in [
+        ("method.ewc", method.ewc.is_some()),
+        ("method.replay", method.replay.is_some()),
+        ("method.decoys", method.decoys.is_some()),
+        ("method.project", method.project.is_some()),
+        ("method.budget", method.budget.is_some()),
+        ("train.lora", train.lora.is_some()),
+        ("measure.drift", measure.drift),
+    ] {
+        check(!given, key, "not in this version yet".into());
+    }
+
+    check(
+        !train.trainable.is_empty(),
+        "train.trainable",
+        "is an empty list: nothing would be trained".into(),
+    );
+    for name in &train.trainable {
+        let is_pattern = name.contains(['.', '*']);
+        let did_you_mean = nearest(name, PRESETS)
+            .map(|near| format!(" (did you mean `{near}`?)"))
+            .unwrap_or_default();
+        check(
+            is_pattern || PRESETS.contains(&name.as_str()),
+            "train.trainable",
+            format!(
+                "`{name}` is neither a group ({}) nor a pattern of tensor names{did_you_mean}",
+                PRESETS.join(", ")
+            ),
+        );
+    }
+    for (key, count) in [
+        ("train.epochs", train.epochs),
+        ("train.batch_size", train.batch_size),
+        ("train.accumulate", train.accumulate),
+        (
+            "train.checkpoint_every",
+            train.checkpoint_every.unwrap_or(1),
+        ),
+    ] {
+        check(count >= 1, key, "must be at least 1".into());
+    }
+    check(
+        train.max_tokens >= 2,
+        "train.max_tokens",
+        "must be at least 2, a token of the prompt and one of the target".into(),
+    );
+    check(
+        train.lr > 0.0 && train.lr <= 1.0,
+        "train.lr",
+        format!("must be above 0 and at most 1, not {}", train.lr),
+    );
+    check(
+        train.betas.iter().all(|b| (0.0..1.0).contains(b)),
+        "train.betas",
+        format!("must each be 0 or more and below 1, not {:?}", train.betas),
+    );
+    check(
+        train.eps > 0.0 && train.eps.is_finite(),
+        "train.eps",
+        format!("must be above 0, not {}", train.eps),
+    );
+    for (key, value) in [
+        ("train.weight_decay", train.weight_decay),
+        ("train.clip", train.clip),
+    ] {
+        check(
+            value >= 0.0 && value.is_finite(),
+            key,
+            format!("must be 0 or more, not {value}"),
+        );
+    }
+    if let Some(stop) = train.stop {
+        check(
+            stop.learned > 0.0 && stop.learned <= 1.0,
+            "train.stop.learned",
+            format!("is a share above 0 and at most 1, not {}", stop.learned),
+        );
+    }
+    faults
+}
+
+/// One error for all faults; `line` knows where a key stands in the file, where there is one.
+pub(super) fn report(
+    faults: &[Fault],
+    what: &str,
+    line: impl Fn(&str) -> Option<usize>,
+) -> Result<()> {
+    let told: Vec<String> = faults
+        .iter()
+        .map(|fault| {
+            let line = line(fault.key)
+                .map(|n| format!(" line {n}"))
+                .unwrap_or_default();
+            format!("{what}{line}: `{}` {}", fault.key, fault.message)
+        })
+        .collect();
+    match told.len() {
+        0 => Ok(()),
+        1 => Err(Error::input(told[0].clone())),
+        n => Err(Error::input(format!(
+            "{what} has {n} faults\n  {}",
+            told.join("\n  ")
+        ))),
+    }
+}
+
+fn not_yet(what: &str, instead: &str) -> String {
+    format!("is {what}, which is not in this version yet; there is {instead}")
+}

@@ -1,0 +1,608 @@
+//! Causal attention with grouped heads, in blocks (Dao et al. 2022): no matrix of scores beyond a block is ever kept.
+//!
+//! H query heads share G key and value heads of K channels; R = H / G. One layout serves training and decoding: the
+//! keys of a row are a list of [`Span`]s, all of which it sees, and its own tokens, which it sees up to itself.
+//! Queries of the R heads that share a key head form one block of rows, so that short rows still fill registers.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{
+    rope::{Rope, rotate_back},
+    simd::{self, LANES, vectorized},
+};
+
+/// Query tokens a block.
+const QUERY_BLOCK: usize = 32;
+/// Keys a block.
+const KEY_BLOCK: usize = 64;
+
+/// The heads of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// H.
+    pub queries: usize,
+    /// G.
+    pub groups: usize,
+    /// K.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Width of a q, k, v row: (H + 2G) K.
+    pub fn width(self) -> usize {
+        (self.queries + 2 * self.groups) * self.dim
+    }
+
+    /// R.
+    fn shared(self) -> usize {
+        self.queries / self.groups
+    }
+
+    /// 1 / sqrt(K).
+    fn scale(self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
+/// Keys and values of successive tokens: token t, group g at `t * stride + g * K`.
+#[derive(Clone, Copy)]
+pub struct Span<'a> {
+    /// Keys, after rope.
+    pub keys: &'a [f32],
+    /// Values.
+    pub values: &'a [f32],
+    /// Distance between tokens.
+    pub stride: usize,
+    /// Number of tokens.
+    pub len: usize,
+}
+
+/// A row whose new tokens ask.
+pub struct Row<'a> {
+    /// Its new tokens, among all new tokens.
+    pub tokens: Range<usize>,
+    /// What lies before, all of it seen by every new token.
+    pub context: Vec<Span<'a>>,
+    /// Its own span; the new tokens are the last of it.
+    pub own: Span<'a>,
+}
+
+/// Attention of all rows: `o` (T, HK) and `lse` (T, H), the log of each softmax's denominator.
+///
+/// `qkv` (T, (H + 2G) K) holds the queries, after rope. Rows cover `0..T` in order.
+pub fn forward(o: &mut [f32], lse: &mut [f32], qkv: &[f32], rows: &[Row<'_>], heads: Heads) {
+    let (wide, h) = (heads.queries * heads.dim, heads.queries);
+    let mut tasks = Vec::new();
+    let (mut o, mut lse) = (o, lse);
+    for row in rows {
+        for start in row.tokens.clone().step_by(QUERY_BLOCK) {
+            let block = start..(start + QUERY_BLOCK).min(row.tokens.end);
+            let (o_block, o_rest) = o.split_at_mut(block.len() * wide);
+            let (lse_block, lse_rest) = lse.split_at_mut(block.len() * h);
+            (o, lse) = (o_rest, lse_rest);
+            tasks.push((row, block, o_block, lse_block));
+        }
+    }
+    tasks
+        .into_par_iter()
+        .for_each_init(Scratch::default, |scratch, (row, block, o, lse)| {
+            forward_groups(o, lse, qkv, row, block, heads, scratch);
+        });
+}
+
+vectorized! {
+    /// One block of queries, every head group.
+    fn forward_groups(
+        o: &mut [f32],
+        lse: &mut [f32],
+        qkv: &[f32],
+        row: &Row<'_>,
+        block: Range<usize>,
+        heads: Heads,
+        scratch: &mut Scratch,
+    ) {
+        for g in 0..heads.groups {
+            forward_block(o, lse, qkv, row, block.clone(), g, heads, scratch);
+        }
+    }
+
+    /// One row, every head group, rotated back.
+    #[allow(clippy::too_many_arguments, reason = "as backward, for one row")]
+    fn backward_groups(
+        dqkv: &mut [f32],
+        d_o: &[f32],
+        o: &[f32],
+        lse: &[f32],
+        qkv: &[f32],
+        tokens: Range<usize>,
+        heads: Heads,
+        rope: &Rope,
+        scratch: &mut Scratch,
+    ) {
+        dqkv.fill(0.0);
+        for g in 0..heads.groups {
+            backward_group(dqkv, d_o, o, lse, qkv, tokens.clone(), g, heads, scratch);
+        }
+        for (t, row) in dqkv.chunks_exact_mut(heads.width()).enumerate() {
+            for head in row.chunks_exact_mut(heads.dim).take(heads.queries + heads.groups) {
+                rotate_back(head, rope.at(t));
+            }
+        }
+    }
+}
+
+/// Memory of one task.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,   // (QUERY_BLOCK * R, K), scaled
+    keys: Vec<f32>,      // (K, KEY_BLOCK), transposed
+    scores: Vec<f32>,    // (QUERY_BLOCK * R, KEY_BLOCK)
+    out: Vec<f32>,       // (QUERY_BLOCK * R, K)
+    top: Vec<f32>,       // (QUERY_BLOCK * R): running maximum
+    sum: Vec<f32>,       // (QUERY_BLOCK * R): running denominator
+    d_out: Vec<f32>,     // (QUERY_BLOCK * R, K)
+    d_scores: Vec<f32>,  // (QUERY_BLOCK * R, KEY_BLOCK)
+    d_queries: Vec<f32>, // (row's tokens * R, K)
+    delta: Vec<f32>,     // (QUERY_BLOCK * R)
+}
+
+#[inline(always)]
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// Packs head group `g` of the tokens' rows in `source` (T, width), starting at column `first`, into (tokens * R, K).
+#[inline(always)]
+fn pack(
+    out: &mut [f32],
+    source: &[f32],
+    tokens: Range<usize>,
+    width: usize,
+    g: usize,
+    heads: Heads,
+    scale: f32,
+) {
+    let group = heads.shared() * heads.dim;
+    for (out, t) in out.chunks_exact_mut(group).zip(tokens) {
+        for (o, x) in out
+            .iter_mut()
+            .zip(&source[t * width + g * group..][..group])
+        {
+            *o = x * scale;
+        }
+    }
+}
+
+/// Packs `len` tokens' channels of `source` (stride apart) transposed into (K, padded); the padding is zero.
+#[inline(always)]
+fn pack_transposed(
+    out: &mut [f32],
+    source: &[f32],
+    stride: usize,
+    len: usize,
+    dim: usize,
+    padded: usize,
+) {
+    for d in 0..dim {
+        out[d * padded + len..(d + 1) * padded].fill(0.0);
+    }
+    for t in 0..len {
+        for (d, x) in source[t * stride..][..dim].iter().enumerate() {
+            out[d * padded + t] = *x;
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one block of one head group: the loop above names them all"
+)]
+fn forward_block(
+    o: &mut [f32],
+    lse: &mut [f32],
+    qkv: &[f32],
+    row: &Row<'_>,
+    block: Range<usize>,
+    g: usize,
+    heads: Heads,
+    scratch: &mut Scratch,
+) {
+    let (dim, shared) = (heads.dim, heads.shared());
+    let n = block.len() * shared;
+    let queries = sized(&mut scratch.queries, n * dim);
+    pack(
+        queries,
+        qkv,
+        block.clone(),
+        heads.width(),
+        g,
+        heads,
+        heads.scale(),
+    );
+    let (out, top, sum) = (
+        sized(&mut scratch.out, n * dim),
+        sized(&mut scratch.top, n),
+        sized(&mut scratch.sum, n),
+    );
+    out.fill(0.0);
+    top.fill(f32::NEG_INFINITY);
+    sum.fill(0.0);
+
+    let before = row.own.len - row.tokens.len(); // tokens of its own span before the new ones
+    let first = before + block.start - row.tokens.start; // index in its own span of the block's first query
+    let spans = row
+        .context
+        .iter()
+        .map(|s| (s, false))
+        .chain([(&row.own, true)]);
+    for (span, causal) in spans {
+        let seen = if causal {
+            first + block.len()
+        } else {
+            span.len
+        };
+        for start in (0..seen).step_by(KEY_BLOCK) {
+            let len = KEY_BLOCK.min(seen - start);
+            let padded = len.next_multiple_of(LANES);
+            let keys = sized(&mut scratch.keys, dim * padded);
+            pack_transposed(
+                keys,
+                &span.keys[start * span.stride + g * dim..],
+                span.stride,
+                len,
+                dim,
+                padded,
+            );
+            let scores = sized(&mut scratch.scores, n * padded);
+            small_product(
+                scores,
+                padded,
+                n,
+                queries,
+                (dim, 1),
+                dim,
+                keys,
+                padded,
+                padded,
+                false,
+            );
+            for (i, scores) in scores.chunks_exact_mut(padded).enumerate() {
+                // Query i / R sees keys up to its own place.
+                let visible = if causal {
+                    (first + i / shared + 1).saturating_sub(start).min(len)
+                } else {
+                    len
+                };
+                if visible == 0 {
+                    scores.fill(0.0);
+                    continue;
+                }
+                let new_top = top[i].max(simd::max(&scores[..visible]));
+                let rescale = simd::exp(top[i] - new_top);
+                top[i] = new_top;
+                for x in scores.iter_mut() {
+                    *x = simd::exp(*x - new_top);
+                }
+                scores[visible..].fill(0.0);
+                sum[i] = sum[i] * rescale + scores.iter().sum::<f32>();
+                for x in &mut out[i * dim..][..dim] {
+                    *x *= rescale;
+                }
+            }
+            let values = &span.values[start * span.stride + g * dim..];
+            small_product(
+                out,
+                dim,
+                n,
+                scores,
+                (padded, 1),
+                len,
+                values,
+                span.stride,
+                dim,
+                true,
+            );
+        }
+    }
+    for i in 0..n {
+        let (t, head) = (i / shared, g * shared + i % shared);
+        let inverse = 1.0 / sum[i];
+        for (o, x) in o[(t * heads.queries + head) * dim..][..dim]
+            .iter_mut()
+            .zip(&out[i * dim..][..dim])
+        {
+            *o = x * inverse;
+        }
+        lse[t * heads.queries + head] = top[i] + sum[i].ln();
+    }
+}
+
+/// Gradient of [`forward`] for rows that see only themselves (training): `dqkv` (T, (H + 2G) K), with respect to the
+/// projections *before* rope, from `d_o`, `o` (T, HK), `lse` (T, H) and `qkv` after rope. Every element is written.
+///
+/// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse).
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what the forward pass kept, and the two gradients"
+)]
+pub fn backward(
+    dqkv: &mut [f32],
+    d_o: &[f32],
+    o: &[f32],
+    lse: &[f32],
+    qkv: &[f32],
+    ends: &[usize],
+    heads: Heads,
+    rope: &Rope,
+) {
+    let width = heads.width();
+    let mut tasks = Vec::new();
+    let (mut rest, mut start) = (dqkv, 0);
+    for &end in ends {
+        let (row, after) = rest.split_at_mut((end - start) * width);
+        rest = after;
+        tasks.push((start..end, row));
+        start = end;
+    }
+    tasks
+        .into_par_iter()
+        .for_each_init(Scratch::default, |scratch, (tokens, dqkv)| {
+            backward_groups(dqkv, d_o, o, lse, qkv, tokens, heads, rope, scratch);
+        });
+}
+
+#[inline(always)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "as backward, for one head group of one row"
+)]
+fn backward_group(
+    dqkv: &mut [f32],
+    d_o: &[f32],
+    o: &[f32],
+    lse: &[f32],
+    qkv: &[f32],
+    tokens: Range<usize>,
+    g: usize,
+    heads: Heads,
+    scratch: &mut Scratch,
+) {
+    let (dim, shared, width) = (heads.dim, heads.shared(), heads.width());
+    let wide = heads.queries * dim;
+    let (key_column, value_column) = (
+        (heads.queries + g) * dim,
+        (heads.queries + heads.groups + g) * dim,
+    );
+    let d_queries = sized(&mut scratch.d_queries, tokens.len() * shared * dim);
+    d_queries.fill(0.0);
+
+    for key_start in (0..tokens.len()).step_by(KEY_BLOCK) {
+        let keys = key_start..(key_start + KEY_BLOCK).min(tokens.len());
+        let padded = keys.len().next_multiple_of(LANES);
+        let at = (tokens.start + keys.start) * width;
+        // Queries before the block see none of it.
+        for query_start in (key_start..tokens.len()).step_by(QUERY_BLOCK) {
+            let block = query_start..(query_start + QUERY_BLOCK).min(tokens.len());
+            let global = tokens.start + block.start..tokens.start + block.end;
+            let n = block.len() * shared;
+
+            let queries = sized(&mut scratch.queries, n * dim);
+            pack(queries, qkv, global.clone(), width, g, heads, heads.scale());
+            let d_out = sized(&mut scratch.d_out, n * dim);
+            pack(d_out, d_o, global.clone(), wide, g, heads, 1.0);
+            let out = sized(&mut scratch.out, n * dim);
+            pack(out, o, global.clone(), wide, g, heads, 1.0);
+            let delta = sized(&mut scratch.delta, n);
+            for (i, delta) in delta.iter_mut().enumerate() {
+                *delta = simd::dot(&out[i * dim..][..dim], &d_out[i * dim..][..dim]);
+            }
+
+            // P = exp(S - lse), masked.
+            let packed = sized(&mut scratch.keys, dim * padded);
+            pack_transposed(
+                packed,
+                &qkv[at + key_column..],
+                width,
+                keys.len(),
+                dim,
+                padded,
+            );
+            let p = sized(&mut scratch.scores, n * padded);
+            small_product(
+                p,
+                padded,
+                n,
+                queries,
+                (dim, 1),
+                dim,
+                packed,
+                padded,
+                padded,
+                false,
+            );
+            for (i, p) in p.chunks_exact_mut(padded).enumerate() {
+                let (t, head) = (i / shared, g * shared + i % shared);
+                let visible = (block.start + t + 1)
+                    .saturating_sub(keys.start)
+                    .min(keys.len());
+                let lse = lse[(global.start + t) * heads.queries + head];
+                for x in &mut *p {
+                    *x = simd::exp(*x - lse);
+                }
+                p[visible..].fill(0.0);
+            }
+
+            // dP = dO V^T, dS = P * (dP - delta).
+            pack_transposed(
+                packed,
+                &qkv[at + value_column..],
+                width,
+                keys.len(),
+                dim,
+                padded,
+            );
+            let d_scores = sized(&mut scratch.d_scores, n * padded);
+            small_product(
+                d_scores,
+                padded,
+                n,
+                d_out,
+                (dim, 1),
+                dim,
+                packed,
+                padded,
+                padded,
+                false,
+            );
+            for ((ds, p), delta) in d_scores
+                .chunks_exact_mut(padded)
+                .zip(p.chunks_exact(padded))
+                .zip(&*delta)
+            {
+                for (ds, p) in ds.iter_mut().zip(p) {
+                    *ds = p * (*ds - delta);
+                }
+            }
+
+            // dV += P^T dO, dK += dS^T Q (Q carries the scale), dQ += dS K.
+            let row = &mut dqkv[keys.start * width..];
+            small_product(
+                &mut row[value_column..],
+                width,
+                keys.len(),
+                p,
+                (1, padded),
+                n,
+                d_out,
+                dim,
+                dim,
+                true,
+            );
+            small_product(
+                &mut row[key_column..],
+                width,
+                keys.len(),
+                d_scores,
+                (1, padded),
+                n,
+                queries,
+                dim,
+                dim,
+                true,
+            );
+            let d_queries = &mut d_queries[block.start * shared * dim..];
+            let key_rows = &qkv[at + key_column..];
+            small_product(
+                d_queries,
+                dim,
+                n,
+                d_scores,
+                (padded, 1),
+                keys.len(),
+                key_rows,
+                width,
+                dim,
+                true,
+            );
+        }
+    }
+
+    let (group, scale) = (shared * dim, heads.scale());
+    for (t, dq) in d_queries.chunks_exact(group).enumerate() {
+        for (out, dq) in dqkv[t * width + g * group..][..group].iter_mut().zip(dq) {
+            *out = dq * scale;
+        }
+    }
+}
+
+/// `c (m, n) = a (m, k) b (k, n)`, or `+=`: a product too small to be worth packing for.
+///
+/// Element (i, j) of `a` lies at `i * a_step.0 + j * a_step.1`; rows of `b` and `c` lie `ldb` and `ldc` apart.
+#[inline(always)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "a BLAS-like product: three operands and their strides"
+)]
+fn small_product(
+    c: &mut [f32],
+    ldc: usize,
+    m: usize,
+    a: &[f32],
+    a_step: (usize, usize),
+    k: usize,
+    b: &[f32],
+    ldb: usize,
+    n: usize,
+    add: bool,
+) {
+    let mut j = 0;
+    while j < n {
+        match n - j {
+            32.. => {
+                columns::<32>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
+                j += 32;
+            }
+            16.. => {
+                columns::<16>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
+                j += 16;
+            }
+            4.. => {
+                columns::<4>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
+                j += 4;
+            }
+            _ => {
+                columns::<1>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
+                j += 1;
+            }
+        }
+    }
+}
+
+/// N columns of [`small_product`], four rows at a time: 4 N sums stay in registers.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "as small_product")]
+fn columns<const N: usize>(
+    c: &mut [f32],
+    ldc: usize,
+    m: usize,
+    a: &[f32],
+    a_step: (usize, usize),
+    k: usize,
+    b: &[f32],
+    ldb: usize,
+    add: bool,
+) {
+    let mut i = 0;
+    while i < m {
+        let rows = (m - i).min(4);
+        let mut sums = [[0f32; N]; 4];
+        // Rows beyond the last repeat it; their sums are dropped.
+        let start: [usize; 4] = std::array::from_fn(|r| (i + r.min(rows - 1)) * a_step.0);
+        for l in 0..k {
+            let b: &[f32; N] = b[l * ldb..]
+                .first_chunk()
+                .expect("b has k rows of n columns");
+            for r in 0..4 {
+                let a = a[start[r] + l * a_step.1];
+                for x in 0..N {
+                    sums[r][x] = a.mul_add(b[x], sums[r][x]);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate().take(rows) {
+            let c: &mut [f32; N] = c[(i + r) * ldc..]
+                .first_chunk_mut()
+                .expect("c has m rows of n columns");
+            for x in 0..N {
+                c[x] = if add { c[x] + sums[x] } else { sums[x] };
+            }
+        }
+        i += rows;
+    }
+}

@@ -1,0 +1,125 @@
+//! Keys and values of tokens already seen, as a tree of segments: a few-shot prefix, its questions, their answers.
+
+use super::attention::Span;
+use crate::model::ModelConfig;
+
+/// A stretch of tokens whose keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentId(u32);
+
+/// One segment: tokens behind those of its parent.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    parent: Option<SegmentId>,
+    /// Tokens before it.
+    before: usize,
+    /// First slot.
+    slot: usize,
+    len: usize,
+    capacity: usize,
+}
+
+/// Keys and values of token segments that form a tree.
+pub struct KvCache {
+    layers: Vec<[Vec<f32>; 2]>, // keys, values: (slots, G K)
+    stride: usize,              // G K
+    segments: Vec<Segment>,
+}
+
+impl KvCache {
+    /// An empty cache for a model of this shape.
+    pub fn new(config: &ModelConfig) -> Self {
+        Self {
+            layers: vec![[Vec::new(), Vec::new()]; config.num_hidden_layers],
+            stride: config.num_key_value_heads * config.head_dim,
+            segments: Vec::new(),
+        }
+    }
+
+    /// A new empty segment behind `parent` (all of whose tokens it follows), with room for `capacity` tokens.
+    /// The parent must not grow any more.
+    pub fn open(&mut self, parent: Option<SegmentId>, capacity: usize) -> SegmentId {
+        let before = parent.map_or(0, |p| self.len(p));
+        let slot = self.slots();
+        self.segments.push(Segment {
+            parent,
+            before,
+            slot,
+            len: 0,
+            capacity,
+        });
+        let floats = self.slots() * self.stride;
+        for buffer in self.layers.iter_mut().flatten() {
+            if buffer.len() < floats {
+                buffer.resize(floats, 0.0);
+            }
+        }
+        SegmentId(self.segments.len() as u32 - 1)
+    }
+
+    /// Slots in use.
+    fn slots(&self) -> usize {
+        self.segments.last().map_or(0, |s| s.slot + s.capacity)
+    }
+
+    /// A mark to which [`KvCache::release`] goes back.
+    pub fn mark(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Forgets every segment that was opened after the mark.
+    pub fn release(&mut self, mark: usize) {
+        self.segments.truncate(mark);
+    }
+
+    /// Number of tokens before and in `segment`.
+    pub fn len(&self, segment: SegmentId) -> usize {
+        let s = self.segment(segment);
+        s.before + s.len
+    }
+
+    /// Whether no segment is open.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    fn segment(&self, id: SegmentId) -> &Segment {
+        &self.segments[id.0 as usize]
+    }
+
+    /// Makes room in `segment` for `tokens` more and returns the first one's slot.
+    pub(super) fn grow(&mut self, segment: SegmentId, tokens: usize) -> usize {
+        let s = &mut self.segments[segment.0 as usize];
+        assert!(
+            s.len + tokens <= s.capacity,
+            "the segment was opened for fewer tokens"
+        );
+        s.len += tokens;
+        s.slot + s.len - tokens
+    }
+
+    /// Writes the keys and values of one token: `row` is its k, then v (2 G K).
+    pub(super) fn write(&mut self, layer: usize, slot: usize, row: &[f32]) {
+        let at = slot * self.stride..(slot + 1) * self.stride;
+        let (keys, values) = row.split_at(self.stride);
+        self.layers[layer][0][at.clone()].copy_from_slice(keys);
+        self.layers[layer][1][at].copy_from_slice(values);
+    }
+
+    /// What a segment's tokens see in `layer`: every segment before it, and its own.
+    pub(super) fn spans(&self, layer: usize, segment: SegmentId) -> (Vec<Span<'_>>, Span<'_>) {
+        let [keys, values] = &self.layers[layer];
+        let span = |s: &Segment| Span {
+            keys: &keys[s.slot * self.stride..],
+            values: &values[s.slot * self.stride..],
+            stride: self.stride,
+            len: s.len,
+        };
+        let own = self.segment(segment);
+        let mut context: Vec<_> = std::iter::successors(own.parent, |p| self.segment(*p).parent)
+            .map(|p| span(self.segment(p)))
+            .collect();
+        context.reverse();
+        (context, span(own))
+    }
+}

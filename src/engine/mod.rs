@@ -1,0 +1,350 @@
+//! The mathematics: forward, backward, key/value cache, loss. Nothing here knows what a fact is.
+//!
+//! The outside is small and named by what it computes, so that another device can stand behind it: [`Engine::hidden`],
+//! [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`].
+
+use std::ops::Range;
+
+use crate::model::{Buffer, ModelConfig, Params};
+
+mod attention;
+mod cache;
+mod decoder;
+mod head;
+mod matmul;
+mod ops;
+mod rope;
+pub mod simd;
+#[cfg(test)]
+mod tests;
+
+pub use cache::{KvCache, SegmentId};
+use decoder::Decoder;
+
+/// Rows of unequal length, packed end to end without padding; attention is causal within each row.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token ids of all rows.
+    pub tokens: Vec<u32>,
+    /// End of each row in `tokens`.
+    pub ends: Vec<usize>,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a row and returns where it lies.
+    pub fn push(&mut self, row: impl IntoIterator<Item = u32>) -> Range<usize> {
+        let start = self.tokens.len();
+        self.tokens.extend(row);
+        self.ends.push(self.tokens.len());
+        start..self.tokens.len()
+    }
+
+    /// Each token's place in its row.
+    fn positions(&self) -> Vec<usize> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .flat_map(|(start, end)| 0..end - start)
+            .collect()
+    }
+}
+
+/// One answer position: the token that should follow, and the weight of each loss term there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// Index in [`Batch::tokens`] of the token whose logits predict `token`. Strictly increasing over a batch.
+    pub position: usize,
+    /// The token that follows.
+    pub token: u32,
+    /// Weight of the cross-entropy at this position in the loss.
+    pub ce_weight: f32,
+    /// Weight of the KL divergence at this position in the loss (lambda, tau^2 and the reduction are in it).
+    pub distill_weight: f32,
+}
+
+/// The teacher's side of the distillation term at the batch's targets.
+#[derive(Clone, Copy)]
+pub struct TeacherSide<'a> {
+    /// The teacher's LM head (V, D).
+    pub head: &'a [f32],
+    /// The teacher's last hidden states, after the final norm, a row a target (P, D).
+    pub hidden: &'a [f32],
+    /// tau.
+    pub temperature: f32,
+}
+
+/// The terms of the loss, each already weighted and summed over the targets, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// Sum of `ce_weight` * cross-entropy.
+    pub ce: f64,
+    /// Sum of `distill_weight` * KL(teacher || student), both softened by the temperature.
+    pub distill: f64,
+}
+
+/// Gradients of the trained tensors; the others have none, and cost neither products nor memory.
+pub struct Gradients {
+    /// Per trained tensor, ascending: its index in the layout's `tensors` and where its gradient lies in `data`.
+    pub tensors: Vec<(usize, Range<usize>)>,
+    /// The gradients.
+    pub data: Buffer,
+    runs: Vec<(Range<usize>, usize)>, // stretches of neighbouring trained weights: where in the weights, where in data
+}
+
+impl Gradients {
+    /// Zero gradients for the tensors of `params` for which `trained` says so (by index in the layout).
+    pub fn new(params: &Params, trained: &[bool]) -> Self {
+        let (mut tensors, mut runs, mut len) = (Vec::new(), Vec::<(Range<usize>, usize)>::new(), 0);
+        for (i, tensor) in params
+            .layout
+            .tensors
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| trained[*i])
+        {
+            let size = tensor.range.len();
+            tensors.push((i, len..len + size));
+            match runs.last_mut() {
+                Some((run, _)) if run.end == tensor.range.start => run.end = tensor.range.end,
+                _ => runs.push((tensor.range.clone(), len)),
+            }
+            len += size;
+        }
+        Self {
+            tensors,
+            data: Buffer::zeros(len),
+            runs,
+        }
+    }
+
+    /// Sets all gradients to zero.
+    pub fn clear(&mut self) {
+        use rayon::prelude::*;
+        self.data.par_chunks_mut(1 << 20).for_each(|x| x.fill(0.0));
+    }
+
+    /// The trained stretches of a group of weights: where in the group, and their gradients.
+    fn parts(&mut self, group: &Range<usize>) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
+        let mut rest: &mut [f32] = &mut self.data;
+        let mut taken = 0;
+        self.runs.iter().filter_map(move |(run, at)| {
+            let (start, end) = (run.start.max(group.start), run.end.min(group.end));
+            if start >= end {
+                return None;
+            }
+            let at = at + start - run.start;
+            let (_, from) = std::mem::take(&mut rest).split_at_mut(at - taken);
+            let (part, after) = from.split_at_mut(end - start);
+            rest = after;
+            taken = at + end - start;
+            Some((start - group.start..end - group.start, part))
+        })
+    }
+
+    /// The gradient of one whole tensor (or group), where it is trained.
+    fn vector(&mut self, range: &Range<usize>) -> Option<&mut [f32]> {
+        self.parts(range).next().map(|(_, slot)| slot)
+    }
+
+    /// Adds the weight gradient of a linear layer, `dy^T x`, to the trained rows of its weight (N, K).
+    fn add_matrix(&mut self, weight: &Range<usize>, dy: &[f32], x: &[f32], [t, n, k]: [usize; 3]) {
+        for (part, slot) in self.parts(weight) {
+            matmul::weight_gradient(slot, dy, part.start / k, x, [t, n, k]);
+        }
+    }
+}
+
+/// Which of the new tokens [`Engine::extend`] returns hidden states for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// The last one of each row: (rows, D).
+    Last,
+    /// Every one: (tokens, D).
+    All,
+}
+
+/// Forward and backward over one model shape, with the memory they need.
+pub struct Engine {
+    config: ModelConfig,
+    decoder: Decoder,
+    logits: [Vec<f32>; 2], // of the student and of the teacher, a few rows at a time
+}
+
+impl Engine {
+    /// An engine for models of this shape.
+    pub fn new(config: &ModelConfig) -> Self {
+        Self {
+            config: config.clone(),
+            decoder: Decoder::new(config),
+            logits: [Vec::new(), Vec::new()],
+        }
+    }
+
+    /// Hidden states after the final norm at `positions` (indices in `batch.tokens`): (P, D).
+    pub fn hidden(&mut self, params: &Params, batch: &Batch, positions: &[usize]) -> Vec<f32> {
+        let (layers, d) = (self.config.num_hidden_layers, self.config.hidden_size);
+        let rows = gather(self.residual(params, batch, layers, false), positions, d);
+        self.final_norm(params, &rows).0
+    }
+
+    /// The residual stream after `layers` layers, at every token: (T, D).
+    fn residual(&mut self, params: &Params, batch: &Batch, layers: usize, train: bool) -> &[f32] {
+        let heads = self.decoder.heads();
+        self.decoder.forward(
+            params,
+            &batch.tokens,
+            &batch.positions(),
+            layers,
+            train,
+            |_, qkv, o, lse| {
+                attention::forward(
+                    o,
+                    lse,
+                    qkv,
+                    &decoder::own_rows(qkv, &batch.ends, heads),
+                    heads,
+                );
+            },
+        )
+    }
+
+    /// Final norm of `rows` (P, D), and its r (P).
+    fn final_norm(&self, params: &Params, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let mut normed = vec![0.0; rows.len()];
+        let mut r = vec![0.0; rows.len() / self.config.hidden_size];
+        let weight = &params.data[params.layout.norm.clone()];
+        ops::rms_norm(&mut normed, &mut r, rows, weight, self.config.rms_norm_eps);
+        (normed, r)
+    }
+
+    /// The loss at `targets` and its gradient, which is added to `gradients`.
+    pub fn loss_and_gradients(
+        &mut self,
+        params: &Params,
+        batch: &Batch,
+        targets: &[Target],
+        teacher: Option<TeacherSide<'_>>,
+        gradients: &mut Gradients,
+    ) -> Loss {
+        let (d, v) = (self.config.hidden_size, self.config.vocab_size);
+        let layout = &params.layout;
+        let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
+        let stream = self.residual(params, batch, self.config.num_hidden_layers, true);
+        let rows = gather(stream, &positions, d);
+        let (normed, r) = self.final_norm(params, &rows);
+
+        let mut d_normed = vec![0.0; rows.len()];
+        let loss = head::loss(
+            &params.data[layout.head.clone()],
+            &normed,
+            targets,
+            teacher,
+            &mut d_normed,
+            gradients.vector(&layout.head),
+            [v, d],
+            &mut self.logits,
+        );
+        let mut d_rows = vec![0.0; rows.len()];
+        let weight = &params.data[layout.norm.clone()];
+        ops::rms_norm_backward(
+            &mut d_rows,
+            gradients.vector(&layout.norm),
+            &d_normed,
+            &rows,
+            &r,
+            weight,
+        );
+        self.decoder
+            .backward(params, &batch.tokens, &batch.ends, gradients, |d_stream| {
+                for (row, position) in d_rows.chunks_exact(d).zip(&positions) {
+                    d_stream[position * d..][..d].copy_from_slice(row);
+                }
+            });
+        loss
+    }
+
+    /// Appends tokens to each segment (no segment twice, none empty), and returns hidden states after the final norm.
+    pub fn extend(
+        &mut self,
+        params: &Params,
+        cache: &mut KvCache,
+        rows: &[(SegmentId, &[u32])],
+        outputs: Outputs,
+    ) -> Vec<f32> {
+        let heads = self.decoder.heads();
+        let (wide, width) = (heads.queries * heads.dim, heads.width());
+        let (mut tokens, mut positions, mut slots, mut ranges) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (segment, new) in rows {
+            let (before, slot) = (cache.len(*segment), cache.grow(*segment, new.len()));
+            ranges.push(tokens.len()..tokens.len() + new.len());
+            tokens.extend_from_slice(new);
+            positions.extend(before..before + new.len());
+            slots.extend(slot..slot + new.len());
+        }
+        let layers = self.config.num_hidden_layers;
+        let stream = self.decoder.forward(
+            params,
+            &tokens,
+            &positions,
+            layers,
+            false,
+            |layer, qkv, o, lse| {
+                for (row, slot) in qkv.chunks_exact(width).zip(&slots) {
+                    cache.write(layer, *slot, &row[wide..]);
+                }
+                let rows: Vec<_> = rows
+                    .iter()
+                    .zip(&ranges)
+                    .map(|((segment, _), tokens)| {
+                        let (context, own) = cache.spans(layer, *segment);
+                        attention::Row {
+                            tokens: tokens.clone(),
+                            context,
+                            own,
+                        }
+                    })
+                    .collect();
+                attention::forward(o, lse, qkv, &rows, heads);
+            },
+        );
+        let wanted: Vec<usize> = match outputs {
+            Outputs::All => (0..tokens.len()).collect(),
+            Outputs::Last => ranges.iter().map(|r| r.end - 1).collect(),
+        };
+        let rows = gather(stream, &wanted, self.config.hidden_size);
+        self.final_norm(params, &rows).0
+    }
+
+    /// Calls `f(row, logits)` for each row of `hidden` (P, D), in parallel; logits (V) may be overwritten. Results are in
+    /// order. Logits are made a few rows at a time and never kept.
+    pub fn logits<R: Send>(
+        &mut self,
+        params: &Params,
+        hidden: &[f32],
+        f: impl Fn(usize, &mut [f32]) -> R + Sync,
+    ) -> Vec<R> {
+        let shape = [self.config.vocab_size, self.config.hidden_size];
+        head::logits(
+            &params.data[params.layout.head.clone()],
+            hidden,
+            shape,
+            &mut self.logits[0],
+            f,
+        )
+    }
+}
+
+/// Rows of `stream` (T, D) at `positions`.
+fn gather(stream: &[f32], positions: &[usize], d: usize) -> Vec<f32> {
+    positions
+        .iter()
+        .flat_map(|p| &stream[p * d..][..d])
+        .copied()
+        .collect()
+}

@@ -1,0 +1,279 @@
+//! Row-wise operations of a layer and their gradients.
+//!
+//! T tokens, D hidden, F intermediate. Each works on blocks of [`BLOCK`] rows in parallel; sums over rows are made
+//! block by block in order, so no result depends on the number of threads.
+
+use rayon::prelude::*;
+
+use super::{
+    attention::Heads,
+    rope::{Rope, rotate},
+    simd::{self, vectorized},
+};
+
+/// Rows that one task takes.
+const BLOCK: usize = 16;
+
+/// RMS norm: `y = x * r * w` with `r = 1 / sqrt(mean(x^2) + eps)` a row (Zhang and Sennrich 2019).
+///
+/// `x`, `y` (T, D); `w` (D); `r` (T) is kept for the gradient.
+pub fn rms_norm(y: &mut [f32], r: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+    let block = BLOCK * w.len();
+    y.par_chunks_mut(block)
+        .zip(x.par_chunks(block))
+        .zip(r.par_chunks_mut(BLOCK))
+        .for_each(|((y, x), r)| rms_norm_rows(y, r, x, w, eps));
+}
+
+/// [`rms_norm`] again, from the r that was kept.
+pub fn rms_norm_again(y: &mut [f32], r: &[f32], x: &[f32], w: &[f32]) {
+    let block = BLOCK * w.len();
+    y.par_chunks_mut(block)
+        .zip(x.par_chunks(block))
+        .zip(r.par_chunks(BLOCK))
+        .for_each(|((y, x), r)| scale_rows(y, r, x, w));
+}
+
+/// Gradient of [`rms_norm`]: adds to `dx`, and to `dw` where the weight is trained.
+pub fn rms_norm_backward(
+    dx: &mut [f32],
+    dw: Option<&mut [f32]>,
+    dy: &[f32],
+    x: &[f32],
+    r: &[f32],
+    w: &[f32],
+) {
+    let block = BLOCK * w.len();
+    let sums: Vec<Vec<f32>> = dx
+        .par_chunks_mut(block)
+        .zip(dy.par_chunks(block))
+        .zip(x.par_chunks(block).zip(r.par_chunks(BLOCK)))
+        .map(|((dx, dy), (x, r))| {
+            let mut sum = vec![0.0; w.len()];
+            rms_norm_backward_rows(dx, &mut sum, dy, x, r, w);
+            sum
+        })
+        .collect();
+    if let Some(dw) = dw {
+        for sum in sums {
+            simd::axpy(dw, 1.0, &sum);
+        }
+    }
+}
+
+vectorized! {
+    /// [`rms_norm`] of a few rows.
+    fn rms_norm_rows(y: &mut [f32], r: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+        for ((y, x), r) in y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())).zip(r) {
+            *r = 1.0 / (simd::dot(x, x) / w.len() as f32 + eps).sqrt();
+            scale_row(y, *r, x, w);
+        }
+    }
+
+    fn scale_rows(y: &mut [f32], r: &[f32], x: &[f32], w: &[f32]) {
+        for ((y, x), r) in y.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())).zip(r) {
+            scale_row(y, *r, x, w);
+        }
+    }
+
+    /// [`rms_norm_backward`] of a few rows.
+    fn rms_norm_backward_rows(dx: &mut [f32], dw: &mut [f32], dy: &[f32], x: &[f32], r: &[f32], w: &[f32]) {
+        let d = w.len();
+        for ((dx, dy), (x, r)) in dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d).zip(r)) {
+            rms_norm_backward_row(dx, dw, dy, x, *r, w);
+        }
+    }
+
+    fn add_to_rows(x: &mut [f32], bias: &[f32]) {
+        for x in x.chunks_exact_mut(bias.len()) {
+            simd::axpy(x, 1.0, bias);
+        }
+    }
+
+    fn swiglu_row(h: &mut [f32], gate: &[f32], up: &[f32]) {
+        for ((h, g), u) in h.iter_mut().zip(gate).zip(up) {
+            *h = g / (1.0 + simd::exp(-g)) * u;
+        }
+    }
+
+    fn swiglu_backward_row(h: &mut [f32], gate: &mut [f32], up: &mut [f32], dh: &[f32]) {
+        for (((h, g), u), dh) in h.iter_mut().zip(gate).zip(up).zip(dh) {
+            let sigmoid = 1.0 / (1.0 + simd::exp(-*g));
+            let silu = *g * sigmoid;
+            *h = silu * *u;
+            let d_up = dh * silu;
+            *g = dh * *u * sigmoid * (1.0 + *g * (1.0 - sigmoid));
+            *u = d_up;
+        }
+    }
+
+    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            rotate(head, (cos, sin));
+        }
+    }
+
+    /// RMS norm of each head of a row, by the norm of its kind; `raw` keeps what it was, `r` each factor.
+    fn norm_heads(row: &mut [f32], raw: &mut [f32], r: &mut [f32], norms: [&[f32]; 2], queries: usize, eps: f32) {
+        let dim = norms[0].len();
+        raw.copy_from_slice(&row[..raw.len()]);
+        for (i, ((y, x), r)) in row.chunks_exact_mut(dim).zip(raw.chunks_exact(dim)).zip(r).enumerate() {
+            *r = 1.0 / (simd::dot(x, x) / dim as f32 + eps).sqrt();
+            scale_row(y, *r, x, norms[usize::from(i >= queries)]);
+        }
+    }
+
+    /// Gradient of [`norm_heads`], in place; adds to the gradients of the two norms.
+    fn norm_heads_backward(
+        row: &mut [f32],
+        raw: &[f32],
+        r: &[f32],
+        norms: [&[f32]; 2],
+        sums: &mut [Vec<f32>; 2],
+        queries: usize,
+    ) {
+        let dim = norms[0].len();
+        let mut dy = vec![0.0; dim];
+        for (i, ((dx, x), r)) in row.chunks_exact_mut(dim).zip(raw.chunks_exact(dim)).zip(r).enumerate() {
+            let kind = usize::from(i >= queries);
+            dy.copy_from_slice(dx);
+            dx.fill(0.0);
+            rms_norm_backward_row(dx, &mut sums[kind], &dy, x, *r, norms[kind]);
+        }
+    }
+}
+
+#[inline(always)]
+fn scale_row(y: &mut [f32], r: f32, x: &[f32], w: &[f32]) {
+    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+        *y = x * r * w;
+    }
+}
+
+/// One row of [`rms_norm_backward`]: `dx += r dy w - x r^3 / D * sum(dy w x)`, `dw += dy x r`.
+#[inline(always)]
+fn rms_norm_backward_row(dx: &mut [f32], dw: &mut [f32], dy: &[f32], x: &[f32], r: f32, w: &[f32]) {
+    let d = w.len();
+    let (dx, dw, dy, x) = (&mut dx[..d], &mut dw[..d], &dy[..d], &x[..d]);
+    let mut lanes = [0f32; simd::LANES];
+    let whole = d / simd::LANES * simd::LANES;
+    for i in (0..whole).step_by(simd::LANES) {
+        for l in 0..simd::LANES {
+            lanes[l] += dy[i + l] * w[i + l] * x[i + l];
+        }
+    }
+    let tail: f32 = (whole..d).map(|i| dy[i] * w[i] * x[i]).sum();
+    let c = (lanes.iter().sum::<f32>() + tail) * r * r * r / d as f32;
+    for i in 0..d {
+        dw[i] += dy[i] * x[i] * r;
+        dx[i] += dy[i] * w[i] * r - x[i] * c;
+    }
+}
+
+/// `x += bias`, every row.
+pub fn add_bias(x: &mut [f32], bias: &[f32]) {
+    x.par_chunks_mut(BLOCK * bias.len())
+        .for_each(|x| add_to_rows(x, bias));
+}
+
+/// Gradient of a bias: `out += ` the sum of rows of `dy (T, N)`, columns `first..first + out.len()`.
+pub fn add_column_sums(out: &mut [f32], dy: &[f32], first: usize, n: usize) {
+    for row in dy.chunks_exact(n) {
+        simd::axpy(out, 1.0, &row[first..first + out.len()]);
+    }
+}
+
+/// `SwiGLU` (Shazeer 2020): `h = silu(gate) * up`; rows of `gate_up` (T, 2F) are gate, then up; `h` (T, F).
+pub fn swiglu(h: &mut [f32], gate_up: &[f32], f: usize) {
+    h.par_chunks_mut(f)
+        .zip(gate_up.par_chunks(2 * f))
+        .with_min_len(4)
+        .for_each(|(h, gate_up)| {
+            let (gate, up) = gate_up.split_at(f);
+            swiglu_row(h, gate, up);
+        });
+}
+
+/// Gradient of [`swiglu`]: makes `h` again, and turns `gate_up` into its gradient, given `dh`.
+pub fn swiglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize) {
+    h.par_chunks_mut(f)
+        .zip(gate_up.par_chunks_mut(2 * f))
+        .zip(dh.par_chunks(f))
+        .with_min_len(4)
+        .for_each(|((h, gate_up), dh)| {
+            let (gate, up) = gate_up.split_at_mut(f);
+            swiglu_backward_row(h, gate, up, dh);
+        });
+}
+
+/// Rotates the q and k heads of every row of `qkv` (T, (H + 2G) K) by the angles of its position.
+pub fn rotate_heads(qkv: &mut [f32], positions: &[usize], heads: Heads, rope: &Rope) {
+    let rotated = (heads.queries + heads.groups) * heads.dim;
+    qkv.par_chunks_mut(heads.width())
+        .zip(positions)
+        .with_min_len(8)
+        .for_each(|(row, &position)| {
+            let (cos, sin) = rope.at(position);
+            rotate_row(&mut row[..rotated], cos, sin);
+        });
+}
+
+/// RMS norm of every head of q and k (qwen3), in place; what it was before (T, (H + G) K), and each r (T, H + G), are kept.
+pub fn qk_norm(
+    qkv: &mut [f32],
+    raw: &mut [f32],
+    r: &mut [f32],
+    norms: [&[f32]; 2],
+    heads: Heads,
+    eps: f32,
+) {
+    let normed = heads.queries + heads.groups;
+    qkv.par_chunks_mut(heads.width())
+        .zip(raw.par_chunks_mut(normed * heads.dim))
+        .zip(r.par_chunks_mut(normed))
+        .for_each(|((row, raw), r)| {
+            norm_heads(
+                &mut row[..normed * heads.dim],
+                raw,
+                r,
+                norms,
+                heads.queries,
+                eps,
+            );
+        });
+}
+
+/// Gradient of [`qk_norm`], in place in `d_qkv`; returns the gradients of the two norms (K each).
+pub fn qk_norm_backward(
+    d_qkv: &mut [f32],
+    raw: &[f32],
+    r: &[f32],
+    norms: [&[f32]; 2],
+    heads: Heads,
+) -> [Vec<f32>; 2] {
+    let (dim, normed) = (heads.dim, heads.queries + heads.groups);
+    let sums: Vec<[Vec<f32>; 2]> = d_qkv
+        .par_chunks_mut(heads.width())
+        .zip(raw.par_chunks(normed * dim))
+        .zip(r.par_chunks(normed))
+        .map(|((row, raw), r)| {
+            let mut sums = [vec![0.0; dim], vec![0.0; dim]];
+            norm_heads_backward(
+                &mut row[..normed * dim],
+                raw,
+                r,
+                norms,
+                &mut sums,
+                heads.queries,
+            );
+            sums
+        })
+        .collect();
+    let mut total = [vec![0.0; dim], vec![0.0; dim]];
+    for token in &sums {
+        for (total, sum) in total.iter_mut().zip(token) {
+            simd::axpy(total, 1.0, sum);
+        }
+    }
+    total
+}

@@ -1,0 +1,248 @@
+//! The engine against itself: finite differences, packing, caching, threads. (Against `transformers`: `tests/it/golden.rs`.)
+
+use std::sync::Arc;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::model::{
+    Family, Layout,
+    config::{Llama3Scaling, RopeScaling},
+};
+
+/// A tiny model with every switch on: biases, per-head norms, grouped heads, a head width of its own.
+fn config(tied: bool) -> ModelConfig {
+    ModelConfig {
+        family: Family::Qwen3,
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        vocab_size: 50,
+        rms_norm_eps: 1e-5,
+        rope_theta: 100.0,
+        rope_scaling: RopeScaling::Llama3(Llama3Scaling {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 32.0,
+        }),
+        max_position_embeddings: 256,
+        tie_word_embeddings: tied,
+        qkv_bias: true,
+        qk_norm: true,
+    }
+}
+
+fn params(config: &ModelConfig, seed: u64) -> Params {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut params = Params::zeros(Arc::new(Layout::new(config)));
+    for tensor in &params.layout.clone().tensors {
+        let center = if tensor.name.contains("norm") {
+            1.0
+        } else {
+            0.0
+        };
+        for w in &mut params.data[tensor.range.clone()] {
+            *w = center + rng.random_range(-0.3..0.3);
+        }
+    }
+    params
+}
+
+/// Rows of unequal length, one longer than two blocks of keys, and targets at the end of each.
+fn batch(v: u32) -> (Batch, Vec<Target>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let (mut batch, mut targets) = (Batch::new(), Vec::new());
+    for len in [5, 1, 140, 33] {
+        let row = batch.push((0..len).map(|_| rng.random_range(0..v)));
+        for position in row.end.saturating_sub(3).max(row.start)..row.end {
+            let (token, ce_weight) = (rng.random_range(0..v), rng.random_range(0.0..0.3));
+            targets.push(Target {
+                position,
+                token,
+                ce_weight,
+                distill_weight: rng.random_range(0.0..0.3),
+            });
+        }
+    }
+    (batch, targets)
+}
+
+fn loss_and_gradients(
+    params: &Params,
+    config: &ModelConfig,
+    trained: &[bool],
+) -> (Loss, Gradients) {
+    let (batch, targets) = batch(config.vocab_size as u32);
+    let teacher = self::params(config, 99);
+    let mut engine = Engine::new(config);
+    let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
+    let hidden = engine.hidden(&teacher, &batch, &positions);
+    let side = TeacherSide {
+        head: &teacher.data[teacher.layout.head.clone()],
+        hidden: &hidden,
+        temperature: 0.5,
+    };
+    let mut gradients = Gradients::new(params, trained);
+    let loss = engine.loss_and_gradients(params, &batch, &targets, Some(side), &mut gradients);
+    (loss, gradients)
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    for tied in [true, false] {
+        let config = config(tied);
+        let params = params(&config, 1);
+        let all = vec![true; params.layout.tensors.len()];
+        let (_, gradients) = loss_and_gradients(&params, &config, &all);
+        for (tensor, range) in &gradients.tensors {
+            let tensor = &params.layout.tensors[*tensor];
+            // Along the gradient itself, where the derivative is its norm.
+            let gradient = &gradients.data[range.clone()];
+            let norm = gradient
+                .iter()
+                .map(|g| f64::from(*g).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let step = 3e-3;
+            let at = |sign: f64| {
+                let mut moved = params.clone();
+                for (w, g) in moved.data[tensor.range.clone()].iter_mut().zip(gradient) {
+                    *w += (sign * step * f64::from(*g) / norm) as f32;
+                }
+                let (loss, _) = loss_and_gradients(&moved, &config, &vec![false; all.len()]);
+                loss.ce + loss.distill
+            };
+            let difference = (at(1.0) - at(-1.0)) / (2.0 * step);
+            // Central differences: error of order step^2 and of 1e-6 / step from f32 rounding of the loss.
+            let tolerance = 0.01 * norm + 1e-3;
+            assert!(
+                (difference - norm).abs() < tolerance,
+                "{}: {difference} {norm}",
+                tensor.name
+            );
+        }
+    }
+}
+
+#[test]
+fn gradients_of_a_part_equal_those_of_the_whole() {
+    let config = config(true);
+    let params = params(&config, 1);
+    let tensors = &params.layout.tensors;
+    let (_, whole) = loss_and_gradients(&params, &config, &vec![true; tensors.len()]);
+    for pattern in [
+        "k_proj",
+        "v_proj.weight",
+        "up_proj",
+        "norm",
+        "embed",
+        "bias",
+    ] {
+        let trained: Vec<bool> = tensors.iter().map(|t| t.name.contains(pattern)).collect();
+        let (_, part) = loss_and_gradients(&params, &config, &trained);
+        assert_eq!(part.tensors.len(), trained.iter().filter(|t| **t).count());
+        for (tensor, range) in &part.tensors {
+            let (_, expected) = &whole.tensors[*tensor];
+            let close = part.data[range.clone()]
+                .iter()
+                .zip(&whole.data[expected.clone()]);
+            // The rows of a fused product may be cut into other tiles: rounding alone differs.
+            assert!(
+                close.clone().all(|(a, b)| (a - b).abs() < 1e-5),
+                "{}",
+                tensors[*tensor].name
+            );
+        }
+    }
+}
+
+#[test]
+fn the_loss_and_gradients_have_the_same_bits_at_any_number_of_threads() {
+    let config = config(false);
+    let params = params(&config, 1);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("a pool");
+        pool.install(|| {
+            loss_and_gradients(&params, &config, &vec![true; params.layout.tensors.len()])
+        })
+    };
+    let (loss, gradients) = run(1);
+    for threads in [2, 5] {
+        let (other_loss, other) = run(threads);
+        assert_eq!(loss, other_loss);
+        assert_eq!(gradients.data[..], other.data[..]);
+    }
+}
+
+#[test]
+fn a_row_alone_equals_the_row_in_a_batch() {
+    let config = config(true);
+    let params = params(&config, 1);
+    let (batch, _) = batch(50);
+    let mut engine = Engine::new(&config);
+    let all: Vec<usize> = (0..batch.tokens.len()).collect();
+    let packed = engine.hidden(&params, &batch, &all);
+    let mut start = 0;
+    for &end in &batch.ends {
+        let mut alone = Batch::new();
+        alone.push(batch.tokens[start..end].iter().copied());
+        let hidden = engine.hidden(&params, &alone, &all[..end - start]);
+        for (a, b) in hidden.iter().zip(&packed[start * 24..end * 24]) {
+            // Rounding alone differs: other tiles.
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
+        start = end;
+    }
+}
+
+#[test]
+fn a_cached_prefix_answers_as_the_whole_row() {
+    let config = config(false);
+    let params = params(&config, 1);
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut tokens = |n: usize| {
+        (0..n)
+            .map(|_| rng.random_range(0..50))
+            .collect::<Vec<u32>>()
+    };
+    let (prefix, questions) = (tokens(70), [tokens(3), tokens(9)]);
+    let answers = [tokens(2), tokens(5)];
+    let mut engine = Engine::new(&config);
+    let mut cache = KvCache::new(&config);
+
+    let root = cache.open(None, prefix.len());
+    // The prefix in two odd pieces.
+    engine.extend(&params, &mut cache, &[(root, &prefix[..13])], Outputs::Last);
+    engine.extend(&params, &mut cache, &[(root, &prefix[13..])], Outputs::Last);
+    let mark = cache.mark();
+    for _ in 0..2 {
+        let rows: Vec<_> = questions
+            .iter()
+            .map(|q| (cache.open(Some(root), q.len()), q.as_slice()))
+            .collect();
+        engine.extend(&params, &mut cache, &rows, Outputs::All);
+        let rows: Vec<_> = rows
+            .iter()
+            .zip(&answers)
+            .map(|((question, _), a)| (cache.open(Some(*question), a.len()), a.as_slice()))
+            .collect();
+        let cached = engine.extend(&params, &mut cache, &rows, Outputs::All);
+
+        let (mut batch, mut wanted) = (Batch::new(), Vec::new());
+        for (question, answer) in questions.iter().zip(&answers) {
+            let row = batch.push(prefix.iter().chain(question).chain(answer).copied());
+            wanted.extend(row.end - answer.len()..row.end);
+        }
+        let whole = engine.hidden(&params, &batch, &wanted);
+        assert!(whole.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 1e-5));
+        cache.release(mark);
+    }
+}

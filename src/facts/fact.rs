@@ -1,0 +1,151 @@
+//! One fact, its accepted answers and the spelling that training teaches.
+
+use std::{fmt, sync::Arc};
+
+use super::{
+    aliases,
+    judge::{Judge, Match},
+};
+
+/// Where a fact was read, for messages.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Location {
+    /// The file, or `pack:world`.
+    pub file: Arc<str>,
+    /// The line; a table's header is line 1; a JSON array's rows are counted from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let json_array = std::path::Path::new(&*self.file)
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        let unit = if json_array { "row" } else { "line" };
+        write!(f, "{}, {unit} {}", self.file, self.line)
+    }
+}
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fact {
+    /// Subject.
+    pub subject: String,
+    /// Relation, such as `P17`.
+    pub relation: String,
+    /// Object as the file spells it.
+    pub object: String,
+    /// Further right answers that the file names.
+    pub aliases: Vec<String>,
+    /// The question.
+    pub question: String,
+    /// The question in other words: from the file, or the relation's templates.
+    pub paraphrases: Vec<String>,
+    /// `split` column, where there is one.
+    pub split: Option<String>,
+    /// Where it was read.
+    pub location: Location,
+}
+
+impl Fact {
+    /// Every accepted form as written: object, aliases, built-in aliases; the first is the spelling that training teaches.
+    ///
+    /// No string comes twice; two strings may still be equal after normalisation (`The Gambia`, `Gambia`).
+    pub fn accepted(&self) -> Vec<String> {
+        let mut forms = vec![self.target(), self.object.clone()];
+        forms.extend(self.aliases.iter().cloned());
+        forms.extend(aliases::spellings(&self.object));
+        let mut seen = std::collections::HashSet::new();
+        forms.retain(|form| seen.insert(form.clone()));
+        forms
+    }
+
+    /// The spelling that training teaches (the most common alias where the built-in table has one).
+    pub fn target(&self) -> String {
+        aliases::spellings(&self.object)
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| self.object.clone())
+    }
+
+    /// Whether generated `text` (its first line) is a right answer.
+    ///
+    /// For many texts against one fact build a [`Judge`] once.
+    pub fn is_right(&self, text: &str, rule: Match) -> bool {
+        self.judge(rule).is_right(text)
+    }
+
+    /// The judge of this fact's answers.
+    pub fn judge(&self, rule: Match) -> Judge {
+        Judge::new(&self.accepted(), rule)
+    }
+
+    /// Whether some answer is right for both: the same object, however it is spelled.
+    pub fn same_object(&self, other: &Self) -> bool {
+        let judge = self.judge(Match::Exact);
+        other.accepted().iter().any(|form| judge.is_right(form))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(object: &str, aliases: &[&str]) -> Fact {
+        Fact {
+            subject: "Boston".into(),
+            relation: "P17".into(),
+            object: object.into(),
+            aliases: aliases.iter().map(|&a| a.into()).collect(),
+            question: "Which country is Boston located in?".into(),
+            paraphrases: vec![],
+            split: None,
+            location: Location {
+                file: "facts.tsv".into(),
+                line: 2,
+            },
+        }
+    }
+
+    #[test]
+    fn the_taught_spelling_comes_first_and_no_form_comes_twice() {
+        let forms = fact("United States of America", &["USA", "the States"]).accepted();
+        assert_eq!(forms[0], "United States");
+        assert!(forms.iter().any(|f| f == "the States"));
+        let distinct: std::collections::HashSet<_> = forms.iter().collect();
+        assert_eq!(distinct.len(), forms.len());
+    }
+
+    #[test]
+    fn an_object_outside_the_table_is_taught_as_the_file_spells_it() {
+        let fact = fact("Jane Austen", &["Austen"]);
+        assert_eq!(fact.target(), "Jane Austen");
+        assert_eq!(fact.accepted(), ["Jane Austen", "Austen"]);
+    }
+
+    #[test]
+    fn every_accepted_form_is_judged_right() {
+        for object in [
+            "United States of America",
+            "People's Republic of China",
+            "English language",
+            "Ivory Coast",
+        ] {
+            let fact = fact(object, &[]);
+            for form in fact.accepted() {
+                for rule in [Match::Exact, Match::Contains] {
+                    assert!(
+                        fact.is_right(&format!(" {form}\n"), rule),
+                        "{object}: {form}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn two_spellings_of_one_country_are_the_same_object() {
+        assert!(fact("USA", &[]).same_object(&fact("United States of America", &[])));
+        assert!(!fact("Georgia", &[]).same_object(&fact("Germany", &[])));
+    }
+}

@@ -1,0 +1,242 @@
+//! JSONL, and JSON arrays of the same rows.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{
+    MAX_ROW_BYTES, ReadOptions, Rows, entity_questions,
+    row::{BadRow, COLUMNS, REQUIRED, Row},
+    texts,
+};
+use crate::{Error, Result, error::nearest};
+
+/// Reads a JSON object a line; blank lines are skipped.
+pub(super) fn read_lines(file: &str, bytes: &[u8]) -> Result<Rows> {
+    if let Some(kind) = texts::kind_of_file(bytes) {
+        return Err(Error::input_hint(
+            format!("{file}: these are {kind} rows, and facts are needed here"),
+            "a fact has the fields subject, relation and object",
+        ));
+    }
+    Ok(Rows {
+        list: values(bytes)
+            .map(|(line, value)| parse_value(line, &value?))
+            .collect(),
+        ..Rows::default()
+    })
+}
+
+/// Every line that is not blank, with its number, as JSON.
+pub(super) fn values(bytes: &[u8]) -> impl Iterator<Item = (usize, Result<Value, BadRow>)> {
+    let lines = bytes.split(|b| *b == b'\n').enumerate();
+    lines
+        .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
+        .map(|(i, line)| (i + 1, parse_line(i + 1, line)))
+}
+
+/// Reads a JSON array: rows as in JSONL, or `EntityQuestions`.
+pub(super) fn read_array(
+    path: &Path,
+    file: &str,
+    bytes: &[u8],
+    options: ReadOptions,
+) -> Result<Rows> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| {
+        Error::input(format!(
+            "{file}, line {}: not JSON: {}",
+            e.line(),
+            without_place(&e)
+        ))
+    })?;
+    let Value::Array(items) = value else {
+        return Err(Error::input_hint(
+            format!(
+                "{file}: the JSON is {}, and an array of rows is needed",
+                kind_of(&value)
+            ),
+            "rows that stand a line each belong in a .jsonl file",
+        ));
+    };
+    if items.first().is_some_and(|i| i.get("answers").is_some()) {
+        return entity_questions::read(path, file, &items, options);
+    }
+    let rows = items.iter().enumerate();
+    Ok(Rows {
+        list: rows.map(|(i, item)| parse_value(i + 1, item)).collect(),
+        ..Rows::default()
+    })
+}
+
+fn parse_line(line: usize, bytes: &[u8]) -> Result<Value, BadRow> {
+    if bytes.len() > MAX_ROW_BYTES {
+        let reason = format!(
+            "the line is {} bytes long, and {MAX_ROW_BYTES} is the most",
+            bytes.len()
+        );
+        return Err(BadRow::whole(line, reason));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        BadRow::whole(
+            line,
+            format!(
+                "the line is not UTF-8 (its byte {} is wrong)",
+                e.valid_up_to() + 1
+            ),
+        )
+    })?;
+    serde_json::from_str(text).map_err(|e| {
+        let reason = format!("not JSON: {} at column {}", without_place(&e), e.column());
+        BadRow::whole(line, reason)
+    })
+}
+
+/// One row from a JSON object.
+fn parse_value(line: usize, value: &Value) -> Result<Row, BadRow> {
+    let Value::Object(object) = value else {
+        return Err(BadRow::whole(
+            line,
+            format!("the row is {}, and an object is needed", kind_of(value)),
+        ));
+    };
+    let mut row = Row {
+        line,
+        ..Row::default()
+    };
+    for column in COLUMNS {
+        match object.get(column) {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(items)) if matches!(column, "aliases" | "paraphrases") => {
+                let items: Vec<String> = items
+                    .iter()
+                    .map(|i| scalar(line, column, i))
+                    .collect::<Result<_, _>>()?;
+                row.set_list(column, items.iter().map(String::as_str));
+            }
+            Some(value) => row.set(column, &scalar(line, column, value)?),
+        }
+    }
+    for required in REQUIRED {
+        if !object.contains_key(required) {
+            return Err(BadRow::field(
+                line,
+                required,
+                format!("is missing{}", meant(required, object)),
+            ));
+        }
+    }
+    Ok(row)
+}
+
+/// A text, or a number as text.
+pub(super) fn scalar(line: usize, field: &'static str, value: &Value) -> Result<String, BadRow> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        other => {
+            return Err(BadRow::field(
+                line,
+                field,
+                format!("is {}, and text is needed", kind_of(other)),
+            ));
+        }
+    };
+    if text.contains('\0') {
+        return Err(BadRow::field(line, field, "holds a NUL character"));
+    }
+    Ok(text)
+}
+
+fn meant(required: &str, object: &Map<String, Value>) -> String {
+    let others = object
+        .keys()
+        .map(String::as_str)
+        .filter(|k| !COLUMNS.contains(k));
+    nearest(required, others).map_or_else(String::new, |k| format!("; did you mean it by `{k}`?"))
+}
+
+pub(super) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The parser's reason without its own "at line 1 column 5".
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_may_be_lists_or_texts_and_numbers_are_read_as_text() {
+        let text = br#"{"subject":"iron","relation":"P1086","object":26,"aliases":["twenty-six"],"paraphrases":"a?|b?","extra":{}}"#;
+        let rows = read_lines("f.jsonl", text).unwrap().list;
+        let row = rows[0].as_ref().unwrap();
+        assert_eq!(row.object.as_deref(), Some("26"));
+        assert_eq!(
+            (&row.aliases[..], &row.paraphrases[..]),
+            (
+                &["twenty-six".to_owned()][..],
+                &["a?".to_owned(), "b?".to_owned()][..]
+            )
+        );
+    }
+
+    #[test]
+    fn broken_lines_are_told_with_their_line_and_field() {
+        let text = b"{\"subject\":\"a\",\"relation\":\"P17\",\"object\":\"b\"}\r\n\n{\n[]\n{\"subject\":\"a\",\"relation\":\"P17\",\"objet\":\"b\"}\n\
+            {\"subject\":\"a\",\"relation\":\"P17\",\"object\":[]}\n\xff\n";
+        let told: Vec<_> = read_lines("f.jsonl", text)
+            .unwrap()
+            .list
+            .into_iter()
+            .map(|r| {
+                r.map(|_| ())
+                    .map_err(|b| (b.line, b.field, b.reason.contains("objet")))
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                Ok(()),
+                Err((3, None, false)),
+                Err((4, None, false)),
+                Err((5, Some("object"), true)),
+                Err((6, Some("object"), false)),
+                Err((7, None, false)),
+            ]
+        );
+    }
+
+    #[test]
+    fn chat_rows_are_told_from_facts() {
+        let error = read_lines("f.jsonl", br#"{"messages":[]}"#).err().unwrap();
+        assert!(error.to_string().contains("chat rows"), "{error}");
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_and_no_overflow() {
+        let deep = "[".repeat(100_000);
+        assert!(
+            read_array(
+                Path::new("f.json"),
+                "f.json",
+                deep.as_bytes(),
+                ReadOptions::default()
+            )
+            .is_err()
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! From files to facts: every format becomes [`row::Row`]s, and rows become facts in one place.
+
+mod entity_questions;
+mod json;
+mod merge;
+mod row;
+mod table;
+mod texts;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use sha2::{Digest, Sha256};
+
+use self::{merge::Merger, row::BadRow};
+use super::fact::Fact;
+use crate::{Error, Result, error::nearest};
+
+pub use merge::drop_contradicted;
+pub use texts::{Message, Text, TextKind, TextSet, holds_texts, read_texts};
+
+/// The name under which the built-in facts are read.
+pub const PACK: &str = "pack:world";
+
+/// The built-in facts; `data/README.md` names their sources and licences.
+const PACK_TSV: &str = include_str!("../../../data/world.tsv");
+
+/// The longest row that is read, in bytes: a longer line is no fact but a broken file.
+const MAX_ROW_BYTES: usize = 1 << 20;
+
+/// What a reader may do with bad rows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    /// Count and list broken rows instead of refusing the file.
+    pub skip_bad_rows: bool,
+    /// Keep `EntityQuestions` rows with several answers (the first is the object, the others aliases).
+    pub several_answers: bool,
+}
+
+/// Facts as read, and what the user should know about the reading.
+#[derive(Clone, Debug, Default)]
+pub struct FactSet {
+    /// The facts, in the order of the files.
+    pub facts: Vec<Fact>,
+    /// Rows left out, counted, and why; one line each.
+    pub notes: Vec<String>,
+    /// SHA-256 (hex) of the files' bytes, in order.
+    pub checksum: String,
+}
+
+/// What one file held: its rows in order, broken ones among them, and notes about the whole.
+#[derive(Default)]
+struct Rows {
+    list: Vec<Result<row::Row, BadRow>>,
+    notes: Vec<String>,
+    /// Contradictions are left out and counted, not refused: the data set is known to hold some.
+    lenient: bool,
+}
+
+/// Reads fact files (any format; `pack:world` is the built-in pack) into one set.
+///
+/// The format is told by the extension: `.tsv`, `.csv`, `.jsonl` (or `.ndjson`), and `.json`, an array of rows as in JSONL
+/// or `EntityQuestions` as it is.
+///
+/// # Errors
+/// [`crate::Error::Input`] naming file, line and field of a broken row, or both lines of a contradiction.
+pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
+    let mut merger = Merger::default();
+    let mut notes = Vec::new();
+    let mut digest = Sha256::new();
+    for path in files {
+        let (name, bytes) = bytes_of(path)?;
+        digest.update(&bytes);
+        let found = parse(path, &name, &bytes, options)?;
+        notes.extend(found.notes);
+        let mut bad: Vec<BadRow> = Vec::new();
+        for row in found.list {
+            match row.and_then(|row| row.into_fact(&name)) {
+                Ok(fact) => merger.push(fact, found.lenient)?,
+                Err(reason) => bad.push(reason),
+            }
+        }
+        if !bad.is_empty() && !options.skip_bad_rows {
+            return Err(row::refusal(&name, &bad));
+        }
+        notes.extend(row::listing(&name, &bad));
+    }
+    notes.extend(merger.notes());
+    if merger.facts.is_empty() && !files.is_empty() {
+        let names: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
+        let why = if notes.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", notes.join("; "))
+        };
+        return Err(Error::input(format!(
+            "no fact in {}{why}",
+            names.join(", ")
+        )));
+    }
+    Ok(FactSet {
+        facts: merger.facts,
+        notes,
+        checksum: format!("{:x}", digest.finalize()),
+    })
+}
+
+/// The name for messages and the bytes of one FACTS argument.
+fn bytes_of(path: &Path) -> Result<(Arc<str>, Vec<u8>)> {
+    let name: Arc<str> = path.display().to_string().into();
+    if name.starts_with("pack:") {
+        return if &*name == PACK {
+            Ok((name, PACK_TSV.as_bytes().to_vec()))
+        } else {
+            Err(Error::input_hint(
+                format!("there is no built-in pack `{name}`"),
+                format!("the built-in pack is called `{PACK}`"),
+            ))
+        };
+    }
+    let bytes = fs::read(path).map_err(|e| {
+        Error::input_hint(
+            format!("cannot read the facts `{name}`: {e}"),
+            format!("give a .tsv, .csv, .jsonl or .json file, or `{PACK}`, the built-in facts"),
+        )
+    })?;
+    Ok((name, bytes))
+}
+
+/// The bytes behind a byte order mark, if there is one.
+fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// Parses `bytes` by the extension of `path`.
+fn parse(path: &Path, name: &str, bytes: &[u8], options: ReadOptions) -> Result<Rows> {
+    let bytes = without_bom(bytes);
+    if name == PACK {
+        return table::read(name, bytes, table::Format::Tsv);
+    }
+    let extension = path
+        .extension()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_ascii_lowercase();
+    if extension == "parquet" {
+        return Err(Error::input_hint(
+            format!("{name}: Parquet is not read yet"),
+            "save it as .jsonl or .tsv (in Python: pandas.read_parquet(...).to_json(..., orient=\"records\", lines=True))",
+        ));
+    }
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(Error::input_hint(
+            format!("{name} is empty"),
+            "a table begins with a line of column names: subject, relation, object",
+        ));
+    }
+    match extension.as_str() {
+        "tsv" | "tab" => table::read(name, bytes, table::Format::Tsv),
+        "csv" => table::read(name, bytes, table::Format::Csv),
+        "jsonl" | "ndjson" => json::read_lines(name, bytes),
+        "json" => json::read_array(path, name, bytes, options),
+        other => {
+            let known = ["tsv", "csv", "jsonl", "ndjson", "json"];
+            let meant = nearest(other, known)
+                .map_or_else(String::new, |k| format!("; did you mean `.{k}`?"));
+            Err(Error::input_hint(
+                format!(
+                    "{name}: the format of facts is told by the extension, and `.{other}` is none that is known"
+                ),
+                format!("known are .tsv, .csv, .jsonl and .json{meant}"),
+            ))
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! Batched decoding over the engine: unequal prompts, a shared prefix computed once, stop rules, greedy and sampled.
+//!
+//! No result depends on how the rows are batched (but for rounding): every row and sample has its own random stream.
+
+use std::ops::Range;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use crate::{
+    Error, Result,
+    engine::{Batch, Engine, KvCache, Outputs, SegmentId},
+    model::{Model, ModelConfig, Params, TextTokenizer},
+};
+
+mod choose;
+
+pub use choose::{argmax, distribution, likeliest, log_sum_exp};
+
+/// New tokens in one call of the engine: enough for efficient products, few enough to bound its memory.
+pub const CALL_TOKENS: usize = 2048;
+
+/// Keys and values held at once.
+const CACHE_BYTES: usize = 256 << 20;
+
+/// Rows that are decoded side by side.
+const MAX_LANES: usize = 512;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 is the whole vocabulary.
+    pub top_k: usize,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// The most likely token each time (the lowest id among equals).
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        seed: 0,
+    };
+}
+
+/// What is to be generated.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Tokens before every prompt; their keys and values are computed once.
+    pub prefix: &'a [u32],
+    /// Tokens of the prompts.
+    pub prompts: &'a [Vec<u32>],
+    /// Tokens after which a row ends at the latest.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Continuations of each prompt.
+    pub samples: usize,
+    /// Log-probabilities are wanted, and so many of the likeliest tokens at each position.
+    pub logprobs: Option<usize>,
+}
+
+impl<'a> Request<'a> {
+    /// One greedy continuation of each prompt.
+    pub fn greedy(prefix: &'a [u32], prompts: &'a [Vec<u32>], max_new_tokens: usize) -> Self {
+        Self {
+            prefix,
+            prompts,
+            max_new_tokens,
+            sampling: Sampling::GREEDY,
+            samples: 1,
+            logprobs: None,
+        }
+    }
+}
+
+/// A token of a continuation, with natural logarithms of probabilities at temperature 1 over the whole vocabulary.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// Its log-probability (nats).
+    pub logprob: f32,
+    /// The likeliest tokens at this position and their log-probabilities, most likely first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// One generated continuation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generated {
+    /// Its tokens, an end token included.
+    pub tokens: Vec<u32>,
+    /// Its text, end token left out.
+    pub text: String,
+    /// One entry a token where log-probabilities were asked for, else none.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// What decoding needs of a model, borrowed for a while.
+pub struct Generator<'a> {
+    /// The engine.
+    pub engine: &'a mut Engine,
+    /// Shape.
+    pub config: &'a ModelConfig,
+    /// Weights.
+    pub params: &'a Params,
+    /// Tokenizer.
+    pub tokenizer: &'a TextTokenizer,
+}
+
+/// One continuation while it grows.
+struct Lane {
+    row: usize,
+    sample: usize,
+    segment: SegmentId,
+    max_tokens: usize,
+    rng: ChaCha8Rng,
+    out: Generated,
+}
+
+impl<'a> Generator<'a> {
+    /// Decoding with `model`.
+    pub fn new(engine: &'a mut Engine, model: &'a Model) -> Self {
+        Self {
+            engine,
+            config: &model.config,
+            params: &model.params,
+            tokenizer: &model.tokenizer,
+        }
+    }
+
+    /// Continues every prompt; `samples` continuations a prompt, in the order of the prompts.
+    ///
+    /// A row ends at an end token, at the end of the model's context, or once `done(row, text so far)` says so;
+    /// an unfinished character at the end is held back from `done`. `finished` is told how many prompts were
+    /// finished since the last time.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a prompt does not fit into the model's context, or is empty and the tokenizer has no
+    /// token for the beginning of a text.
+    pub fn generate(
+        &mut self,
+        request: &Request<'_>,
+        done: impl Fn(usize, &str) -> bool + Sync,
+        finished: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<Vec<Generated>>> {
+        let (prefix, prompts) = self.rows_with_a_token(request.prefix, request.prompts)?;
+        let mut results: Vec<_> = prompts
+            .iter()
+            .map(|_| vec![Generated::default(); request.samples])
+            .collect();
+        for (row, prompt) in prompts.iter().enumerate() {
+            self.check_row(row, prefix.len() + prompt.len() + 1, &[&prefix, prompt])?;
+        }
+        if request.max_new_tokens == 0 || request.samples == 0 {
+            return Ok(results);
+        }
+
+        let mut cache = KvCache::new(self.config);
+        let shared = (!prefix.is_empty()).then(|| {
+            let segment = cache.open(None, prefix.len());
+            self.prefill(&mut cache, &[(segment, &prefix)]);
+            segment
+        });
+        let mark = cache.mark();
+        // A continuation needs a slot for every token but the last.
+        let costs: Vec<usize> = prompts
+            .iter()
+            .flat_map(|p| std::iter::repeat_n(p.len() + request.max_new_tokens, request.samples))
+            .collect();
+        for batch in batches(&costs, self.cache_tokens(), MAX_LANES) {
+            cache.release(mark);
+            let lanes = self.open_lanes(&mut cache, shared, &prefix, &prompts, request, &batch);
+            for lane in self.decode(&mut cache, lanes, request, &done) {
+                results[lane.row][lane.sample] = lane.out;
+            }
+            let last = request.samples - 1;
+            finished(
+                batch
+                    .iter()
+                    .filter(|i| *i % request.samples == last)
+                    .count(),
+            );
+        }
+        Ok(results)
+    }
+
+    /// Reads the prompts of a batch of (row, sample) pairs; the samples of a row share its prompt.
+    fn open_lanes(
+        &mut self,
+        cache: &mut KvCache,
+        shared: Option<SegmentId>,
+        prefix: &[u32],
+        prompts: &[Vec<u32>],
+        request: &Request<'_>,
+        batch: &[usize],
+    ) -> (Vec<Lane>, Vec<f32>) {
+        let mut rows: Vec<usize> = batch.iter().map(|i| i / request.samples).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let segments: Vec<(SegmentId, &[u32])> = rows
+            .iter()
+            .map(|r| (cache.open(shared, prompts[*r].len()), &prompts[*r][..]))
+            .collect();
+        let row_hidden = self.prefill(cache, &segments);
+
+        let d = self.config.hidden_size;
+        let mut hidden = Vec::with_capacity(batch.len() * d);
+        let mut lanes = Vec::with_capacity(batch.len());
+        for pair in batch {
+            let (row, sample) = (pair / request.samples, pair % request.samples);
+            let i = rows.partition_point(|r| *r < row);
+            let left = self.config.max_position_embeddings - prefix.len() - prompts[row].len();
+            let max_tokens = request.max_new_tokens.min(left);
+            let mut rng = ChaCha8Rng::seed_from_u64(request.sampling.seed);
+            rng.set_stream(((row as u64) << 24) + sample as u64);
+            hidden.extend_from_slice(&row_hidden[i * d..][..d]);
+            lanes.push(Lane {
+                row,
+                sample,
+                segment: cache.open(Some(segments[i].0), max_tokens),
+                max_tokens,
+                rng,
+                out: Generated::default(),
+            });
+        }
+        (lanes, hidden)
+    }
+
+    /// Grows the lanes token by token until all have ended; they come back in the order in which they ended.
+    fn decode(
+        &mut self,
+        cache: &mut KvCache,
+        (mut lanes, mut hidden): (Vec<Lane>, Vec<f32>),
+        request: &Request<'_>,
+        done: &impl Fn(usize, &str) -> bool,
+    ) -> Vec<Lane> {
+        let mut ended = Vec::with_capacity(lanes.len());
+        loop {
+            let quantiles: Vec<f64> = lanes.iter_mut().map(|l| l.rng.random()).collect();
+            let tokens = self.engine.logits(self.params, &hidden, |i, logits| {
+                next_token(logits, request, quantiles[i])
+            });
+            let mut growing = Vec::with_capacity(lanes.len());
+            for (mut lane, token) in lanes.into_iter().zip(tokens) {
+                let newest = token.id;
+                lane.out.tokens.push(newest);
+                if request.logprobs.is_some() {
+                    lane.out.logprobs.push(token);
+                }
+                if self.ends(&mut lane, newest, done) {
+                    ended.push(lane);
+                } else {
+                    growing.push(lane);
+                }
+            }
+            lanes = growing;
+            if lanes.is_empty() {
+                return ended;
+            }
+            let new: Vec<(SegmentId, &[u32])> = lanes
+                .iter()
+                .map(|l| (l.segment, &l.out.tokens[l.out.tokens.len() - 1..]))
+                .collect();
+            hidden = self.engine.extend(self.params, cache, &new, Outputs::Last);
+        }
+    }
+
+    /// Whether a lane ends with its newest token; its text is brought up to date.
+    fn ends(&self, lane: &mut Lane, newest: u32, done: &impl Fn(usize, &str) -> bool) -> bool {
+        if self.tokenizer.end_tokens.contains(&newest) {
+            return true;
+        }
+        lane.out.text = self.tokenizer.decode(&lane.out.tokens);
+        let whole = lane.out.text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        done(lane.row, whole) || lane.out.tokens.len() == lane.max_tokens
+    }
+
+    /// Log-probability (nats, temperature 1) of every completion token given its prompt, in one teacher-forced pass.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn score(
+        &mut self,
+        rows: &[(Vec<u32>, Vec<u32>)],
+        finished: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<Vec<f32>>> {
+        self.teacher_forced(rows, finished, |token, logits| {
+            logits[token as usize] - log_sum_exp(logits)
+        })
+    }
+
+    /// The most likely token at every position of the completions, each given the prompt and the completion before it.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn greedy_tokens(&mut self, rows: &[(Vec<u32>, Vec<u32>)]) -> Result<Vec<Vec<u32>>> {
+        self.teacher_forced(rows, &|_| {}, |_, logits| argmax(logits))
+    }
+
+    /// Calls `f(token, logits that predict it)` for every completion token of the rows (prompt, completion), which are
+    /// packed without padding.
+    fn teacher_forced<R: Send>(
+        &mut self,
+        rows: &[(Vec<u32>, Vec<u32>)],
+        finished: &(dyn Fn(usize) + Sync),
+        f: impl Fn(u32, &mut [f32]) -> R + Sync,
+    ) -> Result<Vec<Vec<R>>> {
+        let prompts: Vec<Vec<u32>> = rows.iter().map(|(p, _)| p.clone()).collect();
+        let (_, prompts) = self.rows_with_a_token(&[], &prompts)?;
+        let mut lengths = Vec::with_capacity(rows.len());
+        for (row, (prompt, (_, completion))) in prompts.iter().zip(rows).enumerate() {
+            lengths.push(prompt.len() + completion.len());
+            self.check_row(row, prompt.len() + completion.len(), &[prompt, completion])?;
+        }
+        let mut results: Vec<Vec<R>> = rows.iter().map(|_| Vec::new()).collect();
+        for part in batches(&lengths, CALL_TOKENS, usize::MAX) {
+            let mut batch = Batch::new();
+            let (mut positions, mut targets) = (Vec::new(), Vec::new());
+            for row in part.iter().copied().filter(|r| !rows[*r].1.is_empty()) {
+                let (prompt, completion) = (&prompts[row], &rows[row].1);
+                // The last token predicts nothing that is asked for.
+                let read = &completion[..completion.len() - 1];
+                let at = batch.push(prompt.iter().chain(read).copied());
+                positions.extend(at.start + prompt.len() - 1..at.end);
+                targets.extend(completion.iter().map(|token| (row, *token)));
+            }
+            let hidden = self.engine.hidden(self.params, &batch, &positions);
+            let visited = self
+                .engine
+                .logits(self.params, &hidden, |i, logits| f(targets[i].1, logits));
+            for ((row, _), result) in targets.iter().zip(visited) {
+                results[*row].push(result);
+            }
+            finished(part.len());
+        }
+        Ok(results)
+    }
+
+    /// Appends tokens to segments, at most [`CALL_TOKENS`] a call, and returns the hidden state of the last token of
+    /// each: (rows, D).
+    pub fn prefill(&mut self, cache: &mut KvCache, rows: &[(SegmentId, &[u32])]) -> Vec<f32> {
+        let mut tails = Vec::with_capacity(rows.len());
+        for (segment, tokens) in rows {
+            let tail = (tokens.len() - 1) / CALL_TOKENS * CALL_TOKENS;
+            for piece in tokens[..tail].chunks(CALL_TOKENS) {
+                let _ = self
+                    .engine
+                    .extend(self.params, cache, &[(*segment, piece)], Outputs::Last);
+            }
+            tails.push((*segment, &tokens[tail..]));
+        }
+        let lengths: Vec<usize> = tails.iter().map(|(_, tokens)| tokens.len()).collect();
+        runs_within(&lengths, CALL_TOKENS, usize::MAX)
+            .flat_map(|call| {
+                self.engine
+                    .extend(self.params, cache, &tails[call], Outputs::Last)
+            })
+            .collect()
+    }
+
+    /// Tokens whose keys and values are held at once.
+    pub fn cache_tokens(&self) -> usize {
+        let c = self.config;
+        let bytes = c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2 * size_of::<f32>();
+        (CACHE_BYTES / bytes).max(1)
+    }
+
+    /// The prefix and the prompts such that every prompt has at least one token, since only a token can be continued:
+    /// the last one of the prefix, else the tokenizer's beginning of a text.
+    fn rows_with_a_token(
+        &self,
+        prefix: &[u32],
+        prompts: &[Vec<u32>],
+    ) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
+        let Some(empty) = prompts.iter().position(Vec::is_empty) else {
+            return Ok((prefix.to_vec(), prompts.to_vec()));
+        };
+        if let [rest @ .., last] = prefix {
+            let prompts = prompts.iter().map(|p| [&[*last], &p[..]].concat());
+            return Ok((rest.to_vec(), prompts.collect()));
+        }
+        let begin = self.begin_token().ok_or_else(|| {
+            Error::input_hint(
+                format!("prompt {} is empty, and this model's tokenizer has no token for the beginning of a text", empty + 1),
+                "give a prompt of at least one character",
+            )
+        })?;
+        let prompts = prompts.iter().map(|p| match &p[..] {
+            [] => vec![begin],
+            tokens => tokens.to_vec(),
+        });
+        Ok((Vec::new(), prompts.collect()))
+    }
+
+    /// `bos_token` of the tokenizer's configuration.
+    fn begin_token(&self) -> Option<u32> {
+        let token = self.tokenizer.config_json.get("bos_token")?;
+        let text = token.get("content").unwrap_or(token).as_str()?;
+        self.tokenizer.inner.token_to_id(text)
+    }
+
+    /// Refuses a row that the model cannot read.
+    pub(crate) fn check_row(&self, row: usize, length: usize, parts: &[&[u32]]) -> Result<()> {
+        let context = self.config.max_position_embeddings;
+        if length > context {
+            return Err(Error::input_hint(
+                format!(
+                    "row {} needs {length} tokens, and the model's context is {context}",
+                    row + 1
+                ),
+                "shorten the text, or take a model with a longer context",
+            ));
+        }
+        let beyond = |id: &&u32| **id as usize >= self.config.vocab_size;
+        match parts.iter().copied().flatten().find(beyond) {
+            None => Ok(()),
+            Some(id) => Err(Error::input_hint(
+                format!(
+                    "the tokenizer makes token {id} of row {}, and the model's vocabulary has {}",
+                    row + 1,
+                    self.config.vocab_size
+                ),
+                "the tokenizer does not belong to this model",
+            )),
+        }
+    }
+}
+
+/// The next token of a lane, `quantile` being its next random number.
+fn next_token(logits: &[f32], request: &Request<'_>, quantile: f64) -> TokenLogprob {
+    let Sampling {
+        temperature, top_k, ..
+    } = request.sampling;
+    let id = if temperature == 0.0 {
+        argmax(logits)
+    } else {
+        choose::draw(&distribution(logits, temperature, top_k), quantile)
+    };
+    let (logprob, top) = request.logprobs.map_or((0.0, Vec::new()), |n| {
+        let z = log_sum_exp(logits);
+        let top = likeliest(logits, n).into_iter().map(|(id, x)| (id, x - z));
+        (logits[id as usize] - z, top.collect())
+    });
+    TokenLogprob { id, logprob, top }
+}
+
+/// Cuts a list into runs whose costs sum to at most `budget` and that have at most `most` members; one member at least.
+pub fn runs_within(
+    costs: &[usize],
+    budget: usize,
+    most: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let mut sum = *costs.get(start)?;
+        let mut end = start + 1;
+        while end < costs.len() && end - start < most && sum + costs[end] <= budget {
+            sum += costs[end];
+            end += 1;
+        }
+        Some(std::mem::replace(&mut start, end)..end)
+    })
+}
+
+/// Indices of rows in batches of similar cost, the costliest first, within the limits of [`runs_within`].
+pub fn batches(costs: &[usize], budget: usize, most: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..costs.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(costs[*i]));
+    let sorted: Vec<usize> = order.iter().map(|i| costs[*i]).collect();
+    runs_within(&sorted, budget, most)
+        .map(|run| order[run].to_vec())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_every_row_once_within_the_budget() {
+        let costs = [5, 9, 1, 1, 30, 4, 4];
+        let parts = batches(&costs, 10, 2);
+        assert_eq!(parts, [vec![4], vec![1], vec![0, 5], vec![6, 2], vec![3]]);
+        assert!(batches(&[], 10, 2).is_empty());
+    }
+}

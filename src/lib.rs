@@ -1,0 +1,23 @@
+//! Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
+//!
+//! The code reads in the order in which the data flows: [`facts`] -> [`audit`] -> [`splits`] -> [`train`] ->
+//! [`measure`] -> [`report`].
+
+pub mod audit;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod facts;
+pub mod generate;
+pub mod interrupt;
+pub mod measure;
+pub mod model;
+pub mod progress;
+pub mod prompt;
+pub mod remedy;
+pub mod report;
+pub mod run;
+pub mod splits;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,15 @@
+//! What a model gets right, what became of each fact, and how sure that is.
+
+mod accuracy;
+mod bootstrap;
+mod compare;
+
+pub use accuracy::{Answered, Exam};
+pub use bootstrap::{forgetting_interval, forgetting_pp};
+pub use compare::{Compared, Comparison, known_at_audit};
+
+/// Share of `right` (0 to 1); none of no facts.
+pub fn share(right: &[bool]) -> Option<f64> {
+    let n = right.iter().filter(|r| **r).count();
+    (!right.is_empty()).then(|| n as f64 / right.len() as f64)
+}

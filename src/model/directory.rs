@@ -1,0 +1,87 @@
+//! A Hugging Face directory, in.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Model, ModelConfig, TextTokenizer, checksum, files, safetensors::Weights, weights};
+use crate::{Error, Result};
+
+/// Loads `dir`: `config.json`, `tokenizer.json` and safetensors, with what else there is.
+pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
+    let config_path = dir.join("config.json");
+    if !config_path.is_file() {
+        return Err(Error::input_hint(
+            format!(
+                "{} is not a model directory: there is no config.json",
+                dir.display()
+            ),
+            "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
+        ));
+    }
+    let config_json = files::read_json(&config_path)?;
+    let config = ModelConfig::from_json(&config_json, &config_path)?;
+
+    let tokenizer_path = dir.join("tokenizer.json");
+    if !tokenizer_path.is_file() {
+        return Err(Error::input_hint(
+            format!("{} holds no tokenizer.json", dir.display()),
+            "`AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` makes one from the older formats",
+        ));
+    }
+    let generation_config_json = optional_json(&dir.join("generation_config.json"))?;
+    let mut tokenizer_config =
+        optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+    let template_path = dir.join("chat_template.jinja");
+    if !tokenizer_config.contains_key("chat_template") && template_path.is_file() {
+        let template = String::from_utf8(files::read(&template_path)?)
+            .map_err(|_| Error::broken(&template_path, "not UTF-8"))?;
+        tokenizer_config.insert("chat_template".into(), template.into());
+    }
+    let tokenizer_json = files::read(&tokenizer_path)?;
+    let mut model_configs = vec![&config_json];
+    model_configs.extend(&generation_config_json);
+    let tokenizer = TextTokenizer::new(
+        &tokenizer_path,
+        &tokenizer_json,
+        tokenizer_config,
+        &model_configs,
+    )?;
+    super::check_vocabulary(&tokenizer, &config, &tokenizer_path)?;
+
+    let source = Weights::open(dir)?;
+    source.refuse_extra(&config)?;
+    let (params, checksum) = rayon::join(
+        || weights::read(&source, &config, dir),
+        || {
+            let json = serde_json::to_vec(&config_json).expect("JSON that was read can be written");
+            let mut parts: Vec<(&str, &[u8])> =
+                vec![("config.json", &json), ("tokenizer.json", &tokenizer_json)];
+            let files: Vec<_> = source.files().collect();
+            parts.extend(files.iter().map(|(path, bytes)| {
+                (
+                    path.file_name()
+                        .and_then(|n| n.to_str())
+                        .unwrap_or_default(),
+                    *bytes,
+                )
+            }));
+            checksum::of_parts(&parts)
+        },
+    );
+    Ok(Model {
+        name: name.to_owned(),
+        path: dir.to_owned(),
+        checksum,
+        config,
+        params: params?,
+        tokenizer,
+        dtype: source.dtype(),
+        config_json,
+        generation_config_json,
+    })
+}
+
+fn optional_json(path: &Path) -> Result<Option<Map<String, Value>>> {
+    path.is_file().then(|| files::read_json(path)).transpose()
+}

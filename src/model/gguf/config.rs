@@ -1,0 +1,245 @@
+//! The `config.json` that a GGUF's metadata amounts to.
+
+use std::f64::consts::TAU;
+
+use serde_json::{Map, Value, json};
+
+use super::header::Header;
+use crate::{Error, Result, model::config::unsupported_architecture};
+
+/// llama.cpp's rotary base where the file names none.
+const DEFAULT_ROPE_THETA: f64 = 10_000.0;
+
+/// Llama 3's rotary scaling, which GGUF stores only as the factors that it comes to.
+const LLAMA3_LOW_FREQ_FACTOR: f64 = 1.0;
+const LLAMA3_HIGH_FREQ_FACTOR: f64 = 4.0;
+const LLAMA3_ORIGINAL_POSITIONS: f64 = 8192.0;
+
+/// Makes a `config.json` that `transformers` loads. `rope_factors`: the content of `rope_freqs.weight`, where there is one.
+pub(super) fn config_json(
+    header: &Header,
+    rope_factors: Option<&[f32]>,
+) -> Result<Map<String, Value>> {
+    let path = header.path();
+    let architecture = header
+        .text("general.architecture")?
+        .ok_or_else(|| Error::broken(path, "metadata `general.architecture` is missing"))?;
+    let key = |name: &str| format!("{architecture}.{name}");
+    let sliding_window = header.integer(&key("attention.sliding_window"))?;
+    let (model_type, class) = match architecture {
+        // Mistral's models are stored as llamas; a window is all that tells them apart.
+        "llama" | "mistral" if sliding_window.is_some() => ("mistral", "MistralForCausalLM"),
+        "llama" | "mistral" => ("llama", "LlamaForCausalLM"),
+        "qwen2" => ("qwen2", "Qwen2ForCausalLM"),
+        "qwen3" => ("qwen3", "Qwen3ForCausalLM"),
+        other => return Err(unsupported_architecture(other)),
+    };
+    let missing = |name: &str| Error::broken(path, format!("metadata `{}` is missing", key(name)));
+    let integer = |name: &str| header.integer(&key(name));
+    let required = |name: &str| integer(name)?.ok_or_else(|| missing(name));
+    let refuse = |what: &str| {
+        Err(Error::input(format!(
+            "{}: {what} is not supported",
+            path.display()
+        )))
+    };
+
+    if integer("expert_count")?.unwrap_or(0) > 0 {
+        return refuse("a mixture of experts");
+    }
+    let hidden_size = required("embedding_length")?;
+    let heads = required("attention.head_count")?;
+    let kv_heads = match header.integers(&key("attention.head_count_kv"))?.as_deref() {
+        None => heads,
+        Some([first, rest @ ..]) if rest.iter().all(|n| n == first) => *first,
+        Some(_) => return refuse("a different number of key and value heads per layer"),
+    };
+    let head_dim = match integer("attention.key_length")? {
+        Some(n) => n,
+        None => hidden_size
+            .checked_div(heads)
+            .ok_or_else(|| missing("attention.head_count"))?,
+    };
+    if integer("attention.value_length")?.is_some_and(|n| n != head_dim) {
+        return refuse("a value length that is not the key length");
+    }
+    if integer("rope.dimension_count")?.is_some_and(|n| n != head_dim) {
+        return refuse("rotary position on a part of each head");
+    }
+    let embedding = header
+        .tensors
+        .get("token_embd.weight")
+        .ok_or_else(|| Error::broken(path, "tensor `token_embd.weight` is missing"))?;
+    let rms_norm_eps = header
+        .number(&key("attention.layer_norm_rms_epsilon"))?
+        .ok_or_else(|| missing("attention.layer_norm_rms_epsilon"))?;
+    let rope_theta = header
+        .number(&key("rope.freq_base"))?
+        .unwrap_or(DEFAULT_ROPE_THETA);
+    let rope_scaling = rope_scaling(header, architecture, rope_theta, rope_factors)?;
+
+    let mut config = json!({
+        "architectures": [class],
+        "model_type": model_type,
+        "hidden_act": "silu",
+        "hidden_size": hidden_size,
+        "intermediate_size": required("feed_forward_length")?,
+        "num_hidden_layers": required("block_count")?,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": embedding.shape[0],
+        "max_position_embeddings": required("context_length")?,
+        "rms_norm_eps": shortest(rms_norm_eps),
+        "rope_theta": shortest(rope_theta),
+        "rope_scaling": rope_scaling,
+        "tie_word_embeddings": !header.tensors.contains_key("output.weight"),
+        "attention_bias": architecture == "qwen2",
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": true,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+    });
+    let config = config.as_object_mut().expect("an object was made");
+    match model_type {
+        "mistral" => {
+            config.insert("sliding_window".into(), sliding_window.into());
+        }
+        "llama" => {
+            config.insert("mlp_bias".into(), false.into());
+        }
+        _ => {
+            config.insert("use_sliding_window".into(), false.into());
+        }
+    }
+    for (name, key) in [
+        ("bos_token_id", "tokenizer.ggml.bos_token_id"),
+        ("eos_token_id", "tokenizer.ggml.eos_token_id"),
+        ("pad_token_id", "tokenizer.ggml.padding_token_id"),
+    ] {
+        config.insert(name.into(), header.integer(key)?.into());
+    }
+    Ok(std::mem::take(config))
+}
+
+/// The `generation_config.json`.
+pub(super) fn generation_config_json(config: &Map<String, Value>) -> Map<String, Value> {
+    ["bos_token_id", "eos_token_id", "pad_token_id"]
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone())))
+        .filter(|(_, value)| !value.is_null())
+        .collect()
+}
+
+fn rope_scaling(
+    header: &Header,
+    architecture: &str,
+    theta: f64,
+    factors: Option<&[f32]>,
+) -> Result<Value> {
+    let path = header.path();
+    if let Some(factors) = factors {
+        return llama3_scaling(theta, factors).ok_or_else(|| {
+            Error::input(format!(
+                "{}: the factors in `rope_freqs.weight` are not Llama 3's scaling, and no other is supported",
+                path.display()
+            ))
+        });
+    }
+    let factor = header.number(&format!("{architecture}.rope.scaling.factor"))?;
+    match header.text(&format!("{architecture}.rope.scaling.type"))? {
+        None | Some("none") => Ok(Value::Null),
+        Some("linear") => {
+            let factor = factor.ok_or_else(|| {
+                Error::broken(
+                    path,
+                    format!("metadata `{architecture}.rope.scaling.factor` is missing"),
+                )
+            })?;
+            Ok(json!({"rope_type": "linear", "factor": shortest(factor)}))
+        }
+        Some(other) => Err(Error::input_hint(
+            format!(
+                "{}: rope scaling `{other}` is not supported",
+                path.display()
+            ),
+            "these work: none, linear, and Llama 3's",
+        )),
+    }
+}
+
+/// Llama 3's scaling, if it gives these factors.
+///
+/// With wavelength w = 2 pi theta^(2i/K) and original context c, the factor is 1 where w < c / high, `factor` where
+/// w > c / low, and 1 / ((1 - s) / factor + s), s = (c / w - low) / (high - low), between. The last one, of the longest
+/// wave, is `factor` itself; low, high and c are the same in every Llama 3 model.
+fn llama3_scaling(theta: f64, factors: &[f32]) -> Option<Value> {
+    let factor = f64::from(*factors.last()?);
+    let (low, high) = (LLAMA3_LOW_FREQ_FACTOR, LLAMA3_HIGH_FREQ_FACTOR);
+    let fits = factors.iter().enumerate().all(|(i, stored)| {
+        let wavelength = TAU * theta.powf(i as f64 / factors.len() as f64);
+        let turns = LLAMA3_ORIGINAL_POSITIONS / wavelength;
+        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        let expected = 1.0 / ((1.0 - smooth) / factor + smooth);
+        // The file's factors went through f32 arithmetic.
+        (f64::from(*stored) - expected).abs() <= 1e-4 * expected
+    });
+    (factor >= 1.0 && fits).then(|| {
+        json!({
+            "rope_type": "llama3",
+            "factor": shortest(factor),
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": LLAMA3_ORIGINAL_POSITIONS as u64,
+        })
+    })
+}
+
+/// The shortest decimal that is the same f32: metadata is stored in f32, and 1e-5 should not become 9.999999747e-6.
+fn shortest(n: f64) -> f64 {
+    let single = n as f32;
+    if f64::from(single) == n {
+        single.to_string().parse().unwrap_or(n)
+    } else {
+        n
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_3_scaling_is_recognised_by_its_factors_and_nothing_else_is() {
+        // Llama 3.2 1B, as `Llama3` in llama.cpp's converter computes them: K = 64, theta = 500,000, factor 32.
+        let theta = 500_000.0_f64;
+        let factors: Vec<f32> = (0..32)
+            .map(|i| {
+                let wavelength = TAU * theta.powf(f64::from(i) / 32.0);
+                if wavelength < 8192.0 / 4.0 {
+                    1.0
+                } else if wavelength > 8192.0 {
+                    32.0
+                } else {
+                    let smooth = (8192.0 / wavelength - 1.0) / 3.0;
+                    1.0 / ((1.0 - smooth) / 32.0 + smooth)
+                }
+            })
+            .map(|f: f64| f as f32)
+            .collect();
+        let scaling = llama3_scaling(theta, &factors).unwrap();
+        assert_eq!(scaling["factor"], 32.0);
+        assert_eq!(scaling["original_max_position_embeddings"], 8192);
+        let mut other = factors;
+        other[20] *= 1.01;
+        assert_eq!(llama3_scaling(theta, &other), None);
+        assert_eq!(llama3_scaling(theta, &[]), None);
+    }
+
+    #[test]
+    fn a_single_precision_number_becomes_its_shortest_decimal() {
+        assert_eq!(shortest(f64::from(1e-5_f32)).to_string(), "0.00001");
+        assert_eq!(shortest(0.1), 0.1);
+    }
+}

@@ -1,0 +1,119 @@
+//! Models: configuration, weights and tokenizer, in from Hugging Face directories and GGUF files, out as Hugging Face directories.
+
+use std::path::{Path, PathBuf};
+
+pub mod buffer;
+mod catalogue;
+mod checksum;
+pub mod config;
+mod directory;
+mod files;
+mod gguf;
+mod hub;
+mod map;
+pub mod params;
+mod safetensors;
+mod save;
+mod source;
+pub mod tokenizer;
+mod weights;
+
+pub use buffer::Buffer;
+pub(crate) use catalogue::cache_dir;
+pub use config::{Family, ModelConfig};
+pub use params::{Layout, Params};
+pub use source::pull;
+pub use tokenizer::TextTokenizer;
+
+use crate::{Error, Result};
+
+/// The type of the weights in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// 16-bit brain float.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// As `config.json` and `torch` call it.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// A model as loaded: shape, weights in f32, tokenizer, and what is needed to write it back.
+#[derive(Clone)]
+pub struct Model {
+    /// What the user called it.
+    pub name: String,
+    /// The directory or file that it was read from.
+    pub path: PathBuf,
+    /// SHA-256 (hex) over the weights and tokenizer files, for caches and records.
+    pub checksum: String,
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its weights.
+    pub params: Params,
+    /// Its tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// The dtype it was stored in (F32 for a quantised GGUF).
+    pub dtype: Dtype,
+    /// `config.json` as read (or as made from a GGUF's metadata), written back unchanged but for `dtype`.
+    pub config_json: serde_json::Map<String, serde_json::Value>,
+    /// `generation_config.json`, where there is one.
+    pub generation_config_json: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl Model {
+    /// Loads a Hugging Face directory, a `.gguf` file, a name in the catalogue or a hub id.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] when there is no such model or its architecture is not supported,
+    /// [`crate::Error::BrokenModel`] when a file is truncated or lies.
+    pub fn load(spec: &str) -> Result<Self> {
+        let path = pull(spec)?;
+        if path.is_dir() {
+            directory::load(spec, &path)
+        } else {
+            gguf::load(spec, &path)
+        }
+    }
+
+    /// Writes a Hugging Face directory that `transformers` loads as it is.
+    ///
+    /// # Errors
+    /// When `dir` cannot be written.
+    pub fn save(&self, dir: &Path, dtype: Dtype) -> Result<()> {
+        save::save(self, dir, dtype)
+    }
+}
+
+/// An error if the tokenizer (the content of `path`) knows an id that the embedding has no row for.
+fn check_vocabulary(tokenizer: &TextTokenizer, config: &ModelConfig, path: &Path) -> Result<()> {
+    match tokenizer.largest_id() {
+        Some(id) if id as usize >= config.vocab_size => Err(Error::broken(
+            path,
+            format!(
+                "the tokenizer has a token {id}, the embedding only {} rows",
+                config.vocab_size
+            ),
+        )),
+        _ => Ok(()),
+    }
+}

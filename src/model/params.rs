@@ -1,0 +1,166 @@
+//! A decoder's weights: every tensor under its Hugging Face name, all in one f32 buffer.
+//!
+//! q, k, v lie side by side, and so do gate and up: each group is one product in the engine.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{buffer::Buffer, config::ModelConfig};
+
+/// One tensor of the layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// `(out, in)` for a matrix, `(n)` for a vector.
+    pub shape: Vec<usize>,
+    /// Where it lies in [`Params::data`].
+    pub range: Range<usize>,
+}
+
+impl TensorInfo {
+    /// Elements of one row: the innermost dimension.
+    pub fn row_len(&self) -> usize {
+        *self.shape.last().expect("a tensor has a dimension")
+    }
+}
+
+/// Where the tensors of one layer lie.
+#[derive(Clone, Debug)]
+pub struct LayerLayout {
+    /// `input_layernorm.weight` (D).
+    pub input_norm: Range<usize>,
+    /// q, k, v `_proj.weight` as one matrix ((H + 2G)K, D).
+    pub qkv: Range<usize>,
+    /// q, k, v `_proj.bias` as one vector ((H + 2G)K).
+    pub qkv_bias: Option<Range<usize>>,
+    /// `q_norm.weight`, `k_norm.weight` (K each).
+    pub qk_norm: Option<(Range<usize>, Range<usize>)>,
+    /// `o_proj.weight` (D, HK).
+    pub o: Range<usize>,
+    /// `post_attention_layernorm.weight` (D).
+    pub post_norm: Range<usize>,
+    /// gate and up `_proj.weight` as one matrix (2F, D).
+    pub gate_up: Range<usize>,
+    /// `down_proj.weight` (D, F).
+    pub down: Range<usize>,
+}
+
+/// Where every tensor lies, in the order of the buffer.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// All tensors, in the order of the buffer. A tied head has no tensor of its own.
+    pub tensors: Vec<TensorInfo>,
+    /// `model.embed_tokens.weight` (V, D).
+    pub embed: Range<usize>,
+    /// One entry a layer.
+    pub layers: Vec<LayerLayout>,
+    /// `model.norm.weight` (D).
+    pub norm: Range<usize>,
+    /// `lm_head.weight` (V, D): the embedding's range when tied.
+    pub head: Range<usize>,
+    /// Length of the buffer.
+    pub len: usize,
+}
+
+impl Layout {
+    /// The layout of `config`.
+    pub fn new(config: &ModelConfig) -> Self {
+        let c = config;
+        let (d, f, k) = (c.hidden_size, c.intermediate_size, c.head_dim);
+        let (q_rows, kv_rows) = (c.num_attention_heads * k, c.num_key_value_heads * k);
+        let mut tensors: Vec<TensorInfo> = Vec::new();
+        let mut len = 0;
+        let mut add = |name: String, shape: &[usize]| -> Range<usize> {
+            let range = len..len + shape.iter().product::<usize>();
+            len = range.end;
+            tensors.push(TensorInfo {
+                name,
+                shape: shape.to_vec(),
+                range: range.clone(),
+            });
+            range
+        };
+        let join = |a: &Range<usize>, b: &Range<usize>| a.start..b.end;
+
+        let embed = add("model.embed_tokens.weight".into(), &[c.vocab_size, d]);
+        let layers = (0..c.num_hidden_layers)
+            .map(|i| {
+                let mut add =
+                    |name: &str, shape: &[usize]| add(format!("model.layers.{i}.{name}"), shape);
+                let input_norm = add("input_layernorm.weight", &[d]);
+                let q = add("self_attn.q_proj.weight", &[q_rows, d]);
+                add("self_attn.k_proj.weight", &[kv_rows, d]);
+                let v = add("self_attn.v_proj.weight", &[kv_rows, d]);
+                let qkv_bias = c.qkv_bias.then(|| {
+                    let q = add("self_attn.q_proj.bias", &[q_rows]);
+                    add("self_attn.k_proj.bias", &[kv_rows]);
+                    join(&q, &add("self_attn.v_proj.bias", &[kv_rows]))
+                });
+                let qk_norm = c.qk_norm.then(|| {
+                    (
+                        add("self_attn.q_norm.weight", &[k]),
+                        add("self_attn.k_norm.weight", &[k]),
+                    )
+                });
+                let o = add("self_attn.o_proj.weight", &[d, q_rows]);
+                let post_norm = add("post_attention_layernorm.weight", &[d]);
+                let gate = add("mlp.gate_proj.weight", &[f, d]);
+                let up = add("mlp.up_proj.weight", &[f, d]);
+                let down = add("mlp.down_proj.weight", &[d, f]);
+                LayerLayout {
+                    input_norm,
+                    qkv: join(&q, &v),
+                    qkv_bias,
+                    qk_norm,
+                    o,
+                    post_norm,
+                    gate_up: join(&gate, &up),
+                    down,
+                }
+            })
+            .collect();
+        let norm = add("model.norm.weight".into(), &[d]);
+        let head = if c.tie_word_embeddings {
+            embed.clone()
+        } else {
+            add("lm_head.weight".into(), &[c.vocab_size, d])
+        };
+        Self {
+            tensors,
+            embed,
+            layers,
+            norm,
+            head,
+            len,
+        }
+    }
+
+    /// The tensor named `name`.
+    pub fn find(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.iter().find(|t| t.name == name)
+    }
+}
+
+/// Weights of one decoder.
+pub struct Params {
+    /// Where each tensor lies.
+    pub layout: Arc<Layout>,
+    /// All weights.
+    pub data: Buffer,
+}
+
+impl Params {
+    /// Weights of zero.
+    pub fn zeros(layout: Arc<Layout>) -> Self {
+        let data = Buffer::zeros(layout.len);
+        Self { layout, data }
+    }
+}
+
+impl Clone for Params {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeros(self.layout.clone());
+        copy.data.copy_from_slice(&self.data);
+        copy
+    }
+}

@@ -1,0 +1,190 @@
+//! Weights in safetensors: one file, or an index of shards.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Component, Path, PathBuf},
+};
+
+use serde_json::{Map, Value};
+
+use super::{Dtype, config::ModelConfig, files, map::FileMap, params::TensorInfo, weights};
+use crate::{Error, Result};
+
+/// One tensor of one file.
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+/// The tensors of a directory, under their names with the `model.` prefix.
+pub(super) struct Weights {
+    files: Vec<(PathBuf, FileMap)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+impl Weights {
+    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names; reads headers only.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let single = dir.join("model.safetensors");
+        let index = dir.join("model.safetensors.index.json");
+        let paths = if single.exists() {
+            vec![single]
+        } else if index.exists() {
+            shards(dir, &index)?
+        } else {
+            return Err(Error::input_hint(
+                format!(
+                    "{} holds no `model.safetensors`, nor an index of shards",
+                    dir.display()
+                ),
+                "weights in other formats (`pytorch_model.bin`) must be converted first",
+            ));
+        };
+        let mut weights = Self {
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        for path in paths {
+            weights.add(path)?;
+        }
+        Ok(weights)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let map = FileMap::open(&path)?;
+        let (header, metadata) = ::safetensors::SafeTensors::read_metadata(&map)
+            .map_err(|e| Error::broken(&path, e.to_string()))?;
+        // The length field itself comes before the header.
+        let data = size_of::<u64>() + header;
+        for name in metadata.offset_keys() {
+            let info = metadata
+                .info(&name)
+                .expect("the key is from the same header");
+            let dtype = match info.dtype {
+                ::safetensors::Dtype::F32 => Dtype::F32,
+                ::safetensors::Dtype::F16 => Dtype::F16,
+                ::safetensors::Dtype::BF16 => Dtype::Bf16,
+                // Buffers of positions; computed, never read.
+                _ if name.ends_with("rotary_emb.inv_freq") => continue,
+                other => {
+                    return Err(Error::input_hint(
+                        format!("{}: tensor `{name}` is stored as {other:?}", path.display()),
+                        "these work: F32, F16, BF16",
+                    ));
+                }
+            };
+            let entry = Entry {
+                file: self.files.len(),
+                dtype,
+                shape: info.shape.clone(),
+                bytes: data + info.data_offsets.0..data + info.data_offsets.1,
+            };
+            let full_name = if name.starts_with("model.") || name == "lm_head.weight" {
+                name
+            } else {
+                format!("model.{name}")
+            };
+            if self.tensors.contains_key(&full_name) {
+                return Err(Error::broken(
+                    &path,
+                    format!("tensor `{full_name}` is there twice"),
+                ));
+            }
+            self.tensors.insert(full_name, entry);
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    /// An error if there is a tensor that `config` has no place for.
+    pub(super) fn refuse_extra(&self, config: &ModelConfig) -> Result<()> {
+        let layout = super::Layout::new(config);
+        let known: std::collections::BTreeSet<&str> =
+            layout.tensors.iter().map(|t| t.name.as_str()).collect();
+        for (name, entry) in &self.tensors {
+            let computed = name.ends_with("rotary_emb.inv_freq");
+            let tied = config.tie_word_embeddings && name == "lm_head.weight";
+            if !known.contains(name.as_str()) && !computed && !tied {
+                return Err(Error::broken(
+                    &self.files[entry.file].0,
+                    format!(
+                        "tensor `{name}` is not part of a {} model of this configuration",
+                        config.family.model_type()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The dtype that the model is stored in.
+    pub(super) fn dtype(&self) -> Dtype {
+        weights::common_dtype(self.tensors.values().map(|entry| entry.dtype))
+    }
+
+    /// The files, for the checksum.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.files
+            .iter()
+            .map(|(path, map)| (path.as_path(), &**map))
+    }
+}
+
+impl weights::Source for Weights {
+    fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)> {
+        let entry = self.tensors.get(name)?;
+        Some((&self.files[entry.file].0, entry.shape.clone()))
+    }
+
+    fn read_rows(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
+        let entry = &self.tensors[&tensor.name];
+        let width = entry.dtype.bytes();
+        let start = entry.bytes.start + first_row * tensor.row_len() * width;
+        let bytes = &self.files[entry.file].1[start..start + out.len() * width];
+        weights::convert(entry.dtype, bytes, out);
+        Ok(())
+    }
+}
+
+/// The files that an index names, each a plain file name inside `dir`.
+fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let json: Map<String, Value> = files::read_json(index)?;
+    let weight_map = json
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| Error::broken(index, "there is no `weight_map` object"))?;
+    let mut names = weight_map
+        .iter()
+        .map(|(tensor, file)| {
+            file.as_str()
+                .filter(|file| is_plain_name(file))
+                .ok_or_else(|| {
+                    Error::broken(
+                        index,
+                        format!("the file of tensor `{tensor}` is {file}, not a plain file name"),
+                    )
+                })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    names.sort_unstable();
+    names.dedup();
+    for name in &names {
+        if !dir.join(name).is_file() {
+            return Err(Error::broken(
+                index,
+                format!("its shard `{name}` is not there"),
+            ));
+        }
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// Whether `name` stays in the directory that it is joined to.
+fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!(components.next(), Some(Component::Normal(only)) if only == name)
+        && components.next().is_none()
+}

@@ -1,0 +1,122 @@
+//! A Hugging Face directory, out: what `transformers` loads as it is.
+
+use std::{borrow::Cow, collections::HashMap, fs, path::Path};
+
+use ::safetensors::tensor::{Dtype as StoredDtype, View, serialize_to_file};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::{Dtype, Model, config::RopeScaling, files};
+use crate::{Error, Result};
+
+/// Writes `model` into `dir`, each file whole or not at all, the weights last.
+pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    write_json(&dir.join("config.json"), &config_json(model, dtype))?;
+    if let Some(generation_config) = &model.generation_config_json {
+        write_json(&dir.join("generation_config.json"), generation_config)?;
+    }
+    write_json(
+        &dir.join("tokenizer_config.json"),
+        &model.tokenizer.config_json,
+    )?;
+    let tokenizer = model
+        .tokenizer
+        .inner
+        .to_string(true)
+        .map_err(|e| Error::input(format!("the tokenizer cannot be written: {e}")))?;
+    files::write(&dir.join("tokenizer.json"), tokenizer.as_bytes())?;
+    write_weights(model, &dir.join("model.safetensors"), dtype)
+}
+
+fn write_json(path: &Path, object: &Map<String, Value>) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(object).expect("a JSON object can be written");
+    text.push('\n');
+    files::write(path, text.as_bytes())
+}
+
+/// The configuration as it was read, but for the dtype, and with the rotary base where `transformers` 4 looks for it.
+fn config_json(model: &Model, dtype: Dtype) -> Map<String, Value> {
+    let mut config = model.config_json.clone();
+    // `dtype` since transformers 4.56, `torch_dtype` before.
+    for key in ["dtype", "torch_dtype"] {
+        config.insert(key.into(), dtype.torch_name().into());
+    }
+    if config.contains_key("rope_parameters") {
+        config
+            .entry("rope_theta")
+            .or_insert_with(|| json!(model.config.rope_theta));
+        if model.config.rope_scaling != RopeScaling::None {
+            let parameters = config["rope_parameters"].clone();
+            config.entry("rope_scaling").or_insert(parameters);
+        }
+    }
+    config
+}
+
+/// Writes the weights one tensor at a time. A tied head is the embedding and is not stored.
+fn write_weights(model: &Model, path: &Path, dtype: Dtype) -> Result<()> {
+    let tensors = model.params.layout.tensors.iter().map(|tensor| {
+        let view = Stored {
+            dtype,
+            shape: &tensor.shape,
+            values: &model.params.data[tensor.range.clone()],
+        };
+        (tensor.name.as_str(), view)
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let file = files::temporary(path)?;
+    serialize_to_file(tensors, Some(metadata), file.path()).map_err(|e| match e {
+        ::safetensors::SafeTensorError::IoError(e) => Error::io("write", path)(e),
+        other => Error::Failed {
+            message: format!("cannot write {}: {other}", path.display()),
+            hint: None,
+        },
+    })?;
+    files::keep(file, path)
+}
+
+/// One tensor, converted when it is written.
+struct Stored<'a> {
+    dtype: Dtype,
+    shape: &'a [usize],
+    values: &'a [f32],
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> StoredDtype {
+        match self.dtype {
+            Dtype::F32 => StoredDtype::F32,
+            Dtype::F16 => StoredDtype::F16,
+            Dtype::Bf16 => StoredDtype::BF16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.dtype {
+            Dtype::F32 if cfg!(target_endian = "little") => {
+                Cow::Borrowed(bytemuck::cast_slice(self.values))
+            }
+            Dtype::F32 => Cow::Owned(bytes_of(self.values, f32::to_le_bytes)),
+            Dtype::F16 => Cow::Owned(bytes_of(self.values, |x| f16::from_f32(x).to_le_bytes())),
+            Dtype::Bf16 => Cow::Owned(bytes_of(self.values, |x| bf16::from_f32(x).to_le_bytes())),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * self.dtype.bytes()
+    }
+}
+
+fn bytes_of<const N: usize>(values: &[f32], convert: impl Fn(f32) -> [u8; N] + Sync) -> Vec<u8> {
+    values
+        .par_iter()
+        .map(|x| convert(*x))
+        .collect::<Vec<_>>()
+        .into_flattened()
+}

@@ -1,0 +1,245 @@
+//! What a person sees on stderr while the work goes on: bars on a terminal, plain lines elsewhere, nothing if quiet.
+
+use std::{
+    fmt::Display,
+    io::{IsTerminal, Write},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+
+/// Plain lines of a bar come no faster than this.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+
+/// Where progress is shown. Cheap to clone; all clones show in the same place.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Nowhere,
+    Terminal(MultiProgress),
+    Lines(Arc<dyn Sink>),
+}
+
+/// Takes whole lines; stderr, and in tests a list.
+trait Sink: Send + Sync + std::fmt::Debug {
+    fn line(&self, line: &str);
+}
+
+#[derive(Debug)]
+struct Stderr;
+
+impl Sink for Stderr {
+    fn line(&self, line: &str) {
+        // A closed stderr is no reason to stop the work.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
+impl Progress {
+    /// Shows nothing.
+    pub fn quiet() -> Self {
+        Self {
+            place: Place::Nowhere,
+        }
+    }
+
+    /// Shows progress on stderr: bars if it is a terminal, else plain lines.
+    pub fn stderr() -> Self {
+        let place = if std::io::stderr().is_terminal() {
+            Place::Terminal(MultiProgress::new())
+        } else {
+            Place::Lines(Arc::new(Stderr))
+        };
+        Self { place }
+    }
+
+    /// A bar that counts to `total`, with rate and time left.
+    pub fn bar(&self, total: u64, label: impl Into<String>) -> Bar {
+        let label = label.into();
+        let shown = match &self.place {
+            Place::Nowhere => Shown::Nowhere,
+            Place::Terminal(bars) => {
+                let bar = bars.add(ProgressBar::new(total));
+                bar.set_style(
+                    ProgressStyle::with_template(
+                        "{prefix} [{bar:24}] {human_pos}/{human_len} {per_sec}, {eta} left {msg}",
+                    )
+                    .expect("the template is well formed")
+                    .progress_chars("=> "),
+                );
+                bar.set_prefix(label.clone());
+                bar.enable_steady_tick(Duration::from_millis(500));
+                Shown::Bar(bar)
+            }
+            Place::Lines(sink) => Shown::Lines {
+                sink: sink.clone(),
+                last: Mutex::new(Instant::now()),
+                message: Mutex::new(String::new()),
+            },
+        };
+        Bar {
+            shown,
+            label,
+            total,
+            done: AtomicU64::new(0),
+            started: Instant::now(),
+        }
+    }
+
+    /// Prints a line, without breaking the bars.
+    pub fn note(&self, line: impl Display) {
+        match &self.place {
+            Place::Nowhere => {}
+            Place::Terminal(bars) => bars.suspend(|| Stderr.line(&line.to_string())),
+            Place::Lines(sink) => sink.line(&line.to_string()),
+        }
+    }
+}
+
+/// One piece of work under way; finished when dropped.
+#[derive(Debug)]
+pub struct Bar {
+    shown: Shown,
+    label: String,
+    total: u64,
+    done: AtomicU64,
+    started: Instant,
+}
+
+#[derive(Debug)]
+enum Shown {
+    Nowhere,
+    Bar(ProgressBar),
+    Lines {
+        sink: Arc<dyn Sink>,
+        last: Mutex<Instant>,
+        message: Mutex<String>,
+    },
+}
+
+impl Bar {
+    /// Counts `n` more as done.
+    pub fn inc(&self, n: u64) {
+        let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
+        match &self.shown {
+            Shown::Nowhere => {}
+            Shown::Bar(bar) => bar.inc(n),
+            Shown::Lines { sink, last, .. } => {
+                let Ok(mut last) = last.try_lock() else {
+                    return;
+                };
+                if last.elapsed() >= LINE_EVERY && done < self.total {
+                    *last = Instant::now();
+                    sink.line(&self.line(done));
+                }
+            }
+        }
+    }
+
+    /// Shows `text` behind the count from now on, such as the loss.
+    pub fn message(&self, text: impl Display) {
+        match &self.shown {
+            Shown::Nowhere => {}
+            Shown::Bar(bar) => bar.set_message(format!("| {text}")),
+            Shown::Lines { message, .. } => {
+                *message.lock().unwrap_or_else(PoisonError::into_inner) = format!(" | {text}");
+            }
+        }
+    }
+
+    /// `audit 340/1,000 | 85.2/s, 8 seconds left`, and when all is done the time that it took.
+    fn line(&self, done: u64) -> String {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let rate = done as f64 / seconds.max(1e-9);
+        let count = format!(
+            "{} {}/{}",
+            self.label,
+            HumanCount(done),
+            HumanCount(self.total)
+        );
+        let time = if done < self.total && done > 0 {
+            let left = Duration::from_secs_f64((self.total - done) as f64 / rate);
+            format!("{rate:.1}/s, {} left", HumanDuration(left))
+        } else {
+            format!("{rate:.1}/s, took {seconds:.1} s")
+        };
+        let message = match &self.shown {
+            Shown::Lines { message, .. } => message
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            _ => String::new(),
+        };
+        format!("{count} | {time}{message}")
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        match &self.shown {
+            Shown::Nowhere => {}
+            Shown::Bar(bar) => bar.finish_and_clear(),
+            Shown::Lines { sink, .. } => sink.line(&self.line(self.done.load(Ordering::Relaxed))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Kept(Mutex<Vec<String>>);
+
+    impl Sink for Kept {
+        fn line(&self, line: &str) {
+            self.0.lock().unwrap().push(line.to_owned());
+        }
+    }
+
+    #[test]
+    fn a_short_piece_of_work_is_one_line_with_its_last_message() {
+        let kept = Arc::new(Kept::default());
+        let progress = Progress {
+            place: Place::Lines(kept.clone()),
+        };
+        let bar = progress.bar(1000, "audit");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..250).for_each(|_| bar.inc(1)));
+            }
+        });
+        bar.message("loss 0.12");
+        drop(bar);
+        progress.note("done");
+        let lines = kept.0.lock().unwrap();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("audit 1,000/1,000 | "), "{}", lines[0]);
+        assert!(lines[0].ends_with(" s | loss 0.12"), "{}", lines[0]);
+        assert_eq!(lines[1], "done");
+    }
+
+    #[test]
+    fn a_line_on_the_way_tells_rate_and_time_left() {
+        let bar = Bar {
+            shown: Shown::Nowhere,
+            label: "train".into(),
+            total: 100,
+            done: AtomicU64::new(0),
+            started: Instant::now().checked_sub(Duration::from_secs(10)).unwrap(),
+        };
+        let line = bar.line(25);
+        assert!(
+            line.starts_with("train 25/100 | 2.5/s, 30 seconds left"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! A model's own chat template (Jinja, from `tokenizer_config.json`) as a [`PromptTemplate`].
+//!
+//! The template is rendered a few times with placeholders for messages and cut at them, so that asking a question is
+//! then nothing but filling it in, and a fault in the template shows before any work.
+
+use minijinja::{Environment, ErrorKind, Value, context};
+use serde_json::{Map, Value as Json};
+
+use super::PromptTemplate;
+use crate::{Error, Result, facts::Message};
+
+/// Instructions that one rendering may take; real templates need a few thousand.
+const FUEL: u64 = 1_000_000;
+
+/// The template in which the user's message is `user` (with `{question}` in it) and the assistant's `assistant` (with
+/// `{object}` in it).
+pub(super) fn template(
+    config: &Map<String, Json>,
+    user: &str,
+    assistant: &str,
+) -> Result<PromptTemplate> {
+    let source = source(config)?;
+    let message = |role: &str, content: &str| Message {
+        role: role.into(),
+        content: content.into(),
+    };
+    let asked_again = [
+        message("user", user),
+        message("assistant", assistant),
+        message("user", user),
+    ];
+    let (asked, answered) = (&asked_again[..1], &asked_again[..2]);
+
+    let prompt = render(source, config, asked, true)?;
+    let (start, opening) = cut(&prompt, user)?;
+    let whole = render(source, config, answered, false)?;
+    let (_, rest) = cut(&whole, user)?;
+    let (before_answer, after_answer) = cut(rest, assistant)?;
+    // What a template writes before an answer beyond the generation prompt is the answer's to say (a space, mostly).
+    let lead = before_answer.strip_prefix(opening).unwrap_or_default();
+    let end = match after_answer.trim_end() {
+        "" => "\n",
+        marker => marker,
+    };
+    // The later turn: what stands between an answer's end marker and the next question.
+    let again = render(source, config, &asked_again, true)?;
+    let (_, rest) = cut(&again, user)?;
+    let (_, rest) = cut(rest, assistant)?;
+    let (between, _) = cut(rest, user)?;
+    let next_start = between.strip_prefix(end).unwrap_or(start);
+
+    Ok(PromptTemplate {
+        prompt: format!("{start}{user}{opening}"),
+        target: format!("{lead}{assistant}{end}"),
+        next: Some(format!("{next_start}{user}{opening}")),
+    })
+}
+
+/// The text of a special token, empty where there is none: a string, or an object with `content`.
+pub(super) fn special_token(config: &Map<String, Json>, name: &str) -> String {
+    let token = config.get(name);
+    let text = token.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+    text.unwrap_or_default().to_owned()
+}
+
+/// The Jinja source: `chat_template` is a string, or a list of named ones.
+fn source(config: &Map<String, Json>) -> Result<&str> {
+    let found = match config.get("chat_template") {
+        Some(Json::String(source)) => Some(source.as_str()),
+        Some(Json::Array(named)) => named
+            .iter()
+            .find(|t| t.get("name").and_then(Json::as_str) == Some("default"))
+            .and_then(|t| t.get("template")?.as_str()),
+        _ => None,
+    };
+    found.ok_or_else(|| {
+        Error::input_hint(
+            "the model has no chat template (`chat_template` in tokenizer_config.json)",
+            "set `chat = false`, or use the model's instruction-tuned sibling",
+        )
+    })
+}
+
+/// The texts that train a chat: for every message of the assistant what comes before it, and it with its end marker.
+pub(super) fn turns(
+    config: &Map<String, Json>,
+    messages: &[Message],
+) -> Result<Vec<(String, String)>> {
+    let source = source(config)?;
+    let answers = messages
+        .iter()
+        .enumerate()
+        .filter(|(_, m)| m.role == "assistant");
+    answers
+        .map(|(i, _)| {
+            let before = render(source, config, &messages[..i], true)?;
+            let whole = render(source, config, &messages[..=i], false)?;
+            let answer = whole
+                .strip_prefix(&before)
+                .ok_or_else(|| broken("it writes a turn differently once it is answered"))?;
+            Ok((before, answer.trim_end().to_owned()))
+        })
+        .collect()
+}
+
+/// Renders `messages` as `transformers` does, sandboxed: no files, no clock, bounded work.
+fn render(
+    source: &str,
+    config: &Map<String, Json>,
+    messages: &[Message],
+    generate: bool,
+) -> Result<String> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
+    environment.add_function("strftime_now", |format: &str| fixed_date(format));
+    let values = context! {
+        messages => messages,
+        add_generation_prompt => generate,
+        enable_thinking => false,
+        bos_token => special_token(config, "bos_token"),
+        eos_token => special_token(config, "eos_token"),
+        pad_token => special_token(config, "pad_token"),
+        unk_token => special_token(config, "unk_token"),
+    };
+    environment
+        .render_str(source, values)
+        .map_err(|e| broken(&e.to_string()))
+}
+
+/// `strftime` of one fixed day, that a prompt is the same on every day: 26 July 2024, which templates themselves take
+/// where there is no clock.
+fn fixed_date(format: &str) -> String {
+    let parts = [
+        ("%d", "26"),
+        ("%m", "07"),
+        ("%Y", "2024"),
+        ("%y", "24"),
+        ("%B", "July"),
+        ("%b", "Jul"),
+        ("%A", "Friday"),
+        ("%a", "Fri"),
+        ("%H", "12"),
+        ("%M", "00"),
+        ("%S", "00"),
+        ("%j", "208"),
+    ];
+    parts.iter().fold(format.to_owned(), |text, (code, value)| {
+        text.replace(code, value)
+    })
+}
+
+/// The text before and after `message`.
+fn cut<'t>(text: &'t str, message: &str) -> Result<(&'t str, &'t str)> {
+    text.split_once(message)
+        .ok_or_else(|| broken("it leaves a message out, or changes it"))
+}
+
+fn broken(reason: &str) -> Error {
+    Error::input_hint(
+        format!("the model's chat template does not work: {reason}"),
+        "set `chat = false`, or mend `chat_template` in the model's tokenizer_config.json",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(chat_template: &str) -> Map<String, Json> {
+        let config = json!({"chat_template": chat_template, "bos_token": {"content": "<s>"}, "eos_token": "</s>"});
+        config.as_object().expect("an object").clone()
+    }
+
+    fn chat(source: &str) -> Result<PromptTemplate> {
+        template(&config(source), "{question}", "{object}")
+    }
+
+    const CHATML: &str = "{% for m in messages %}\n{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}\
+        <|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+    #[test]
+    fn a_chat_has_its_system_message_once_and_ends_with_the_turn() {
+        let template = chat(CHATML).unwrap();
+        assert_eq!(
+            template.prompt_text("Why?"),
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+        );
+        assert_eq!(template.target_text("So."), "So.<|im_end|>");
+        assert_eq!(
+            template.next_prompt_text("Why?"),
+            "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+        );
+    }
+
+    #[test]
+    fn a_space_before_the_answer_belongs_to_the_answer() {
+        let source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]\
+            {% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}";
+        let template = chat(source).unwrap();
+        assert_eq!(template.prompt, "<s>[INST] {question} [/INST]");
+        assert_eq!(template.target, " {object}</s>");
+        assert_eq!(template.next.as_deref(), Some("[INST] {question} [/INST]"));
+    }
+
+    #[test]
+    fn python_methods_dates_and_loop_controls_work_as_in_transformers() {
+        let source = "{{ strftime_now('%d %b %Y') }}{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.content.startswith('no') %}\
+            {% continue %}{% endif %}{{ m.role.upper() }}: {{ m.content.strip() }};{% endfor %}";
+        assert_eq!(chat(source).unwrap().prompt, "26 Jul 2024USER: {question};");
+    }
+
+    #[test]
+    fn a_template_that_refuses_loops_or_drops_the_question_is_an_error() {
+        for source in [
+            "{{ raise_exception('no') }}",
+            "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+            "nothing",
+            "{{ messages[0].content",
+            "{% include '/etc/passwd' %}",
+        ] {
+            let error = chat(source).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{source}");
+        }
+        assert!(
+            template(&Map::new(), "{question}", "{object}")
+                .unwrap_err()
+                .hint()
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn every_answer_of_a_chat_is_trained_behind_all_that_came_before() {
+        let message = |role: &str, content: &str| Message {
+            role: role.into(),
+            content: content.into(),
+        };
+        let messages = [
+            message("user", "a"),
+            message("assistant", "b"),
+            message("user", "c"),
+            message("assistant", "d"),
+        ];
+        let turns = turns(&config(CHATML), &messages).unwrap();
+        assert_eq!(turns.len(), 2);
+        assert!(
+            turns[0]
+                .0
+                .ends_with("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n")
+        );
+        assert_eq!(turns[0].1, "b<|im_end|>");
+        assert!(
+            turns[1].0.starts_with(&turns[0].0)
+                && turns[1].0.contains("b<|im_end|>\n<|im_start|>user\nc")
+        );
+        assert_eq!(turns[1].1, "d<|im_end|>");
+    }
+
+    #[test]
+    fn the_default_of_named_templates_is_taken() {
+        let mut config = config("");
+        let named =
+            json!([{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]);
+        config.insert("chat_template".into(), named);
+        assert!(
+            template(&config, "{question}", "{object}")
+                .unwrap()
+                .prompt
+                .contains("Be kind.")
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! Freezing: which tensors are trained (section 3 of the paper, table 3), as presets or patterns of tensor names.
+
+use crate::{Error, Result, error::nearest, model::Layout};
+
+/// The parameter groups of the paper, and the parts of tensor names that belong to each: weight, bias and q/k norm.
+const PRESETS: [(&str, &[&str]); 9] = [
+    ("k", &["self_attn.k_"]),
+    ("q", &["self_attn.q_"]),
+    ("v", &["self_attn.v_"]),
+    ("o", &["self_attn.o_"]),
+    ("attn", &["self_attn."]),
+    ("gate+up", &["mlp.gate_", "mlp.up_"]),
+    ("down", &["mlp.down_"]),
+    ("ffn", &["mlp."]),
+    ("all", &[""]),
+];
+
+/// Whether each tensor of `layout` is trained, given presets (`k` `q` `v` `o` `attn` `gate+up` `down` `ffn` `all`) and
+/// patterns of tensor names in which `*` stands for anything. Embedding, norms and LM head belong to `all` alone.
+///
+/// # Errors
+/// [`Error::Input`] for a pattern that matches no tensor, naming the nearest.
+pub fn trained_tensors(layout: &Layout, selectors: &[String]) -> Result<Vec<bool>> {
+    let mut trained = vec![false; layout.tensors.len()];
+    for selector in selectors {
+        let mut matched = false;
+        for (tensor, trained) in layout.tensors.iter().zip(&mut trained) {
+            if selects(selector, &tensor.name) {
+                *trained = true;
+                matched = true;
+            }
+        }
+        if !matched {
+            return Err(no_match(layout, selector));
+        }
+    }
+    if !trained.contains(&true) {
+        return Err(Error::input_hint(
+            "`train.trainable` names no tensor: nothing would be trained",
+            "give a preset such as \"all\", or patterns of tensor names",
+        ));
+    }
+    Ok(trained)
+}
+
+fn selects(selector: &str, name: &str) -> bool {
+    match PRESETS.iter().find(|(preset, _)| *preset == selector) {
+        Some((_, parts)) => parts.iter().any(|part| name.contains(part)),
+        None => glob(selector.as_bytes(), name.as_bytes()),
+    }
+}
+
+/// Whether `pattern`, in which `*` stands for any stretch, matches the whole `text`.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some((b'*', rest)) => (0..=text.len()).any(|i| glob(rest, &text[i..])),
+        Some((c, rest)) => text.first() == Some(c) && glob(rest, &text[1..]),
+    }
+}
+
+fn no_match(layout: &Layout, selector: &str) -> Error {
+    let known = PRESETS
+        .iter()
+        .map(|(preset, _)| *preset)
+        .chain(layout.tensors.iter().map(|t| t.name.as_str()));
+    let near = nearest(selector, known).unwrap_or(&layout.tensors[0].name);
+    Error::input_hint(
+        format!("`train.trainable`: no tensor matches \"{selector}\""),
+        format!(
+            "did you mean \"{near}\"? Presets: k q v o attn gate+up down ffn all; `*` in a pattern stands for anything"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Family, ModelConfig, config::RopeScaling};
+
+    /// Two layers with biases on q, k, v and norms on q and k.
+    fn layout() -> Layout {
+        Layout::new(&ModelConfig {
+            family: Family::Qwen3,
+            hidden_size: 4,
+            intermediate_size: 6,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 2,
+            vocab_size: 8,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            max_position_embeddings: 16,
+            tie_word_embeddings: false,
+            qkv_bias: true,
+            qk_norm: true,
+        })
+    }
+
+    fn trained(selectors: &[&str]) -> Vec<String> {
+        let layout = layout();
+        let selectors: Vec<String> = selectors.iter().map(ToString::to_string).collect();
+        let trained = trained_tensors(&layout, &selectors).expect("every selector matches");
+        layout
+            .tensors
+            .iter()
+            .zip(trained)
+            .filter(|(_, t)| *t)
+            .map(|(t, _)| t.name.replace("model.layers.", ""))
+            .collect()
+    }
+
+    #[test]
+    fn a_projection_brings_its_bias_and_its_norm() {
+        let k = [
+            "0.self_attn.k_proj.weight",
+            "0.self_attn.k_proj.bias",
+            "0.self_attn.k_norm.weight",
+            "1.self_attn.k_proj.weight",
+            "1.self_attn.k_proj.bias",
+            "1.self_attn.k_norm.weight",
+        ];
+        assert_eq!(trained(&["k"]), k);
+        assert_eq!(
+            trained(&["o"]),
+            ["0.self_attn.o_proj.weight", "1.self_attn.o_proj.weight"]
+        );
+    }
+
+    #[test]
+    fn groups_are_the_union_of_their_projections() {
+        assert_eq!(trained(&["attn"]), trained(&["q", "k", "v", "o"]));
+        assert_eq!(trained(&["ffn"]), trained(&["gate+up", "down"]));
+        assert_eq!(trained(&["ffn"]).len(), 6);
+    }
+
+    #[test]
+    fn embedding_norms_and_head_belong_to_all_alone() {
+        assert_eq!(trained(&["all"]).len(), layout().tensors.len());
+        let rest: Vec<String> = trained(&["all"])
+            .into_iter()
+            .filter(|name| !trained(&["attn", "ffn"]).contains(name))
+            .collect();
+        assert_eq!(
+            rest,
+            [
+                "model.embed_tokens.weight",
+                "0.input_layernorm.weight",
+                "0.post_attention_layernorm.weight",
+                "1.input_layernorm.weight",
+                "1.post_attention_layernorm.weight",
+                "model.norm.weight",
+                "lm_head.weight",
+            ]
+        );
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        assert_eq!(
+            trained(&["model.layers.1.*.up_proj.weight", "lm_head.weight"]),
+            ["1.mlp.up_proj.weight", "lm_head.weight"]
+        );
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_names_the_nearest_tensor() {
+        let error = trained_tensors(&layout(), &["lm_haed.weight".into()]).expect_err("a typo");
+        assert!(error.to_string().contains("lm_haed.weight"));
+        assert!(
+            error
+                .hint()
+                .is_some_and(|h| h.contains("\"lm_head.weight\""))
+        );
+    }
+}

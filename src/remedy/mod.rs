@@ -1,0 +1,4 @@
+//! Remedies: what keeps knowledge while new facts are learned. Each is small and pure.
+
+pub mod distill;
+pub mod freeze;

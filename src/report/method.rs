@@ -1,0 +1,82 @@
+//! How the page calls a run and which line is its own.
+
+use super::{RecordedRun, chart};
+
+/// A run's names and line style.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// Inside a sentence: `plain fine-tuning`.
+    pub name: String,
+    /// Where room is scarce: `SFT`.
+    pub short: String,
+    /// One of [`chart::STYLES`], the same in every table and picture.
+    pub style: usize,
+}
+
+/// The identities of `runs`: a method keeps its style from page to page, and several runs of one method are numbered.
+pub(super) fn identities(runs: &[RecordedRun]) -> Vec<Identity> {
+    let mut taken = Vec::new();
+    let mut identities = Vec::with_capacity(runs.len());
+    for (i, run) in runs.iter().enumerate() {
+        let method = run.result.method.as_str();
+        let same = |other: &&RecordedRun| other.result.method == method;
+        let (mut name, mut short) = names(method);
+        if runs.iter().filter(same).count() > 1 {
+            let number = 1 + runs[..i].iter().filter(same).count();
+            name = format!("{name} {number}");
+            short = format!("{short} {number}");
+        }
+        let style = preferred_styles(method)
+            .into_iter()
+            .find(|style| !taken.contains(style))
+            .unwrap_or(i % chart::STYLES);
+        taken.push(style);
+        identities.push(Identity { name, short, style });
+    }
+    identities
+}
+
+fn names(method: &str) -> (String, String) {
+    let (name, short) = match method {
+        "sft" => ("plain fine-tuning", "SFT"),
+        "self-distill" => ("self-distillation", "Self-distill"),
+        "only-known" => ("Only Known", "Only Known"),
+        "l2" => ("L2 toward the snapshot", "L2"),
+        "auto" => ("the automatic method", "Auto"),
+        other => return (other.to_owned(), other.chars().take(14).collect()),
+    };
+    (name.to_owned(), short.to_owned())
+}
+
+fn preferred_styles(method: &str) -> Vec<usize> {
+    let first = match method {
+        "self-distill" => Some(0),
+        "sft" => Some(1),
+        "only-known" => Some(2),
+        _ => None,
+    };
+    first.into_iter().chain([3, 4, 5, 0, 1, 2]).collect()
+}
+
+/// `text` as a sentence begins.
+pub(super) fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars
+        .next()
+        .map(|first| first.to_uppercase().chain(chars).collect())
+        .unwrap_or_default()
+}
+
+/// The run that the page is about, and the plain fine-tuning of the same model that it is held against, where there is one.
+pub(super) fn protagonists(runs: &[RecordedRun]) -> (usize, Option<usize>) {
+    let method = |i: &usize| runs[*i].result.method.as_str();
+    let subject = (0..runs.len())
+        .find(|i| matches!(method(i), "self-distill" | "auto"))
+        .or_else(|| (0..runs.len()).find(|i| !matches!(method(i), "sft" | "only-known")))
+        .or_else(|| (0..runs.len()).find(|i| method(i) == "sft"))
+        .unwrap_or(0);
+    let plain = (0..runs.len()).find(|i| {
+        *i != subject && method(i) == "sft" && runs[*i].result.model == runs[subject].result.model
+    });
+    (subject, plain.filter(|_| method(&subject) != "sft"))
+}

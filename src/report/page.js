@@ -1,0 +1,181 @@
+// The full table of facts: search, filters, sorting and pages. The page's other parts need no script.
+"use strict";
+(() => {
+  const { runs, facts } = JSON.parse(document.getElementById("data").textContent);
+  const host = document.getElementById("fact-table");
+  const PAGE = 50;
+  const LONG = 160;
+  const STATES = ["learned", "not_learned", "kept", "forgotten", "gained", "never_knew"];
+  const LABELS = ["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"];
+  const words = (state) => state.replace("_", " ");
+
+  /** An element with properties and children; strings become text, never markup. */
+  function make(tag, properties = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties)) {
+      if (name in element) element[name] = value;
+      else element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+  }
+
+  function text(value) {
+    if (!value.trim()) return make("span", { className: "none" }, "nothing");
+    if (value.length <= LONG) return make("bdi", {}, value);
+    const start = Array.from(value.slice(0, LONG)).slice(0, 120).join("");
+    return make("details", { className: "long" },
+      make("summary", {}, make("bdi", {}, start), "… ", make("span", { className: "more" }, `(${value.length} characters)`)),
+      make("bdi", {}, value));
+  }
+
+  function answer(value, right) {
+    const word = right ? "right" : "wrong";
+    return make("div", { className: word }, make("span", { className: "vh" }, `${word}: `), text(value));
+  }
+
+  // What is shown: the query, a value for each filter, the order, the page.
+  const filters = [];
+  let query = "";
+  let sorted = null;
+  let descending = false;
+  let page = 0;
+
+  const distinct = (values, order) => {
+    const found = [...new Set(values.filter((value) => value != null))];
+    return order ? order.filter((value) => found.includes(value)) : found.sort();
+  };
+
+  function select(label, values, matches, name = (value) => value) {
+    const filter = { value: "", matches, control: make("select", {}, make("option", { value: "" }, "all")) };
+    for (const value of values) filter.control.append(make("option", { value }, name(value)));
+    filter.control.addEventListener("change", () => { filter.value = filter.control.value; page = 0; draw(); });
+    filters.push(filter);
+    return make("label", {}, label, filter.control);
+  }
+
+  const search = make("input", { type: "search", autocomplete: "off", placeholder: "question, subject or answer" });
+  let pause;
+  search.addEventListener("input", () => {
+    clearTimeout(pause);
+    pause = setTimeout(() => { query = search.value.trim().toLowerCase(); page = 0; draw(); }, 120);
+  });
+  const haystack = (fact) => (fact.haystack ??= [fact.question, fact.subject, fact.object, fact.relation, fact.before.answer,
+    ...fact.after.map((after) => after?.answer ?? "")].join("\n").toLowerCase());
+
+  const stateFilters = [];
+  const controls = make("div", { className: "controls", role: "search", "aria-label": "Facts" },
+    make("label", { className: "wide" }, "Search", search),
+    select("Group", distinct(facts.map((fact) => fact.split)), (fact, value) => fact.split === value),
+    select("Relation", distinct(facts.map((fact) => fact.relation)), (fact, value) => fact.relation === value),
+    select("Label before", distinct(facts.map((fact) => fact.label), LABELS), (fact, value) => fact.label === value));
+  runs.forEach((run, i) => {
+    const states = distinct(facts.map((fact) => fact.after[i]?.state), STATES);
+    controls.append(select(run.short, states, (fact, value) => fact.after[i]?.state === value, words));
+    stateFilters.push(filters[filters.length - 1]);
+  });
+
+  const columns = [
+    { name: "Question", key: (fact) => fact.question },
+    { name: "Right answer", key: (fact) => fact.object },
+    { name: "Group", key: (fact) => fact.split },
+    { name: "Relation", key: (fact) => fact.relation },
+    { name: "Label before", key: (fact) => fact.label ?? "" },
+    { name: "Before", key: (fact) => fact.before.answer },
+    ...runs.map((run, i) => ({ name: run.short, style: run.style, key: (fact) => fact.after[i]?.state ?? "" })),
+  ];
+  const headers = columns.map((column) => {
+    const button = make("button", { type: "button" }, column.name);
+    const header = make("th", { scope: "col", "aria-sort": "none" }, button);
+    if (column.style != null) button.classList.add(`s${column.style}`);
+    button.addEventListener("click", () => {
+      descending = sorted === column && !descending;
+      sorted = column;
+      columns.forEach((other, i) => headers[i].setAttribute("aria-sort",
+        other !== column ? "none" : descending ? "descending" : "ascending"));
+      page = 0;
+      draw();
+    });
+    return header;
+  });
+  const collator = new Intl.Collator("en", { numeric: true });
+
+  function inOtherWords(fact) {
+    const asked = new Map();
+    fact.after.forEach((after, i) => (after?.words ?? []).forEach((row) => {
+      if (!asked.has(row.question)) asked.set(row.question, []);
+      asked.get(row.question).push([runs[i].short, row]);
+    }));
+    if (!asked.size) return "";
+    const details = make("details", {}, make("summary", {}, make("small", { className: "inline" }, "in other words")));
+    for (const [question, rows] of asked) {
+      details.append(make("div", {}, text(question)));
+      for (const [short, row] of rows) details.append(make("small", {}, `${short}: `, answer(row.answer, row.right)));
+    }
+    return details;
+  }
+
+  function row(fact) {
+    const cells = fact.after.map((after) => after
+      ? make("td", {}, answer(after.answer, after.right),
+        make("small", {}, words(after.state) + (after.label ? `, ${after.label}` : "")))
+      : make("td", {}, make("span", { className: "none", title: "not asked in this run" }, "–")));
+    return make("tr", {},
+      make("th", { scope: "row" }, text(fact.question), inOtherWords(fact)),
+      make("td", {}, text(fact.object)),
+      make("td", {}, fact.split),
+      make("td", {}, text(fact.relation)),
+      make("td", {}, fact.label ?? "–"),
+      make("td", {}, answer(fact.before.answer, fact.before.right)),
+      ...cells);
+  }
+
+  const body = make("tbody");
+  const status = make("span", { role: "status" });
+  const back = make("button", { type: "button" }, "Previous");
+  const on = make("button", { type: "button" }, "Next");
+  const turn = (by) => () => { page += by; draw(); box.scrollIntoView({ block: "nearest" }); };
+  back.addEventListener("click", turn(-1));
+  on.addEventListener("click", turn(1));
+
+  function draw() {
+    const chosen = filters.filter((filter) => filter.value);
+    const found = facts.filter((fact) => chosen.every((filter) => filter.matches(fact, filter.value))
+      && (!query || haystack(fact).includes(query)));
+    if (sorted) {
+      const sign = descending ? -1 : 1;
+      found.sort((a, b) => sign * collator.compare(sorted.key(a), sorted.key(b)));
+    }
+    const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    page = Math.min(Math.max(page, 0), pages - 1);
+    const shown = found.slice(page * PAGE, (page + 1) * PAGE);
+    body.replaceChildren(...shown.map(row));
+    const count = found.length.toLocaleString("en");
+    status.textContent = found.length
+      ? `${page * PAGE + 1}–${page * PAGE + shown.length} of ${count} facts`
+      : "No fact matches.";
+    back.disabled = page === 0;
+    on.disabled = page === pages - 1;
+  }
+
+  const box = make("div", { className: "scroll", role: "region", tabIndex: 0, "aria-labelledby": "facts-title" },
+    make("table", {}, make("thead", {}, make("tr", {}, ...headers)), body));
+  host.append(controls, box, make("div", { className: "pager" }, back, on, status));
+  draw();
+
+  for (const button of document.querySelectorAll("[data-filter]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      search.value = query = "";
+      for (const filter of filters) filter.control.value = filter.value = "";
+      for (const pair of button.dataset.filter.split(" ")) {
+        const [run, state] = pair.split(":");
+        const filter = stateFilters[Number(run)];
+        filter.control.value = filter.value = state;
+      }
+      page = 0;
+      draw();
+      document.getElementById("facts").scrollIntoView();
+    });
+  }
+})();

@@ -1,0 +1,442 @@
+//! What the page says: recorded runs -> the figures, rows and words that the template lays out.
+
+use std::collections::HashMap;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use minijinja::{Environment, context};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{
+    RecordedRun, chart,
+    figures::{duration, memory, percent, pp, thousands},
+    method::{Identity, capitalised, identities, protagonists},
+    settings::{differences, flat_json, report_command, shell_word},
+};
+use crate::{
+    Error, Result,
+    run::{FactRow, Split, State},
+};
+
+const TEMPLATE: &str = include_str!("page.html.j2");
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("page.js");
+/// Rows of the tables that show examples; the full table has the others.
+const EXAMPLES: usize = 12;
+
+/// The page of `runs`, in the order given.
+///
+/// # Errors
+/// [`Error::Input`] without a run.
+pub fn render(runs: &[RecordedRun]) -> Result<String> {
+    if runs.is_empty() {
+        return Err(Error::input("a report needs at least one run"));
+    }
+    let identities = identities(runs);
+    let facts = join(runs);
+    let (subject, plain) = protagonists(runs);
+    let style = format!("{}\n{STYLE}", chart::CSS);
+    let charts: Vec<String> = panels(runs)
+        .iter()
+        .enumerate()
+        .map(|(i, panel)| chart::inline(panel, &format!("panel-{i}")))
+        .collect();
+    let mut environment = Environment::new();
+    environment.set_keep_trailing_newline(true);
+    let page = environment
+        .add_template("page.html", TEMPLATE)
+        .and_then(|()| environment.get_template("page.html"))
+        .and_then(|template| {
+            template.render(context! {
+                style_checksum => checksum(&style),
+                script_checksum => checksum(SCRIPT),
+                style,
+                script => SCRIPT,
+                sentence => sentence(runs, &identities, subject, plain),
+                deck => deck(runs),
+                runs => runs.iter().zip(&identities).map(|(r, i)| RunView::of(r, i)).collect::<Vec<_>>(),
+                charts,
+                losses => losses(&identities, &facts, subject, plain),
+                new_facts => new_facts(&facts),
+                fact_count => thousands(facts.len()),
+                facts_json => for_script(&facts_json(&identities, &facts)),
+                differences => differences(runs),
+                report_command => report_command(runs),
+            })
+        });
+    page.map_err(|e| Error::Failed {
+        message: format!("cannot lay out the page: {e:#}"),
+        hint: None,
+    })
+}
+
+/// The panels of the picture: accuracy over epochs for every split that a run has, a line a run.
+pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Panel> {
+    let identities = identities(runs);
+    let mut panels = Vec::new();
+    for split in Split::ALL {
+        let mut most_facts = 0;
+        let mut series = Vec::new();
+        for (run, identity) in runs.iter().zip(&identities) {
+            let n = run.facts.iter().filter(|f| f.split == split).count();
+            let points: Vec<chart::Point> = run
+                .evaluations
+                .iter()
+                .filter_map(|e| {
+                    let share = *e.accuracy.get(split)?;
+                    Some(chart::Point {
+                        epoch: e.epoch,
+                        share,
+                        interval: chart::wilson(share, n),
+                    })
+                })
+                .collect();
+            if !points.is_empty() {
+                most_facts = most_facts.max(n);
+                series.push(chart::Series {
+                    label: identity.short.clone(),
+                    style: identity.style,
+                    points,
+                });
+            }
+        }
+        if !series.is_empty() {
+            panels.push(chart::Panel {
+                title: format!("{} ({} facts)", split_name(split), thousands(most_facts)),
+                series,
+            });
+        }
+    }
+    panels
+}
+
+/// A fact as every run left it.
+struct Joined<'a> {
+    first: &'a FactRow,
+    rows: Vec<Option<&'a FactRow>>,
+}
+
+/// The facts of all runs, in the order in which they first appear. A fact asked of two models is two rows, as its answers before are two.
+fn join(runs: &[RecordedRun]) -> Vec<Joined<'_>> {
+    let mut facts: Vec<Joined> = Vec::new();
+    let mut places = HashMap::new();
+    for (i, run) in runs.iter().enumerate() {
+        for row in &run.facts {
+            let key = (
+                &run.result.model,
+                row.split,
+                &row.relation,
+                &row.subject,
+                &row.question,
+                &row.object,
+            );
+            let place = match places.get(&key) {
+                // The same fact twice in one run stays two rows.
+                Some(&place)
+                    if facts
+                        .get(place)
+                        .is_some_and(|f: &Joined| f.rows[i].is_none()) =>
+                {
+                    place
+                }
+                _ => {
+                    facts.push(Joined {
+                        first: row,
+                        rows: vec![None; runs.len()],
+                    });
+                    places.insert(key, facts.len() - 1);
+                    facts.len() - 1
+                }
+            };
+            facts[place].rows[i] = Some(row);
+        }
+    }
+    facts
+}
+
+fn sentence(
+    runs: &[RecordedRun],
+    identities: &[Identity],
+    subject: usize,
+    plain: Option<usize>,
+) -> String {
+    let clause = |i: usize, full: bool| {
+        let result = &runs[i].result;
+        let new = result.counts.learned + result.counts.not_learned;
+        let mut did = Vec::new();
+        if new > 0 {
+            let learned = thousands(result.counts.learned);
+            did.push(if full {
+                format!("learned {learned} of {} new facts", thousands(new))
+            } else {
+                format!("learned {learned}")
+            });
+        }
+        if let Some(pp) = result.forgetting_pp {
+            let of = if full { " of what the model knew" } else { "" };
+            did.push(format!("forgot {pp:.1} pp{of}"));
+        }
+        if did.is_empty() {
+            did.push(format!("trained for {} epochs", result.epochs));
+        }
+        format!("{} {}", identities[i].name, did.join(" and "))
+    };
+    let mut sentence = capitalised(&clause(subject, true));
+    if let Some(plain) = plain {
+        sentence += "; ";
+        sentence += &clause(plain, false);
+    }
+    sentence + "."
+}
+
+/// Model, runs and epochs, under the sentence.
+fn deck(runs: &[RecordedRun]) -> String {
+    let mut models: Vec<&str> = Vec::new();
+    for run in runs {
+        if !models.contains(&run.result.model.as_str()) {
+            models.push(&run.result.model);
+        }
+    }
+    let epochs = runs.iter().map(|r| r.result.epochs).max().unwrap_or(0);
+    let runs = match runs.len() {
+        1 => "one run".to_owned(),
+        n => format!("{n} runs"),
+    };
+    format!("{} · {runs} · {epochs} epochs", models.join(", "))
+}
+
+/// A run as the tables show it.
+#[derive(Serialize)]
+struct RunView {
+    name: String,
+    short: String,
+    style: usize,
+    key: String,
+    dir: String,
+    learned: Option<String>,
+    learned_share: Option<String>,
+    paraphrased: Option<String>,
+    kept: Option<String>,
+    forgetting: Option<String>,
+    interval: Option<String>,
+    below: Option<String>,
+    budget: Option<String>,
+    seconds: String,
+    memory: String,
+    config: String,
+    environment: Vec<(String, String)>,
+    command: String,
+}
+
+impl RunView {
+    fn of(run: &RecordedRun, identity: &Identity) -> Self {
+        let r = &run.result;
+        let new = r.counts.learned + r.counts.not_learned;
+        let knew = r.counts.kept + r.counts.forgotten;
+        let some = |n: usize, text: String| (n > 0).then_some(text);
+        let dir = run.dir.display().to_string();
+        Self {
+            name: capitalised(&identity.name),
+            short: identity.short.clone(),
+            style: identity.style,
+            key: chart::key(identity.style),
+            learned: some(
+                new,
+                format!("{} of {}", thousands(r.counts.learned), thousands(new)),
+            ),
+            learned_share: r.learned.map(percent),
+            paraphrased: r.learned_paraphrased.map(percent),
+            kept: some(
+                knew,
+                format!("{} of {}", thousands(r.counts.kept), thousands(knew)),
+            ),
+            forgetting: r.forgetting_pp.map(pp),
+            interval: r
+                .forgetting_interval
+                .map(|[low, high]| format!("{} to {}", pp(low), pp(high))),
+            below: r.below_only_known_pp.map(pp),
+            budget: r.budget.map(|budget| {
+                let verdict = match r.within_budget {
+                    Some(true) => "within",
+                    Some(false) => "over",
+                    None => "not held against",
+                };
+                format!("{verdict} its budget of {budget} pp")
+            }),
+            seconds: duration(r.seconds),
+            memory: memory(r.peak_memory_bytes),
+            config: run.config_text.clone(),
+            environment: flat_json(&run.environment),
+            command: format!(
+                "unforget tune {} --set {}",
+                shell_word(&run.dir.join("config.toml").display().to_string()),
+                shell_word(&format!("out={dir}-again"))
+            ),
+            dir,
+        }
+    }
+}
+
+/// Facts that one run forgot, with what the others say of them.
+#[derive(Serialize)]
+struct Losses<'a> {
+    /// The run that forgot them.
+    by: usize,
+    /// The run that kept them; none where there is nothing to hold against it.
+    kept_by: Option<usize>,
+    count: String,
+    examples: Vec<Example<'a>>,
+    /// How many the second forgot and the first kept.
+    reverse: String,
+    names: (String, String),
+}
+
+#[derive(Serialize)]
+struct Example<'a> {
+    fact: &'a FactRow,
+    runs: &'a [Option<&'a FactRow>],
+}
+
+fn losses<'a>(
+    identities: &[Identity],
+    facts: &'a [Joined<'a>],
+    subject: usize,
+    plain: Option<usize>,
+) -> Losses<'a> {
+    let (by, kept_by) = plain.map_or((subject, None), |plain| (plain, Some(subject)));
+    let state = |fact: &Joined, run: usize| fact.rows[run].map(|row| row.state);
+    let lost = |fact: &&Joined, by: usize, kept_by: Option<usize>| {
+        state(fact, by) == Some(State::Forgotten)
+            && kept_by.is_none_or(|kept_by| state(fact, kept_by) == Some(State::Kept))
+    };
+    let mut found: Vec<&Joined> = facts.iter().filter(|f| lost(f, by, kept_by)).collect();
+    // The clearest first: facts that no run was trained on, and that the model answered at the training prompt as well.
+    found.sort_by_key(|f| (f.first.split != Split::Held, !f.first.right_before));
+    let reverse = kept_by.map_or(0, |kept_by| {
+        facts.iter().filter(|f| lost(f, kept_by, Some(by))).count()
+    });
+    Losses {
+        by,
+        kept_by,
+        count: thousands(found.len()),
+        examples: examples(&found),
+        reverse: thousands(reverse),
+        names: (
+            identities[by].name.clone(),
+            identities[subject].name.clone(),
+        ),
+    }
+}
+
+/// New facts that were also asked in other words: all of them counted, some of them shown.
+#[derive(Serialize)]
+struct NewFacts<'a> {
+    count: String,
+    examples: Vec<Example<'a>>,
+}
+
+fn new_facts<'a>(facts: &'a [Joined<'a>]) -> NewFacts<'a> {
+    let asked = |f: &&Joined| {
+        f.rows
+            .iter()
+            .flatten()
+            .any(|row| !row.paraphrased.is_empty())
+    };
+    let found: Vec<&Joined> = facts
+        .iter()
+        .filter(|f| f.first.split == Split::Unknown)
+        .filter(asked)
+        .collect();
+    NewFacts {
+        count: thousands(found.len()),
+        examples: examples(&found),
+    }
+}
+
+fn examples<'a>(facts: &[&'a Joined<'a>]) -> Vec<Example<'a>> {
+    let shown = facts.iter().take(EXAMPLES);
+    shown
+        .map(|f| Example {
+            fact: f.first,
+            runs: &f.rows,
+        })
+        .collect()
+}
+
+/// The rows of the full table, for the page's script.
+fn facts_json(identities: &[Identity], facts: &[Joined]) -> serde_json::Value {
+    let runs: Vec<_> = identities
+        .iter()
+        .map(|i| serde_json::json!({"name": capitalised(&i.name), "short": i.short, "style": i.style}))
+        .collect();
+    let rows: Vec<_> = facts
+        .iter()
+        .map(|f| {
+            let after: Vec<_> = f
+                .rows
+                .iter()
+                .map(|row| {
+                    row.map(|row| {
+                        serde_json::json!({
+                            "answer": row.answer_after,
+                            "right": row.right_after,
+                            "state": row.state,
+                            "label": row.label_after,
+                            "words": row.paraphrased,
+                        })
+                    })
+                })
+                .collect();
+            serde_json::json!({
+                "split": split_name(f.first.split),
+                "relation": f.first.relation,
+                "subject": f.first.subject,
+                "question": f.first.question,
+                "object": f.first.object,
+                "label": f.first.label_before,
+                "before": {"answer": f.first.answer_before, "right": f.first.right_before},
+                "after": after,
+            })
+        })
+        .collect();
+    serde_json::json!({"runs": runs, "facts": rows})
+}
+
+/// JSON that no HTML parser can take for the end of its script element. `<`, `>` and `&` stand only inside strings there, where the
+/// escapes mean the same.
+fn for_script(json: &serde_json::Value) -> String {
+    json.to_string()
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+        .replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029")
+}
+
+fn split_name(split: Split) -> &'static str {
+    match split {
+        Split::Known => "Known, trained",
+        Split::Unknown => "New, trained",
+        Split::Held => "Known, held out",
+        Split::MaybeKnown => "Maybe known, held out",
+        Split::WeaklyKnown => "Weakly known, held out",
+    }
+}
+
+fn checksum(text: &str) -> String {
+    BASE64_STANDARD.encode(Sha256::digest(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_element_cannot_be_left() {
+        let hostile = serde_json::json!(["</script><!--&\u{2028}"]);
+        let text = for_script(&hostile);
+        assert!(!text.contains(['<', '>', '&', '\u{2028}']), "{text}");
+        let back: serde_json::Value = serde_json::from_str(&text).expect("still JSON");
+        assert_eq!(back, hostile);
+    }
+}

@@ -1,0 +1,312 @@
+//! Writing a run directory: every file whole or not at all, and metrics row by row.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{FactRow, Metrics, RunResult};
+use crate::{Error, Result, config::Config};
+
+/// What a run writes; a new run in its place removes these and nothing else.
+const FILES: [&str; 8] = [
+    "config.toml",
+    "environment.json",
+    "splits.jsonl",
+    "metrics.jsonl",
+    "facts.jsonl",
+    "result.json",
+    "model",
+    "checkpoints",
+];
+
+/// An open run directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// Makes `root` a run directory, without the files that an earlier run left in it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the place cannot be written.
+    pub fn create(root: &Path) -> Result<Self> {
+        let unwritable = |e: io::Error| {
+            Error::input_hint(
+                format!("cannot write {}: {e}", root.display()),
+                "choose another place for the run",
+            )
+        };
+        fs::create_dir_all(root).map_err(unwritable)?;
+        tempfile::tempfile_in(root).map_err(unwritable)?;
+        let dir = Self {
+            root: root.to_owned(),
+        };
+        for name in FILES {
+            dir.remove(name)?;
+        }
+        Ok(dir)
+    }
+
+    /// Opens a run that was begun.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is none.
+    pub fn open(root: &Path) -> Result<Self> {
+        if root.join("config.toml").is_file() {
+            Ok(Self {
+                root: root.to_owned(),
+            })
+        } else {
+            Err(Error::input_hint(
+                format!(
+                    "{} is not a run directory: it has no config.toml",
+                    root.display()
+                ),
+                "name a directory that `unforget tune` or `unforget demo` wrote",
+            ))
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the file called `name` is.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The resolved config that the run was begun with.
+    ///
+    /// # Errors
+    /// When it cannot be read any more.
+    pub fn config(&self) -> Result<Config> {
+        Config::read(&self.file("config.toml"), &[])
+    }
+
+    /// The result, once the run is done.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn result(&self) -> Result<Option<RunResult>> {
+        if !self.file("result.json").exists() {
+            return Ok(None);
+        }
+        self.read_json("result.json").map(Some)
+    }
+
+    /// Every step and evaluation so far.
+    ///
+    /// # Errors
+    /// When a row cannot be read.
+    pub fn metrics(&self) -> Result<Vec<Metrics>> {
+        self.read_rows("metrics.jsonl")
+    }
+
+    /// What became of every fact.
+    ///
+    /// # Errors
+    /// When there is no such file, or a row cannot be read.
+    pub fn facts(&self) -> Result<Vec<FactRow>> {
+        self.read_rows("facts.jsonl")
+    }
+
+    /// Writes `name` whole: under another name beside it first.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.file(name);
+        let failed = Error::io("write", &path);
+        write_whole(&self.root, &path, bytes).map_err(failed)
+    }
+
+    /// Writes `value` as JSON to `name`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(value).expect("records have a form in JSON");
+        text.push(b'\n');
+        self.write(name, &text)
+    }
+
+    /// Reads `name`, which [`RunDir::write_json`] wrote.
+    ///
+    /// # Errors
+    /// When it is missing or broken.
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let path = self.file(name);
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))
+    }
+
+    /// Writes `rows` as JSON lines to `name`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_rows<T: Serialize>(
+        &self,
+        name: &str,
+        rows: impl IntoIterator<Item = T>,
+    ) -> Result<()> {
+        let mut text = Vec::new();
+        for row in rows {
+            serde_json::to_writer(&mut text, &row).expect("records have a form in JSON");
+            text.push(b'\n');
+        }
+        self.write(name, &text)
+    }
+
+    /// Reads the JSON lines of `name`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the line that is broken, or the file that is missing.
+    pub fn read_rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
+        let path = self.file(name);
+        let file = File::open(&path).map_err(Error::io("read", &path))?;
+        BufReader::new(file)
+            .lines()
+            .enumerate()
+            .map(|(i, line)| {
+                let line = line.map_err(Error::io("read", &path))?;
+                serde_json::from_str(&line)
+                    .map_err(|e| Error::input(format!("{} line {}: {e}", path.display(), i + 1)))
+            })
+            .collect()
+    }
+
+    /// Adds a row to `metrics.jsonl`; it is with the system when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn append(&self, row: &Metrics) -> Result<()> {
+        let path = self.file("metrics.jsonl");
+        let mut text = serde_json::to_vec(row).expect("records have a form in JSON");
+        text.push(b'\n');
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(&text))
+            .map_err(Error::io("write", &path))
+    }
+
+    /// Bytes of `metrics.jsonl`.
+    pub fn metrics_bytes(&self) -> u64 {
+        fs::metadata(self.file("metrics.jsonl")).map_or(0, |m| m.len())
+    }
+
+    /// Cuts `metrics.jsonl` to its first `bytes`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn truncate_metrics(&self, bytes: u64) -> Result<()> {
+        let path = self.file("metrics.jsonl");
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(bytes))
+            .map_err(Error::io("write", &path))
+    }
+
+    /// Removes the file or directory `name`, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let path = self.file(name);
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        match removed {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn write_whole(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(bytes)?;
+    make_readable(file.as_file())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// Temporary files are private; a run is as readable as the user's other files.
+#[cfg(unix)]
+fn make_readable(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &File) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::PerSplit;
+
+    fn row(step: usize) -> Metrics {
+        Metrics::Eval {
+            epoch: 1,
+            step,
+            accuracy: PerSplit::default(),
+            learned_paraphrased: None,
+            seconds: 0.1,
+        }
+    }
+
+    #[test]
+    fn a_new_run_removes_the_files_of_an_earlier_one_and_nothing_else() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        fs::write(place.path().join("notes.txt"), "mine").expect("writable");
+        fs::write(place.path().join("result.json"), "{}").expect("writable");
+        RunDir::create(place.path()).expect("writable");
+        assert!(place.path().join("notes.txt").exists());
+        assert!(!place.path().join("result.json").exists());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_wrong_input() {
+        let place = tempfile::NamedTempFile::new().expect("a temporary file");
+        let below_a_file = place.path().join("run");
+        assert_eq!(
+            RunDir::create(&below_a_file).map_err(|e| e.exit_code()),
+            Err(2)
+        );
+    }
+
+    #[test]
+    fn metrics_are_appended_and_cut_back() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let dir = RunDir::create(&place.path().join("new/run")).expect("writable");
+        dir.append(&row(1)).expect("writable");
+        let bytes = dir.metrics_bytes();
+        dir.append(&row(2)).expect("writable");
+        assert_eq!(dir.metrics().expect("readable"), [row(1), row(2)]);
+        dir.truncate_metrics(bytes).expect("writable");
+        assert_eq!(dir.metrics().expect("readable"), [row(1)]);
+    }
+
+    #[test]
+    fn a_run_is_not_opened_where_none_was_begun() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(
+            RunDir::open(place.path()).map_err(|e| e.exit_code()),
+            Err(2)
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! `environment.json`: on what, with what and from what a run was made.
+
+use std::{collections::BTreeMap, fs};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Model;
+
+/// What a run's figures may depend on beside its config.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of this program.
+    pub version: String,
+    /// Operating system and architecture.
+    pub system: String,
+    /// The processor's name.
+    pub cpu: String,
+    /// Threads that computed.
+    pub threads: usize,
+    /// Where it was computed.
+    pub device: String,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// The base model.
+    pub model: ModelRecord,
+    /// SHA-256 (hex) of the data's files, by their key in the config.
+    pub data: BTreeMap<String, String>,
+}
+
+/// Which model it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// What the user called it.
+    pub name: String,
+    /// Where it was read.
+    pub path: String,
+    /// SHA-256 (hex) over its files.
+    pub checksum: String,
+    /// Number of weights.
+    pub parameters: usize,
+}
+
+impl Environment {
+    /// Of a run that starts here and now.
+    pub fn here(model: &Model, seed: u64, data: BTreeMap<String, String>) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            cpu: proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
+            threads: rayon::current_num_threads(),
+            device: "cpu".into(),
+            seed,
+            model: ModelRecord {
+                name: model.name.clone(),
+                path: model.path.display().to_string(),
+                checksum: model.checksum.clone(),
+                parameters: model.params.layout.len,
+            },
+            data,
+        }
+    }
+}
+
+/// Peak resident memory of this process in bytes; 0 where the system doesn't say (it does on Linux).
+pub fn peak_memory_bytes() -> u64 {
+    proc_field("/proc/self/status", "VmHWM")
+        .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kibibytes| kibibytes * 1024)
+}
+
+/// The first value called `name` in a file of `name: value` lines.
+fn proc_field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, value)| value.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn peak_memory_grows_with_what_is_touched() {
+        let before = peak_memory_bytes();
+        let touched = std::hint::black_box(vec![1u8; 64 << 20]);
+        assert!(before > 0);
+        assert!(peak_memory_bytes() >= touched.len() as u64);
+    }
+}

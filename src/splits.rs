@@ -1,0 +1,601 @@
+//! Splits: which facts are trained on and which are only measured (section 2.1 of the paper).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::Range,
+};
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    audit::Label,
+    facts::Fact,
+    measure,
+    run::{PerSplit, Split},
+};
+
+/// Most facts that are taken for `D_Known` where the user names none.
+const MOST_KEPT: usize = 8_000;
+
+/// Most facts of each held-out split that are taken where the user names none: 0.8 pp is then one standard error at 90%.
+const MOST_HELD: usize = 1_000;
+
+/// Where held-out facts and `D_Known` come from one pool, one subject in this many is held out.
+const HELD_SHARE: usize = 4;
+
+/// The held-out splits and the labels of their facts.
+const HELD_LABELS: [(Split, Label); 3] = [
+    (Split::Held, Label::HighlyKnown),
+    (Split::MaybeKnown, Label::MaybeKnown),
+    (Split::WeaklyKnown, Label::WeaklyKnown),
+];
+
+/// A fact and what the audit of the base model found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SplitFact {
+    /// The fact.
+    pub fact: Fact,
+    /// Its label; none without an audit.
+    pub label: Option<Label>,
+    /// Share of the few-shot prompts under which the greedy answer was right; none without an audit.
+    pub few_shot: Option<f64>,
+}
+
+/// The five parts of the facts that a run follows; each keeps the order of the files.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Splits {
+    /// `D_Known`: trained, known before.
+    pub known: Vec<SplitFact>,
+    /// `D_Unk`: trained, new.
+    pub unknown: Vec<SplitFact>,
+    /// `D_Held`: known before, never trained.
+    pub held: Vec<SplitFact>,
+    /// Held out, `MaybeKnown` before.
+    pub maybe_known: Vec<SplitFact>,
+    /// Held out, `WeaklyKnown` before.
+    pub weakly_known: Vec<SplitFact>,
+    /// What was left out or taken from elsewhere, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Most facts of each split, for [`Splits::paper`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// `D_Known`.
+    pub known: usize,
+    /// `D_Unk`.
+    pub unknown: usize,
+    /// `D_Held`.
+    pub held: usize,
+    /// Held `MaybeKnown`.
+    pub maybe_known: usize,
+    /// Held `WeaklyKnown`.
+    pub weakly_known: usize,
+    /// As many facts in `D_Known` as in `D_Unk`: the larger is cut.
+    pub balanced: bool,
+}
+
+/// The user's files, audited: the input of [`Splits::from_audit`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AuditedFiles {
+    /// The facts of `data.learn`.
+    pub learn: Vec<SplitFact>,
+    /// Texts of `data.learn` that are no facts; they count where as many known facts as new rows are wanted.
+    pub texts: usize,
+    /// `data.keep`, where given.
+    pub keep: Option<Vec<SplitFact>>,
+    /// `data.held`, where given.
+    pub held: Option<Vec<SplitFact>>,
+    /// Where facts come from that the user doesn't give: the built-in pack.
+    pub pool: Vec<SplitFact>,
+}
+
+impl Splits {
+    /// The facts of `split`.
+    pub fn get(&self, split: Split) -> &[SplitFact] {
+        match split {
+            Split::Known => &self.known,
+            Split::Unknown => &self.unknown,
+            Split::Held => &self.held,
+            Split::MaybeKnown => &self.maybe_known,
+            Split::WeaklyKnown => &self.weakly_known,
+        }
+    }
+
+    fn get_mut(&mut self, split: Split) -> &mut Vec<SplitFact> {
+        match split {
+            Split::Known => &mut self.known,
+            Split::Unknown => &mut self.unknown,
+            Split::Held => &mut self.held,
+            Split::MaybeKnown => &mut self.maybe_known,
+            Split::WeaklyKnown => &mut self.weakly_known,
+        }
+    }
+
+    /// Adds a fact to `split`, behind those it has.
+    pub fn push(&mut self, split: Split, fact: SplitFact) {
+        self.get_mut(split).push(fact);
+    }
+
+    /// Every fact with its split, split after split in the order of [`Split::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (Split, &SplitFact)> {
+        Split::ALL
+            .into_iter()
+            .flat_map(|split| self.get(split).iter().map(move |fact| (split, fact)))
+    }
+
+    /// Where the facts of each split lie in [`Splits::iter`].
+    pub fn ranges(&self) -> impl Iterator<Item = (Split, Range<usize>)> {
+        let mut start = 0;
+        Split::ALL.into_iter().map(move |split| {
+            let range = start..start + self.get(split).len();
+            start = range.end;
+            (split, range)
+        })
+    }
+
+    /// The share right in each split that has facts, given whether each fact of [`Splits::iter`] is.
+    pub fn shares(&self, right: &[bool]) -> PerSplit<f64> {
+        let mut shares = PerSplit::default();
+        for (split, range) in self.ranges() {
+            if let Some(share) = measure::share(&right[range]) {
+                shares.set(split, share);
+            }
+        }
+        shares
+    }
+
+    /// The splits without the new facts: the control that the paper calls Only Known.
+    #[must_use]
+    pub fn only_known(&self) -> Self {
+        Self {
+            unknown: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The files as they are: nothing is filtered, balanced or taken from elsewhere.
+    pub fn as_given(learn: Vec<Fact>, keep: Vec<Fact>, held: Vec<Fact>) -> Self {
+        let unlabelled = |facts: Vec<Fact>| {
+            facts
+                .into_iter()
+                .map(|fact| SplitFact {
+                    fact,
+                    label: None,
+                    few_shot: None,
+                })
+                .collect()
+        };
+        Self {
+            known: unlabelled(keep),
+            unknown: unlabelled(learn),
+            held: unlabelled(held),
+            ..Self::default()
+        }
+    }
+
+    /// The splits of a user's own files.
+    ///
+    /// Every row of `learn` is trained, whatever its label. `keep` counts where it is `HighlyKnown`; `held` falls into
+    /// three by its labels. What isn't given comes from the pool: `HighlyKnown` facts, as many as `learn` has, at most
+    /// 8,000, and held-out facts of subjects that are not trained. Relations with a smaller share of `HighlyKnown` than
+    /// `min_highly_known` are left out of all but `learn`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is nothing to train on.
+    pub fn from_audit(files: AuditedFiles, min_highly_known: f64, seed: u64) -> Result<Self> {
+        let AuditedFiles {
+            learn,
+            texts,
+            mut keep,
+            mut held,
+            mut pool,
+        } = files;
+        let mut notes = Vec::new();
+        for (name, facts) in [
+            ("keep", keep.as_mut()),
+            ("held", held.as_mut()),
+            ("pack:world", Some(&mut pool)),
+        ] {
+            if let Some(facts) = facts {
+                notes.extend(drop_little_known_relations(facts, min_highly_known, name));
+            }
+        }
+
+        let mut picker = Picker::new(seed);
+        let unknown = picker.all(learn, Split::Unknown);
+        match &held {
+            // A subject that the user holds out is not trained by our choice.
+            Some(held) => picker.own(held, Split::Held),
+            None if keep.is_none() => picker.reserve_subjects(&pool, Split::Held, HELD_SHARE),
+            None => {}
+        }
+        let known = if let Some(keep) = keep {
+            let known = with_label(&keep, Label::HighlyKnown);
+            let left_out = keep.len() - known.len();
+            notes.extend(left_out_note(
+                "keep",
+                left_out,
+                keep.len(),
+                "not HighlyKnown",
+            ));
+            picker.all(known, Split::Known)
+        } else {
+            let most = (unknown.len() + texts).min(MOST_KEPT);
+            let known = picker.pick(&pool, Label::HighlyKnown, Split::Known, most);
+            if known.len() < most {
+                notes.push(format!(
+                    "pack:world: {} HighlyKnown facts were found to train on, fewer than the {most} that are wanted",
+                    known.len()
+                ));
+            }
+            known
+        };
+        let mut splits = Self {
+            known,
+            unknown,
+            notes,
+            ..Self::default()
+        };
+        match held {
+            Some(held) => splits.hold_out(&held),
+            None => {
+                for (split, label) in HELD_LABELS {
+                    *splits.get_mut(split) = picker.pick(&pool, label, Split::Held, MOST_HELD);
+                }
+            }
+        }
+        if texts == 0 {
+            splits.require_training_rows()?;
+        }
+        Ok(splits)
+    }
+
+    /// Puts the user's held-out facts into three splits by their labels, without those that are trained.
+    fn hold_out(&mut self, held: &[SplitFact]) {
+        let trained: HashSet<String> = self
+            .known
+            .iter()
+            .chain(&self.unknown)
+            .map(question_key)
+            .collect();
+        let mut left_out = held.len();
+        for (split, label) in HELD_LABELS {
+            let mut facts = with_label(held, label);
+            facts.retain(|f| !trained.contains(&question_key(f)));
+            left_out -= facts.len();
+            *self.get_mut(split) = facts;
+        }
+        self.notes.extend(left_out_note(
+            "held",
+            left_out,
+            held.len(),
+            "Unknown or trained",
+        ));
+    }
+
+    /// The paper's splits: `HighlyKnown` and Unknown facts of `train` are trained, those of `dev` are held out by their
+    /// labels; no subject is in two splits. Without `dev` a quarter of the subjects of `train` is held out.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is nothing to train on.
+    pub fn paper(
+        mut train: Vec<SplitFact>,
+        mut dev: Vec<SplitFact>,
+        sizes: Sizes,
+        min_highly_known: f64,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut splits = Self::default();
+        for (name, facts) in [("train", &mut train), ("dev", &mut dev)] {
+            splits
+                .notes
+                .extend(drop_little_known_relations(facts, min_highly_known, name));
+        }
+        let mut picker = Picker::new(seed);
+        if dev.is_empty() {
+            picker.reserve_subjects(&train, Split::Held, HELD_SHARE);
+            dev.clone_from(&train);
+        }
+        splits.unknown = picker.pick(&train, Label::Unknown, Split::Unknown, sizes.unknown);
+        splits.known = picker.pick(&train, Label::HighlyKnown, Split::Known, sizes.known);
+        if sizes.balanced {
+            let size = splits.known.len().min(splits.unknown.len());
+            splits.known = picker.thin(&splits.known, size);
+            splits.unknown = picker.thin(&splits.unknown, size);
+        }
+        let most = [sizes.held, sizes.maybe_known, sizes.weakly_known];
+        for ((split, label), most) in HELD_LABELS.into_iter().zip(most) {
+            *splits.get_mut(split) = picker.pick(&dev, label, Split::Held, most);
+        }
+        splits.require_training_rows()?;
+        Ok(splits)
+    }
+
+    fn require_training_rows(&self) -> Result<()> {
+        if self.known.is_empty() && self.unknown.is_empty() {
+            let mut message =
+                "there is nothing to train on: no new fact is given and no known one was found"
+                    .to_owned();
+            for note in &self.notes {
+                message += "\n  ";
+                message += note;
+            }
+            return Err(Error::input_hint(
+                message,
+                "give `data.learn` or `data.keep`, or set `data.audit = false` to take the files as they are",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn with_label(facts: &[SplitFact], label: Label) -> Vec<SplitFact> {
+    let has_label = |f: &&SplitFact| f.label == Some(label);
+    facts.iter().filter(has_label).cloned().collect()
+}
+
+fn left_out_note(name: &str, left_out: usize, of: usize, why: &str) -> Option<String> {
+    (left_out > 0).then(|| format!("{name}: {left_out} of {of} facts are {why} and are left out"))
+}
+
+fn subject_key(fact: &SplitFact) -> String {
+    fact.fact.subject.trim().to_lowercase()
+}
+
+fn question_key(fact: &SplitFact) -> String {
+    fact.fact.question.trim().to_lowercase()
+}
+
+/// Leaves out the relations of which less than `share` is `HighlyKnown`, and says so.
+fn drop_little_known_relations(facts: &mut Vec<SplitFact>, share: f64, name: &str) -> Vec<String> {
+    let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for f in facts.iter() {
+        let (known, all) = counts.entry(f.fact.relation.clone()).or_default();
+        *known += usize::from(f.label == Some(Label::HighlyKnown));
+        *all += 1;
+    }
+    counts.retain(|_, (known, all)| (*known as f64) < share * *all as f64);
+    facts.retain(|f| !counts.contains_key(&f.fact.relation));
+    counts
+        .into_iter()
+        .map(|(relation, (known, all))| {
+            format!(
+                "{name}: {relation} is left out, {known} of its {all} facts are HighlyKnown, less than {share}"
+            )
+        })
+        .collect()
+}
+
+/// Draws facts such that no subject is in two splits.
+struct Picker {
+    rng: ChaCha8Rng,
+    /// The split that each subject belongs to, once one of its facts is in a split.
+    owners: HashMap<String, Split>,
+}
+
+impl Picker {
+    fn new(seed: u64) -> Self {
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            owners: HashMap::new(),
+        }
+    }
+
+    /// Gives the facts' subjects to `split`, unless they have one.
+    fn own(&mut self, facts: &[SplitFact], split: Split) {
+        for fact in facts {
+            self.owners.entry(subject_key(fact)).or_insert(split);
+        }
+    }
+
+    /// All of `facts`, which the user has put into `split`.
+    fn all(&mut self, facts: Vec<SplitFact>, split: Split) -> Vec<SplitFact> {
+        self.own(&facts, split);
+        facts
+    }
+
+    /// Gives one in `share` of the subjects that have no split yet to `split`.
+    fn reserve_subjects(&mut self, facts: &[SplitFact], split: Split, share: usize) {
+        let mut subjects: Vec<String> = facts
+            .iter()
+            .map(subject_key)
+            .filter(|subject| !self.owners.contains_key(subject))
+            .collect();
+        subjects.sort_unstable();
+        subjects.dedup();
+        subjects.shuffle(&mut self.rng);
+        subjects.truncate(subjects.len().div_ceil(share));
+        self.owners
+            .extend(subjects.into_iter().map(|subject| (subject, split)));
+    }
+
+    /// At most `most` facts with this label, drawn at random among those whose subject is in no other split.
+    fn pick(
+        &mut self,
+        from: &[SplitFact],
+        label: Label,
+        split: Split,
+        most: usize,
+    ) -> Vec<SplitFact> {
+        let free: Vec<SplitFact> = from
+            .iter()
+            .filter(|f| f.label == Some(label))
+            .filter(|f| self.owners.get(&subject_key(f)).is_none_or(|s| *s == split))
+            .cloned()
+            .collect();
+        let picked = self.thin(&free, most);
+        self.all(picked, split)
+    }
+
+    /// `size` of `facts` at random, in their order.
+    fn thin(&mut self, facts: &[SplitFact], size: usize) -> Vec<SplitFact> {
+        let mut chosen: Vec<usize> = (0..facts.len()).collect();
+        chosen.shuffle(&mut self.rng);
+        chosen.truncate(size);
+        chosen.sort_unstable();
+        chosen.into_iter().map(|i| facts[i].clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::Location;
+
+    fn fact(subject: &str, relation: &str, label: Label) -> SplitFact {
+        SplitFact {
+            fact: Fact {
+                subject: subject.into(),
+                relation: relation.into(),
+                object: "Italy".into(),
+                aliases: Vec::new(),
+                question: format!("{relation} of {subject}?"),
+                paraphrases: Vec::new(),
+                split: None,
+                location: Location {
+                    file: "facts.tsv".into(),
+                    line: 2,
+                },
+            },
+            label: Some(label),
+            few_shot: Some(0.5),
+        }
+    }
+
+    /// `count` facts of each label, on subjects of their own.
+    fn pool(prefix: &str, relation: &str, count: usize) -> Vec<SplitFact> {
+        [
+            Label::HighlyKnown,
+            Label::MaybeKnown,
+            Label::WeaklyKnown,
+            Label::Unknown,
+        ]
+        .into_iter()
+        .flat_map(|label| {
+            (0..count).map(move |i| fact(&format!("{prefix}{label:?}{i}"), relation, label))
+        })
+        .collect()
+    }
+
+    const SIZES: Sizes = Sizes {
+        known: 20,
+        unknown: 30,
+        held: 10,
+        maybe_known: 5,
+        weakly_known: 5,
+        balanced: false,
+    };
+
+    fn lens(splits: &Splits) -> [usize; 5] {
+        Split::ALL.map(|split| splits.get(split).len())
+    }
+
+    fn no_subject_is_in_two_splits(splits: &Splits) -> bool {
+        let mut owner = HashMap::new();
+        let role = |split| match split {
+            Split::Known => 0,
+            Split::Unknown => 1,
+            _ => 2,
+        };
+        splits
+            .iter()
+            .all(|(split, f)| *owner.entry(subject_key(f)).or_insert(role(split)) == role(split))
+    }
+
+    #[test]
+    fn the_papers_splits_follow_the_labels_and_share_no_subject() {
+        let splits =
+            Splits::paper(pool("", "P17", 40), pool("", "P17", 40), SIZES, 0.0, 3).expect("enough");
+        assert_eq!(lens(&splits), [20, 30, 10, 5, 5]);
+        assert!(no_subject_is_in_two_splits(&splits));
+        assert!(
+            splits
+                .held
+                .iter()
+                .all(|f| f.label == Some(Label::HighlyKnown))
+        );
+        assert!(
+            splits
+                .unknown
+                .iter()
+                .all(|f| f.label == Some(Label::Unknown))
+        );
+    }
+
+    #[test]
+    fn balanced_splits_are_cut_to_the_smaller() {
+        let sizes = Sizes {
+            balanced: true,
+            ..SIZES
+        };
+        let splits = Splits::paper(pool("", "P17", 40), pool("d", "P17", 40), sizes, 0.0, 3);
+        assert_eq!(lens(&splits.expect("enough"))[..2], [20, 20]);
+    }
+
+    #[test]
+    fn without_a_dev_set_a_quarter_of_the_subjects_is_held_out() {
+        let splits = Splits::paper(pool("", "P17", 40), Vec::new(), SIZES, 0.0, 3).expect("enough");
+        assert!(!splits.held.is_empty());
+        assert!(no_subject_is_in_two_splits(&splits));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_splits() {
+        let with = |seed| {
+            Splits::paper(pool("", "P17", 60), pool("d", "P17", 60), SIZES, 0.0, seed)
+                .expect("enough")
+        };
+        assert_eq!(with(1), with(1));
+        assert_ne!(with(1), with(2));
+    }
+
+    #[test]
+    fn a_little_known_relation_is_left_out() {
+        let mut facts = pool("a", "P17", 10);
+        facts.extend((0..10).map(|i| fact(&format!("b{i}"), "P36", Label::HighlyKnown)));
+        let splits = Splits::paper(facts.clone(), Vec::new(), SIZES, 0.3, 3).expect("P36 stays");
+        assert!(splits.iter().all(|(_, f)| f.fact.relation == "P36"));
+        assert_eq!(splits.notes.len(), 1);
+    }
+
+    #[test]
+    fn every_row_to_learn_is_trained_whatever_its_label() {
+        let files = AuditedFiles {
+            learn: pool("new", "P17", 5),
+            pool: pool("", "P17", 40),
+            ..AuditedFiles::default()
+        };
+        let splits = Splits::from_audit(files, 0.0, 1).expect("something to learn");
+        assert_eq!(lens(&splits)[..2], [20, 20]);
+        assert!(!splits.held.is_empty() && !splits.maybe_known.is_empty());
+        assert!(no_subject_is_in_two_splits(&splits));
+    }
+
+    #[test]
+    fn files_that_are_given_are_filtered_by_label_and_never_trained_and_held_at_once() {
+        let keep = pool("", "P17", 10);
+        let files = AuditedFiles {
+            learn: pool("new", "P17", 5),
+            keep: Some(keep.clone()),
+            held: Some([keep, pool("held", "P17", 10)].concat()),
+            ..AuditedFiles::default()
+        };
+        let splits = Splits::from_audit(files, 0.0, 1).expect("something to learn");
+        // Of `held` the ten known facts that are in `keep` too are trained; its Unknown ones are in no split.
+        assert_eq!(lens(&splits), [10, 20, 10, 20, 20]);
+        assert_eq!(splits.notes.len(), 2);
+    }
+
+    #[test]
+    fn nothing_to_train_on_is_an_error() {
+        let files = AuditedFiles {
+            pool: pool("", "P17", 5),
+            ..AuditedFiles::default()
+        };
+        assert!(Splits::from_audit(files, 0.0, 1).is_err());
+    }
+}

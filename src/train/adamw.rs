@@ -1,0 +1,320 @@
+//! `AdamW` as `torch.optim.AdamW` computes it, over the trained tensors alone, and the global gradient norm.
+//!
+//! Every pass walks fixed chunks in parallel: element-wise work and sums in the order of the chunks give the same bits
+//! at any number of threads.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::{
+    engine::{
+        Gradients,
+        simd::{LANES, vectorized},
+    },
+    model::{Buffer, Layout, Params},
+};
+
+/// Elements a chunk: four arrays of it lie in a core's second-level cache.
+const CHUNK: usize = 1 << 14;
+
+/// The optimiser's constants, under the names of `torch.optim.AdamW`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWSettings {
+    /// Decay rates of the first and the second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled: a weight shrinks by `lr * weight_decay` a step.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWSettings {
+    fn default() -> Self {
+        Self {
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
+
+/// The optimiser's state: both moments of every trained weight, laid out as the gradients are.
+pub struct AdamW {
+    /// Its constants.
+    pub settings: AdamWSettings,
+    /// Steps done.
+    pub steps: u64,
+    /// First moments (`exp_avg`).
+    pub first: Buffer,
+    /// Second moments (`exp_avg_sq`).
+    pub second: Buffer,
+    /// Stretches that are contiguous both in the weights and in the gradients: (weights, gradients).
+    spans: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl AdamW {
+    /// An optimiser for the tensors that `gradients` holds, its moments zero.
+    pub fn new(params: &Params, gradients: &Gradients, settings: AdamWSettings) -> Self {
+        Self {
+            settings,
+            steps: 0,
+            first: Buffer::zeros(gradients.data.len()),
+            second: Buffer::zeros(gradients.data.len()),
+            spans: contiguous_spans(&params.layout, gradients),
+        }
+    }
+
+    /// One step on the gradients times `clip_scale` ([`clip_scale`]; 1 changes nothing).
+    ///
+    /// With g the scaled gradient, t the step, (b1, b2) the betas and c = 1 - b^t:
+    ///
+    /// ```text
+    /// p <- p (1 - lr * weight_decay)
+    /// m <- m + (1 - b1) (g - m)         v <- b2 v + (1 - b2) g^2
+    /// p <- p - (lr / c1) m / (sqrt(v) / sqrt(c2) + eps)
+    /// ```
+    ///
+    /// Element-wise in f32, its constants rounded from f64, in `PyTorch`'s order of operations.
+    pub fn step(&mut self, params: &mut Params, gradients: &Gradients, lr: f64, clip_scale: f32) {
+        self.steps += 1;
+        let AdamWSettings {
+            betas: [beta1, beta2],
+            eps,
+            weight_decay,
+        } = self.settings;
+        let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
+        let update = Update {
+            clip_scale,
+            decay: (1.0 - lr * weight_decay) as f32,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            step_size: (lr / correction(beta1)) as f32,
+            root_correction2: correction(beta2).sqrt() as f32,
+            eps: eps as f32,
+        };
+        for (weights, gradient) in &self.spans {
+            params.data[weights.clone()]
+                .par_chunks_mut(CHUNK)
+                .zip(gradients.data[gradient.clone()].par_chunks(CHUNK))
+                .zip(self.first[gradient.clone()].par_chunks_mut(CHUNK))
+                .zip(self.second[gradient.clone()].par_chunks_mut(CHUNK))
+                .for_each(|(((p, g), m), v)| update_chunk(p, g, m, v, &update));
+        }
+    }
+}
+
+/// The constants of one step.
+struct Update {
+    clip_scale: f32,
+    decay: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    step_size: f32,
+    root_correction2: f32,
+    eps: f32,
+}
+
+vectorized! {
+    fn update_chunk(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: &Update) {
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * update.clip_scale;
+            *m += update.one_minus_beta1 * (g - *m);
+            *v = *v * update.beta2 + update.one_minus_beta2 * (g * g);
+            let denominator = v.sqrt() / update.root_correction2 + update.eps;
+            *p = *p * update.decay - update.step_size * (*m / denominator);
+        }
+    }
+
+    fn sum_of_squares(chunk: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (whole, rest) = chunk.as_chunks::<LANES>();
+        for values in whole {
+            for (lane, &x) in lanes.iter_mut().zip(values) {
+                *lane += f64::from(x) * f64::from(x);
+            }
+        }
+        for (lane, &x) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+        lanes.iter().sum()
+    }
+}
+
+/// The trained tensors' ranges (weights, gradients), neighbours in both merged into one.
+fn contiguous_spans(layout: &Layout, gradients: &Gradients) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut spans: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+    for (tensor, gradient) in &gradients.tensors {
+        let weights = layout.tensors[*tensor].range.clone();
+        match spans.last_mut() {
+            Some((w, g)) if w.end == weights.start && g.end == gradient.start => {
+                w.end = weights.end;
+                g.end = gradient.end;
+            }
+            _ => spans.push((weights, gradient.clone())),
+        }
+    }
+    spans
+}
+
+/// Euclidean norm of all gradients together, accumulated in f64.
+pub fn global_norm(gradients: &Gradients) -> f64 {
+    let per_chunk: Vec<f64> = gradients
+        .data
+        .par_chunks(CHUNK)
+        .map(sum_of_squares)
+        .collect();
+    per_chunk.iter().sum::<f64>().sqrt()
+}
+
+/// The factor by which `torch.nn.utils.clip_grad_norm_` scales gradients: `max_norm / (norm + 1e-6)`, at most 1.
+/// A `max_norm` of 0 is off.
+pub fn clip_scale(norm: f64, max_norm: f64) -> f32 {
+    if max_norm == 0.0 {
+        return 1.0;
+    }
+    (max_norm / (norm + 1e-6)).min(1.0) as f32
+}
+
+/// The name of the first trained tensor whose gradient is not finite.
+pub fn first_non_finite<'a>(layout: &'a Layout, gradients: &Gradients) -> Option<&'a str> {
+    gradients
+        .tensors
+        .iter()
+        .find(|(_, range)| gradients.data[range.clone()].iter().any(|g| !g.is_finite()))
+        .map(|(tensor, _)| layout.tensors[*tensor].name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::params::TensorInfo;
+
+    /// Two vectors; only those in `trained` have gradients.
+    fn two_vectors(len: usize, trained: &[usize]) -> (Params, Gradients) {
+        let tensors: Vec<TensorInfo> = (0..2)
+            .map(|i| TensorInfo {
+                name: format!("tensor.{i}"),
+                shape: vec![len],
+                range: i * len..(i + 1) * len,
+            })
+            .collect();
+        let layout = Layout {
+            tensors,
+            embed: 0..0,
+            layers: Vec::new(),
+            norm: 0..0,
+            head: 0..0,
+            len: 2 * len,
+        };
+        let params = Params::zeros(Arc::new(layout));
+        let gradients = Gradients::new(&params, &[0, 1].map(|i| trained.contains(&i)));
+        (params, gradients)
+    }
+
+    // torch 2: p = Parameter([1., -2., .5]); AdamW([p], lr=.1, weight_decay=.01); three steps with the gradients below.
+    #[test]
+    fn three_steps_follow_the_equations() {
+        let (mut params, mut gradients) = two_vectors(3, &[0]);
+        params.data[..3].copy_from_slice(&[1.0, -2.0, 0.5]);
+        let settings = AdamWSettings {
+            weight_decay: 0.01,
+            ..AdamWSettings::default()
+        };
+        let mut optimiser = AdamW::new(&params, &gradients, settings);
+        let mut expected = [1.0f64, -2.0, 0.5];
+        let (mut m, mut v) = ([0.0f64; 3], [0.0f64; 3]);
+        for (t, g) in [[0.5, -1.0, 2.0], [0.25, 0.5, -1.0], [-3.0, 0.0, 1e-3]]
+            .iter()
+            .enumerate()
+        {
+            gradients.data.copy_from_slice(&g.map(|x: f64| x as f32));
+            optimiser.step(&mut params, &gradients, 0.1, 1.0);
+            let (c1, c2) = (
+                1.0 - 0.9f64.powi(t as i32 + 1),
+                1.0 - 0.999f64.powi(t as i32 + 1),
+            );
+            for i in 0..3 {
+                m[i] = 0.9 * m[i] + 0.1 * g[i];
+                v[i] = 0.999 * v[i] + 0.001 * g[i] * g[i];
+                expected[i] *= 1.0 - 0.1 * 0.01;
+                expected[i] -= 0.1 * (m[i] / c1) / ((v[i] / c2).sqrt() + 1e-8);
+            }
+        }
+        for (got, want) in params.data.iter().zip(expected) {
+            // f32 against f64 over three steps of size 0.1: a few units in the last place of values near 2.
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} is not {want}");
+        }
+    }
+
+    #[test]
+    fn frozen_tensors_do_not_move() {
+        let (mut params, mut gradients) = two_vectors(40_000, &[1]);
+        params.data.fill(0.25);
+        gradients.data.fill(1.0);
+        let settings = AdamWSettings {
+            weight_decay: 0.5,
+            ..AdamWSettings::default()
+        };
+        let mut optimiser = AdamW::new(&params, &gradients, settings);
+        optimiser.step(&mut params, &gradients, 0.1, 1.0);
+        let (frozen, trained) = params.data.split_at(40_000);
+        assert!(frozen.iter().all(|p| p.to_bits() == 0.25f32.to_bits()));
+        assert!(trained.iter().all(|p| *p < 0.2));
+    }
+
+    #[test]
+    fn neighbours_are_one_span() {
+        let (params, gradients) = two_vectors(5, &[0, 1]);
+        assert_eq!(
+            contiguous_spans(&params.layout, &gradients),
+            [(0..10, 0..10)]
+        );
+    }
+
+    #[test]
+    fn the_norm_is_the_same_at_any_number_of_threads() {
+        let (_, mut gradients) = two_vectors(100_003, &[0]);
+        for (i, g) in gradients.data.iter_mut().enumerate() {
+            *g = ((i * 7919) % 1013) as f32 * 1e-3 - 0.5;
+        }
+        let at = |threads| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .expect("a small pool")
+                .install(|| global_norm(&gradients))
+        };
+        let exact = gradients
+            .data
+            .iter()
+            .map(|g| f64::from(*g).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        assert_eq!(at(1).to_bits(), at(3).to_bits());
+        // f64 sums of 100,003 terms in another order.
+        assert!((at(1) - exact).abs() < 1e-10 * exact);
+    }
+
+    #[test]
+    fn clipping_only_shrinks_and_zero_is_off() {
+        assert!((clip_scale(4.0, 1.0) - 0.25).abs() < 1e-6);
+        assert_eq!(clip_scale(0.5, 1.0).to_bits(), 1.0f32.to_bits());
+        assert_eq!(clip_scale(1e9, 0.0).to_bits(), 1.0f32.to_bits());
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_is_named() {
+        let (params, mut gradients) = two_vectors(3, &[0, 1]);
+        assert_eq!(first_non_finite(&params.layout, &gradients), None);
+        gradients.data[4] = f32::NAN;
+        assert_eq!(
+            first_non_finite(&params.layout, &gradients),
+            Some("tensor.1")
+        );
+    }
+}

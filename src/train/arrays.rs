@@ -1,0 +1,94 @@
+//! Named f32 arrays in a safetensors file: written from borrowed memory, read straight into place.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    ops::Range,
+    path::Path,
+};
+
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorView},
+};
+use sha2::{Digest, Sha256};
+
+/// Writes `arrays` to a new file at `path`.
+pub(super) fn write(path: &Path, arrays: Vec<(&str, &[f32])>) -> io::Result<()> {
+    let views = arrays.into_iter().map(|(name, values)| {
+        let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
+        (name, view.expect("the shape is the array's length"))
+    });
+    safetensors::serialize_to_file(views, None, path).map_err(io::Error::other)
+}
+
+/// SHA-256 (hex) of the file at `path`.
+pub(super) fn checksum(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(format!("{:x}", hasher.finalize()))
+}
+
+/// A file that [`write`] wrote, open for reading.
+pub(super) struct ArrayFile {
+    file: File,
+    /// Where each array's bytes lie in the file.
+    ranges: HashMap<String, Range<u64>>,
+}
+
+impl ArrayFile {
+    /// Opens the file and reads its table of contents.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        // The format: the length of the head in eight bytes, the head in JSON, the arrays.
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let mut head = Vec::new();
+        (&mut file)
+            .take(u64::from_le_bytes(length))
+            .read_to_end(&mut head)?;
+        let contents: Metadata = serde_json::from_slice(&head)?;
+        let base = (length.len() + head.len()) as u64;
+        let ranges = contents
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let (start, end) = info.data_offsets;
+                (name, base + start as u64..base + end as u64)
+            })
+            .collect();
+        Ok(Self { file, ranges })
+    }
+
+    /// Reads the array called `name`, which must be as long as `into`.
+    pub(super) fn read(&mut self, name: &str, into: &mut [f32]) -> io::Result<()> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
+        let range = self
+            .ranges
+            .get(name)
+            .filter(|range| range.end - range.start == bytes.len() as u64)
+            .ok_or_else(|| io::Error::other(format!("no array `{name}` of the right length")))?;
+        self.file.seek(SeekFrom::Start(range.start))?;
+        self.file.read_exact(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_come_back_to_the_bit() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let path = place.path().join("a.safetensors");
+        let (a, b) = ([1.0f32, f32::MIN_POSITIVE, -0.0], [0.1f32; 7]);
+        write(&path, vec![("b", &b), ("a", &a)]).expect("writable");
+        let mut file = ArrayFile::open(&path).expect("as written");
+        let mut got = [0f32; 3];
+        file.read("a", &mut got).expect("it is there");
+        assert_eq!(got.map(f32::to_bits), a.map(f32::to_bits));
+        assert!(file.read("b", &mut got).is_err(), "another length");
+        assert!(file.read("c", &mut got).is_err(), "no such array");
+    }
+}

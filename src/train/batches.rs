@@ -1,0 +1,183 @@
+//! The sampler: which rows an epoch's steps train on, and rows packed for the engine.
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    Error, Result,
+    config::Train,
+    engine::{Batch, Target},
+    facts::{Fact, Location, Text},
+    model::Model,
+    prompt::{PromptTemplate, Row, text_rows},
+};
+
+/// The order in which an epoch (counted from 1) visits rows `0..len`: a permutation that depends on `seed` and `epoch`
+/// alone, so that a resumed run needs no generator's state; without `shuffle` the rows' own order.
+pub fn epoch_order(len: usize, seed: u64, epoch: usize, shuffle: bool) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    if shuffle {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(epoch as u64);
+        order.shuffle(&mut rng);
+    }
+    order
+}
+
+/// The training rows of `facts`, none longer than `max_tokens` (prompt and target) or the model's context.
+///
+/// With `truncate` a longer row loses the beginning of its prompt, and where the target alone is too long, the target's end.
+///
+/// # Errors
+/// [`Error::Input`] naming the first fact whose row is too long, without `truncate`; when the tokenizer refuses a text.
+pub fn training_rows<'a>(
+    facts: impl IntoIterator<Item = &'a Fact>,
+    template: &PromptTemplate,
+    model: &Model,
+    train: &Train,
+) -> Result<Vec<Row>> {
+    facts
+        .into_iter()
+        .map(|fact| {
+            let row = template.row(&model.tokenizer, fact)?;
+            fitted(row, &fact.location, model, train)
+        })
+        .collect()
+}
+
+/// The training rows of texts that are no facts, held to the same length; a chat has one for each answer in it.
+///
+/// # Errors
+/// As [`training_rows`].
+pub fn text_training_rows(texts: &[Text], model: &Model, train: &Train) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for text in texts {
+        for row in text_rows(&model.tokenizer, text)? {
+            // A text of a single token has nothing to predict.
+            if row.prompt.len() + row.target.len() > 1 {
+                rows.push(fitted(row, &text.location, model, train)?);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn fitted(row: Row, location: &Location, model: &Model, train: &Train) -> Result<Row> {
+    let max_tokens = train.max_tokens.min(model.config.max_position_embeddings);
+    let len = row.prompt.len() + row.target.len();
+    if len > max_tokens && !train.truncate {
+        return Err(Error::input_hint(
+            format!("{location}: prompt and answer have {len} tokens, more than {max_tokens}"),
+            "raise `train.max_tokens` (up to the model's context), or set `train.truncate = true`",
+        ));
+    }
+    Ok(truncated(row, max_tokens))
+}
+
+fn truncated(mut row: Row, max_tokens: usize) -> Row {
+    // One token of the prompt stays: it predicts the target's first.
+    row.target.truncate(max_tokens.saturating_sub(1).max(1));
+    let room = max_tokens.saturating_sub(row.target.len()).max(1);
+    let surplus = row.prompt.len().saturating_sub(room);
+    row.prompt.drain(..surplus);
+    row
+}
+
+/// Rows packed end to end, with the positions whose logits predict their targets.
+pub struct PackedRows {
+    /// The rows, each without its last target token, after which nothing is predicted.
+    pub batch: Batch,
+    /// Every target token of every row, in order; both weights zero.
+    pub targets: Vec<Target>,
+    /// Number of targets of each row.
+    pub targets_per_row: Vec<usize>,
+}
+
+impl PackedRows {
+    /// Packs `rows` in their order. A row without a prompt starts with its first target token, which nothing predicts.
+    pub fn new<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Self {
+        let mut packed = Self {
+            batch: Batch::new(),
+            targets: Vec::new(),
+            targets_per_row: Vec::new(),
+        };
+        for row in rows {
+            let tokens: Vec<u32> = row.prompt.iter().chain(&row.target).copied().collect();
+            let inputs = tokens.len().saturating_sub(1);
+            let first = row.prompt.len().max(1);
+            let start = packed.batch.push(tokens[..inputs].iter().copied()).start;
+            packed.targets.extend((first..tokens.len()).map(|i| Target {
+                position: start + i - 1,
+                token: tokens[i],
+                ce_weight: 0.0,
+                distill_weight: 0.0,
+            }));
+            packed
+                .targets_per_row
+                .push(tokens.len().saturating_sub(first));
+        }
+        packed
+    }
+
+    /// Where the targets lie in the batch.
+    pub fn positions(&self) -> Vec<usize> {
+        self.targets.iter().map(|t| t.position).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(prompt: &[u32], target: &[u32]) -> Row {
+        Row {
+            prompt: prompt.to_vec(),
+            target: target.to_vec(),
+        }
+    }
+
+    #[test]
+    fn an_order_depends_on_seed_and_epoch_alone() {
+        let order = epoch_order(100, 7, 3, true);
+        assert_eq!(order, epoch_order(100, 7, 3, true));
+        assert_ne!(order, epoch_order(100, 7, 4, true));
+        assert_ne!(order, epoch_order(100, 8, 3, true));
+        let mut sorted = order;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn unshuffled_rows_keep_their_order() {
+        assert_eq!(epoch_order(4, 7, 3, false), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn targets_are_predicted_by_the_token_before_them() {
+        let packed = PackedRows::new([&row(&[1, 2, 3], &[4, 5]), &row(&[6], &[7])]);
+        assert_eq!(packed.batch.tokens, [1, 2, 3, 4, 6]);
+        assert_eq!(packed.batch.ends, [4, 5]);
+        assert_eq!(packed.positions(), [2, 3, 4]);
+        assert_eq!(
+            packed.targets.iter().map(|t| t.token).collect::<Vec<_>>(),
+            [4, 5, 7]
+        );
+        assert_eq!(packed.targets_per_row, [2, 1]);
+    }
+
+    #[test]
+    fn a_row_without_a_prompt_predicts_from_its_second_token_on() {
+        let packed = PackedRows::new([&row(&[], &[4, 5, 6])]);
+        assert_eq!(packed.batch.tokens, [4, 5]);
+        assert_eq!(packed.positions(), [0, 1]);
+        assert_eq!(packed.targets_per_row, [2]);
+    }
+
+    #[test]
+    fn truncation_keeps_the_end_of_the_prompt_and_a_token_to_predict_from() {
+        let long = || row(&[1, 2, 3, 4], &[5, 6, 7]);
+        assert_eq!(truncated(long(), 9), long());
+        assert_eq!(truncated(long(), 5), row(&[3, 4], &[5, 6, 7]));
+        assert_eq!(truncated(long(), 3), row(&[4], &[5, 6]));
+    }
+}

@@ -1,0 +1,241 @@
+//! Checkpoints: all that a resumed run needs beside the base model, written whole or not at all.
+//!
+//! ```text
+//! checkpoints/teacher.safetensors                 the frozen teacher; it never changes
+//! checkpoints/step-0000120/weights.safetensors    trained tensors, and the optimiser's moments
+//! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
+//! ```
+//!
+//! Row order depends on seed and epoch alone, so that no generator has a state to keep.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    adamw::AdamW,
+    arrays::{self, ArrayFile},
+};
+use crate::{
+    Error, Result, engine::Gradients, model::Params, remedy::distill::Teacher, run::RunDir,
+};
+
+const WEIGHTS: &str = "weights.safetensors";
+const STATE: &str = "state.json";
+const TEACHER: &str = "teacher.safetensors";
+
+/// Checkpoints that are kept: the newest, and the one before, should the newest turn out broken.
+const KEPT: usize = 2;
+
+/// Where a run stands: all that it knows beside weights, optimiser and teacher.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Whole epochs done.
+    pub epoch: usize,
+    /// Steps done of the epoch after these.
+    pub step_in_epoch: usize,
+    /// Steps done in all.
+    pub step: usize,
+    /// Seconds of training and evaluations so far.
+    pub seconds: f64,
+    /// Of these, in evaluations.
+    pub eval_seconds: f64,
+    /// Whether each fact was right at the last evaluation after an epoch, in the order of [`crate::splits::Splits::iter`].
+    pub right: Vec<bool>,
+    /// The same at the best epoch of each fact's split.
+    pub right_at_peak: Vec<bool>,
+}
+
+/// `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct State {
+    standing: Standing,
+    /// Length of `metrics.jsonl` then.
+    metrics_bytes: u64,
+    /// SHA-256 (hex) of the file of weights and moments.
+    weights: String,
+    /// SHA-256 (hex) of the teacher's file, where there is a teacher.
+    teacher: Option<String>,
+}
+
+/// The checkpoints of one run.
+pub struct Checkpoints {
+    root: PathBuf,
+    /// Checksum of the teacher's file, once it is written.
+    teacher: Option<String>,
+}
+
+/// The part of a run's memory that a checkpoint holds.
+pub struct Memory<'a> {
+    /// Weights, of which the trained tensors are kept.
+    pub params: &'a mut Params,
+    /// Says which tensors are trained.
+    pub gradients: &'a Gradients,
+    /// The optimiser's moments.
+    pub optimiser: &'a mut AdamW,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the run in `run`.
+    pub fn new(run: &RunDir) -> Self {
+        Self {
+            root: run.file("checkpoints"),
+            teacher: None,
+        }
+    }
+
+    /// Writes a checkpoint and removes the oldest beyond two.
+    ///
+    /// # Errors
+    /// When it cannot be written; those before are untouched.
+    pub fn write(
+        &mut self,
+        standing: &Standing,
+        memory: &Memory<'_>,
+        teacher: Option<&Teacher>,
+        run: &RunDir,
+    ) -> Result<()> {
+        fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
+        if let (Some(teacher), None) = (teacher, &self.teacher) {
+            self.teacher = Some(self.write_teacher(teacher)?);
+        }
+        let path = self.root.join(format!("step-{:07}", standing.step));
+        let failed = |e: io::Error| Error::io("write", &path)(e);
+        let whole = tempfile::Builder::new()
+            .prefix(".unfinished-")
+            .tempdir_in(&self.root)
+            .map_err(failed)?;
+        let weights = whole.path().join(WEIGHTS);
+        arrays::write(&weights, memory.arrays()).map_err(failed)?;
+        let state = State {
+            standing: standing.clone(),
+            metrics_bytes: run.metrics_bytes(),
+            weights: arrays::checksum(&weights).map_err(failed)?,
+            teacher: self.teacher.clone().filter(|_| teacher.is_some()),
+        };
+        let text = serde_json::to_vec_pretty(&state).expect("a state has a form in JSON");
+        fs::write(whole.path().join(STATE), text).map_err(failed)?;
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(failed)?;
+        }
+        fs::rename(whole.keep(), &path).map_err(failed)?;
+        for old in self.newest_first().into_iter().skip(KEPT) {
+            fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+        }
+        Ok(())
+    }
+
+    fn write_teacher(&self, teacher: &Teacher) -> Result<String> {
+        let path = self.root.join(TEACHER);
+        let failed = |e: io::Error| Error::io("write", &path)(e);
+        let whole = tempfile::NamedTempFile::new_in(&self.root).map_err(failed)?;
+        arrays::write(whole.path(), teacher.arrays()).map_err(failed)?;
+        let sum = arrays::checksum(whole.path()).map_err(failed)?;
+        whole.persist(&path).map_err(|e| failed(e.error))?;
+        Ok(sum)
+    }
+
+    /// Restores the newest whole checkpoint: fills `memory` and, where it has one, the teacher that `empty_teacher` makes
+    /// room for, and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint, and nothing was changed.
+    ///
+    /// # Errors
+    /// When a file that was whole cannot be read any more.
+    pub fn restore(
+        &mut self,
+        memory: &mut Memory<'_>,
+        empty_teacher: impl FnOnce() -> Teacher,
+        run: &RunDir,
+    ) -> Result<Option<(Standing, Option<Teacher>)>> {
+        let Some((path, state)) = self
+            .newest_first()
+            .into_iter()
+            .find_map(|path| self.whole(&path).map(|state| (path, state)))
+        else {
+            return Ok(None);
+        };
+        memory
+            .read(&path.join(WEIGHTS))
+            .map_err(Error::io("read", &path))?;
+        memory.optimiser.steps = state.standing.step as u64;
+        let mut teacher = state.teacher.is_some().then(empty_teacher);
+        if let Some(teacher) = &mut teacher {
+            let path = self.root.join(TEACHER);
+            read_teacher(&path, teacher).map_err(Error::io("read", &path))?;
+        }
+        self.teacher = state.teacher;
+        run.truncate_metrics(state.metrics_bytes)?;
+        Ok(Some((state.standing, teacher)))
+    }
+
+    /// Removes all of them.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.root) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &self.root)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn newest_first(&self) -> Vec<PathBuf> {
+        let mut found: Vec<PathBuf> = fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+            .map(|entry| entry.path())
+            .collect();
+        found.sort_unstable();
+        found.reverse();
+        found
+    }
+
+    /// The state of the checkpoint at `path`, if its files are what it says.
+    fn whole(&self, path: &Path) -> Option<State> {
+        let state: State = serde_json::from_slice(&fs::read(path.join(STATE)).ok()?).ok()?;
+        let matches = |path: PathBuf, sum: &str| arrays::checksum(&path).is_ok_and(|s| s == sum);
+        let teacher_matches = state
+            .teacher
+            .as_ref()
+            .is_none_or(|sum| matches(self.root.join(TEACHER), sum));
+        (matches(path.join(WEIGHTS), &state.weights) && teacher_matches).then_some(state)
+    }
+}
+
+fn read_teacher(path: &Path, teacher: &mut Teacher) -> io::Result<()> {
+    let mut file = ArrayFile::open(path)?;
+    let mut arrays = teacher.arrays_mut().into_iter();
+    arrays.try_for_each(|(name, values)| file.read(name, values))
+}
+
+impl Memory<'_> {
+    fn arrays(&self) -> Vec<(&str, &[f32])> {
+        let mut arrays: Vec<(&str, &[f32])> = vec![
+            ("exp_avg", &self.optimiser.first),
+            ("exp_avg_sq", &self.optimiser.second),
+        ];
+        for (tensor, _) in &self.gradients.tensors {
+            let info = &self.params.layout.tensors[*tensor];
+            arrays.push((&info.name, &self.params.data[info.range.clone()]));
+        }
+        arrays
+    }
+
+    fn read(&mut self, path: &Path) -> io::Result<()> {
+        let mut file = ArrayFile::open(path)?;
+        file.read("exp_avg", &mut self.optimiser.first)?;
+        file.read("exp_avg_sq", &mut self.optimiser.second)?;
+        let layout = self.params.layout.clone();
+        for (tensor, _) in &self.gradients.tensors {
+            let info = &layout.tensors[*tensor];
+            file.read(&info.name, &mut self.params.data[info.range.clone()])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! The beginning and the end of a run: what the model says before and after, and what follows from it.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{SPLITS, Trainer};
+use crate::{
+    Result, audit,
+    facts::Fact,
+    generate::Generator,
+    measure::{self, Answered, Exam},
+    model::Dtype,
+    run::{
+        Counts, FactRow, Moments, Paraphrased, PerSplit, RunDir, RunResult, Split, State,
+        peak_memory_bytes,
+    },
+    splits::{SplitFact, Splits},
+};
+
+/// A row of `splits.jsonl`: a fact of the run, and what the base model said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct SplitRow {
+    split: Split,
+    #[serde(flatten)]
+    fact: SplitFact,
+    answer_before: String,
+    right_before: bool,
+}
+
+/// The splits that `splits.jsonl` holds.
+pub(super) fn splits_of(rows: &[SplitRow]) -> Splits {
+    let mut splits = Splits::default();
+    for row in rows {
+        splits.push(row.split, row.fact.clone());
+    }
+    splits
+}
+
+/// What the base model said, as `splits.jsonl` holds it.
+pub(super) fn before_of(rows: &[SplitRow]) -> Vec<Answered> {
+    rows.iter()
+        .map(|row| Answered {
+            text: row.answer_before.clone(),
+            right: row.right_before,
+        })
+        .collect()
+}
+
+impl Trainer<'_> {
+    /// Asks the base model every fact and records the splits: from here on the run can be resumed.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        self.run.remove("metrics.jsonl")?;
+        let (before, seconds) = self.timed_evaluation(Exam::answers)?;
+        let right: Vec<bool> = before.iter().map(|a| a.right).collect();
+        let rows = self
+            .splits
+            .iter()
+            .zip(&before)
+            .map(|((split, fact), answered)| SplitRow {
+                split,
+                fact: fact.clone(),
+                answer_before: answered.text.clone(),
+                right_before: answered.right,
+            });
+        self.run.write_rows(SPLITS, rows)?;
+        self.before = before;
+        self.record_evaluation(self.splits.shares(&right), seconds)
+    }
+
+    /// Saves the model, asks everything again of the weights as saved, and writes what became of each fact.
+    pub(super) fn finish(mut self) -> Result<RunResult> {
+        let dtype = self.model.dtype;
+        round_to(&mut self.model.params.data, dtype);
+        self.model.save(&self.run.file("model"), dtype)?;
+        let (after, _) = self.timed_evaluation(Exam::answers)?;
+        let paraphrased = self.ask_paraphrases()?;
+        self.read_clock();
+        let labels_after = self.labels_after()?;
+
+        let rows = self.fact_rows(&after, paraphrased, &labels_after);
+        let result = self.result(&rows, &after)?;
+        self.run.write_rows("facts.jsonl", &rows)?;
+        if !self.options.keep_checkpoints {
+            self.checkpoints.remove()?;
+        }
+        self.run.write_json("result.json", &result)?;
+        Ok(result)
+    }
+
+    /// The new facts asked in other words: for each, its questions and answers.
+    fn ask_paraphrases(&mut self) -> Result<Vec<Vec<Paraphrased>>> {
+        let unknown = &self.splits.unknown;
+        if !self.config.measure.paraphrase {
+            return Ok(vec![Vec::new(); unknown.len()]);
+        }
+        let asked: Vec<Fact> = unknown
+            .iter()
+            .flat_map(|f| {
+                f.fact.paraphrases.iter().map(|question| Fact {
+                    question: question.clone(),
+                    ..f.fact.clone()
+                })
+            })
+            .collect();
+        let rule = self.config.data.rule;
+        let exam = Exam::new(&asked, &self.template, &self.model.tokenizer, rule)?;
+        let answers = exam.answers(&mut Generator::new(&mut self.engine, &self.model))?;
+        let mut answered = asked
+            .into_iter()
+            .zip(answers)
+            .map(|(fact, answer)| Paraphrased {
+                question: fact.question,
+                answer: answer.text,
+                right: answer.right,
+            });
+        Ok(self
+            .splits
+            .unknown
+            .iter()
+            .map(|f| answered.by_ref().take(f.fact.paraphrases.len()).collect())
+            .collect())
+    }
+
+    /// The labels of all facts of the run after training, by relation and question, under the same few-shot prompts.
+    fn labels_after(&mut self) -> Result<HashMap<(String, String), String>> {
+        let Some(again) = &self.audit_after else {
+            return Ok(HashMap::new());
+        };
+        let facts: Vec<Fact> = self.splits.iter().map(|(_, f)| f.fact.clone()).collect();
+        let audit = audit::ask(
+            &self.model,
+            &mut self.engine,
+            &facts,
+            Some(&again.exemplars),
+            &again.settings,
+            self.progress,
+        )?;
+        Ok(audit
+            .facts
+            .into_iter()
+            .map(|f| ((f.relation, f.question), f.label.name().to_owned()))
+            .collect())
+    }
+
+    fn fact_rows(
+        &self,
+        after: &[Answered],
+        paraphrased: Vec<Vec<Paraphrased>>,
+        labels_after: &HashMap<(String, String), String>,
+    ) -> Vec<FactRow> {
+        let mut paraphrased = paraphrased.into_iter();
+        self.splits
+            .iter()
+            .zip(self.before.iter().zip(after))
+            .zip(&self.standing.right_at_peak)
+            .map(|(((split, f), (before, after)), &right_at_peak)| {
+                let known = measure::known_at_audit(f.few_shot, right_at_peak);
+                let key = (f.fact.relation.clone(), f.fact.question.clone());
+                FactRow {
+                    split,
+                    subject: f.fact.subject.clone(),
+                    object: f.fact.target(),
+                    label_before: f.label.map(|label| label.name().to_owned()),
+                    label_after: labels_after.get(&key).cloned(),
+                    relation: key.0,
+                    question: key.1,
+                    answer_before: before.text.clone(),
+                    answer_after: after.text.clone(),
+                    right_before: before.right,
+                    right_after: after.right,
+                    paraphrased: match split {
+                        Split::Unknown => paraphrased.next().unwrap_or_default(),
+                        _ => Vec::new(),
+                    },
+                    state: State::of(split, known, after.right),
+                }
+            })
+            .collect()
+    }
+
+    fn result(&self, rows: &[FactRow], after: &[Answered]) -> Result<RunResult> {
+        let after: Vec<bool> = after.iter().map(|a| a.right).collect();
+        let accuracy = self.moments(&after);
+        let held = self
+            .splits
+            .ranges()
+            .find(|(split, _)| *split == Split::Held)
+            .map(|(_, range)| range)
+            .unwrap_or_default();
+        let (held_at_peak, held_after) = (&self.standing.right_at_peak[held.clone()], &after[held]);
+        let in_other_words: Vec<bool> = rows
+            .iter()
+            .flat_map(|row| &row.paraphrased)
+            .map(|p| p.right)
+            .collect();
+        Ok(RunResult {
+            method: self.method_name(),
+            model: self.model.name.clone(),
+            forgetting_pp: measure::forgetting_pp(held_at_peak, held_after),
+            forgetting_interval: measure::forgetting_interval(
+                held_at_peak,
+                held_after,
+                self.config.seed,
+            ),
+            below_only_known_pp: self
+                .held_under_only_known()?
+                .zip(accuracy.held)
+                .map(|(only_known, held)| 100.0 * (only_known - held.after)),
+            learned: accuracy.unknown.map(|moments| moments.after),
+            learned_paraphrased: measure::share(&in_other_words),
+            accuracy,
+            counts: Counts::of(rows.iter().map(|row| row.state)),
+            budget: None,
+            within_budget: None,
+            epochs: self.standing.epoch,
+            steps: self.standing.step,
+            seconds: self.standing.seconds,
+            eval_seconds: self.standing.eval_seconds,
+            peak_memory_bytes: peak_memory_bytes(),
+        })
+    }
+
+    fn moments(&self, after: &[bool]) -> PerSplit<Moments> {
+        let right_before: Vec<bool> = self.before.iter().map(|a| a.right).collect();
+        let [start, peak, after] = [&right_before[..], &self.standing.right_at_peak, after]
+            .map(|right| self.splits.shares(right));
+        let mut moments = PerSplit::default();
+        for split in Split::ALL {
+            let shares = (start.get(split), peak.get(split), after.get(split));
+            if let (Some(&start), Some(&peak), Some(&after)) = shares {
+                let of_split = Moments {
+                    audit: mean_few_shot(self.splits.get(split)),
+                    start,
+                    peak,
+                    after,
+                };
+                moments.set(split, of_split);
+            }
+        }
+        moments
+    }
+
+    pub(super) fn method_name(&self) -> String {
+        if self.rows.len() == self.splits.known.len() {
+            "only-known".into()
+        } else if self.config.method.distills() {
+            "self-distill".into()
+        } else {
+            "sft".into()
+        }
+    }
+
+    /// The share of held facts right at the end of the Only Known run that the config names.
+    fn held_under_only_known(&self) -> Result<Option<f64>> {
+        let Some(baseline) = &self.config.baseline else {
+            return Ok(None);
+        };
+        let result = RunDir::open(baseline)?.result()?;
+        Ok(result.and_then(|r| r.accuracy.held).map(|held| held.after))
+    }
+}
+
+/// Mean share of few-shot prompts answered right; none where some fact was not audited.
+fn mean_few_shot(facts: &[SplitFact]) -> Option<f64> {
+    let shares: Option<Vec<f64>> = facts.iter().map(|f| f.few_shot).collect();
+    shares
+        .filter(|shares| !shares.is_empty())
+        .map(|shares| shares.iter().sum::<f64>() / shares.len() as f64)
+}
+
+/// Rounds weights to what `dtype` can hold.
+fn round_to(weights: &mut [f32], dtype: Dtype) {
+    match dtype {
+        Dtype::F32 => {}
+        Dtype::F16 => weights
+            .iter_mut()
+            .for_each(|w| *w = half::f16::from_f32(*w).to_f32()),
+        Dtype::Bf16 => weights
+            .iter_mut()
+            .for_each(|w| *w = half::bf16::from_f32(*w).to_f32()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_keeps_what_the_type_can_hold() {
+        let mut weights = [1.0f32, 0.1, -3.5];
+        round_to(&mut weights, Dtype::Bf16);
+        assert_eq!(
+            weights.map(f32::to_bits),
+            [1.0f32, 0.100_097_656, -3.5].map(f32::to_bits)
+        );
+        let once = weights;
+        round_to(&mut weights, Dtype::Bf16);
+        assert_eq!(weights.map(f32::to_bits), once.map(f32::to_bits));
+    }
+}

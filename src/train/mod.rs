@@ -1,0 +1,464 @@
+//! Training: one loop for every method. Methods differ in the objective, the rows and the trainable set only.
+
+use std::time::{Duration, Instant};
+
+pub mod adamw;
+mod arrays;
+pub mod batches;
+pub mod checkpoint;
+mod finish;
+pub mod objective;
+mod prepare;
+mod schedule;
+
+pub use prepare::{Options, resume, tune, tune_on};
+
+use self::{
+    adamw::{AdamW, AdamWSettings, clip_scale, first_non_finite, global_norm},
+    batches::{epoch_order, training_rows},
+    checkpoint::{Checkpoints, Memory, Standing},
+    objective::Objective,
+};
+use crate::{
+    Error, Result,
+    audit::AuditSettings,
+    config::Config,
+    engine::{Engine, Gradients, Loss},
+    facts::Fact,
+    generate::Generator,
+    interrupt::{self, Resumable},
+    measure::{Answered, Exam},
+    model::Model,
+    progress::Progress,
+    prompt::{PromptTemplate, Row},
+    remedy::{
+        distill::{Distillation, Teacher},
+        freeze::trained_tensors,
+    },
+    run::{Metrics, PerSplit, RunDir, RunResult, Split},
+    splits::Splits,
+};
+
+/// Without `checkpoint_every` checkpoints are no closer than this.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The facts of a run and what the base model says of them: all that a resumed run needs beside config and base model.
+const SPLITS: &str = "splits.jsonl";
+
+/// Everything that one run needs.
+struct TuneJob {
+    /// What to do, resolved and validated.
+    config: Config,
+    /// The base model; it becomes the tuned one.
+    model: Model,
+    /// What to train on and what to measure.
+    splits: Splits,
+    /// What is learned beside facts: rows of chats and texts.
+    texts: Vec<Row>,
+    /// Where the run is written.
+    out: RunDir,
+    /// How the facts are audited again after training; none: labels after are null.
+    audit_after: Option<AuditAfter>,
+    options: Options,
+}
+
+/// The audit before training, to be repeated.
+struct AuditAfter {
+    settings: AuditSettings,
+    /// The facts that it asked: drawn from the same facts, the few-shot prompts are the same.
+    exemplars: Vec<Fact>,
+}
+
+/// A run under way.
+struct Trainer<'a> {
+    config: Config,
+    template: PromptTemplate,
+    model: Model,
+    splits: Splits,
+    run: RunDir,
+    audit_after: Option<AuditAfter>,
+    options: Options,
+    progress: &'a Progress,
+
+    engine: Engine,
+    /// `D_Known`, then `D_Unk` and the texts.
+    rows: Vec<Row>,
+    /// Every fact of the splits.
+    exam: Exam,
+    /// What the base model said to it.
+    before: Vec<Answered>,
+    objective: Objective,
+    gradients: Gradients,
+    optimiser: AdamW,
+    checkpoints: Checkpoints,
+    last_checkpoint: Instant,
+    standing: Standing,
+    /// When the clock of `standing.seconds` was last read.
+    clock: Instant,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(job: TuneJob, progress: &'a Progress) -> Result<Self> {
+        let TuneJob {
+            config,
+            model,
+            splits,
+            texts,
+            out: run,
+            audit_after,
+            options,
+        } = job;
+        let template = prepare::template(&config, &model)?;
+        let trained = splits.known.iter().chain(&splits.unknown);
+        let mut rows = training_rows(trained.map(|f| &f.fact), &template, &model, &config.train)?;
+        rows.extend(texts);
+        let facts = splits.iter().map(|(_, f)| &f.fact);
+        let exam = Exam::new(facts, &template, &model.tokenizer, config.data.rule)?;
+        let trained = trained_tensors(&model.params.layout, &config.train.trainable)?;
+        let gradients = Gradients::new(&model.params, &trained);
+        let settings = AdamWSettings {
+            betas: config.train.betas,
+            eps: config.train.eps,
+            weight_decay: config.train.weight_decay,
+        };
+        let trainer = Self {
+            engine: Engine::new(&model.config),
+            exam,
+            before: Vec::new(),
+            objective: Objective::default(),
+            optimiser: AdamW::new(&model.params, &gradients, settings),
+            gradients,
+            checkpoints: Checkpoints::new(&run),
+            last_checkpoint: Instant::now(),
+            standing: Standing::default(),
+            clock: Instant::now(),
+            config,
+            template,
+            model,
+            splits,
+            run,
+            audit_after,
+            options,
+            progress,
+            rows,
+        };
+        trainer.require_rows_in_every_epoch()?;
+        trainer.introduce();
+        Ok(trainer)
+    }
+
+    /// What is about to happen, for people.
+    fn introduce(&self) {
+        let Config { train, .. } = &self.config;
+        self.progress.note(format_args!(
+            "{} on {}: {} of {} parameters trained, {} known and {} new rows, at most {} steps in {} epochs, into {}",
+            self.method_name(),
+            self.model.name,
+            self.gradients.data.len(),
+            self.model.params.layout.len,
+            self.splits.known.len(),
+            self.rows.len() - self.splits.known.len(),
+            self.steps_in_all(),
+            train.epochs,
+            self.run.path().display()
+        ));
+    }
+
+    fn run(mut self) -> Result<RunResult> {
+        self.begin()?;
+        self.train()?;
+        self.finish()
+    }
+
+    /// THE loop.
+    fn train(&mut self) -> Result<()> {
+        let _resumable = Resumable::begin();
+        while self.standing.epoch < self.config.train.epochs && !self.learned_enough() {
+            if self.teacher_is_due() {
+                self.freeze_teacher();
+            }
+            self.train_epoch()?;
+            self.evaluate()?;
+            if self.checkpoint_is_due() {
+                self.checkpoint()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rest of the epoch after those that are done.
+    fn train_epoch(&mut self) -> Result<()> {
+        let train = &self.config.train;
+        let (epoch, epochs) = (self.standing.epoch + 1, train.epochs);
+        let order = epoch_order(self.rows_of(epoch), self.config.seed, epoch, train.shuffle);
+        let bar = self
+            .progress
+            .bar(order.len() as u64, format!("epoch {epoch}/{epochs}"));
+        for (i, batch) in order.chunks(self.rows_a_step()).enumerate() {
+            if i >= self.standing.step_in_epoch {
+                let loss = self.step(epoch, batch)?;
+                bar.message(format_args!("loss {:.4}", loss.ce + loss.distill));
+            }
+            bar.inc(batch.len() as u64);
+            if interrupt::asked() {
+                self.checkpoint()?;
+                return Err(Error::Interrupted {
+                    hint: format!("go on with `unforget resume {}`", self.run.path().display()),
+                });
+            }
+        }
+        self.standing.epoch += 1;
+        self.standing.step_in_epoch = 0;
+        Ok(())
+    }
+
+    /// One step on the rows numbered `batch`: gradients, clipping, `AdamW`.
+    fn step(&mut self, epoch: usize, batch: &[usize]) -> Result<Loss> {
+        let started = Instant::now();
+        let train = &self.config.train;
+        let step = self.standing.step + 1;
+        self.gradients.clear();
+        let loss = self.objective.loss_and_gradients(
+            &mut self.engine,
+            &self.model.params,
+            &self.rows,
+            batch,
+            train.batch_size,
+            &mut self.gradients,
+        );
+        let grad_norm = global_norm(&self.gradients);
+        self.require_finite(step, loss, grad_norm)?;
+        let lr = train.lr
+            * train
+                .schedule
+                .factor(step - 1, train.warmup_steps, self.steps_in_all());
+        self.optimiser.step(
+            &mut self.model.params,
+            &self.gradients,
+            lr,
+            clip_scale(grad_norm, train.clip),
+        );
+        self.standing.step = step;
+        self.standing.step_in_epoch += 1;
+        let tokens: usize = batch
+            .iter()
+            .map(|&row| self.rows[row].prompt.len() + self.rows[row].target.len())
+            .sum();
+        self.run.append(&Metrics::Step {
+            epoch,
+            step,
+            loss: loss.ce + loss.distill,
+            ce: loss.ce,
+            distill: loss.distill,
+            grad_norm,
+            lr,
+            tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+        })?;
+        Ok(loss)
+    }
+
+    /// Asks every fact and records what is right; remembers the best epoch of each split.
+    fn evaluate(&mut self) -> Result<()> {
+        let (right, seconds) = self.timed_evaluation(Exam::right)?;
+        self.remember(right);
+        self.record_evaluation(self.splits.shares(&self.standing.right), seconds)
+    }
+
+    /// What `ask` finds out about the facts as the model stands, and the seconds that it took.
+    fn timed_evaluation<T>(
+        &mut self,
+        ask: impl FnOnce(&Exam, &mut Generator<'_>) -> Result<T>,
+    ) -> Result<(T, f64)> {
+        self.read_clock();
+        let started = Instant::now();
+        let found = ask(
+            &self.exam,
+            &mut Generator::new(&mut self.engine, &self.model),
+        )?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.standing.eval_seconds += seconds;
+        self.read_clock();
+        Ok((found, seconds))
+    }
+
+    /// Keeps what is right now, and in splits of which more is right than ever before keeps it as the peak.
+    fn remember(&mut self, right: Vec<bool>) {
+        let count = |right: &[bool]| right.iter().filter(|r| **r).count();
+        let peak = &mut self.standing.right_at_peak;
+        if peak.is_empty() {
+            peak.clone_from(&right);
+        }
+        for (_, range) in self.splits.ranges() {
+            if count(&right[range.clone()]) > count(&peak[range.clone()]) {
+                peak[range.clone()].copy_from_slice(&right[range]);
+            }
+        }
+        self.standing.right = right;
+    }
+
+    fn record_evaluation(&self, accuracy: PerSplit<f64>, seconds: f64) -> Result<()> {
+        let Standing { epoch, step, .. } = self.standing;
+        let shares: Vec<String> = Split::ALL
+            .into_iter()
+            .filter_map(|split| Some((split, accuracy.get(split)?)))
+            .map(|(split, share)| format!("{} {:.1}%", split.name(), 100.0 * share))
+            .collect();
+        self.progress.note(format_args!(
+            "epoch {epoch}/{} | right: {}",
+            self.config.train.epochs,
+            shares.join(", ")
+        ));
+        self.run.append(&Metrics::Eval {
+            epoch,
+            step,
+            accuracy,
+            learned_paraphrased: None,
+            seconds,
+        })
+    }
+
+    /// Whether the snapshot epochs are over and no teacher was frozen yet.
+    fn teacher_is_due(&self) -> bool {
+        self.config.method.distills()
+            && self.objective.teacher.is_none()
+            && self.standing.epoch >= self.config.method.snapshot_epoch
+    }
+
+    fn freeze_teacher(&mut self) {
+        let teacher = Teacher::freeze(
+            self.config.method.teacher,
+            &mut self.engine,
+            &self.model.params,
+            &self.rows,
+        );
+        self.objective.teacher = Some((self.distillation(), teacher));
+    }
+
+    fn distillation(&self) -> Distillation {
+        Distillation {
+            lambda: self.config.method.lambda,
+            temperature: self.config.method.temperature,
+            reduction: self.config.method.reduction,
+        }
+    }
+
+    /// Rows of an epoch (counted from 1): `D_Known` alone until the snapshot, then all.
+    fn rows_of(&self, epoch: usize) -> usize {
+        let method = &self.config.method;
+        if method.distills() && epoch <= method.snapshot_epoch {
+            self.splits.known.len()
+        } else {
+            self.rows.len()
+        }
+    }
+
+    fn rows_a_step(&self) -> usize {
+        self.config.train.batch_size * self.config.train.accumulate
+    }
+
+    fn steps_in_all(&self) -> usize {
+        (1..=self.config.train.epochs)
+            .map(|epoch| self.rows_of(epoch).div_ceil(self.rows_a_step()))
+            .sum()
+    }
+
+    /// Whether the share of new facts is reached at which training may stop early.
+    fn learned_enough(&self) -> bool {
+        let Some(stop) = self.config.train.stop else {
+            return false;
+        };
+        let asked = !self.standing.right.is_empty();
+        asked
+            && self
+                .splits
+                .shares(&self.standing.right)
+                .unknown
+                .is_some_and(|learned| learned >= stop.learned)
+    }
+
+    fn require_rows_in_every_epoch(&self) -> Result<()> {
+        if (1..=self.config.train.epochs).all(|epoch| self.rows_of(epoch) > 0) {
+            return Ok(());
+        }
+        Err(Error::input_hint(
+            "there is no known fact to train on before the snapshot",
+            "give known facts with `data.keep`, or set `method.snapshot_epoch = 0`, which makes the base model the teacher",
+        ))
+    }
+
+    fn require_finite(&self, step: usize, loss: Loss, grad_norm: f64) -> Result<()> {
+        let what = if !(loss.ce + loss.distill).is_finite() {
+            "the loss".to_owned()
+        } else if !grad_norm.is_finite() {
+            first_non_finite(&self.model.params.layout, &self.gradients).map_or_else(
+                || "the gradient norm".to_owned(),
+                |name| format!("the gradient of {name}"),
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::NonFinite {
+            step,
+            what,
+            hint: format!(
+                "lower `train.lr` (now {:e}) or check the rows; {} keeps the checkpoints from before",
+                self.config.train.lr,
+                self.run.path().display()
+            ),
+        })
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        match self.config.train.checkpoint_every {
+            Some(every) => self.standing.epoch.is_multiple_of(every),
+            None => self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL,
+        }
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        self.read_clock();
+        let teacher = self.objective.teacher.as_ref().map(|(_, teacher)| teacher);
+        let memory = Memory {
+            params: &mut self.model.params,
+            gradients: &self.gradients,
+            optimiser: &mut self.optimiser,
+        };
+        self.checkpoints
+            .write(&self.standing, &memory, teacher, &self.run)?;
+        self.last_checkpoint = Instant::now();
+        Ok(())
+    }
+
+    /// Goes back to the newest whole checkpoint; whether there is one. `before`: what the base model said.
+    fn restore(&mut self, before: Vec<Answered>) -> Result<bool> {
+        let mut memory = Memory {
+            params: &mut self.model.params,
+            gradients: &self.gradients,
+            optimiser: &mut self.optimiser,
+        };
+        let layout = memory.params.layout.clone();
+        let (source, rows) = (self.config.method.teacher, &self.rows);
+        let restored = self.checkpoints.restore(
+            &mut memory,
+            || Teacher::empty(source, &layout, rows),
+            &self.run,
+        )?;
+        let Some((standing, teacher)) = restored else {
+            return Ok(false);
+        };
+        self.objective.teacher = teacher.map(|teacher| (self.distillation(), teacher));
+        self.standing = standing;
+        self.before = before;
+        self.clock = Instant::now();
+        Ok(true)
+    }
+
+    /// Adds the time since the last call to the run's.
+    fn read_clock(&mut self) {
+        self.standing.seconds += self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,443 @@
+//! From a config to a run: read, check, audit, split, train.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::{Path, PathBuf},
+};
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::{
+    AuditAfter, SPLITS, Trainer, TuneJob,
+    batches::{text_training_rows, training_rows},
+    finish::{SplitRow, before_of, splits_of},
+};
+use crate::{
+    Error, Result,
+    audit::{AuditSettings, audit},
+    config::Config,
+    engine::Engine,
+    facts::{self, Fact, ReadOptions, Text, drop_contradicted},
+    model::Model,
+    progress::Progress,
+    prompt::{PromptTemplate, Row},
+    remedy::freeze::trained_tensors,
+    run::{Environment, RunDir, RunResult},
+    splits::{AuditedFiles, SplitFact, Splits},
+};
+
+/// Facts of the pool that are audited for each new one: a small model knows one in six well.
+const POOL_SHARE: usize = 8;
+
+/// And so many beside, of which the held-out facts come.
+const POOL_AT_LEAST: usize = 1_000;
+
+/// Under what the checksum of texts is recorded.
+const TEXTS: &str = "learn_texts";
+
+/// What is not part of the experiment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Leave the checkpoints in place when the run is done.
+    pub keep_checkpoints: bool,
+}
+
+/// Runs an experiment; a run that `config.out` holds already is replaced.
+///
+/// # Errors
+/// [`Error::Input`] for whatever is wrong with config, facts or model, before any compute and with nothing written;
+/// [`Error::NonFinite`] when training diverges; [`Error::Interrupted`]
+/// after Ctrl-C; [`Error::Io`] when the run cannot be written.
+pub fn tune(config: &Config, options: Options, progress: &Progress) -> Result<RunResult> {
+    trainer(config, options, progress)?.run()
+}
+
+/// A run that is ready to begin: everything is read, checked, audited and split.
+pub(super) fn trainer<'a>(
+    config: &Config,
+    options: Options,
+    progress: &'a Progress,
+) -> Result<Trainer<'a>> {
+    config.validate()?;
+    let data = Data::read(config)?;
+    data.notes.iter().for_each(|note| progress.note(note));
+    let model = Model::load(&config.model)?;
+    check(
+        config,
+        &model,
+        data.learn.iter().chain(data.keep.iter().flatten()),
+    )?;
+    let texts = text_training_rows(&data.texts, &model, &config.train)?;
+    let out = begin(&config.out, config, &model, data.checksums.clone())?;
+    let audit_after = data.audit_after(config, &model)?;
+    let splits = data.split(config, &model, progress)?;
+    splits.notes.iter().for_each(|note| progress.note(note));
+    let job = TuneJob {
+        config: config.clone(),
+        model,
+        splits,
+        texts,
+        out,
+        audit_after,
+        options,
+    };
+    Trainer::new(job, progress)
+}
+
+/// Runs `config` on facts that are audited and split already; labels after training are not asked.
+///
+/// # Errors
+/// As [`tune`].
+pub fn tune_on(
+    model: &Model,
+    splits: Splits,
+    config: &Config,
+    options: Options,
+    progress: &Progress,
+) -> Result<RunResult> {
+    config.validate()?;
+    let trained = splits.known.iter().chain(&splits.unknown);
+    check(config, model, trained.map(|f| &f.fact))?;
+    let job = TuneJob {
+        config: config.clone(),
+        model: model.clone(),
+        splits,
+        texts: Vec::new(),
+        out: begin(&config.out, config, model, BTreeMap::new())?,
+        audit_after: None,
+        options,
+    };
+    Trainer::new(job, progress)?.run()
+}
+
+/// Goes on with the run in `dir` from its newest whole checkpoint, to the bit; from none it starts over; of a finished run
+/// the result is returned.
+///
+/// # Errors
+/// [`Error::Input`] when `dir` holds no run, or the base model is not the one that it was begun with; then as [`tune`].
+pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunResult> {
+    let out = RunDir::open(dir)?;
+    if let Some(result) = out.result()? {
+        progress.note(format_args!("{} is finished already", dir.display()));
+        return Ok(result);
+    }
+    let config = Config {
+        out: dir.to_owned(),
+        ..out.config()?
+    };
+    if !out.file(SPLITS).is_file() {
+        progress.note("the run was stopped before its training began: it starts over");
+        return tune(&config, options, progress);
+    }
+    let model = Model::load(&config.model)?;
+    let environment: Environment = out.read_json("environment.json")?;
+    if environment.model.checksum != model.checksum {
+        return Err(Error::input(format!(
+            "{} is not the model that the run was begun with: its checksum is {}, not {}",
+            config.model, model.checksum, environment.model.checksum
+        )));
+    }
+    let rows: Vec<SplitRow> = out.read_rows(SPLITS)?;
+    let (texts, audit_after) = read_again(&config, &model, &environment.data, progress)?;
+    let job = TuneJob {
+        config,
+        model,
+        splits: splits_of(&rows),
+        texts,
+        out,
+        audit_after,
+        options,
+    };
+    let mut trainer = Trainer::new(job, progress)?;
+    if trainer.restore(before_of(&rows))? {
+        progress.note(format_args!(
+            "going on after step {} (epoch {})",
+            trainer.standing.step,
+            trainer.standing.epoch + 1
+        ));
+    } else {
+        progress.note("there is no whole checkpoint: the run starts over");
+        trainer.begin()?;
+    }
+    trainer.train()?;
+    trainer.finish()
+}
+
+/// What a resumed run needs of the data's files: the rows of texts, and how to audit again.
+fn read_again(
+    config: &Config,
+    model: &Model,
+    checksums: &BTreeMap<String, String>,
+    progress: &Progress,
+) -> Result<(Vec<Row>, Option<AuditAfter>)> {
+    if checksums.is_empty() {
+        // The run was given facts, not files.
+        return Ok((Vec::new(), None));
+    }
+    match Data::read(config) {
+        Ok(data) if data.checksums == *checksums => Ok((
+            text_training_rows(&data.texts, model, &config.train)?,
+            data.audit_after(config, model)?,
+        )),
+        _ if checksums.contains_key(TEXTS) => Err(Error::input(
+            "the files of `data` are no longer those that the run was begun with",
+        )),
+        _ => {
+            progress.note(
+                "the files of `data` are no longer those that the run was begun with: labels after training will be missing",
+            );
+            Ok((Vec::new(), None))
+        }
+    }
+}
+
+/// What can be wrong with a run's settings, found before any compute.
+fn check<'a>(
+    config: &Config,
+    model: &Model,
+    trained: impl IntoIterator<Item = &'a Fact>,
+) -> Result<()> {
+    trained_tensors(&model.params.layout, &config.train.trainable)?;
+    training_rows(trained, &template(config, model)?, model, &config.train)?;
+    if let Some(baseline) = &config.baseline
+        && RunDir::open(baseline)?.result()?.is_none()
+    {
+        return Err(Error::input_hint(
+            format!("the baseline {} is not finished", baseline.display()),
+            format!("finish it with `unforget resume {}`", baseline.display()),
+        ));
+    }
+    Ok(())
+}
+
+/// Makes the run directory, with all that a resumed run needs to start over.
+fn begin(
+    out: &Path,
+    config: &Config,
+    model: &Model,
+    data: BTreeMap<String, String>,
+) -> Result<RunDir> {
+    let out = RunDir::create(out)?;
+    out.write_json(
+        "environment.json",
+        &Environment::here(model, config.seed, data),
+    )?;
+    out.write("config.toml", config.to_toml().as_bytes())?;
+    Ok(out)
+}
+
+/// The facts of an experiment as read.
+struct Data {
+    learn: Vec<Fact>,
+    /// What of `data.learn` is no fact.
+    texts: Vec<Text>,
+    keep: Option<Vec<Fact>>,
+    held: Option<Vec<Fact>>,
+    /// Where facts come from that the user doesn't give.
+    pool: Vec<Fact>,
+    checksums: BTreeMap<String, String>,
+    notes: Vec<String>,
+}
+
+impl Data {
+    /// Reads the files; what `learn` contradicts or repeats is taken out of what is kept and held.
+    fn read(config: &Config) -> Result<Self> {
+        let (data, audited) = (&config.data, config.data.audit.is_some());
+        let options = ReadOptions {
+            skip_bad_rows: data.skip_bad_rows,
+            ..ReadOptions::default()
+        };
+        let mut read = Self {
+            learn: Vec::new(),
+            texts: Vec::new(),
+            keep: None,
+            held: None,
+            pool: Vec::new(),
+            checksums: BTreeMap::new(),
+            notes: Vec::new(),
+        };
+        let (texts, learn) = texts_and_facts(&data.learn)?;
+        read.learn = read.set("learn", &learn, options)?.unwrap_or_default();
+        read.read_texts(&texts, options)?;
+        read.keep = read.set("keep", &data.keep, options)?;
+        read.held = read.set("held", &data.held, options)?;
+        if audited && (read.keep.is_none() || read.held.is_none()) {
+            let pack = [PathBuf::from(facts::PACK)];
+            read.pool = read.set("pool", &pack, options)?.unwrap_or_default();
+            read.narrow_pool(config.seed);
+        }
+        for (name, facts) in [
+            ("keep", read.keep.as_mut()),
+            ("held", read.held.as_mut()),
+            ("pack:world", Some(&mut read.pool)),
+        ] {
+            if let Some(facts) = facts {
+                read.notes
+                    .extend(drop_contradicted(&read.learn, facts, name));
+            }
+        }
+        if read.learn.is_empty()
+            && read.texts.is_empty()
+            && read.keep.as_ref().is_none_or(Vec::is_empty)
+        {
+            return Err(Error::input_hint(
+                "there is nothing to train on: neither new facts (`data.learn`) nor known ones (`data.keep`) are given",
+                "name a file with facts, such as `--learn new.tsv`",
+            ));
+        }
+        Ok(read)
+    }
+
+    fn read_texts(&mut self, files: &[PathBuf], options: ReadOptions) -> Result<()> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let set = facts::read_texts(files, options)?;
+        self.notes
+            .extend(set.notes.into_iter().map(|note| format!("learn: {note}")));
+        self.checksums.insert(TEXTS.into(), set.checksum);
+        self.texts = set.texts;
+        Ok(())
+    }
+
+    fn set(
+        &mut self,
+        name: &str,
+        files: &[PathBuf],
+        options: ReadOptions,
+    ) -> Result<Option<Vec<Fact>>> {
+        if files.is_empty() {
+            return Ok(None);
+        }
+        let set = facts::read(files, options)?;
+        self.notes
+            .extend(set.notes.into_iter().map(|note| format!("{name}: {note}")));
+        self.checksums.insert(name.into(), set.checksum);
+        Ok(Some(set.facts))
+    }
+
+    /// Leaves in the pool what no file asks, of the relations that the files have (of all where it has none of these), and
+    /// of that so many as will do: an audit costs time.
+    fn narrow_pool(&mut self, seed: u64) {
+        let mut pool = std::mem::take(&mut self.pool);
+        let given: Vec<&Fact> = self.given().collect();
+        let questions: HashSet<&str> = given.iter().map(|f| f.question.as_str()).collect();
+        let relations: HashSet<&str> = given.iter().map(|f| f.relation.as_str()).collect();
+        pool.retain(|f| !questions.contains(f.question.as_str()));
+        if pool.iter().any(|f| relations.contains(f.relation.as_str())) {
+            pool.retain(|f| relations.contains(f.relation.as_str()));
+        }
+        let enough = POOL_AT_LEAST + POOL_SHARE * (self.learn.len() + self.texts.len());
+        if pool.len() > enough {
+            pool.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+            pool.truncate(enough);
+        }
+        self.pool = pool;
+    }
+
+    fn given(&self) -> impl Iterator<Item = &Fact> {
+        self.learn
+            .iter()
+            .chain(self.keep.iter().flatten())
+            .chain(self.held.iter().flatten())
+    }
+
+    /// Every fact that an audit asks, none twice.
+    fn audited(&self) -> Vec<Fact> {
+        let mut seen = HashSet::new();
+        self.given()
+            .chain(&self.pool)
+            .filter(|f| seen.insert((f.relation.clone(), f.question.clone())))
+            .cloned()
+            .collect()
+    }
+
+    /// How the same is asked again after training; none where nothing was asked before.
+    fn audit_after(&self, config: &Config, model: &Model) -> Result<Option<AuditAfter>> {
+        Ok(audit_settings(config, model)?.map(|settings| AuditAfter {
+            settings,
+            exemplars: self.audited(),
+        }))
+    }
+
+    fn split(self, config: &Config, model: &Model, progress: &Progress) -> Result<Splits> {
+        let Some(settings) = audit_settings(config, model)? else {
+            let given = |facts: Option<Vec<Fact>>| facts.unwrap_or_default();
+            return Ok(Splits::as_given(
+                self.learn,
+                given(self.keep),
+                given(self.held),
+            ));
+        };
+        let mut engine = Engine::new(&model.config);
+        let audit = audit(
+            model,
+            &mut engine,
+            &self.audited(),
+            None,
+            &settings,
+            progress,
+        )?;
+        let found = audit.by_question();
+        let label = |facts: Vec<Fact>| -> Vec<SplitFact> {
+            facts
+                .into_iter()
+                .map(|fact| {
+                    let audited = found.get(&(&fact.relation[..], &fact.question[..]));
+                    SplitFact {
+                        label: audited.map(|a| a.label),
+                        few_shot: audited.and_then(|a| crate::measure::share(&a.greedy_right)),
+                        fact,
+                    }
+                })
+                .collect()
+        };
+        let files = AuditedFiles {
+            texts: self.texts.len(),
+            learn: label(self.learn),
+            keep: self.keep.map(label),
+            held: self.held.map(label),
+            pool: label(self.pool),
+        };
+        Splits::from_audit(files, config.data.min_highly_known, config.seed)
+    }
+}
+
+/// Files of texts, and files of facts.
+fn texts_and_facts(files: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut texts, mut tables) = (Vec::new(), Vec::new());
+    for file in files {
+        let is_pack = file.as_os_str() == facts::PACK;
+        if !is_pack && facts::holds_texts(file)? {
+            texts.push(file.clone());
+        } else {
+            tables.push(file.clone());
+        }
+    }
+    Ok((texts, tables))
+}
+
+fn audit_settings(config: &Config, model: &Model) -> Result<Option<AuditSettings>> {
+    let Some(audit) = &config.data.audit else {
+        return Ok(None);
+    };
+    Ok(Some(AuditSettings {
+        runs: audit.runs,
+        shots: audit.shots,
+        samples: audit.samples,
+        sampled: audit.sampled,
+        seed: config.seed,
+        template: template(config, model)?,
+        rule: config.data.rule,
+        ..AuditSettings::default()
+    }))
+}
+
+/// How facts are asked and answered.
+pub(super) fn template(config: &Config, model: &Model) -> Result<PromptTemplate> {
+    config
+        .data
+        .template()
+        .for_model(config.data.chat, &model.tokenizer)
+}

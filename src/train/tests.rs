@@ -1,0 +1,374 @@
+//! Whole runs of a tiny model: what is frozen stays, what is resumed is the same, what is split up adds up.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::*;
+use crate::config::{Kind, Teacher as Source};
+
+/// Objects that the tiny model is taught.
+const OBJECTS: [&str; 3] = ["Italy", "Japan", "Peru"];
+
+fn tiny_model() -> String {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "llama"]
+        .iter()
+        .collect();
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+/// A file of `count` facts whose subjects begin with `prefix`.
+fn facts_file(place: &Path, prefix: &str, count: usize) -> PathBuf {
+    let path = place.join(format!("{prefix}.tsv"));
+    let mut rows = vec!["subject\trelation\tobject".to_owned()];
+    rows.extend((0..count).map(|i| format!("{prefix}{i}\tP17\t{}", OBJECTS[i % OBJECTS.len()])));
+    fs::write(&path, rows.join("\n")).expect("writable");
+    path
+}
+
+/// Three epochs of self-distillation on six known and five new facts, three rows a step.
+fn config(place: &Path, out: &str) -> Config {
+    let mut config = Config {
+        model: tiny_model(),
+        out: place.join(out),
+        ..Config::default()
+    };
+    config.data.audit = None;
+    config.data.keep = vec![facts_file(place, "Ber", 6)];
+    config.data.learn = vec![facts_file(place, "Pas", 5)];
+    config.data.held = vec![facts_file(place, "Tor", 4)];
+    config.train.epochs = 3;
+    config.train.batch_size = 3;
+    config.train.lr = 1e-2;
+    config.train.checkpoint_every = Some(1);
+    config
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+const KEEP: Options = Options {
+    keep_checkpoints: true,
+};
+
+fn run(config: &Config) -> RunResult {
+    tune(config, KEEP, &Progress::quiet()).expect("the run ends well")
+}
+
+fn weights(run: &Path) -> Vec<u8> {
+    fs::read(run.join("model/model.safetensors")).expect("the run saved its model")
+}
+
+/// The steps of a run: loss, gradient norm and learning rate, to the bit.
+fn steps(run: &Path) -> Vec<[u64; 3]> {
+    let metrics = RunDir::open(run).and_then(|dir| dir.metrics());
+    metrics
+        .expect("a run has metrics")
+        .into_iter()
+        .filter_map(|row| match row {
+            Metrics::Step {
+                loss,
+                grad_norm,
+                lr,
+                ..
+            } => Some([loss, grad_norm, lr].map(f64::to_bits)),
+            Metrics::Eval { .. } => None,
+        })
+        .collect()
+}
+
+fn checkpoints(run: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(run.join("checkpoints"))
+        .expect("checkpoints were kept")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.is_dir())
+        .collect();
+    found.sort();
+    found
+}
+
+/// Takes the end of a run away, as if the machine had stopped before.
+fn unfinish(run: &Path) {
+    for name in ["result.json", "facts.jsonl"] {
+        fs::remove_file(run.join(name)).expect("the run was finished");
+    }
+    fs::remove_dir_all(run.join("model")).expect("the run was finished");
+}
+
+fn resumed_equals_uninterrupted(source: Source) {
+    let place = temporary();
+    let mut whole = config(place.path(), "whole");
+    whole.method.teacher = source;
+    run(&whole);
+    let stopped = Config {
+        out: place.path().join("stopped"),
+        ..whole.clone()
+    };
+    run(&stopped);
+    unfinish(&stopped.out);
+    let last = checkpoints(&stopped.out).pop().expect("two were kept");
+    fs::remove_dir_all(last).expect("removable");
+
+    resume(&stopped.out, KEEP, &Progress::quiet()).expect("it goes on");
+    assert_eq!(steps(&stopped.out), steps(&whole.out));
+    assert!(weights(&stopped.out) == weights(&whole.out));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_hidden_states() {
+    resumed_equals_uninterrupted(Source::Hidden);
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_a_live_teacher() {
+    resumed_equals_uninterrupted(Source::Live);
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_goes_on_within_it() {
+    let place = temporary();
+    let whole = config(place.path(), "whole");
+    run(&whole);
+
+    let stopped = Config {
+        out: place.path().join("stopped"),
+        ..whole.clone()
+    };
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&stopped, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    // The snapshot epoch has two steps of three rows, the next epoch four; one of these is done when the run stops.
+    trainer.config.train.epochs = 1;
+    trainer.train().expect("one epoch");
+    trainer.freeze_teacher();
+    let order = epoch_order(11, 0, 2, true);
+    trainer.step(2, &order[..3]).expect("a step");
+    trainer.checkpoint().expect("writable");
+    // A step that no checkpoint holds is done again.
+    trainer.step(2, &order[3..6]).expect("a step");
+    drop(trainer);
+
+    resume(&stopped.out, KEEP, &progress).expect("it goes on");
+    assert_eq!(steps(&stopped.out).len(), 10);
+    assert_eq!(steps(&stopped.out), steps(&whole.out));
+    assert!(weights(&stopped.out) == weights(&whole.out));
+}
+
+#[test]
+fn a_broken_checkpoint_is_passed_over() {
+    let place = temporary();
+    let config = config(place.path(), "run");
+    run(&config);
+    let weights_before = weights(&config.out);
+    unfinish(&config.out);
+    let last = checkpoints(&config.out).pop().expect("two were kept");
+    let file = last.join("weights.safetensors");
+    let mut bytes = fs::read(&file).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).expect("writable");
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    assert!(weights(&config.out) == weights_before);
+}
+
+#[test]
+fn without_a_checkpoint_a_run_starts_over_and_a_finished_one_is_left_alone() {
+    let place = temporary();
+    let config = config(place.path(), "run");
+    let result = run(&config);
+    let finished = resume(&config.out, KEEP, &Progress::quiet()).expect("readable");
+    assert_eq!(finished.counts, result.counts);
+
+    let weights_before = weights(&config.out);
+    unfinish(&config.out);
+    fs::remove_dir_all(config.out.join("checkpoints")).expect("removable");
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it starts over");
+    assert!(weights(&config.out) == weights_before);
+}
+
+#[test]
+fn frozen_parameters_do_not_move() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.train.trainable = vec!["down".into()];
+    config.train.weight_decay = 0.1;
+    run(&config);
+    let before = Model::load(&config.model).expect("the golden model");
+    let after = Model::load(config.out.join("model").to_str().expect("UTF-8")).expect("as saved");
+    for tensor in &before.params.layout.tensors {
+        let bits = |model: &Model| -> Vec<u32> {
+            let values = &model.params.data[tensor.range.clone()];
+            values.iter().map(|w| w.to_bits()).collect()
+        };
+        let moved = bits(&before) != bits(&after);
+        assert_eq!(moved, tensor.name.contains("down_proj"), "{}", tensor.name);
+    }
+}
+
+/// Whether two runs took the same steps within `tolerance`, relative to the larger.
+fn same_steps(a: &Path, b: &Path, tolerance: f64) -> bool {
+    let (a, b) = (steps(a), steps(b));
+    a.len() == b.len()
+        && a.iter().flatten().zip(b.iter().flatten()).all(|(a, b)| {
+            let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
+            (a - b).abs() <= tolerance * a.abs().max(b.abs())
+        })
+}
+
+#[test]
+fn accumulated_batches_equal_the_big_batch() {
+    let place = temporary();
+    let mut big = config(place.path(), "big");
+    // Small steps: what is compared is the sum, not how training carries rounding on.
+    (big.train.batch_size, big.train.lr) = (6, 1e-4);
+    let mut accumulated = Config {
+        out: place.path().join("accumulated"),
+        ..big.clone()
+    };
+    (accumulated.train.batch_size, accumulated.train.accumulate) = (2, 3);
+    run(&big);
+    run(&accumulated);
+    // Sums in f32 in another order.
+    assert!(same_steps(&big.out, &accumulated.out, 1e-4));
+}
+
+#[test]
+fn a_hidden_teacher_says_what_a_live_one_says() {
+    let place = temporary();
+    let mut live = config(place.path(), "live");
+    (live.method.teacher, live.train.lr) = (Source::Live, 1e-4);
+    let mut hidden = Config {
+        out: place.path().join("hidden"),
+        ..live.clone()
+    };
+    hidden.method.teacher = Source::Hidden;
+    run(&live);
+    run(&hidden);
+    // Products over other stretches of rows round otherwise.
+    assert!(same_steps(&live.out, &hidden.out, 1e-4));
+}
+
+#[test]
+fn the_first_epoch_of_self_distillation_is_on_known_facts_alone_and_sft_has_no_such_epoch() {
+    let place = temporary();
+    let distilled = config(place.path(), "distilled");
+    let mut sft = config(place.path(), "sft");
+    sft.method.kind = Kind::Sft;
+    run(&distilled);
+    run(&sft);
+    // Three rows a step: two steps of six known rows, then four of eleven, twice; or four, three times.
+    assert_eq!(steps(&distilled.out).len(), 10);
+    assert_eq!(steps(&sft.out).len(), 12);
+}
+
+#[test]
+fn training_that_diverges_stops_before_it_touches_the_weights() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let config = config(place.path(), "run");
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    let norm = trainer.model.params.layout.norm.start;
+    trainer.model.params.data[norm] = f32::INFINITY;
+    let before = trainer.model.params.data.to_vec();
+    let error = trainer.train().expect_err("the loss is not finite");
+    assert!(matches!(error, Error::NonFinite { step: 1, .. }), "{error}");
+    assert_eq!(error.exit_code(), 1);
+    assert!(
+        before
+            .iter()
+            .zip(&trainer.model.params.data[..])
+            .all(|(a, b)| a.to_bits() == b.to_bits())
+    );
+    assert!(steps(&config.out).is_empty());
+}
+
+#[test]
+fn rows_that_are_too_long_name_their_line_and_nothing_is_written() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.train.max_tokens = 3;
+    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("rows are longer");
+    assert!(error.to_string().contains("Pas.tsv"), "{error}");
+    assert!(error.to_string().contains("line 2"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+    assert!(!config.out.exists());
+}
+
+#[test]
+fn training_stops_once_enough_is_learned() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let mut config = config(place.path(), "run");
+    config.train.stop = Some(crate::config::Stop { learned: 0.8 });
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    // Six known facts, five new ones, four held out: four of the new ones are right, then three.
+    let right = |new: usize| (0..15).map(|i| (6..6 + new).contains(&i)).collect();
+    trainer.standing.right = right(4);
+    trainer.train().expect("nothing is left to do");
+    assert_eq!(trainer.standing.epoch, 0);
+    trainer.standing.right = right(3);
+    trainer.train().expect("it goes on");
+    assert!(trainer.standing.epoch > 0);
+}
+
+#[test]
+fn the_peak_is_that_of_each_split() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let config = config(place.path(), "run");
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    let right = |facts: &[usize]| (0..15).map(|i| facts.contains(&i)).collect::<Vec<bool>>();
+    trainer.remember(right(&[0, 1, 6, 11]));
+    // Known gets worse, new ones better, held ones as many but others: the first epoch's stay.
+    trainer.remember(right(&[0, 6, 7, 12]));
+    assert_eq!(trainer.standing.right_at_peak, right(&[0, 1, 6, 7, 11]));
+    assert_eq!(trainer.standing.right, right(&[0, 6, 7, 12]));
+}
+
+#[test]
+fn a_result_counts_every_fact_once_and_its_figures_follow_from_the_rows() {
+    let place = temporary();
+    let config = config(place.path(), "run");
+    let result = run(&config);
+    let rows = RunDir::open(&config.out).and_then(|dir| dir.facts());
+    let rows = rows.expect("a run has facts");
+    assert_eq!(rows.len(), 15);
+    let right = |split| {
+        let of_split: Vec<bool> = rows
+            .iter()
+            .filter(|row| row.split == split)
+            .map(|row| row.right_after)
+            .collect();
+        crate::measure::share(&of_split)
+    };
+    for split in [Split::Known, Split::Unknown, Split::Held] {
+        assert_eq!(result.accuracy.get(split).map(|m| m.after), right(split));
+    }
+    assert_eq!(result.learned, right(Split::Unknown));
+    assert_eq!((result.epochs, result.steps), (3, 10));
+    assert!(result.peak_memory_bytes > 0 || !cfg!(target_os = "linux"));
+}
+
+#[test]
+fn texts_are_learned_beside_facts() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    let texts = place.path().join("texts.jsonl");
+    let rows = [
+        r#"{"prompt": "Q: Who?\nA:", "completion": " Nobody\n"}"#,
+        r#"{"prompt": "Q: When?\nA:", "completion": " Never\n"}"#,
+    ];
+    fs::write(&texts, rows.join("\n")).expect("writable");
+    config.data.learn = vec![texts];
+    let result = run(&config);
+    // Two steps of six known rows, then three of eight, twice.
+    assert_eq!(steps(&config.out).len(), 8);
+    assert_eq!(
+        (result.method.as_str(), result.learned),
+        ("self-distill", None)
+    );
+}

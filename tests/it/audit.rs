@@ -1,0 +1,405 @@
+//! Generation, audit and measurement on a tiny model that is taught a few facts first.
+
+use std::sync::{Arc, OnceLock};
+
+use unforget::{
+    Error,
+    audit::{self, Audit, AuditSettings, Label},
+    engine::{Batch, Engine, Gradients, Target},
+    facts::{Fact, Location, Match},
+    generate::{Generator, Request, Sampling, distribution},
+    measure::Exam,
+    model::Model,
+    progress::Progress,
+    prompt::PromptTemplate,
+    train::adamw::{AdamW, AdamWSettings},
+};
+
+const PLACES: [(&str, &str); 6] = [
+    ("Rome", "Italy"),
+    ("Pisa", "Italy"),
+    ("Lyon", "France"),
+    ("Nice", "France"),
+    ("Bonn", "Germany"),
+    ("Kiel", "Germany"),
+];
+
+fn fact(subject: &str, object: &str) -> Fact {
+    Fact {
+        subject: subject.into(),
+        relation: "P17".into(),
+        object: object.into(),
+        aliases: vec![],
+        question: format!("Which country is {subject} in?"),
+        paraphrases: vec![],
+        split: None,
+        location: Location {
+            file: Arc::from("places.tsv"),
+            line: 2,
+        },
+    }
+}
+
+fn places() -> Vec<Fact> {
+    PLACES.iter().map(|(s, o)| fact(s, o)).collect()
+}
+
+/// The tiny llama of the golden tests, taught four of the places in few-shot texts; made once.
+fn taught() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let mut model = Model::load(path).expect("the golden model is there");
+        let template = PromptTemplate::default();
+        let facts = places();
+        let mut engine = Engine::new(&model.config);
+        let all = vec![true; model.params.layout.tensors.len()];
+        let mut gradients = Gradients::new(&model.params, &all);
+        let mut adamw = AdamW::new(&model.params, &gradients, AdamWSettings::default());
+        for step in 0..160 {
+            let (mut batch, mut targets) = (Batch::new(), Vec::new());
+            for row in 0..8 {
+                let (mut tokens, mut answers) = (Vec::new(), Vec::new());
+                for shot in 0..3 {
+                    // Four of the six, in ever new company.
+                    let fact = &facts[(step * 7 + row * 3 + shot * (1 + step % 3)) % 4];
+                    let asked = template.row(&model.tokenizer, fact).expect("plain text");
+                    tokens.extend(asked.prompt);
+                    for token in asked.target {
+                        answers.push((tokens.len() - 1, token));
+                        tokens.push(token);
+                    }
+                }
+                let at = batch.push(tokens);
+                targets.extend(answers.iter().map(|(i, token)| Target {
+                    position: at.start + i,
+                    token: *token,
+                    ce_weight: 1.0 / 64.0,
+                    distill_weight: 0.0,
+                }));
+            }
+            gradients.clear();
+            let _ =
+                engine.loss_and_gradients(&model.params, &batch, &targets, None, &mut gradients);
+            adamw.step(&mut model.params, &gradients, 5e-3, 1.0);
+        }
+        model
+    })
+}
+
+fn settings() -> AuditSettings {
+    AuditSettings {
+        runs: 4,
+        shots: 2,
+        ..AuditSettings::default()
+    }
+}
+
+fn ask(settings: &AuditSettings) -> Audit {
+    let model = taught();
+    let mut engine = Engine::new(&model.config);
+    audit::ask(
+        model,
+        &mut engine,
+        &places(),
+        None,
+        settings,
+        &Progress::quiet(),
+    )
+    .expect("it can be asked")
+}
+
+#[test]
+fn what_was_taught_is_known_and_what_was_not_is_not() {
+    let audit = ask(&settings());
+    let known: Vec<Label> = audit.facts.iter().map(|f| f.label).collect();
+    assert!(
+        known[..4].iter().all(|l| *l <= Label::MaybeKnown),
+        "{known:?}"
+    );
+    assert!(
+        known[4..].iter().all(|l| *l >= Label::WeaklyKnown),
+        "{known:?}"
+    );
+    let shares = audit.overall();
+    let sum = shares.highly_known + shares.maybe_known + shares.weakly_known + shares.unknown;
+    assert!((sum - 1.0).abs() < 1e-12 && shares.facts == 6);
+}
+
+#[test]
+fn walked_and_generated_answers_agree() {
+    let exact = ask(&settings());
+    let sampled = ask(&AuditSettings {
+        sampled: true,
+        samples: 64,
+        ..settings()
+    });
+    assert_eq!(exact.prompts, sampled.prompts);
+    for (e, s) in exact.facts.iter().zip(&sampled.facts) {
+        assert_eq!(
+            (&e.greedy_right, &e.answers),
+            (&s.greedy_right, &s.answers),
+            "{}",
+            e.subject
+        );
+        // 4 x 64 draws: three standard errors are at most 3 x 0.5 / 16.
+        assert!((e.p_sampled - s.p_sampled).abs() < 0.1, "{e:?} {s:?}");
+    }
+}
+
+#[test]
+fn the_probability_of_a_right_sample_is_summed_over_forms_and_line_ends() {
+    let (model, settings) = (taught(), settings());
+    let audit = ask(&settings);
+    let tokenizer = &model.tokenizer;
+    let mut engine = Engine::new(&model.config);
+    for (fact, found) in places().iter().zip(&audit.facts) {
+        let mut sum = 0.0;
+        for prompt in &audit.prompts {
+            let mut tokens = tokenizer
+                .encode_prompt(prompt.before(&fact.question))
+                .unwrap();
+            let question = settings.template.prompt_text(&fact.question);
+            tokens.extend(tokenizer.encode_continuation(&question).unwrap());
+            let form = tokenizer
+                .encode_continuation(&format!(" {}", fact.object))
+                .unwrap();
+            let first = tokens.len() - 1;
+            tokens.extend(&form);
+            let mut batch = Batch::new();
+            batch.push(tokens);
+            let positions: Vec<usize> = (first..=first + form.len()).collect();
+            let hidden = engine.hidden(&model.params, &batch, &positions);
+            let factors = engine.logits(&model.params, &hidden, |i, logits| {
+                let p = distribution(logits, settings.temperature, settings.top_k);
+                let right = |id: u32| match form.get(i) {
+                    Some(token) => id == *token,
+                    None => {
+                        tokenizer.end_tokens.contains(&id)
+                            || tokenizer
+                                .token_text(id)
+                                .trim_start_matches(['.', ' '])
+                                .starts_with('\n')
+                    }
+                };
+                p.iter()
+                    .filter(|(id, _)| right(*id))
+                    .map(|(_, p)| p)
+                    .sum::<f64>()
+            });
+            sum += factors.iter().product::<f64>();
+        }
+        let p = sum / audit.prompts.len() as f64;
+        // Branches below 1e-5 are not followed; f32 logits move a softmax at T = 0.5 by some 1e-5.
+        assert!(
+            (p - found.p_sampled).abs() < 1e-4,
+            "{}: {p} {}",
+            fact.subject,
+            found.p_sampled
+        );
+    }
+}
+
+#[test]
+fn no_question_is_its_own_exemplar() {
+    let audit = ask(&AuditSettings {
+        shots: 3,
+        runs: 20,
+        ..settings()
+    });
+    for prompt in &audit.prompts {
+        assert!(prompt.prefix.matches("Q: ").count() == 3);
+        for fact in places() {
+            let before = prompt.before(&fact.question);
+            assert!(!before.contains(&fact.question) && before.matches("Q: ").count() == 3);
+        }
+    }
+    let own = audit
+        .prompts
+        .iter()
+        .filter(|p| p.exemplars.contains(&places()[0].question));
+    // Half of the prompts show this fact; that none of 20 does has a chance of one in a million.
+    assert!(own.count() > 0);
+}
+
+#[test]
+fn a_fact_alone_in_its_relation_is_refused_by_name() {
+    let model = taught();
+    let mut engine = Engine::new(&model.config);
+    let alone = [fact("Rome", "Italy")];
+    let mut refuse = |exemplars: Option<&[Fact]>| {
+        audit::ask(
+            model,
+            &mut engine,
+            &alone,
+            exemplars,
+            &settings(),
+            &Progress::quiet(),
+        )
+    };
+    let error = refuse(None).expect_err("there is no exemplar");
+    assert!(
+        matches!(error, Error::Input { .. }) && error.to_string().contains("P17"),
+        "{error}"
+    );
+    let audit = refuse(Some(&places())).expect("the exemplars are apart");
+    assert_eq!(audit.facts.len(), 1);
+}
+
+#[test]
+fn an_audit_reads_back_as_it_was_written() {
+    let audit = ask(&settings());
+    let dir = tempfile::tempdir().unwrap();
+    audit.write(dir.path()).unwrap();
+    assert_eq!(Audit::read(dir.path()).unwrap(), audit);
+    let row = std::fs::read_to_string(dir.path().join("facts.jsonl")).unwrap();
+    let row: serde_json::Value = serde_json::from_str(row.lines().next().unwrap()).unwrap();
+    for field in ["greedy_right", "p_sampled", "label", "answers"] {
+        assert!(row.get(field).is_some(), "{field}");
+    }
+    std::fs::write(dir.path().join("facts.jsonl"), "{}\n").unwrap();
+    let error = Audit::read(dir.path()).expect_err("a row without fields");
+    assert!(error.to_string().contains("line 1"), "{error}");
+}
+
+#[test]
+fn an_exam_says_of_each_fact_what_generation_says() {
+    let model = taught();
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, model);
+    let facts = places();
+    for rule in [Match::Exact, Match::Contains] {
+        let exam = Exam::new(&facts, &PromptTemplate::default(), &model.tokenizer, rule).unwrap();
+        let answers = exam.answers(&mut generator).unwrap();
+        let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
+        assert_eq!(exam.right(&mut generator).unwrap(), right);
+        for (fact, answer) in facts.iter().zip(&answers) {
+            assert_eq!(
+                fact.is_right(&answer.text, rule),
+                answer.right,
+                "{answer:?}"
+            );
+        }
+        let again = prompts_of(model, &facts);
+        let request = Request::greedy(&[], &again, 16);
+        let texts = generator
+            .generate(&request, |_, text| text.contains('\n'), &|_| {})
+            .unwrap();
+        for (text, answer) in texts.iter().zip(&answers) {
+            assert_eq!(text[0].text.split('\n').next().unwrap().trim(), answer.text);
+        }
+    }
+}
+
+fn prompts_of(model: &Model, facts: &[Fact]) -> Vec<Vec<u32>> {
+    let rows = facts.iter().map(|f| {
+        PromptTemplate::default()
+            .row(&model.tokenizer, f)
+            .unwrap()
+            .prompt
+    });
+    rows.collect()
+}
+
+#[test]
+fn a_row_is_the_same_alone_in_a_batch_and_behind_a_shared_prefix() {
+    let model = taught();
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, model);
+    let mut prompts = prompts_of(model, &places());
+    prompts[2].truncate(3);
+    let prefix = model
+        .tokenizer
+        .encode_prompt("Q: Which country is Rome in?\nA: Italy\n")
+        .unwrap();
+    let joined: Vec<Vec<u32>> = prompts.iter().map(|p| [&prefix[..], p].concat()).collect();
+    let mut tokens = |prefix: &[u32], prompts: &[Vec<u32>]| -> Vec<Vec<u32>> {
+        let request = Request::greedy(prefix, prompts, 6);
+        let rows = generator.generate(&request, |_, _| false, &|_| {}).unwrap();
+        rows.into_iter().map(|mut r| r.remove(0).tokens).collect()
+    };
+    let together = tokens(&prefix, &prompts);
+    assert_eq!(together, tokens(&[], &joined));
+    for (alone, expected) in joined.chunks(1).zip(together.chunks(1)) {
+        assert_eq!(tokens(&[], alone), expected);
+    }
+}
+
+#[test]
+fn samples_depend_on_seed_row_and_sample_alone() {
+    let model = taught();
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, model);
+    let prompts = prompts_of(model, &places());
+    let mut sample = |prompts: &[Vec<u32>], samples, seed| {
+        let sampling = Sampling {
+            temperature: 3.0,
+            top_k: 0,
+            seed,
+        };
+        let request = Request {
+            sampling,
+            samples,
+            ..Request::greedy(&[], prompts, 5)
+        };
+        generator.generate(&request, |_, _| false, &|_| {}).unwrap()
+    };
+    let five = sample(&prompts, 5, 1);
+    let two = sample(&prompts[..3], 2, 1);
+    for (more, fewer) in five.iter().zip(&two) {
+        assert_eq!(more[..2], fewer[..]);
+        assert_ne!(more[0], more[1]);
+    }
+    assert_ne!(five, sample(&prompts, 5, 2));
+}
+
+#[test]
+fn generated_log_probabilities_are_those_of_the_score() {
+    let model = taught();
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, model);
+    let prompts = prompts_of(model, &places());
+    let request = Request {
+        logprobs: Some(3),
+        ..Request::greedy(&[], &prompts, 5)
+    };
+    let generated = generator.generate(&request, |_, _| false, &|_| {}).unwrap();
+    let rows: Vec<(Vec<u32>, Vec<u32>)> = prompts
+        .iter()
+        .zip(&generated)
+        .map(|(p, g)| (p.clone(), g[0].tokens.clone()))
+        .collect();
+    let scores = generator.score(&rows, &|_| {}).unwrap();
+    for (generated, scores) in generated.iter().zip(scores) {
+        assert_eq!(generated[0].logprobs.len(), scores.len());
+        for (token, score) in generated[0].logprobs.iter().zip(scores) {
+            // Two orders of summation in f32 over a model of 2 layers.
+            assert!((token.logprob - score).abs() < 1e-4, "{token:?} {score}");
+            assert_eq!((token.top.len(), token.top[0].0), (3, token.id));
+        }
+    }
+}
+
+#[test]
+fn an_empty_prompt_begins_a_text_and_one_beyond_the_context_is_refused() {
+    let model = taught();
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, model);
+    let mut first = |prompts: &[Vec<u32>]| {
+        let request = Request::greedy(&[], prompts, 3);
+        generator.generate(&request, |_, _| false, &|_| {})
+    };
+    let begin = model.tokenizer.inner.token_to_id("<|bos|>").unwrap();
+    assert_eq!(first(&[vec![]]).unwrap(), first(&[vec![begin]]).unwrap());
+    let context = model.config.max_position_embeddings;
+    let error = first(&[vec![5], vec![5; context]]).expect_err("there is no room for a token");
+    assert!(
+        matches!(error, Error::Input { .. }) && error.to_string().contains("row 2"),
+        "{error}"
+    );
+    assert_eq!(
+        first(&[vec![5; context - 1]]).unwrap()[0][0].tokens.len(),
+        1
+    );
+    assert!(first(&[vec![model.config.vocab_size as u32]]).is_err());
+}

@@ -1,0 +1,422 @@
+//! The program from outside: exit codes, messages, and that nothing is written when the input is wrong.
+
+use std::{fs, path::Path, process::Output};
+
+use assert_cmd::{Command, cargo::cargo_bin_cmd};
+
+/// A tiny model of the `llama` family with random weights.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+
+fn unforget(dir: &Path) -> Command {
+    let mut command = cargo_bin_cmd!("unforget");
+    command
+        .current_dir(dir)
+        .env("NO_COLOR", "1")
+        .env("XDG_CACHE_HOME", dir.join(".cache"));
+    command
+}
+
+fn run(dir: &Path, args: &[&str]) -> Output {
+    unforget(dir).args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Runs with wrong input: exit code 2, nothing on stdout; returns stderr.
+#[track_caller]
+fn refused(dir: &Path, args: &[&str]) -> String {
+    let output = run(dir, args);
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    assert!(!told.contains("panicked"), "{told}");
+    told
+}
+
+fn json_lines(output: &Output) -> Vec<serde_json::Value> {
+    assert!(output.status.success(), "{}", stderr(output));
+    stdout(output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_help_names_every_command_and_each_has_an_example() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = stdout(&run(dir.path(), &["--help"]));
+    for command in [
+        "demo", "pull", "ask", "score", "audit", "tune", "resume", "compare", "report", "export",
+    ] {
+        assert!(
+            help.contains(&format!("\n  {command} ")),
+            "{command}: {help}"
+        );
+        let output = run(dir.path(), &[command, "--help"]);
+        assert!(output.status.success());
+        let help = stdout(&output);
+        assert!(help.contains("Example"), "{command}: {help}");
+        assert!(help.contains(&format!("unforget {command} ")), "{help}");
+    }
+}
+
+#[test]
+fn usage_errors_exit_with_2_and_version_with_0() {
+    let dir = tempfile::tempdir().unwrap();
+    refused(dir.path(), &["fine-tune"]);
+    refused(dir.path(), &["ask"]);
+    refused(dir.path(), &["ask", MODEL, "x", "--samples", "many"]);
+    refused(dir.path(), &["ask", MODEL, "x", "--threads", "0"]);
+    assert!(run(dir.path(), &["--version"]).status.success());
+    let told = refused(dir.path(), &["ask", MODEL, "x", "--device", "cuda:1"]);
+    insta::assert_snapshot!(told, @r"
+    error: `--device cuda:1`: this build computes on the CPU only
+    hint: leave `--device` out, or say `--device cpu`
+    ");
+}
+
+#[test]
+fn a_typo_in_a_config_is_told_with_its_line_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = "model = \"m\"\nout = \"run\"\n\n[method]\nkind = \"sft\"\ntemprature = 0.5\n";
+    fs::write(dir.path().join("exp.toml"), config).unwrap();
+    insta::assert_snapshot!(refused(dir.path(), &["tune", "exp.toml"]), @r"
+    error: `exp.toml` line 6: unknown key `temprature` in [method]
+    hint: did you mean `temperature`?
+    ");
+    assert!(!dir.path().join("run").exists());
+}
+
+#[test]
+fn files_that_are_not_there_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let told = refused(dir.path(), &["tune", "no.toml"]);
+    assert!(told.starts_with("error: cannot read `no.toml`"), "{told}");
+    let told = refused(dir.path(), &["score", MODEL, "no.jsonl"]);
+    assert!(told.starts_with("error: cannot read `no.jsonl`"), "{told}");
+    let told = refused(dir.path(), &["audit", MODEL, "no.tsv", "--out", "audit"]);
+    assert!(told.contains("no.tsv"), "{told}");
+    let told = refused(dir.path(), &["ask", "./no-model", "x"]);
+    assert!(told.contains("no-model"), "{told}");
+    refused(dir.path(), &["resume", "no-run"]);
+    refused(dir.path(), &["compare", "no-run"]);
+    refused(dir.path(), &["report", "no-run"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_broken_row_is_told_with_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = "{\"prompt\": \"a\", \"completion\": \"b\"}\n\n{\"prompt\": \"a\"}\n";
+    fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
+    insta::assert_snapshot!(refused(dir.path(), &["score", MODEL, "rows.jsonl"]), @r#"
+    error: `rows.jsonl` line 3: missing field `completion`
+    hint: each line is an object such as {"prompt": "...", "completion": "..."}
+    "#);
+    fs::write(dir.path().join("rows.jsonl"), "not json\n").unwrap();
+    let told = refused(dir.path(), &["ask", MODEL, "--prompts", "rows.jsonl"]);
+    assert!(told.starts_with("error: `rows.jsonl` line 1: "), "{told}");
+    fs::write(
+        dir.path().join("new.tsv"),
+        "subject\trelation\tobject\nParis\tP17\n",
+    )
+    .unwrap();
+    let told = refused(
+        dir.path(),
+        &["tune", MODEL, "--learn", "new.tsv", "--out", "run"],
+    );
+    assert!(told.contains("new.tsv"), "{told}");
+    assert!(!dir.path().join("run").exists());
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    fs::create_dir(dir.path().join("full")).unwrap();
+    fs::write(dir.path().join("full/thing"), "").unwrap();
+    for out in ["file", "file/below", "full"] {
+        for args in [
+            &["audit", MODEL, "pack:world", "--out", out][..],
+            &["tune", MODEL, "--learn", "pack:world", "--out", out],
+            &["export", MODEL, "--out", out],
+            &["demo", "--out", out],
+        ] {
+            let told = refused(dir.path(), args);
+            assert!(told.contains(out), "{args:?}: {told}");
+        }
+    }
+    refused(dir.path(), &["report", "run", "--out", "file/report.html"]);
+}
+
+#[test]
+fn what_is_not_in_this_version_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, name) in [
+        (&["export", MODEL, "--to", "gguf", "--out", "x"][..], "gguf"),
+        (
+            &[
+                "tune",
+                MODEL,
+                "--learn",
+                "pack:world",
+                "--out",
+                "x",
+                "--budget",
+                "1",
+            ],
+            "method.budget",
+        ),
+        (
+            &[
+                "tune",
+                MODEL,
+                "--learn",
+                "pack:world",
+                "--out",
+                "x",
+                "--method",
+                "l2",
+            ],
+            "l2",
+        ),
+    ] {
+        let told = refused(dir.path(), args);
+        assert!(
+            told.contains(name) && told.contains("not in this version yet"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn asking_is_deterministic_and_keeps_the_order_of_the_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = "{\"prompt\": \"b\"}\n{\"prompt\": \"a longer one\"}\n";
+    fs::write(dir.path().join("p.jsonl"), prompts).unwrap();
+    let ask = |threads: &str| {
+        run(
+            dir.path(),
+            &[
+                "ask",
+                MODEL,
+                "--prompts",
+                "p.jsonl",
+                "--temperature",
+                "0.9",
+                "--top-k",
+                "20",
+                "--samples",
+                "3",
+                "--max-new-tokens",
+                "5",
+                "--logprobs",
+                "2",
+                "--seed",
+                "4",
+                "--threads",
+                threads,
+            ],
+        )
+    };
+    let rows = json_lines(&ask("1"));
+    assert_eq!(rows, json_lines(&ask("2")));
+    assert_eq!(rows[0]["prompt"], "b");
+    assert_eq!(rows[1]["prompt"], "a longer one");
+    for row in &rows {
+        assert_eq!(row["answers"].as_array().unwrap().len(), 3);
+        assert_eq!(row["answers"][0], row["answer"]);
+        let token = &row["tokens"][0];
+        assert!(token["logprob"].as_f64().unwrap() < 0.0);
+        let top: Vec<f64> = (0..2)
+            .map(|i| token["top"][i][1].as_f64().unwrap())
+            .collect();
+        assert!(top[0] >= top[1]);
+    }
+}
+
+#[test]
+fn a_score_is_the_sum_of_its_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = "{\"prompt\": \"ab\", \"completion\": \" cd\"}\n{\"prompt\": \"x\", \"completion\": \"\"}\n";
+    fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
+    let scored = json_lines(&run(dir.path(), &["score", MODEL, "rows.jsonl"]));
+    let tokens = scored[0]["tokens"].as_array().unwrap();
+    let sum: f64 = tokens.iter().map(|t| t["logprob"].as_f64().unwrap()).sum();
+    // Logarithms of a few nats in f32.
+    assert!((scored[0]["logprob"].as_f64().unwrap() - sum).abs() < 1e-5);
+    let text: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
+    assert_eq!(text, " cd");
+    assert_eq!(scored[1]["tokens"].as_array().unwrap().len(), 0);
+    assert_eq!(scored[1]["logprob"], 0.0);
+}
+
+/// Three fact files in `dir`; the tiny model learns them in a few steps.
+fn write_facts(dir: &Path) {
+    let table = |name: &str, rows: &[[&str; 2]]| {
+        let rows: String = rows
+            .iter()
+            .map(|[subject, object]| format!("{subject}\tP17\t{object}\n"))
+            .collect();
+        fs::write(dir.join(name), format!("subject\trelation\tobject\n{rows}")).unwrap();
+    };
+    table("learn.tsv", &[["Bergamo", "Italy"], ["Oslo", "Norway"]]);
+    table("keep.tsv", &[["Paris", "France"], ["Lyon", "France"]]);
+    table("held.tsv", &[["Madrid", "Spain"]]);
+}
+
+const TUNE: [&str; 16] = [
+    "tune",
+    MODEL,
+    "--learn",
+    "learn.tsv",
+    "--keep",
+    "keep.tsv",
+    "--held",
+    "held.tsv",
+    "--set",
+    "data.audit=false",
+    "--set",
+    "train.epochs=4",
+    "--set",
+    "train.lr=0.01",
+    "--out",
+    "run",
+];
+
+#[test]
+fn a_run_is_tuned_compared_reported_and_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let tuned = run(dir.path(), &[&TUNE[..], &["--json"]].concat());
+    let result = &json_lines(&tuned)[0];
+    assert_eq!(result["method"], "self-distill");
+    assert_eq!(result["epochs"], 4);
+    assert!(
+        stderr(&tuned).contains("next: unforget report run"),
+        "{}",
+        stderr(&tuned)
+    );
+    for name in [
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "facts.jsonl",
+        "result.json",
+        "model/config.json",
+        "model/tokenizer.json",
+        "model/model.safetensors",
+    ] {
+        assert!(dir.path().join("run").join(name).exists(), "{name}");
+    }
+    assert!(!dir.path().join("run/checkpoints").exists());
+
+    let compared = &json_lines(&run(dir.path(), &["compare", "run", "--json"]))[0];
+    let facts = compared["facts"].as_array().unwrap();
+    assert_eq!(facts.len(), 5);
+    for state in ["learned", "kept", "forgotten", "gained"] {
+        let count = facts.iter().filter(|fact| fact["state"] == state).count();
+        assert_eq!(compared[state], count, "{state}");
+    }
+    let asked = &json_lines(&run(
+        dir.path(),
+        &["compare", MODEL, "run", "--facts", "learn.tsv", "--json"],
+    ))[0];
+    let recorded = facts.iter().filter(|fact| fact["split"] == "unknown");
+    for (asked, recorded) in asked["facts"].as_array().unwrap().iter().zip(recorded) {
+        assert_eq!(asked["subject"], recorded["subject"]);
+        assert_eq!(
+            asked["after"], recorded["after"],
+            "measured on the model as saved"
+        );
+    }
+
+    let report = run(
+        dir.path(),
+        &["report", "run", "--out", "report.html", "--quiet"],
+    );
+    assert_eq!(stdout(&report), "report.html\n");
+    assert_eq!(stderr(&report), "");
+    let exported = run(
+        dir.path(),
+        &["export", "run", "--to", "hf", "--out", "exported"],
+    );
+    assert!(exported.status.success(), "{}", stderr(&exported));
+    assert_eq!(
+        fs::read(dir.path().join("exported/model.safetensors")).unwrap(),
+        fs::read(dir.path().join("run/model/model.safetensors")).unwrap()
+    );
+
+    let resumed = run(dir.path(), &["resume", "run"]);
+    assert!(resumed.status.success());
+    assert!(
+        stderr(&resumed).contains("finished already"),
+        "{}",
+        stderr(&resumed)
+    );
+    let told = refused(dir.path(), &TUNE);
+    assert!(told.contains("--force"), "{told}");
+    assert!(
+        run(dir.path(), &[&TUNE[..], &["--force"]].concat())
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn an_audit_writes_its_three_files_and_tells_the_shares() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let args = [
+        "audit",
+        MODEL,
+        "learn.tsv",
+        "keep.tsv",
+        "--runs",
+        "2",
+        "--shots",
+        "1",
+    ];
+    let told = run(dir.path(), &[&args[..], &["--out", "a"]].concat());
+    insta::assert_snapshot!(stdout(&told), @r"
+    relation  facts  HighlyKnown  MaybeKnown  WeaklyKnown  Unknown
+    P17           4         0.0%        0.0%         0.0%   100.0%
+    ");
+    let summary = &json_lines(&run(
+        dir.path(),
+        &[&args[..], &["--out", "b", "--json"]].concat(),
+    ))[0];
+    assert_eq!(summary["relations"]["P17"]["Unknown"], 1.0);
+    let facts = fs::read_to_string(dir.path().join("a/facts.jsonl")).unwrap();
+    assert_eq!(facts.lines().count(), 4);
+    for line in facts.lines() {
+        let fact: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(fact["greedy_right"].as_array().unwrap().len(), 2);
+        assert_eq!(fact["label"], "Unknown");
+    }
+    assert!(dir.path().join("a/prompts.jsonl").exists());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = "{\"prompt\": \"ab\", \"completion\": \" cd\"}\n".repeat(2000);
+    fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("unforget"))
+        .args(["score", MODEL, "rows.jsonl", "--quiet"])
+        .current_dir(dir.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}

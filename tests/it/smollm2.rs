@@ -1,0 +1,71 @@
+//! A real model against `transformers` (`tests/golden/smollm2.py`): runs where `UNFORGET_SMOLLM2` names SmolLM2-135M-Instruct,
+//! as `smollm2-135m` (from the cache, or pulled) or as a path.
+
+use serde::Deserialize;
+use unforget::{
+    engine::Engine,
+    generate::{Generator, Request},
+    model::Model,
+};
+
+/// Two logits closer than this may change places: those of such a model are about 20, and differ by 1e-5 between engines.
+const TIE: f32 = 1e-3;
+
+/// A question and the answer of `transformers`.
+#[derive(Deserialize)]
+struct Answer {
+    prompt: String,
+    prompt_tokens: usize,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    lead: f32,
+    answer: String,
+}
+
+#[test]
+fn smollm2_answers_200_questions_as_transformers_does() {
+    let Ok(spec) = std::env::var("UNFORGET_SMOLLM2") else {
+        eprintln!("UNFORGET_SMOLLM2 is not set: skipped");
+        return;
+    };
+    let expected: Vec<Answer> =
+        serde_json::from_str(include_str!("../golden/smollm2_greedy.json")).expect("valid JSON");
+    assert_eq!(expected.len(), 200);
+    let model = Model::load(&spec).expect("a model");
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, &model);
+
+    let prompts: Vec<Vec<u32>> = expected
+        .iter()
+        .map(|e| model.tokenizer.encode_prompt(&e.prompt).expect("tokens"))
+        .collect();
+    let answers = generator
+        .generate(
+            &Request::greedy(&[], &prompts, 12),
+            |_, text| text.contains('\n'),
+            &|_| {},
+        )
+        .expect("short prompts");
+    let mut ties = 0;
+    for ((answers, prompt), expected) in answers.iter().zip(&prompts).zip(&expected) {
+        assert_eq!(prompt.len(), expected.prompt_tokens, "{}", expected.prompt);
+        let first_line = answers[0].text.lines().next().unwrap_or_default().trim();
+        if expected.lead < TIE && first_line != expected.answer {
+            ties += 1;
+        } else {
+            assert_eq!(first_line, expected.answer, "{}", expected.prompt);
+        }
+    }
+    eprintln!("{ties} of 200 answers are ties decided otherwise");
+
+    let rows: Vec<(Vec<u32>, Vec<u32>)> = prompts
+        .into_iter()
+        .zip(expected.iter().map(|e| e.tokens.clone()))
+        .collect();
+    let scores = generator.score(&rows, &|_| {}).expect("short rows");
+    for (ours, expected) in scores.iter().zip(&expected) {
+        for (a, b) in ours.iter().zip(&expected.logprobs) {
+            assert!((a - b).abs() < TIE, "{}: {a} is not {b}", expected.prompt);
+        }
+    }
+}
