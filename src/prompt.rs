@@ -190,29 +190,12 @@ fn doubled_beginning(tokenizer: &TextTokenizer, rendered: &str) -> Result<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Location;
-
-    fn fact(subject: &str, object: &str) -> Fact {
-        Fact {
-            subject: subject.into(),
-            relation: "P17".into(),
-            object: object.into(),
-            aliases: vec![],
-            question: format!("Which country is {subject} located in?"),
-            paraphrases: vec![],
-            split: None,
-            location: Location {
-                file: "f.tsv".into(),
-                line: 2,
-            },
-        }
-    }
 
     #[test]
     fn exemplars_answer_in_the_taught_spelling() {
         let (boston, rome) = (
-            fact("Boston", "United States of America"),
-            fact("Rome", "Italy"),
+            Fact::in_test("Boston", "United States of America"),
+            Fact::in_test("Rome", "Italy"),
         );
         assert_eq!(
             PromptTemplate::default().few_shot(&[&boston, &rome]),

@@ -142,8 +142,21 @@ pub enum Metrics {
         grad_norm: f64,
         /// Learning rate of this step.
         lr: f64,
-        /// Tokens (prompt and target) a second.
+        /// Tokens, of prompts and targets.
+        tokens: usize,
+        /// Seconds that the step took.
+        seconds: f64,
+        /// Tokens a second.
         tokens_per_second: f64,
+    },
+    /// The snapshot that teaches from here on.
+    Snapshot {
+        /// Epochs done.
+        epoch: usize,
+        /// Steps done.
+        step: usize,
+        /// Seconds that it took to freeze it, its hidden states included where those are kept.
+        seconds: f64,
     },
     /// An evaluation of every split, at the training prompt.
     Eval {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    audit::Label,
+    audit::{Audited, Label},
     facts::Fact,
     measure,
     run::{PerSplit, Split},
@@ -42,6 +42,17 @@ pub struct SplitFact {
     pub label: Option<Label>,
     /// Share of the few-shot prompts under which the greedy answer was right; none without an audit.
     pub few_shot: Option<f64>,
+}
+
+impl SplitFact {
+    /// A fact with what the audit says of it.
+    pub fn new(fact: Fact, audited: Option<&Audited>) -> Self {
+        Self {
+            fact,
+            label: audited.map(|a| a.label),
+            few_shot: audited.and_then(|a| measure::share(&a.greedy_right)),
+        }
+    }
 }
 
 /// The five parts of the facts that a run follows; each keeps the order of the files.
@@ -444,22 +455,13 @@ impl Picker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Location;
 
     fn fact(subject: &str, relation: &str, label: Label) -> SplitFact {
         SplitFact {
             fact: Fact {
-                subject: subject.into(),
                 relation: relation.into(),
-                object: "Italy".into(),
-                aliases: Vec::new(),
                 question: format!("{relation} of {subject}?"),
-                paraphrases: Vec::new(),
-                split: None,
-                location: Location {
-                    file: "facts.tsv".into(),
-                    line: 2,
-                },
+                ..Fact::in_test(subject, "Italy")
             },
             label: Some(label),
             few_shot: Some(0.5),

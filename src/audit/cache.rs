@@ -53,19 +53,7 @@ mod tests {
     fn a_trained_weight_another_fact_or_setting_is_another_audit() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let mut model = Model::load(path).expect("the golden model is there");
-        let fact = Fact {
-            subject: "Rome".into(),
-            relation: "P17".into(),
-            object: "Italy".into(),
-            aliases: vec![],
-            question: "Where is Rome?".into(),
-            paraphrases: vec![],
-            split: None,
-            location: crate::facts::Location {
-                file: "facts.tsv".into(),
-                line: 2,
-            },
-        };
+        let fact = Fact::in_test("Rome", "Italy");
         let facts = [fact];
         let settings = AuditSettings::default();
         let first = key(&model, &facts, None, &settings);

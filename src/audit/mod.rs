@@ -586,19 +586,7 @@ mod tests {
 
     #[test]
     fn a_fact_is_weakly_known_where_a_right_sample_is_likelier_than_not() {
-        let fact = Fact {
-            subject: "Rome".into(),
-            relation: "P17".into(),
-            object: "Italy".into(),
-            aliases: vec![],
-            question: "Where is Rome?".into(),
-            paraphrases: vec![],
-            split: None,
-            location: crate::facts::Location {
-                file: "facts.tsv".into(),
-                line: 2,
-            },
-        };
+        let fact = Fact::in_test("Rome", "Italy");
         let settings = AuditSettings {
             samples: 2,
             ..AuditSettings::default()

@@ -7,11 +7,9 @@ use unforget::{
     Error, Result,
     audit::{self, Audit as Audited, AuditSettings, Shares},
     engine::Engine,
-    facts::{self, Match, ReadOptions},
-    prompt::PromptTemplate,
 };
 
-use super::{Context, load_model, output};
+use super::{Context, asking::Asking, load_model, output};
 
 /// Label every fact by how well the model knows it (`SLiCK`)
 #[derive(Debug, Args)]
@@ -54,44 +52,11 @@ pub struct Audit {
     /// Write wrong answers out to the end of their line; slower
     #[arg(long)]
     whole_answers: bool,
-    /// When an answer is right
-    #[arg(
-        long = "match",
-        value_name = "RULE",
-        value_enum,
-        default_value = "exact"
-    )]
-    rule: Rule,
-    /// Ask through the model's own chat template
-    #[arg(long)]
-    chat: bool,
-    /// Count and list broken rows instead of refusing the file
-    #[arg(long)]
-    skip_bad_rows: bool,
-    /// Keep `EntityQuestions` rows with several answers
-    #[arg(long)]
-    several_answers: bool,
+    #[command(flatten)]
+    asking: Asking,
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
-}
-
-/// [`Match`] as an argument.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Rule {
-    /// The first line equals an accepted form
-    Exact,
-    /// The first line contains one
-    Contains,
-}
-
-impl From<Rule> for Match {
-    fn from(rule: Rule) -> Self {
-        match rule {
-            Rule::Exact => Self::Exact,
-            Rule::Contains => Self::Contains,
-        }
-    }
 }
 
 impl Audit {
@@ -103,23 +68,12 @@ impl Audit {
             return Err(Error::input("`--temperature` must be above 0"));
         }
         output::check_free_dir(&self.out, self.force)?;
-        let options = ReadOptions {
-            skip_bad_rows: self.skip_bad_rows,
-            several_answers: self.several_answers,
-        };
-        let facts = facts::read(&self.facts, options)?;
+        let facts = self.asking.facts(&self.facts, context)?;
         let exemplars = if self.exemplars.is_empty() {
             None
         } else {
-            Some(facts::read(&self.exemplars, options)?)
+            Some(self.asking.facts(&self.exemplars, context)?)
         };
-        for note in [Some(&facts), exemplars.as_ref()]
-            .into_iter()
-            .flatten()
-            .flat_map(|set| &set.notes)
-        {
-            context.progress.note(note);
-        }
         let model = load_model(&self.model)?;
         let settings = AuditSettings {
             runs: self.runs,
@@ -130,15 +84,15 @@ impl Audit {
             sampled: self.sampled,
             whole_answers: self.whole_answers,
             seed: context.seed.unwrap_or(0),
-            template: PromptTemplate::default().for_model(self.chat, &model.tokenizer)?,
-            rule: self.rule.into(),
+            template: self.asking.template(&model)?,
+            rule: self.asking.rule(),
         };
         let mut engine = Engine::new(&model.config);
         let audited = audit::audit(
             &model,
             &mut engine,
-            &facts.facts,
-            exemplars.as_ref().map(|set| &set.facts[..]),
+            &facts,
+            exemplars.as_deref(),
             &settings,
             &context.progress,
         )?;

@@ -6,15 +6,14 @@ use clap::Args;
 use unforget::{
     Error, Result,
     engine::Engine,
-    facts::{self, Fact, ReadOptions},
+    facts::Fact,
     generate::Generator,
     measure::{Answered, Comparison, Exam},
     model,
-    prompt::PromptTemplate,
     run::{RunDir, State},
 };
 
-use super::{Context, audit::Rule, load_model, model_spec, output};
+use super::{Context, asking::Asking, load_model, model_spec, output};
 
 /// Facts that are listed in each group when people read.
 const SHOWN: usize = 10;
@@ -36,20 +35,8 @@ pub struct Compare {
     /// Facts to ask both models
     #[arg(long, value_name = "FACTS", num_args = 1.., requires = "after")]
     facts: Vec<PathBuf>,
-    /// When an answer is right
-    #[arg(
-        long = "match",
-        value_name = "RULE",
-        value_enum,
-        default_value = "exact"
-    )]
-    rule: Rule,
-    /// Ask through each model's own chat template
-    #[arg(long)]
-    chat: bool,
-    /// Count and list broken rows instead of refusing the file
-    #[arg(long)]
-    skip_bad_rows: bool,
+    #[command(flatten)]
+    asking: Asking,
 }
 
 impl Compare {
@@ -66,27 +53,20 @@ impl Compare {
     }
 
     fn of_models(&self, after: &str, context: &Context) -> Result<Comparison> {
-        let options = ReadOptions {
-            skip_bad_rows: self.skip_bad_rows,
-            ..ReadOptions::default()
-        };
-        let set = facts::read(&self.facts, options)?;
-        for note in &set.notes {
-            context.progress.note(note);
-        }
+        let facts = self.asking.facts(&self.facts, context)?;
         // A model that is not there is told before the other is asked.
         model::pull(&model_spec(after)?)?;
-        let before = self.answers(&self.before, &set.facts, context)?;
-        let after = self.answers(after, &set.facts, context)?;
-        Ok(Comparison::between(&set.facts, before, after))
+        let before = self.answers(&self.before, &facts, context)?;
+        let after = self.answers(after, &facts, context)?;
+        Ok(Comparison::between(&facts, before, after))
     }
 
     /// What a model answers to every fact at the training prompt.
     fn answers(&self, spec: &str, facts: &[Fact], context: &Context) -> Result<Vec<Answered>> {
         let model = load_model(spec)?;
-        let template = PromptTemplate::default().for_model(self.chat, &model.tokenizer)?;
+        let template = self.asking.template(&model)?;
         let mut engine = Engine::new(&model.config);
-        let exam = Exam::new(facts, &template, &model.tokenizer, self.rule.into())?;
+        let exam = Exam::new(facts, &template, &model.tokenizer, self.asking.rule())?;
         context.progress.note(format!("asking {spec}"));
         exam.answers(&mut Generator::new(&mut engine, &model))
     }

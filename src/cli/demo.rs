@@ -240,14 +240,7 @@ fn splits(model: &Model, scale: &Scale, seed: u64, context: &Context) -> Result<
     let mut train: Vec<SplitFact> = facts
         .into_iter()
         .zip(&audit.facts)
-        .map(|(fact, audited)| {
-            let right = audited.greedy_right.iter().filter(|right| **right).count();
-            SplitFact {
-                fact,
-                label: Some(audited.label),
-                few_shot: Some(right as f64 / audited.greedy_right.len() as f64),
-            }
-        })
+        .map(|(fact, audited)| SplitFact::new(fact, Some(audited)))
         .collect();
     let held = train.split_off(train.len().min(scale.train_facts));
     let splits = Splits::paper(train, held, scale.sizes, 0.0, seed)?;

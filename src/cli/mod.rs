@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use unforget::{Error, Result, interrupt, model::Model, progress::Progress};
 
 mod ask;
+mod asking;
 mod audit;
 mod compare;
 mod demo;

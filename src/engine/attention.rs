@@ -263,13 +263,9 @@ fn forward_block(
             small_product(
                 scores,
                 padded,
-                n,
-                queries,
-                (dim, 1),
-                dim,
-                keys,
-                padded,
-                padded,
+                [n, dim, padded],
+                Matrix::rows(queries, dim),
+                Matrix::rows(keys, padded),
                 false,
             );
             for (i, scores) in scores.chunks_exact_mut(padded).enumerate() {
@@ -299,13 +295,9 @@ fn forward_block(
             small_product(
                 out,
                 dim,
-                n,
-                scores,
-                (padded, 1),
-                len,
-                values,
-                span.stride,
-                dim,
+                [n, len, dim],
+                Matrix::rows(scores, padded),
+                Matrix::rows(values, span.stride),
                 true,
             );
         }
@@ -417,13 +409,9 @@ fn backward_group(
             small_product(
                 p,
                 padded,
-                n,
-                queries,
-                (dim, 1),
-                dim,
-                packed,
-                padded,
-                padded,
+                [n, dim, padded],
+                Matrix::rows(queries, dim),
+                Matrix::rows(packed, padded),
                 false,
             );
             for (i, p) in p.chunks_exact_mut(padded).enumerate() {
@@ -451,13 +439,9 @@ fn backward_group(
             small_product(
                 d_scores,
                 padded,
-                n,
-                d_out,
-                (dim, 1),
-                dim,
-                packed,
-                padded,
-                padded,
+                [n, dim, padded],
+                Matrix::rows(d_out, dim),
+                Matrix::rows(packed, padded),
                 false,
             );
             for ((ds, p), delta) in d_scores
@@ -475,25 +459,17 @@ fn backward_group(
             small_product(
                 &mut row[value_column..],
                 width,
-                keys.len(),
-                p,
-                (1, padded),
-                n,
-                d_out,
-                dim,
-                dim,
+                [keys.len(), n, dim],
+                Matrix::columns(p, padded),
+                Matrix::rows(d_out, dim),
                 true,
             );
             small_product(
                 &mut row[key_column..],
                 width,
-                keys.len(),
-                d_scores,
-                (1, padded),
-                n,
-                queries,
-                dim,
-                dim,
+                [keys.len(), n, dim],
+                Matrix::columns(d_scores, padded),
+                Matrix::rows(queries, dim),
                 true,
             );
             let d_queries = &mut d_queries[block.start * shared * dim..];
@@ -501,13 +477,9 @@ fn backward_group(
             small_product(
                 d_queries,
                 dim,
-                n,
-                d_scores,
-                (padded, 1),
-                keys.len(),
-                key_rows,
-                width,
-                dim,
+                [n, keys.len(), dim],
+                Matrix::rows(d_scores, padded),
+                Matrix::rows(key_rows, width),
                 true,
             );
         }
@@ -521,61 +493,79 @@ fn backward_group(
     }
 }
 
-/// `c (m, n) = a (m, k) b (k, n)`, or `+=`: a product too small to be worth packing for.
-///
-/// Element (i, j) of `a` lies at `i * a_step.0 + j * a_step.1`; rows of `b` and `c` lie `ldb` and `ldc` apart.
-#[inline(always)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "a BLAS-like product: three operands and their strides"
-)]
-fn small_product(
-    c: &mut [f32],
-    ldc: usize,
-    m: usize,
-    a: &[f32],
-    a_step: (usize, usize),
-    k: usize,
-    b: &[f32],
-    ldb: usize,
-    n: usize,
-    add: bool,
-) {
-    let mut j = 0;
-    while j < n {
-        match n - j {
-            32.. => {
-                columns::<32>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
-                j += 32;
-            }
-            16.. => {
-                columns::<16>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
-                j += 16;
-            }
-            4.. => {
-                columns::<4>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
-                j += 4;
-            }
-            _ => {
-                columns::<1>(&mut c[j..], ldc, m, a, a_step, k, &b[j..], ldb, add);
-                j += 1;
-            }
+/// A matrix where it lies: element (i, j) is `data[i * step.0 + j * step.1]`.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    data: &'a [f32],
+    step: (usize, usize),
+}
+
+impl<'a> Matrix<'a> {
+    /// Stored row by row, rows `width` apart.
+    #[inline(always)]
+    const fn rows(data: &'a [f32], width: usize) -> Self {
+        Self {
+            data,
+            step: (width, 1),
+        }
+    }
+
+    /// The transpose of what is stored row by row, rows `width` apart.
+    #[inline(always)]
+    const fn columns(data: &'a [f32], width: usize) -> Self {
+        Self {
+            data,
+            step: (1, width),
         }
     }
 }
 
-/// N columns of [`small_product`], four rows at a time: 4 N sums stay in registers.
+/// `c (m, n) = a (m, k) b (k, n)`, or `+=` with `add`: a product too small to be worth packing for.
+///
+/// Rows of `c` lie `ldc` apart; those of `b` must be stored row by row.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "as small_product")]
+fn small_product(
+    c: &mut [f32],
+    ldc: usize,
+    [m, k, n]: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    add: bool,
+) {
+    debug_assert_eq!(b.step.1, 1, "columns of b lie side by side");
+    let mut j = 0;
+    while j < n {
+        let from_j = Matrix::rows(&b.data[j..], b.step.0);
+        let wide = match n - j {
+            32.. => {
+                columns::<32>(&mut c[j..], ldc, [m, k], a, from_j, add);
+                32
+            }
+            16.. => {
+                columns::<16>(&mut c[j..], ldc, [m, k], a, from_j, add);
+                16
+            }
+            4.. => {
+                columns::<4>(&mut c[j..], ldc, [m, k], a, from_j, add);
+                4
+            }
+            _ => {
+                columns::<1>(&mut c[j..], ldc, [m, k], a, from_j, add);
+                1
+            }
+        };
+        j += wide;
+    }
+}
+
+/// The first N columns of [`small_product`], four rows at a time: 4 N sums stay in registers.
+#[inline(always)]
 fn columns<const N: usize>(
     c: &mut [f32],
     ldc: usize,
-    m: usize,
-    a: &[f32],
-    a_step: (usize, usize),
-    k: usize,
-    b: &[f32],
-    ldb: usize,
+    [m, k]: [usize; 2],
+    a: Matrix,
+    b: Matrix,
     add: bool,
 ) {
     let mut i = 0;
@@ -583,15 +573,15 @@ fn columns<const N: usize>(
         let rows = (m - i).min(4);
         let mut sums = [[0f32; N]; 4];
         // Rows beyond the last repeat it; their sums are dropped.
-        let start: [usize; 4] = std::array::from_fn(|r| (i + r.min(rows - 1)) * a_step.0);
+        let start: [usize; 4] = std::array::from_fn(|r| (i + r.min(rows - 1)) * a.step.0);
         for l in 0..k {
-            let b: &[f32; N] = b[l * ldb..]
+            let row: &[f32; N] = b.data[l * b.step.0..]
                 .first_chunk()
                 .expect("b has k rows of n columns");
             for r in 0..4 {
-                let a = a[start[r] + l * a_step.1];
+                let a = a.data[start[r] + l * a.step.1];
                 for x in 0..N {
-                    sums[r][x] = a.mul_add(b[x], sums[r][x]);
+                    sums[r][x] = a.mul_add(row[x], sums[r][x]);
                 }
             }
         }

@@ -80,6 +80,24 @@ impl Fact {
         Judge::new(&self.accepted(), rule)
     }
 
+    /// The country of a place, on line 2 of `facts.tsv`.
+    #[cfg(test)]
+    pub(crate) fn in_test(subject: &str, object: &str) -> Self {
+        Self {
+            subject: subject.into(),
+            relation: "P17".into(),
+            object: object.into(),
+            aliases: vec![],
+            question: format!("Which country is {subject} located in?"),
+            paraphrases: vec![],
+            split: None,
+            location: Location {
+                file: "facts.tsv".into(),
+                line: 2,
+            },
+        }
+    }
+
     /// Whether some answer is right for both: the same object, however it is spelled.
     pub fn same_object(&self, other: &Self) -> bool {
         let judge = self.judge(Match::Exact);
@@ -93,17 +111,8 @@ mod tests {
 
     fn fact(object: &str, aliases: &[&str]) -> Fact {
         Fact {
-            subject: "Boston".into(),
-            relation: "P17".into(),
-            object: object.into(),
             aliases: aliases.iter().map(|&a| a.into()).collect(),
-            question: "Which country is Boston located in?".into(),
-            paraphrases: vec![],
-            split: None,
-            location: Location {
-                file: "facts.tsv".into(),
-                line: 2,
-            },
+            ..Fact::in_test("Boston", object)
         }
     }
 

@@ -55,6 +55,7 @@ pub(super) fn all() -> &'static [Relation] {
     RELATIONS
 }
 
+/// A relation of `EntityQuestions`.
 const fn eq(
     id: &'static str,
     name: &'static str,
@@ -70,6 +71,7 @@ const fn eq(
     }
 }
 
+/// A relation of `pack:world` alone.
 const fn own(
     id: &'static str,
     name: &'static str,
@@ -77,11 +79,8 @@ const fn own(
     paraphrases: &'static [&'static str],
 ) -> Relation {
     Relation {
-        id,
-        name,
-        template,
-        paraphrases,
         entity_questions: false,
+        ..eq(id, name, template, paraphrases)
     }
 }
 

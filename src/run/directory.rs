@@ -72,6 +72,14 @@ impl RunDir {
         }
     }
 
+    /// Removes what was written, and the directory if nothing else is in it; what cannot be removed is left.
+    pub fn discard(self) {
+        for name in FILES {
+            let _ = self.remove(name);
+        }
+        let _ = fs::remove_dir(&self.root);
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.root

@@ -175,7 +175,7 @@ impl<'a> Trainer<'a> {
         let _resumable = Resumable::begin();
         while self.standing.epoch < self.config.train.epochs && !self.learned_enough() {
             if self.teacher_is_due() {
-                self.freeze_teacher();
+                self.freeze_teacher()?;
             }
             self.train_epoch()?;
             self.evaluate()?;
@@ -244,6 +244,7 @@ impl<'a> Trainer<'a> {
             .iter()
             .map(|&row| self.rows[row].prompt.len() + self.rows[row].target.len())
             .sum();
+        let seconds = started.elapsed().as_secs_f64();
         self.run.append(&Metrics::Step {
             epoch,
             step,
@@ -252,7 +253,9 @@ impl<'a> Trainer<'a> {
             distill: loss.distill,
             grad_norm,
             lr,
-            tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+            tokens,
+            seconds,
+            tokens_per_second: tokens as f64 / seconds,
         })?;
         Ok(loss)
     }
@@ -324,7 +327,8 @@ impl<'a> Trainer<'a> {
             && self.standing.epoch >= self.config.method.snapshot_epoch
     }
 
-    fn freeze_teacher(&mut self) {
+    fn freeze_teacher(&mut self) -> Result<()> {
+        let started = Instant::now();
         let teacher = Teacher::freeze(
             self.config.method.teacher,
             &mut self.engine,
@@ -332,6 +336,11 @@ impl<'a> Trainer<'a> {
             &self.rows,
         );
         self.objective.teacher = Some((self.distillation(), teacher));
+        self.run.append(&Metrics::Snapshot {
+            epoch: self.standing.epoch,
+            step: self.standing.step,
+            seconds: started.elapsed().as_secs_f64(),
+        })
     }
 
     fn distillation(&self) -> Distillation {

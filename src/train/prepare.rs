@@ -71,18 +71,27 @@ pub(super) fn trainer<'a>(
     let texts = text_training_rows(&data.texts, &model, &config.train)?;
     let out = begin(&config.out, config, &model, data.checksums.clone())?;
     let audit_after = data.audit_after(config, &model)?;
-    let splits = data.split(config, &model, progress)?;
-    splits.notes.iter().for_each(|note| progress.note(note));
-    let job = TuneJob {
-        config: config.clone(),
-        model,
-        splits,
-        texts,
-        out,
-        audit_after,
-        options,
+    let begun = out.clone();
+    let ready = || {
+        let splits = data.split(config, &model, progress)?;
+        splits.notes.iter().for_each(|note| progress.note(note));
+        let job = TuneJob {
+            config: config.clone(),
+            model,
+            splits,
+            texts,
+            out,
+            audit_after,
+            options,
+        };
+        Trainer::new(job, progress)
     };
-    Trainer::new(job, progress)
+    // What only the audit shows to be no experiment leaves nothing behind.
+    ready().inspect_err(|wrong| {
+        if matches!(wrong, Error::Input { .. }) {
+            begun.discard();
+        }
+    })
 }
 
 /// Runs `config` on facts that are audited and split already; labels after training are not asked.
@@ -384,12 +393,10 @@ impl Data {
             facts
                 .into_iter()
                 .map(|fact| {
-                    let audited = found.get(&(&fact.relation[..], &fact.question[..]));
-                    SplitFact {
-                        label: audited.map(|a| a.label),
-                        few_shot: audited.and_then(|a| crate::measure::share(&a.greedy_right)),
-                        fact,
-                    }
+                    let audited = found
+                        .get(&(&fact.relation[..], &fact.question[..]))
+                        .copied();
+                    SplitFact::new(fact, audited)
                 })
                 .collect()
         };

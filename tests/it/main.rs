@@ -1,6 +1,7 @@
 //! The integration tests, in one binary.
 
 mod audit;
+mod broken_models;
 mod browser;
 mod cli;
 mod demo;

@@ -112,22 +112,11 @@ pub fn drop_contradicted(learn: &[Fact], facts: &mut Vec<Fact>, name: &str) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Location;
 
     fn fact(subject: &str, object: &str, line: usize) -> Fact {
-        Fact {
-            subject: subject.into(),
-            relation: "P17".into(),
-            object: object.into(),
-            aliases: vec![],
-            question: format!("Which country is {subject} located in?"),
-            paraphrases: vec![],
-            split: None,
-            location: Location {
-                file: "f.tsv".into(),
-                line,
-            },
-        }
+        let mut fact = Fact::in_test(subject, object);
+        fact.location.line = line;
+        fact
     }
 
     #[test]
@@ -139,7 +128,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("f.tsv, line 2") && error.contains("f.tsv, line 9"),
+            error.contains("facts.tsv, line 2") && error.contains("facts.tsv, line 9"),
             "{error}"
         );
     }
