@@ -79,6 +79,21 @@ def first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=8, temperat
     return answers
 
 
+@torch.no_grad()
+def usual_first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=16, temperature=0.0, top_k=40, batch_size=32):
+    """The first line of each answer as a plain script gets it: `generate` on padded batches, the whole prompt each time."""
+    model.eval()
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
+    answers = []
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer([prefix + prompt for prompt in prompts[start : start + batch_size]], return_tensors="pt", padding=True)
+        out = model.generate(**batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling)
+        texts = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+        answers += [text.split("\n", 1)[0].strip() for text in texts]
+    return answers
+
+
 def _continue(model, tokenizer, rows, shared, max_new_tokens, temperature, top_k):
     """New tokens of `rows` (all of one length) behind the cache `shared`."""
     cache = DynamicCache()

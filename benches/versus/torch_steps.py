@@ -9,7 +9,8 @@ WHAT is one of
   audit          SLiCK of `--facts` facts: `--runs` prompts of 3 examples, greedy and `--samples` samples each
 
 `best` is fused AdamW and the head on answer positions alone; `usual` is what a plain training script does: logits at
-every position, the labels of the prompt ignored, AdamW as it comes. A process measures one thing, so that its peak
+every position, the labels of the prompt ignored, AdamW as it comes. For answers `best` decodes batches of equal length
+behind a prefix that is read once, and drops finished rows; `usual` calls `generate` on padded batches. A process measures one thing, so that its peak
 memory is that thing's. `run.sh` sets the allocator's tunables for huge pages, without which PyTorch spends up to half of its time
 in page faults.
 
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from facts import first_lines, is_right, prompt_text, read_tsv, target_text
+from facts import first_lines, is_right, prompt_text, read_tsv, target_text, usual_first_lines
 from torch_tune import IGNORED, distillation, padded, tokenised, training_step
 
 WARM_UP = 2
@@ -71,26 +72,26 @@ def step_seconds(model, tokenizer, facts, args):
         else:
             usual_step(model, teacher, optimizer, batch, pad)
         seconds.append(time.perf_counter() - began)
-        tokens.append(sum(len(prompt) + len(target) - 1 for prompt, target in batch))
+        tokens.append(sum(len(prompt) + len(target) for prompt, target in batch))
     return seconds[WARM_UP:], statistics.median(tokens)
 
 
-def evaluate(model, tokenizer, facts):
+def evaluate(model, tokenizer, facts, answer):
     """Asks every fact once, greedily; returns the share that is right."""
-    answers = first_lines(model, tokenizer, [prompt_text(f) for f in facts])
+    answers = answer(model, tokenizer, [prompt_text(f) for f in facts])
     return sum(map(is_right, answers, facts)) / len(facts)
 
 
-def audit(model, tokenizer, facts, args):
+def audit(model, tokenizer, facts, answer, args):
     """Asks every fact behind every few-shot prefix, greedily and by samples; returns the share of greedy right answers."""
     rng = random.Random(0)
     prompts = [prompt_text(f) for f in facts]
     right = 0
     for _ in range(args.runs):
         prefix = "".join(prompt_text(f) + target_text(f) for f in rng.sample(facts, 3))
-        right += sum(map(is_right, first_lines(model, tokenizer, prompts, prefix), facts))
+        right += sum(map(is_right, answer(model, tokenizer, prompts, prefix), facts))
         for _ in range(args.samples):
-            first_lines(model, tokenizer, prompts, prefix, temperature=0.5)
+            answer(model, tokenizer, prompts, prefix, temperature=0.5)
     return right / args.runs / len(facts)
 
 
@@ -120,11 +121,13 @@ def main():
                 "seconds_min": round(min(seconds), 4), "tokens": tokens}
     else:
         facts = facts[: args.facts]
+        answer = first_lines if args.variant == "best" else usual_first_lines
+        row |= {"variant": args.variant}
         began = time.perf_counter()
         if args.what == "evaluate":
-            share = evaluate(model, tokenizer, facts)
+            share = evaluate(model, tokenizer, facts, answer)
         else:
-            share = audit(model, tokenizer, facts, args)
+            share = audit(model, tokenizer, facts, answer, args)
             row |= {"runs": args.runs, "samples": args.samples}
         row |= {"facts": len(facts), "seconds": round(time.perf_counter() - began, 2), "right": round(share, 4)}
     row |= {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "threads": args.threads}

@@ -2,7 +2,7 @@
 
 usage: torch_tune.py HF_DIR SPLITS --method sft|self-distill|only-known [--seed 0] [--epochs 6] ...
 
-SPLITS holds known.tsv and unknown.tsv (trained), held.tsv and maybe.tsv (asked only).
+SPLITS holds known.tsv and unknown.tsv (trained), and held.tsv (asked only).
 Self-distillation is L = CE + lambda * mean over examples of tau^2 * mean over target tokens of
 KL(softmax(teacher / tau) || softmax(student / tau)), its teacher a copy of the model after `--snapshot-epoch` epochs on
 the known facts alone.
@@ -97,7 +97,7 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
-    facts = {name: read_tsv(f"{args.splits}/{name}.tsv") for name in ["known", "unknown", "held", "maybe"]}
+    facts = {name: read_tsv(f"{args.splits}/{name}.tsv") for name in ["known", "unknown", "held"]}
     new = facts["unknown"][: args.unknown]
     asked = facts | {"unknown": new[: args.ask_unknown]}
     pad = tokenizer.pad_token_id or 0

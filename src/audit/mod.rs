@@ -13,7 +13,7 @@ use crate::{
     Error, Result,
     engine::Engine,
     facts::{Fact, Judge, Match},
-    generate::Generator,
+    generate::{Generator, common_beginning},
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
@@ -555,18 +555,6 @@ impl Plan {
     }
 }
 
-/// The longest beginning that all rows share and that is not the whole of any.
-fn common_beginning<'a>(mut rows: impl Iterator<Item = &'a [u32]>) -> &'a [u32] {
-    let Some(first) = rows.next() else {
-        return &[];
-    };
-    let most = &first[..first.len().saturating_sub(1)];
-    rows.fold(most, |shared, row| {
-        let same = shared.iter().zip(row).take_while(|(a, b)| a == b).count();
-        &shared[..same.min(row.len().saturating_sub(1))]
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -601,13 +589,5 @@ mod tests {
         // 1 - (0.8 x 0.9)^2 = 0.48 and 1 - (0.8 x 0.8)^2 = 0.59.
         assert_eq!(label([0.2, 0.1]), Label::Unknown);
         assert_eq!(label([0.2, 0.2]), Label::WeaklyKnown);
-    }
-
-    #[test]
-    fn questions_share_their_beginning_but_keep_a_token_each() {
-        let rows: [&[u32]; 3] = [&[1, 2, 3, 4], &[1, 2, 9], &[1, 2, 3]];
-        assert_eq!(common_beginning(rows.into_iter()), [1, 2]);
-        assert_eq!(common_beginning([&[7u32, 8][..]].into_iter()), [7]);
-        assert_eq!(common_beginning([&[7u32][..], &[7]].into_iter()), [0u32; 0]);
     }
 }

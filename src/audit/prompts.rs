@@ -81,10 +81,7 @@ pub fn draw(
     rng.set_stream(stream);
     let prompts = (0..runs).map(|run| {
         let spare = usize::from(overlap && used > 0);
-        let drawn: Vec<&Fact> = index::sample(&mut rng, pool.len(), used + spare)
-            .into_iter()
-            .map(|i| pool[i])
-            .collect();
+        let drawn = varied(&pool, used + spare, &mut rng);
         let (shown, spare) = drawn.split_at(used);
         let without = |i: usize, spare: &'_ Fact| {
             let mut shown = shown.to_vec();
@@ -103,4 +100,49 @@ pub fn draw(
         }
     });
     Ok((prompts.collect(), note))
+}
+
+/// `count` facts of `pool` at random, of which no two have the same answer as far as there are others.
+///
+/// Exemplars that all answer alike teach the answer instead of its form: behind three places in one country a small model
+/// names that country for every place, and nothing is right under all prompts any more.
+fn varied<'a>(pool: &[&'a Fact], count: usize, rng: &mut ChaCha8Rng) -> Vec<&'a Fact> {
+    let mut answers = HashSet::new();
+    let (mut drawn, mut alike) = (Vec::new(), Vec::new());
+    for i in index::sample(rng, pool.len(), pool.len()) {
+        if drawn.len() == count {
+            break;
+        }
+        if answers.insert(pool[i].target()) {
+            drawn.push(pool[i]);
+        } else {
+            alike.push(pool[i]);
+        }
+    }
+    drawn.extend(alike);
+    drawn.truncate(count);
+    drawn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exemplars_answer_differently_as_far_as_the_relation_has_different_answers() {
+        let mut facts: Vec<Fact> = (0..50)
+            .map(|i| Fact::in_test(&format!("Town {i}"), "United States"))
+            .collect();
+        facts.push(Fact::in_test("Rome", "Italy"));
+        facts.push(Fact::in_test("Oslo", "Norway"));
+        let pool: Vec<&Fact> = facts.iter().collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        for count in 1..=5 {
+            let drawn = varied(&pool, count, &mut rng);
+            let answers: HashSet<String> = drawn.iter().map(|f| f.target()).collect();
+            let questions: HashSet<&str> = drawn.iter().map(|f| &f.question[..]).collect();
+            assert_eq!((drawn.len(), questions.len()), (count, count));
+            assert_eq!(answers.len(), count.min(3));
+        }
+    }
 }

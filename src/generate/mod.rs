@@ -289,27 +289,6 @@ impl<'a> Generator<'a> {
         rows: &[(Vec<u32>, Vec<u32>)],
         finished: &(dyn Fn(usize) + Sync),
     ) -> Result<Vec<Vec<f32>>> {
-        self.teacher_forced(rows, finished, |token, logits| {
-            logits[token as usize] - log_sum_exp(logits)
-        })
-    }
-
-    /// The most likely token at every position of the completions, each given the prompt and the completion before it.
-    ///
-    /// # Errors
-    /// As [`Self::generate`].
-    pub fn greedy_tokens(&mut self, rows: &[(Vec<u32>, Vec<u32>)]) -> Result<Vec<Vec<u32>>> {
-        self.teacher_forced(rows, &|_| {}, |_, logits| argmax(logits))
-    }
-
-    /// Calls `f(token, logits that predict it)` for every completion token of the rows (prompt, completion), which are
-    /// packed without padding.
-    fn teacher_forced<R: Send>(
-        &mut self,
-        rows: &[(Vec<u32>, Vec<u32>)],
-        finished: &(dyn Fn(usize) + Sync),
-        f: impl Fn(u32, &mut [f32]) -> R + Sync,
-    ) -> Result<Vec<Vec<R>>> {
         let prompts: Vec<Vec<u32>> = rows.iter().map(|(p, _)| p.clone()).collect();
         let (_, prompts) = self.rows_with_a_token(&[], &prompts)?;
         let mut lengths = Vec::with_capacity(rows.len());
@@ -317,7 +296,7 @@ impl<'a> Generator<'a> {
             lengths.push(prompt.len() + completion.len());
             self.check_row(row, prompt.len() + completion.len(), &[prompt, completion])?;
         }
-        let mut results: Vec<Vec<R>> = rows.iter().map(|_| Vec::new()).collect();
+        let mut results: Vec<Vec<f32>> = rows.iter().map(|_| Vec::new()).collect();
         for part in batches(&lengths, CALL_TOKENS, usize::MAX) {
             let mut batch = Batch::new();
             let (mut positions, mut targets) = (Vec::new(), Vec::new());
@@ -330,11 +309,11 @@ impl<'a> Generator<'a> {
                 targets.extend(completion.iter().map(|token| (row, *token)));
             }
             let hidden = self.engine.hidden(self.params, &batch, &positions);
-            let visited = self
-                .engine
-                .logits(self.params, &hidden, |i, logits| f(targets[i].1, logits));
-            for ((row, _), result) in targets.iter().zip(visited) {
-                results[*row].push(result);
+            let logprobs = self.engine.logits(self.params, &hidden, |i, logits| {
+                logits[targets[i].1 as usize] - log_sum_exp(logits)
+            });
+            for ((row, _), logprob) in targets.iter().zip(logprobs) {
+                results[*row].push(logprob);
             }
             finished(part.len());
         }
@@ -477,6 +456,18 @@ pub fn batches(costs: &[usize], budget: usize, most: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
+/// The longest beginning that all rows share and that is not the whole of any.
+pub fn common_beginning<'a>(mut rows: impl Iterator<Item = &'a [u32]>) -> &'a [u32] {
+    let Some(first) = rows.next() else {
+        return &[];
+    };
+    let most = &first[..first.len().saturating_sub(1)];
+    rows.fold(most, |shared, row| {
+        let same = shared.iter().zip(row).take_while(|(a, b)| a == b).count();
+        &shared[..same.min(row.len().saturating_sub(1))]
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -487,5 +478,13 @@ mod tests {
         let parts = batches(&costs, 10, 2);
         assert_eq!(parts, [vec![4], vec![1], vec![0, 5], vec![6, 2], vec![3]]);
         assert!(batches(&[], 10, 2).is_empty());
+    }
+
+    #[test]
+    fn rows_share_their_beginning_but_keep_a_token_each() {
+        let rows: [&[u32]; 3] = [&[1, 2, 3, 4], &[1, 2, 9], &[1, 2, 3]];
+        assert_eq!(common_beginning(rows.into_iter()), [1, 2]);
+        assert_eq!(common_beginning([&[7u32, 8][..]].into_iter()), [7]);
+        assert_eq!(common_beginning([&[7u32][..], &[7]].into_iter()), [0u32; 0]);
     }
 }

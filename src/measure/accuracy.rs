@@ -1,9 +1,11 @@
 //! Facts asked at the training prompt: right or wrong, and what the model says.
 
+use std::collections::BTreeMap;
+
 use crate::{
     Result,
     facts::{Fact, Judge, Match, Verdict},
-    generate::{Generator, Request},
+    generate::{Generator, Request, common_beginning},
     model::TextTokenizer,
     prompt::PromptTemplate,
 };
@@ -19,10 +21,12 @@ const VERBOSE_TOKENS: usize = 32;
 
 /// Facts ready to be asked again and again: a split of a run.
 pub struct Exam {
-    rows: Vec<(Vec<u32>, Vec<u32>)>, // prompt, target
-    targets: Vec<String>,
+    prompts: Vec<Vec<u32>>,
     judges: Vec<Judge>,
-    rule: Match,
+    /// The facts of each relation: their prompts begin alike.
+    relations: Vec<Vec<usize>>,
+    /// Tokens after which an answer ends at the latest.
+    max_new_tokens: usize,
 }
 
 /// A greedy answer.
@@ -32,14 +36,6 @@ pub struct Answered {
     pub text: String,
     /// Whether it is right.
     pub right: bool,
-}
-
-/// What one teacher-forced pass tells of a fact.
-enum Forced {
-    /// Whether the greedy answer is right.
-    Decided(bool),
-    /// It left the target, and may still be right.
-    Open,
 }
 
 impl Exam {
@@ -53,52 +49,52 @@ impl Exam {
         tokenizer: &TextTokenizer,
         rule: Match,
     ) -> Result<Self> {
-        let mut exam = Self {
-            rows: Vec::new(),
-            targets: Vec::new(),
-            judges: Vec::new(),
-            rule,
-        };
-        for fact in facts {
+        let (mut prompts, mut judges) = (Vec::new(), Vec::new());
+        let mut relations: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut longest = 0;
+        for (i, fact) in facts.into_iter().enumerate() {
             let row = template.row(tokenizer, fact)?;
-            exam.rows.push((row.prompt, row.target));
-            exam.targets.push(fact.target());
-            exam.judges.push(fact.judge(rule));
+            longest = longest.max(row.target.len());
+            prompts.push(row.prompt);
+            judges.push(fact.judge(rule));
+            relations.entry(&fact.relation).or_default().push(i);
         }
-        Ok(exam)
+        Ok(Self {
+            prompts,
+            judges,
+            relations: relations.into_values().collect(),
+            max_new_tokens: match rule {
+                Match::Exact => WRITTEN_TOKENS.max(longest + SLACK_TOKENS),
+                Match::Contains => longest + VERBOSE_TOKENS,
+            },
+        })
     }
 
     /// Number of facts.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.prompts.len()
     }
 
     /// Whether there is no fact.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.prompts.is_empty()
     }
 
     /// Whether the greedy answer to each fact is right.
     ///
-    /// One teacher-forced pass over the targets decides nearly all: where every token is the most likely one the answer is
-    /// right, and where the first other one makes it surely wrong it is wrong. The rest is generated.
+    /// An answer that can no longer become right is not written on, so that most facts cost their question and a token or two.
     ///
     /// # Errors
     /// When a prompt is longer than the model's context.
     pub fn right(&self, generator: &mut Generator<'_>) -> Result<Vec<bool>> {
-        let forced = self.force(generator)?;
-        let open: Vec<usize> = (0..forced.len())
-            .filter(|i| matches!(forced[*i], Forced::Open))
-            .collect();
-        let mut right: Vec<bool> = forced
-            .into_iter()
-            .map(|f| matches!(f, Forced::Decided(true)))
-            .collect();
-        let stop = |judge: &Judge, text: &str| judge.verdict(text) == Verdict::Wrong;
-        for (i, answer) in open.iter().zip(self.generate(generator, &open, stop)?) {
-            right[*i] = self.judges[*i].is_right(&answer);
-        }
-        Ok(right)
+        let wrong = |judge: &Judge, text: &str| judge.verdict(text) == Verdict::Wrong;
+        let texts = self.ask(generator, wrong)?;
+        Ok(self
+            .judges
+            .iter()
+            .zip(texts)
+            .map(|(judge, text)| judge.is_right(&text))
+            .collect())
     }
 
     /// The greedy answer to each fact, up to its first line break.
@@ -106,74 +102,34 @@ impl Exam {
     /// # Errors
     /// When a prompt is longer than the model's context.
     pub fn answers(&self, generator: &mut Generator<'_>) -> Result<Vec<Answered>> {
-        let forced = self.force(generator)?;
-        let proved = |i: &usize| matches!(forced[*i], Forced::Decided(true));
-        let others: Vec<usize> = (0..forced.len()).filter(|i| !proved(i)).collect();
-        let mut answers: Vec<Answered> = self
-            .targets
-            .iter()
-            .map(|target| Answered {
-                text: target.clone(),
-                right: true,
-            })
-            .collect();
-        for (i, text) in others
-            .iter()
-            .zip(self.generate(generator, &others, |_, _| false)?)
-        {
-            let right = self.judges[*i].is_right(&text);
-            let text = text
-                .split('\n')
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_owned();
-            answers[*i] = Answered { text, right };
-        }
-        Ok(answers)
-    }
-
-    /// One teacher-forced pass over all targets.
-    fn force(&self, generator: &mut Generator<'_>) -> Result<Vec<Forced>> {
-        let best = generator.greedy_tokens(&self.rows)?;
-        let rows = self.rows.iter().zip(&self.judges).zip(best);
-        let forced = rows.map(|(((_, target), judge), best)| {
-            let Some(i) = target.iter().zip(&best).position(|(t, b)| t != b) else {
-                return Forced::Decided(true);
-            };
-            let said = [&target[..i], &best[i..=i]].concat();
-            let text = generator.tokenizer.decode(&said);
-            if generator.tokenizer.end_tokens.contains(&best[i]) || text.contains('\n') {
-                Forced::Decided(judge.is_right(&text))
-            } else if judge.verdict(&text) == Verdict::Wrong {
-                Forced::Decided(false)
-            } else {
-                Forced::Open
-            }
+        let texts = self.ask(generator, |_, _| false)?;
+        let answered = self.judges.iter().zip(texts).map(|(judge, text)| Answered {
+            right: judge.is_right(&text),
+            text: text.lines().next().unwrap_or_default().trim().to_owned(),
         });
-        Ok(forced.collect())
+        Ok(answered.collect())
     }
 
-    /// Texts that the model writes for the facts at `which`, each until its line ends or `stop` says so.
-    fn generate(
+    /// What the model writes for each fact, until its line ends or `stop` says so.
+    fn ask(
         &self,
         generator: &mut Generator<'_>,
-        which: &[usize],
         stop: impl Fn(&Judge, &str) -> bool + Sync,
     ) -> Result<Vec<String>> {
-        let longest = self.rows.iter().map(|(_, target)| target.len()).max();
-        let most = match self.rule {
-            Match::Exact => WRITTEN_TOKENS.max(longest.unwrap_or(0) + SLACK_TOKENS),
-            Match::Contains => longest.unwrap_or(0) + VERBOSE_TOKENS,
-        };
-        let prompts: Vec<Vec<u32>> = which.iter().map(|i| self.rows[*i].0.clone()).collect();
-        let request = Request::greedy(&[], &prompts, most);
-        let done =
-            |row: usize, text: &str| text.contains('\n') || stop(&self.judges[which[row]], text);
-        let generated = generator.generate(&request, done, &|_| {})?;
-        Ok(generated
-            .into_iter()
-            .map(|mut g| g.swap_remove(0).text)
-            .collect())
+        let mut texts = vec![String::new(); self.len()];
+        for facts in &self.relations {
+            let shared = common_beginning(facts.iter().map(|i| &self.prompts[*i][..]));
+            let rest = |i: &usize| self.prompts[*i][shared.len()..].to_vec();
+            let prompts: Vec<Vec<u32>> = facts.iter().map(rest).collect();
+            let request = Request::greedy(shared, &prompts, self.max_new_tokens);
+            let done = |row: usize, text: &str| {
+                text.contains('\n') || stop(&self.judges[facts[row]], text)
+            };
+            let generated = generator.generate(&request, done, &|_| {})?;
+            for (i, mut answers) in facts.iter().zip(generated) {
+                texts[*i] = answers.swap_remove(0).text;
+            }
+        }
+        Ok(texts)
     }
 }
