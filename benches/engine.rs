@@ -6,7 +6,9 @@ use divan::Bencher;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use unforget::{
-    engine::{Batch, Engine, Gradients, KvCache, Outputs, Target, TeacherSide},
+    engine::{
+        Batch, Compared, Engine, Gradients, KvCache, Outputs, Target, TeacherLogits, TeacherSide,
+    },
     model::{Family, Layout, ModelConfig, Params, config::RopeScaling},
 };
 
@@ -74,8 +76,11 @@ fn loss_and_gradients(bencher: Bencher, distill: bool) {
     let hidden = engine.hidden(&params, &batch, &positions);
     let head = &params.data[params.layout.head.clone()];
     let teacher = distill.then_some(TeacherSide {
-        head,
-        hidden: &hidden,
+        logits: TeacherLogits::Product {
+            head,
+            hidden: &hidden,
+            compared: Compared::All,
+        },
         temperature: 0.5,
     });
     bencher.bench_local(|| {

@@ -103,9 +103,9 @@ pub struct Method {
     pub teacher: Teacher,
     /// How the distillation term is averaged. Default `example`.
     pub reduction: Reduction,
-    /// Elastic weight consolidation, `{ strength = 1.0 }`. Not in this version yet.
+    /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ewc: Option<toml::Table>,
+    pub ewc: Option<Ewc>,
     /// Replay of known text, `{ share = 0.2, target = "label" }`. Not in this version yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<toml::Table>,
@@ -129,10 +129,24 @@ pub enum Kind {
     /// Cross-entropy plus distillation from the model's own early snapshot (eqs. 1 and 2 of the paper).
     #[default]
     SelfDistill,
-    /// L2 toward the snapshot's weights (eq. 3). Not in this version yet.
+    /// Cross-entropy plus L2 toward the snapshot's weights (eq. 3).
     L2,
     /// What is known to work best: `self-distill`, for now.
     Auto,
+}
+
+/// `method.ewc`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ewc {
+    /// Twice what multiplies the weighted squares. Default 1.
+    pub strength: f64,
+}
+
+impl Default for Ewc {
+    fn default() -> Self {
+        Self { strength: 1.0 }
+    }
 }
 
 /// `method.tokens`.
@@ -142,9 +156,9 @@ pub enum Tokens {
     /// The whole vocabulary.
     #[default]
     Full,
-    /// `{ top = 76 }`: the teacher's most likely tokens, renormalised (eq. 5). Not in this version yet.
+    /// `{ top = 76 }`: the teacher's most likely tokens, renormalised (eq. 5).
     Top(usize),
-    /// `{ random = 76 }`: random tokens, drawn anew each step. Not in this version yet.
+    /// `{ random = 76 }`: random tokens, drawn anew for every target of every step.
     Random(usize),
 }
 
@@ -156,9 +170,9 @@ pub enum Teacher {
     Live,
     /// Its last hidden states at the answer positions, computed once: exact, and no second forward pass.
     Hidden,
-    /// Its most likely tokens, computed once. Not in this version yet.
+    /// The logits of its most likely tokens, computed once: exact under `tokens = { top = N }`, and only there.
     Topk,
-    /// `hidden`.
+    /// `topk` under `tokens = { top = N }`, else `hidden`.
     #[default]
     Auto,
 }
@@ -398,6 +412,19 @@ impl Method {
     /// Whether a frozen snapshot teaches.
     pub fn distills(&self) -> bool {
         matches!(self.kind, Kind::SelfDistill | Kind::Auto)
+    }
+
+    /// Whether anything holds the model to a snapshot.
+    pub fn takes_snapshot(&self) -> bool {
+        self.kind != Kind::Sft || self.ewc.is_some()
+    }
+
+    /// Epochs on `D_Known` alone before the snapshot; none in plain fine-tuning, which holds to the base model if to any.
+    pub fn snapshot_epochs(&self) -> usize {
+        match self.kind {
+            Kind::Sft => 0,
+            Kind::SelfDistill | Kind::L2 | Kind::Auto => self.snapshot_epoch,
+        }
     }
 }
 

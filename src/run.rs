@@ -138,6 +138,9 @@ pub enum Metrics {
         ce: f64,
         /// Distillation term, lambda included (nats); 0 without a teacher.
         distill: f64,
+        /// What the weights themselves are held by (L2, EWC); 0 without.
+        #[serde(default)]
+        penalty: f64,
         /// Global gradient norm before clipping.
         grad_norm: f64,
         /// Learning rate of this step.

@@ -372,10 +372,6 @@ mod tests {
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
         for (text, key) in [
-            ("[method]\nkind = 'l2'", "`method.kind`"),
-            ("[method]\ntokens = { top = 76 }", "`method.tokens`"),
-            ("[method]\nteacher = 'topk'", "`method.teacher`"),
-            ("[method]\newc = { strength = 1.0 }", "`method.ewc`"),
             ("[method]\nbudget = 1.0", "`method.budget`"),
             ("[train]\nlora = { rank = 16 }", "`train.lora`"),
             ("[measure]\ndrift = true", "`measure.drift`"),
@@ -387,7 +383,25 @@ mod tests {
             );
             assert!(told.contains("not in this version yet"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_teacher_that_would_not_be_exact_is_refused_with_the_reason() {
+        let told = refused("[method]\nteacher = 'topk'", &[]);
+        assert!(
+            told.starts_with("`exp.toml` line 2: `method.teacher`"),
+            "{told}"
+        );
+        assert!(
+            told.contains("exact under `tokens = { top = N }`"),
+            "{told}"
+        );
         let parsed = parse("[method]\ntokens = { random = 3 }", "x").unwrap();
         assert_eq!(parsed.method.tokens, Tokens::Random(3));
+        let both = "[method]\nteacher = 'topk'\ntokens = { top = 76 }\newc = { strength = 2.0 }";
+        let parsed = parse(both, "x").unwrap();
+        assert_eq!(parsed.method.tokens, Tokens::Top(76));
+        assert!(parsed.validate().is_ok());
+        assert!(refused("[method]\ntokens = { top = 0 }", &[]).contains("at least 1 token"));
     }
 }

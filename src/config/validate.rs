@@ -1,6 +1,6 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
-use super::{Config, Kind, Teacher, Tokens};
+use super::{Config, Teacher, Tokens};
 use crate::{Error, Result, error::nearest};
 
 /// What is wrong with the value of one key.
@@ -68,11 +68,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     }
 
     check(
-        method.kind != Kind::L2,
-        "method.kind",
-        not_yet("`l2`", "`sft`, `self-distill`"),
-    );
-    check(
         method.lambda >= 0.0 && method.lambda.is_finite(),
         "method.lambda",
         format!("must be 0 or more, not {}", method.lambda),
@@ -83,7 +78,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         format!("must be above 0, not {}", method.temperature),
     );
     check(
-        !method.distills() || method.snapshot_epoch < train.epochs,
+        method.snapshot_epochs() < train.epochs,
         "method.snapshot_epoch",
         format!(
             "must be below the {} of `train.epochs`, of which the snapshot epochs are part, not {}",
@@ -91,17 +86,23 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         ),
     );
     check(
-        method.tokens == Tokens::Full,
+        !matches!(method.tokens, Tokens::Top(0) | Tokens::Random(0)),
         "method.tokens",
-        not_yet("`top` or `random`", "`full`"),
+        "must be at least 1 token".into(),
     );
     check(
-        method.teacher != Teacher::Topk,
+        method.teacher != Teacher::Topk || matches!(method.tokens, Tokens::Top(_)),
         "method.teacher",
-        not_yet("`topk`", "`live`, `hidden`"),
+        "`topk` keeps the teacher's most likely tokens alone, which is exact under `tokens = { top = N }` and nothing else; take `hidden`".into(),
     );
+    if let Some(ewc) = &method.ewc {
+        check(
+            ewc.strength >= 0.0 && ewc.strength.is_finite(),
+            "method.ewc.strength",
+            format!("must be 0 or more, not {}", ewc.strength),
+        );
+    }
     for (key, given) in [
-        ("method.ewc", method.ewc.is_some()),
         ("method.replay", method.replay.is_some()),
         ("method.decoys", method.decoys.is_some()),
         ("method.project", method.project.is_some()),
@@ -205,8 +206,4 @@ pub(super) fn report(
             told.join("\n  ")
         ))),
     }
-}
-
-fn not_yet(what: &str, instead: &str) -> String {
-    format!("is {what}, which is not in this version yet; there is {instead}")
 }

@@ -2,10 +2,12 @@
 //!
 //! P positions, V vocabulary, D hidden.
 
+use rand::{SeedableRng, seq::index};
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::{
-    Loss, Target, TeacherSide, matmul,
+    Compared, Loss, Target, TeacherLogits, TeacherSide, likeliest, matmul,
     simd::{self, LANES, vectorized},
 };
 
@@ -80,23 +82,49 @@ pub fn loss(
         let logits = fill(student, n * v, |y| {
             matmul::forward(y, hidden, head, [n, v, d], false);
         });
-        let losses: Vec<(f64, f64)> = match teacher {
-            Some(side) if targets.iter().any(|t| t.distill_weight != 0.0) => {
-                let hidden = &side.hidden[i * rows * d..][..n * d];
+        let side = teacher.filter(|_| targets.iter().any(|t| t.distill_weight != 0.0));
+        let students = logits.par_chunks_mut(v).zip(targets).enumerate();
+        let losses: Vec<(f64, f64)> = match side.map(|side| (side.logits, side.temperature)) {
+            None => students
+                .map(|(_, (s, target))| (cross_entropy_row(s, target), 0.0))
+                .collect(),
+            Some((
+                TeacherLogits::Product {
+                    head,
+                    hidden,
+                    compared,
+                },
+                tau,
+            )) => {
+                let hidden = &hidden[i * rows * d..][..n * d];
                 let soft = fill(teacher_buffer, n * v, |y| {
-                    matmul::forward(y, hidden, side.head, [n, v, d], false);
+                    matmul::forward(y, hidden, head, [n, v, d], false);
                 });
-                logits
-                    .par_chunks_mut(v)
+                students
                     .zip(soft.par_chunks(v))
-                    .zip(targets)
-                    .map(|((s, t), target)| distill_row(s, t, side.temperature, target))
+                    .map(
+                        |((j, (s, target)), t)| match compared.tokens(t, i * rows + j) {
+                            None => distill_row(s, t, tau, target),
+                            Some(tokens) => {
+                                let t: Vec<f32> = tokens.iter().map(|id| t[*id as usize]).collect();
+                                distill_row_over(s, &tokens, &t, tau, target)
+                            }
+                        },
+                    )
                     .collect()
             }
-            _ => logits
-                .par_chunks_mut(v)
-                .zip(targets)
-                .map(|(s, target)| (cross_entropy_row(s, target), 0.0))
+            Some((
+                TeacherLogits::Kept {
+                    tokens,
+                    logits,
+                    count,
+                },
+                tau,
+            )) => students
+                .map(|(j, (s, target))| {
+                    let kept = (i * rows + j) * count..(i * rows + j + 1) * count;
+                    distill_row_over(s, &tokens[kept.clone()], &logits[kept], tau, target)
+                })
                 .collect(),
         };
         for ((ce, kl), target) in losses.into_iter().zip(targets) {
@@ -109,6 +137,57 @@ pub fn loss(
         }
     }
     total
+}
+
+impl Compared {
+    /// The tokens compared at the target numbered `target`, where the teacher's logits are `t`; none: all of them.
+    fn tokens(self, t: &[f32], target: usize) -> Option<Vec<u32>> {
+        match self {
+            Self::Likeliest(count) if count < t.len() => {
+                Some(likeliest(t, count).into_iter().map(|(id, _)| id).collect())
+            }
+            Self::Drawn {
+                count,
+                seed,
+                stream,
+            } if count < t.len() => {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                rng.set_stream(stream + target as u64);
+                let drawn = index::sample(&mut rng, t.len(), count);
+                Some(drawn.into_iter().map(|id| id as u32).collect())
+            }
+            Self::All | Self::Likeliest(_) | Self::Drawn { .. } => None,
+        }
+    }
+}
+
+/// [`distill_row`] with the divergence over `tokens` alone, S, of which `t` are the teacher's logits; both sides are
+/// renormalised over them (eq. 5): `KL(softmax(t_S / tau) || softmax(s_S / tau))`. Its gradient is zero at every other token.
+fn distill_row_over(
+    s: &mut [f32],
+    tokens: &[u32],
+    t: &[f32],
+    tau: f32,
+    target: &Target,
+) -> (f64, f64) {
+    let student: Vec<f32> = tokens.iter().map(|id| s[*id as usize]).collect();
+    let (student, teacher) = (log_softmax(&student, tau), log_softmax(t, tau));
+    let ce = cross_entropy_row(s, target);
+    let weight = f64::from(target.distill_weight / tau);
+    let mut kl = 0.0;
+    for ((token, student), teacher) in tokens.iter().zip(student).zip(teacher) {
+        kl += teacher.exp() * (teacher - student);
+        s[*token as usize] += (weight * (student.exp() - teacher.exp())) as f32;
+    }
+    (ce, kl)
+}
+
+/// ln softmax(x / tau), of few logits.
+fn log_softmax(x: &[f32], tau: f32) -> Vec<f64> {
+    let x: Vec<f64> = x.iter().map(|x| f64::from(*x) / f64::from(tau)).collect();
+    let top = x.iter().fold(f64::NEG_INFINITY, |top, x| top.max(*x));
+    let z = top + x.iter().map(|x| (x - top).exp()).sum::<f64>().ln();
+    x.into_iter().map(|x| x - z).collect()
 }
 
 #[inline(always)]
@@ -231,6 +310,57 @@ mod tests {
         let mut g = s.clone();
         assert!((cross_entropy_row(&mut g, &target(w, 0.0)) - ce).abs() < 1e-6);
         assert!((f64::from(g[2]) - f64::from(w) * (p[2] - 1.0)).abs() < 1e-7);
+    }
+
+    #[test]
+    fn a_part_of_the_vocabulary_is_compared_as_equation_5_says() {
+        let s: Vec<f32> = (0..30).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let t: Vec<f32> = (0..30).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
+        let (tau, w, u) = (0.5, 0.25, 0.75);
+        let tokens = Compared::Likeliest(5)
+            .tokens(&t, 0)
+            .expect("five of thirty");
+        let part = |x: &[f32]| -> Vec<f32> { tokens.iter().map(|i| x[*i as usize]).collect() };
+        let (ps, pt) = (softmax(&part(&s), tau), softmax(&part(&t), tau));
+        let mut g = s.clone();
+        let (ce, kl) = distill_row_over(&mut g, &tokens, &part(&t), tau as f32, &target(w, u));
+        let exact_kl: f64 = pt.iter().zip(&ps).map(|(t, s)| t * (t / s).ln()).sum();
+        // Both in f64.
+        assert!((kl - exact_kl).abs() < 1e-12, "{kl} {exact_kl}");
+        let mut hard = s.clone();
+        assert!((cross_entropy_row(&mut hard, &target(w, u)) - ce).abs() < 1e-12);
+        for (token, (ps, pt)) in tokens.iter().zip(ps.iter().zip(&pt)) {
+            hard[*token as usize] += (f64::from(u) / tau * (ps - pt)) as f32;
+        }
+        assert!(g.iter().zip(&hard).all(|(g, h)| (g - h).abs() < 1e-6));
+        // Over all tokens it is the whole divergence.
+        let all: Vec<u32> = (0..30).collect();
+        let (mut part, mut whole) = (s.clone(), s.clone());
+        let (_, kl_part) = distill_row_over(&mut part, &all, &t, tau as f32, &target(w, u));
+        let (_, kl) = distill_row(&mut whole, &t, tau as f32, &target(w, u));
+        assert!((kl - kl_part).abs() < 2e-6);
+        assert!(part.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+
+    #[test]
+    fn every_target_draws_tokens_of_its_own_the_same_ones_again() {
+        let t = [0.0; 500];
+        let draw = |seed, stream, target| {
+            Compared::Drawn {
+                count: 76,
+                seed,
+                stream,
+            }
+            .tokens(&t, target)
+            .expect("76 of 500")
+        };
+        let first = draw(1, 10, 0);
+        let distinct: std::collections::HashSet<u32> = first.iter().copied().collect();
+        assert_eq!(distinct.len(), 76);
+        assert_eq!(first, draw(1, 10, 0));
+        assert_eq!(draw(1, 11, 0), draw(1, 10, 1), "streams follow each other");
+        assert!(first != draw(1, 10, 1) && first != draw(2, 10, 0));
+        assert_eq!(Compared::Likeliest(500).tokens(&t, 0), None);
     }
 
     #[test]

@@ -17,9 +17,11 @@ mod rope;
 pub mod simd;
 #[cfg(test)]
 mod tests;
+mod top;
 
 pub use cache::{KvCache, SegmentId};
 use decoder::Decoder;
+pub use top::likeliest;
 
 /// Rows of unequal length, packed end to end without padding; attention is causal within each row.
 #[derive(Clone, Debug, Default)]
@@ -70,12 +72,51 @@ pub struct Target {
 /// The teacher's side of the distillation term at the batch's targets.
 #[derive(Clone, Copy)]
 pub struct TeacherSide<'a> {
-    /// The teacher's LM head (V, D).
-    pub head: &'a [f32],
-    /// The teacher's last hidden states, after the final norm, a row a target (P, D).
-    pub hidden: &'a [f32],
+    /// Its logits.
+    pub logits: TeacherLogits<'a>,
     /// tau.
     pub temperature: f32,
+}
+
+/// Where the teacher's logits come from.
+#[derive(Clone, Copy)]
+pub enum TeacherLogits<'a> {
+    /// The product of both.
+    Product {
+        /// The teacher's LM head (V, D).
+        head: &'a [f32],
+        /// The teacher's last hidden states, after the final norm, a row a target (P, D).
+        hidden: &'a [f32],
+        /// Which tokens count.
+        compared: Compared,
+    },
+    /// Those of its `count` most likely tokens alone, which are compared.
+    Kept {
+        /// The tokens (P, count).
+        tokens: &'a [u32],
+        /// Their logits (P, count).
+        logits: &'a [f32],
+        /// Tokens a target.
+        count: usize,
+    },
+}
+
+/// The tokens over which teacher and student are compared at a target; both are renormalised over them (eq. 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// The whole vocabulary.
+    All,
+    /// The teacher's most likely ones.
+    Likeliest(usize),
+    /// So many drawn at random, without replacement, for every target anew.
+    Drawn {
+        /// How many.
+        count: usize,
+        /// Seed of the draws.
+        seed: u64,
+        /// Stream of the first target's draw; those behind it follow.
+        stream: u64,
+    },
 }
 
 /// The terms of the loss, each already weighted and summed over the targets, in nats.
@@ -85,6 +126,15 @@ pub struct Loss {
     pub ce: f64,
     /// Sum of `distill_weight` * KL(teacher || student), both softened by the temperature.
     pub distill: f64,
+    /// What holds the weights themselves; the engine knows of none.
+    pub penalty: f64,
+}
+
+impl Loss {
+    /// All terms together.
+    pub fn total(&self) -> f64 {
+        self.ce + self.distill + self.penalty
+    }
 }
 
 /// Gradients of the trained tensors; the others have none, and cost neither products nor memory.
@@ -126,6 +176,13 @@ impl Gradients {
     pub fn clear(&mut self) {
         use rayon::prelude::*;
         self.data.par_chunks_mut(1 << 20).for_each(|x| x.fill(0.0));
+    }
+
+    /// Stretches that lie together both among the weights and here: where in the weights, where in `data`.
+    pub fn stretches(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+        self.runs
+            .iter()
+            .map(|(weights, at)| (weights.clone(), *at..*at + weights.len()))
     }
 
     /// The trained stretches of a group of weights: where in the group, and their gradients.

@@ -83,8 +83,11 @@ fn loss_and_gradients(
     let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
     let hidden = engine.hidden(&teacher, &batch, &positions);
     let side = TeacherSide {
-        head: &teacher.data[teacher.layout.head.clone()],
-        hidden: &hidden,
+        logits: TeacherLogits::Product {
+            head: &teacher.data[teacher.layout.head.clone()],
+            hidden: &hidden,
+            compared: Compared::All,
+        },
         temperature: 0.5,
     };
     let mut gradients = Gradients::new(params, trained);

@@ -10,13 +10,13 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    engine::{Batch, Engine, KvCache, Outputs, SegmentId},
+    engine::{Batch, Engine, KvCache, Outputs, SegmentId, likeliest},
     model::{Model, ModelConfig, Params, TextTokenizer},
 };
 
 mod choose;
 
-pub use choose::{argmax, distribution, likeliest, log_sum_exp};
+pub use choose::{argmax, distribution, draw, log_sum_exp};
 
 /// New tokens in one call of the engine: enough for efficient products, few enough to bound its memory.
 pub const CALL_TOKENS: usize = 2048;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{Reduction, Teacher as Source},
-    engine::{Engine, TeacherSide},
+    config::{Method, Reduction, Teacher as Source, Tokens},
+    engine::{Compared, Engine, TeacherLogits, TeacherSide, likeliest},
     model::{Buffer, Layout, Params},
     prompt::Row,
     train::batches::PackedRows,
 };
 
-/// Tokens of a pass that fills a hidden-state cache.
+/// Tokens of a pass that asks the teacher.
 const CACHE_PASS_TOKENS: usize = 2048;
 
 /// The term's strength.
@@ -22,9 +22,24 @@ pub struct Distillation {
     pub temperature: f64,
     /// How it is averaged.
     pub reduction: Reduction,
+    /// The tokens over which both sides are compared.
+    pub tokens: Tokens,
+    /// Seed of the tokens drawn at random.
+    pub seed: u64,
 }
 
 impl Distillation {
+    /// The term that `method` asks for.
+    pub fn new(method: &Method, seed: u64) -> Self {
+        Self {
+            lambda: method.lambda,
+            temperature: method.temperature,
+            reduction: method.reduction,
+            tokens: method.tokens,
+            seed,
+        }
+    }
+
     /// What the divergence at one target token of a row weighs in the loss (eqs. 1 and 2):
     ///
     /// ```text
@@ -40,43 +55,176 @@ impl Distillation {
         };
         (self.lambda * self.temperature.powi(2) / tokens as f64) as f32
     }
+
+    /// The tokens compared in a pass of `step` whose first target is the one numbered `first` of the whole batch.
+    ///
+    /// Random ones are drawn anew for every target of every step, whatever the passes.
+    fn compared(&self, step: usize, first: usize) -> Compared {
+        match self.tokens {
+            Tokens::Full => Compared::All,
+            Tokens::Top(count) => Compared::Likeliest(count),
+            Tokens::Random(count) => Compared::Drawn {
+                count,
+                seed: self.seed,
+                stream: ((step as u64) << 32) + first as u64,
+            },
+        }
+    }
+
+    /// The teacher's side of the loss in a pass of `step`, given its `answers` at the pass' targets, of which the first is
+    /// the one numbered `first` of the whole batch.
+    pub fn side<'a>(&self, answers: &'a Answers<'a>, step: usize, first: usize) -> TeacherSide<'a> {
+        TeacherSide {
+            logits: match answers {
+                Answers::Hidden { head, hidden } => TeacherLogits::Product {
+                    head,
+                    hidden,
+                    compared: self.compared(step, first),
+                },
+                Answers::Kept {
+                    tokens,
+                    logits,
+                    count,
+                } => TeacherLogits::Kept {
+                    tokens,
+                    logits,
+                    count: *count,
+                },
+            },
+            temperature: self.temperature as f32,
+        }
+    }
 }
 
 /// A frozen snapshot of the model.
 pub enum Teacher {
     /// All of it.
     Live(Params),
-    /// What the loss needs of it.
+    /// Its last hidden states.
     Hidden(HiddenStates),
+    /// Its largest logits.
+    TopLogits(TopLogits),
+}
+
+/// What a teacher says at the targets of some rows.
+pub enum Answers<'a> {
+    /// Hidden states (P, D), and the head (V, D) that makes logits of them.
+    Hidden {
+        /// The head.
+        head: &'a [f32],
+        /// The states.
+        hidden: Vec<f32>,
+    },
+    /// The largest logits.
+    Kept {
+        /// The tokens (P, count).
+        tokens: Vec<u32>,
+        /// Their logits (P, count).
+        logits: Vec<f32>,
+        /// Tokens a target.
+        count: usize,
+    },
 }
 
 /// The last hidden states of a frozen model at the targets of a fixed set of rows.
 pub struct HiddenStates {
     /// LM head (V, D).
-    pub head: Buffer,
-    /// Hidden states after the final norm, row after row: (all targets, D).
-    pub hidden: Buffer,
-    /// Where each row's states begin in `hidden`, and its end.
+    head: Buffer,
+    /// Hidden states after the final norm: D a target.
+    states: OfRows,
+}
+
+/// The largest logits of a frozen model at the targets of a fixed set of rows: exact under `tokens = { top = k }`.
+pub struct TopLogits {
+    /// Tokens a target.
+    count: usize,
+    /// The tokens' ids, most likely first; exact in f32, as there are far fewer than 2^24.
+    tokens: OfRows,
+    /// Their logits.
+    logits: OfRows,
+}
+
+/// So many values for each target of each row.
+struct OfRows {
+    data: Buffer,
+    /// Where each row's values begin in `data`, and the end.
     offsets: Vec<usize>,
+}
+
+impl OfRows {
+    /// `width` zeros for each target of `rows`.
+    fn zeros(rows: &[Row], width: usize) -> Self {
+        let mut offsets = vec![0];
+        for targets in PackedRows::new(rows).targets_per_row {
+            offsets.push(offsets[offsets.len() - 1] + targets * width);
+        }
+        Self {
+            data: Buffer::zeros(offsets[rows.len()]),
+            offsets,
+        }
+    }
+
+    /// The values of the rows numbered `rows`.
+    fn of<'a>(&'a self, rows: &'a [usize]) -> impl Iterator<Item = f32> + 'a {
+        let of_row = |row: &usize| &self.data[self.offsets[*row]..self.offsets[row + 1]];
+        rows.iter().flat_map(of_row).copied()
+    }
 }
 
 impl Teacher {
     /// Room for a snapshot of a model with this layout, for training on `rows`; all zero.
-    pub fn empty(source: Source, layout: &Arc<Layout>, rows: &[Row]) -> Self {
-        match source {
-            Source::Live => Self::Live(Params::zeros(layout.clone())),
-            Source::Hidden | Source::Auto | Source::Topk => {
-                Self::Hidden(HiddenStates::zeros(layout, rows))
+    pub fn empty(source: Source, tokens: Tokens, layout: &Arc<Layout>, rows: &[Row]) -> Self {
+        match (source, tokens) {
+            (Source::Live, _) => Self::Live(Params::zeros(layout.clone())),
+            (Source::Topk | Source::Auto, Tokens::Top(count)) => {
+                let vocabulary = layout.head.len() / layout.norm.len();
+                let count = count.min(vocabulary);
+                Self::TopLogits(TopLogits {
+                    count,
+                    tokens: OfRows::zeros(rows, count),
+                    logits: OfRows::zeros(rows, count),
+                })
             }
+            (Source::Hidden | Source::Auto | Source::Topk, _) => Self::Hidden(HiddenStates {
+                head: Buffer::zeros(layout.head.len()),
+                states: OfRows::zeros(rows, layout.norm.len()),
+            }),
         }
     }
 
     /// Freezes `params` as they are, for training on `rows`.
-    pub fn freeze(source: Source, engine: &mut Engine, params: &Params, rows: &[Row]) -> Self {
-        let mut teacher = Self::empty(source, &params.layout, rows);
+    pub fn freeze(
+        source: Source,
+        tokens: Tokens,
+        engine: &mut Engine,
+        params: &Params,
+        rows: &[Row],
+    ) -> Self {
+        let mut teacher = Self::empty(source, tokens, &params.layout, rows);
         match &mut teacher {
             Self::Live(copy) => copy.data.copy_from_slice(&params.data),
-            Self::Hidden(states) => states.fill(engine, params, rows),
+            Self::Hidden(HiddenStates { head, states }) => {
+                head.copy_from_slice(&params.data[params.layout.head.clone()]);
+                let mut done = 0;
+                for_hidden(engine, params, rows, |_, hidden| {
+                    states.data[done..done + hidden.len()].copy_from_slice(hidden);
+                    done += hidden.len();
+                });
+            }
+            Self::TopLogits(TopLogits {
+                count,
+                tokens,
+                logits,
+            }) => {
+                let mut done = 0;
+                for_hidden(engine, params, rows, |engine, hidden| {
+                    let tops = engine.logits(params, hidden, |_, logits| likeliest(logits, *count));
+                    for (id, logit) in tops.into_iter().flatten() {
+                        (tokens.data[done], logits.data[done]) = (id as f32, logit);
+                        done += 1;
+                    }
+                });
+            }
         }
         teacher
     }
@@ -85,7 +233,13 @@ impl Teacher {
     pub fn arrays(&self) -> Vec<(&'static str, &[f32])> {
         match self {
             Self::Live(params) => vec![("params", &params.data)],
-            Self::Hidden(states) => vec![("head", &states.head), ("hidden", &states.hidden)],
+            Self::Hidden(teacher) => {
+                vec![("head", &teacher.head), ("hidden", &teacher.states.data)]
+            }
+            Self::TopLogits(teacher) => vec![
+                ("tokens", &teacher.tokens.data),
+                ("logits", &teacher.logits.data),
+            ],
         }
     }
 
@@ -93,71 +247,53 @@ impl Teacher {
     pub fn arrays_mut(&mut self) -> Vec<(&'static str, &mut [f32])> {
         match self {
             Self::Live(params) => vec![("params", &mut params.data)],
-            Self::Hidden(states) => {
-                vec![("head", &mut states.head), ("hidden", &mut states.hidden)]
-            }
+            Self::Hidden(teacher) => vec![
+                ("head", &mut teacher.head),
+                ("hidden", &mut teacher.states.data),
+            ],
+            Self::TopLogits(teacher) => vec![
+                ("tokens", &mut teacher.tokens.data),
+                ("logits", &mut teacher.logits.data),
+            ],
         }
     }
 
-    /// The LM head (V, D).
-    pub fn head(&self) -> &[f32] {
+    /// What it says at the targets of `packed`, whose rows are those numbered `rows`.
+    pub fn answers<'a>(
+        &'a self,
+        engine: &mut Engine,
+        packed: &PackedRows,
+        rows: &[usize],
+    ) -> Answers<'a> {
         match self {
-            Self::Live(params) => &params.data[params.layout.head.clone()],
-            Self::Hidden(states) => &states.head,
-        }
-    }
-
-    /// Hidden states at the targets of `packed`, whose rows are those numbered `rows`: (P, D).
-    pub fn hidden(&self, engine: &mut Engine, packed: &PackedRows, rows: &[usize]) -> Vec<f32> {
-        match self {
-            Self::Live(params) => engine.hidden(params, &packed.batch, &packed.positions()),
-            Self::Hidden(states) => rows
-                .iter()
-                .flat_map(|&row| states.of_row(row))
-                .copied()
-                .collect(),
-        }
-    }
-
-    /// The teacher's side of the loss, given its `hidden` states.
-    pub fn side<'a>(&'a self, hidden: &'a [f32], temperature: f64) -> TeacherSide<'a> {
-        TeacherSide {
-            head: self.head(),
-            hidden,
-            temperature: temperature as f32,
+            Self::Live(params) => Answers::Hidden {
+                head: &params.data[params.layout.head.clone()],
+                hidden: engine.hidden(params, &packed.batch, &packed.positions()),
+            },
+            Self::Hidden(teacher) => Answers::Hidden {
+                head: &teacher.head,
+                hidden: teacher.states.of(rows).collect(),
+            },
+            Self::TopLogits(teacher) => Answers::Kept {
+                tokens: teacher.tokens.of(rows).map(|id| id as u32).collect(),
+                logits: teacher.logits.of(rows).collect(),
+                count: teacher.count,
+            },
         }
     }
 }
 
-impl HiddenStates {
-    /// Room for the states of `rows`, all zero.
-    fn zeros(layout: &Layout, rows: &[Row]) -> Self {
-        let width = layout.norm.len();
-        let mut offsets = vec![0];
-        for count in PackedRows::new(rows).targets_per_row {
-            offsets.push(offsets[offsets.len() - 1] + count * width);
-        }
-        Self {
-            head: Buffer::zeros(layout.head.len()),
-            hidden: Buffer::zeros(offsets[rows.len()]),
-            offsets,
-        }
-    }
-
-    fn fill(&mut self, engine: &mut Engine, params: &Params, rows: &[Row]) {
-        self.head
-            .copy_from_slice(&params.data[params.layout.head.clone()]);
-        let mut done = 0;
-        for pass in passes(rows, CACHE_PASS_TOKENS) {
-            let packed = PackedRows::new(pass);
-            let states = engine.hidden(params, &packed.batch, &packed.positions());
-            self.hidden[done..done + states.len()].copy_from_slice(&states);
-            done += states.len();
-        }
-    }
-
-    fn of_row(&self, row: usize) -> &[f32] {
-        &self.hidden[self.offsets[row]..self.offsets[row + 1]]
+/// Hands the last hidden states at the targets of `rows` to `keep`, a pass at a time.
+fn for_hidden(
+    engine: &mut Engine,
+    params: &Params,
+    rows: &[Row],
+    mut keep: impl FnMut(&mut Engine, &[f32]),
+) {
+    for pass in passes(rows, CACHE_PASS_TOKENS) {
+        let packed = PackedRows::new(pass);
+        let hidden = engine.hidden(params, &packed.batch, &packed.positions());
+        keep(engine, &hidden);
     }
 }
 
@@ -184,6 +320,8 @@ mod tests {
             lambda: 3.0,
             temperature: 0.5,
             reduction,
+            tokens: Tokens::Full,
+            seed: 0,
         };
         // Two examples, of 1 and 3 target tokens.
         [1, 3].map(|row_targets| term.weight(2, row_targets, 4).to_bits())

@@ -1,4 +1,6 @@
 //! Remedies: what keeps knowledge while new facts are learned. Each is small and pure.
 
+pub mod anchor;
 pub mod distill;
 pub mod freeze;
+pub mod snapshot;

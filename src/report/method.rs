@@ -37,6 +37,10 @@ pub(super) fn identities(runs: &[RecordedRun]) -> Vec<Identity> {
 }
 
 fn names(method: &str) -> (String, String) {
+    if let Some(kind) = method.strip_suffix("+ewc") {
+        let (name, short) = names(kind);
+        return (format!("{name} with EWC"), format!("{short} + EWC"));
+    }
     let (name, short) = match method {
         "sft" => ("plain fine-tuning", "SFT"),
         "self-distill" => ("self-distillation", "Self-distill"),

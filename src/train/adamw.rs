@@ -3,8 +3,6 @@
 //! Every pass walks fixed chunks in parallel: element-wise work and sums in the order of the chunks give the same bits
 //! at any number of threads.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use crate::{
@@ -49,19 +47,16 @@ pub struct AdamW {
     pub first: Buffer,
     /// Second moments (`exp_avg_sq`).
     pub second: Buffer,
-    /// Stretches that are contiguous both in the weights and in the gradients: (weights, gradients).
-    spans: Vec<(Range<usize>, Range<usize>)>,
 }
 
 impl AdamW {
     /// An optimiser for the tensors that `gradients` holds, its moments zero.
-    pub fn new(params: &Params, gradients: &Gradients, settings: AdamWSettings) -> Self {
+    pub fn new(gradients: &Gradients, settings: AdamWSettings) -> Self {
         Self {
             settings,
             steps: 0,
             first: Buffer::zeros(gradients.data.len()),
             second: Buffer::zeros(gradients.data.len()),
-            spans: contiguous_spans(&params.layout, gradients),
         }
     }
 
@@ -94,12 +89,12 @@ impl AdamW {
             root_correction2: correction(beta2).sqrt() as f32,
             eps: eps as f32,
         };
-        for (weights, gradient) in &self.spans {
-            params.data[weights.clone()]
+        for (weights, gradient) in gradients.stretches() {
+            params.data[weights]
                 .par_chunks_mut(CHUNK)
                 .zip(gradients.data[gradient.clone()].par_chunks(CHUNK))
                 .zip(self.first[gradient.clone()].par_chunks_mut(CHUNK))
-                .zip(self.second[gradient.clone()].par_chunks_mut(CHUNK))
+                .zip(self.second[gradient].par_chunks_mut(CHUNK))
                 .for_each(|(((p, g), m), v)| update_chunk(p, g, m, v, &update));
         }
     }
@@ -141,22 +136,6 @@ vectorized! {
         }
         lanes.iter().sum()
     }
-}
-
-/// The trained tensors' ranges (weights, gradients), neighbours in both merged into one.
-fn contiguous_spans(layout: &Layout, gradients: &Gradients) -> Vec<(Range<usize>, Range<usize>)> {
-    let mut spans: Vec<(Range<usize>, Range<usize>)> = Vec::new();
-    for (tensor, gradient) in &gradients.tensors {
-        let weights = layout.tensors[*tensor].range.clone();
-        match spans.last_mut() {
-            Some((w, g)) if w.end == weights.start && g.end == gradient.start => {
-                w.end = weights.end;
-                g.end = gradient.end;
-            }
-            _ => spans.push((weights, gradient.clone())),
-        }
-    }
-    spans
 }
 
 /// Euclidean norm of all gradients together, accumulated in f64.
@@ -225,7 +204,7 @@ mod tests {
             weight_decay: 0.01,
             ..AdamWSettings::default()
         };
-        let mut optimiser = AdamW::new(&params, &gradients, settings);
+        let mut optimiser = AdamW::new(&gradients, settings);
         let mut expected = [1.0f64, -2.0, 0.5];
         let (mut m, mut v) = ([0.0f64; 3], [0.0f64; 3]);
         for (t, g) in [[0.5, -1.0, 2.0], [0.25, 0.5, -1.0], [-3.0, 0.0, 1e-3]]
@@ -260,7 +239,7 @@ mod tests {
             weight_decay: 0.5,
             ..AdamWSettings::default()
         };
-        let mut optimiser = AdamW::new(&params, &gradients, settings);
+        let mut optimiser = AdamW::new(&gradients, settings);
         optimiser.step(&mut params, &gradients, 0.1, 1.0);
         let (frozen, trained) = params.data.split_at(40_000);
         assert!(frozen.iter().all(|p| p.to_bits() == 0.25f32.to_bits()));
@@ -268,12 +247,10 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_one_span() {
-        let (params, gradients) = two_vectors(5, &[0, 1]);
-        assert_eq!(
-            contiguous_spans(&params.layout, &gradients),
-            [(0..10, 0..10)]
-        );
+    fn neighbours_are_one_stretch() {
+        let (_, gradients) = two_vectors(5, &[0, 1]);
+        let stretches: Vec<_> = gradients.stretches().collect();
+        assert_eq!(stretches, [(0..10, 0..10)]);
     }
 
     #[test]

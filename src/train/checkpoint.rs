@@ -1,7 +1,7 @@
 //! Checkpoints: all that a resumed run needs beside the base model, written whole or not at all.
 //!
 //! ```text
-//! checkpoints/teacher.safetensors                 the frozen teacher; it never changes
+//! checkpoints/snapshot.safetensors                what was frozen of the model; it never changes
 //! checkpoints/step-0000120/weights.safetensors    trained tensors, and the optimiser's moments
 //! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
 //! ```
@@ -20,17 +20,17 @@ use super::{
     arrays::{self, ArrayFile},
 };
 use crate::{
-    Error, Result, engine::Gradients, model::Params, remedy::distill::Teacher, run::RunDir,
+    Error, Result, engine::Gradients, model::Params, remedy::snapshot::Snapshot, run::RunDir,
 };
 
 const WEIGHTS: &str = "weights.safetensors";
 const STATE: &str = "state.json";
-const TEACHER: &str = "teacher.safetensors";
+const SNAPSHOT: &str = "snapshot.safetensors";
 
 /// Checkpoints that are kept: the newest, and the one before, should the newest turn out broken.
 const KEPT: usize = 2;
 
-/// Where a run stands: all that it knows beside weights, optimiser and teacher.
+/// Where a run stands: all that it knows beside weights, optimiser and snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     /// Whole epochs done.
@@ -57,15 +57,15 @@ struct State {
     metrics_bytes: u64,
     /// SHA-256 (hex) of the file of weights and moments.
     weights: String,
-    /// SHA-256 (hex) of the teacher's file, where there is a teacher.
-    teacher: Option<String>,
+    /// SHA-256 (hex) of the snapshot's file, where there is a snapshot.
+    snapshot: Option<String>,
 }
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
     root: PathBuf,
-    /// Checksum of the teacher's file, once it is written.
-    teacher: Option<String>,
+    /// Checksum of the snapshot's file, once it is written.
+    snapshot: Option<String>,
 }
 
 /// The part of a run's memory that a checkpoint holds.
@@ -83,7 +83,7 @@ impl Checkpoints {
     pub fn new(run: &RunDir) -> Self {
         Self {
             root: run.file("checkpoints"),
-            teacher: None,
+            snapshot: None,
         }
     }
 
@@ -95,12 +95,12 @@ impl Checkpoints {
         &mut self,
         standing: &Standing,
         memory: &Memory<'_>,
-        teacher: Option<&Teacher>,
+        snapshot: Option<&Snapshot>,
         run: &RunDir,
     ) -> Result<()> {
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
-        if let (Some(teacher), None) = (teacher, &self.teacher) {
-            self.teacher = Some(self.write_teacher(teacher)?);
+        if let (Some(snapshot), None) = (snapshot, &self.snapshot) {
+            self.snapshot = Some(self.write_snapshot(snapshot)?);
         }
         let path = self.root.join(format!("step-{:07}", standing.step));
         let failed = |e: io::Error| Error::io("write", &path)(e);
@@ -114,7 +114,7 @@ impl Checkpoints {
             standing: standing.clone(),
             metrics_bytes: run.metrics_bytes(),
             weights: arrays::checksum(&weights).map_err(failed)?,
-            teacher: self.teacher.clone().filter(|_| teacher.is_some()),
+            snapshot: self.snapshot.clone().filter(|_| snapshot.is_some()),
         };
         let text = serde_json::to_vec_pretty(&state).expect("a state has a form in JSON");
         fs::write(whole.path().join(STATE), text).map_err(failed)?;
@@ -128,17 +128,19 @@ impl Checkpoints {
         Ok(())
     }
 
-    fn write_teacher(&self, teacher: &Teacher) -> Result<String> {
-        let path = self.root.join(TEACHER);
+    fn write_snapshot(&self, snapshot: &Snapshot) -> Result<String> {
+        let path = self.root.join(SNAPSHOT);
         let failed = |e: io::Error| Error::io("write", &path)(e);
         let whole = tempfile::NamedTempFile::new_in(&self.root).map_err(failed)?;
-        arrays::write(whole.path(), teacher.arrays()).map_err(failed)?;
+        let arrays = snapshot.arrays();
+        let arrays = arrays.iter().map(|(name, values)| (&name[..], *values));
+        arrays::write(whole.path(), arrays.collect()).map_err(failed)?;
         let sum = arrays::checksum(whole.path()).map_err(failed)?;
         whole.persist(&path).map_err(|e| failed(e.error))?;
         Ok(sum)
     }
 
-    /// Restores the newest whole checkpoint: fills `memory` and, where it has one, the teacher that `empty_teacher` makes
+    /// Restores the newest whole checkpoint: fills `memory` and, where it has one, the snapshot that `room` makes
     /// room for, and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint, and nothing was changed.
     ///
     /// # Errors
@@ -146,9 +148,9 @@ impl Checkpoints {
     pub fn restore(
         &mut self,
         memory: &mut Memory<'_>,
-        empty_teacher: impl FnOnce() -> Teacher,
+        room: impl FnOnce() -> Snapshot,
         run: &RunDir,
-    ) -> Result<Option<(Standing, Option<Teacher>)>> {
+    ) -> Result<Option<(Standing, Option<Snapshot>)>> {
         let Some((path, state)) = self
             .newest_first()
             .into_iter()
@@ -160,14 +162,14 @@ impl Checkpoints {
             .read(&path.join(WEIGHTS))
             .map_err(Error::io("read", &path))?;
         memory.optimiser.steps = state.standing.step as u64;
-        let mut teacher = state.teacher.is_some().then(empty_teacher);
-        if let Some(teacher) = &mut teacher {
-            let path = self.root.join(TEACHER);
-            read_teacher(&path, teacher).map_err(Error::io("read", &path))?;
+        let mut snapshot = state.snapshot.is_some().then(room);
+        if let Some(snapshot) = &mut snapshot {
+            let path = self.root.join(SNAPSHOT);
+            read_snapshot(&path, snapshot).map_err(Error::io("read", &path))?;
         }
-        self.teacher = state.teacher;
+        self.snapshot = state.snapshot;
         run.truncate_metrics(state.metrics_bytes)?;
-        Ok(Some((state.standing, teacher)))
+        Ok(Some((state.standing, snapshot)))
     }
 
     /// Removes all of them.
@@ -200,18 +202,18 @@ impl Checkpoints {
     fn whole(&self, path: &Path) -> Option<State> {
         let state: State = serde_json::from_slice(&fs::read(path.join(STATE)).ok()?).ok()?;
         let matches = |path: PathBuf, sum: &str| arrays::checksum(&path).is_ok_and(|s| s == sum);
-        let teacher_matches = state
-            .teacher
+        let snapshot_matches = state
+            .snapshot
             .as_ref()
-            .is_none_or(|sum| matches(self.root.join(TEACHER), sum));
-        (matches(path.join(WEIGHTS), &state.weights) && teacher_matches).then_some(state)
+            .is_none_or(|sum| matches(self.root.join(SNAPSHOT), sum));
+        (matches(path.join(WEIGHTS), &state.weights) && snapshot_matches).then_some(state)
     }
 }
 
-fn read_teacher(path: &Path, teacher: &mut Teacher) -> io::Result<()> {
+fn read_snapshot(path: &Path, snapshot: &mut Snapshot) -> io::Result<()> {
     let mut file = ArrayFile::open(path)?;
-    let mut arrays = teacher.arrays_mut().into_iter();
-    arrays.try_for_each(|(name, values)| file.read(name, values))
+    let mut arrays = snapshot.arrays_mut().into_iter();
+    arrays.try_for_each(|(name, values)| file.read(&name, values))
 }
 
 impl Memory<'_> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{SPLITS, Trainer};
 use crate::{
     Result, audit,
+    config::Kind,
     facts::Fact,
     generate::Generator,
     measure::{self, Answered, Exam},
@@ -241,14 +242,19 @@ impl Trainer<'_> {
         moments
     }
 
+    /// The method's kind, and what is combined with it: `self-distill+ewc`; `only-known` where nothing is new.
     pub(super) fn method_name(&self) -> String {
+        let method = &self.config.method;
         if self.rows.len() == self.splits.known.len() {
-            "only-known".into()
-        } else if self.config.method.distills() {
-            "self-distill".into()
-        } else {
-            "sft".into()
+            return "only-known".into();
         }
+        let kind = match method.kind {
+            Kind::Sft => "sft",
+            Kind::SelfDistill | Kind::Auto => "self-distill",
+            Kind::L2 => "l2",
+        };
+        let ewc = if method.ewc.is_some() { "+ewc" } else { "" };
+        format!("{kind}{ewc}")
     }
 
     /// The share of held facts right at the end of the Only Known run that the config names.

@@ -17,7 +17,7 @@ use self::{
     adamw::{AdamW, AdamWSettings, clip_scale, first_non_finite, global_norm},
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
-    objective::Objective,
+    objective::{Objective, StepRows},
 };
 use crate::{
     Error, Result,
@@ -31,10 +31,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{
-        distill::{Distillation, Teacher},
-        freeze::trained_tensors,
-    },
+    remedy::{freeze::trained_tensors, snapshot::Snapshot},
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -126,7 +123,7 @@ impl<'a> Trainer<'a> {
             exam,
             before: Vec::new(),
             objective: Objective::default(),
-            optimiser: AdamW::new(&model.params, &gradients, settings),
+            optimiser: AdamW::new(&gradients, settings),
             gradients,
             checkpoints: Checkpoints::new(&run),
             last_checkpoint: Instant::now(),
@@ -174,8 +171,8 @@ impl<'a> Trainer<'a> {
     fn train(&mut self) -> Result<()> {
         let _resumable = Resumable::begin();
         while self.standing.epoch < self.config.train.epochs && !self.learned_enough() {
-            if self.teacher_is_due() {
-                self.freeze_teacher()?;
+            if self.snapshot_is_due() {
+                self.take_snapshot()?;
             }
             self.train_epoch()?;
             self.evaluate()?;
@@ -197,7 +194,7 @@ impl<'a> Trainer<'a> {
         for (i, batch) in order.chunks(self.rows_a_step()).enumerate() {
             if i >= self.standing.step_in_epoch {
                 let loss = self.step(epoch, batch)?;
-                bar.message(format_args!("loss {:.4}", loss.ce + loss.distill));
+                bar.message(format_args!("loss {:.4}", loss.total()));
             }
             bar.inc(batch.len() as u64);
             if interrupt::asked() {
@@ -221,9 +218,12 @@ impl<'a> Trainer<'a> {
         let loss = self.objective.loss_and_gradients(
             &mut self.engine,
             &self.model.params,
-            &self.rows,
-            batch,
-            train.batch_size,
+            StepRows {
+                step,
+                rows: &self.rows,
+                batch,
+                rows_a_pass: train.batch_size,
+            },
             &mut self.gradients,
         );
         let grad_norm = global_norm(&self.gradients);
@@ -248,9 +248,10 @@ impl<'a> Trainer<'a> {
         self.run.append(&Metrics::Step {
             epoch,
             step,
-            loss: loss.ce + loss.distill,
+            loss: loss.total(),
             ce: loss.ce,
             distill: loss.distill,
+            penalty: loss.penalty,
             grad_norm,
             lr,
             tokens,
@@ -320,22 +321,23 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Whether the snapshot epochs are over and no teacher was frozen yet.
-    fn teacher_is_due(&self) -> bool {
-        self.config.method.distills()
-            && self.objective.teacher.is_none()
-            && self.standing.epoch >= self.config.method.snapshot_epoch
+    /// Whether the snapshot epochs are over and nothing was frozen yet.
+    fn snapshot_is_due(&self) -> bool {
+        self.config.method.takes_snapshot()
+            && self.objective.snapshot.is_none()
+            && self.standing.epoch >= self.config.method.snapshot_epochs()
     }
 
-    fn freeze_teacher(&mut self) -> Result<()> {
+    fn take_snapshot(&mut self) -> Result<()> {
         let started = Instant::now();
-        let teacher = Teacher::freeze(
-            self.config.method.teacher,
+        self.objective.snapshot = Some(Snapshot::freeze(
+            (&self.config.method, self.config.seed),
             &mut self.engine,
             &self.model.params,
-            &self.rows,
-        );
-        self.objective.teacher = Some((self.distillation(), teacher));
+            (&self.rows, self.splits.known.len()),
+            &mut self.gradients,
+            self.progress,
+        ));
         self.run.append(&Metrics::Snapshot {
             epoch: self.standing.epoch,
             step: self.standing.step,
@@ -343,18 +345,9 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    fn distillation(&self) -> Distillation {
-        Distillation {
-            lambda: self.config.method.lambda,
-            temperature: self.config.method.temperature,
-            reduction: self.config.method.reduction,
-        }
-    }
-
     /// Rows of an epoch (counted from 1): `D_Known` alone until the snapshot, then all.
     fn rows_of(&self, epoch: usize) -> usize {
-        let method = &self.config.method;
-        if method.distills() && epoch <= method.snapshot_epoch {
+        if epoch <= self.config.method.snapshot_epochs() {
             self.splits.known.len()
         } else {
             self.rows.len()
@@ -391,12 +384,12 @@ impl<'a> Trainer<'a> {
         }
         Err(Error::input_hint(
             "there is no known fact to train on before the snapshot",
-            "give known facts with `data.keep`, or set `method.snapshot_epoch = 0`, which makes the base model the teacher",
+            "give known facts with `data.keep`, or set `method.snapshot_epoch = 0`, which holds the model to the base model itself",
         ))
     }
 
     fn require_finite(&self, step: usize, loss: Loss, grad_norm: f64) -> Result<()> {
-        let what = if !(loss.ce + loss.distill).is_finite() {
+        let what = if !loss.total().is_finite() {
             "the loss".to_owned()
         } else if !grad_norm.is_finite() {
             first_non_finite(&self.model.params.layout, &self.gradients).map_or_else(
@@ -426,14 +419,17 @@ impl<'a> Trainer<'a> {
 
     fn checkpoint(&mut self) -> Result<()> {
         self.read_clock();
-        let teacher = self.objective.teacher.as_ref().map(|(_, teacher)| teacher);
         let memory = Memory {
             params: &mut self.model.params,
             gradients: &self.gradients,
             optimiser: &mut self.optimiser,
         };
-        self.checkpoints
-            .write(&self.standing, &memory, teacher, &self.run)?;
+        self.checkpoints.write(
+            &self.standing,
+            &memory,
+            self.objective.snapshot.as_ref(),
+            &self.run,
+        )?;
         self.last_checkpoint = Instant::now();
         Ok(())
     }
@@ -446,16 +442,16 @@ impl<'a> Trainer<'a> {
             optimiser: &mut self.optimiser,
         };
         let layout = memory.params.layout.clone();
-        let (source, rows) = (self.config.method.teacher, &self.rows);
+        let (method, rows) = ((&self.config.method, self.config.seed), &self.rows);
         let restored = self.checkpoints.restore(
             &mut memory,
-            || Teacher::empty(source, &layout, rows),
+            || Snapshot::empty(method, &layout, rows, &self.gradients),
             &self.run,
         )?;
-        let Some((standing, teacher)) = restored else {
+        let Some((standing, snapshot)) = restored else {
             return Ok(false);
         };
-        self.objective.teacher = teacher.map(|teacher| (self.distillation(), teacher));
+        self.objective.snapshot = snapshot;
         self.standing = standing;
         self.before = before;
         self.clock = Instant::now();

@@ -142,7 +142,7 @@ fn a_run_stopped_within_an_epoch_goes_on_within_it() {
     // The snapshot epoch has two steps of three rows, the next epoch four; one of these is done when the run stops.
     trainer.config.train.epochs = 1;
     trainer.train().expect("one epoch");
-    trainer.freeze_teacher().expect("a row can be written");
+    trainer.take_snapshot().expect("a row can be written");
     let order = epoch_order(11, 0, 2, true);
     trainer.step(2, &order[..3]).expect("a step");
     trainer.checkpoint().expect("writable");

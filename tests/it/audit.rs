@@ -55,7 +55,7 @@ fn taught() -> &'static Model {
         let mut engine = Engine::new(&model.config);
         let all = vec![true; model.params.layout.tensors.len()];
         let mut gradients = Gradients::new(&model.params, &all);
-        let mut adamw = AdamW::new(&model.params, &gradients, AdamWSettings::default());
+        let mut adamw = AdamW::new(&gradients, AdamWSettings::default());
         for step in 0..160 {
             let (mut batch, mut targets) = (Batch::new(), Vec::new());
             for row in 0..8 {

@@ -173,19 +173,6 @@ fn what_is_not_in_this_version_is_refused_by_name() {
             ],
             "method.budget",
         ),
-        (
-            &[
-                "tune",
-                MODEL,
-                "--learn",
-                "pack:world",
-                "--out",
-                "x",
-                "--method",
-                "l2",
-            ],
-            "l2",
-        ),
     ] {
         let told = refused(dir.path(), args);
         assert!(

@@ -9,7 +9,7 @@ use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 use unforget::{
-    engine::{Engine, Gradients, KvCache, Loss, Outputs, TeacherSide},
+    engine::{Compared, Engine, Gradients, KvCache, Loss, Outputs, TeacherLogits, TeacherSide},
     generate::{Generator, Request},
     model::Model,
     prompt::Row,
@@ -25,22 +25,22 @@ const DISTILLED: [&str; 2] = ["llama", "qwen3"];
 /// Of the largest magnitude of the logits.
 const LOGITS: f64 = 8e-6;
 /// Of the first step's losses and norm.
-const FIRST_STEP: f64 = 1e-5;
+pub const FIRST_STEP: f64 = 1e-5;
 /// Of a later step's: where a gradient is nearly zero, `AdamW` takes its sign from rounding, and moves by the whole rate.
-const LATER_STEPS: f64 = 3e-4;
+pub const LATER_STEPS: f64 = 3e-4;
 /// Of a gradient tensor's largest magnitude.
-const GRADIENT: f64 = 3e-5;
+pub const GRADIENT: f64 = 3e-5;
 /// Of the weights after ten steps, on average; they have moved by about 5e-3.
-const WEIGHTS_MEAN: f64 = 1.5e-6;
+pub const WEIGHTS_MEAN: f64 = 1.5e-6;
 /// Of any single weight after ten steps, for the same reason as [`LATER_STEPS`].
-const WEIGHTS: f64 = 1e-3;
+pub const WEIGHTS: f64 = 1e-3;
 /// Nats.
 const LOGPROB: f64 = 1e-4;
 
 /// A model and what `PyTorch` makes of it.
-struct Golden {
-    model: Model,
-    record: Value,
+pub struct Golden {
+    pub model: Model,
+    pub record: Value,
     tensors: Vec<u8>,
 }
 
@@ -51,18 +51,28 @@ fn directory(name: &str) -> PathBuf {
 }
 
 impl Golden {
-    fn load(name: &str) -> Self {
+    pub fn load(name: &str) -> Self {
+        Self::read(name, name, "golden")
+    }
+
+    /// What `remedies.py` made of the model of `qwen3`.
+    pub fn remedies() -> Self {
+        Self::read("qwen3", "remedies", "remedies")
+    }
+
+    fn read(model: &str, name: &str, file: &str) -> Self {
+        let model = directory(model);
         let directory = directory(name);
-        let record = fs::read(directory.join("golden.json")).expect("golden.json is committed");
+        let record = fs::read(directory.join(format!("{file}.json"))).expect("it is committed");
         Self {
-            model: Model::load(directory.to_str().expect("a path in UTF-8")).expect(name),
+            model: Model::load(model.to_str().expect("a path in UTF-8")).expect(name),
             record: serde_json::from_slice(&record).expect("valid JSON"),
-            tensors: fs::read(directory.join("golden.safetensors")).expect("committed"),
+            tensors: fs::read(directory.join(format!("{file}.safetensors"))).expect("committed"),
         }
     }
 
     /// A stored tensor.
-    fn tensor(&self, name: &str) -> Vec<f32> {
+    pub fn tensor(&self, name: &str) -> Vec<f32> {
         let file = safetensors::SafeTensors::deserialize(&self.tensors).expect("a valid file");
         let view = file.tensor(name).expect(name);
         let bytes = view.data().chunks_exact(4);
@@ -71,15 +81,19 @@ impl Golden {
             .collect()
     }
 
-    /// The rows, packed, cross-entropy as one mean over all target tokens, distillation by example (eq. 2).
-    fn rows(&self, distilled: bool) -> PackedRows {
-        let rows: Vec<Row> = array(&self.record["rows"])
+    pub fn rows(&self) -> Vec<Row> {
+        array(&self.record["rows"])
             .iter()
             .map(|r| Row {
                 prompt: tokens(&r["prompt"]),
                 target: tokens(&r["target"]),
             })
-            .collect();
+            .collect()
+    }
+
+    /// The rows, packed, cross-entropy as one mean over all target tokens, distillation by example (eq. 2).
+    fn packed_rows(&self, distilled: bool) -> PackedRows {
+        let rows = self.rows();
         let mut packed = PackedRows::new(&rows);
         let (all, examples) = (packed.targets.len() as f64, rows.len() as f64);
         let mut targets = packed.targets.iter_mut();
@@ -96,13 +110,13 @@ impl Golden {
         packed
     }
 
-    fn number(&self, name: &str) -> f64 {
+    pub fn number(&self, name: &str) -> f64 {
         self.record[name].as_f64().expect(name)
     }
 
     /// Losses and gradient norms of ten steps, the first step's gradients; `self.model` is left with the last weights.
     fn ten_steps(&mut self, trained: &[bool], distilled: bool) -> (Vec<(Loss, f64)>, Vec<f32>) {
-        let rows = self.rows(distilled);
+        let rows = self.packed_rows(distilled);
         let stored =
             distilled.then(|| (self.tensor("teacher.head"), self.tensor("teacher.hidden")));
         let temperature = if distilled {
@@ -117,13 +131,16 @@ impl Golden {
             weight_decay: self.number("weight_decay"),
             ..AdamWSettings::default()
         };
-        let mut optimizer = AdamW::new(&self.model.params, &gradients, settings);
+        let mut optimizer = AdamW::new(&gradients, settings);
         let (mut steps, mut first) = (Vec::new(), Vec::new());
         for _ in 0..10 {
             gradients.clear();
             let teacher = stored.as_ref().map(|(head, hidden)| TeacherSide {
-                head,
-                hidden,
+                logits: TeacherLogits::Product {
+                    head,
+                    hidden,
+                    compared: Compared::All,
+                },
                 temperature,
             });
             let loss = engine.loss_and_gradients(
@@ -160,14 +177,14 @@ fn tokens(value: &Value) -> Vec<u32> {
         .collect()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub fn numbers(value: &Value) -> Vec<f64> {
     array(value)
         .iter()
         .map(|x| x.as_f64().expect("a number"))
         .collect()
 }
 
-fn differences(ours: &[f32], theirs: &[f32]) -> Vec<f64> {
+pub fn differences(ours: &[f32], theirs: &[f32]) -> Vec<f64> {
     assert_eq!(ours.len(), theirs.len());
     ours.iter()
         .zip(theirs)
@@ -175,12 +192,12 @@ fn differences(ours: &[f32], theirs: &[f32]) -> Vec<f64> {
         .collect()
 }
 
-fn largest(values: &[f64]) -> f64 {
+pub fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(0.0, f64::max)
 }
 
 /// The largest difference, in units of the largest magnitude of `theirs`.
-fn deviation(ours: &[f32], theirs: &[f32]) -> f64 {
+pub fn deviation(ours: &[f32], theirs: &[f32]) -> f64 {
     let scale = theirs.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     largest(&differences(ours, theirs)) / f64::from(scale)
 }
@@ -196,7 +213,7 @@ fn logprob(logits: &[f32], token: u32) -> f64 {
 fn logits_equal_those_of_transformers() {
     for name in MODELS {
         let golden = Golden::load(name);
-        let rows = golden.rows(false);
+        let rows = golden.packed_rows(false);
         let mut engine = Engine::new(&golden.model.config);
         let params = &golden.model.params;
         let hidden = engine.hidden(params, &rows.batch, &rows.positions());

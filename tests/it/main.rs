@@ -8,5 +8,6 @@ mod demo;
 mod facts;
 mod golden;
 mod model;
+mod remedies;
 mod report;
 mod smollm2;

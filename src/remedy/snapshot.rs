@@ -1,0 +1,118 @@
+//! The snapshot: what is frozen of the model after its first epochs, and holds it from then on.
+
+use std::sync::Arc;
+
+use super::{
+    anchor::Anchor,
+    distill::{Distillation, Teacher},
+};
+use crate::{
+    config::{Kind, Method},
+    engine::{Engine, Gradients},
+    model::{Layout, Params},
+    progress::Progress,
+    prompt::Row,
+};
+
+/// What holds the model, as far as the method asks for it.
+pub struct Snapshot {
+    /// Self-distillation's strength and teacher.
+    pub teacher: Option<(Distillation, Teacher)>,
+    /// L2 toward the weights.
+    l2: Option<Anchor>,
+    /// Elastic weight consolidation around them.
+    ewc: Option<Anchor>,
+}
+
+impl Snapshot {
+    /// Freezes `params` as they are, for training on `rows`, the first `known` of which are known facts. `gradients` is
+    /// left cleared.
+    pub fn freeze(
+        (method, seed): (&Method, u64),
+        engine: &mut Engine,
+        params: &Params,
+        (rows, known): (&[Row], usize),
+        gradients: &mut Gradients,
+        progress: &Progress,
+    ) -> Self {
+        Self {
+            teacher: method.distills().then(|| {
+                let (source, tokens) = (method.teacher, method.tokens);
+                let teacher = Teacher::freeze(source, tokens, engine, params, rows);
+                (Distillation::new(method, seed), teacher)
+            }),
+            l2: (method.kind == Kind::L2).then(|| Anchor::l2(method.lambda, params, gradients)),
+            ewc: method.ewc.map(|ewc| {
+                let known = &rows[..known];
+                Anchor::ewc(
+                    ewc.strength,
+                    engine,
+                    params,
+                    known,
+                    seed,
+                    gradients,
+                    progress,
+                )
+            }),
+        }
+    }
+
+    /// Room for what [`Snapshot::freeze`] makes, to be filled from a checkpoint.
+    pub fn empty(
+        (method, seed): (&Method, u64),
+        layout: &Arc<Layout>,
+        rows: &[Row],
+        gradients: &Gradients,
+    ) -> Self {
+        Self {
+            teacher: method.distills().then(|| {
+                let teacher = Teacher::empty(method.teacher, method.tokens, layout, rows);
+                (Distillation::new(method, seed), teacher)
+            }),
+            l2: (method.kind == Kind::L2).then(|| Anchor::empty(method.lambda, false, gradients)),
+            ewc: method
+                .ewc
+                .map(|ewc| Anchor::empty(ewc.strength / 2.0, true, gradients)),
+        }
+    }
+
+    /// What the weights themselves are held by.
+    pub fn anchors(&self) -> impl Iterator<Item = &Anchor> {
+        self.l2.iter().chain(&self.ewc)
+    }
+
+    /// Every array under the name that a checkpoint gives it.
+    pub fn arrays(&self) -> Vec<(String, &[f32])> {
+        let teacher = self.teacher.iter().flat_map(|(_, t)| t.arrays());
+        let anchors =
+            [("l2", &self.l2), ("ewc", &self.ewc)]
+                .into_iter()
+                .flat_map(|(name, anchor)| {
+                    anchor.iter().flat_map(move |anchor| {
+                        let named = move |(part, values)| (format!("{name}.{part}"), values);
+                        anchor.arrays().into_iter().map(named)
+                    })
+                });
+        teacher
+            .map(|(name, values)| (format!("teacher.{name}"), values))
+            .chain(anchors)
+            .collect()
+    }
+
+    /// The same arrays, to be filled from a checkpoint.
+    pub fn arrays_mut(&mut self) -> Vec<(String, &mut [f32])> {
+        let teacher = self.teacher.iter_mut().flat_map(|(_, t)| t.arrays_mut());
+        let anchors = [("l2", &mut self.l2), ("ewc", &mut self.ewc)]
+            .into_iter()
+            .flat_map(|(name, anchor)| {
+                anchor.iter_mut().flat_map(move |anchor| {
+                    let named = move |(part, values)| (format!("{name}.{part}"), values);
+                    anchor.arrays_mut().into_iter().map(named)
+                })
+            });
+        teacher
+            .map(|(name, values)| (format!("teacher.{name}"), values))
+            .chain(anchors)
+            .collect()
+    }
+}

@@ -1,0 +1,187 @@
+//! Every remedy against `PyTorch` (`tests/golden/remedies.py`): ten steps on the rows and the model of `golden/qwen3`.
+
+use unforget::{
+    config::{Ewc, Kind, Method, Teacher, Tokens},
+    engine::{Engine, Gradients},
+    prompt::Row,
+    remedy::snapshot::Snapshot,
+    train::{
+        adamw::{self, AdamW, AdamWSettings},
+        objective::{Objective, StepRows},
+    },
+};
+
+use crate::golden::{
+    FIRST_STEP, GRADIENT, Golden, LATER_STEPS, WEIGHTS, WEIGHTS_MEAN, deviation, differences,
+    largest, numbers,
+};
+
+/// Ten steps under `method`, its snapshot's arrays filled by `stored` (name, values), and compared with the run called `name`.
+fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])) {
+    let golden = Golden::load("qwen3");
+    let remedies = Golden::remedies();
+    let rows: Vec<Row> = golden.rows();
+    let mut params = golden.model.params.clone();
+    let layout = params.layout.clone();
+    let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
+    let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients);
+    for (array, values) in snapshot.arrays_mut() {
+        stored(&golden, &array, values);
+    }
+    let objective = Objective {
+        snapshot: Some(snapshot),
+    };
+    let settings = AdamWSettings {
+        weight_decay: golden.number("weight_decay"),
+        ..AdamWSettings::default()
+    };
+    let mut optimiser = AdamW::new(&gradients, settings);
+    let mut engine = Engine::new(&golden.model.config);
+    let batch: Vec<usize> = (0..rows.len()).collect();
+
+    let expected = &remedies.record[name];
+    let expected_steps = numbers(&expected["ce"])
+        .into_iter()
+        .zip(numbers(&expected["term"]))
+        .zip(numbers(&expected["grad_norm"]));
+    for (i, ((ce, term), norm)) in expected_steps.enumerate() {
+        gradients.clear();
+        let step = StepRows {
+            step: i + 1,
+            rows: &rows,
+            batch: &batch,
+            rows_a_pass: rows.len(),
+        };
+        let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
+        if i == 0 {
+            for (tensor, range) in &gradients.tensors {
+                let tensor = &layout.tensors[*tensor].name;
+                let theirs = remedies.tensor(&format!("{name}.gradient.{tensor}"));
+                let apart = deviation(&gradients.data[range.clone()], &theirs);
+                assert!(apart < GRADIENT, "{name}: gradient of {tensor}: {apart:e}");
+            }
+        }
+        let own_norm = adamw::global_norm(&gradients);
+        let tolerance = if i == 0 { FIRST_STEP } else { LATER_STEPS };
+        for (what, ours, theirs) in [
+            ("cross-entropy", loss.ce, ce),
+            ("term", loss.distill + loss.penalty, term),
+            ("gradient norm", own_norm, norm),
+        ] {
+            assert!(
+                (ours - theirs).abs() <= tolerance * theirs,
+                "{name} step {i}: {what} {ours} is not {theirs}"
+            );
+        }
+        let scale = adamw::clip_scale(own_norm, golden.number("clip"));
+        optimiser.step(&mut params, &gradients, golden.number("lr"), scale);
+    }
+
+    let mut all = Vec::new();
+    for tensor in &layout.tensors {
+        let after = remedies.tensor(&format!("{name}.after.{}", tensor.name));
+        let apart = differences(&params.data[tensor.range.clone()], &after);
+        assert!(largest(&apart) < WEIGHTS, "{name}: {}", tensor.name);
+        all.extend(apart);
+    }
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    assert!(mean < WEIGHTS_MEAN, "{name}: {mean:e}");
+}
+
+/// The tensors of the remedies' file that begin with `group`, in the order of the layout.
+fn trained(golden: &Golden, group: &str) -> Vec<f32> {
+    let remedies = Golden::remedies();
+    let tensors = golden.model.params.layout.tensors.iter();
+    tensors
+        .flat_map(|tensor| remedies.tensor(&format!("{group}.{}", tensor.name)))
+        .collect()
+}
+
+fn self_distillation_over_the_top(teacher: Teacher) -> Method {
+    let golden = Golden::load("qwen3");
+    let count = Golden::remedies().record["top"]["count"].as_u64();
+    Method {
+        lambda: golden.number("lambda"),
+        temperature: golden.number("temperature"),
+        tokens: Tokens::Top(count.expect("a number") as usize),
+        teacher,
+        ..Method::default()
+    }
+}
+
+#[test]
+fn distillation_over_the_likeliest_tokens_equals_pytorchs() {
+    let method = self_distillation_over_the_top(Teacher::Hidden);
+    check("top", &method, |golden, array, values| {
+        values.copy_from_slice(&golden.tensor(array));
+    });
+}
+
+#[test]
+fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
+    let method = self_distillation_over_the_top(Teacher::Topk);
+    let Tokens::Top(count) = method.tokens else {
+        unreachable!("the function above says so");
+    };
+    check("top", &method, |golden, array, values| {
+        let (head, hidden) = (
+            golden.tensor("teacher.head"),
+            golden.tensor("teacher.hidden"),
+        );
+        let d = golden.model.config.hidden_size;
+        let tops = hidden.chunks_exact(d).flat_map(|hidden| {
+            let dot = |row: &[f32]| -> f64 {
+                let products = row
+                    .iter()
+                    .zip(hidden)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b));
+                products.sum()
+            };
+            let mut logits: Vec<(usize, f64)> = head.chunks_exact(d).map(dot).enumerate().collect();
+            logits.sort_by(|a, b| b.1.total_cmp(&a.1));
+            logits.truncate(count);
+            logits
+        });
+        for (value, (id, logit)) in values.iter_mut().zip(tops) {
+            *value = match array {
+                "teacher.tokens" => id as f32,
+                "teacher.logits" => logit as f32,
+                other => panic!("{other} is no array of such a teacher"),
+            };
+        }
+    });
+}
+
+#[test]
+fn l2_toward_the_snapshot_equals_pytorchs() {
+    let strength = Golden::remedies().record["l2"]["strength"].as_f64();
+    let method = Method {
+        kind: Kind::L2,
+        lambda: strength.expect("a number"),
+        ..Method::default()
+    };
+    check("l2", &method, |golden, array, values| {
+        assert_eq!(array, "l2.anchor");
+        values.copy_from_slice(&trained(golden, "anchor"));
+    });
+}
+
+#[test]
+fn elastic_weight_consolidation_equals_pytorchs() {
+    let strength = Golden::remedies().record["ewc"]["strength"].as_f64();
+    let method = Method {
+        kind: Kind::Sft,
+        ewc: Some(Ewc {
+            strength: strength.expect("a number"),
+        }),
+        ..Method::default()
+    };
+    check("ewc", &method, |golden, array, values| {
+        let group = match array {
+            "ewc.anchor" => "anchor",
+            "ewc.importance" => "fisher",
+            other => panic!("{other} is no array of EWC"),
+        };
+        values.copy_from_slice(&trained(golden, group));
+    });
+}
