@@ -109,9 +109,9 @@ pub struct Method {
     /// Replay of known text, `{ share = 0.2, target = "label" }`. Not in this version yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<toml::Table>,
-    /// Decoy entities, `{ share = 0.5, strength = 1.0 }`. Not in this version yet.
+    /// Made-up subjects about whom the model is held to its snapshot, `{ share = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub decoys: Option<toml::Table>,
+    pub decoys: Option<Decoys>,
     /// Gradient projection, `{ energy = 0.95 }`. Not in this version yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<toml::Table>,
@@ -146,6 +146,25 @@ pub struct Ewc {
 impl Default for Ewc {
     fn default() -> Self {
         Self { strength: 1.0 }
+    }
+}
+
+/// `method.decoys`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Decoys {
+    /// Decoys for each row that is trained on. Default 0.5.
+    pub share: f64,
+    /// What the term weighs. Default 1.
+    pub strength: f64,
+}
+
+impl Default for Decoys {
+    fn default() -> Self {
+        Self {
+            share: 0.5,
+            strength: 1.0,
+        }
     }
 }
 
@@ -416,14 +435,20 @@ impl Method {
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        self.kind != Kind::Sft || self.ewc.is_some()
+        self.kind != Kind::Sft || self.ewc.is_some() || self.decoys.is_some()
     }
 
-    /// Epochs on `D_Known` alone before the snapshot; none in plain fine-tuning, which holds to the base model if to any.
+    /// Whether the snapshot is asked: at every row, or about decoys alone.
+    pub fn has_teacher(&self) -> bool {
+        self.distills() || self.decoys.is_some()
+    }
+
+    /// Epochs on `D_Known` alone before the snapshot; none where there is no snapshot.
     pub fn snapshot_epochs(&self) -> usize {
-        match self.kind {
-            Kind::Sft => 0,
-            Kind::SelfDistill | Kind::L2 | Kind::Auto => self.snapshot_epoch,
+        if self.takes_snapshot() {
+            self.snapshot_epoch
+        } else {
+            0
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod remedy;
 pub mod report;
 pub mod run;
 pub mod splits;
+pub mod synth;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -40,7 +40,7 @@ impl Default for PromptTemplate {
 }
 
 /// One training row: prompt and target are tokenised apart and joined.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Row {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,

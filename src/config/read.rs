@@ -290,10 +290,10 @@ mod tests {
     #[test]
     fn all_faults_are_told_at_once_with_their_lines() {
         insta::assert_snapshot!(
-            refused("[train]\nlr = -1.0\nepochs = 0\nbetas = [0.9, 1.0]\n[method]\nkind = 'l2'\n", &["train.clip=nan"]),
+            refused("[train]\nlr = -1.0\nepochs = 0\nbetas = [0.9, 1.0]\n[method]\nkind = 'sft'\ntemperature = 0\n", &["train.clip=nan"]),
             @r"
         `exp.toml` has 5 faults
-          `exp.toml` line 6: `method.kind` is `l2`, which is not in this version yet; there is `sft`, `self-distill`
+          `exp.toml` line 7: `method.temperature` must be above 0, not 0
           `exp.toml` line 3: `train.epochs` must be at least 1
           `exp.toml` line 2: `train.lr` must be above 0 and at most 1, not -1
           `exp.toml` line 4: `train.betas` must each be 0 or more and below 1, not [0.9, 1.0]

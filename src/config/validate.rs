@@ -95,6 +95,21 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         "method.teacher",
         "`topk` keeps the teacher's most likely tokens alone, which is exact under `tokens = { top = N }` and nothing else; take `hidden`".into(),
     );
+    if let Some(decoys) = &method.decoys {
+        check(
+            decoys.share > 0.0 && decoys.share <= 10.0,
+            "method.decoys.share",
+            format!(
+                "is the decoys for each row, above 0 and at most 10, not {}",
+                decoys.share
+            ),
+        );
+        check(
+            decoys.strength >= 0.0 && decoys.strength.is_finite(),
+            "method.decoys.strength",
+            format!("must be 0 or more, not {}", decoys.strength),
+        );
+    }
     if let Some(ewc) = &method.ewc {
         check(
             ewc.strength >= 0.0 && ewc.strength.is_finite(),
@@ -104,7 +119,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     }
     for (key, given) in [
         ("method.replay", method.replay.is_some()),
-        ("method.decoys", method.decoys.is_some()),
         ("method.project", method.project.is_some()),
         ("method.budget", method.budget.is_some()),
         ("train.lora", train.lora.is_some()),

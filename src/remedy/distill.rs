@@ -29,10 +29,14 @@ pub struct Distillation {
 }
 
 impl Distillation {
-    /// The term that `method` asks for.
+    /// The term that `method` asks for; of no weight where the snapshot is asked about decoys alone.
     pub fn new(method: &Method, seed: u64) -> Self {
         Self {
-            lambda: method.lambda,
+            lambda: if method.distills() {
+                method.lambda
+            } else {
+                0.0
+            },
             temperature: method.temperature,
             reduction: method.reduction,
             tokens: method.tokens,
@@ -54,6 +58,16 @@ impl Distillation {
             Reduction::Token => all_targets,
         };
         (self.lambda * self.temperature.powi(2) / tokens as f64) as f32
+    }
+
+    /// The same term over decoys, of their strength and as a mean over them.
+    #[must_use]
+    pub fn over_decoys(self, strength: f64) -> Self {
+        Self {
+            lambda: strength,
+            reduction: Reduction::Example,
+            ..self
+        }
     }
 
     /// The tokens compared in a pass of `step` whose first target is the one numbered `first` of the whole batch.

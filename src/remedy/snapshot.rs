@@ -16,7 +16,7 @@ use crate::{
 
 /// What holds the model, as far as the method asks for it.
 pub struct Snapshot {
-    /// Self-distillation's strength and teacher.
+    /// The teacher, and what its say weighs.
     pub teacher: Option<(Distillation, Teacher)>,
     /// L2 toward the weights.
     l2: Option<Anchor>,
@@ -36,7 +36,7 @@ impl Snapshot {
         progress: &Progress,
     ) -> Self {
         Self {
-            teacher: method.distills().then(|| {
+            teacher: method.has_teacher().then(|| {
                 let (source, tokens) = (method.teacher, method.tokens);
                 let teacher = Teacher::freeze(source, tokens, engine, params, rows);
                 (Distillation::new(method, seed), teacher)
@@ -65,7 +65,7 @@ impl Snapshot {
         gradients: &Gradients,
     ) -> Self {
         Self {
-            teacher: method.distills().then(|| {
+            teacher: method.has_teacher().then(|| {
                 let teacher = Teacher::empty(method.teacher, method.tokens, layout, rows);
                 (Distillation::new(method, seed), teacher)
             }),

@@ -37,9 +37,10 @@ pub(super) fn identities(runs: &[RecordedRun]) -> Vec<Identity> {
 }
 
 fn names(method: &str) -> (String, String) {
-    if let Some(kind) = method.strip_suffix("+ewc") {
+    if let Some((kind, beside)) = method.rsplit_once('+') {
         let (name, short) = names(kind);
-        return (format!("{name} with EWC"), format!("{short} + EWC"));
+        let beside = if beside == "ewc" { "EWC" } else { beside };
+        return (format!("{name} + {beside}"), format!("{short} + {beside}"));
     }
     let (name, short) = match method {
         "sft" => ("plain fine-tuning", "SFT"),

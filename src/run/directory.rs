@@ -12,10 +12,11 @@ use super::{FactRow, Metrics, RunResult};
 use crate::{Error, Result, config::Config};
 
 /// What a run writes; a new run in its place removes these and nothing else.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",
+    "decoys.jsonl",
     "metrics.jsonl",
     "facts.jsonl",
     "result.json",

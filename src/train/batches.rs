@@ -119,6 +119,17 @@ impl PackedRows {
         packed
     }
 
+    /// Gives every target its cross-entropy's weight, and its divergence's by the number of targets in its row.
+    pub fn weigh(&mut self, ce_weight: f32, distill_weight: impl Fn(usize) -> f32) {
+        let mut targets = self.targets.iter_mut();
+        for &count in &self.targets_per_row {
+            for target in targets.by_ref().take(count) {
+                target.ce_weight = ce_weight;
+                target.distill_weight = distill_weight(count);
+            }
+        }
+    }
+
     /// Where the targets lie in the batch.
     pub fn positions(&self) -> Vec<usize> {
         self.targets.iter().map(|t| t.position).collect()

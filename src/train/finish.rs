@@ -242,10 +242,10 @@ impl Trainer<'_> {
         moments
     }
 
-    /// The method's kind, and what is combined with it: `self-distill+ewc`; `only-known` where nothing is new.
+    /// The method's kind, and what is combined with it: `self-distill+decoys+ewc`; `only-known` where nothing is new.
     pub(super) fn method_name(&self) -> String {
         let method = &self.config.method;
-        if self.rows.len() == self.splits.known.len() {
+        if self.learned_rows == self.splits.known.len() {
             return "only-known".into();
         }
         let kind = match method.kind {
@@ -253,8 +253,12 @@ impl Trainer<'_> {
             Kind::SelfDistill | Kind::Auto => "self-distill",
             Kind::L2 => "l2",
         };
-        let ewc = if method.ewc.is_some() { "+ewc" } else { "" };
-        format!("{kind}{ewc}")
+        let beside = [
+            ("+decoys", method.decoys.is_some()),
+            ("+ewc", method.ewc.is_some()),
+        ];
+        let beside = beside.into_iter().filter(|(_, given)| *given);
+        kind.to_owned() + &beside.map(|(name, _)| name).collect::<String>()
     }
 
     /// The share of held facts right at the end of the Only Known run that the config names.

@@ -31,7 +31,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{freeze::trained_tensors, snapshot::Snapshot},
+    remedy::{decoys, freeze::trained_tensors, snapshot::Snapshot},
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -41,6 +41,9 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The facts of a run and what the base model says of them: all that a resumed run needs beside config and base model.
 const SPLITS: &str = "splits.jsonl";
+
+/// The decoys of a run, as tokens.
+const DECOYS: &str = "decoys.jsonl";
 
 /// Everything that one run needs.
 struct TuneJob {
@@ -78,8 +81,10 @@ struct Trainer<'a> {
     progress: &'a Progress,
 
     engine: Engine,
-    /// `D_Known`, then `D_Unk` and the texts.
+    /// `D_Known`, then `D_Unk` and the texts; from the snapshot on, decoys behind these.
     rows: Vec<Row>,
+    /// How many of `rows` are learned: all but the decoys.
+    learned_rows: usize,
     /// Every fact of the splits.
     exam: Exam,
     /// What the base model said to it.
@@ -122,7 +127,10 @@ impl<'a> Trainer<'a> {
             engine: Engine::new(&model.config),
             exam,
             before: Vec::new(),
-            objective: Objective::default(),
+            objective: Objective {
+                snapshot: None,
+                decoys: config.method.decoys.map_or(0.0, |decoys| decoys.strength),
+            },
             optimiser: AdamW::new(&gradients, settings),
             gradients,
             checkpoints: Checkpoints::new(&run),
@@ -137,6 +145,7 @@ impl<'a> Trainer<'a> {
             audit_after,
             options,
             progress,
+            learned_rows: rows.len(),
             rows,
         };
         trainer.require_rows_in_every_epoch()?;
@@ -154,7 +163,7 @@ impl<'a> Trainer<'a> {
             self.gradients.data.len(),
             self.model.params.layout.len,
             self.splits.known.len(),
-            self.rows.len() - self.splits.known.len(),
+            self.learned_rows - self.splits.known.len(),
             self.steps_in_all(),
             train.epochs,
             self.run.path().display()
@@ -188,12 +197,16 @@ impl<'a> Trainer<'a> {
         let train = &self.config.train;
         let (epoch, epochs) = (self.standing.epoch + 1, train.epochs);
         let order = epoch_order(self.rows_of(epoch), self.config.seed, epoch, train.shuffle);
+        let steps = order.len().div_ceil(self.rows_a_step());
+        let decoys = self.decoy_order(epoch);
         let bar = self
             .progress
             .bar(order.len() as u64, format!("epoch {epoch}/{epochs}"));
         for (i, batch) in order.chunks(self.rows_a_step()).enumerate() {
             if i >= self.standing.step_in_epoch {
-                let loss = self.step(epoch, batch)?;
+                // The epoch's decoys are dealt out evenly over its steps.
+                let dealt = decoys.len() * i / steps..decoys.len() * (i + 1) / steps;
+                let loss = self.step(epoch, batch, &decoys[dealt])?;
                 bar.message(format_args!("loss {:.4}", loss.total()));
             }
             bar.inc(batch.len() as u64);
@@ -209,8 +222,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// One step on the rows numbered `batch`: gradients, clipping, `AdamW`.
-    fn step(&mut self, epoch: usize, batch: &[usize]) -> Result<Loss> {
+    /// One step on the rows numbered `batch` and `decoys`: gradients, clipping, `AdamW`.
+    fn step(&mut self, epoch: usize, batch: &[usize], decoys: &[usize]) -> Result<Loss> {
         let started = Instant::now();
         let train = &self.config.train;
         let step = self.standing.step + 1;
@@ -222,6 +235,7 @@ impl<'a> Trainer<'a> {
                 step,
                 rows: &self.rows,
                 batch,
+                decoys,
                 rows_a_pass: train.batch_size,
             },
             &mut self.gradients,
@@ -242,6 +256,7 @@ impl<'a> Trainer<'a> {
         self.standing.step_in_epoch += 1;
         let tokens: usize = batch
             .iter()
+            .chain(decoys)
             .map(|&row| self.rows[row].prompt.len() + self.rows[row].target.len())
             .sum();
         let seconds = started.elapsed().as_secs_f64();
@@ -330,6 +345,7 @@ impl<'a> Trainer<'a> {
 
     fn take_snapshot(&mut self) -> Result<()> {
         let started = Instant::now();
+        self.make_decoys()?;
         self.objective.snapshot = Some(Snapshot::freeze(
             (&self.config.method, self.config.seed),
             &mut self.engine,
@@ -345,12 +361,44 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Makes the decoys that the method asks for, answered by the model as it stands, and keeps them in the run.
+    fn make_decoys(&mut self) -> Result<()> {
+        let Some(method) = self.config.method.decoys else {
+            return Ok(());
+        };
+        let count = (method.share * self.learned_rows as f64).round() as usize;
+        let facts = self.splits.known.iter().chain(&self.splits.unknown);
+        let prompts = decoys::prompts(
+            facts.map(|f| &f.fact),
+            count,
+            &self.template,
+            &self.model.tokenizer,
+            self.config.seed,
+        )?;
+        let mut generator = Generator::new(&mut self.engine, &self.model);
+        let rows = decoys::rows(&mut generator, &prompts)?;
+        self.run.write_rows(DECOYS, &rows)?;
+        self.rows.truncate(self.learned_rows);
+        self.rows.extend(rows);
+        Ok(())
+    }
+
+    /// The order in which an epoch visits the decoys; none before the snapshot.
+    fn decoy_order(&self, epoch: usize) -> Vec<usize> {
+        let decoys = self.rows.len() - self.learned_rows;
+        let train = &self.config.train;
+        epoch_order(decoys, self.config.seed, epoch, train.shuffle)
+            .into_iter()
+            .map(|i| self.learned_rows + i)
+            .collect()
+    }
+
     /// Rows of an epoch (counted from 1): `D_Known` alone until the snapshot, then all.
     fn rows_of(&self, epoch: usize) -> usize {
         if epoch <= self.config.method.snapshot_epochs() {
             self.splits.known.len()
         } else {
-            self.rows.len()
+            self.learned_rows
         }
     }
 
@@ -442,15 +490,23 @@ impl<'a> Trainer<'a> {
             optimiser: &mut self.optimiser,
         };
         let layout = memory.params.layout.clone();
-        let (method, rows) = ((&self.config.method, self.config.seed), &self.rows);
+        // Written before the snapshot is taken, so that they are there wherever a checkpoint has one.
+        let mut rows = self.rows.clone();
+        if self.run.file(DECOYS).is_file() {
+            rows.extend(self.run.read_rows::<Row>(DECOYS)?);
+        }
+        let method = (&self.config.method, self.config.seed);
         let restored = self.checkpoints.restore(
             &mut memory,
-            || Snapshot::empty(method, &layout, rows, &self.gradients),
+            || Snapshot::empty(method, &layout, &rows, &self.gradients),
             &self.run,
         )?;
         let Some((standing, snapshot)) = restored else {
             return Ok(false);
         };
+        if snapshot.is_some() {
+            self.rows = rows;
+        }
         self.objective.snapshot = snapshot;
         self.standing = standing;
         self.before = before;

@@ -16,6 +16,8 @@ use crate::{
 pub struct Objective {
     /// What holds the model; none in plain fine-tuning and before the snapshot.
     pub snapshot: Option<Snapshot>,
+    /// What decoys weigh, where there are any.
+    pub decoys: f64,
 }
 
 /// The rows of one step.
@@ -27,7 +29,9 @@ pub struct StepRows<'a> {
     pub rows: &'a [Row],
     /// The numbers of those that this step sees.
     pub batch: &'a [usize],
-    /// How many of these pass through the model together.
+    /// The numbers of the decoys that it sees beside them.
+    pub decoys: &'a [usize],
+    /// How many pass through the model together.
     pub rows_a_pass: usize,
 }
 
@@ -44,19 +48,34 @@ impl Objective {
         of: StepRows<'_>,
         gradients: &mut Gradients,
     ) -> Loss {
-        let passes: Vec<(&[usize], PackedRows)> = of
-            .batch
-            .chunks(of.rows_a_pass)
-            .map(|pass| (pass, PackedRows::new(pass.iter().map(|&row| &of.rows[row]))))
-            .collect();
-        let all_targets = passes.iter().map(|(_, packed)| packed.targets.len()).sum();
+        let packed = |rows: &[usize]| PackedRows::new(rows.iter().map(|&row| &of.rows[row]));
+        let taught = of.batch.chunks(of.rows_a_pass);
+        let decoys = of.decoys.chunks(of.rows_a_pass);
+        let mut passes: Vec<(&[usize], PackedRows)> =
+            taught.map(|pass| (pass, packed(pass))).collect();
+        let all_targets = passes.iter().map(|(_, p)| p.targets.len()).sum();
+        let term = self.teacher().map(|(term, _)| *term);
+        for (_, packed) in &mut passes {
+            let ce_weight = (1.0 / all_targets as f64) as f32;
+            packed.weigh(ce_weight, |row_targets| {
+                term.map_or(0.0, |t| t.weight(of.batch.len(), row_targets, all_targets))
+            });
+        }
+        passes.extend(decoys.map(|pass| {
+            let mut packed = packed(pass);
+            let term = term.map(|term| term.over_decoys(self.decoys));
+            packed.weigh(0.0, |row_targets| {
+                term.map_or(0.0, |t| t.weight(of.decoys.len(), row_targets, 0))
+            });
+            (pass, packed)
+        }));
+
         let mut loss = Loss::default();
         let mut first_target = 0;
-        for (pass, mut packed) in passes {
-            self.weigh(&mut packed, of.batch.len(), all_targets);
+        for (pass, packed) in &passes {
             let answers = self
                 .teacher()
-                .map(|(term, teacher)| (term, teacher.answers(engine, &packed, pass)));
+                .map(|(term, teacher)| (term, teacher.answers(engine, packed, pass)));
             let side = answers
                 .as_ref()
                 .map(|(term, answers)| term.side(answers, of.step, first_target));
@@ -74,20 +93,5 @@ impl Objective {
 
     fn teacher(&self) -> Option<&(Distillation, Teacher)> {
         self.snapshot.as_ref()?.teacher.as_ref()
-    }
-
-    /// Sets both weights of every target, given the rows and the targets of the whole batch.
-    fn weigh(&self, packed: &mut PackedRows, examples: usize, all_targets: usize) {
-        let ce_weight = (1.0 / all_targets as f64) as f32;
-        let mut targets = packed.targets.iter_mut();
-        for &row_targets in &packed.targets_per_row {
-            let distill_weight = self.teacher().map_or(0.0, |(term, _)| {
-                term.weight(examples, row_targets, all_targets)
-            });
-            for target in targets.by_ref().take(row_targets) {
-                target.ce_weight = ce_weight;
-                target.distill_weight = distill_weight;
-            }
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::config::{Kind, Teacher as Source};
+use crate::config::{Decoys, Ewc, Kind, Method, Teacher as Source, Tokens};
 
 /// Objects that the tiny model is taught.
 const OBJECTS: [&str; 3] = ["Italy", "Japan", "Peru"];
@@ -97,10 +97,10 @@ fn unfinish(run: &Path) {
     fs::remove_dir_all(run.join("model")).expect("the run was finished");
 }
 
-fn resumed_equals_uninterrupted(source: Source) {
+fn resumed_equals_uninterrupted(method: Method) {
     let place = temporary();
     let mut whole = config(place.path(), "whole");
-    whole.method.teacher = source;
+    whole.method = method;
     run(&whole);
     let stopped = Config {
         out: place.path().join("stopped"),
@@ -116,14 +116,113 @@ fn resumed_equals_uninterrupted(source: Source) {
     assert!(weights(&stopped.out) == weights(&whole.out));
 }
 
-#[test]
-fn resumed_equals_uninterrupted_with_hidden_states() {
-    resumed_equals_uninterrupted(Source::Hidden);
+/// Self-distillation, changed.
+fn method(change: impl FnOnce(&mut Method)) -> Method {
+    let mut method = Method::default();
+    change(&mut method);
+    method
 }
 
 #[test]
-fn resumed_equals_uninterrupted_with_a_live_teacher() {
-    resumed_equals_uninterrupted(Source::Live);
+fn resumed_equals_uninterrupted_with_every_teacher() {
+    for teacher in [Source::Hidden, Source::Live] {
+        resumed_equals_uninterrupted(method(|m| m.teacher = teacher));
+    }
+    resumed_equals_uninterrupted(method(|m| {
+        (m.teacher, m.tokens) = (Source::Topk, Tokens::Top(9));
+    }));
+    resumed_equals_uninterrupted(method(|m| m.tokens = Tokens::Random(9)));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_anchored_weights() {
+    resumed_equals_uninterrupted(method(|m| m.kind = Kind::L2));
+    resumed_equals_uninterrupted(method(|m| {
+        (m.kind, m.ewc) = (Kind::Sft, Some(Ewc { strength: 3.0 }));
+    }));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_decoys() {
+    for kind in [Kind::Sft, Kind::SelfDistill] {
+        resumed_equals_uninterrupted(method(|m| {
+            (m.kind, m.decoys) = (kind, Some(Decoys::default()));
+        }));
+    }
+}
+
+#[test]
+fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
+    let place = temporary();
+    let trained = |name: &str, method: Method| {
+        let mut config = config(place.path(), name);
+        config.method = method;
+        config.method.snapshot_epoch = 0;
+        run(&config);
+        weights(&config.out)
+    };
+    let plain = trained("sft", method(|m| m.kind = Kind::Sft));
+    for (name, idle) in [
+        ("self-distill", method(|m| m.lambda = 0.0)),
+        ("l2", method(|m| (m.kind, m.lambda) = (Kind::L2, 0.0))),
+        (
+            "ewc",
+            method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc { strength: 0.0 }))),
+        ),
+    ] {
+        assert!(trained(name, idle) == plain, "{name}");
+    }
+}
+
+#[test]
+fn random_tokens_of_the_whole_vocabulary_are_all_tokens() {
+    let place = temporary();
+    let trained = |name: &str, tokens| {
+        let mut config = config(place.path(), name);
+        config.method.tokens = tokens;
+        run(&config);
+        weights(&config.out)
+    };
+    let full = trained("full", Tokens::Full);
+    assert!(trained("random", Tokens::Random(1 << 20)) == full);
+    assert!(trained("few", Tokens::Random(7)) != full);
+}
+
+#[test]
+fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
+    let place = temporary();
+    let base = Model::load(&config(place.path(), "base").model).expect("the golden model");
+    let decoys = Some(Decoys::default());
+    let ewc = Some(Ewc::default());
+    for (i, (kind, decoys, ewc)) in [
+        (Kind::Sft, decoys, None),
+        (Kind::Sft, decoys, ewc),
+        (Kind::L2, decoys, None),
+        (Kind::L2, None, ewc),
+        (Kind::SelfDistill, decoys, None),
+        (Kind::SelfDistill, None, ewc),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut config = config(place.path(), &format!("run-{i}"));
+        (config.method.kind, config.method.decoys, config.method.ewc) = (kind, decoys, ewc);
+        config.train.trainable = vec!["attn".into()];
+        let result = run(&config);
+        assert!(result.steps > 0, "{}", result.method);
+        let tuned = Model::load(config.out.join("model").to_str().expect("UTF-8"));
+        let tuned = tuned.expect("as saved").params;
+        for tensor in &base.params.layout.tensors {
+            let bits = |data: &[f32]| -> Vec<u32> {
+                data[tensor.range.clone()]
+                    .iter()
+                    .map(|x| x.to_bits())
+                    .collect()
+            };
+            let moved = bits(&tuned.data) != bits(&base.params.data);
+            assert_eq!(moved, tensor.name.contains("self_attn"), "{}", tensor.name);
+        }
+    }
 }
 
 #[test]
@@ -144,10 +243,10 @@ fn a_run_stopped_within_an_epoch_goes_on_within_it() {
     trainer.train().expect("one epoch");
     trainer.take_snapshot().expect("a row can be written");
     let order = epoch_order(11, 0, 2, true);
-    trainer.step(2, &order[..3]).expect("a step");
+    trainer.step(2, &order[..3], &[]).expect("a step");
     trainer.checkpoint().expect("writable");
     // A step that no checkpoint holds is done again.
-    trainer.step(2, &order[3..6]).expect("a step");
+    trainer.step(2, &order[3..6], &[]).expect("a step");
     drop(trainer);
 
     resume(&stopped.out, KEEP, &progress).expect("it goes on");

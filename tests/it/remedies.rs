@@ -30,6 +30,7 @@ fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])
     }
     let objective = Objective {
         snapshot: Some(snapshot),
+        decoys: 0.0,
     };
     let settings = AdamWSettings {
         weight_decay: golden.number("weight_decay"),
@@ -50,6 +51,7 @@ fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])
             step: i + 1,
             rows: &rows,
             batch: &batch,
+            decoys: &[],
             rows_a_pass: rows.len(),
         };
         let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
