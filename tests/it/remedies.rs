@@ -2,11 +2,13 @@
 
 use unforget::{
     config::{Ewc, Kind, Method, Teacher, Tokens},
-    engine::{Engine, Gradients},
+    engine::{Engine, Gradients, Target},
+    progress::Progress,
     prompt::Row,
-    remedy::snapshot::Snapshot,
+    remedy::{anchor::Anchor, snapshot::Snapshot},
     train::{
         adamw::{self, AdamW, AdamWSettings},
+        batches::PackedRows,
         objective::{Objective, StepRows},
     },
 };
@@ -186,4 +188,46 @@ fn elastic_weight_consolidation_equals_pytorchs() {
         };
         values.copy_from_slice(&trained(golden, group));
     });
+}
+
+#[test]
+fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
+    let golden = Golden::load("qwen3");
+    let params = &golden.model.params;
+    let mut engine = Engine::new(&golden.model.config);
+    let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
+    // One row with one target: F is the square of one gradient, that of the token drawn.
+    let row = Row {
+        prompt: vec![5, 17, 203, 44],
+        target: vec![9],
+    };
+    let anchor = Anchor::ewc(
+        2.0,
+        &mut engine,
+        params,
+        std::slice::from_ref(&row),
+        7,
+        &mut gradients,
+        &Progress::quiet(),
+    );
+    let fisher = anchor
+        .arrays()
+        .into_iter()
+        .find_map(|(name, values)| (name == "importance").then_some(values))
+        .expect("EWC has an importance");
+    let packed = PackedRows::new([&row]);
+    let mut of_token = |token: u32| -> Vec<f32> {
+        gradients.clear();
+        let target = Target {
+            token,
+            ce_weight: 1.0,
+            ..packed.targets[0]
+        };
+        engine.loss_and_gradients(params, &packed.batch, &[target], None, &mut gradients);
+        gradients.data.iter().map(|g| g * g).collect()
+    };
+    let equal = (0..golden.model.config.vocab_size as u32)
+        .filter(|token| of_token(*token)[..] == *fisher)
+        .count();
+    assert_eq!(equal, 1);
 }
