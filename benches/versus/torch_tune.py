@@ -88,6 +88,7 @@ def main():
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--unknown", type=int, help="train on the first N unknown facts only")
     parser.add_argument("--ask-unknown", type=int, help="ask the first N unknown facts only")
+    parser.add_argument("--in-order", action="store_true", help="known, then new, in the files' order (`train.shuffle=false`)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
@@ -117,7 +118,8 @@ def main():
             teacher = copy.deepcopy(model).eval().requires_grad_(False)
         known_alone = args.method == "only-known" or distilling and epoch <= args.snapshot_epoch
         data = facts["known"] + ([] if known_alone else new)
-        rng.shuffle(data)
+        if not args.in_order:
+            rng.shuffle(data)
         model.train()
         total = 0.0
         for start in range(0, len(data), args.batch_size):
