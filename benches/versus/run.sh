@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Ours and PyTorch's, one after the other on an otherwise idle machine; one JSON line for each measurement.
 # usage: run.sh HF_DIR FACTS.tsv    PYTHON: a Python with torch and transformers. UNFORGET: the program.
-# RUNS (1), SAMPLES (16): the audit's; its time is proportional to both on PyTorch's side, to RUNS on ours.
+# RUNS (1), SAMPLES (16): the audit's; its time is proportional to RUNS + RUNS x SAMPLES on PyTorch's side, to RUNS on ours.
+# AUDIT_FACTS (250): facts that PyTorch audits; ours always audits 1,000.
 set -euo pipefail
 model=${1:?usage: run.sh HF_DIR FACTS.tsv} facts=${2:?usage: run.sh HF_DIR FACTS.tsv}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -15,12 +16,12 @@ big_pages() { # the allocator keeps its memory and takes it in huge pages
 }
 
 audit=(--runs "${RUNS:-1}" --samples "${SAMPLES:-16}")
-for what in sft self-distill evaluate audit; do
-    extra=()
-    if [ "$what" = audit ]; then extra=("${audit[@]}"); fi
-    ours "$what" "${extra[@]}"
-    big_pages theirs "$what" --variant best "${extra[@]}"
-    # The usual audit takes half an hour for 1,000 facts; its time is proportional to their number.
-    if [ "$what" = audit ]; then extra+=(--facts 100); fi
-    theirs "$what" --variant usual "${extra[@]}"
+for what in sft self-distill evaluate; do
+    ours "$what"
+    big_pages theirs "$what" --variant best
+    theirs "$what" --variant usual
 done
+# PyTorch's audits take long, and their time is proportional to the number of facts: each line says how many it had.
+ours audit "${audit[@]}"
+big_pages theirs audit --variant best "${audit[@]}" --facts "${AUDIT_FACTS:-250}"
+theirs audit --variant usual "${audit[@]}" --facts 50
