@@ -115,7 +115,8 @@ pub struct Method {
     /// Gradient projection, `{ energy = 0.95 }`. Not in this version yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<toml::Table>,
-    /// Forgetting allowed, in percentage points. Not in this version yet.
+    /// Forgetting allowed, in percentage points: half of the held-out facts are watched, the strength follows them, and the
+    /// model that had learned most within the budget is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<f64>,
 }

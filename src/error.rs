@@ -49,6 +49,16 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// Done, but more was forgotten than the budget allows. Exit code 3.
+    #[error(
+        "{forgotten:.1} pp of the held-out facts were forgotten, over the budget of {budget} pp"
+    )]
+    OverBudget {
+        /// Forgetting, in pp.
+        forgotten: f64,
+        /// What was allowed, in pp.
+        budget: f64,
+    },
     /// Interrupted by the user; the run can be resumed. Exit code 130.
     #[error("interrupted")]
     Interrupted {
@@ -103,6 +113,7 @@ impl Error {
             | Self::Io { .. }
             | Self::NonFinite { .. }
             | Self::Failed { .. } => 1,
+            Self::OverBudget { .. } => 3,
             Self::Interrupted { .. } => 130,
         }
     }
@@ -115,6 +126,9 @@ impl Error {
             Self::BrokenModel { .. } => {
                 Some("bring the file again (`unforget pull`), or check where it came from")
             }
+            Self::OverBudget { .. } => Some(
+                "the model was saved all the same; take a stronger remedy (`method.lambda`, `method.decoys`), fewer new facts, or more held-out ones to steer by",
+            ),
             Self::Io { .. } => None,
         }
     }

@@ -14,6 +14,7 @@ use crate::{
     audit::{Audited, Label},
     facts::Fact,
     measure,
+    remedy::budget::ENOUGH_WATCHED,
     run::{PerSplit, Split},
 };
 
@@ -68,6 +69,8 @@ pub struct Splits {
     pub maybe_known: Vec<SplitFact>,
     /// Held out, `WeaklyKnown` before.
     pub weakly_known: Vec<SplitFact>,
+    /// Held out like `held`, to steer by and not to report: no part of [`Splits::iter`].
+    pub watched: Vec<SplitFact>,
     /// What was left out or taken from elsewhere, one line each.
     pub notes: Vec<String>,
 }
@@ -166,6 +169,37 @@ impl Splits {
             unknown: Vec::new(),
             ..self.clone()
         }
+    }
+
+    /// Takes half of the subjects of `held` away to be watched.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when fewer than two subjects are held out.
+    pub fn watch_half(&mut self, seed: u64) -> Result<()> {
+        let mut subjects: Vec<String> = self.held.iter().map(subject_key).collect();
+        subjects.sort_unstable();
+        subjects.dedup();
+        if subjects.len() < 2 {
+            return Err(Error::input_hint(
+                "a budget of forgetting needs held-out facts of two subjects at least: some to watch, others to report",
+                "give known facts with `--held`, or leave the budget out",
+            ));
+        }
+        subjects.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        subjects.truncate(subjects.len() / 2);
+        let watched: HashSet<String> = subjects.into_iter().collect();
+        let (watched, held) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|fact| watched.contains(&subject_key(fact)));
+        (self.watched, self.held) = (watched, held);
+        if self.watched.len() < ENOUGH_WATCHED {
+            self.notes.push(format!(
+                "the budget is steered by {} watched facts, one of which is {:.2} pp: {ENOUGH_WATCHED} are needed to hold to 1 pp",
+                self.watched.len(),
+                100.0 / self.watched.len() as f64
+            ));
+        }
+        Ok(())
     }
 
     /// The files as they are: nothing is filtered, balanced or taken from elsewhere.

@@ -26,7 +26,7 @@ mod tune;
     after_help = "Begin with `unforget demo`: the whole story on a real small model, in about ten minutes.\n\n\
     MODEL is a Hugging Face directory, a .gguf file, a hub id (Qwen/Qwen2.5-0.5B), a name in the catalogue \
     (smollm2-135m) or a run directory.\nFACTS is a TSV, CSV, JSONL or EntityQuestions file, or pack:world, the built-in facts.\n\n\
-    Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 130 interrupted."
+    Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 3 done but over the\nforgetting budget, 130 interrupted."
 )]
 struct Cli {
     #[command(flatten)]

@@ -38,7 +38,7 @@ pub struct Tune {
     /// sft or self-distill
     #[arg(long, value_name = "KIND")]
     method: Option<String>,
-    /// Forgetting allowed, in percentage points (not in this version yet)
+    /// Forgetting allowed, in percentage points: the run is steered by it, and the exit code is 3 if it ends over it
     #[arg(long, value_name = "PP")]
     budget: Option<f64>,
     /// Any key of the config, such as train.lr=1e-4; may be given several times
@@ -142,7 +142,12 @@ pub fn tell(result: &RunResult, dir: &Path, context: &Context) -> Result<()> {
     context
         .progress
         .note(format!("next: unforget report {dir} --out report.html"));
-    Ok(())
+    match (result.within_budget, result.budget, result.forgetting_pp) {
+        (Some(false), Some(budget), Some(forgotten)) => {
+            Err(Error::OverBudget { forgotten, budget })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a run did, in one sentence.
@@ -175,6 +180,9 @@ pub fn sentence(result: &RunResult) -> String {
     }
     if let Some(pp) = result.below_only_known_pp {
         told += &format!("; {pp:.1} pp below Only Known");
+    }
+    if let Some(budget) = result.budget {
+        told += &format!("; budget {budget}");
     }
     told + &format!(
         "; {} epochs, {} steps, {:.0} s",
@@ -243,9 +251,8 @@ mod tests {
         assert_eq!(error.hint(), Some("did you mean `self-distill`?"));
     }
 
-    #[test]
-    fn a_run_is_told_in_one_sentence() {
-        let result = RunResult {
+    fn done() -> RunResult {
+        RunResult {
             method: "self-distill".into(),
             model: "m".into(),
             accuracy: PerSplit::default(),
@@ -268,9 +275,34 @@ mod tests {
             seconds: 181.6,
             eval_seconds: 20.0,
             peak_memory_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn a_run_over_its_budget_is_told_and_exits_with_3() {
+        let context = Context {
+            json: false,
+            seed: None,
+            progress: unforget::progress::Progress::quiet(),
         };
+        assert!(tell(&done(), Path::new("run"), &context).is_ok());
+        let over = RunResult {
+            budget: Some(1.0),
+            within_budget: Some(false),
+            ..done()
+        };
+        let error = tell(&over, Path::new("run"), &context).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
         assert_eq!(
-            sentence(&result),
+            error.to_string(),
+            "3.2 pp of the held-out facts were forgotten, over the budget of 1 pp"
+        );
+    }
+
+    #[test]
+    fn a_run_is_told_in_one_sentence() {
+        assert_eq!(
+            sentence(&done()),
             "self-distill: learned 780 of 800 new facts (97.5%, 80.0% in other words), kept 170 of 185 known ones; \
              3.2 pp of the held-out ones forgotten since their peak (95%: 1.1 to 5.9); 5.4 pp below Only Known; \
              8 epochs, 264 steps, 182 s"

@@ -372,7 +372,6 @@ mod tests {
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
         for (text, key) in [
-            ("[method]\nbudget = 1.0", "`method.budget`"),
             ("[train]\nlora = { rank = 16 }", "`train.lora`"),
             ("[measure]\ndrift = true", "`measure.drift`"),
         ] {

@@ -78,7 +78,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         format!("must be above 0, not {}", method.temperature),
     );
     check(
-        method.snapshot_epochs() < train.epochs,
+        !method.takes_snapshot() || method.snapshot_epoch < train.epochs,
         "method.snapshot_epoch",
         format!(
             "must be below the {} of `train.epochs`, of which the snapshot epochs are part, not {}",
@@ -94,6 +94,12 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         method.teacher != Teacher::Topk || matches!(method.tokens, Tokens::Top(_)),
         "method.teacher",
         "`topk` keeps the teacher's most likely tokens alone, which is exact under `tokens = { top = N }` and nothing else; take `hidden`".into(),
+    );
+    let budget = method.budget.unwrap_or_default();
+    check(
+        (0.0..=100.0).contains(&budget),
+        "method.budget",
+        format!("is a number of percentage points from 0 to 100, not {budget}"),
     );
     if let Some(decoys) = &method.decoys {
         check(
@@ -120,7 +126,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     for (key, given) in [
         ("method.replay", method.replay.is_some()),
         ("method.project", method.project.is_some()),
-        ("method.budget", method.budget.is_some()),
         ("train.lora", train.lora.is_some()),
         ("measure.drift", measure.drift),
     ] {

@@ -105,10 +105,15 @@ impl Anchor {
         }
     }
 
-    /// The penalty at `params`, and its gradient, which is added to `gradients`.
-    pub fn penalty_and_gradient(&self, params: &Params, gradients: &mut Gradients) -> f64 {
+    /// `factor` times the penalty at `params`, and its gradient, which is added to `gradients`.
+    pub fn penalty_and_gradient(
+        &self,
+        params: &Params,
+        gradients: &mut Gradients,
+        factor: f64,
+    ) -> f64 {
         let stretches: Vec<(Range<usize>, Range<usize>)> = gradients.stretches().collect();
-        let strength = self.strength as f32;
+        let strength = (factor * self.strength) as f32;
         let mut sum = 0.0;
         for (weights, at) in stretches {
             let pulled = gradients.data[at.clone()]
@@ -127,7 +132,7 @@ impl Anchor {
             };
             sum += sums.iter().sum::<f64>();
         }
-        self.strength * sum
+        factor * self.strength * sum
     }
 
     /// Its arrays under the names that a checkpoint gives them.

@@ -60,6 +60,15 @@ impl Distillation {
         (self.lambda * self.temperature.powi(2) / tokens as f64) as f32
     }
 
+    /// The term, `factor` times as strong.
+    #[must_use]
+    pub fn times(self, factor: f64) -> Self {
+        Self {
+            lambda: factor * self.lambda,
+            ..self
+        }
+    }
+
     /// The same term over decoys, of their strength and as a mean over them.
     #[must_use]
     pub fn over_decoys(self, strength: f64) -> Self {

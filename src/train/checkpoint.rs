@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! checkpoints/snapshot.safetensors                what was frozen of the model; it never changes
+//! checkpoints/best.safetensors                    trained tensors of the best model within the budget, where one is named
 //! checkpoints/step-0000120/weights.safetensors    trained tensors, and the optimiser's moments
 //! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
 //! ```
@@ -20,12 +21,17 @@ use super::{
     arrays::{self, ArrayFile},
 };
 use crate::{
-    Error, Result, engine::Gradients, model::Params, remedy::snapshot::Snapshot, run::RunDir,
+    Error, Result,
+    engine::Gradients,
+    model::Params,
+    remedy::{budget::Steering, snapshot::Snapshot},
+    run::RunDir,
 };
 
 const WEIGHTS: &str = "weights.safetensors";
 const STATE: &str = "state.json";
 const SNAPSHOT: &str = "snapshot.safetensors";
+const BEST: &str = "best.safetensors";
 
 /// Checkpoints that are kept: the newest, and the one before, should the newest turn out broken.
 const KEPT: usize = 2;
@@ -47,6 +53,9 @@ pub struct Standing {
     pub right: Vec<bool>,
     /// The same at the best epoch of each fact's split.
     pub right_at_peak: Vec<bool>,
+    /// Where the budget stands, where one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steering: Option<Steering>,
 }
 
 /// `state.json`.
@@ -129,12 +138,17 @@ impl Checkpoints {
     }
 
     fn write_snapshot(&self, snapshot: &Snapshot) -> Result<String> {
-        let path = self.root.join(SNAPSHOT);
-        let failed = |e: io::Error| Error::io("write", &path)(e);
-        let whole = tempfile::NamedTempFile::new_in(&self.root).map_err(failed)?;
         let arrays = snapshot.arrays();
         let arrays = arrays.iter().map(|(name, values)| (&name[..], *values));
-        arrays::write(whole.path(), arrays.collect()).map_err(failed)?;
+        self.write_whole(SNAPSHOT, arrays.collect())
+    }
+
+    /// Writes arrays to the file called `name`, under another name first; returns its checksum.
+    fn write_whole(&self, name: &str, arrays: Vec<(&str, &[f32])>) -> Result<String> {
+        let path = self.root.join(name);
+        let failed = |e: io::Error| Error::io("write", &path)(e);
+        let whole = tempfile::NamedTempFile::new_in(&self.root).map_err(failed)?;
+        arrays::write(whole.path(), arrays).map_err(failed)?;
         let sum = arrays::checksum(whole.path()).map_err(failed)?;
         whole.persist(&path).map_err(|e| failed(e.error))?;
         Ok(sum)
@@ -170,6 +184,26 @@ impl Checkpoints {
         self.snapshot = state.snapshot;
         run.truncate_metrics(state.metrics_bytes)?;
         Ok(Some((state.standing, snapshot)))
+    }
+
+    /// Keeps the trained weights as they are: the best within the budget so far.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn keep_best(&self, memory: &Memory<'_>) -> Result<()> {
+        fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
+        self.write_whole(BEST, memory.weights()).map(|_| ())
+    }
+
+    /// Takes the weights that [`Checkpoints::keep_best`] kept.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn take_best(&self, memory: &mut Memory<'_>) -> Result<()> {
+        let path = self.root.join(BEST);
+        ArrayFile::open(&path)
+            .and_then(|mut file| memory.read_weights(&mut file))
+            .map_err(Error::io("read", &path))
     }
 
     /// Removes all of them.
@@ -222,17 +256,27 @@ impl Memory<'_> {
             ("exp_avg", &self.optimiser.first),
             ("exp_avg_sq", &self.optimiser.second),
         ];
-        for (tensor, _) in &self.gradients.tensors {
-            let info = &self.params.layout.tensors[*tensor];
-            arrays.push((&info.name, &self.params.data[info.range.clone()]));
-        }
+        arrays.extend(self.weights());
         arrays
+    }
+
+    /// The trained tensors.
+    fn weights(&self) -> Vec<(&str, &[f32])> {
+        let trained = self.gradients.tensors.iter().map(|(tensor, _)| {
+            let info = &self.params.layout.tensors[*tensor];
+            (&info.name[..], &self.params.data[info.range.clone()])
+        });
+        trained.collect()
     }
 
     fn read(&mut self, path: &Path) -> io::Result<()> {
         let mut file = ArrayFile::open(path)?;
         file.read("exp_avg", &mut self.optimiser.first)?;
         file.read("exp_avg_sq", &mut self.optimiser.second)?;
+        self.read_weights(&mut file)
+    }
+
+    fn read_weights(&mut self, file: &mut ArrayFile) -> io::Result<()> {
         let layout = self.params.layout.clone();
         for (tensor, _) in &self.gradients.tensors {
             let info = &layout.tensors[*tensor];

@@ -12,6 +12,7 @@ use crate::{
     generate::Generator,
     measure::{self, Answered, Exam},
     model::Dtype,
+    remedy::budget::is_within,
     run::{
         Counts, FactRow, Moments, Paraphrased, PerSplit, RunDir, RunResult, Split, State,
         peak_memory_bytes,
@@ -27,13 +28,20 @@ pub(super) struct SplitRow {
     fact: SplitFact,
     answer_before: String,
     right_before: bool,
+    /// Watched, not reported.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    watched: bool,
 }
 
 /// The splits that `splits.jsonl` holds.
 pub(super) fn splits_of(rows: &[SplitRow]) -> Splits {
     let mut splits = Splits::default();
     for row in rows {
-        splits.push(row.split, row.fact.clone());
+        if row.watched {
+            splits.watched.push(row.fact.clone());
+        } else {
+            splits.push(row.split, row.fact.clone());
+        }
     }
     splits
 }
@@ -41,6 +49,7 @@ pub(super) fn splits_of(rows: &[SplitRow]) -> Splits {
 /// What the base model said, as `splits.jsonl` holds it.
 pub(super) fn before_of(rows: &[SplitRow]) -> Vec<Answered> {
     rows.iter()
+        .filter(|row| !row.watched)
         .map(|row| Answered {
             text: row.answer_before.clone(),
             right: row.right_before,
@@ -63,14 +72,23 @@ impl Trainer<'_> {
                 fact: fact.clone(),
                 answer_before: answered.text.clone(),
                 right_before: answered.right,
+                watched: false,
             });
-        self.run.write_rows(SPLITS, rows)?;
+        let watched = self.splits.watched.iter().map(|fact| SplitRow {
+            split: Split::Held,
+            fact: fact.clone(),
+            answer_before: String::new(),
+            right_before: false,
+            watched: true,
+        });
+        self.run.write_rows(SPLITS, rows.chain(watched))?;
         self.before = before;
         self.record_evaluation(self.splits.shares(&right), seconds)
     }
 
     /// Saves the model, asks everything again of the weights as saved, and writes what became of each fact.
     pub(super) fn finish(mut self) -> Result<RunResult> {
+        self.go_back_to_the_best()?;
         let dtype = self.model.dtype;
         round_to(&mut self.model.params.data, dtype);
         self.model.save(&self.run.file("model"), dtype)?;
@@ -195,10 +213,12 @@ impl Trainer<'_> {
             .flat_map(|row| &row.paraphrased)
             .map(|p| p.right)
             .collect();
+        let forgetting_pp = measure::forgetting_pp(held_at_peak, held_after);
+        let budget = self.config.method.budget;
         Ok(RunResult {
             method: self.method_name(),
             model: self.model.name.clone(),
-            forgetting_pp: measure::forgetting_pp(held_at_peak, held_after),
+            forgetting_pp,
             forgetting_interval: measure::forgetting_interval(
                 held_at_peak,
                 held_after,
@@ -212,8 +232,10 @@ impl Trainer<'_> {
             learned_paraphrased: measure::share(&in_other_words),
             accuracy,
             counts: Counts::of(rows.iter().map(|row| row.state)),
-            budget: None,
-            within_budget: None,
+            budget,
+            within_budget: budget
+                .zip(forgetting_pp)
+                .map(|(budget, pp)| is_within(pp, budget)),
             epochs: self.standing.epoch,
             steps: self.standing.step,
             seconds: self.standing.seconds,

@@ -27,11 +27,11 @@ use crate::{
     facts::Fact,
     generate::Generator,
     interrupt::{self, Resumable},
-    measure::{Answered, Exam},
+    measure::{Answered, Exam, share},
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{decoys, freeze::trained_tensors, snapshot::Snapshot},
+    remedy::{budget::Steering, decoys, freeze::trained_tensors, snapshot::Snapshot},
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -87,6 +87,8 @@ struct Trainer<'a> {
     learned_rows: usize,
     /// Every fact of the splits.
     exam: Exam,
+    /// The watched facts, where a budget is named.
+    watch: Exam,
     /// What the base model said to it.
     before: Vec<Answered>,
     objective: Objective,
@@ -114,8 +116,10 @@ impl<'a> Trainer<'a> {
         let trained = splits.known.iter().chain(&splits.unknown);
         let mut rows = training_rows(trained.map(|f| &f.fact), &template, &model, &config.train)?;
         rows.extend(texts);
-        let facts = splits.iter().map(|(_, f)| &f.fact);
-        let exam = Exam::new(facts, &template, &model.tokenizer, config.data.rule)?;
+        let exam_of =
+            |facts: Vec<&Fact>| Exam::new(facts, &template, &model.tokenizer, config.data.rule);
+        let exam = exam_of(splits.iter().map(|(_, f)| &f.fact).collect())?;
+        let watch = exam_of(splits.watched.iter().map(|f| &f.fact).collect())?;
         let trained = trained_tensors(&model.params.layout, &config.train.trainable)?;
         let gradients = Gradients::new(&model.params, &trained);
         let settings = AdamWSettings {
@@ -126,6 +130,7 @@ impl<'a> Trainer<'a> {
         let trainer = Self {
             engine: Engine::new(&model.config),
             exam,
+            watch,
             before: Vec::new(),
             objective: Objective {
                 snapshot: None,
@@ -135,7 +140,10 @@ impl<'a> Trainer<'a> {
             gradients,
             checkpoints: Checkpoints::new(&run),
             last_checkpoint: Instant::now(),
-            standing: Standing::default(),
+            standing: Standing {
+                steering: config.method.budget.map(Steering::new),
+                ..Standing::default()
+            },
             clock: Instant::now(),
             config,
             template,
@@ -179,17 +187,71 @@ impl<'a> Trainer<'a> {
     /// THE loop.
     fn train(&mut self) -> Result<()> {
         let _resumable = Resumable::begin();
-        while self.standing.epoch < self.config.train.epochs && !self.learned_enough() {
+        while self.standing.epoch < self.config.train.epochs && !self.may_stop() {
             if self.snapshot_is_due() {
                 self.take_snapshot()?;
             }
             self.train_epoch()?;
             self.evaluate()?;
+            self.steer()?;
             if self.checkpoint_is_due() {
                 self.checkpoint()?;
             }
         }
         Ok(())
+    }
+
+    /// Asks the watched facts, adapts the strength, and keeps the model if it is the best within the budget so far.
+    fn steer(&mut self) -> Result<()> {
+        if self.standing.steering.is_none() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let right = self
+            .watch
+            .right(&mut Generator::new(&mut self.engine, &self.model))?;
+        self.standing.eval_seconds += started.elapsed().as_secs_f64();
+        let learned = self.splits.shares(&self.standing.right).unknown;
+        let (epoch, watched) = (self.standing.epoch, share(&right).unwrap_or_default());
+        let steering = self.standing.steering.as_mut().expect("looked at above");
+        let best = steering.see(epoch, watched, learned.unwrap_or(1.0));
+        self.progress.note(format_args!(
+            "    watched {:.1}%{}; strength x {:.2}",
+            100.0 * watched,
+            if best {
+                ", the best within the budget so far"
+            } else {
+                ""
+            },
+            steering.strength
+        ));
+        if best {
+            let memory = Memory {
+                params: &mut self.model.params,
+                gradients: &self.gradients,
+                optimiser: &mut self.optimiser,
+            };
+            self.checkpoints.keep_best(&memory)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back the model that had learned most within the budget, where there is a later one.
+    fn go_back_to_the_best(&mut self) -> Result<()> {
+        let best = self.standing.steering.as_ref().and_then(|s| s.best);
+        let Some(best) = best.filter(|best| best.epoch < self.standing.epoch) else {
+            return Ok(());
+        };
+        self.progress.note(format_args!(
+            "back to the model after epoch {}, which had learned most within the budget",
+            best.epoch
+        ));
+        let mut memory = Memory {
+            params: &mut self.model.params,
+            gradients: &self.gradients,
+            optimiser: &mut self.optimiser,
+        };
+        self.checkpoints.take_best(&mut memory)
     }
 
     /// The rest of the epoch after those that are done.
@@ -236,6 +298,7 @@ impl<'a> Trainer<'a> {
                 rows: &self.rows,
                 batch,
                 decoys,
+                strength: self.standing.steering.as_ref().map_or(1.0, |s| s.strength),
                 rows_a_pass: train.batch_size,
             },
             &mut self.gradients,
@@ -412,8 +475,16 @@ impl<'a> Trainer<'a> {
             .sum()
     }
 
-    /// Whether the share of new facts is reached at which training may stop early.
-    fn learned_enough(&self) -> bool {
+    /// Whether the share of new facts is reached at which training may stop early, or the budget is out of reach.
+    fn may_stop(&self) -> bool {
+        if self
+            .standing
+            .steering
+            .as_ref()
+            .is_some_and(Steering::is_lost)
+        {
+            return true;
+        }
         let Some(stop) = self.config.train.stop else {
             return false;
         };

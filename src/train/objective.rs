@@ -31,6 +31,8 @@ pub struct StepRows<'a> {
     pub batch: &'a [usize],
     /// The numbers of the decoys that it sees beside them.
     pub decoys: &'a [usize],
+    /// What every remedy's weight is multiplied by.
+    pub strength: f64,
     /// How many pass through the model together.
     pub rows_a_pass: usize,
 }
@@ -54,7 +56,7 @@ impl Objective {
         let mut passes: Vec<(&[usize], PackedRows)> =
             taught.map(|pass| (pass, packed(pass))).collect();
         let all_targets = passes.iter().map(|(_, p)| p.targets.len()).sum();
-        let term = self.teacher().map(|(term, _)| *term);
+        let term = self.teacher().map(|(term, _)| term.times(of.strength));
         for (_, packed) in &mut passes {
             let ce_weight = (1.0 / all_targets as f64) as f32;
             packed.weigh(ce_weight, |row_targets| {
@@ -63,7 +65,7 @@ impl Objective {
         }
         passes.extend(decoys.map(|pass| {
             let mut packed = packed(pass);
-            let term = term.map(|term| term.over_decoys(self.decoys));
+            let term = term.map(|term| term.over_decoys(of.strength * self.decoys));
             packed.weigh(0.0, |row_targets| {
                 term.map_or(0.0, |t| t.weight(of.decoys.len(), row_targets, 0))
             });
@@ -86,7 +88,7 @@ impl Objective {
             loss.distill += of_pass.distill;
         }
         for anchor in self.snapshot.iter().flat_map(Snapshot::anchors) {
-            loss.penalty += anchor.penalty_and_gradient(params, gradients);
+            loss.penalty += anchor.penalty_and_gradient(params, gradients, of.strength);
         }
         loss
     }

@@ -73,7 +73,10 @@ pub(super) fn trainer<'a>(
     let audit_after = data.audit_after(config, &model)?;
     let begun = out.clone();
     let ready = || {
-        let splits = data.split(config, &model, progress)?;
+        let mut splits = data.split(config, &model, progress)?;
+        if config.method.budget.is_some() {
+            splits.watch_half(config.seed)?;
+        }
         splits.notes.iter().for_each(|note| progress.note(note));
         let job = TuneJob {
             config: config.clone(),

@@ -152,6 +152,61 @@ fn resumed_equals_uninterrupted_with_decoys() {
 }
 
 #[test]
+fn resumed_equals_uninterrupted_under_a_budget() {
+    resumed_equals_uninterrupted(method(|m| m.budget = Some(5.0)));
+}
+
+#[test]
+fn the_watched_facts_are_not_reported_and_the_best_model_is_the_one_saved() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.budget = Some(100.0);
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    assert_eq!(
+        (trainer.splits.watched.len(), trainer.splits.held.len()),
+        (2, 2)
+    );
+    trainer.begin().expect("writable");
+    trainer.config.train.epochs = 2;
+    trainer.train().expect("two epochs");
+    let best = trainer.model.params.data.to_vec();
+    let steering = trainer.standing.steering.as_mut().expect("a budget");
+    assert_eq!(
+        steering.best.map(|b| b.epoch),
+        Some(2),
+        "nothing is over 100 pp"
+    );
+    // A third epoch that is worse: the second is taken back.
+    steering.best = steering
+        .best
+        .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
+    trainer.config.train.epochs = 3;
+    trainer.train().expect("one more");
+    assert!(trainer.model.params.data[..] != best[..]);
+    trainer.go_back_to_the_best().expect("it was kept");
+    assert!(trainer.model.params.data[..] == best[..]);
+    let result = trainer.finish().expect("writable");
+    assert_eq!(
+        (result.budget, result.within_budget),
+        (Some(100.0), Some(true))
+    );
+    let rows = RunDir::open(&config.out).and_then(|dir| dir.facts());
+    assert_eq!(rows.expect("a run has facts").len(), 13);
+}
+
+#[test]
+fn a_budget_without_held_facts_is_refused_and_nothing_is_written() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.method.budget, config.data.held) = (Some(1.0), Vec::new());
+    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("nothing to watch");
+    assert!(error.to_string().contains("held-out"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+    assert!(!config.out.exists());
+}
+
+#[test]
 fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
     let place = temporary();
     let trained = |name: &str, method: Method| {

@@ -168,10 +168,10 @@ fn what_is_not_in_this_version_is_refused_by_name() {
                 "pack:world",
                 "--out",
                 "x",
-                "--budget",
-                "1",
+                "--set",
+                "train.lora={rank=4}",
             ],
-            "method.budget",
+            "train.lora",
         ),
     ] {
         let told = refused(dir.path(), args);

@@ -54,6 +54,7 @@ fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])
             rows: &rows,
             batch: &batch,
             decoys: &[],
+            strength: 1.0,
             rows_a_pass: rows.len(),
         };
         let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
