@@ -82,9 +82,8 @@ pub fn loss(
         let logits = fill(student, n * v, |y| {
             matmul::forward(y, hidden, head, [n, v, d], false);
         });
-        let side = teacher.filter(|_| targets.iter().any(|t| t.distill_weight != 0.0));
         let students = logits.par_chunks_mut(v).zip(targets).enumerate();
-        let losses: Vec<(f64, f64)> = match side.map(|side| (side.logits, side.temperature)) {
+        let losses: Vec<(f64, f64)> = match teacher.map(|side| (side.logits, side.temperature)) {
             None => students
                 .map(|(_, (s, target))| (cross_entropy_row(s, target), 0.0))
                 .collect(),

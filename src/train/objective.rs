@@ -41,8 +41,8 @@ impl Objective {
     /// The loss over the rows of a step, and its gradient, which is added to `gradients`.
     ///
     /// `L = CE + lambda L_distill + penalties`: CE is one mean over all target tokens of the batch, `L_distill` is averaged
-    /// as [`Distillation::weight`] says, and the penalties are those of [`Anchor`](crate::remedy::anchor::Anchor). Since every weight counts the
-    /// whole batch, the result is that of one pass, to rounding.
+    /// as [`Distillation::weight`] says, and the penalties are those of [`crate::remedy::anchor`]. Since every weight counts
+    /// the whole batch, the result is that of one pass, to rounding.
     pub fn loss_and_gradients(
         &self,
         engine: &mut Engine,
@@ -75,8 +75,11 @@ impl Objective {
         let mut loss = Loss::default();
         let mut first_target = 0;
         for (pass, packed) in &passes {
+            // Where its answers weigh nothing the teacher is not asked.
+            let weighs = packed.targets.iter().any(|t| t.distill_weight != 0.0);
             let answers = self
                 .teacher()
+                .filter(|_| weighs)
                 .map(|(term, teacher)| (term, teacher.answers(engine, packed, pass)));
             let side = answers
                 .as_ref()
