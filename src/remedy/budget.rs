@@ -63,16 +63,16 @@ impl Steering {
         self.peak = self.peak.max(watched);
         let forgotten = 100.0 * (self.peak - watched);
         let within = is_within(forgotten, self.budget);
-        let factor = if !within {
-            self.over += 1;
-            2.0
-        } else {
+        let factor = if within {
             self.over = 0;
             if forgotten < self.budget / 2.0 {
                 0.8
             } else {
                 1.0
             }
+        } else {
+            self.over += 1;
+            2.0
         };
         self.strength = (self.strength * factor).clamp(STRENGTH.0, STRENGTH.1);
         let better = within && self.best.is_none_or(|b| learned >= b.learned);
