@@ -79,7 +79,7 @@ const FULL: Scale = Scale {
         weakly_known: 0,
         balanced: false,
     },
-    epochs: 6,
+    epochs: 8,
     only_known_epochs: 3,
     batch_size: 16,
     lr: 1e-4,
