@@ -176,16 +176,14 @@ impl Splits {
     /// # Errors
     /// [`Error::Input`] when fewer than two subjects are held out.
     pub fn watch_half(&mut self, seed: u64) -> Result<()> {
-        let mut subjects: Vec<String> = self.held.iter().map(subject_key).collect();
-        subjects.sort_unstable();
-        subjects.dedup();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut subjects = shuffled(self.held.iter().map(subject_key), &mut rng);
         if subjects.len() < 2 {
             return Err(Error::input_hint(
                 "a budget of forgetting needs held-out facts of two subjects at least: some to watch, others to report",
                 "give known facts with `--held`, or leave the budget out",
             ));
         }
-        subjects.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
         subjects.truncate(subjects.len() / 2);
         let watched: HashSet<String> = subjects.into_iter().collect();
         let (watched, held) = std::mem::take(&mut self.held)
@@ -205,14 +203,8 @@ impl Splits {
     /// The files as they are: nothing is filtered, balanced or taken from elsewhere.
     pub fn as_given(learn: Vec<Fact>, keep: Vec<Fact>, held: Vec<Fact>) -> Self {
         let unlabelled = |facts: Vec<Fact>| {
-            facts
-                .into_iter()
-                .map(|fact| SplitFact {
-                    fact,
-                    label: None,
-                    few_shot: None,
-                })
-                .collect()
+            let facts = facts.into_iter();
+            facts.map(|fact| SplitFact::new(fact, None)).collect()
         };
         Self {
             known: unlabelled(keep),
@@ -391,6 +383,15 @@ fn subject_key(fact: &SplitFact) -> String {
     fact.fact.subject.trim().to_lowercase()
 }
 
+/// Each subject once, in an order that depends on `rng` and not on that of the facts.
+fn shuffled(subjects: impl Iterator<Item = String>, rng: &mut ChaCha8Rng) -> Vec<String> {
+    let mut subjects: Vec<String> = subjects.collect();
+    subjects.sort_unstable();
+    subjects.dedup();
+    subjects.shuffle(rng);
+    subjects
+}
+
 fn question_key(fact: &SplitFact) -> String {
     fact.fact.question.trim().to_lowercase()
 }
@@ -445,14 +446,11 @@ impl Picker {
 
     /// Gives one in `share` of the subjects that have no split yet to `split`.
     fn reserve_subjects(&mut self, facts: &[SplitFact], split: Split, share: usize) {
-        let mut subjects: Vec<String> = facts
+        let free = facts
             .iter()
             .map(subject_key)
-            .filter(|subject| !self.owners.contains_key(subject))
-            .collect();
-        subjects.sort_unstable();
-        subjects.dedup();
-        subjects.shuffle(&mut self.rng);
+            .filter(|subject| !self.owners.contains_key(subject));
+        let mut subjects = shuffled(free, &mut self.rng);
         subjects.truncate(subjects.len().div_ceil(share));
         self.owners
             .extend(subjects.into_iter().map(|subject| (subject, split)));

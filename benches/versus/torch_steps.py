@@ -18,7 +18,6 @@ Each line: {"engine": "pytorch", "what", "variant", "batch_size" | "facts", "sec
 "seconds_min", "tokens" (of a step, padding not counted), "peak_rss_bytes", "threads"}.
 """
 
-import argparse
 import copy
 import json
 import random
@@ -30,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import arguments
 from facts import first_lines, is_right, prompt_text, read_tsv, target_text, usual_first_lines
 from torch_tune import IGNORED, distillation, padded, tokenised, training_step
 
@@ -96,17 +96,8 @@ def audit(model, tokenizer, facts, answer, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("facts_file", metavar="FACTS.tsv")
-    parser.add_argument("what", choices=["sft", "self-distill", "evaluate", "audit"])
+    parser = arguments.parser(__doc__)
     parser.add_argument("--variant", choices=["best", "usual"], default="best")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--facts", type=int, default=1000)
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)

@@ -8,7 +8,6 @@ vanishing rate); an audit's the whole command's. With self-distillation the teac
 the rows took comes beside, as `teacher_seconds` a batch of them. Peak memory is the whole command's, loading and saving included.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -17,6 +16,8 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+import arguments
 
 WARM_UP = 2
 
@@ -44,17 +45,7 @@ def tune(args, folder, learn, held, method):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("facts_file", metavar="FACTS.tsv")
-    parser.add_argument("what", choices=["sft", "self-distill", "evaluate", "audit"])
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--facts", type=int, default=1000)
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = arguments.parser(__doc__).parse_args()
 
     header, *facts = Path(args.facts_file).read_text(encoding="utf-8").splitlines()
     row = {"engine": "unforget", "what": args.what}

@@ -96,17 +96,12 @@ impl Golden {
         let rows = self.rows();
         let mut packed = PackedRows::new(&rows);
         let (all, examples) = (packed.targets.len() as f64, rows.len() as f64);
-        let mut targets = packed.targets.iter_mut();
-        for count in &packed.targets_per_row {
-            for target in targets.by_ref().take(*count) {
-                target.ce_weight = (1.0 / all) as f32;
-                if distilled {
-                    let (lambda, tau) = (self.number("lambda"), self.number("temperature"));
-                    target.distill_weight =
-                        (lambda * tau * tau / (examples * *count as f64)) as f32;
-                }
-            }
-        }
+        let term = distilled.then(|| (self.number("lambda"), self.number("temperature")));
+        packed.weigh((1.0 / all) as f32, |count| {
+            term.map_or(0.0, |(lambda, tau)| {
+                (lambda * tau * tau / (examples * count as f64)) as f32
+            })
+        });
         packed
     }
 
