@@ -199,8 +199,13 @@ impl Decoder {
         d_stream.fill(0.0);
         fill(d_stream);
 
+        let lowest = gradients.lowest();
         for layer in (0..c.num_hidden_layers).rev() {
             let (s, l) = (&mut self.layers[layer], &params.layout.layers[layer]);
+            if lowest >= l.down.end {
+                // Neither this layer nor anything below it is trained.
+                return;
+            }
             let (x, mid) = (&self.streams[layer][..t * d], &s.mid[..t * d]);
             let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..t]);
             let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];

@@ -185,6 +185,11 @@ impl Gradients {
             .map(|(weights, at)| (weights.clone(), *at..*at + weights.len()))
     }
 
+    /// Where the first trained weight lies.
+    fn lowest(&self) -> usize {
+        self.runs.first().map_or(usize::MAX, |(run, _)| run.start)
+    }
+
     /// The trained stretches of a group of weights: where in the group, and their gradients.
     fn parts(&mut self, group: &Range<usize>) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
         let mut rest: &mut [f32] = &mut self.data;
