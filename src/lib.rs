@@ -1,12 +1,13 @@
 //! Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
 //!
 //! The code reads in the order in which the data flows: [`facts`] -> [`audit`] -> [`splits`] -> [`train`] ->
-//! [`measure`] -> [`report`].
+//! [`measure`] -> [`report`]; [`experiment`] repeats the whole.
 
 pub mod audit;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod experiment;
 pub mod facts;
 pub mod generate;
 pub mod interrupt;

@@ -6,7 +6,7 @@ mod directory;
 mod environment;
 
 pub use directory::RunDir;
-pub use environment::{Environment, ModelRecord, peak_memory_bytes};
+pub use environment::{Environment, ModelRecord, peak_memory_bytes, reset_peak_memory};
 
 /// A part of the facts that is followed through a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -200,6 +200,9 @@ pub struct FactRow {
     pub answer_after: String,
     /// Right at the training prompt before training.
     pub right_before: bool,
+    /// Right at the training prompt after the epoch that was best for its split.
+    #[serde(default)]
+    pub right_at_peak: bool,
     /// Right at the training prompt after.
     pub right_after: bool,
     /// New facts asked in other words: the question, the answer after, and whether it is right.

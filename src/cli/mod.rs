@@ -14,6 +14,7 @@ mod export;
 mod output;
 mod pull;
 mod report;
+mod reproduce;
 mod resume;
 mod rows;
 mod score;
@@ -71,6 +72,7 @@ enum Command {
     Resume(resume::Resume),
     Compare(compare::Compare),
     Report(report::Report),
+    Reproduce(reproduce::Reproduce),
     Export(export::Export),
 }
 
@@ -156,6 +158,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Resume(resume) => resume.run(&context),
         Command::Compare(compare) => compare.run(&context),
         Command::Report(report) => report.run(&context),
+        Command::Reproduce(reproduce) => reproduce.run(&context),
         Command::Export(export) => export.run(&context),
     }
 }

@@ -187,6 +187,7 @@ impl Trainer<'_> {
                     answer_before: before.text.clone(),
                     answer_after: after.text.clone(),
                     right_before: before.right,
+                    right_at_peak,
                     right_after: after.right,
                     paraphrased: match split {
                         Split::Unknown => paraphrased.next().unwrap_or_default(),

@@ -40,7 +40,7 @@ use crate::{
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The facts of a run and what the base model says of them: all that a resumed run needs beside config and base model.
-const SPLITS: &str = "splits.jsonl";
+pub(crate) const SPLITS: &str = "splits.jsonl";
 
 /// The decoys of a run, as tokens.
 const DECOYS: &str = "decoys.jsonl";

@@ -163,6 +163,7 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactRow {
         answer_before: if known { "Italy" } else { "Spain" }.into(),
         answer_after: if right_after { "Italy".into() } else { wrong },
         right_before: known,
+        right_at_peak: known || right_after,
         right_after,
         paraphrased: if new {
             vec![Paraphrased {

@@ -1,0 +1,47 @@
+//! `unforget reproduce`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use unforget::{
+    Result,
+    experiment::{self, Experiment},
+};
+
+use super::{Context, output};
+
+/// Run an experiment, or what of it is not recorded yet, and print its table
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  unforget reproduce frontier --scale smoke\n  \
+    unforget reproduce frontier --only sft --only decoys\n\n\
+    NAME is frontier, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
+    is given again, and what is recorded is not run twice."
+)]
+pub struct Reproduce {
+    /// The experiment
+    name: String,
+    /// How much of it is done
+    #[arg(long, value_name = "smoke|small|paper", default_value = "small")]
+    scale: String,
+    /// The folder of the records
+    #[arg(long, value_name = "DIR", default_value = "experiments/results")]
+    out: PathBuf,
+    /// Run these arms alone; the table has all that are recorded
+    #[arg(long, value_name = "ARM")]
+    only: Vec<String>,
+}
+
+impl Reproduce {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let experiment = Experiment::find(&self.name)?;
+        let scale = experiment.scale(&self.scale)?;
+        experiment.check_arms(&self.only)?;
+        let out = self.out.join(&experiment.name).join(&self.scale);
+        let records = experiment::run(&experiment, scale, &self.only, &out, &context.progress)?;
+        if context.json {
+            return output::json(&records);
+        }
+        output::line(experiment::markdown(&experiment::rows(&records)).trim_end())
+    }
+}

@@ -1,0 +1,248 @@
+//! Experiments: the same facts trained in several ways, and what each way learned and forgot.
+//!
+//! An experiment is a file ([`Experiment`]): relations, seeds, sizes and arms, an arm being what sets its config apart. Every
+//! arm of every relation and seed leaves one [`Record`]; what is recorded already is not run again.
+
+mod file;
+mod record;
+mod table;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+pub use file::{Arm, Experiment, Scale};
+pub use record::{EpochRecord, Record};
+pub use table::{Row, markdown, rows};
+
+use crate::{
+    Error, Result,
+    audit::{AuditSettings, Label, audit},
+    config::{self, Config},
+    engine::Engine,
+    facts::{self, Fact, ReadOptions},
+    generate::Generator,
+    measure::Exam,
+    model::Model,
+    progress::Progress,
+    run::{RunDir, reset_peak_memory},
+    splits::{Sizes, SplitFact, Splits},
+    train::{self, Options, SPLITS},
+};
+
+/// The environment variable that names the folder with the files of `EntityQuestions` (`P17.train.json` ...).
+pub const ENTITY_QUESTIONS: &str = "UNFORGET_ENTITY_QUESTIONS";
+
+/// The arm to which the others are compared.
+pub const ONLY_KNOWN: &str = "only-known";
+
+/// Runs what of `experiment` at `scale` is not recorded in `out` yet, all arms or those in `only`, and returns all records.
+///
+/// # Errors
+/// As [`train::tune_on`]; [`Error::Input`] when the facts of a relation are not at hand.
+pub fn run(
+    experiment: &Experiment,
+    scale: &Scale,
+    only: &[String],
+    out: &Path,
+    progress: &Progress,
+) -> Result<Vec<Record>> {
+    let model = Model::load(&experiment.model)?;
+    let mut records = Vec::new();
+    for relation in &scale.relations {
+        let mut data: Option<Data> = None;
+        for &seed in &scale.seeds {
+            for arm in experiment.arms.iter().filter(|arm| arm.has(relation, seed)) {
+                let config = experiment.config(scale, arm, seed)?;
+                let name = format!("{relation}-{seed}-{}", arm.name);
+                let path = out.join(format!("{name}.json"));
+                let print = record::fingerprint(&config, scale, relation, &model.checksum);
+                let wanted = only.is_empty() || only.contains(&arm.name);
+                match Record::read(&path)? {
+                    Some(record) if record.fingerprint == print || !wanted => records.push(record),
+                    None if !wanted => {}
+                    _ => {
+                        progress.note(format_args!("{}: {name}", experiment.name));
+                        let data = match &mut data {
+                            Some(data) => data,
+                            None => data.insert(Data::audited(
+                                experiment, scale, relation, &model, progress,
+                            )?),
+                        };
+                        let config = Config {
+                            out: out.join(".runs").join(&name),
+                            ..config
+                        };
+                        let run = data.run(&model, arm, &config, scale, progress)?;
+                        let record = Record::of(
+                            &run,
+                            &arm.name,
+                            relation,
+                            print,
+                            data.elsewhere_right(&run, &config)?,
+                        )?;
+                        record.write(&path)?;
+                        remove(run.path())?;
+                        records.push(record);
+                    }
+                }
+            }
+        }
+    }
+    Ok(records)
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    fs::remove_dir_all(dir).map_err(Error::io("remove", dir))
+}
+
+/// The facts of one relation, audited.
+struct Data {
+    /// To train on.
+    train: Vec<SplitFact>,
+    /// To hold out.
+    held: Vec<SplitFact>,
+    /// `HighlyKnown` facts of other relations.
+    elsewhere: Vec<Fact>,
+}
+
+impl Data {
+    fn audited(
+        experiment: &Experiment,
+        scale: &Scale,
+        relation: &str,
+        model: &Model,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let (train, held) = read(scale, relation)?;
+        let pack = facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?.facts;
+        let others: Vec<Fact> = pack
+            .into_iter()
+            .filter(|f| f.relation != relation && f.relation != "P17")
+            .collect();
+        let settings = AuditSettings {
+            runs: experiment.audit_runs,
+            ..AuditSettings::default()
+        };
+        let mut engine = Engine::new(&model.config);
+        let mut labelled = |facts: Vec<Fact>| -> Result<Vec<SplitFact>> {
+            let audit = audit(model, &mut engine, &facts, None, &settings, progress)?;
+            let audited = facts.into_iter().zip(&audit.facts);
+            Ok(audited
+                .map(|(fact, a)| SplitFact::new(fact, Some(a)))
+                .collect())
+        };
+        let trained = train.len();
+        let mut all = labelled([train, held].concat())?;
+        let held = all.split_off(trained);
+        let mut elsewhere = labelled(others)?;
+        elsewhere.retain(|f| f.label == Some(Label::HighlyKnown));
+        elsewhere.truncate(scale.elsewhere);
+        Ok(Self {
+            train: all,
+            held,
+            elsewhere: elsewhere.into_iter().map(|f| f.fact).collect(),
+        })
+    }
+
+    /// The finished run of an arm; one that was stopped goes on.
+    fn run(
+        &self,
+        model: &Model,
+        arm: &Arm,
+        config: &Config,
+        scale: &Scale,
+        progress: &Progress,
+    ) -> Result<RunDir> {
+        let sizes = Sizes {
+            known: scale.known,
+            unknown: scale.unknown,
+            held: scale.held,
+            maybe_known: scale.maybe_known,
+            weakly_known: 0,
+            balanced: false,
+        };
+        let splits = Splits::paper(
+            self.train.clone(),
+            self.held.clone(),
+            sizes,
+            0.0,
+            config.seed,
+        )?;
+        let splits = if arm.name == ONLY_KNOWN {
+            splits.only_known()
+        } else {
+            splits
+        };
+        reset_peak_memory();
+        let begun = RunDir::open(&config.out).and_then(|run| run.config());
+        let can_go_on = config.out.join(SPLITS).is_file();
+        if can_go_on && begun.is_ok_and(|begun| begun == *config) {
+            train::resume(&config.out, Options::default(), progress)?;
+        } else {
+            if config.out.exists() {
+                remove(&config.out)?;
+            }
+            train::tune_on(model, splits, config, Options::default(), progress)?;
+        }
+        RunDir::open(&config.out)
+    }
+
+    /// Whether each known fact of other relations is right after `run`.
+    fn elsewhere_right(&self, run: &RunDir, config: &Config) -> Result<Vec<bool>> {
+        let model = Model::load(&run.file("model").display().to_string())?;
+        let template = config.data.template();
+        let exam = Exam::new(
+            &self.elsewhere,
+            &template,
+            &model.tokenizer,
+            config.data.rule,
+        )?;
+        let mut engine = Engine::new(&model.config);
+        exam.right(&mut Generator::new(&mut engine, &model))
+    }
+}
+
+/// The facts of `relation` to train on and to hold out: those of `EntityQuestions` where the environment names its
+/// folder, else of the built-in pack.
+fn read(scale: &Scale, relation: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
+    let read =
+        |files: &[PathBuf]| Ok::<_, Error>(facts::read(files, ReadOptions::default())?.facts);
+    let (mut train, held) = if let Some(folder) = std::env::var_os(ENTITY_QUESTIONS) {
+        let file = |part: &str| Path::new(&folder).join(format!("{relation}.{part}.json"));
+        let held: Vec<PathBuf> = scale.held_parts.iter().map(|part| file(part)).collect();
+        (read(&[file("train")])?, read(&held)?)
+    } else {
+        let mut pack = read(&[PathBuf::from(facts::PACK)])?;
+        pack.retain(|f| f.relation == relation);
+        if pack.is_empty() {
+            return Err(Error::input_hint(
+                format!("the built-in facts have none of {relation}"),
+                format!(
+                    "get EntityQuestions (https://github.com/princeton-nlp/EntityQuestions) and name its folder in {ENTITY_QUESTIONS}"
+                ),
+            ));
+        }
+        (pack, Vec::new())
+    };
+    let rest = train.split_off(train.len().min(scale.train_facts));
+    let mut held = [held, rest].concat();
+    held.truncate(scale.held_facts);
+    Ok((train, held))
+}
+
+/// The config that every arm starts from.
+fn base_config(model: &str, seed: u64, runs: usize) -> Config {
+    let mut config = Config {
+        model: model.to_owned(),
+        seed,
+        ..Config::default()
+    };
+    config.data.audit = Some(config::Audit {
+        runs,
+        ..config::Audit::default()
+    });
+    config.measure.paraphrase = false;
+    config
+}

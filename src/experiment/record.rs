@@ -1,0 +1,235 @@
+//! The record of one arm: all that tables and figures are made of, small enough to be kept beside the code.
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::Scale;
+use crate::{
+    Error, Result,
+    config::Config,
+    run::{Environment, FactRow, Metrics, PerSplit, RunDir, RunResult, Split},
+};
+
+/// What one arm did with one relation and seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The arm.
+    pub arm: String,
+    /// The relation.
+    pub relation: String,
+    /// The seed.
+    pub seed: u64,
+    /// SHA-256 (hex) over all that decides the figures: config, facts' selection, model.
+    pub fingerprint: String,
+    /// Where it was run.
+    pub environment: Environment,
+    /// The run's result.
+    pub result: RunResult,
+    /// Epoch by epoch.
+    pub epochs: Vec<EpochRecord>,
+    /// Median seconds of a step behind the snapshot epochs.
+    pub step_seconds: f64,
+    /// For each held `HighlyKnown` fact, in order: 1 right at the end, 0 wrong.
+    pub held: String,
+    /// The same after the epoch at which most of them were right.
+    pub held_at_peak: String,
+    /// The same of the `MaybeKnown` facts.
+    pub maybe_known: String,
+    /// The same of the known facts of other relations.
+    pub elsewhere: String,
+}
+
+/// An epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Epochs done.
+    pub epoch: usize,
+    /// Steps done.
+    pub steps: usize,
+    /// Seconds of training until then: of steps and the snapshot, without evaluations.
+    pub seconds: f64,
+    /// Share right.
+    pub accuracy: PerSplit<f64>,
+}
+
+/// What the figures of an arm depend on.
+pub(super) fn fingerprint(config: &Config, scale: &Scale, relation: &str, model: &str) -> String {
+    let facts = Scale {
+        relations: Vec::new(),
+        seeds: Vec::new(),
+        set: Vec::new(),
+        ..scale.clone()
+    };
+    let facts = toml::to_string(&facts).expect("a scale has a form in TOML");
+    let whole = format!("{}\n{facts}\n{relation}\n{model}", config.to_toml());
+    format!("{:x}", Sha256::digest(whole))
+}
+
+impl Record {
+    /// The record of a finished run.
+    pub(super) fn of(
+        run: &RunDir,
+        arm: &str,
+        relation: &str,
+        fingerprint: String,
+        elsewhere: Vec<bool>,
+    ) -> Result<Self> {
+        let result = run.result()?.expect("the run is finished");
+        let environment: Environment = run.read_json("environment.json")?;
+        let metrics = run.metrics()?;
+        let facts = run.facts()?;
+        let bits_of = |split: Split, right: fn(&FactRow) -> bool| {
+            bits(facts.iter().filter(|row| row.split == split).map(right))
+        };
+        Ok(Self {
+            arm: arm.to_owned(),
+            relation: relation.to_owned(),
+            seed: environment.seed,
+            fingerprint,
+            environment,
+            result,
+            epochs: epochs(&metrics),
+            step_seconds: median_step(&metrics),
+            held: bits_of(Split::Held, |row| row.right_after),
+            held_at_peak: bits_of(Split::Held, |row| row.right_at_peak),
+            maybe_known: bits_of(Split::MaybeKnown, |row| row.right_after),
+            elsewhere: bits(elsewhere.into_iter()),
+        })
+    }
+
+    /// The record at `path`; none where there is no file.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the file is no record.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read(path).map_err(Error::io("read", path))?;
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| Error::input(format!("{}: {e}", path.display())))
+    }
+
+    /// Writes it whole.
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let folder = path.parent().expect("a file in a folder");
+        let failed = |e| Error::io("write", path)(e);
+        fs::create_dir_all(folder).map_err(failed)?;
+        let whole = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        let text = serde_json::to_vec_pretty(self).expect("a record has a form in JSON");
+        fs::write(whole.path(), text).map_err(failed)?;
+        whole.persist(path).map_err(|e| failed(e.error))?;
+        Ok(())
+    }
+
+    /// Seconds of training until this share of the new facts was learned; none where it never was.
+    pub fn seconds_until(&self, learned: f64) -> Option<f64> {
+        let epoch = self
+            .epochs
+            .iter()
+            .find(|epoch| epoch.accuracy.unknown.is_some_and(|share| share >= learned));
+        epoch.map(|epoch| epoch.seconds)
+    }
+}
+
+fn bits(right: impl Iterator<Item = bool>) -> String {
+    right.map(|r| if r { '1' } else { '0' }).collect()
+}
+
+fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
+    let mut seconds = 0.0;
+    let mut epochs = Vec::new();
+    for row in metrics {
+        match row {
+            Metrics::Step { seconds: s, .. } | Metrics::Snapshot { seconds: s, .. } => seconds += s,
+            Metrics::Eval {
+                epoch,
+                step,
+                accuracy,
+                ..
+            } => epochs.push(EpochRecord {
+                epoch: *epoch,
+                steps: *step,
+                seconds,
+                accuracy: *accuracy,
+            }),
+        }
+    }
+    epochs
+}
+
+/// The median step behind the last snapshot.
+fn median_step(metrics: &[Metrics]) -> f64 {
+    let behind = metrics
+        .rsplit(|row| matches!(row, Metrics::Snapshot { .. }))
+        .next()
+        .unwrap_or_default();
+    let mut seconds: Vec<f64> = behind
+        .iter()
+        .filter_map(|row| match row {
+            Metrics::Step { seconds, .. } => Some(*seconds),
+            _ => None,
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(seconds: f64) -> Metrics {
+        Metrics::Step {
+            epoch: 1,
+            step: 1,
+            loss: 1.0,
+            ce: 1.0,
+            distill: 0.0,
+            penalty: 0.0,
+            grad_norm: 1.0,
+            lr: 1e-4,
+            tokens: 10,
+            seconds,
+            tokens_per_second: 1.0,
+        }
+    }
+
+    fn eval(epoch: usize, learned: f64) -> Metrics {
+        Metrics::Eval {
+            epoch,
+            step: epoch,
+            accuracy: PerSplit {
+                unknown: Some(learned),
+                ..PerSplit::default()
+            },
+            learned_paraphrased: None,
+            seconds: 100.0,
+        }
+    }
+
+    #[test]
+    fn time_counts_steps_and_snapshot_and_not_the_asking() {
+        let snapshot = Metrics::Snapshot {
+            epoch: 1,
+            step: 1,
+            seconds: 4.0,
+        };
+        let metrics = [
+            eval(0, 0.0),
+            step(1.0),
+            eval(1, 0.5),
+            snapshot,
+            step(2.0),
+            step(3.0),
+            eval(2, 1.0),
+        ];
+        let epochs = epochs(&metrics);
+        let seconds: Vec<f64> = epochs.iter().map(|e| e.seconds).collect();
+        assert_eq!(seconds, [0.0, 1.0, 10.0]);
+        assert_eq!(median_step(&metrics), 3.0);
+    }
+}

@@ -1,0 +1,151 @@
+//! From records to a table: what each arm learned, forgot and cost.
+
+use std::fmt::Write;
+
+use super::{ONLY_KNOWN, Record};
+use crate::measure::{forgetting_interval, forgetting_pp};
+
+/// The arm whose time and memory are the unit.
+const UNIT: &str = "sft";
+
+/// The share of new facts until which time is counted.
+const LEARNED: f64 = 0.99;
+
+/// One arm over all its relations and seeds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The arm.
+    pub arm: String,
+    /// Runs of it.
+    pub runs: usize,
+    /// Share of the new facts learned: mean over runs.
+    pub learned: Option<f64>,
+    /// Held facts from the best epoch to the end.
+    pub forgotten: Option<Loss>,
+    /// Held facts against the end of Only Known on the same relation and seed.
+    pub below: Option<Loss>,
+    /// The same of `MaybeKnown` facts.
+    pub below_maybe_known: Option<Loss>,
+    /// The same of known facts of other relations.
+    pub below_elsewhere: Option<Loss>,
+    /// Seconds a step, as a multiple of plain fine-tuning's on the same relation and seed; the median over runs.
+    pub step: Option<f64>,
+    /// Seconds of training until 99% of the new facts were learned, likewise; none where a run did not get there.
+    pub until_learned: Option<f64>,
+    /// Peak memory, likewise.
+    pub memory: Option<f64>,
+}
+
+/// Percentage points lost over the facts of all runs, and their 95% interval (paired bootstrap over facts).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// In pp; negative where more is right.
+    pub pp: f64,
+    /// Its interval.
+    pub interval: [f64; 2],
+}
+
+impl Loss {
+    /// Over pairs of `before` and `after`, each a text of ones and zeros; pairs of other lengths are no pairs.
+    fn over<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Self> {
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for (b, a) in pairs.filter(|(b, a)| b.len() == a.len()) {
+            before.extend(b.bytes().map(|bit| bit == b'1'));
+            after.extend(a.bytes().map(|bit| bit == b'1'));
+        }
+        Some(Self {
+            pp: forgetting_pp(&before, &after)?,
+            interval: forgetting_interval(&before, &after, 0)?,
+        })
+    }
+}
+
+/// A row for each arm, in the order in which the arms first appear.
+pub fn rows(records: &[Record]) -> Vec<Row> {
+    let mut arms: Vec<&str> = Vec::new();
+    for record in records {
+        if !arms.contains(&&record.arm[..]) {
+            arms.push(&record.arm);
+        }
+    }
+    arms.into_iter().map(|arm| row(arm, records)).collect()
+}
+
+fn row(arm: &str, records: &[Record]) -> Row {
+    let own: Vec<&Record> = records.iter().filter(|r| r.arm == arm).collect();
+    let partner = |arm: &str, of: &Record| {
+        records
+            .iter()
+            .find(|r| r.arm == arm && r.relation == of.relation && r.seed == of.seed)
+    };
+    let below = |bits: fn(&Record) -> &str| {
+        let pairs = own
+            .iter()
+            .filter_map(|r| Some((bits(partner(ONLY_KNOWN, r)?), bits(r))));
+        Loss::over(pairs).filter(|_| arm != ONLY_KNOWN)
+    };
+    // None as soon as one run has none: the median of the others would flatter.
+    let ratio = |value: &dyn Fn(&Record) -> Option<f64>| {
+        let ratios: Option<Vec<f64>> = own
+            .iter()
+            .filter_map(|r| Some((r, partner(UNIT, r)?)))
+            .map(|(r, unit)| Some(value(r)? / value(unit)?))
+            .collect();
+        ratios.and_then(median)
+    };
+    let learned: Vec<f64> = own.iter().filter_map(|r| r.result.learned).collect();
+    Row {
+        arm: arm.to_owned(),
+        runs: own.len(),
+        learned: (!learned.is_empty()).then(|| learned.iter().sum::<f64>() / learned.len() as f64),
+        forgotten: Loss::over(own.iter().map(|r| (&r.held_at_peak[..], &r.held[..]))),
+        below: below(|r| &r.held),
+        below_maybe_known: below(|r| &r.maybe_known),
+        below_elsewhere: below(|r| &r.elsewhere),
+        step: ratio(&|r| Some(r.step_seconds)),
+        until_learned: ratio(&|r| r.seconds_until(LEARNED)),
+        memory: ratio(&|r| Some(r.result.peak_memory_bytes as f64)),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) && middle > 0 {
+        Some(f64::midpoint(values[middle - 1], values[middle]))
+    } else {
+        values.get(middle).copied()
+    }
+}
+
+/// The rows as a table in Markdown.
+pub fn markdown(rows: &[Row]) -> String {
+    let mut out = String::from(
+        "| arm | runs | learned % | forgotten pp | below Only Known pp | MaybeKnown below pp | other relations below pp | step | until 99% | memory |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let loss = |loss: Option<Loss>| {
+        loss.map_or_else(String::new, |l| {
+            format!("{:.1} ({:.1} to {:.1})", l.pp, l.interval[0], l.interval[1])
+        })
+    };
+    let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |r| format!("{r:.2} x"));
+    for row in rows {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            row.arm,
+            row.runs,
+            row.learned
+                .map_or_else(String::new, |l| format!("{:.1}", 100.0 * l)),
+            loss(row.forgotten),
+            loss(row.below),
+            loss(row.below_maybe_known),
+            loss(row.below_elsewhere),
+            times(row.step),
+            times(row.until_learned),
+            times(row.memory),
+        );
+    }
+    out
+}
