@@ -245,9 +245,10 @@ pub struct Train {
     /// Epochs between checkpoints. Absent: every epoch, but at most one a minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<usize>,
-    /// Low-rank adapters, `{ rank = 16, alpha = 32, targets = ["q_proj"] }`. Not in this version yet.
+    /// Low-rank adapters in the place of whole tensors, `{ rank = 16, alpha = 32, targets = ["q_proj", "v_proj"] }`;
+    /// `trainable` is left at `all` then. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora: Option<toml::Table>,
+    pub lora: Option<Lora>,
     /// When to stop before the last epoch, `{ learned = 0.99 }`. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
@@ -264,6 +265,46 @@ pub enum Schedule {
     Cosine,
     /// From `lr` to 0 along a line.
     Linear,
+}
+
+/// `train.lora`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lora {
+    /// Rank of a target's change. Default 16.
+    pub rank: usize,
+    /// What is divided by the rank (by its root under `rslora`) to scale the change. Default 32.
+    pub alpha: usize,
+    /// The linear layers that are adapted, as PEFT names modules: `q_proj` is one in every layer,
+    /// `layers.0.self_attn.q_proj` a single one, `all-linear` all of them. Default `["q_proj", "v_proj"]`.
+    #[serde(with = "one_or_many")]
+    pub targets: Vec<String>,
+    /// Default `lora`.
+    pub variant: LoraVariant,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32,
+            targets: ["q_proj", "v_proj"].map(String::from).to_vec(),
+            variant: LoraVariant::default(),
+        }
+    }
+}
+
+/// `train.lora.variant`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoraVariant {
+    /// The change is scaled by `alpha / rank`.
+    #[default]
+    Lora,
+    /// By `alpha / sqrt(rank)`.
+    RsLora,
+    /// As `lora`, and every row's length is trained apart from its direction.
+    Dora,
 }
 
 /// `train.stop`.

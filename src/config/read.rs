@@ -181,7 +181,7 @@ fn line_of_key(text: &str, key: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Kind, Tokens};
+    use crate::config::{Kind, LoraVariant, Tokens};
 
     fn read(text: &str, sets: &[&str]) -> Result<Config> {
         let dir = tempfile::tempdir().unwrap();
@@ -371,17 +371,41 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
-        for (text, key) in [
-            ("[train]\nlora = { rank = 16 }", "`train.lora`"),
-            ("[measure]\ndrift = true", "`measure.drift`"),
-        ] {
-            let told = refused(text, &[]);
-            assert!(
-                told.starts_with(&format!("`exp.toml` line 2: {key}")),
-                "{told}"
-            );
-            assert!(told.contains("not in this version yet"), "{told}");
-        }
+        let told = refused("[measure]\ndrift = true", &[]);
+        assert!(
+            told.starts_with("`exp.toml` line 2: `measure.drift`"),
+            "{told}"
+        );
+        assert!(told.contains("not in this version yet"), "{told}");
+    }
+
+    #[test]
+    fn adapters_have_defaults_and_are_refused_beside_a_choice_of_tensors() {
+        let lora = |text: &str| parse(text, "x").unwrap().train.lora.unwrap();
+        let default = lora("[train]\nlora = {}");
+        assert_eq!((default.rank, default.alpha), (16, 32));
+        assert_eq!(default.targets, ["q_proj", "v_proj"]);
+        let given =
+            lora("[train.lora]\nrank = 4\nalpha = 8\ntargets = 'all-linear'\nvariant = 'rslora'");
+        assert_eq!(given.targets, ["all-linear"]);
+        assert_eq!(given.variant, LoraVariant::RsLora);
+        let mut config = Config::default();
+        config.train.lora = Some(given);
+        assert_eq!(parse(&config.to_toml(), "resolved").unwrap(), config);
+
+        insta::assert_snapshot!(
+            refused("[train]\ntrainable = 'q'\nlora = { rank = 0, targets = [] }\n", &[]),
+            @r"
+        `exp.toml` has 3 faults
+          `exp.toml` line 3: `train.lora` trains adapters of `targets` and no tensor of the model itself: leave `train.trainable` out
+          `exp.toml` line 3: `train.lora.targets` is an empty list: nothing would be trained
+          `exp.toml` line 3: `train.lora.rank` must be at least 1 | -
+        "
+        );
+        assert_eq!(
+            refused("[train]\nlora = { variant = 'dorra' }", &[]),
+            "`exp.toml` line 2: `train.lora.variant` is `dorra` | did you mean `dora`?"
+        );
     }
 
     #[test]

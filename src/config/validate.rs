@@ -126,7 +126,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     for (key, given) in [
         ("method.replay", method.replay.is_some()),
         ("method.project", method.project.is_some()),
-        ("train.lora", train.lora.is_some()),
         ("measure.drift", measure.drift),
     ] {
         check(!given, key, "not in this version yet".into());
@@ -150,6 +149,24 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
                 PRESETS.join(", ")
             ),
         );
+    }
+    if let Some(lora) = &train.lora {
+        check(
+            train.trainable == ["all"],
+            "train.lora",
+            "trains adapters of `targets` and no tensor of the model itself: leave `train.trainable` out".into(),
+        );
+        check(
+            !lora.targets.is_empty(),
+            "train.lora.targets",
+            "is an empty list: nothing would be trained".into(),
+        );
+        for (key, value) in [
+            ("train.lora.rank", lora.rank),
+            ("train.lora.alpha", lora.alpha),
+        ] {
+            check(value >= 1, key, "must be at least 1".into());
+        }
     }
     for (key, count) in [
         ("train.epochs", train.epochs),

@@ -11,7 +11,7 @@ mod attention;
 mod cache;
 mod decoder;
 mod head;
-mod matmul;
+pub(crate) mod matmul;
 mod ops;
 mod rope;
 pub mod simd;

@@ -22,6 +22,7 @@ pub use buffer::Buffer;
 pub(crate) use catalogue::cache_dir;
 pub use config::{Family, ModelConfig};
 pub use params::{Layout, Params};
+pub(crate) use save::{write_json, write_weights};
 pub use source::pull;
 pub use tokenizer::TextTokenizer;
 

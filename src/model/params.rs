@@ -135,6 +135,27 @@ impl Layout {
         }
     }
 
+    /// A layout of other tensors than a decoder's, one behind the other; the places of a decoder's parts are empty.
+    pub fn of_tensors(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Self {
+        let mut len = 0;
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, shape)| {
+                let range = len..len + shape.iter().product::<usize>();
+                len = range.end;
+                TensorInfo { name, shape, range }
+            })
+            .collect();
+        Self {
+            tensors,
+            embed: 0..0,
+            layers: Vec::new(),
+            norm: 0..0,
+            head: 0..0,
+            len,
+        }
+    }
+
     /// The tensor named `name`.
     pub fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.iter().find(|t| t.name == name)

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{Dtype, Model, config::RopeScaling, files};
+use super::{Dtype, Model, Params, config::RopeScaling, files};
 use crate::{Error, Result};
 
 /// Writes `model` into `dir`, each file whole or not at all, the weights last.
@@ -27,10 +27,11 @@ pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
         .to_string(true)
         .map_err(|e| Error::input(format!("the tokenizer cannot be written: {e}")))?;
     files::write(&dir.join("tokenizer.json"), tokenizer.as_bytes())?;
-    write_weights(model, &dir.join("model.safetensors"), dtype)
+    write_weights(&model.params, &dir.join("model.safetensors"), dtype)
 }
 
-fn write_json(path: &Path, object: &Map<String, Value>) -> Result<()> {
+/// Writes a JSON object, over several lines.
+pub(crate) fn write_json(path: &Path, object: &Map<String, Value>) -> Result<()> {
     let mut text = serde_json::to_string_pretty(object).expect("a JSON object can be written");
     text.push('\n');
     files::write(path, text.as_bytes())
@@ -56,12 +57,12 @@ fn config_json(model: &Model, dtype: Dtype) -> Map<String, Value> {
 }
 
 /// Writes the weights one tensor at a time. A tied head is the embedding and is not stored.
-fn write_weights(model: &Model, path: &Path, dtype: Dtype) -> Result<()> {
-    let tensors = model.params.layout.tensors.iter().map(|tensor| {
+pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Result<()> {
+    let tensors = params.layout.tensors.iter().map(|tensor| {
         let view = Stored {
             dtype,
             shape: &tensor.shape,
-            values: &model.params.data[tensor.range.clone()],
+            values: &params.data[tensor.range.clone()],
         };
         (tensor.name.as_str(), view)
     });

@@ -12,7 +12,7 @@ use super::{FactRow, Metrics, RunResult};
 use crate::{Error, Result, config::Config};
 
 /// What a run writes; a new run in its place removes these and nothing else.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",
@@ -21,8 +21,12 @@ const FILES: [&str; 9] = [
     "facts.jsonl",
     "result.json",
     "model",
+    ADAPTER,
     "checkpoints",
 ];
+
+/// The directory of a run's adapters, where they are what it trained.
+pub const ADAPTER: &str = "adapter";
 
 /// An open run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]

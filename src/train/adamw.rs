@@ -1,4 +1,5 @@
-//! `AdamW` as `torch.optim.AdamW` computes it, over the trained tensors alone, and the global gradient norm.
+//! `AdamW` as `torch.optim.AdamW` computes it, over the trained tensors alone, and the global gradient norm. Whether these
+//! are a model's or its adapters' makes no difference.
 //!
 //! Every pass walks fixed chunks in parallel: element-wise work and sums in the order of the chunks give the same bits
 //! at any number of threads.
@@ -171,25 +172,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::params::TensorInfo;
 
     /// Two vectors; only those in `trained` have gradients.
     fn two_vectors(len: usize, trained: &[usize]) -> (Params, Gradients) {
-        let tensors: Vec<TensorInfo> = (0..2)
-            .map(|i| TensorInfo {
-                name: format!("tensor.{i}"),
-                shape: vec![len],
-                range: i * len..(i + 1) * len,
-            })
-            .collect();
-        let layout = Layout {
-            tensors,
-            embed: 0..0,
-            layers: Vec::new(),
-            norm: 0..0,
-            head: 0..0,
-            len: 2 * len,
-        };
+        let layout = Layout::of_tensors((0..2).map(|i| (format!("tensor.{i}"), vec![len])));
         let params = Params::zeros(Arc::new(layout));
         let gradients = Gradients::new(&params, &[0, 1].map(|i| trained.contains(&i)));
         (params, gradients)

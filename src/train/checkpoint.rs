@@ -3,7 +3,7 @@
 //! ```text
 //! checkpoints/snapshot.safetensors                what was frozen of the model; it never changes
 //! checkpoints/best.safetensors                    trained tensors of the best model within the budget, where one is named
-//! checkpoints/step-0000120/weights.safetensors    trained tensors, and the optimiser's moments
+//! checkpoints/step-0000120/weights.safetensors    trained tensors (adapters where these are trained), and the optimiser's moments
 //! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
 //! ```
 //!
@@ -79,7 +79,7 @@ pub struct Checkpoints {
 
 /// The part of a run's memory that a checkpoint holds.
 pub struct Memory<'a> {
-    /// Weights, of which the trained tensors are kept.
+    /// Weights, of which the trained tensors are kept: the model's, or its adapters'.
     pub params: &'a mut Params,
     /// Says which tensors are trained.
     pub gradients: &'a Gradients,

@@ -14,7 +14,7 @@ use crate::{
     model::Dtype,
     remedy::budget::is_within,
     run::{
-        Counts, FactRow, Moments, Paraphrased, PerSplit, RunDir, RunResult, Split, State,
+        ADAPTER, Counts, FactRow, Moments, Paraphrased, PerSplit, RunDir, RunResult, Split, State,
         peak_memory_bytes,
     },
     splits::{SplitFact, Splits},
@@ -92,6 +92,8 @@ impl Trainer<'_> {
         let dtype = self.model.dtype;
         round_to(&mut self.model.params.data, dtype);
         self.model.save(&self.run.file("model"), dtype)?;
+        self.trained
+            .save_adapters(&self.run.file(ADAPTER), &self.model.name)?;
         let (after, _) = self.timed_evaluation(Exam::answers)?;
         let paraphrased = self.ask_paraphrases()?;
         self.read_clock();
@@ -265,7 +267,7 @@ impl Trainer<'_> {
         moments
     }
 
-    /// The method's kind, and what is combined with it: `self-distill+decoys+ewc`; `only-known` where nothing is new.
+    /// The method's kind, and what is combined with it: `self-distill+decoys+ewc+lora`; `only-known` where nothing is new.
     pub(super) fn method_name(&self) -> String {
         let method = &self.config.method;
         if self.learned_rows == self.splits.known.len() {
@@ -279,6 +281,7 @@ impl Trainer<'_> {
         let beside = [
             ("+decoys", method.decoys.is_some()),
             ("+ewc", method.ewc.is_some()),
+            ("+lora", self.config.train.lora.is_some()),
         ];
         let beside = beside.into_iter().filter(|(_, given)| *given);
         kind.to_owned() + &beside.map(|(name, _)| name).collect::<String>()

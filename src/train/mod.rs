@@ -10,6 +10,7 @@ mod finish;
 pub mod objective;
 mod prepare;
 mod schedule;
+mod trained;
 
 pub use prepare::{Options, resume, tune, tune_on};
 
@@ -18,6 +19,7 @@ use self::{
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
     objective::{Objective, StepRows},
+    trained::Trained,
 };
 use crate::{
     Error, Result,
@@ -31,7 +33,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{budget::Steering, decoys, freeze::trained_tensors, snapshot::Snapshot},
+    remedy::{budget::Steering, decoys, snapshot::Snapshot},
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -92,7 +94,9 @@ struct Trainer<'a> {
     /// What the base model said to it.
     before: Vec<Answered>,
     objective: Objective,
+    /// Of the model's tensors.
     gradients: Gradients,
+    trained: Trained,
     optimiser: AdamW,
     checkpoints: Checkpoints,
     last_checkpoint: Instant,
@@ -120,8 +124,11 @@ impl<'a> Trainer<'a> {
             |facts: Vec<&Fact>| Exam::new(facts, &template, &model.tokenizer, config.data.rule);
         let exam = exam_of(splits.iter().map(|(_, f)| &f.fact).collect())?;
         let watch = exam_of(splits.watched.iter().map(|f| &f.fact).collect())?;
-        let trained = trained_tensors(&model.params.layout, &config.train.trainable)?;
-        let gradients = Gradients::new(&model.params, &trained);
+        let gradients = Gradients::new(
+            &model.params,
+            &trained::tensors(&config.train, &model.params)?,
+        );
+        let trained = Trained::new(&config, &model.params, &gradients);
         let settings = AdamWSettings {
             betas: config.train.betas,
             eps: config.train.eps,
@@ -136,7 +143,8 @@ impl<'a> Trainer<'a> {
                 snapshot: None,
                 decoys: config.method.decoys.map_or(0.0, |decoys| decoys.strength),
             },
-            optimiser: AdamW::new(&gradients, settings),
+            optimiser: AdamW::new(trained.parameters(&model.params, &gradients).1, settings),
+            trained,
             gradients,
             checkpoints: Checkpoints::new(&run),
             last_checkpoint: Instant::now(),
@@ -168,7 +176,7 @@ impl<'a> Trainer<'a> {
             "{} on {}: {} of {} parameters trained, {} known and {} new rows, at most {} steps in {} epochs, into {}",
             self.method_name(),
             self.model.name,
-            self.gradients.data.len(),
+            self.optimiser.first.len(),
             self.model.params.layout.len,
             self.splits.known.len(),
             self.learned_rows - self.splits.known.len(),
@@ -226,11 +234,9 @@ impl<'a> Trainer<'a> {
             steering.strength
         ));
         if best {
-            let memory = Memory {
-                params: &mut self.model.params,
-                gradients: &self.gradients,
-                optimiser: &mut self.optimiser,
-            };
+            let memory =
+                self.trained
+                    .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
             self.checkpoints.keep_best(&memory)?;
         }
         Ok(())
@@ -246,12 +252,12 @@ impl<'a> Trainer<'a> {
             "back to the model after epoch {}, which had learned most within the budget",
             best.epoch
         ));
-        let mut memory = Memory {
-            params: &mut self.model.params,
-            gradients: &self.gradients,
-            optimiser: &mut self.optimiser,
-        };
-        self.checkpoints.take_best(&mut memory)
+        let mut memory =
+            self.trained
+                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        self.checkpoints.take_best(&mut memory)?;
+        self.trained.merge(&mut self.model.params);
+        Ok(())
     }
 
     /// The rest of the epoch after those that are done.
@@ -303,18 +309,23 @@ impl<'a> Trainer<'a> {
             },
             &mut self.gradients,
         );
-        let grad_norm = global_norm(&self.gradients);
+        self.trained.pull_back(&self.gradients);
+        let (_, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
+        let grad_norm = global_norm(gradients);
         self.require_finite(step, loss, grad_norm)?;
         let lr = train.lr
             * train
                 .schedule
                 .factor(step - 1, train.warmup_steps, self.steps_in_all());
-        self.optimiser.step(
-            &mut self.model.params,
-            &self.gradients,
-            lr,
-            clip_scale(grad_norm, train.clip),
-        );
+        let Memory {
+            params,
+            gradients,
+            optimiser,
+        } = self
+            .trained
+            .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        optimiser.step(params, gradients, lr, clip_scale(grad_norm, train.clip));
+        self.trained.merge(&mut self.model.params);
         self.standing.step = step;
         self.standing.step_in_epoch += 1;
         let tokens: usize = batch
@@ -511,7 +522,8 @@ impl<'a> Trainer<'a> {
         let what = if !loss.total().is_finite() {
             "the loss".to_owned()
         } else if !grad_norm.is_finite() {
-            first_non_finite(&self.model.params.layout, &self.gradients).map_or_else(
+            let (params, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
+            first_non_finite(&params.layout, gradients).map_or_else(
                 || "the gradient norm".to_owned(),
                 |name| format!("the gradient of {name}"),
             )
@@ -538,11 +550,9 @@ impl<'a> Trainer<'a> {
 
     fn checkpoint(&mut self) -> Result<()> {
         self.read_clock();
-        let memory = Memory {
-            params: &mut self.model.params,
-            gradients: &self.gradients,
-            optimiser: &mut self.optimiser,
-        };
+        let memory =
+            self.trained
+                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
         self.checkpoints.write(
             &self.standing,
             &memory,
@@ -555,12 +565,10 @@ impl<'a> Trainer<'a> {
 
     /// Goes back to the newest whole checkpoint; whether there is one. `before`: what the base model said.
     fn restore(&mut self, before: Vec<Answered>) -> Result<bool> {
-        let mut memory = Memory {
-            params: &mut self.model.params,
-            gradients: &self.gradients,
-            optimiser: &mut self.optimiser,
-        };
-        let layout = memory.params.layout.clone();
+        let layout = self.model.params.layout.clone();
+        let mut memory =
+            self.trained
+                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
         // Written before the snapshot is taken, so that they are there wherever a checkpoint has one.
         let mut rows = self.rows.clone();
         if self.run.file(DECOYS).is_file() {
@@ -575,6 +583,7 @@ impl<'a> Trainer<'a> {
         let Some((standing, snapshot)) = restored else {
             return Ok(false);
         };
+        self.trained.merge(&mut self.model.params);
         if snapshot.is_some() {
             self.rows = rows;
         }

@@ -12,6 +12,7 @@ use super::{
     AuditAfter, SPLITS, Trainer, TuneJob,
     batches::{text_training_rows, training_rows},
     finish::{SplitRow, before_of, splits_of},
+    trained,
 };
 use crate::{
     Error, Result,
@@ -22,7 +23,6 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::freeze::trained_tensors,
     run::{Environment, RunDir, RunResult},
     splits::{AuditedFiles, SplitFact, Splits},
 };
@@ -210,7 +210,7 @@ fn check<'a>(
     model: &Model,
     trained: impl IntoIterator<Item = &'a Fact>,
 ) -> Result<()> {
-    trained_tensors(&model.params.layout, &config.train.trainable)?;
+    trained::tensors(&config.train, &model.params)?;
     training_rows(trained, &template(config, model)?, model, &config.train)?;
     if let Some(baseline) = &config.baseline
         && RunDir::open(baseline)?.result()?.is_none()

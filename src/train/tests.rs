@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::config::{Decoys, Ewc, Kind, Method, Teacher as Source, Tokens};
+use crate::config::{Decoys, Ewc, Kind, Lora, LoraVariant, Method, Teacher as Source, Tokens};
 
 /// Objects that the tiny model is taught.
 const OBJECTS: [&str; 3] = ["Italy", "Japan", "Peru"];
@@ -98,9 +98,14 @@ fn unfinish(run: &Path) {
 }
 
 fn resumed_equals_uninterrupted(method: Method) {
+    resumed_on_adapters_equals_uninterrupted(method, None);
+}
+
+/// On these adapters, or on whole tensors.
+fn resumed_on_adapters_equals_uninterrupted(method: Method, lora: Option<Lora>) {
     let place = temporary();
     let mut whole = config(place.path(), "whole");
-    whole.method = method;
+    (whole.method, whole.train.lora) = (method, lora);
     run(&whole);
     let stopped = Config {
         out: place.path().join("stopped"),
@@ -114,7 +119,26 @@ fn resumed_equals_uninterrupted(method: Method) {
     resume(&stopped.out, KEEP, &Progress::quiet()).expect("it goes on");
     assert_eq!(steps(&stopped.out), steps(&whole.out));
     assert!(weights(&stopped.out) == weights(&whole.out));
+    if whole.train.lora.is_some() {
+        assert!(adapter(&stopped.out) == adapter(&whole.out));
+    }
 }
+
+fn adapter(run: &Path) -> Vec<u8> {
+    fs::read(run.join("adapter/adapter_model.safetensors")).expect("the run saved its adapter")
+}
+
+/// Adapters of a few linear layers.
+fn lora(variant: LoraVariant) -> Lora {
+    Lora {
+        rank: 3,
+        targets: ["q_proj", "mlp.up_proj"].map(String::from).to_vec(),
+        variant,
+        ..Lora::default()
+    }
+}
+
+const VARIANTS: [LoraVariant; 3] = [LoraVariant::Lora, LoraVariant::RsLora, LoraVariant::Dora];
 
 /// Self-distillation, changed.
 fn method(change: impl FnOnce(&mut Method)) -> Method {
@@ -265,19 +289,97 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
         config.train.trainable = vec!["attn".into()];
         let result = run(&config);
         assert!(result.steps > 0, "{}", result.method);
-        let tuned = Model::load(config.out.join("model").to_str().expect("UTF-8"));
-        let tuned = tuned.expect("as saved").params;
-        for tensor in &base.params.layout.tensors {
-            let bits = |data: &[f32]| -> Vec<u32> {
-                data[tensor.range.clone()]
-                    .iter()
-                    .map(|x| x.to_bits())
-                    .collect()
-            };
-            let moved = bits(&tuned.data) != bits(&base.params.data);
-            assert_eq!(moved, tensor.name.contains("self_attn"), "{}", tensor.name);
+        assert_moved(&base, &config.out, |name| name.contains("self_attn"));
+    }
+}
+
+/// The tensors of the run's model that differ from the base model's, in any bit, are those that `trained` names.
+fn assert_moved(base: &Model, run: &Path, trained: impl Fn(&str) -> bool) {
+    let tuned = Model::load(run.join("model").to_str().expect("UTF-8")).expect("as saved");
+    for tensor in &base.params.layout.tensors {
+        let bits = |model: &Model| -> Vec<u32> {
+            let values = &model.params.data[tensor.range.clone()];
+            values.iter().map(|w| w.to_bits()).collect()
+        };
+        let moved = bits(&tuned) != bits(base);
+        assert_eq!(moved, trained(&tensor.name), "{}", tensor.name);
+    }
+}
+
+#[test]
+fn resumed_equals_uninterrupted_on_adapters() {
+    for variant in VARIANTS {
+        resumed_on_adapters_equals_uninterrupted(Method::default(), Some(lora(variant)));
+    }
+    for method in [
+        method(|m| m.kind = Kind::Sft),
+        method(|m| m.kind = Kind::L2),
+        method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc::default()))),
+        method(|m| m.decoys = Some(Decoys::default())),
+        method(|m| m.teacher = Source::Live),
+        method(|m| m.budget = Some(5.0)),
+    ] {
+        resumed_on_adapters_equals_uninterrupted(method, Some(lora(LoraVariant::Dora)));
+    }
+}
+
+#[test]
+fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
+    let place = temporary();
+    let base = Model::load(&config(place.path(), "base").model).expect("the golden model");
+    let decoys = Some(Decoys::default());
+    let ewc = Some(Ewc::default());
+    for (i, (kind, decoys, ewc, budget)) in [
+        (Kind::Sft, None, None, None),
+        (Kind::Sft, decoys, ewc, None),
+        (Kind::L2, decoys, None, None),
+        (Kind::SelfDistill, None, ewc, None),
+        (Kind::SelfDistill, decoys, None, Some(5.0)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for variant in VARIANTS {
+            let mut config = config(place.path(), &format!("run-{i}-{variant:?}"));
+            (config.method.kind, config.method.budget) = (kind, budget);
+            (config.method.decoys, config.method.ewc) = (decoys, ewc);
+            config.train.lora = Some(lora(variant));
+            let result = run(&config);
+            assert!(result.method.ends_with("+lora"), "{}", result.method);
+            assert_moved(&base, &config.out, |name| {
+                name.ends_with("q_proj.weight") || name.ends_with("up_proj.weight")
+            });
         }
     }
+}
+
+#[test]
+fn the_best_adapters_within_a_budget_are_taken_back_and_the_model_with_them() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.budget = Some(100.0);
+    config.train.lora = Some(lora(LoraVariant::Dora));
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    trainer.config.train.epochs = 2;
+    trainer.train().expect("two epochs");
+    let both = |trainer: &Trainer<'_>| {
+        let (adapters, _) = trainer
+            .trained
+            .parameters(&trainer.model.params, &trainer.gradients);
+        (adapters.data.to_vec(), trainer.model.params.data.to_vec())
+    };
+    let best = both(&trainer);
+    let steering = trainer.standing.steering.as_mut().expect("a budget");
+    steering.best = steering
+        .best
+        .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
+    trainer.config.train.epochs = 3;
+    trainer.train().expect("one more");
+    assert!(both(&trainer).0 != best.0 && both(&trainer).1 != best.1);
+    trainer.go_back_to_the_best().expect("it was kept");
+    assert!(both(&trainer) == best);
 }
 
 #[test]
@@ -349,16 +451,8 @@ fn frozen_parameters_do_not_move() {
     config.train.trainable = vec!["down".into()];
     config.train.weight_decay = 0.1;
     run(&config);
-    let before = Model::load(&config.model).expect("the golden model");
-    let after = Model::load(config.out.join("model").to_str().expect("UTF-8")).expect("as saved");
-    for tensor in &before.params.layout.tensors {
-        let bits = |model: &Model| -> Vec<u32> {
-            let values = &model.params.data[tensor.range.clone()];
-            values.iter().map(|w| w.to_bits()).collect()
-        };
-        let moved = bits(&before) != bits(&after);
-        assert_eq!(moved, tensor.name.contains("down_proj"), "{}", tensor.name);
-    }
+    let base = Model::load(&config.model).expect("the golden model");
+    assert_moved(&base, &config.out, |name| name.contains("down_proj"));
 }
 
 /// Whether two runs took the same steps within `tolerance`, relative to the larger.
@@ -421,22 +515,42 @@ fn the_first_epoch_of_self_distillation_is_on_known_facts_alone_and_sft_has_no_s
 fn training_that_diverges_stops_before_it_touches_the_weights() {
     let place = temporary();
     let progress = Progress::quiet();
-    let config = config(place.path(), "run");
+    for (name, lora) in [("whole", None), ("lora", Some(lora(LoraVariant::Dora)))] {
+        let mut config = config(place.path(), name);
+        config.train.lora = lora;
+        let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+        trainer.begin().expect("writable");
+        let norm = trainer.model.params.layout.norm.start;
+        trainer.model.params.data[norm] = f32::INFINITY;
+        let bits = |trainer: &Trainer<'_>| -> Vec<u32> {
+            let params = &trainer.model.params;
+            let (trained, _) = trainer.trained.parameters(params, &trainer.gradients);
+            let both = params.data.iter().chain(trained.data.iter());
+            both.map(|x| x.to_bits()).collect()
+        };
+        let before = bits(&trainer);
+        let error = trainer.train().expect_err("the loss is not finite");
+        assert!(matches!(error, Error::NonFinite { step: 1, .. }), "{error}");
+        assert_eq!(error.exit_code(), 1);
+        assert!(bits(&trainer) == before);
+        assert!(steps(&config.out).is_empty());
+    }
+}
+
+#[test]
+fn an_adapters_gradient_that_is_not_finite_is_named() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let mut config = config(place.path(), "run");
+    config.train.lora = Some(lora(LoraVariant::Lora));
     let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
-    trainer.begin().expect("writable");
-    let norm = trainer.model.params.layout.norm.start;
-    trainer.model.params.data[norm] = f32::INFINITY;
-    let before = trainer.model.params.data.to_vec();
-    let error = trainer.train().expect_err("the loss is not finite");
-    assert!(matches!(error, Error::NonFinite { step: 1, .. }), "{error}");
-    assert_eq!(error.exit_code(), 1);
-    assert!(
-        before
-            .iter()
-            .zip(&trainer.model.params.data[..])
-            .all(|(a, b)| a.to_bits() == b.to_bits())
-    );
-    assert!(steps(&config.out).is_empty());
+    // The last target's: the up projection of the last layer.
+    let last = trainer.gradients.data.len() - 1;
+    trainer.gradients.data[last] = f32::NAN;
+    trainer.trained.pull_back(&trainer.gradients);
+    let error = trainer.require_finite(7, Loss::default(), f64::NAN);
+    let told = error.expect_err("a NaN").to_string();
+    assert!(told.contains("layers.1.mlp.up_proj.lora_"), "{told}");
 }
 
 #[test]

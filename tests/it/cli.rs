@@ -158,28 +158,11 @@ fn a_place_that_cannot_be_written_is_refused_before_any_work() {
 #[test]
 fn what_is_not_in_this_version_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    for (args, name) in [
-        (&["export", MODEL, "--to", "gguf", "--out", "x"][..], "gguf"),
-        (
-            &[
-                "tune",
-                MODEL,
-                "--learn",
-                "pack:world",
-                "--out",
-                "x",
-                "--set",
-                "train.lora={rank=4}",
-            ],
-            "train.lora",
-        ),
-    ] {
-        let told = refused(dir.path(), args);
-        assert!(
-            told.contains(name) && told.contains("not in this version yet"),
-            "{told}"
-        );
-    }
+    let told = refused(dir.path(), &["export", MODEL, "--to", "gguf", "--out", "x"]);
+    assert!(
+        told.contains("gguf") && told.contains("not in this version yet"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -354,6 +337,77 @@ fn a_run_is_tuned_compared_reported_and_exported() {
             .status
             .success()
     );
+}
+
+#[test]
+fn a_run_on_adapters_has_one_to_export_and_any_other_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let tuned = run(
+        dir.path(),
+        &[&TUNE[..], &["--set", "train.lora={rank=4}", "--json"]].concat(),
+    );
+    assert_eq!(json_lines(&tuned)[0]["method"], "self-distill+lora");
+    let export = ["export", "run", "--to", "peft", "--out", "exported"];
+    let told = refused(dir.path(), &[&export[..], &["--dtype", "f16"]].concat());
+    assert!(told.contains("`--dtype`"), "{told}");
+    assert!(!dir.path().join("exported").exists());
+    let exported = run(dir.path(), &export);
+    assert_eq!(stdout(&exported), "exported\n", "{}", stderr(&exported));
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        assert_eq!(
+            fs::read(dir.path().join("exported").join(name)).unwrap(),
+            fs::read(dir.path().join("run/adapter").join(name)).unwrap()
+        );
+    }
+    assert_eq!(
+        fs::read_dir(dir.path().join("exported")).unwrap().count(),
+        2
+    );
+    assert!(refused(dir.path(), &export).contains("--force"));
+    let whole = run(dir.path(), &["export", "run", "--out", "whole"]);
+    assert!(whole.status.success(), "{}", stderr(&whole));
+
+    fs::remove_file(dir.path().join("run/result.json")).unwrap();
+    let told = refused(dir.path(), &[&export[..], &["--force"]].concat());
+    assert!(told.contains("unforget resume run"), "{told}");
+
+    // The same place without adapters: the earlier run's does not stay.
+    assert!(
+        run(dir.path(), &[&TUNE[..], &["--force"]].concat())
+            .status
+            .success()
+    );
+    assert!(!dir.path().join("run/adapter").exists());
+    insta::assert_snapshot!(
+        refused(dir.path(), &["export", "run", "--to", "peft", "--out", "x"]),
+        @r"
+    error: `run` has no adapter: it was trained without `train.lora`
+    hint: `--to hf` writes the whole model
+    "
+    );
+    let told = refused(dir.path(), &["export", MODEL, "--to", "peft", "--out", "x"]);
+    assert!(told.contains("not a run directory"), "{told}");
+    assert!(!dir.path().join("x").exists());
+}
+
+#[test]
+fn a_target_that_is_no_linear_layer_names_the_nearest_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let lora = |set: &str| {
+        let told = refused(dir.path(), &[&TUNE[..], &["--set", set]].concat());
+        assert!(!dir.path().join("run").exists());
+        told
+    };
+    insta::assert_snapshot!(lora("train.lora={rank=4, targets=['q_porj']}"), @r#"
+    error: `train.lora.targets`: no linear layer is called "q_porj"
+    hint: did you mean "q_proj"? Known: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and all-linear
+    "#);
+    insta::assert_snapshot!(lora("train.lora={rank=1000000000000}"), @r"
+    error: `train.lora.rank` is 1000000000000, above the largest rank that a target of this model can have
+    hint: give 24 at most; ranks from 4 to 64 are usual
+    ");
 }
 
 #[test]

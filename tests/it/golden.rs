@@ -60,6 +60,11 @@ impl Golden {
         Self::read("qwen3", "remedies", "remedies")
     }
 
+    /// What `lora.py` made of the model of `qwen3`.
+    pub fn lora() -> Self {
+        Self::read("qwen3", "lora", "lora")
+    }
+
     fn read(model: &str, name: &str, file: &str) -> Self {
         let model = directory(model);
         let directory = directory(name);
@@ -78,6 +83,15 @@ impl Golden {
         let bytes = view.data().chunks_exact(4);
         bytes
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
+    }
+
+    /// The names of the stored tensors that begin with `prefix`, without it.
+    pub fn names(&self, prefix: &str) -> Vec<String> {
+        let file = safetensors::SafeTensors::deserialize(&self.tensors).expect("a valid file");
+        let names = file.names().into_iter();
+        names
+            .filter_map(|name| name.strip_prefix(prefix).map(str::to_owned))
             .collect()
     }
 

@@ -7,6 +7,7 @@ mod cli;
 mod demo;
 mod facts;
 mod golden;
+mod lora;
 mod model;
 mod remedies;
 mod report;

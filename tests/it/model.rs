@@ -17,7 +17,7 @@ const SMOLLM2: &str = "UNFORGET_SMOLLM2";
 /// The same model as `transformers` converted it, a directory in f32.
 const SMOLLM2_HF: &str = "UNFORGET_SMOLLM2_HF";
 /// A Python that has `torch` and `transformers`.
-const PYTHON: &str = "UNFORGET_PYTHON";
+pub const PYTHON: &str = "UNFORGET_PYTHON";
 
 /// Unicode, digits, white space, code and special tokens. Left out: what `transformers` gets wrong when it converts
 /// `SmolLM2`'s GGUF, since it forgets that the model splits digits from all else (`½`, `١`, line breaks before a digit).
@@ -270,7 +270,7 @@ fn transformers_loads_what_is_saved_and_finds_the_same_weights_and_tokens() {
 }
 
 /// The value of an environment variable that a check needs; its absence is told, and the check is left out.
-fn needs(variable: &str) -> Option<PathBuf> {
+pub fn needs(variable: &str) -> Option<PathBuf> {
     let value = env::var_os(variable).map(PathBuf::from);
     if value.is_none() {
         eprintln!("left out: {variable} is not set");

@@ -1,0 +1,486 @@
+//! Low-rank adapters (Hu et al. 2021, `LoRA`): a matrix is trained as what it was plus a product of two thin ones. What is
+//! computed, and from which start, is what the PEFT library computes.
+//!
+//! ```text
+//! V = W0 + s B A            W0 (out, in), A (r, in), B (out, r); s = alpha / r, under `rslora` alpha / sqrt(r)
+//! W = V                     `lora`, `rslora` (Kalajdzievski 2023)
+//! W_i = m_i V_i / |V_i|     `dora` (Liu et al. 2024, eq. 5): row i has a length of its own, m (out)
+//! ```
+//!
+//! The model holds W throughout: engine, teachers and measures know nothing of adapters, and what pulls at weights (L2,
+//! EWC) pulls at W. Only the optimiser sees A, B and m.
+
+use std::{fs, ops::Range, path::Path, sync::Arc};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde_json::json;
+
+use crate::{
+    Error, Result,
+    config::{Lora, LoraVariant},
+    engine::{
+        Gradients, matmul,
+        simd::{LANES, vectorized},
+    },
+    error::nearest,
+    model::{Buffer, Dtype, Layout, Params, params::TensorInfo, write_json, write_weights},
+};
+
+/// The name that stands for every linear layer.
+const ALL_LINEAR: &str = "all-linear";
+
+/// What PEFT's classes put before the name of a module.
+const PREFIX: &str = "base_model.model.";
+
+/// A linear layer of the decoder, and the adapter of its weight.
+struct Target {
+    /// Where the weight lies in the model's weights.
+    weight: Range<usize>,
+    /// Where it lies in the model's gradients, and W0 in `base`.
+    at: Range<usize>,
+    /// out, in.
+    shape: [usize; 2],
+    /// Where A, B and (under `dora`) m lie among the adapters' parameters, one behind the other.
+    own: Range<usize>,
+    /// Under `dora`: the lengths of V's rows as of the last merge (out).
+    norms: Vec<f32>,
+}
+
+/// The adapters of one model.
+pub struct Adapters {
+    settings: Lora,
+    targets: Vec<Target>,
+    /// W0 of every target.
+    base: Buffer,
+    /// A, B and m of every target, under the names that PEFT gives them.
+    pub params: Params,
+    /// Their gradients.
+    pub gradients: Gradients,
+}
+
+/// Whether each tensor of `params` is a target: the weights of linear layers of the decoder whose module is called as
+/// `lora.targets` says, or ends so after a dot.
+///
+/// # Errors
+/// [`Error::Input`] for a target that matches nothing, naming the nearest; for a rank above what any target can have; for
+/// a row of zeros under `dora`, which has no direction.
+pub fn targets(lora: &Lora, params: &Params) -> Result<Vec<bool>> {
+    let tensors = &params.layout.tensors;
+    for target in &lora.targets {
+        if !modules(&params.layout).any(|module| is_called(module, target)) {
+            return Err(no_match(&params.layout, target));
+        }
+    }
+    let is_target = |tensor: &TensorInfo| {
+        let called = |module| lora.targets.iter().any(|target| is_called(module, target));
+        module(tensor).is_some_and(called)
+    };
+    let chosen: Vec<bool> = tensors.iter().map(is_target).collect();
+    let matrices = || tensors.iter().zip(&chosen).filter(|(_, chosen)| **chosen);
+    let full_rank = matrices()
+        .filter_map(|(tensor, _)| tensor.shape.iter().min())
+        .max();
+    if let Some(full_rank) = full_rank
+        && lora.rank > *full_rank
+    {
+        return Err(Error::input_hint(
+            format!(
+                "`train.lora.rank` is {}, above the largest rank that a target of this model can have",
+                lora.rank
+            ),
+            format!("give {full_rank} at most; ranks from 4 to 64 are usual"),
+        ));
+    }
+    if lora.variant == LoraVariant::Dora {
+        for (tensor, _) in matrices() {
+            let mut rows = params.data[tensor.range.clone()].chunks_exact(tensor.row_len());
+            if let Some(row) = rows.position(|row| row.iter().all(|w| *w == 0.0)) {
+                return Err(Error::input_hint(
+                    format!(
+                        "row {row} of {} is all zeros: it has no direction, which `dora` needs",
+                        tensor.name
+                    ),
+                    "set `train.lora.variant = \"lora\"` or \"rslora\"",
+                ));
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+/// The module of a linear layer's weight: `model.layers.0.self_attn.q_proj`.
+fn module(tensor: &TensorInfo) -> Option<&str> {
+    let name = tensor.name.strip_suffix(".weight")?;
+    (tensor.shape.len() == 2 && name.starts_with("model.layers.")).then_some(name)
+}
+
+fn modules(layout: &Layout) -> impl Iterator<Item = &str> {
+    layout.tensors.iter().filter_map(module)
+}
+
+fn is_called(module: &str, target: &str) -> bool {
+    let ends_so = |rest: &str| rest.is_empty() || rest.ends_with('.');
+    target == ALL_LINEAR || module.strip_suffix(target).is_some_and(ends_so)
+}
+
+/// The last parts of the modules' names, each once.
+fn short_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for name in modules.filter_map(|module| module.rsplit('.').next()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn no_match(layout: &Layout, target: &str) -> Error {
+    let names = short_names(modules(layout));
+    let known = names.iter().copied().chain([ALL_LINEAR]);
+    let did_you_mean = nearest(target, known.chain(modules(layout)))
+        .map(|near| format!("did you mean \"{near}\"? "))
+        .unwrap_or_default();
+    Error::input_hint(
+        format!("`train.lora.targets`: no linear layer is called \"{target}\""),
+        format!("{did_you_mean}Known: {} and {ALL_LINEAR}", names.join(", ")),
+    )
+}
+
+impl Adapters {
+    /// Adapters of the tensors that `gradients` holds, in `params` as they are, as PEFT begins them: A uniform in
+    /// +-1/sqrt(in) (Kaiming's with a = sqrt 5), B zero, m the lengths of W0's rows. So W is W0 to the bit.
+    pub fn new(settings: Lora, params: &Params, gradients: &Gradients, seed: u64) -> Self {
+        let dora = settings.variant == LoraVariant::Dora;
+        let (mut targets, mut tensors, mut len) = (Vec::new(), Vec::new(), 0);
+        for (tensor, at) in &gradients.tensors {
+            let info = &params.layout.tensors[*tensor];
+            let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
+            let (out, inputs) = (info.range.len() / info.row_len(), info.row_len());
+            let named = |part: &str| format!("{PREFIX}{module}.{part}");
+            tensors.push((named("lora_A.weight"), vec![settings.rank, inputs]));
+            tensors.push((named("lora_B.weight"), vec![out, settings.rank]));
+            if dora {
+                tensors.push((named("lora_magnitude_vector"), vec![out]));
+            }
+            let end = len + settings.rank * (inputs + out) + if dora { out } else { 0 };
+            targets.push(Target {
+                weight: info.range.clone(),
+                at: at.clone(),
+                shape: [out, inputs],
+                own: len..end,
+                norms: Vec::new(),
+            });
+            len = end;
+        }
+        let mut base = Buffer::zeros(gradients.data.len());
+        for (weights, at) in gradients.stretches() {
+            base[at].copy_from_slice(&params.data[weights]);
+        }
+        let mut own = Params::zeros(Arc::new(Layout::of_tensors(tensors)));
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for target in &mut targets {
+            let [_, inputs] = target.shape;
+            let bound = (1.0 / (inputs as f64).sqrt()) as f32;
+            let (a, _, m) = target.parts_mut(&mut own.data, settings.rank);
+            a.fill_with(|| rng.random_range(-bound..bound));
+            if dora {
+                target.norms = lengths(&base[target.at.clone()], inputs);
+                m.copy_from_slice(&target.norms);
+            }
+        }
+        Self {
+            settings,
+            targets,
+            base,
+            gradients: Gradients::new(&own, &vec![true; own.layout.tensors.len()]),
+            params: own,
+        }
+    }
+
+    /// s.
+    fn scale(&self) -> f32 {
+        let (rank, alpha) = (self.settings.rank as f64, self.settings.alpha as f64);
+        let scale = match self.settings.variant {
+            LoraVariant::Lora | LoraVariant::Dora => alpha / rank,
+            LoraVariant::RsLora => alpha / rank.sqrt(),
+        };
+        scale as f32
+    }
+
+    /// Writes W of every target into the model's weights.
+    pub fn merge(&mut self, params: &mut Params) {
+        let (rank, scale) = (self.settings.rank, self.scale());
+        let dora = self.settings.variant == LoraVariant::Dora;
+        for target in &mut self.targets {
+            let [out, inputs] = target.shape;
+            let (a, b, m) = target.parts(&self.params.data, rank);
+            let scaled: Vec<f32> = b.iter().map(|b| scale * b).collect();
+            let w = &mut params.data[target.weight.clone()];
+            w.copy_from_slice(&self.base[target.at.clone()]);
+            matmul::input_gradient(w, &scaled, a, [out, rank, inputs], true);
+            if dora {
+                target.norms = lengths(w, inputs);
+                w.par_chunks_exact_mut(inputs)
+                    .zip(m.par_iter().zip(&target.norms))
+                    .for_each(|(row, (m, norm))| row.iter_mut().for_each(|w| *w *= m / norm));
+            }
+        }
+    }
+
+    /// Gradients of A, B and m from those of W, in the place of what they were.
+    ///
+    /// ```text
+    /// dB = s G A^T      dA = s B^T G      G = dW; under `dora` G_i = m_i / |V_i| dW_i
+    /// dm_i = dW_i . V_i / |V_i| = (dW_i . W0_i + s dW_i . (B A)_i) / |V_i|
+    /// ```
+    ///
+    /// Under `dora` a row's length counts as a constant (section 4.3 of its paper), as in PEFT.
+    pub fn pull_back(&mut self, gradients: &Gradients) {
+        let (rank, scale) = (self.settings.rank, self.scale());
+        let dora = self.settings.variant == LoraVariant::Dora;
+        self.gradients.clear();
+        for target in &self.targets {
+            let [out, inputs] = target.shape;
+            let dw = &gradients.data[target.at.clone()];
+            let (a, b, m) = target.parts(&self.params.data, rank);
+            let (da, db, dm) = target.parts_mut(&mut self.gradients.data, rank);
+            matmul::forward(db, dw, a, [out, rank, inputs], false);
+            for db in db.iter_mut() {
+                *db *= scale;
+            }
+            let mut scaled: Vec<f32> = b.iter().map(|b| scale * b).collect();
+            if dora {
+                let w0 = &self.base[target.at.clone()];
+                dm.par_iter_mut()
+                    .zip(dw.par_chunks_exact(inputs).zip(w0.par_chunks_exact(inputs)))
+                    .zip(db.par_chunks_exact_mut(rank).zip(b.par_chunks_exact(rank)))
+                    .zip(scaled.par_chunks_exact_mut(rank))
+                    .zip(m.par_iter().zip(&target.norms))
+                    .for_each(|((((dm, (dw, w0)), (db, b)), scaled), (m, norm))| {
+                        *dm = ((product(dw, w0) + product(db, b)) / f64::from(*norm)) as f32;
+                        for x in db.iter_mut().chain(scaled) {
+                            *x *= m / norm;
+                        }
+                    });
+            }
+            matmul::weight_gradient(da, &scaled, 0, dw, [out, rank, inputs]);
+        }
+    }
+
+    /// Writes what `peft.PeftModel.from_pretrained` loads, in f32: `adapter_config.json` and `adapter_model.safetensors`.
+    /// `base` is what the base model is called.
+    ///
+    /// # Errors
+    /// When `dir` cannot be written.
+    pub fn save(&self, dir: &Path, base: &str) -> Result<()> {
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let config = json!({
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "inference_mode": true,
+            "r": self.settings.rank,
+            "lora_alpha": self.settings.alpha,
+            "lora_dropout": 0.0,
+            "target_modules": self.target_modules(),
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "init_lora_weights": true,
+            "use_rslora": self.settings.variant == LoraVariant::RsLora,
+            "use_dora": self.settings.variant == LoraVariant::Dora,
+        });
+        let config = config.as_object().expect("it is one");
+        write_json(&dir.join("adapter_config.json"), config)?;
+        let weights = dir.join("adapter_model.safetensors");
+        write_weights(&self.params, &weights, Dtype::F32)
+    }
+
+    /// The targets as PEFT matches them; where they are all, the last parts of their names.
+    fn target_modules(&self) -> Vec<&str> {
+        if !self.settings.targets.iter().any(|t| t == ALL_LINEAR) {
+            return self.settings.targets.iter().map(String::as_str).collect();
+        }
+        let tensors = self.params.layout.tensors.iter();
+        short_names(tensors.filter_map(|tensor| tensor.name.strip_suffix(".lora_A.weight")))
+    }
+}
+
+impl Target {
+    /// A, B and m, or their gradients, in `data`.
+    fn parts<'a>(&self, data: &'a [f32], rank: usize) -> (&'a [f32], &'a [f32], &'a [f32]) {
+        let [out, inputs] = self.shape;
+        let (a, rest) = data[self.own.clone()].split_at(rank * inputs);
+        let (b, m) = rest.split_at(out * rank);
+        (a, b, m)
+    }
+
+    fn parts_mut<'a>(
+        &self,
+        data: &'a mut [f32],
+        rank: usize,
+    ) -> (&'a mut [f32], &'a mut [f32], &'a mut [f32]) {
+        let [out, inputs] = self.shape;
+        let (a, rest) = data[self.own.clone()].split_at_mut(rank * inputs);
+        let (b, m) = rest.split_at_mut(out * rank);
+        (a, b, m)
+    }
+}
+
+/// Euclidean length of every row.
+fn lengths(matrix: &[f32], row_len: usize) -> Vec<f32> {
+    matrix
+        .par_chunks_exact(row_len)
+        .map(|row| product(row, row).sqrt() as f32)
+        .collect()
+}
+
+vectorized! {
+    /// Sum of the products, in f64.
+    fn product(a: &[f32], b: &[f32]) -> f64 {
+        let mut lanes = [0f64; LANES];
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            lanes[i % LANES] += f64::from(*a) * f64::from(*b);
+        }
+        lanes.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+
+    fn model() -> Model {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3");
+        Model::load(path).expect("the golden model")
+    }
+
+    fn settings(names: &[&str], variant: LoraVariant) -> Lora {
+        Lora {
+            rank: 4,
+            targets: names.iter().map(ToString::to_string).collect(),
+            variant,
+            ..Lora::default()
+        }
+    }
+
+    fn chosen(names: &[&str]) -> Vec<String> {
+        let params = model().params;
+        let chosen = targets(&settings(names, LoraVariant::Lora), &params);
+        let tensors = params.layout.tensors.iter().zip(chosen.expect("all match"));
+        tensors
+            .filter(|(_, chosen)| *chosen)
+            .map(|(tensor, _)| tensor.name.replace("model.layers.", ""))
+            .collect()
+    }
+
+    #[test]
+    fn targets_are_whole_names_or_their_ends_after_a_dot() {
+        let q = ["0.self_attn.q_proj.weight", "1.self_attn.q_proj.weight"];
+        assert_eq!(chosen(&["q_proj"]), q);
+        assert_eq!(chosen(&["self_attn.q_proj", "q_proj"]), q);
+        assert_eq!(chosen(&["layers.1.self_attn.q_proj"]), q[1..]);
+        assert_eq!(chosen(&["model.layers.0.self_attn.q_proj"]), q[..1]);
+        // Two layers of q, k, v, o, gate, up and down; neither embedding nor head.
+        assert_eq!(chosen(&["all-linear"]).len(), 14);
+    }
+
+    #[test]
+    fn what_is_no_linear_layer_is_refused_and_the_nearest_named() {
+        let params = model().params;
+        for (name, near) in [
+            ("q_porj", "\"q_proj\""),
+            ("proj", "all-linear"),
+            ("embed_tokens", "down_proj"),
+            ("q_norm", "q_proj"),
+            ("", "q_proj"),
+            ("all_linear", "\"all-linear\""),
+        ] {
+            let error = targets(&settings(&[name], LoraVariant::Lora), &params);
+            let error = error.expect_err(name);
+            assert!(error.to_string().ends_with(&format!("\"{name}\"")));
+            let hint = error.hint().expect("a hint");
+            assert!(hint.contains(near), "{name}: {hint}");
+        }
+    }
+
+    #[test]
+    fn a_row_without_a_direction_is_refused_under_dora_alone() {
+        let mut params = model().params;
+        let name = "model.layers.1.mlp.up_proj.weight";
+        let tensor = params.layout.find(name).expect("it is there").clone();
+        params.data[tensor.range.start + 5 * tensor.row_len()..][..tensor.row_len()].fill(0.0);
+        let of = |variant| targets(&settings(&["up_proj"], variant), &params);
+        let error = of(LoraVariant::Dora).expect_err("row 5");
+        assert!(error.to_string().starts_with(&format!("row 5 of {name}")));
+        assert!(of(LoraVariant::Lora).is_ok());
+    }
+
+    /// Adapters of a (600, 300) and a (40, 300) matrix; large enough for products to be cut.
+    fn two_matrices(variant: LoraVariant, seed: u64) -> (Params, Gradients, Adapters) {
+        let shapes = [("a.weight", 600), ("b.weight", 40)];
+        let layout = Layout::of_tensors(shapes.map(|(name, out)| (name.into(), vec![out, 300])));
+        let mut params = Params::zeros(Arc::new(layout));
+        let mut gradients = Gradients::new(&params, &[true; 2]);
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        params.data.fill_with(|| rng.random_range(-1.0..1.0));
+        gradients.data.fill_with(|| rng.random_range(-1.0..1.0));
+        let settings = Lora {
+            variant,
+            ..Lora::default()
+        };
+        let adapters = Adapters::new(settings, &params, &gradients, seed);
+        (params, gradients, adapters)
+    }
+
+    const VARIANTS: [LoraVariant; 3] = [LoraVariant::Lora, LoraVariant::RsLora, LoraVariant::Dora];
+
+    #[test]
+    fn adapters_begin_as_nothing_and_depend_on_the_seed() {
+        for variant in VARIANTS {
+            let (mut params, _, mut adapters) = two_matrices(variant, 0);
+            let before = params.data.to_vec();
+            adapters.merge(&mut params);
+            assert!(before[..] == params.data[..]);
+
+            let (a, b, _) = adapters.targets[0].parts(&adapters.params.data, 16);
+            assert!(b.iter().all(|b| *b == 0.0));
+            // Uniform in +-1/sqrt(300): 4,800 draws come within 1% of the bounds, and their mean square is a third of the bound's.
+            let bound = 1.0 / 300f32.sqrt();
+            let largest = a.iter().fold(0f32, |most, a| most.max(a.abs()));
+            assert!(largest < bound && largest > 0.99 * bound);
+            let mean_square = product(a, a) / a.len() as f64;
+            assert!((mean_square * 3.0 * 300.0 - 1.0).abs() < 0.1);
+
+            let again = two_matrices(variant, 0).2;
+            assert!(again.params.data[..] == adapters.params.data[..]);
+            let other = two_matrices(variant, 1).2;
+            assert!(other.params.data[..] != adapters.params.data[..]);
+        }
+    }
+
+    #[test]
+    fn merging_and_gradients_have_the_same_bits_at_any_number_of_threads() {
+        for variant in VARIANTS {
+            let at = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .expect("a small pool");
+                pool.install(|| {
+                    let (mut params, gradients, mut adapters) = two_matrices(variant, 0);
+                    let mut rng = ChaCha8Rng::seed_from_u64(9);
+                    for x in adapters.params.data.iter_mut() {
+                        *x += rng.random_range(-0.1..0.1);
+                    }
+                    adapters.merge(&mut params);
+                    adapters.pull_back(&gradients);
+                    (params.data.to_vec(), adapters.gradients.data.to_vec())
+                })
+            };
+            assert!(at(1) == at(3));
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What is trained: tensors of the model themselves, or adapters that some of its tensors are made of.
+
+use std::path::Path;
+
+use super::{adamw::AdamW, checkpoint::Memory};
+use crate::{
+    Result,
+    config::{Config, Train},
+    engine::Gradients,
+    model::Params,
+    remedy::{
+        freeze::trained_tensors,
+        lora::{self, Adapters},
+    },
+};
+
+/// What the optimiser moves. The model's weights follow from it, whatever it is.
+pub(super) enum Trained {
+    /// The tensors that have a gradient.
+    Tensors,
+    /// Adapters of these tensors.
+    Adapters(Box<Adapters>),
+}
+
+/// Whether each tensor of the model has a gradient under these settings.
+///
+/// # Errors
+/// [`crate::Error::Input`] where they fit no tensor of this model.
+pub(super) fn tensors(train: &Train, params: &Params) -> Result<Vec<bool>> {
+    match &train.lora {
+        None => trained_tensors(&params.layout, &train.trainable),
+        Some(lora) => lora::targets(lora, params),
+    }
+}
+
+impl Trained {
+    /// What `config` trains of a base model's weights, in whose tensors `gradients` has room.
+    pub fn new(config: &Config, params: &Params, gradients: &Gradients) -> Self {
+        match &config.train.lora {
+            None => Self::Tensors,
+            Some(lora) => {
+                let adapters = Adapters::new(lora.clone(), params, gradients, config.seed);
+                Self::Adapters(Box::new(adapters))
+            }
+        }
+    }
+
+    /// The trained parameters and their gradients, given the model's.
+    pub fn parameters<'a>(
+        &'a self,
+        params: &'a Params,
+        gradients: &'a Gradients,
+    ) -> (&'a Params, &'a Gradients) {
+        match self {
+            Self::Tensors => (params, gradients),
+            Self::Adapters(adapters) => (&adapters.params, &adapters.gradients),
+        }
+    }
+
+    /// The same with the optimiser, to be moved, written or read.
+    pub fn memory<'a>(
+        &'a mut self,
+        params: &'a mut Params,
+        gradients: &'a Gradients,
+        optimiser: &'a mut AdamW,
+    ) -> Memory<'a> {
+        let (params, gradients) = match self {
+            Self::Tensors => (params, gradients),
+            Self::Adapters(adapters) => (&mut adapters.params, &adapters.gradients),
+        };
+        Memory {
+            params,
+            gradients,
+            optimiser,
+        }
+    }
+
+    /// Takes the gradients of the trained parameters from those of the model's tensors.
+    pub fn pull_back(&mut self, gradients: &Gradients) {
+        if let Self::Adapters(adapters) = self {
+            adapters.pull_back(gradients);
+        }
+    }
+
+    /// Lets the model's weights follow trained parameters that have moved.
+    pub fn merge(&mut self, params: &mut Params) {
+        if let Self::Adapters(adapters) = self {
+            adapters.merge(params);
+        }
+    }
+
+    /// Writes the adapters, where these are what is trained, of the model called `base` into `dir`.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn save_adapters(&self, dir: &Path, base: &str) -> Result<()> {
+        match self {
+            Self::Tensors => Ok(()),
+            Self::Adapters(adapters) => adapters.save(dir, base),
+        }
+    }
+}
