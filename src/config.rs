@@ -115,6 +115,9 @@ pub struct Method {
     /// Gradient projection, `{ energy = 0.95 }`. Not in this version yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<toml::Table>,
+    /// Scale the change of the weights down when training is done, `{ keep = 0.99 }`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interpolate: Option<Interpolate>,
     /// Forgetting allowed, in percentage points: half of the held-out facts are watched, the strength follows them, and the
     /// model that had learned most within the budget is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,6 +169,20 @@ impl Default for Decoys {
             share: 0.5,
             strength: 1.0,
         }
+    }
+}
+
+/// `method.interpolate`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Interpolate {
+    /// Share of the new facts that are right when training is done that must be right afterwards. Default 0.99.
+    pub keep: f64,
+}
+
+impl Default for Interpolate {
+    fn default() -> Self {
+        Self { keep: 0.99 }
     }
 }
 
@@ -382,6 +399,7 @@ impl Default for Method {
             replay: None,
             decoys: None,
             project: None,
+            interpolate: None,
             budget: None,
         }
     }

@@ -161,6 +161,13 @@ pub enum Metrics {
         /// Seconds that it took to freeze it, its hidden states included where those are kept.
         seconds: f64,
     },
+    /// The change of the weights was scaled down, training being done.
+    Interpolation {
+        /// By what.
+        factor: f64,
+        /// Seconds that it took to find out.
+        seconds: f64,
+    },
     /// An evaluation of every split, at the training prompt.
     Eval {
         /// Epochs done; 0 is before training.
@@ -248,6 +255,9 @@ pub struct RunResult {
     pub budget: Option<f64>,
     /// Within it.
     pub within_budget: Option<bool>,
+    /// What the change of the weights was scaled by at the end, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpolation: Option<f64>,
     /// Epochs done, the snapshot epochs included.
     pub epochs: usize,
     /// Steps done.

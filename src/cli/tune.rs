@@ -270,6 +270,7 @@ mod tests {
             },
             budget: None,
             within_budget: None,
+            interpolation: None,
             epochs: 8,
             steps: 264,
             seconds: 181.6,
@@ -289,6 +290,7 @@ mod tests {
         let over = RunResult {
             budget: Some(1.0),
             within_budget: Some(false),
+            interpolation: None,
             ..done()
         };
         let error = tell(&over, Path::new("run"), &context).unwrap_err();

@@ -116,6 +116,18 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("must be 0 or more, not {}", decoys.strength),
         );
     }
+    if let Some(interpolate) = &method.interpolate {
+        check(
+            interpolate.keep > 0.0 && interpolate.keep <= 1.0,
+            "method.interpolate.keep",
+            format!("is a share above 0 and at most 1, not {}", interpolate.keep),
+        );
+        check(
+            train.lora.is_none(),
+            "method.interpolate",
+            "scales whole weights, which adapters would no longer make up: leave one of `method.interpolate` and `train.lora` out".into(),
+        );
+    }
     if let Some(ewc) = &method.ewc {
         check(
             ewc.strength >= 0.0 && ewc.strength.is_finite(),

@@ -31,6 +31,8 @@ pub struct Record {
     pub epochs: Vec<EpochRecord>,
     /// Median seconds of a step behind the snapshot epochs.
     pub step_seconds: f64,
+    /// Seconds that it took to find out how far the change of the weights may be scaled down; 0 where it was not.
+    pub interpolation_seconds: f64,
     /// For each held `HighlyKnown` fact, in order: 1 right at the end, 0 wrong.
     pub held: String,
     /// The same after the epoch at which most of them were right.
@@ -92,6 +94,7 @@ impl Record {
             result,
             epochs: epochs(&metrics),
             step_seconds: median_step(&metrics),
+            interpolation_seconds: interpolation(&metrics),
             held: bits_of(Split::Held, |row| row.right_after),
             held_at_peak: bits_of(Split::Held, |row| row.right_at_peak),
             maybe_known: bits_of(Split::MaybeKnown, |row| row.right_after),
@@ -125,13 +128,14 @@ impl Record {
         Ok(())
     }
 
-    /// Seconds of training until this share of the new facts was learned; none where it never was.
+    /// Seconds of training until this share of the new facts was learned, those of the interpolation included; none where
+    /// it never was.
     pub fn seconds_until(&self, learned: f64) -> Option<f64> {
         let epoch = self
             .epochs
             .iter()
             .find(|epoch| epoch.accuracy.unknown.is_some_and(|share| share >= learned));
-        epoch.map(|epoch| epoch.seconds)
+        epoch.map(|epoch| epoch.seconds + self.interpolation_seconds)
     }
 }
 
@@ -145,6 +149,7 @@ fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
     for row in metrics {
         match row {
             Metrics::Step { seconds: s, .. } | Metrics::Snapshot { seconds: s, .. } => seconds += s,
+            Metrics::Interpolation { .. } => {}
             Metrics::Eval {
                 epoch,
                 step,
@@ -159,6 +164,14 @@ fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
         }
     }
     epochs
+}
+
+fn interpolation(metrics: &[Metrics]) -> f64 {
+    let seconds = metrics.iter().map(|row| match row {
+        Metrics::Interpolation { seconds, .. } => *seconds,
+        _ => 0.0,
+    });
+    seconds.sum()
 }
 
 /// The median step behind the last snapshot.

@@ -5,5 +5,6 @@ pub mod budget;
 pub mod decoys;
 pub mod distill;
 pub mod freeze;
+pub mod interpolate;
 pub mod lora;
 pub mod snapshot;

@@ -1,6 +1,6 @@
 //! The beginning and the end of a run: what the model says before and after, and what follows from it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,11 +11,14 @@ use crate::{
     facts::Fact,
     generate::Generator,
     measure::{self, Answered, Exam},
-    model::Dtype,
-    remedy::budget::is_within,
+    model::{Dtype, Model},
+    remedy::{
+        budget::is_within,
+        interpolate::{interpolate, smallest},
+    },
     run::{
-        ADAPTER, Counts, FactRow, Moments, Paraphrased, PerSplit, RunDir, RunResult, Split, State,
-        peak_memory_bytes,
+        ADAPTER, Counts, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunDir, RunResult,
+        Split, State, peak_memory_bytes,
     },
     splits::{SplitFact, Splits},
 };
@@ -89,24 +92,67 @@ impl Trainer<'_> {
     /// Saves the model, asks everything again of the weights as saved, and writes what became of each fact.
     pub(super) fn finish(mut self) -> Result<RunResult> {
         self.go_back_to_the_best()?;
+        let interpolation = self.interpolate()?;
         let dtype = self.model.dtype;
         round_to(&mut self.model.params.data, dtype);
         self.model.save(&self.run.file("model"), dtype)?;
         self.trained
             .save_adapters(&self.run.file(ADAPTER), &self.model.name)?;
         let (after, _) = self.timed_evaluation(Exam::answers)?;
+        self.remember(after.iter().map(|a| a.right).collect());
         let paraphrased = self.ask_paraphrases()?;
         self.read_clock();
         let labels_after = self.labels_after()?;
 
         let rows = self.fact_rows(&after, paraphrased, &labels_after);
-        let result = self.result(&rows, &after)?;
+        let result = self.result(&rows, &after, interpolation)?;
         self.run.write_rows("facts.jsonl", &rows)?;
         if !self.options.keep_checkpoints {
             self.checkpoints.remove()?;
         }
         self.run.write_json("result.json", &result)?;
         Ok(result)
+    }
+
+    /// Scales the change of the weights down as far as the new facts allow, where the method asks for it; by how much.
+    fn interpolate(&mut self) -> Result<Option<f64>> {
+        let Some(method) = self.config.method.interpolate else {
+            return Ok(None);
+        };
+        if self.splits.unknown.is_empty() {
+            self.progress.note("there is no new fact to tell how far the change of the weights may be scaled down: it stays");
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let rule = self.config.data.rule;
+        let new = self.splits.unknown.iter().map(|f| &f.fact);
+        let exam = Exam::new(new, &self.template, &self.model.tokenizer, rule)?;
+        let base = Model::load(&self.config.model)?.params;
+        let trained = self.model.params.clone();
+        let (engine, model) = (&mut self.engine, &mut self.model);
+        let mut right_with = |a: f32| -> Result<usize> {
+            interpolate(&mut model.params.data, &base.data, &trained.data, a);
+            let right = exam.right(&mut Generator::new(engine, model))?;
+            Ok(right.iter().filter(|right| **right).count())
+        };
+        let enough = method.keep * right_with(1.0)? as f64;
+        let factor = smallest(|a| Ok(right_with(a)? as f64 >= enough))?;
+        interpolate(
+            &mut self.model.params.data,
+            &base.data,
+            &trained.data,
+            factor,
+        );
+        self.progress.note(format_args!(
+            "the change of the weights is scaled by {factor:.2}: {:.1}% and more of what was learned stays",
+            100.0 * method.keep
+        ));
+        let factor = f64::from(factor);
+        self.run.append(&Metrics::Interpolation {
+            factor,
+            seconds: started.elapsed().as_secs_f64(),
+        })?;
+        Ok(Some(factor))
     }
 
     /// The new facts asked in other words: for each, its questions and answers.
@@ -201,7 +247,12 @@ impl Trainer<'_> {
             .collect()
     }
 
-    fn result(&self, rows: &[FactRow], after: &[Answered]) -> Result<RunResult> {
+    fn result(
+        &self,
+        rows: &[FactRow],
+        after: &[Answered],
+        interpolation: Option<f64>,
+    ) -> Result<RunResult> {
         let after: Vec<bool> = after.iter().map(|a| a.right).collect();
         let accuracy = self.moments(&after);
         let held = self
@@ -239,6 +290,7 @@ impl Trainer<'_> {
             within_budget: budget
                 .zip(forgetting_pp)
                 .map(|(budget, pp)| is_within(pp, budget)),
+            interpolation,
             epochs: self.standing.epoch,
             steps: self.standing.step,
             seconds: self.standing.seconds,
@@ -281,6 +333,7 @@ impl Trainer<'_> {
         let beside = [
             ("+decoys", method.decoys.is_some()),
             ("+ewc", method.ewc.is_some()),
+            ("+interpolate", method.interpolate.is_some()),
             ("+lora", self.config.train.lora.is_some()),
         ];
         let beside = beside.into_iter().filter(|(_, given)| *given);

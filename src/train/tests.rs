@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::*;
-use crate::config::{Decoys, Ewc, Kind, Lora, LoraVariant, Method, Teacher as Source, Tokens};
+use crate::config::{
+    Decoys, Ewc, Interpolate, Kind, Lora, LoraVariant, Method, Teacher as Source, Tokens,
+};
 
 /// Objects that the tiny model is taught.
 const OBJECTS: [&str; 3] = ["Italy", "Japan", "Peru"];
@@ -74,7 +76,7 @@ fn steps(run: &Path) -> Vec<[u64; 3]> {
                 lr,
                 ..
             } => Some([loss, grad_norm, lr].map(f64::to_bits)),
-            Metrics::Snapshot { .. } | Metrics::Eval { .. } => None,
+            _ => None,
         })
         .collect()
 }
@@ -291,6 +293,31 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
         assert!(result.steps > 0, "{}", result.method);
         assert_moved(&base, &config.out, |name| name.contains("self_attn"));
     }
+}
+
+#[test]
+fn an_interpolated_run_keeps_what_it_learned_and_is_resumed_to_the_bit() {
+    let place = temporary();
+    let base = Model::load(&config(place.path(), "base").model).expect("the golden model");
+    let mut config = config(place.path(), "plain");
+    config.method.kind = Kind::Sft;
+    config.train.trainable = vec!["ffn".into()];
+    config.train.epochs = 12;
+    let plain = run(&config);
+    assert!(plain.learned > Some(0.5), "or there is nothing to keep");
+
+    config.out = place.path().join("interpolated");
+    config.method.interpolate = Some(Interpolate { keep: 0.99 });
+    let result = run(&config);
+    assert_eq!(result.method, "sft+interpolate");
+    assert!(result.interpolation < Some(1.0));
+    assert!(result.learned >= plain.learned);
+    assert_moved(&base, &config.out, |name| name.contains("mlp."));
+
+    let whole = weights(&config.out);
+    unfinish(&config.out);
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    assert!(weights(&config.out) == whole);
 }
 
 /// The tensors of the run's model that differ from the base model's, in any bit, are those that `trained` names.

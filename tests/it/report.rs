@@ -109,6 +109,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
         },
         budget: (fixture.method == "self-distill").then_some(3.0),
         within_budget: (fixture.method == "self-distill").then_some(true),
+        interpolation: None,
         epochs,
         steps: 40,
         seconds: 133.0,

@@ -1,0 +1,88 @@
+//! Interpolation (Wortsman et al. 2022, `WiSE-FT`): after training, the change of the weights is scaled down as far as what was
+//! learned allows.
+//!
+//! ```text
+//! W(a) = W0 + a (W - W0)        W0: the base model, W: the trained one, 0 <= a <= 1
+//! ```
+//!
+//! Facts that were trained until they are certain stay right on most of the way back to W0, and the facts that training
+//! broke come back on it. What decides a is what was trained, never what is held out.
+
+use rayon::prelude::*;
+
+use crate::{Result, engine::simd::vectorized};
+
+/// Elements a chunk.
+const CHUNK: usize = 1 << 14;
+
+/// Halvings of the interval in which the factor lies: it is found to 1/64.
+const HALVINGS: usize = 6;
+
+/// The smallest factor, up to 1/64, with which `holds` says that enough is right; it is taken to hold with 1, and from the
+/// smallest factor on.
+///
+/// # Errors
+/// When `holds` fails.
+pub fn smallest(mut holds: impl FnMut(f32) -> Result<bool>) -> Result<f32> {
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..HALVINGS {
+        let middle = f32::midpoint(low, high);
+        if holds(middle)? {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    Ok(high)
+}
+
+/// Writes W(a) into `into`, element by element in f32; W itself where a is 1.
+pub fn interpolate(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
+    into.par_chunks_mut(CHUNK)
+        .zip(base.par_chunks(CHUNK).zip(trained.par_chunks(CHUNK)))
+        .for_each(|(into, (base, trained))| between(into, base, trained, a));
+}
+
+vectorized! {
+    fn between(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
+        // In this form weights that did not move stay to the bit.
+        for (into, (w0, w)) in into.iter_mut().zip(base.iter().zip(trained)) {
+            *into = w - (1.0 - a) * (w - w0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_are_the_base_and_the_trained_weights_and_unmoved_weights_stay() {
+        let base = [1.0, -2.5, 0.1, 7.0];
+        let trained = [3.0, -2.5, 0.3, 6.0];
+        let mut into = [0.0; 4];
+        interpolate(&mut into, &base, &trained, 1.0);
+        assert_eq!(into, trained);
+        interpolate(&mut into, &base, &trained, 0.25);
+        assert_eq!(into[1].to_bits(), base[1].to_bits());
+        // Values of a few tenths: two roundings of half a unit in the last place.
+        let expected = [1.5, -2.5, 0.15, 6.75];
+        assert!(into.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+
+    #[test]
+    fn the_smallest_factor_that_holds_is_found_to_a_64th() {
+        for least in [0.0, 0.01, 0.3, 0.655, 0.99, 1.0] {
+            let found = smallest(|a| Ok(a >= least)).expect("asking never fails");
+            assert!(
+                found >= least && found - least <= 1.0 / 64.0,
+                "{least}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn where_nothing_less_holds_everything_stays() {
+        assert_eq!(smallest(|_| Ok(false)).expect("asking never fails"), 1.0);
+    }
+}
