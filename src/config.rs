@@ -230,7 +230,7 @@ pub enum Reduction {
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// `k`, `q`, `v`, `o`, `attn`, `gate+up`, `down`, `ffn`, `all` (weight, bias and q/k norm of each), or patterns of
-    /// tensor names (`model.layers.*.mlp.*`); one, or a list. Default `all`.
+    /// tensor names (`model.layers.*.mlp.*`), each in all layers or in some (`ffn@0-9`); one, or a list. Default `all`.
     #[serde(with = "one_or_many")]
     pub trainable: Vec<String>,
     /// All of them, the snapshot epochs included. Default 20.

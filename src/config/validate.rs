@@ -1,7 +1,7 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
 use super::{Config, Teacher, Tokens};
-use crate::{Error, Result, error::nearest};
+use crate::{Error, Result, error::nearest, remedy::freeze::name_and_layers};
 
 /// What is wrong with the value of one key.
 #[derive(Debug)]
@@ -148,13 +148,23 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         "train.trainable",
         "is an empty list: nothing would be trained".into(),
     );
-    for name in &train.trainable {
+    for selector in &train.trainable {
+        let Some((name, _)) = name_and_layers(selector) else {
+            check(
+                false,
+                "train.trainable",
+                format!(
+                    "`{selector}`: behind `@` stands a layer or a range of layers, counted from 0, such as `ffn@0-9`"
+                ),
+            );
+            continue;
+        };
         let is_pattern = name.contains(['.', '*']);
         let did_you_mean = nearest(name, PRESETS)
             .map(|near| format!(" (did you mean `{near}`?)"))
             .unwrap_or_default();
         check(
-            is_pattern || PRESETS.contains(&name.as_str()),
+            is_pattern || PRESETS.contains(&name),
             "train.trainable",
             format!(
                 "`{name}` is neither a group ({}) nor a pattern of tensor names{did_you_mean}",

@@ -16,7 +16,8 @@ const PRESETS: [(&str, &[&str]); 9] = [
 ];
 
 /// Whether each tensor of `layout` is trained, given presets (`k` `q` `v` `o` `attn` `gate+up` `down` `ffn` `all`) and
-/// patterns of tensor names in which `*` stands for anything. Embedding, norms and LM head belong to `all` alone.
+/// patterns of tensor names in which `*` stands for anything, each in all layers or in some (`ffn@0-9`, counted from 0).
+/// Embedding, norms and LM head belong to `all` alone.
 ///
 /// # Errors
 /// [`Error::Input`] for a pattern that matches no tensor, naming the nearest.
@@ -43,7 +44,32 @@ pub fn trained_tensors(layout: &Layout, selectors: &[String]) -> Result<Vec<bool
     Ok(trained)
 }
 
+/// What a selector names, and the first and last layer that it is confined to, where it is; none where what follows `@` is
+/// neither a layer nor a range of layers.
+pub fn name_and_layers(selector: &str) -> Option<(&str, Option<(usize, usize)>)> {
+    let Some((name, layers)) = selector.split_once('@') else {
+        return Some((selector, None));
+    };
+    let (first, last) = layers.split_once('-').unwrap_or((layers, layers));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((name, Some((first, last))))
+}
+
+/// The layer that a tensor belongs to.
+fn layer_of(tensor: &str) -> Option<usize> {
+    let rest = tensor.strip_prefix("model.layers.")?;
+    rest.split_once('.')?.0.parse().ok()
+}
+
 fn selects(selector: &str, name: &str) -> bool {
+    let Some((selector, layers)) = name_and_layers(selector) else {
+        return false;
+    };
+    let is_within =
+        |(first, last)| layer_of(name).is_some_and(|layer| (first..=last).contains(&layer));
+    if !layers.is_none_or(is_within) {
+        return false;
+    }
     match PRESETS.iter().find(|(preset, _)| *preset == selector) {
         Some((_, parts)) => parts.iter().any(|part| name.contains(part)),
         None => glob(selector.as_bytes(), name.as_bytes()),
@@ -68,7 +94,7 @@ fn no_match(layout: &Layout, selector: &str) -> Error {
     Error::input_hint(
         format!("`train.trainable`: no tensor matches \"{selector}\""),
         format!(
-            "did you mean \"{near}\"? Presets: k q v o attn gate+up down ffn all; `*` in a pattern stands for anything"
+            "did you mean \"{near}\"? Presets: k q v o attn gate+up down ffn all; `*` in a pattern stands for anything, `@0-9` behind it for layers 0 to 9"
         ),
     )
 }
@@ -163,6 +189,21 @@ mod tests {
             trained(&["model.layers.1.*.up_proj.weight", "lm_head.weight"]),
             ["1.mlp.up_proj.weight", "lm_head.weight"]
         );
+    }
+
+    #[test]
+    fn layers_confine_presets_and_patterns() {
+        let down = ["1.mlp.down_proj.weight"];
+        assert_eq!(trained(&["down@1"]), down);
+        assert_eq!(trained(&["down@1-7"]), down);
+        assert_eq!(trained(&["*.down_proj.weight@1"]), down);
+        assert_eq!(trained(&["all@0-1"]).len(), layout().tensors.len() - 3);
+        for wrong in ["ffn@", "ffn@x", "ffn@3-1", "ffn@2", "ffn@1-"] {
+            assert!(
+                trained_tensors(&layout(), &[wrong.into()]).is_err(),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]
