@@ -106,9 +106,9 @@ pub struct Method {
     /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ewc: Option<Ewc>,
-    /// Replay of known text, `{ share = 0.2, target = "label" }`. Not in this version yet.
+    /// Known facts that are shown again beside what is learned, `{ share = 0.2, target = "label" }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub replay: Option<toml::Table>,
+    pub replay: Option<Replay>,
     /// Made-up subjects about whom the model is held to its snapshot, `{ share = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoys: Option<Decoys>,
@@ -167,6 +167,67 @@ impl Default for Decoys {
             strength: 1.0,
         }
     }
+}
+
+/// `method.replay`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replay {
+    /// Replayed rows for each row that is trained on. Default 0.2.
+    pub share: f64,
+    /// What a replayed row is held to. Default `label`.
+    pub target: ReplayTarget,
+    /// What the term weighs under `target = "teacher"`. Default 1.
+    pub strength: f64,
+    /// How the share goes over the epochs. Default `uniform`.
+    pub schedule: ReplaySchedule,
+    /// Which known facts an epoch replays. Default `hardest`.
+    pub order: ReplayOrder,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self {
+            share: 0.2,
+            target: ReplayTarget::default(),
+            strength: 1.0,
+            schedule: ReplaySchedule::default(),
+            order: ReplayOrder::default(),
+        }
+    }
+}
+
+/// `method.replay.target`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplayTarget {
+    /// The right answer: replayed rows join the mean of the step's cross-entropy. Needs no snapshot.
+    #[default]
+    Label,
+    /// The snapshot's distribution at the right answer's tokens, and no cross-entropy.
+    Teacher,
+}
+
+/// `method.replay.schedule`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplaySchedule {
+    /// The same in every epoch.
+    #[default]
+    Uniform,
+    /// Rising evenly from none in the first epoch to twice the share in the last one.
+    End,
+}
+
+/// `method.replay.order`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplayOrder {
+    /// Those whose loss is largest under the model at the beginning of the epoch.
+    #[default]
+    Hardest,
+    /// Drawn by seed and epoch.
+    Random,
 }
 
 /// `method.tokens`.
@@ -436,12 +497,18 @@ impl Method {
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        self.kind != Kind::Sft || self.ewc.is_some() || self.decoys.is_some()
+        self.kind != Kind::Sft || self.ewc.is_some() || self.asks_beside()
     }
 
-    /// Whether the snapshot is asked: at every row, or about decoys alone.
+    /// Whether the snapshot is asked: at every row, or at rows beside what is learned alone.
     pub fn has_teacher(&self) -> bool {
-        self.distills() || self.decoys.is_some()
+        self.distills() || self.asks_beside()
+    }
+
+    /// Whether the snapshot is asked at rows beside what is learned: decoys or replayed ones.
+    fn asks_beside(&self) -> bool {
+        let replay = self.replay.map(|replay| replay.target);
+        self.decoys.is_some() || replay == Some(ReplayTarget::Teacher)
     }
 
     /// Epochs on `D_Known` alone before the snapshot; none where there is no snapshot.

@@ -385,6 +385,38 @@ mod tests {
     }
 
     #[test]
+    fn a_replay_is_a_table_of_known_keys_and_sane_values() {
+        use crate::config::{Replay, ReplayOrder, ReplaySchedule, ReplayTarget};
+        let text = "[method]\nreplay = { share = 0.5, target = 'teacher', strength = 2.0, schedule = 'end', order = 'random' }";
+        let parsed = parse(text, "x").unwrap();
+        let all = Replay {
+            share: 0.5,
+            target: ReplayTarget::Teacher,
+            strength: 2.0,
+            schedule: ReplaySchedule::End,
+            order: ReplayOrder::Random,
+        };
+        assert_eq!(parsed.method.replay, Some(all));
+        assert!(parsed.validate().is_ok());
+        assert_eq!(parse(&parsed.to_toml(), "resolved").unwrap(), parsed);
+        let parsed = parse("[method.replay]", "x").unwrap();
+        assert_eq!(parsed.method.replay, Some(Replay::default()));
+
+        for (replay, told) in [
+            ("share = 0", "above 0 and at most 10, not 0"),
+            ("share = 10.5", "above 0 and at most 10, not 10.5"),
+            ("share = nan", "above 0 and at most 10, not NaN"),
+            ("target = 'teacher', strength = -1", "must be 0 or more"),
+            ("strength = 2", "join the mean of the cross-entropy"),
+            ("target = 'labels'", "did you mean `label`?"),
+            ("shares = 0.2", "did you mean `share`?"),
+        ] {
+            let text = format!("[method]\nreplay = {{ {replay} }}");
+            assert!(refused(&text, &[]).contains(told), "{replay}");
+        }
+    }
+
+    #[test]
     fn a_teacher_that_would_not_be_exact_is_refused_with_the_reason() {
         let told = refused("[method]\nteacher = 'topk'", &[]);
         assert!(

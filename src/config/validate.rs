@@ -1,6 +1,6 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
-use super::{Config, Teacher, Tokens};
+use super::{Config, ReplayTarget, Teacher, Tokens};
 use crate::{Error, Result, error::nearest};
 
 /// What is wrong with the value of one key.
@@ -116,6 +116,26 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("must be 0 or more, not {}", decoys.strength),
         );
     }
+    if let Some(replay) = &method.replay {
+        check(
+            replay.share > 0.0 && replay.share <= 10.0,
+            "method.replay.share",
+            format!(
+                "is the replayed rows for each row, above 0 and at most 10, not {}",
+                replay.share
+            ),
+        );
+        check(
+            replay.strength >= 0.0 && replay.strength.is_finite(),
+            "method.replay.strength",
+            format!("must be 0 or more, not {}", replay.strength),
+        );
+        check(
+            replay.target == ReplayTarget::Teacher || replay.strength == 1.0,
+            "method.replay.strength",
+            "is what the snapshot's answers weigh; under `target = \"label\"` replayed rows join the mean of the cross-entropy: leave it out, or set `target = \"teacher\"`".into(),
+        );
+    }
     if let Some(ewc) = &method.ewc {
         check(
             ewc.strength >= 0.0 && ewc.strength.is_finite(),
@@ -124,7 +144,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         );
     }
     for (key, given) in [
-        ("method.replay", method.replay.is_some()),
         ("method.project", method.project.is_some()),
         ("train.lora", train.lora.is_some()),
         ("measure.drift", measure.drift),

@@ -29,7 +29,7 @@ pub struct Distillation {
 }
 
 impl Distillation {
-    /// The term that `method` asks for; of no weight where the snapshot is asked about decoys alone.
+    /// The term that `method` asks for; of no weight where the snapshot is asked at rows beside what is learned alone.
     pub fn new(method: &Method, seed: u64) -> Self {
         Self {
             lambda: if method.distills() {
@@ -69,9 +69,9 @@ impl Distillation {
         }
     }
 
-    /// The same term over decoys, of their strength and as a mean over them.
+    /// The same term over rows beside what is learned, of their strength and as a mean over them.
     #[must_use]
-    pub fn over_decoys(self, strength: f64) -> Self {
+    pub fn beside(self, strength: f64) -> Self {
         Self {
             lambda: strength,
             reduction: Reduction::Example,

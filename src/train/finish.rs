@@ -277,6 +277,7 @@ impl Trainer<'_> {
         };
         let beside = [
             ("+decoys", method.decoys.is_some()),
+            ("+replay", method.replay.is_some()),
             ("+ewc", method.ewc.is_some()),
         ];
         let beside = beside.into_iter().filter(|(_, given)| *given);

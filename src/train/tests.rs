@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::*;
-use crate::config::{Decoys, Ewc, Kind, Method, Teacher as Source, Tokens};
+use crate::{
+    config::{Decoys, Ewc, Kind, Method, Replay, ReplaySchedule, Teacher as Source, Tokens},
+    engine::Target,
+    train::batches::PackedRows,
+};
 
 /// Objects that the tiny model is taught.
 const OBJECTS: [&str; 3] = ["Italy", "Japan", "Peru"];
@@ -151,6 +155,33 @@ fn resumed_equals_uninterrupted_with_decoys() {
     }
 }
 
+/// Four or five of six known rows an epoch, replayed.
+fn replay(target: ReplayTarget, order: ReplayOrder) -> Replay {
+    Replay {
+        share: 0.4,
+        target,
+        order,
+        ..Replay::default()
+    }
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_replay() {
+    for (kind, target, order) in [
+        (Kind::Sft, ReplayTarget::Label, ReplayOrder::Hardest),
+        (Kind::SelfDistill, ReplayTarget::Label, ReplayOrder::Random),
+        (
+            Kind::SelfDistill,
+            ReplayTarget::Teacher,
+            ReplayOrder::Hardest,
+        ),
+    ] {
+        resumed_equals_uninterrupted(method(|m| {
+            (m.kind, m.replay) = (kind, Some(replay(target, order)));
+        }));
+    }
+}
+
 #[test]
 fn resumed_equals_uninterrupted_under_a_budget() {
     resumed_equals_uninterrupted(method(|m| m.budget = Some(5.0)));
@@ -224,6 +255,16 @@ fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
             "ewc",
             method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc { strength: 0.0 }))),
         ),
+        (
+            "replay",
+            method(|m| {
+                let idle = Replay {
+                    strength: 0.0,
+                    ..replay(ReplayTarget::Teacher, ReplayOrder::Random)
+                };
+                (m.kind, m.replay) = (Kind::Sft, Some(idle));
+            }),
+        ),
     ] {
         assert!(trained(name, idle) == plain, "{name}");
     }
@@ -249,19 +290,27 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
     let base = Model::load(&config(place.path(), "base").model).expect("the golden model");
     let decoys = Some(Decoys::default());
     let ewc = Some(Ewc::default());
-    for (i, (kind, decoys, ewc)) in [
-        (Kind::Sft, decoys, None),
-        (Kind::Sft, decoys, ewc),
-        (Kind::L2, decoys, None),
-        (Kind::L2, None, ewc),
-        (Kind::SelfDistill, decoys, None),
-        (Kind::SelfDistill, None, ewc),
+    let labels = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest));
+    let taught = Some(replay(ReplayTarget::Teacher, ReplayOrder::Hardest));
+    for (i, (kind, decoys, ewc, replay)) in [
+        (Kind::Sft, decoys, None, None),
+        (Kind::Sft, decoys, ewc, None),
+        (Kind::Sft, decoys, None, labels),
+        (Kind::Sft, None, ewc, taught),
+        (Kind::L2, decoys, None, None),
+        (Kind::L2, None, ewc, None),
+        (Kind::L2, None, None, labels),
+        (Kind::SelfDistill, decoys, None, None),
+        (Kind::SelfDistill, None, ewc, None),
+        (Kind::SelfDistill, decoys, None, taught),
+        (Kind::SelfDistill, None, ewc, labels),
     ]
     .into_iter()
     .enumerate()
     {
         let mut config = config(place.path(), &format!("run-{i}"));
-        (config.method.kind, config.method.decoys, config.method.ewc) = (kind, decoys, ewc);
+        (config.method.kind, config.method.decoys) = (kind, decoys);
+        (config.method.ewc, config.method.replay) = (ewc, replay);
         config.train.trainable = vec!["attn".into()];
         let result = run(&config);
         assert!(result.steps > 0, "{}", result.method);
@@ -280,10 +329,11 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
     }
 }
 
-#[test]
-fn a_run_stopped_within_an_epoch_goes_on_within_it() {
+/// A run that stops after the first step of its second epoch, against one that does not.
+fn stopped_within_an_epoch(method: Method, lr: f64) {
     let place = temporary();
-    let whole = config(place.path(), "whole");
+    let mut whole = config(place.path(), "whole");
+    (whole.method, whole.train.lr) = (method, lr);
     run(&whole);
 
     let stopped = Config {
@@ -297,17 +347,137 @@ fn a_run_stopped_within_an_epoch_goes_on_within_it() {
     trainer.config.train.epochs = 1;
     trainer.train().expect("one epoch");
     trainer.take_snapshot().expect("a row can be written");
+    trainer.config.train.epochs = 3;
+    trainer.choose_replayed(2).expect("known rows");
+    let beside = trainer.beside(2);
+    let dealt = |step: usize| -> Vec<Beside<'_>> {
+        let beside = beside.iter().map(|(held_to, rows)| Beside {
+            rows,
+            held_to: *held_to,
+        });
+        beside.map(|beside| beside.dealt(step, 4)).collect()
+    };
     let order = epoch_order(11, 0, 2, true);
-    trainer.step(2, &order[..3], &[]).expect("a step");
+    trainer.step(2, &order[..3], &dealt(0)).expect("a step");
     trainer.checkpoint().expect("writable");
+    // What the epoch replays no longer follows from the weights.
+    let chosen = trainer.standing.replayed.clone();
+    trainer.standing.step_in_epoch = 0;
+    trainer.choose_replayed(2).expect("known rows");
+    assert!(chosen.is_empty() || trainer.standing.replayed != chosen);
     // A step that no checkpoint holds is done again.
-    trainer.step(2, &order[3..6], &[]).expect("a step");
+    trainer.step(2, &order[3..6], &dealt(1)).expect("a step");
     drop(trainer);
 
     resume(&stopped.out, KEEP, &progress).expect("it goes on");
     assert_eq!(steps(&stopped.out).len(), 10);
     assert_eq!(steps(&stopped.out), steps(&whole.out));
     assert!(weights(&stopped.out) == weights(&whole.out));
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_goes_on_within_it() {
+    stopped_within_an_epoch(Method::default(), 1e-2);
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_replays_on_what_the_epoch_chose() {
+    for target in [ReplayTarget::Label, ReplayTarget::Teacher] {
+        let replay = replay(target, ReplayOrder::Hardest);
+        // A step long enough to change which facts are hardest.
+        stopped_within_an_epoch(method(|m| m.replay = Some(replay)), 5e-2);
+    }
+}
+
+#[test]
+fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let mut config = config(place.path(), "run");
+    config.method.kind = Kind::Sft;
+    config.method.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest));
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.choose_replayed(1).expect("known rows");
+    let losses: Vec<f64> = (0..6)
+        .map(|row| {
+            let mut packed = PackedRows::new([&trainer.rows[row]]);
+            let weight = 1.0 / packed.targets.len() as f32;
+            packed.weigh(weight, |_| 0.0);
+            let targets: &[Target] = &packed.targets;
+            let (params, gradients) = (&trainer.model.params, &mut trainer.gradients);
+            let engine = &mut trainer.engine;
+            let loss = engine.loss_and_gradients(params, &packed.batch, targets, None, gradients);
+            loss.ce
+        })
+        .collect();
+    // 0.4 of eleven rows: four.
+    let chosen = &trainer.standing.replayed;
+    let easiest_chosen = chosen
+        .iter()
+        .map(|row| losses[*row])
+        .fold(f64::MAX, f64::min);
+    assert_eq!(chosen.len(), 4);
+    for row in (0..6).filter(|row| !chosen.contains(row)) {
+        assert!(losses[row] < easiest_chosen, "{losses:?} {chosen:?}");
+    }
+}
+
+/// Tokens of every step of a run.
+fn step_tokens(run: &Path) -> Vec<usize> {
+    let metrics = RunDir::open(run).and_then(|dir| dir.metrics());
+    let metrics = metrics.expect("a run has metrics").into_iter();
+    let tokens = metrics.filter_map(|row| match row {
+        Metrics::Step { tokens, .. } => Some(tokens),
+        Metrics::Snapshot { .. } | Metrics::Eval { .. } => None,
+    });
+    tokens.collect()
+}
+
+#[test]
+fn replay_begins_after_the_snapshot_epochs_and_rises_where_it_is_asked_to() {
+    let place = temporary();
+    let tokens = |name: &str, kind: Kind, replay: Option<Replay>| {
+        let mut config = config(place.path(), name);
+        (config.method.kind, config.method.replay) = (kind, replay);
+        let result = run(&config);
+        assert_eq!(result.method.ends_with("+replay"), replay.is_some());
+        step_tokens(&config.out)
+    };
+    let label = replay(ReplayTarget::Label, ReplayOrder::Hardest);
+    let plain = tokens("plain", Kind::SelfDistill, None);
+    let replayed = tokens("replayed", Kind::SelfDistill, Some(label));
+    // Two steps of the snapshot epoch, then four an epoch with a replayed row each.
+    assert_eq!(plain.len(), replayed.len());
+    assert_eq!(plain[..2], replayed[..2]);
+    assert!((2..10).all(|step| replayed[step] > plain[step]));
+
+    let rising = Replay {
+        schedule: ReplaySchedule::End,
+        ..label
+    };
+    let plain = tokens("sft", Kind::Sft, None);
+    let rising = tokens("rising", Kind::Sft, Some(rising));
+    let more = |epoch: usize| -> usize {
+        let steps = 4 * epoch..4 * epoch + 4;
+        steps.map(|step| rising[step] - plain[step]).sum()
+    };
+    assert_eq!(more(0), 0);
+    assert!(more(1) > 0 && more(2) > more(1));
+}
+
+#[test]
+fn replay_without_known_facts_is_refused() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.method.kind, config.data.keep) = (Kind::Sft, Vec::new());
+    config.method.replay = Some(Replay::default());
+    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("nothing to replay");
+    assert!(
+        error.to_string().contains("no known fact to replay"),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 2);
+    assert!(!config.out.exists());
 }
 
 #[test]

@@ -55,9 +55,14 @@ impl Golden {
         Self::read(name, name, "golden")
     }
 
-    /// What `remedies.py` made of the model of `qwen3`.
+    /// What `remedies.py` made of the model of `qwen3`: the remedies that it wrote first.
     pub fn remedies() -> Self {
-        Self::read("qwen3", "remedies", "remedies")
+        Self::remedy("remedies")
+    }
+
+    /// A later remedy, with a file of its own.
+    pub fn remedy(name: &str) -> Self {
+        Self::read("qwen3", "remedies", name)
     }
 
     fn read(model: &str, name: &str, file: &str) -> Self {
@@ -73,12 +78,16 @@ impl Golden {
 
     /// A stored tensor.
     pub fn tensor(&self, name: &str) -> Vec<f32> {
+        self.find(name).expect(name)
+    }
+
+    /// A tensor, where it is stored.
+    pub fn find(&self, name: &str) -> Option<Vec<f32>> {
         let file = safetensors::SafeTensors::deserialize(&self.tensors).expect("a valid file");
-        let view = file.tensor(name).expect(name);
-        let bytes = view.data().chunks_exact(4);
-        bytes
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()
+        let view = file.tensor(name).ok()?;
+        let floats = view.data().chunks_exact(4);
+        let floats = floats.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Some(floats.collect())
     }
 
     pub fn rows(&self) -> Vec<Row> {
