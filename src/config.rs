@@ -103,6 +103,8 @@ pub struct Method {
     pub teacher: Teacher,
     /// How the distillation term is averaged. Default `example`.
     pub reduction: Reduction,
+    /// Whether teacher and student are compared at the target token itself too. Default `kept`.
+    pub target_token: TargetToken,
     /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ewc: Option<Ewc>,
@@ -269,6 +271,18 @@ pub enum Reduction {
     Token,
 }
 
+/// `method.target_token`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetToken {
+    /// They are: the divergence is that of the whole distributions (eq. 2).
+    #[default]
+    Kept,
+    /// They are not: both sides are renormalised over the other tokens, and what the teacher gives to these is the weight.
+    /// Cross-entropy alone says how likely the target is to be (decoupled distillation).
+    LeftOut,
+}
+
 /// `[train]`: what is trained, how long and by which steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -398,6 +412,7 @@ impl Default for Method {
             tokens: Tokens::default(),
             teacher: Teacher::default(),
             reduction: Reduction::default(),
+            target_token: TargetToken::default(),
             ewc: None,
             replay: None,
             decoys: None,

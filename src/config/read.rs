@@ -224,6 +224,7 @@ mod tests {
             tokens = "full"
             teacher = "auto"
             reduction = "example"
+            target_token = "kept"
             [train]
             trainable = "all"
             epochs = 20
@@ -434,5 +435,16 @@ mod tests {
         assert_eq!(parsed.method.tokens, Tokens::Top(76));
         assert!(parsed.validate().is_ok());
         assert!(refused("[method]\ntokens = { top = 0 }", &[]).contains("at least 1 token"));
+    }
+
+    #[test]
+    fn the_target_token_is_left_out_of_self_distillation_alone() {
+        let parsed = parse("[method]\ntarget_token = 'left-out'", "x").unwrap();
+        assert!(parsed.validate().is_ok());
+        let told = refused("[method]\nkind = 'l2'\ntarget_token = 'left-out'", &[]);
+        assert!(
+            told.contains("line 3: `method.target_token`") && told.contains("this run has none"),
+            "{told}"
+        );
     }
 }

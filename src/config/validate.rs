@@ -1,6 +1,6 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
-use super::{Config, ReplayTarget, Teacher, Tokens};
+use super::{Config, ReplayTarget, TargetToken, Teacher, Tokens};
 use crate::{Error, Result, error::nearest};
 
 /// What is wrong with the value of one key.
@@ -94,6 +94,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         method.teacher != Teacher::Topk || matches!(method.tokens, Tokens::Top(_)),
         "method.teacher",
         "`topk` keeps the teacher's most likely tokens alone, which is exact under `tokens = { top = N }` and nothing else; take `hidden`".into(),
+    );
+    check(
+        method.target_token == TargetToken::Kept || method.distills(),
+        "method.target_token",
+        "`left-out` changes self-distillation, and this run has none: leave it out, or set `method.kind = \"self-distill\"`".into(),
     );
     let budget = method.budget.unwrap_or_default();
     check(

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{SPLITS, Trainer};
 use crate::{
     Result, audit,
-    config::Kind,
+    config::{Kind, TargetToken},
     facts::Fact,
     generate::Generator,
     measure::{self, Answered, Exam},
@@ -276,6 +276,7 @@ impl Trainer<'_> {
             Kind::L2 => "l2",
         };
         let beside = [
+            ("+decoupled", method.target_token == TargetToken::LeftOut),
             ("+decoys", method.decoys.is_some()),
             ("+replay", method.replay.is_some()),
             ("+ewc", method.ewc.is_some()),

@@ -7,7 +7,9 @@ use std::{
 
 use super::*;
 use crate::{
-    config::{Decoys, Ewc, Kind, Method, Replay, ReplaySchedule, Teacher as Source, Tokens},
+    config::{
+        Decoys, Ewc, Kind, Method, Replay, ReplaySchedule, TargetToken, Teacher as Source, Tokens,
+    },
     engine::Target,
     train::batches::PackedRows,
 };
@@ -136,6 +138,7 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
         (m.teacher, m.tokens) = (Source::Topk, Tokens::Top(9));
     }));
     resumed_equals_uninterrupted(method(|m| m.tokens = Tokens::Random(9)));
+    resumed_equals_uninterrupted(method(|m| m.target_token = TargetToken::LeftOut));
 }
 
 #[test]
@@ -268,6 +271,27 @@ fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
     ] {
         assert!(trained(name, idle) == plain, "{name}");
     }
+}
+
+#[test]
+fn a_teacher_whose_likeliest_tokens_are_kept_is_exact_without_the_target_too() {
+    let place = temporary();
+    let trained = |name: &str, teacher, target_token| {
+        let mut config = config(place.path(), name);
+        config.train.lr = 1e-4;
+        (config.method.tokens, config.method.teacher) = (Tokens::Top(30), teacher);
+        config.method.target_token = target_token;
+        let result = run(&config);
+        let left_out = target_token == TargetToken::LeftOut;
+        assert_eq!(result.method.ends_with("+decoupled"), left_out);
+        config.out
+    };
+    let hidden = trained("hidden", Source::Hidden, TargetToken::LeftOut);
+    let kept = trained("kept", Source::Topk, TargetToken::LeftOut);
+    let with = trained("with", Source::Topk, TargetToken::Kept);
+    // Products over other stretches of rows round otherwise.
+    assert!(same_steps(&hidden, &kept, 1e-4));
+    assert!(!same_steps(&with, &kept, 1e-4));
 }
 
 #[test]

@@ -41,6 +41,15 @@ def divergence(student, teacher):
     return TAU**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
+def others_divergence(student, teacher, targets):
+    """Decoupled distillation's part beside the target (Zhao et al. 2022), with its weight in the whole: the teacher's mass there."""
+    others = torch.ones_like(teacher, dtype=torch.bool).scatter(-1, targets[:, None], False)
+    beside = lambda z: z[others].view(len(z), -1)
+    log_p, log_q = F.log_softmax(beside(teacher / TAU), -1), F.log_softmax(beside(student / TAU), -1)
+    mass = beside(F.softmax(teacher / TAU, -1)).sum(-1)
+    return TAU**2 * (mass * (log_p.exp() * (log_p - log_q)).sum(-1)).mean()
+
+
 def steps(model, rows, term, labelled):
     """Ten steps of cross-entropy at the rows numbered `labelled` plus `term(model, logits of each row)`."""
     model = copy.deepcopy(model)
@@ -101,6 +110,21 @@ def main():
     run, gradients, _ = steps(model, rows, repeated, BATCH + LABELLED)
     settings = {"batch": BATCH, "labelled": LABELLED, "taught": TAUGHT, "strength": STRENGTH}
     write("replay", {"replay": settings | run}, {f"replay.gradient.{n}": gradients[n] for n in GRADIENTS})
+
+    # A teacher that is surer and surer of the target: its hidden states, moved along the target's row of the head. Its mass
+    # beside the target goes from 1 down to 1e-6.
+    head, hidden = stored["teacher.head"].double(), stored["teacher.hidden"].double()
+    targets = torch.tensor([t for row in rows for t in row["target"]])
+    right = head[targets]
+    surer = torch.linspace(0, 20, len(targets), dtype=torch.float64)[:, None] / right.square().sum(-1, keepdim=True)
+    hidden = (hidden + surer * right).float()
+    lengths = [len(r["target"]) for r in rows]
+    sure = (hidden.double() @ head.T).split(lengths)
+    beside = lambda _, logits: LAMBDA * torch.stack(
+        [others_divergence(s, t, y) for s, t, y in zip(logits, sure, targets.split(lengths))]).mean()
+    run, gradients, _ = steps(model, rows, beside, range(len(rows)))
+    tensors = {"teacher.hidden": hidden} | {f"decoupled.gradient.{n}": gradients[n] for n in GRADIENTS}
+    write("decoupled", {"decoupled": run}, tensors)
 
 
 if __name__ == "__main__":

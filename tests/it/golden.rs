@@ -146,6 +146,7 @@ impl Golden {
                     compared: Compared::All,
                 },
                 temperature,
+                without_target: false,
             });
             let loss = engine.loss_and_gradients(
                 &self.model.params,

@@ -1,7 +1,7 @@
 //! Every remedy against `PyTorch` (`tests/golden/remedies.py`): ten steps on the rows and the model of `golden/qwen3`.
 
 use unforget::{
-    config::{Ewc, Kind, Method, Replay, ReplayTarget, Teacher, Tokens},
+    config::{Ewc, Kind, Method, Replay, ReplayTarget, TargetToken, Teacher, Tokens},
     engine::{Engine, Gradients, Target},
     progress::Progress,
     prompt::Row,
@@ -206,6 +206,28 @@ fn elastic_weight_consolidation_equals_pytorchs() {
         };
         values.copy_from_slice(&trained(golden, group));
     });
+}
+
+#[test]
+fn distillation_without_the_target_token_equals_pytorchs() {
+    let golden = Golden::load("qwen3");
+    let decoupled = Golden::remedy("decoupled");
+    let batch: Vec<usize> = (0..golden.rows().len()).collect();
+    let method = Method {
+        lambda: golden.number("lambda"),
+        temperature: golden.number("temperature"),
+        target_token: TargetToken::LeftOut,
+        ..Method::default()
+    };
+    check_on(
+        (&decoupled, "decoupled"),
+        &method,
+        (&batch, &[]),
+        |golden, array, values| {
+            let own = decoupled.find(array);
+            values.copy_from_slice(&own.unwrap_or_else(|| golden.tensor(array)));
+        },
+    );
 }
 
 #[test]
