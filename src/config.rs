@@ -89,6 +89,8 @@ pub struct Audit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Method {
+    /// What is wanted of the new facts. Default `facts`.
+    pub goal: Goal,
     /// Default `self-distill`.
     pub kind: Kind,
     /// Strength of the distillation term. Default 1.
@@ -121,6 +123,20 @@ pub struct Method {
     /// model that had learned most within the budget is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<f64>,
+}
+
+/// `method.goal`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Goal {
+    /// They are to be learned.
+    #[default]
+    Facts,
+    /// The task is to be learned from them and they are not, as where they are private or not to be trusted. `train.trainable`,
+    /// where it is `all`, becomes what learns few facts: `attn`, or `k` in a model of 3 billion parameters or more (table 3 and
+    /// appendix B of the paper); any other value is left as it is. Self-distillation, which is for learning facts, is left
+    /// out: `kind = "self-distill"` and `"auto"` are plain fine-tuning.
+    Task,
 }
 
 /// `method.kind`.
@@ -288,7 +304,7 @@ pub enum TargetToken {
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// `k`, `q`, `v`, `o`, `attn`, `gate+up`, `down`, `ffn`, `all` (weight, bias and q/k norm of each), or patterns of
-    /// tensor names (`model.layers.*.mlp.*`); one, or a list. Default `all`.
+    /// tensor names (`model.layers.*.mlp.*`); one, or a list. Default `all`; `method.goal = "task"` has its own.
     #[serde(with = "one_or_many")]
     pub trainable: Vec<String>,
     /// All of them, the snapshot epochs included. Default 20.
@@ -405,6 +421,7 @@ impl Default for Audit {
 impl Default for Method {
     fn default() -> Self {
         Self {
+            goal: Goal::default(),
             kind: Kind::default(),
             lambda: 1.0,
             temperature: 0.5,
@@ -507,12 +524,12 @@ impl Data {
 impl Method {
     /// Whether a frozen snapshot teaches.
     pub fn distills(&self) -> bool {
-        matches!(self.kind, Kind::SelfDistill | Kind::Auto)
+        self.goal == Goal::Facts && matches!(self.kind, Kind::SelfDistill | Kind::Auto)
     }
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        self.kind != Kind::Sft || self.ewc.is_some() || self.asks_beside()
+        self.has_teacher() || self.kind == Kind::L2 || self.ewc.is_some()
     }
 
     /// Whether the snapshot is asked: at every row, or at rows beside what is learned alone.

@@ -217,6 +217,7 @@ mod tests {
             min_highly_known = 0.0
             match = "exact"
             [method]
+            goal = "facts"
             kind = "self-distill"
             lambda = 1.0
             temperature = 0.5
@@ -435,6 +436,20 @@ mod tests {
         assert_eq!(parsed.method.tokens, Tokens::Top(76));
         assert!(parsed.validate().is_ok());
         assert!(refused("[method]\ntokens = { top = 0 }", &[]).contains("at least 1 token"));
+    }
+
+    #[test]
+    fn what_learns_facts_is_refused_where_the_task_alone_is_to_be_learned() {
+        let parsed = parse("[method]\ngoal = 'task'\n[train]\nepochs = 1", "x").unwrap();
+        assert!(parsed.validate().is_ok(), "no snapshot epoch");
+        for given in [
+            "method.budget=1",
+            "train.stop.learned=0.9",
+            "method.target_token=left-out",
+        ] {
+            let told = refused("[method]\ngoal = 'task'", &[given]);
+            assert!(told.contains("method.goal"), "{told}");
+        }
     }
 
     #[test]

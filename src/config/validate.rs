@@ -1,6 +1,6 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
-use super::{Config, ReplayTarget, TargetToken, Teacher, Tokens};
+use super::{Config, Goal, ReplayTarget, TargetToken, Teacher, Tokens};
 use crate::{Error, Result, error::nearest};
 
 /// What is wrong with the value of one key.
@@ -98,7 +98,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     check(
         method.target_token == TargetToken::Kept || method.distills(),
         "method.target_token",
-        "`left-out` changes self-distillation, and this run has none: leave it out, or set `method.kind = \"self-distill\"`".into(),
+        "`left-out` changes self-distillation, and this run has none: leave it out, or set `method.kind = \"self-distill\"` and `method.goal = \"facts\"`".into(),
     );
     let budget = method.budget.unwrap_or_default();
     check(
@@ -146,6 +146,24 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             ewc.strength >= 0.0 && ewc.strength.is_finite(),
             "method.ewc.strength",
             format!("must be 0 or more, not {}", ewc.strength),
+        );
+    }
+    for (key, given, what) in [
+        (
+            "method.budget",
+            method.budget.is_some(),
+            "keeps the model that had learned most of the new facts",
+        ),
+        (
+            "train.stop",
+            train.stop.is_some(),
+            "ends the run once the new facts are learned",
+        ),
+    ] {
+        check(
+            method.goal == Goal::Facts || !given,
+            key,
+            format!("{what}, and under `method.goal = \"task\"` they are not to be: leave it out"),
         );
     }
     for (key, given) in [

@@ -483,7 +483,7 @@ mod tests {
         let s: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         let mut t: Vec<f32> = (0..40).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
         let all: Vec<u32> = (0..40).collect();
-        // 1 - p_y is about e^-3, e^-16, e^-36 and e^-66: the last three are 0 as a difference in f32, the last two in f64.
+        // 1 - p_y is about e^-4, e^-18, e^-38 and e^-68: the last three are 0 as a difference in f32, the last two in f64.
         for sure in [5.0, 12.0, 22.0, 37.0] {
             t[2] = sure;
             let (exact_kl, gradient) = beside_target(&s, &t, 2);

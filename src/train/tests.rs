@@ -2,13 +2,15 @@
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use super::*;
 use crate::{
     config::{
-        Decoys, Ewc, Kind, Method, Replay, ReplaySchedule, TargetToken, Teacher as Source, Tokens,
+        Decoys, Ewc, Goal, Kind, Method, Replay, ReplaySchedule, TargetToken, Teacher as Source,
+        Tokens,
     },
     engine::Target,
     train::batches::PackedRows,
@@ -338,17 +340,10 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
         config.train.trainable = vec!["attn".into()];
         let result = run(&config);
         assert!(result.steps > 0, "{}", result.method);
-        let tuned = Model::load(config.out.join("model").to_str().expect("UTF-8"));
-        let tuned = tuned.expect("as saved").params;
+        let moved = moved(&config);
         for tensor in &base.params.layout.tensors {
-            let bits = |data: &[f32]| -> Vec<u32> {
-                data[tensor.range.clone()]
-                    .iter()
-                    .map(|x| x.to_bits())
-                    .collect()
-            };
-            let moved = bits(&tuned.data) != bits(&base.params.data);
-            assert_eq!(moved, tensor.name.contains("self_attn"), "{}", tensor.name);
+            let name = &tensor.name;
+            assert_eq!(moved.contains(name), name.contains("self_attn"), "{name}");
         }
     }
 }
@@ -536,6 +531,54 @@ fn without_a_checkpoint_a_run_starts_over_and_a_finished_one_is_left_alone() {
     assert!(weights(&config.out) == weights_before);
 }
 
+/// The tensors that a run has moved.
+fn moved(config: &Config) -> Vec<String> {
+    let before = Model::load(&config.model).expect("the golden model");
+    let after = Model::load(config.out.join("model").to_str().expect("UTF-8")).expect("as saved");
+    let bits = |model: &Model, range: Range<usize>| -> Vec<u32> {
+        let values = &model.params.data[range];
+        values.iter().map(|w| w.to_bits()).collect()
+    };
+    let tensors = before.params.layout.tensors.iter();
+    let moved = tensors.filter(|t| bits(&before, t.range.clone()) != bits(&after, t.range.clone()));
+    moved.map(|t| t.name.clone()).collect()
+}
+
+#[test]
+fn a_task_is_learned_by_attention_alone_and_without_a_snapshot() {
+    let place = temporary();
+    let mut task = config(place.path(), "task");
+    task.method.goal = Goal::Task;
+    let result = run(&task);
+    assert_eq!((&result.method[..], result.goal), ("sft+task", Goal::Task));
+    let absorbed = result.learned.expect("there are new facts");
+    assert_eq!(result.not_absorbed, Some(1.0 - absorbed));
+    assert!(moved(&task).iter().all(|name| name.contains("self_attn")));
+    assert!(!moved(&task).is_empty());
+    // Four steps of eleven rows in each of three epochs: no epoch is on known facts alone.
+    assert_eq!(result.steps, 12);
+
+    // It is plain fine-tuning of attention, and the run's own config says so.
+    let mut attention = config(place.path(), "attention");
+    attention.method.kind = Kind::Sft;
+    attention.train.trainable = vec!["attn".into()];
+    let plain = run(&attention);
+    assert_eq!((plain.goal, plain.not_absorbed), (Goal::Facts, None));
+    assert!(weights(&task.out) == weights(&attention.out));
+    let recorded = RunDir::open(&task.out).and_then(|dir| dir.config());
+    let recorded = recorded.expect("a run has its config");
+    assert_eq!(recorded.train.trainable, ["attn"]);
+    assert!(recorded.validate().is_ok());
+
+    // Weights that the user chose are the ones that are trained.
+    let mut chosen = config(place.path(), "chosen");
+    (chosen.method.goal, chosen.train.trainable) = (Goal::Task, vec!["down".into()]);
+    run(&chosen);
+    assert!(moved(&chosen).iter().all(|name| name.contains("down_proj")));
+
+    resumed_equals_uninterrupted(method(|m| m.goal = Goal::Task));
+}
+
 #[test]
 fn frozen_parameters_do_not_move() {
     let place = temporary();
@@ -543,15 +586,11 @@ fn frozen_parameters_do_not_move() {
     config.train.trainable = vec!["down".into()];
     config.train.weight_decay = 0.1;
     run(&config);
-    let before = Model::load(&config.model).expect("the golden model");
-    let after = Model::load(config.out.join("model").to_str().expect("UTF-8")).expect("as saved");
-    for tensor in &before.params.layout.tensors {
-        let bits = |model: &Model| -> Vec<u32> {
-            let values = &model.params.data[tensor.range.clone()];
-            values.iter().map(|w| w.to_bits()).collect()
-        };
-        let moved = bits(&before) != bits(&after);
-        assert_eq!(moved, tensor.name.contains("down_proj"), "{}", tensor.name);
+    let moved = moved(&config);
+    let base = Model::load(&config.model).expect("the golden model");
+    for tensor in &base.params.layout.tensors {
+        let name = &tensor.name;
+        assert_eq!(moved.contains(name), name.contains("down_proj"), "{name}");
     }
 }
 
