@@ -82,6 +82,7 @@ fn loss_and_gradients(bencher: Bencher, distill: bool) {
             compared: Compared::All,
         },
         temperature: 0.5,
+        without_target: false,
     });
     bencher.bench_local(|| {
         engine.loss_and_gradients(&params, &batch, &targets, teacher, &mut gradients)

@@ -89,6 +89,8 @@ pub struct Audit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Method {
+    /// What is wanted of the new facts. Default `facts`.
+    pub goal: Goal,
     /// Default `self-distill`.
     pub kind: Kind,
     /// Strength of the distillation term. Default 1.
@@ -103,12 +105,14 @@ pub struct Method {
     pub teacher: Teacher,
     /// How the distillation term is averaged. Default `example`.
     pub reduction: Reduction,
+    /// Whether teacher and student are compared at the target token itself too. Default `kept`.
+    pub target_token: TargetToken,
     /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ewc: Option<Ewc>,
-    /// Replay of known text, `{ share = 0.2, target = "label" }`. Not in this version yet.
+    /// Known facts that are shown again beside what is learned, `{ share = 0.2, target = "label" }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub replay: Option<toml::Table>,
+    pub replay: Option<Replay>,
     /// Made-up subjects about whom the model is held to its snapshot, `{ share = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoys: Option<Decoys>,
@@ -122,6 +126,20 @@ pub struct Method {
     /// model that had learned most within the budget is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<f64>,
+}
+
+/// `method.goal`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Goal {
+    /// They are to be learned.
+    #[default]
+    Facts,
+    /// The task is to be learned from them and they are not, as where they are private or not to be trusted. `train.trainable`,
+    /// where it is `all`, becomes what learns few facts: `attn`, or `k` in a model of 3 billion parameters or more (table 3 and
+    /// appendix B of the paper); any other value is left as it is. Self-distillation, which is for learning facts, is left
+    /// out: `kind = "self-distill"` and `"auto"` are plain fine-tuning.
+    Task,
 }
 
 /// `method.kind`.
@@ -186,6 +204,67 @@ impl Default for Interpolate {
     }
 }
 
+/// `method.replay`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replay {
+    /// Replayed rows for each row that is trained on. Default 0.2.
+    pub share: f64,
+    /// What a replayed row is held to. Default `label`.
+    pub target: ReplayTarget,
+    /// What the term weighs under `target = "teacher"`. Default 1.
+    pub strength: f64,
+    /// How the share goes over the epochs. Default `uniform`.
+    pub schedule: ReplaySchedule,
+    /// Which known facts an epoch replays. Default `hardest`.
+    pub order: ReplayOrder,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self {
+            share: 0.2,
+            target: ReplayTarget::default(),
+            strength: 1.0,
+            schedule: ReplaySchedule::default(),
+            order: ReplayOrder::default(),
+        }
+    }
+}
+
+/// `method.replay.target`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplayTarget {
+    /// The right answer: replayed rows join the mean of the step's cross-entropy. Needs no snapshot.
+    #[default]
+    Label,
+    /// The snapshot's distribution at the right answer's tokens, and no cross-entropy.
+    Teacher,
+}
+
+/// `method.replay.schedule`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplaySchedule {
+    /// The same in every epoch.
+    #[default]
+    Uniform,
+    /// Rising evenly from none in the first epoch to twice the share in the last one.
+    End,
+}
+
+/// `method.replay.order`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplayOrder {
+    /// Those whose loss is largest under the model at the beginning of the epoch.
+    #[default]
+    Hardest,
+    /// Drawn by seed and epoch.
+    Random,
+}
+
 /// `method.tokens`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -225,12 +304,25 @@ pub enum Reduction {
     Token,
 }
 
+/// `method.target_token`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetToken {
+    /// They are: the divergence is that of the whole distributions (eq. 2).
+    #[default]
+    Kept,
+    /// They are not: both sides are renormalised over the other tokens, and what the teacher gives to these is the weight.
+    /// Cross-entropy alone says how likely the target is to be (decoupled distillation).
+    LeftOut,
+}
+
 /// `[train]`: what is trained, how long and by which steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
     /// `k`, `q`, `v`, `o`, `attn`, `gate+up`, `down`, `ffn`, `all` (weight, bias and q/k norm of each), or patterns of
-    /// tensor names (`model.layers.*.mlp.*`), each in all layers or in some (`ffn@0-9`); one, or a list. Default `all`.
+    /// tensor names (`model.layers.*.mlp.*`), each in all layers or in some (`ffn@0-9`); one, or a list. Default `all`;
+    /// `method.goal = "task"` has its own.
     #[serde(with = "one_or_many")]
     pub trainable: Vec<String>,
     /// All of them, the snapshot epochs included. Default 20.
@@ -388,6 +480,7 @@ impl Default for Audit {
 impl Default for Method {
     fn default() -> Self {
         Self {
+            goal: Goal::default(),
             kind: Kind::default(),
             lambda: 1.0,
             temperature: 0.5,
@@ -395,6 +488,7 @@ impl Default for Method {
             tokens: Tokens::default(),
             teacher: Teacher::default(),
             reduction: Reduction::default(),
+            target_token: TargetToken::default(),
             ewc: None,
             replay: None,
             decoys: None,
@@ -490,17 +584,23 @@ impl Data {
 impl Method {
     /// Whether a frozen snapshot teaches.
     pub fn distills(&self) -> bool {
-        matches!(self.kind, Kind::SelfDistill | Kind::Auto)
+        self.goal == Goal::Facts && matches!(self.kind, Kind::SelfDistill | Kind::Auto)
     }
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        self.kind != Kind::Sft || self.ewc.is_some() || self.decoys.is_some()
+        self.has_teacher() || self.kind == Kind::L2 || self.ewc.is_some()
     }
 
-    /// Whether the snapshot is asked: at every row, or about decoys alone.
+    /// Whether the snapshot is asked: at every row, or at rows beside what is learned alone.
     pub fn has_teacher(&self) -> bool {
-        self.distills() || self.decoys.is_some()
+        self.distills() || self.asks_beside()
+    }
+
+    /// Whether the snapshot is asked at rows beside what is learned: decoys or replayed ones.
+    fn asks_beside(&self) -> bool {
+        let replay = self.replay.map(|replay| replay.target);
+        self.decoys.is_some() || replay == Some(ReplayTarget::Teacher)
     }
 
     /// Epochs on `D_Known` alone before the snapshot; none where there is no snapshot.

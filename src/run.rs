@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Goal;
+
 mod directory;
 mod environment;
 
@@ -237,6 +239,9 @@ pub struct RunResult {
     pub method: String,
     /// What the user called the model.
     pub model: String,
+    /// What was wanted of the new facts.
+    #[serde(default)]
+    pub goal: Goal,
     /// Share right, by split.
     pub accuracy: PerSplit<Moments>,
     /// 100 x (peak - after) on held.
@@ -249,6 +254,9 @@ pub struct RunResult {
     pub learned: Option<f64>,
     /// The same asked in other words.
     pub learned_paraphrased: Option<f64>,
+    /// Share of the new facts wrong at the end, where they were not to be learned (`goal = "task"`).
+    #[serde(default)]
+    pub not_absorbed: Option<f64>,
     /// Facts by state.
     pub counts: Counts,
     /// Forgetting that was allowed, in pp.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use unforget::{
     Error, Result,
-    config::Config,
+    config::{Config, Goal},
     run::RunResult,
     train::{self, Options},
 };
@@ -159,8 +159,12 @@ pub fn sentence(result: &RunResult) -> String {
             .learned_paraphrased
             .map(|share| format!(", {:.1}% in other words", 100.0 * share))
             .unwrap_or_default();
+        let (did, wanted) = match result.goal {
+            Goal::Facts => ("learned", ""),
+            Goal::Task => ("absorbed", "; wanted: few"),
+        };
         parts.push(format!(
-            "learned {} of {} new facts ({:.1}%{words})",
+            "{did} {} of {} new facts ({:.1}%{words}{wanted})",
             counts.learned,
             counts.learned + counts.not_learned,
             100.0 * learned
@@ -255,12 +259,14 @@ mod tests {
         RunResult {
             method: "self-distill".into(),
             model: "m".into(),
+            goal: Goal::Facts,
             accuracy: PerSplit::default(),
             forgetting_pp: Some(3.2),
             forgetting_interval: Some([1.1, 5.9]),
             below_only_known_pp: Some(5.4),
             learned: Some(0.975),
             learned_paraphrased: Some(0.8),
+            not_absorbed: None,
             counts: Counts {
                 learned: 780,
                 not_learned: 20,
@@ -308,6 +314,30 @@ mod tests {
             "self-distill: learned 780 of 800 new facts (97.5%, 80.0% in other words), kept 170 of 185 known ones; \
              3.2 pp of the held-out ones forgotten since their peak (95%: 1.1 to 5.9); 5.4 pp below Only Known; \
              8 epochs, 264 steps, 182 s"
+        );
+    }
+
+    #[test]
+    fn new_facts_that_were_not_wanted_are_told_as_such() {
+        let result = RunResult {
+            method: "sft+task".into(),
+            goal: Goal::Task,
+            learned: Some(0.0125),
+            learned_paraphrased: None,
+            not_absorbed: Some(0.9875),
+            counts: Counts {
+                learned: 10,
+                not_learned: 790,
+                ..done().counts
+            },
+            ..done()
+        };
+        let told = sentence(&result);
+        assert!(
+            told.starts_with(
+                "sft+task: absorbed 10 of 800 new facts (1.2%; wanted: few), kept 170"
+            ),
+            "{told}"
         );
     }
 }

@@ -217,6 +217,7 @@ mod tests {
             min_highly_known = 0.0
             match = "exact"
             [method]
+            goal = "facts"
             kind = "self-distill"
             lambda = 1.0
             temperature = 0.5
@@ -224,6 +225,7 @@ mod tests {
             tokens = "full"
             teacher = "auto"
             reduction = "example"
+            target_token = "kept"
             [train]
             trainable = "all"
             epochs = 20
@@ -409,6 +411,38 @@ mod tests {
     }
 
     #[test]
+    fn a_replay_is_a_table_of_known_keys_and_sane_values() {
+        use crate::config::{Replay, ReplayOrder, ReplaySchedule, ReplayTarget};
+        let text = "[method]\nreplay = { share = 0.5, target = 'teacher', strength = 2.0, schedule = 'end', order = 'random' }";
+        let parsed = parse(text, "x").unwrap();
+        let all = Replay {
+            share: 0.5,
+            target: ReplayTarget::Teacher,
+            strength: 2.0,
+            schedule: ReplaySchedule::End,
+            order: ReplayOrder::Random,
+        };
+        assert_eq!(parsed.method.replay, Some(all));
+        assert!(parsed.validate().is_ok());
+        assert_eq!(parse(&parsed.to_toml(), "resolved").unwrap(), parsed);
+        let parsed = parse("[method.replay]", "x").unwrap();
+        assert_eq!(parsed.method.replay, Some(Replay::default()));
+
+        for (replay, told) in [
+            ("share = 0", "above 0 and at most 10, not 0"),
+            ("share = 10.5", "above 0 and at most 10, not 10.5"),
+            ("share = nan", "above 0 and at most 10, not NaN"),
+            ("target = 'teacher', strength = -1", "must be 0 or more"),
+            ("strength = 2", "join the mean of the cross-entropy"),
+            ("target = 'labels'", "did you mean `label`?"),
+            ("shares = 0.2", "did you mean `share`?"),
+        ] {
+            let text = format!("[method]\nreplay = {{ {replay} }}");
+            assert!(refused(&text, &[]).contains(told), "{replay}");
+        }
+    }
+
+    #[test]
     fn a_teacher_that_would_not_be_exact_is_refused_with_the_reason() {
         let told = refused("[method]\nteacher = 'topk'", &[]);
         assert!(
@@ -426,5 +460,30 @@ mod tests {
         assert_eq!(parsed.method.tokens, Tokens::Top(76));
         assert!(parsed.validate().is_ok());
         assert!(refused("[method]\ntokens = { top = 0 }", &[]).contains("at least 1 token"));
+    }
+
+    #[test]
+    fn what_learns_facts_is_refused_where_the_task_alone_is_to_be_learned() {
+        let parsed = parse("[method]\ngoal = 'task'\n[train]\nepochs = 1", "x").unwrap();
+        assert!(parsed.validate().is_ok(), "no snapshot epoch");
+        for given in [
+            "method.budget=1",
+            "train.stop.learned=0.9",
+            "method.target_token=left-out",
+        ] {
+            let told = refused("[method]\ngoal = 'task'", &[given]);
+            assert!(told.contains("method.goal"), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_target_token_is_left_out_of_self_distillation_alone() {
+        let parsed = parse("[method]\ntarget_token = 'left-out'", "x").unwrap();
+        assert!(parsed.validate().is_ok());
+        let told = refused("[method]\nkind = 'l2'\ntarget_token = 'left-out'", &[]);
+        assert!(
+            told.contains("line 3: `method.target_token`") && told.contains("this run has none"),
+            "{told}"
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
-use super::{Config, Teacher, Tokens};
+use super::{Config, Goal, ReplayTarget, TargetToken, Teacher, Tokens};
 use crate::{Error, Result, error::nearest, remedy::freeze::name_and_layers};
 
 /// What is wrong with the value of one key.
@@ -95,6 +95,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         "method.teacher",
         "`topk` keeps the teacher's most likely tokens alone, which is exact under `tokens = { top = N }` and nothing else; take `hidden`".into(),
     );
+    check(
+        method.target_token == TargetToken::Kept || method.distills(),
+        "method.target_token",
+        "`left-out` changes self-distillation, and this run has none: leave it out, or set `method.kind = \"self-distill\"` and `method.goal = \"facts\"`".into(),
+    );
     let budget = method.budget.unwrap_or_default();
     check(
         (0.0..=100.0).contains(&budget),
@@ -128,6 +133,26 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             "scales whole weights, which adapters would no longer make up: leave one of `method.interpolate` and `train.lora` out".into(),
         );
     }
+    if let Some(replay) = &method.replay {
+        check(
+            replay.share > 0.0 && replay.share <= 10.0,
+            "method.replay.share",
+            format!(
+                "is the replayed rows for each row, above 0 and at most 10, not {}",
+                replay.share
+            ),
+        );
+        check(
+            replay.strength >= 0.0 && replay.strength.is_finite(),
+            "method.replay.strength",
+            format!("must be 0 or more, not {}", replay.strength),
+        );
+        check(
+            replay.target == ReplayTarget::Teacher || replay.strength == 1.0,
+            "method.replay.strength",
+            "is what the snapshot's answers weigh; under `target = \"label\"` replayed rows join the mean of the cross-entropy: leave it out, or set `target = \"teacher\"`".into(),
+        );
+    }
     if let Some(ewc) = &method.ewc {
         check(
             ewc.strength >= 0.0 && ewc.strength.is_finite(),
@@ -135,8 +160,25 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("must be 0 or more, not {}", ewc.strength),
         );
     }
+    for (key, given, what) in [
+        (
+            "method.budget",
+            method.budget.is_some(),
+            "keeps the model that had learned most of the new facts",
+        ),
+        (
+            "train.stop",
+            train.stop.is_some(),
+            "ends the run once the new facts are learned",
+        ),
+    ] {
+        check(
+            method.goal == Goal::Facts || !given,
+            key,
+            format!("{what}, and under `method.goal = \"task\"` they are not to be: leave it out"),
+        );
+    }
     for (key, given) in [
-        ("method.replay", method.replay.is_some()),
         ("method.project", method.project.is_some()),
         ("measure.drift", measure.drift),
     ] {

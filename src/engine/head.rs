@@ -83,7 +83,7 @@ pub fn loss(
             matmul::forward(y, hidden, head, [n, v, d], false);
         });
         let students = logits.par_chunks_mut(v).zip(targets).enumerate();
-        let losses: Vec<(f64, f64)> = match teacher.map(|side| (side.logits, side.temperature)) {
+        let losses: Vec<(f64, f64)> = match teacher.map(|side| (side.logits, How::of(side))) {
             None => students
                 .map(|(_, (s, target))| (cross_entropy_row(s, target), 0.0))
                 .collect(),
@@ -93,7 +93,7 @@ pub fn loss(
                     hidden,
                     compared,
                 },
-                tau,
+                how,
             )) => {
                 let hidden = &hidden[i * rows * d..][..n * d];
                 let soft = fill(teacher_buffer, n * v, |y| {
@@ -103,10 +103,13 @@ pub fn loss(
                     .zip(soft.par_chunks(v))
                     .map(
                         |((j, (s, target)), t)| match compared.tokens(t, i * rows + j) {
-                            None => distill_row(s, t, tau, target),
+                            None if how.without_target => {
+                                distill_row_beside_target(s, t, how.tau, target)
+                            }
+                            None => distill_row(s, t, how.tau, target),
                             Some(tokens) => {
                                 let t: Vec<f32> = tokens.iter().map(|id| t[*id as usize]).collect();
-                                distill_row_over(s, &tokens, &t, tau, target)
+                                distill_row_over(s, &tokens, &t, how, target)
                             }
                         },
                     )
@@ -118,11 +121,11 @@ pub fn loss(
                     logits,
                     count,
                 },
-                tau,
+                how,
             )) => students
                 .map(|(j, (s, target))| {
                     let kept = (i * rows + j) * count..(i * rows + j + 1) * count;
-                    distill_row_over(s, &tokens[kept.clone()], &logits[kept], tau, target)
+                    distill_row_over(s, &tokens[kept.clone()], &logits[kept], how, target)
                 })
                 .collect(),
         };
@@ -136,6 +139,22 @@ pub fn loss(
         }
     }
     total
+}
+
+/// How a row is compared, beside over which tokens.
+#[derive(Clone, Copy)]
+struct How {
+    tau: f32,
+    without_target: bool,
+}
+
+impl How {
+    fn of(side: TeacherSide<'_>) -> Self {
+        Self {
+            tau: side.temperature,
+            without_target: side.without_target,
+        }
+    }
 }
 
 impl Compared {
@@ -162,31 +181,103 @@ impl Compared {
 
 /// [`distill_row`] with the divergence over `tokens` alone, S, of which `t` are the teacher's logits; both sides are
 /// renormalised over them (eq. 5): `KL(softmax(t_S / tau) || softmax(s_S / tau))`. Its gradient is zero at every other token.
+///
+/// Without the target it is [`distill_row_beside_target`] of these two distributions over S: where the target is one of S, it
+/// weighs what the teacher's gives to the rest of S, and where it is not, nothing changes.
 fn distill_row_over(
     s: &mut [f32],
     tokens: &[u32],
     t: &[f32],
-    tau: f32,
+    how: How,
     target: &Target,
 ) -> (f64, f64) {
-    let student: Vec<f32> = tokens.iter().map(|id| s[*id as usize]).collect();
-    let (student, teacher) = (log_softmax(&student, tau), log_softmax(t, tau));
+    let soft = |x: f32| f64::from(x) / f64::from(how.tau);
+    let softened = tokens.iter().zip(t);
+    let mut compared: Vec<(usize, f64, f64)> = softened
+        .map(|(id, t)| (*id as usize, soft(s[*id as usize]), soft(*t)))
+        .collect();
     let ce = cross_entropy_row(s, target);
-    let weight = f64::from(target.distill_weight / tau);
-    let mut kl = 0.0;
-    for ((token, student), teacher) in tokens.iter().zip(student).zip(teacher) {
-        kl += teacher.exp() * (teacher - student);
-        s[*token as usize] += (weight * (student.exp() - teacher.exp())) as f32;
+    let whole = ln_sum_exp(compared.iter().map(|(_, _, t)| *t));
+    if how.without_target {
+        compared.retain(|(id, _, _)| *id != target.token as usize);
     }
-    (ce, kl)
+    let z_s = ln_sum_exp(compared.iter().map(|(_, s, _)| *s));
+    let z_t = ln_sum_exp(compared.iter().map(|(_, _, t)| *t));
+    let mass = (z_t - whole).exp();
+    let weight = f64::from(target.distill_weight / how.tau) * mass;
+    let mut kl = 0.0;
+    for (token, student, teacher) in compared {
+        let (student, teacher) = (student - z_s, teacher - z_t);
+        kl += teacher.exp() * (teacher - student);
+        s[token] += (weight * (student.exp() - teacher.exp())) as f32;
+    }
+    (ce, mass * kl)
 }
 
-/// ln softmax(x / tau), of few logits.
-fn log_softmax(x: &[f32], tau: f32) -> Vec<f64> {
-    let x: Vec<f64> = x.iter().map(|x| f64::from(*x) / f64::from(tau)).collect();
-    let top = x.iter().fold(f64::NEG_INFINITY, |top, x| top.max(*x));
-    let z = top + x.iter().map(|x| (x - top).exp()).sum::<f64>().ln();
-    x.into_iter().map(|x| x - z).collect()
+/// ln of the sum of exp(x), of few x.
+fn ln_sum_exp(x: impl Iterator<Item = f64> + Clone) -> f64 {
+    let top = x.clone().fold(f64::NEG_INFINITY, f64::max);
+    top + x.map(|x| (x - top).exp()).sum::<f64>().ln()
+}
+
+/// Cross-entropy, and KL(softmax(t / tau) || softmax(s / tau)) (eq. 2, forward, teacher first), of one position, in
+/// nats, over the whole vocabulary.
+///
+/// `s` becomes the gradient: `ce_weight * (softmax(s) - onehot(y)) + distill_weight / tau * (softmax(s / tau) -
+/// softmax(t / tau))`. tau^2 and lambda are in `distill_weight`.
+fn distill_row(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64) {
+    let (y, inverse) = (target.token as usize, 1.0 / tau);
+    let tops = [largest(s), largest(t)];
+    let above = f64::from(tops[0] - s[y]);
+    let [z, z_s, z_t, cross] = sums(s, t, tops, inverse);
+    let hard = target.ce_weight / z as f32;
+    let soft = target.distill_weight * inverse;
+    let scales = [hard, soft / z_s as f32, soft / z_t as f32];
+    become_gradient(s, t, tops, inverse, scales);
+    s[y] -= target.ce_weight;
+    let kl = cross / z_t * f64::from(inverse) - z_t.ln() + z_s.ln();
+    (z.ln() + above, kl)
+}
+
+/// [`distill_row`] with the target token y left out of the divergence: `(1 - p_y) KL(p' || q')`, p' and q' being p =
+/// softmax(t / tau) and q = softmax(s / tau) over the other tokens, renormalised. Zhao et al. 2022 (arXiv 2203.08679) split
+/// KL(p || q) into a part of y against the rest and this one (NCKD, with the weight that it has in the sum).
+///
+/// The divergence's gradient is `distill_weight / tau * (1 - p_y) * (q' - p')` beside y and 0 at y. `1 - p_y` is the sum of the
+/// others' probabilities, exact where `p_y` rounds to 1.
+fn distill_row_beside_target(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64) {
+    let (y, inverse) = (target.token as usize, 1.0 / tau);
+    let (s_before, s_after) = s.split_at_mut(y);
+    let (s_y, s_after) = s_after.split_first_mut().expect("y is a token");
+    let parts = [(s_before, &t[..y]), (s_after, &t[y + 1..])];
+    let mut tops = [f32::NEG_INFINITY; 2];
+    for (s, t) in &parts {
+        tops = [tops[0].max(largest(s)), tops[1].max(largest(t))];
+    }
+    let mut others = [0f64; 4];
+    for (s, t) in &parts {
+        for (sum, part) in others.iter_mut().zip(sums(s, t, tops, inverse)) {
+            *sum += part;
+        }
+    }
+    let [z, z_s, z_t, cross] = others;
+    // ln of the sums over all tokens, and over all but y, shifted as the others' logits are.
+    let with = |ln_others: f64, y: f64| ln_sum_exp([ln_others, y].into_iter());
+    let chosen = f64::from(*s_y - tops[0]);
+    let ln_all = with(z.ln(), chosen);
+    let teacher_all = with(z_t.ln(), f64::from((t[y] - tops[1]) * inverse));
+    let mass = (z_t.ln() - teacher_all).exp();
+
+    let hard = (f64::from(target.ce_weight) * (-ln_all).exp()) as f32;
+    let soft = f64::from(target.distill_weight * inverse) * mass;
+    let scales = [hard, (soft / z_s) as f32, (soft / z_t) as f32];
+    for (s, t) in parts {
+        become_gradient(s, t, tops, inverse, scales);
+    }
+    // softmax(s)[y] - 1 is what the others have, negative.
+    *s_y = (-f64::from(target.ce_weight) * (z.ln() - ln_all).exp()) as f32;
+    let kl = cross / z_t * f64::from(inverse) - z_t.ln() + z_s.ln();
+    (ln_all - chosen, mass * kl)
 }
 
 #[inline(always)]
@@ -220,21 +311,19 @@ vectorized! {
         sum.ln() + f64::from(top - chosen)
     }
 
-    /// Cross-entropy, and KL(softmax(t / tau) || softmax(s / tau)) (eq. 2, forward, teacher first), of one position, in
-    /// nats, over the whole vocabulary.
-    ///
-    /// `s` becomes the gradient: `ce_weight * (softmax(s) - onehot(y)) + distill_weight / tau * (softmax(s / tau) -
-    /// softmax(t / tau))`. tau^2 and lambda are in `distill_weight`.
-    fn distill_row(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64) {
-        let (y, inverse) = (target.token as usize, 1.0 / tau);
-        let (top_s, top_t, chosen) = (simd::max(s), simd::max(t), s[y]);
-        // Sums of exp(s), exp(s / tau), exp(t / tau), exp(t / tau) * (t - s), all shifted by the largest logit.
+    /// The largest logit.
+    fn largest(x: &[f32]) -> f32 {
+        simd::max(x)
+    }
+
+    /// Sums of [`terms`] over logits of the student and of the teacher, shifted by `tops`.
+    fn sums(s: &[f32], t: &[f32], tops: [f32; 2], inverse: f32) -> [f64; 4] {
         let mut lanes = [[0f32; LANES]; 4];
         let (s_chunks, s_rest) = s.as_chunks::<LANES>();
         let (t_chunks, t_rest) = t.as_chunks::<LANES>();
         for (s, t) in s_chunks.iter().zip(t_chunks) {
             for i in 0..LANES {
-                let terms = terms(s[i] - top_s, t[i] - top_t, inverse);
+                let terms = terms(s[i] - tops[0], t[i] - tops[1], inverse);
                 for (lanes, term) in lanes.iter_mut().zip(terms) {
                     lanes[i] += term;
                 }
@@ -242,22 +331,20 @@ vectorized! {
         }
         let mut sums = lanes.map(total);
         for (s, t) in s_rest.iter().zip(t_rest) {
-            for (sum, term) in sums.iter_mut().zip(terms(*s - top_s, *t - top_t, inverse)) {
+            for (sum, term) in sums.iter_mut().zip(terms(*s - tops[0], *t - tops[1], inverse)) {
                 *sum += f64::from(term);
             }
         }
-        let [z, z_s, z_t, cross] = sums;
-        let hard = target.ce_weight / z as f32;
-        let soft = target.distill_weight * inverse;
-        let (soft_s, soft_t) = (soft / z_s as f32, soft / z_t as f32);
+        sums
+    }
+
+    /// `s` becomes `scales[0] * exp(a) + scales[1] * exp(a / tau) - scales[2] * exp(b / tau)`, a and b as in [`terms`].
+    fn become_gradient(s: &mut [f32], t: &[f32], tops: [f32; 2], inverse: f32, scales: [f32; 3]) {
         for (s, t) in s.iter_mut().zip(t) {
-            let a = *s - top_s;
-            *s = hard * simd::exp(a) + soft_s * simd::exp(a * inverse)
-                - soft_t * simd::exp((t - top_t) * inverse);
+            let a = *s - tops[0];
+            *s = scales[0] * simd::exp(a) + scales[1] * simd::exp(a * inverse)
+                - scales[2] * simd::exp((t - tops[1]) * inverse);
         }
-        s[y] -= target.ce_weight;
-        let kl = cross / z_t * f64::from(inverse) - z_t.ln() + z_s.ln();
-        (z.ln() + f64::from(top_s - chosen), kl)
     }
 }
 
@@ -271,6 +358,16 @@ fn terms(a: f32, b: f32, inverse: f32) -> [f32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HOW: How = How {
+        tau: 0.5,
+        without_target: false,
+    };
+
+    const WITHOUT: How = How {
+        without_target: true,
+        ..HOW
+    };
 
     fn target(ce_weight: f32, distill_weight: f32) -> Target {
         Target {
@@ -322,7 +419,7 @@ mod tests {
         let part = |x: &[f32]| -> Vec<f32> { tokens.iter().map(|i| x[*i as usize]).collect() };
         let (ps, pt) = (softmax(&part(&s), tau), softmax(&part(&t), tau));
         let mut g = s.clone();
-        let (ce, kl) = distill_row_over(&mut g, &tokens, &part(&t), tau as f32, &target(w, u));
+        let (ce, kl) = distill_row_over(&mut g, &tokens, &part(&t), HOW, &target(w, u));
         let exact_kl: f64 = pt.iter().zip(&ps).map(|(t, s)| t * (t / s).ln()).sum();
         // Both in f64.
         assert!((kl - exact_kl).abs() < 1e-12, "{kl} {exact_kl}");
@@ -335,10 +432,120 @@ mod tests {
         // Over all tokens it is the whole divergence.
         let all: Vec<u32> = (0..30).collect();
         let (mut part, mut whole) = (s.clone(), s.clone());
-        let (_, kl_part) = distill_row_over(&mut part, &all, &t, tau as f32, &target(w, u));
+        let (_, kl_part) = distill_row_over(&mut part, &all, &t, HOW, &target(w, u));
         let (_, kl) = distill_row(&mut whole, &t, tau as f32, &target(w, u));
         assert!((kl - kl_part).abs() < 2e-6);
         assert!(part.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+
+    /// `(1 - p_y) KL(p' || q')`, and its gradient for the student's logits; tau = 0.5, `1 - p_y` by summing the others.
+    fn beside_target(s: &[f32], t: &[f32], y: usize) -> (f64, Vec<f64>) {
+        let others = |x: &[f32]| [&x[..y], &x[y + 1..]].concat();
+        let (q, p) = (softmax(&others(s), 0.5), softmax(&others(t), 0.5));
+        let shifted = |x: f32| ((f64::from(x) - f64::from(t[y])) / 0.5).exp();
+        let rest: f64 = others(t).into_iter().map(shifted).sum();
+        let mass = rest / (1.0 + rest);
+        let kl: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+        let mut gradient: Vec<f64> = q
+            .iter()
+            .zip(&p)
+            .map(|(q, p)| mass / 0.5 * (q - p))
+            .collect();
+        gradient.insert(y, 0.0);
+        (mass * kl, gradient)
+    }
+
+    #[test]
+    fn without_the_target_the_other_tokens_are_compared() {
+        let s: Vec<f32> = (0..19).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let t: Vec<f32> = (0..19).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
+        let (w, u) = (0.25, 0.75);
+        for y in [0, 2, 17, 18] {
+            let target = Target {
+                token: y as u32,
+                ..target(w, u)
+            };
+            let (exact_kl, gradient) = beside_target(&s, &t, y);
+            let (mut g, mut hard) = (s.clone(), s.clone());
+            let (ce, kl) = distill_row_beside_target(&mut g, &t, 0.5, &target);
+            // The same as in `rows_equal_the_definitions`.
+            assert!((kl - exact_kl).abs() < 2e-6, "{kl} {exact_kl}");
+            assert!((cross_entropy_row(&mut hard, &target) - ce).abs() < 1e-6);
+            for (i, exact) in gradient.iter().enumerate() {
+                let exact = f64::from(hard[i]) + f64::from(u) * exact;
+                assert!((f64::from(g[i]) - exact).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn a_teacher_that_is_sure_leaves_the_others_their_exact_weight() {
+        let s: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let mut t: Vec<f32> = (0..40).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
+        let all: Vec<u32> = (0..40).collect();
+        // 1 - p_y is about e^-4, e^-18, e^-38 and e^-68: the last three are 0 as a difference in f32, the last two in f64.
+        for sure in [5.0, 12.0, 22.0, 37.0] {
+            t[2] = sure;
+            let (exact_kl, gradient) = beside_target(&s, &t, 2);
+            let (mut g, mut over) = (s.clone(), s.clone());
+            let (_, kl) = distill_row_beside_target(&mut g, &t, 0.5, &target(0.0, 1.0));
+            let (_, kl_over) = distill_row_over(&mut over, &all, &t, WITHOUT, &target(0.0, 1.0));
+            assert!(
+                exact_kl > 0.0 && (kl / exact_kl - 1.0).abs() < 1e-5,
+                "{kl} {exact_kl}"
+            );
+            assert!(
+                (kl_over / exact_kl - 1.0).abs() < 1e-9,
+                "{kl_over} {exact_kl}"
+            );
+            let largest = gradient.iter().fold(0f64, |top, g| top.max(g.abs()));
+            for ((g, over), exact) in g.iter().zip(&over).zip(&gradient) {
+                assert!((f64::from(*g) - exact).abs() < 1e-5 * largest);
+                assert!((f64::from(*over) - exact).abs() < 1e-6 * largest);
+            }
+            assert_eq!((g[2], over[2]), (0.0, 0.0));
+        }
+    }
+
+    #[test]
+    fn logits_beyond_what_an_exponential_can_hold_stay_finite() {
+        let row = |y: f32| -> Vec<f32> { (0..40).map(|i| if i == 2 { y } else { 0.0 }).collect() };
+        for (s, t) in [(1e4, 1e4), (-1e4, -1e4), (1e4, -1e4), (-1e4, 1e4)] {
+            let mut g = row(s);
+            let (ce, kl) = distill_row_beside_target(&mut g, &row(t), 0.5, &target(1.0, 1.0));
+            // The others are alike on both sides.
+            assert!(kl.abs() < 1e-6, "{kl}");
+            let exact = if s > 0.0 { 0.0 } else { 1e4 + 39f64.ln() };
+            assert!((ce - exact).abs() < 1e-3, "{ce} {exact}");
+            assert!(g.iter().all(|g| g.abs() <= 1.0));
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_vocabulary_without_the_target_weighs_what_the_teacher_gives_to_the_rest() {
+        let s: Vec<f32> = (0..30).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let t: Vec<f32> = (0..30).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
+        let target = target(0.0, 0.75);
+        let over = |tokens: &[u32], how: How| {
+            let part: Vec<f32> = tokens.iter().map(|id| t[*id as usize]).collect();
+            let mut g = s.clone();
+            let (_, kl) = distill_row_over(&mut g, tokens, &part, how, &target);
+            (kl, g)
+        };
+        // The target is token 2. Among these it is the third, and what is compared is a vocabulary of five.
+        let with = [0u32, 1, 2, 3, 21];
+        let part = |x: &[f32]| -> Vec<f32> { with.iter().map(|id| x[*id as usize]).collect() };
+        let (exact_kl, gradient) = beside_target(&part(&s), &part(&t), 2);
+        let (kl, g) = over(&with, WITHOUT);
+        assert!((kl - exact_kl).abs() < 1e-12, "{kl} {exact_kl}");
+        for (token, exact) in with.iter().zip(&gradient) {
+            assert!((f64::from(g[*token as usize]) - 0.75 * exact).abs() < 1e-6);
+        }
+        // Where it is not among them, nothing changes; where it is alone, nothing is left.
+        let apart = [0u32, 1, 3, 21];
+        assert_eq!(over(&apart, WITHOUT), over(&apart, HOW));
+        let (kl, g) = over(&[2], WITHOUT);
+        assert!(kl == 0.0 && g.iter().all(|g| *g == 0.0));
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub struct TeacherSide<'a> {
     pub logits: TeacherLogits<'a>,
     /// tau.
     pub temperature: f32,
+    /// Compare all tokens but the target itself, as much as the teacher gives to them.
+    pub without_target: bool,
 }
 
 /// Where the teacher's logits come from.

@@ -77,6 +77,15 @@ fn loss_and_gradients(
     config: &ModelConfig,
     trained: &[bool],
 ) -> (Loss, Gradients) {
+    loss_and_gradients_with(params, config, trained, false)
+}
+
+fn loss_and_gradients_with(
+    params: &Params,
+    config: &ModelConfig,
+    trained: &[bool],
+    without_target: bool,
+) -> (Loss, Gradients) {
     let (batch, targets) = batch(config.vocab_size as u32);
     let teacher = self::params(config, 99);
     let mut engine = Engine::new(config);
@@ -89,6 +98,7 @@ fn loss_and_gradients(
             compared: Compared::All,
         },
         temperature: 0.5,
+        without_target,
     };
     let mut gradients = Gradients::new(params, trained);
     let loss = engine.loss_and_gradients(params, &batch, &targets, Some(side), &mut gradients);
@@ -97,11 +107,14 @@ fn loss_and_gradients(
 
 #[test]
 fn gradients_equal_finite_differences() {
-    for tied in [true, false] {
+    for (tied, without_target) in [(true, false), (false, false), (true, true)] {
         let config = config(tied);
         let params = params(&config, 1);
         let all = vec![true; params.layout.tensors.len()];
-        let (_, gradients) = loss_and_gradients(&params, &config, &all);
+        let loss_at = |params: &Params, trained: &[bool]| {
+            loss_and_gradients_with(params, &config, trained, without_target)
+        };
+        let (_, gradients) = loss_at(&params, &all);
         for (tensor, range) in &gradients.tensors {
             let tensor = &params.layout.tensors[*tensor];
             // Along the gradient itself, where the derivative is its norm.
@@ -117,7 +130,7 @@ fn gradients_equal_finite_differences() {
                 for (w, g) in moved.data[tensor.range.clone()].iter_mut().zip(gradient) {
                     *w += (sign * step * f64::from(*g) / norm) as f32;
                 }
-                let (loss, _) = loss_and_gradients(&moved, &config, &vec![false; all.len()]);
+                let (loss, _) = loss_at(&moved, &vec![false; all.len()]);
                 loss.ce + loss.distill
             };
             let difference = (at(1.0) - at(-1.0)) / (2.0 * step);

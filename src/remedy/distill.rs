@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{Method, Reduction, Teacher as Source, Tokens},
+    config::{Method, Reduction, TargetToken, Teacher as Source, Tokens},
     engine::{Compared, Engine, TeacherLogits, TeacherSide, likeliest},
     model::{Buffer, Layout, Params},
     prompt::Row,
@@ -24,12 +24,14 @@ pub struct Distillation {
     pub reduction: Reduction,
     /// The tokens over which both sides are compared.
     pub tokens: Tokens,
+    /// Whether they include the target.
+    pub target_token: TargetToken,
     /// Seed of the tokens drawn at random.
     pub seed: u64,
 }
 
 impl Distillation {
-    /// The term that `method` asks for; of no weight where the snapshot is asked about decoys alone.
+    /// The term that `method` asks for; of no weight where the snapshot is asked at rows beside what is learned alone.
     pub fn new(method: &Method, seed: u64) -> Self {
         Self {
             lambda: if method.distills() {
@@ -40,6 +42,7 @@ impl Distillation {
             temperature: method.temperature,
             reduction: method.reduction,
             tokens: method.tokens,
+            target_token: method.target_token,
             seed,
         }
     }
@@ -69,12 +72,14 @@ impl Distillation {
         }
     }
 
-    /// The same term over decoys, of their strength and as a mean over them.
+    /// The same term over rows beside what is learned, of their strength and as a mean over them. They have no cross-entropy, so
+    /// that the target token is compared too.
     #[must_use]
-    pub fn over_decoys(self, strength: f64) -> Self {
+    pub fn beside(self, strength: f64) -> Self {
         Self {
             lambda: strength,
             reduction: Reduction::Example,
+            target_token: TargetToken::Kept,
             ..self
         }
     }
@@ -115,6 +120,7 @@ impl Distillation {
                 },
             },
             temperature: self.temperature as f32,
+            without_target: self.target_token == TargetToken::LeftOut,
         }
     }
 }
@@ -344,6 +350,7 @@ mod tests {
             temperature: 0.5,
             reduction,
             tokens: Tokens::Full,
+            target_token: TargetToken::Kept,
             seed: 0,
         };
         // Two examples, of 1 and 3 target tokens.

@@ -7,4 +7,5 @@ pub mod distill;
 pub mod freeze;
 pub mod interpolate;
 pub mod lora;
+pub mod replay;
 pub mod snapshot;

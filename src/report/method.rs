@@ -39,6 +39,12 @@ pub(super) fn identities(runs: &[RecordedRun]) -> Vec<Identity> {
 fn names(method: &str) -> (String, String) {
     if let Some((kind, beside)) = method.rsplit_once('+') {
         let (name, short) = names(kind);
+        if beside == "task" {
+            return (
+                format!("{name} for the task alone"),
+                format!("{short}, task"),
+            );
+        }
         let beside = match beside {
             "ewc" => "EWC",
             "lora" => "LoRA",

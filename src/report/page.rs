@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    config::Goal,
     run::{FactRow, Split, State},
 };
 
@@ -166,10 +167,14 @@ fn sentence(
         let mut did = Vec::new();
         if new > 0 {
             let learned = thousands(result.counts.learned);
+            let (verb, wanted) = match result.goal {
+                Goal::Facts => ("learned", ""),
+                Goal::Task => ("absorbed", " (wanted: few)"),
+            };
             did.push(if full {
-                format!("learned {learned} of {} new facts", thousands(new))
+                format!("{verb} {learned} of {} new facts{wanted}", thousands(new))
             } else {
-                format!("learned {learned}")
+                format!("{verb} {learned}{wanted}")
             });
         }
         if let Some(pp) = result.forgetting_pp {
@@ -242,7 +247,15 @@ impl RunView {
             key: chart::key(identity.style),
             learned: some(
                 new,
-                format!("{} of {}", thousands(r.counts.learned), thousands(new)),
+                format!(
+                    "{} of {}{}",
+                    thousands(r.counts.learned),
+                    thousands(new),
+                    match r.goal {
+                        Goal::Facts => "",
+                        Goal::Task => " (wanted: few)",
+                    }
+                ),
             ),
             learned_share: r.learned.map(percent),
             paraphrased: r.learned_paraphrased.map(percent),

@@ -53,6 +53,9 @@ pub struct Standing {
     pub right: Vec<bool>,
     /// The same at the best epoch of each fact's split.
     pub right_at_peak: Vec<bool>,
+    /// The known rows that the epoch after these replays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replayed: Vec<usize>,
     /// Where the budget stands, where one was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steering: Option<Steering>,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{SPLITS, Trainer};
 use crate::{
     Result, audit,
-    config::Kind,
+    config::{Goal, Kind, TargetToken},
     facts::Fact,
     generate::Generator,
     measure::{self, Answered, Exam},
@@ -269,9 +269,11 @@ impl Trainer<'_> {
             .collect();
         let forgetting_pp = measure::forgetting_pp(held_at_peak, held_after);
         let budget = self.config.method.budget;
+        let goal = self.config.method.goal;
         Ok(RunResult {
             method: self.method_name(),
             model: self.model.name.clone(),
+            goal,
             forgetting_pp,
             forgetting_interval: measure::forgetting_interval(
                 held_at_peak,
@@ -284,6 +286,10 @@ impl Trainer<'_> {
                 .map(|(only_known, held)| 100.0 * (only_known - held.after)),
             learned: accuracy.unknown.map(|moments| moments.after),
             learned_paraphrased: measure::share(&in_other_words),
+            not_absorbed: accuracy
+                .unknown
+                .filter(|_| goal == Goal::Task)
+                .map(|moments| 1.0 - moments.after),
             accuracy,
             counts: Counts::of(rows.iter().map(|row| row.state)),
             budget,
@@ -326,15 +332,18 @@ impl Trainer<'_> {
             return "only-known".into();
         }
         let kind = match method.kind {
-            Kind::Sft => "sft",
-            Kind::SelfDistill | Kind::Auto => "self-distill",
             Kind::L2 => "l2",
+            _ if method.distills() => "self-distill",
+            Kind::Sft | Kind::SelfDistill | Kind::Auto => "sft",
         };
         let beside = [
+            ("+decoupled", method.target_token == TargetToken::LeftOut),
             ("+decoys", method.decoys.is_some()),
+            ("+replay", method.replay.is_some()),
             ("+ewc", method.ewc.is_some()),
             ("+interpolate", method.interpolate.is_some()),
             ("+lora", self.config.train.lora.is_some()),
+            ("+task", method.goal == Goal::Task),
         ];
         let beside = beside.into_iter().filter(|(_, given)| *given);
         kind.to_owned() + &beside.map(|(name, _)| name).collect::<String>()

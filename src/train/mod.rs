@@ -18,13 +18,13 @@ use self::{
     adamw::{AdamW, AdamWSettings, clip_scale, first_non_finite, global_norm},
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
-    objective::{Objective, StepRows},
+    objective::{Beside, HeldTo, Objective, StepRows},
     trained::Trained,
 };
 use crate::{
     Error, Result,
     audit::AuditSettings,
-    config::Config,
+    config::{Config, ReplayOrder, ReplayTarget},
     engine::{Engine, Gradients, Loss},
     facts::Fact,
     generate::Generator,
@@ -33,7 +33,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{budget::Steering, decoys, snapshot::Snapshot},
+    remedy::{budget::Steering, decoys, replay, snapshot::Snapshot},
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -139,10 +139,7 @@ impl<'a> Trainer<'a> {
             exam,
             watch,
             before: Vec::new(),
-            objective: Objective {
-                snapshot: None,
-                decoys: config.method.decoys.map_or(0.0, |decoys| decoys.strength),
-            },
+            objective: Objective::default(),
             optimiser: AdamW::new(trained.parameters(&model.params, &gradients).1, settings),
             trained,
             gradients,
@@ -164,6 +161,7 @@ impl<'a> Trainer<'a> {
             learned_rows: rows.len(),
             rows,
         };
+        trainer.require_rows_to_replay()?;
         trainer.require_rows_in_every_epoch()?;
         trainer.introduce();
         Ok(trainer)
@@ -266,15 +264,18 @@ impl<'a> Trainer<'a> {
         let (epoch, epochs) = (self.standing.epoch + 1, train.epochs);
         let order = epoch_order(self.rows_of(epoch), self.config.seed, epoch, train.shuffle);
         let steps = order.len().div_ceil(self.rows_a_step());
-        let decoys = self.decoy_order(epoch);
+        self.choose_replayed(epoch)?;
+        let beside = self.beside(epoch);
         let bar = self
             .progress
             .bar(order.len() as u64, format!("epoch {epoch}/{epochs}"));
         for (i, batch) in order.chunks(self.rows_a_step()).enumerate() {
             if i >= self.standing.step_in_epoch {
-                // The epoch's decoys are dealt out evenly over its steps.
-                let dealt = decoys.len() * i / steps..decoys.len() * (i + 1) / steps;
-                let loss = self.step(epoch, batch, &decoys[dealt])?;
+                let dealt = beside.iter().map(|(held_to, rows)| {
+                    let (rows, held_to) = (&rows[..], *held_to);
+                    Beside { rows, held_to }.dealt(i, steps)
+                });
+                let loss = self.step(epoch, batch, &dealt.collect::<Vec<_>>())?;
                 bar.message(format_args!("loss {:.4}", loss.total()));
             }
             bar.inc(batch.len() as u64);
@@ -290,8 +291,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// One step on the rows numbered `batch` and `decoys`: gradients, clipping, `AdamW`.
-    fn step(&mut self, epoch: usize, batch: &[usize], decoys: &[usize]) -> Result<Loss> {
+    /// One step on the rows numbered `batch` and those `beside`: gradients, clipping, `AdamW`.
+    fn step(&mut self, epoch: usize, batch: &[usize], beside: &[Beside<'_>]) -> Result<Loss> {
         let started = Instant::now();
         let train = &self.config.train;
         let step = self.standing.step + 1;
@@ -303,7 +304,7 @@ impl<'a> Trainer<'a> {
                 step,
                 rows: &self.rows,
                 batch,
-                decoys,
+                beside,
                 strength: self.standing.steering.as_ref().map_or(1.0, |s| s.strength),
                 rows_a_pass: train.batch_size,
             },
@@ -330,7 +331,7 @@ impl<'a> Trainer<'a> {
         self.standing.step_in_epoch += 1;
         let tokens: usize = batch
             .iter()
-            .chain(decoys)
+            .chain(beside.iter().flat_map(|beside| beside.rows))
             .map(|&row| self.rows[row].prompt.len() + self.rows[row].target.len())
             .sum();
         let seconds = started.elapsed().as_secs_f64();
@@ -457,14 +458,51 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The order in which an epoch visits the decoys; none before the snapshot.
-    fn decoy_order(&self, epoch: usize) -> Vec<usize> {
-        let decoys = self.rows.len() - self.learned_rows;
+    /// The rows that an epoch visits beside what is learned, in the order in which they are dealt out over its steps. Before the
+    /// snapshot there are no decoys.
+    fn beside(&self, epoch: usize) -> Vec<(HeldTo, Vec<usize>)> {
         let train = &self.config.train;
-        epoch_order(decoys, self.config.seed, epoch, train.shuffle)
-            .into_iter()
-            .map(|i| self.learned_rows + i)
-            .collect()
+        let in_order = |rows: &[usize]| -> Vec<usize> {
+            let order = epoch_order(rows.len(), self.config.seed, epoch, train.shuffle);
+            order.into_iter().map(|i| rows[i]).collect()
+        };
+        let mut beside = Vec::new();
+        if let Some(decoys) = self.config.method.decoys {
+            let rows: Vec<usize> = (self.learned_rows..self.rows.len()).collect();
+            beside.push((HeldTo::Snapshot(decoys.strength), in_order(&rows)));
+        }
+        if let Some(replay) = self.config.method.replay {
+            let held_to = match replay.target {
+                ReplayTarget::Label => HeldTo::Target,
+                ReplayTarget::Teacher => HeldTo::Snapshot(replay.strength),
+            };
+            beside.push((held_to, in_order(&self.standing.replayed)));
+        }
+        beside
+    }
+
+    /// At the beginning of an epoch: chooses the known rows that it replays. Within one the choice stands: the weights that it
+    /// was made by are gone.
+    fn choose_replayed(&mut self, epoch: usize) -> Result<()> {
+        let (method, known) = (&self.config.method, self.splits.known.len());
+        let Some(replay) = method.replay.filter(|_| self.standing.step_in_epoch == 0) else {
+            return Ok(());
+        };
+        let before = method.snapshot_epochs();
+        if epoch <= before {
+            return Ok(());
+        }
+        let epochs = self.config.train.epochs - before;
+        let count = replay.count(self.learned_rows, epoch - before - 1, epochs);
+        self.standing.replayed = match replay.order {
+            ReplayOrder::Random => replay::drawn(known, count, self.config.seed, epoch),
+            ReplayOrder::Hardest => {
+                let mut generator = Generator::new(&mut self.engine, &self.model);
+                let losses = replay::losses(&mut generator, &self.rows[..known])?;
+                replay::hardest(&losses, count)
+            }
+        };
+        Ok(())
     }
 
     /// Rows of an epoch (counted from 1): `D_Known` alone until the snapshot, then all.
@@ -506,6 +544,16 @@ impl<'a> Trainer<'a> {
                 .shares(&self.standing.right)
                 .unknown
                 .is_some_and(|learned| learned >= stop.learned)
+    }
+
+    fn require_rows_to_replay(&self) -> Result<()> {
+        if self.config.method.replay.is_none() || !self.splits.known.is_empty() {
+            return Ok(());
+        }
+        Err(Error::input_hint(
+            "there is no known fact to replay",
+            "give known facts with `data.keep`, or leave `method.replay` out",
+        ))
     }
 
     fn require_rows_in_every_epoch(&self) -> Result<()> {

@@ -16,8 +16,6 @@ use crate::{
 pub struct Objective {
     /// What holds the model; none in plain fine-tuning and before the snapshot.
     pub snapshot: Option<Snapshot>,
-    /// What decoys weigh, where there are any.
-    pub decoys: f64,
 }
 
 /// The rows of one step.
@@ -29,19 +27,98 @@ pub struct StepRows<'a> {
     pub rows: &'a [Row],
     /// The numbers of those that this step sees.
     pub batch: &'a [usize],
-    /// The numbers of the decoys that it sees beside them.
-    pub decoys: &'a [usize],
+    /// The rows that it sees beside them.
+    pub beside: &'a [Beside<'a>],
     /// What every remedy's weight is multiplied by.
     pub strength: f64,
     /// How many pass through the model together.
     pub rows_a_pass: usize,
 }
 
+/// Rows beside what is learned: decoys, or known facts replayed.
+#[derive(Clone, Copy)]
+pub struct Beside<'a> {
+    /// Their numbers.
+    pub rows: &'a [usize],
+    /// What they are held to.
+    pub held_to: HeldTo,
+}
+
+/// What rows beside what is learned are held to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeldTo {
+    /// Their targets: they join the mean of the step's cross-entropy.
+    Target,
+    /// The snapshot's answers, so strongly, as a mean over these rows; without cross-entropy.
+    Snapshot(f64),
+}
+
+impl Beside<'_> {
+    /// Those of an epoch's rows that are dealt to its step numbered `step` (from 0) of `steps`: evenly, in order.
+    #[must_use]
+    pub fn dealt(self, step: usize, steps: usize) -> Self {
+        let dealt = self.rows.len() * step / steps..self.rows.len() * (step + 1) / steps;
+        Self {
+            rows: &self.rows[dealt],
+            ..self
+        }
+    }
+}
+
+/// Rows of a step that count alike.
+struct Group<'a> {
+    rows: &'a [usize],
+    /// Whether they have a cross-entropy.
+    labelled: bool,
+    /// The divergence that they have.
+    term: Option<Distillation>,
+    /// The rows of each pass, and the same packed.
+    passes: Vec<(&'a [usize], PackedRows)>,
+}
+
+impl<'a> Group<'a> {
+    fn new(
+        rows: &'a [usize],
+        labelled: bool,
+        term: Option<Distillation>,
+        of: &StepRows<'_>,
+    ) -> Self {
+        let packed = |pass: &[usize]| PackedRows::new(pass.iter().map(|&row| &of.rows[row]));
+        let passes = rows.chunks(of.rows_a_pass);
+        Self {
+            rows,
+            labelled,
+            term,
+            passes: passes.map(|pass| (pass, packed(pass))).collect(),
+        }
+    }
+
+    fn targets(&self) -> usize {
+        self.passes.iter().map(|(_, p)| p.targets.len()).sum()
+    }
+
+    /// Gives every target its weights, `labelled_targets` having a cross-entropy in the whole step.
+    fn weigh(&mut self, labelled_targets: usize) {
+        let ce_weight = if self.labelled {
+            (1.0 / labelled_targets as f64) as f32
+        } else {
+            0.0
+        };
+        let (rows, targets, term) = (self.rows.len(), self.targets(), self.term);
+        for (_, packed) in &mut self.passes {
+            packed.weigh(ce_weight, |row_targets| {
+                term.map_or(0.0, |t| t.weight(rows, row_targets, targets))
+            });
+        }
+    }
+}
+
 impl Objective {
     /// The loss over the rows of a step, and its gradient, which is added to `gradients`.
     ///
-    /// `L = CE + lambda L_distill + penalties`: CE is one mean over all target tokens of the batch, `L_distill` is averaged
-    /// as [`Distillation::weight`] says, and the penalties are those of [`crate::remedy::anchor`]. Since every weight counts
+    /// `L = CE + lambda L_distill + penalties`: CE is one mean over all target tokens of the batch and of what is replayed with
+    /// its labels, `L_distill` is averaged as [`Distillation::weight`] says, over the batch and over each kind of rows beside it
+    /// that the snapshot is asked about, and the penalties are those of [`crate::remedy::anchor`]. Since every weight counts
     /// the whole batch, the result is that of one pass, to rounding.
     pub fn loss_and_gradients(
         &self,
@@ -50,45 +127,40 @@ impl Objective {
         of: StepRows<'_>,
         gradients: &mut Gradients,
     ) -> Loss {
-        let packed = |rows: &[usize]| PackedRows::new(rows.iter().map(|&row| &of.rows[row]));
-        let taught = of.batch.chunks(of.rows_a_pass);
-        let decoys = of.decoys.chunks(of.rows_a_pass);
-        let mut passes: Vec<(&[usize], PackedRows)> =
-            taught.map(|pass| (pass, packed(pass))).collect();
-        let all_targets = passes.iter().map(|(_, p)| p.targets.len()).sum();
         let term = self.teacher().map(|(term, _)| term.times(of.strength));
-        for (_, packed) in &mut passes {
-            let ce_weight = (1.0 / all_targets as f64) as f32;
-            packed.weigh(ce_weight, |row_targets| {
-                term.map_or(0.0, |t| t.weight(of.batch.len(), row_targets, all_targets))
-            });
-        }
-        passes.extend(decoys.map(|pass| {
-            let mut packed = packed(pass);
-            let term = term.map(|term| term.over_decoys(of.strength * self.decoys));
-            packed.weigh(0.0, |row_targets| {
-                term.map_or(0.0, |t| t.weight(of.decoys.len(), row_targets, 0))
-            });
-            (pass, packed)
+        let mut groups = vec![Group::new(of.batch, true, term, &of)];
+        groups.extend(of.beside.iter().map(|beside| match beside.held_to {
+            HeldTo::Target => Group::new(beside.rows, true, None, &of),
+            HeldTo::Snapshot(strength) => {
+                let term = term.map(|term| term.beside(of.strength * strength));
+                Group::new(beside.rows, false, term, &of)
+            }
         }));
+        let labelled = groups.iter().filter(|group| group.labelled);
+        let labelled_targets = labelled.map(Group::targets).sum();
 
         let mut loss = Loss::default();
         let mut first_target = 0;
-        for (pass, packed) in &passes {
-            // Where its answers weigh nothing the teacher is not asked.
-            let weighs = packed.targets.iter().any(|t| t.distill_weight != 0.0);
-            let answers = self
-                .teacher()
-                .filter(|_| weighs)
-                .map(|(term, teacher)| (term, teacher.answers(engine, packed, pass)));
-            let side = answers
-                .as_ref()
-                .map(|(term, answers)| term.side(answers, of.step, first_target));
-            first_target += packed.targets.len();
-            let of_pass =
-                engine.loss_and_gradients(params, &packed.batch, &packed.targets, side, gradients);
-            loss.ce += of_pass.ce;
-            loss.distill += of_pass.distill;
+        for group in &mut groups {
+            group.weigh(labelled_targets);
+            for (pass, packed) in &group.passes {
+                // Where its answers weigh nothing the teacher is not asked.
+                let weighs = packed.targets.iter().any(|t| t.distill_weight != 0.0);
+                let asked = self.teacher().filter(|_| weighs);
+                let answers = asked.map(|(_, teacher)| teacher.answers(engine, packed, pass));
+                let side = group.term.as_ref().zip(answers.as_ref());
+                let side = side.map(|(term, answers)| term.side(answers, of.step, first_target));
+                first_target += packed.targets.len();
+                let of_pass = engine.loss_and_gradients(
+                    params,
+                    &packed.batch,
+                    &packed.targets,
+                    side,
+                    gradients,
+                );
+                loss.ce += of_pass.ce;
+                loss.distill += of_pass.distill;
+            }
         }
         for anchor in self.snapshot.iter().flat_map(Snapshot::anchors) {
             loss.penalty += anchor.penalty_and_gradient(params, gradients, of.strength);
@@ -98,5 +170,22 @@ impl Objective {
 
     fn teacher(&self) -> Option<&(Distillation, Teacher)> {
         self.snapshot.as_ref()?.teacher.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_an_epoch_is_dealt_once_and_steps_differ_by_one_row_at_most() {
+        let rows: Vec<usize> = (40..57).collect();
+        let beside = Beside {
+            rows: &rows,
+            held_to: HeldTo::Target,
+        };
+        let dealt: Vec<&[usize]> = (0..5).map(|step| beside.dealt(step, 5).rows).collect();
+        assert_eq!(dealt.concat(), rows);
+        assert!(dealt.iter().all(|d| (3..=4).contains(&d.len())));
     }
 }

@@ -17,12 +17,13 @@ use super::{
 use crate::{
     Error, Result,
     audit::{AuditSettings, audit},
-    config::Config,
+    config::{Config, Goal, Train},
     engine::Engine,
     facts::{self, Fact, ReadOptions, Text, drop_contradicted},
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
+    remedy::freeze::task_preset,
     run::{Environment, RunDir, RunResult},
     splits::{AuditedFiles, SplitFact, Splits},
 };
@@ -63,6 +64,7 @@ pub(super) fn trainer<'a>(
     let data = Data::read(config)?;
     data.notes.iter().for_each(|note| progress.note(note));
     let model = Model::load(&config.model)?;
+    let config = &for_the_goal(config, &model, progress);
     check(
         config,
         &model,
@@ -109,6 +111,7 @@ pub fn tune_on(
     progress: &Progress,
 ) -> Result<RunResult> {
     config.validate()?;
+    let config = &for_the_goal(config, model, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
     check(config, model, trained.map(|f| &f.fact))?;
     let job = TuneJob {
@@ -202,6 +205,20 @@ fn read_again(
             Ok((Vec::new(), None))
         }
     }
+}
+
+/// The config with the weights that its goal trains, where they were left to the default.
+fn for_the_goal(config: &Config, model: &Model, progress: &Progress) -> Config {
+    let mut config = config.clone();
+    let trainable = &mut config.train.trainable;
+    if config.method.goal == Goal::Task && *trainable == Train::default().trainable {
+        let preset = task_preset(model.params.layout.len);
+        *trainable = vec![preset.into()];
+        progress.note(format_args!(
+            "the goal is the task and not its facts: `{preset}` alone is trained"
+        ));
+    }
+    config
 }
 
 /// What can be wrong with a run's settings, found before any compute.

@@ -2,12 +2,18 @@
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use super::*;
-use crate::config::{
-    Decoys, Ewc, Interpolate, Kind, Lora, LoraVariant, Method, Teacher as Source, Tokens,
+use crate::{
+    config::{
+        Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, Replay, ReplaySchedule,
+        TargetToken, Teacher as Source, Tokens,
+    },
+    engine::Target,
+    train::batches::PackedRows,
 };
 
 /// Objects that the tiny model is taught.
@@ -158,6 +164,7 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
         (m.teacher, m.tokens) = (Source::Topk, Tokens::Top(9));
     }));
     resumed_equals_uninterrupted(method(|m| m.tokens = Tokens::Random(9)));
+    resumed_equals_uninterrupted(method(|m| m.target_token = TargetToken::LeftOut));
 }
 
 #[test]
@@ -173,6 +180,33 @@ fn resumed_equals_uninterrupted_with_decoys() {
     for kind in [Kind::Sft, Kind::SelfDistill] {
         resumed_equals_uninterrupted(method(|m| {
             (m.kind, m.decoys) = (kind, Some(Decoys::default()));
+        }));
+    }
+}
+
+/// Four or five of six known rows an epoch, replayed.
+fn replay(target: ReplayTarget, order: ReplayOrder) -> Replay {
+    Replay {
+        share: 0.4,
+        target,
+        order,
+        ..Replay::default()
+    }
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_replay() {
+    for (kind, target, order) in [
+        (Kind::Sft, ReplayTarget::Label, ReplayOrder::Hardest),
+        (Kind::SelfDistill, ReplayTarget::Label, ReplayOrder::Random),
+        (
+            Kind::SelfDistill,
+            ReplayTarget::Teacher,
+            ReplayOrder::Hardest,
+        ),
+    ] {
+        resumed_equals_uninterrupted(method(|m| {
+            (m.kind, m.replay) = (kind, Some(replay(target, order)));
         }));
     }
 }
@@ -250,9 +284,40 @@ fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
             "ewc",
             method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc { strength: 0.0 }))),
         ),
+        (
+            "replay",
+            method(|m| {
+                let idle = Replay {
+                    strength: 0.0,
+                    ..replay(ReplayTarget::Teacher, ReplayOrder::Random)
+                };
+                (m.kind, m.replay) = (Kind::Sft, Some(idle));
+            }),
+        ),
     ] {
         assert!(trained(name, idle) == plain, "{name}");
     }
+}
+
+#[test]
+fn a_teacher_whose_likeliest_tokens_are_kept_is_exact_without_the_target_too() {
+    let place = temporary();
+    let trained = |name: &str, teacher, target_token| {
+        let mut config = config(place.path(), name);
+        config.train.lr = 1e-4;
+        (config.method.tokens, config.method.teacher) = (Tokens::Top(30), teacher);
+        config.method.target_token = target_token;
+        let result = run(&config);
+        let left_out = target_token == TargetToken::LeftOut;
+        assert_eq!(result.method.ends_with("+decoupled"), left_out);
+        config.out
+    };
+    let hidden = trained("hidden", Source::Hidden, TargetToken::LeftOut);
+    let kept = trained("kept", Source::Topk, TargetToken::LeftOut);
+    let with = trained("with", Source::Topk, TargetToken::Kept);
+    // Products over other stretches of rows round otherwise.
+    assert!(same_steps(&hidden, &kept, 1e-4));
+    assert!(!same_steps(&with, &kept, 1e-4));
 }
 
 #[test]
@@ -272,33 +337,39 @@ fn random_tokens_of_the_whole_vocabulary_are_all_tokens() {
 #[test]
 fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
     let place = temporary();
-    let base = Model::load(&config(place.path(), "base").model).expect("the golden model");
     let decoys = Some(Decoys::default());
     let ewc = Some(Ewc::default());
-    for (i, (kind, decoys, ewc)) in [
-        (Kind::Sft, decoys, None),
-        (Kind::Sft, decoys, ewc),
-        (Kind::L2, decoys, None),
-        (Kind::L2, None, ewc),
-        (Kind::SelfDistill, decoys, None),
-        (Kind::SelfDistill, None, ewc),
+    let labels = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest));
+    let taught = Some(replay(ReplayTarget::Teacher, ReplayOrder::Hardest));
+    for (i, (kind, decoys, ewc, replay)) in [
+        (Kind::Sft, decoys, None, None),
+        (Kind::Sft, decoys, ewc, None),
+        (Kind::Sft, decoys, None, labels),
+        (Kind::Sft, None, ewc, taught),
+        (Kind::L2, decoys, None, None),
+        (Kind::L2, None, ewc, None),
+        (Kind::L2, None, None, labels),
+        (Kind::SelfDistill, decoys, None, None),
+        (Kind::SelfDistill, None, ewc, None),
+        (Kind::SelfDistill, decoys, None, taught),
+        (Kind::SelfDistill, None, ewc, labels),
     ]
     .into_iter()
     .enumerate()
     {
         let mut config = config(place.path(), &format!("run-{i}"));
-        (config.method.kind, config.method.decoys, config.method.ewc) = (kind, decoys, ewc);
+        (config.method.kind, config.method.decoys) = (kind, decoys);
+        (config.method.ewc, config.method.replay) = (ewc, replay);
         config.train.trainable = vec!["attn".into()];
         let result = run(&config);
         assert!(result.steps > 0, "{}", result.method);
-        assert_moved(&base, &config.out, |name| name.contains("self_attn"));
+        assert_moved(&config, |name| name.contains("self_attn"));
     }
 }
 
 #[test]
 fn an_interpolated_run_keeps_what_it_learned_and_is_resumed_to_the_bit() {
     let place = temporary();
-    let base = Model::load(&config(place.path(), "base").model).expect("the golden model");
     let mut config = config(place.path(), "plain");
     config.method.kind = Kind::Sft;
     config.train.trainable = vec!["ffn".into()];
@@ -312,7 +383,7 @@ fn an_interpolated_run_keeps_what_it_learned_and_is_resumed_to_the_bit() {
     assert_eq!(result.method, "sft+interpolate");
     assert!(result.interpolation < Some(1.0));
     assert!(result.learned >= plain.learned);
-    assert_moved(&base, &config.out, |name| name.contains("mlp."));
+    assert_moved(&config, |name| name.contains("mlp."));
 
     let whole = weights(&config.out);
     unfinish(&config.out);
@@ -321,15 +392,12 @@ fn an_interpolated_run_keeps_what_it_learned_and_is_resumed_to_the_bit() {
 }
 
 /// The tensors of the run's model that differ from the base model's, in any bit, are those that `trained` names.
-fn assert_moved(base: &Model, run: &Path, trained: impl Fn(&str) -> bool) {
-    let tuned = Model::load(run.join("model").to_str().expect("UTF-8")).expect("as saved");
+fn assert_moved(config: &Config, trained: impl Fn(&str) -> bool) {
+    let moved = moved(config);
+    let base = Model::load(&config.model).expect("the golden model");
     for tensor in &base.params.layout.tensors {
-        let bits = |model: &Model| -> Vec<u32> {
-            let values = &model.params.data[tensor.range.clone()];
-            values.iter().map(|w| w.to_bits()).collect()
-        };
-        let moved = bits(&tuned) != bits(base);
-        assert_eq!(moved, trained(&tensor.name), "{}", tensor.name);
+        let name = &tensor.name;
+        assert_eq!(moved.contains(name), trained(name), "{name}");
     }
 }
 
@@ -353,7 +421,6 @@ fn resumed_equals_uninterrupted_on_adapters() {
 #[test]
 fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
     let place = temporary();
-    let base = Model::load(&config(place.path(), "base").model).expect("the golden model");
     let decoys = Some(Decoys::default());
     let ewc = Some(Ewc::default());
     for (i, (kind, decoys, ewc, budget)) in [
@@ -373,7 +440,7 @@ fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
             config.train.lora = Some(lora(variant));
             let result = run(&config);
             assert!(result.method.ends_with("+lora"), "{}", result.method);
-            assert_moved(&base, &config.out, |name| {
+            assert_moved(&config, |name| {
                 name.ends_with("q_proj.weight") || name.ends_with("up_proj.weight")
             });
         }
@@ -409,10 +476,11 @@ fn the_best_adapters_within_a_budget_are_taken_back_and_the_model_with_them() {
     assert!(both(&trainer) == best);
 }
 
-#[test]
-fn a_run_stopped_within_an_epoch_goes_on_within_it() {
+/// A run that stops after the first step of its second epoch, against one that does not.
+fn stopped_within_an_epoch(method: Method, lr: f64) {
     let place = temporary();
-    let whole = config(place.path(), "whole");
+    let mut whole = config(place.path(), "whole");
+    (whole.method, whole.train.lr) = (method, lr);
     run(&whole);
 
     let stopped = Config {
@@ -426,17 +494,137 @@ fn a_run_stopped_within_an_epoch_goes_on_within_it() {
     trainer.config.train.epochs = 1;
     trainer.train().expect("one epoch");
     trainer.take_snapshot().expect("a row can be written");
+    trainer.config.train.epochs = 3;
+    trainer.choose_replayed(2).expect("known rows");
+    let beside = trainer.beside(2);
+    let dealt = |step: usize| -> Vec<Beside<'_>> {
+        let beside = beside.iter().map(|(held_to, rows)| Beside {
+            rows,
+            held_to: *held_to,
+        });
+        beside.map(|beside| beside.dealt(step, 4)).collect()
+    };
     let order = epoch_order(11, 0, 2, true);
-    trainer.step(2, &order[..3], &[]).expect("a step");
+    trainer.step(2, &order[..3], &dealt(0)).expect("a step");
     trainer.checkpoint().expect("writable");
+    // What the epoch replays no longer follows from the weights.
+    let chosen = trainer.standing.replayed.clone();
+    trainer.standing.step_in_epoch = 0;
+    trainer.choose_replayed(2).expect("known rows");
+    assert!(chosen.is_empty() || trainer.standing.replayed != chosen);
     // A step that no checkpoint holds is done again.
-    trainer.step(2, &order[3..6], &[]).expect("a step");
+    trainer.step(2, &order[3..6], &dealt(1)).expect("a step");
     drop(trainer);
 
     resume(&stopped.out, KEEP, &progress).expect("it goes on");
     assert_eq!(steps(&stopped.out).len(), 10);
     assert_eq!(steps(&stopped.out), steps(&whole.out));
     assert!(weights(&stopped.out) == weights(&whole.out));
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_goes_on_within_it() {
+    stopped_within_an_epoch(Method::default(), 1e-2);
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_replays_on_what_the_epoch_chose() {
+    for target in [ReplayTarget::Label, ReplayTarget::Teacher] {
+        let replay = replay(target, ReplayOrder::Hardest);
+        // A step long enough to change which facts are hardest.
+        stopped_within_an_epoch(method(|m| m.replay = Some(replay)), 5e-2);
+    }
+}
+
+#[test]
+fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let mut config = config(place.path(), "run");
+    config.method.kind = Kind::Sft;
+    config.method.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest));
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.choose_replayed(1).expect("known rows");
+    let losses: Vec<f64> = (0..6)
+        .map(|row| {
+            let mut packed = PackedRows::new([&trainer.rows[row]]);
+            let weight = 1.0 / packed.targets.len() as f32;
+            packed.weigh(weight, |_| 0.0);
+            let targets: &[Target] = &packed.targets;
+            let (params, gradients) = (&trainer.model.params, &mut trainer.gradients);
+            let engine = &mut trainer.engine;
+            let loss = engine.loss_and_gradients(params, &packed.batch, targets, None, gradients);
+            loss.ce
+        })
+        .collect();
+    // 0.4 of eleven rows: four.
+    let chosen = &trainer.standing.replayed;
+    let easiest_chosen = chosen
+        .iter()
+        .map(|row| losses[*row])
+        .fold(f64::MAX, f64::min);
+    assert_eq!(chosen.len(), 4);
+    for row in (0..6).filter(|row| !chosen.contains(row)) {
+        assert!(losses[row] < easiest_chosen, "{losses:?} {chosen:?}");
+    }
+}
+
+/// Tokens of every step of a run.
+fn step_tokens(run: &Path) -> Vec<usize> {
+    let metrics = RunDir::open(run).and_then(|dir| dir.metrics());
+    let metrics = metrics.expect("a run has metrics").into_iter();
+    let tokens = metrics.filter_map(|row| match row {
+        Metrics::Step { tokens, .. } => Some(tokens),
+        _ => None,
+    });
+    tokens.collect()
+}
+
+#[test]
+fn replay_begins_after_the_snapshot_epochs_and_rises_where_it_is_asked_to() {
+    let place = temporary();
+    let tokens = |name: &str, kind: Kind, replay: Option<Replay>| {
+        let mut config = config(place.path(), name);
+        (config.method.kind, config.method.replay) = (kind, replay);
+        let result = run(&config);
+        assert_eq!(result.method.ends_with("+replay"), replay.is_some());
+        step_tokens(&config.out)
+    };
+    let label = replay(ReplayTarget::Label, ReplayOrder::Hardest);
+    let plain = tokens("plain", Kind::SelfDistill, None);
+    let replayed = tokens("replayed", Kind::SelfDistill, Some(label));
+    // Two steps of the snapshot epoch, then four an epoch with a replayed row each.
+    assert_eq!(plain.len(), replayed.len());
+    assert_eq!(plain[..2], replayed[..2]);
+    assert!((2..10).all(|step| replayed[step] > plain[step]));
+
+    let rising = Replay {
+        schedule: ReplaySchedule::End,
+        ..label
+    };
+    let plain = tokens("sft", Kind::Sft, None);
+    let rising = tokens("rising", Kind::Sft, Some(rising));
+    let more = |epoch: usize| -> usize {
+        let steps = 4 * epoch..4 * epoch + 4;
+        steps.map(|step| rising[step] - plain[step]).sum()
+    };
+    assert_eq!(more(0), 0);
+    assert!(more(1) > 0 && more(2) > more(1));
+}
+
+#[test]
+fn replay_without_known_facts_is_refused() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.method.kind, config.data.keep) = (Kind::Sft, Vec::new());
+    config.method.replay = Some(Replay::default());
+    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("nothing to replay");
+    assert!(
+        error.to_string().contains("no known fact to replay"),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 2);
+    assert!(!config.out.exists());
 }
 
 #[test]
@@ -471,6 +659,54 @@ fn without_a_checkpoint_a_run_starts_over_and_a_finished_one_is_left_alone() {
     assert!(weights(&config.out) == weights_before);
 }
 
+/// The tensors that a run has moved.
+fn moved(config: &Config) -> Vec<String> {
+    let before = Model::load(&config.model).expect("the golden model");
+    let after = Model::load(config.out.join("model").to_str().expect("UTF-8")).expect("as saved");
+    let bits = |model: &Model, range: Range<usize>| -> Vec<u32> {
+        let values = &model.params.data[range];
+        values.iter().map(|w| w.to_bits()).collect()
+    };
+    let tensors = before.params.layout.tensors.iter();
+    let moved = tensors.filter(|t| bits(&before, t.range.clone()) != bits(&after, t.range.clone()));
+    moved.map(|t| t.name.clone()).collect()
+}
+
+#[test]
+fn a_task_is_learned_by_attention_alone_and_without_a_snapshot() {
+    let place = temporary();
+    let mut task = config(place.path(), "task");
+    task.method.goal = Goal::Task;
+    let result = run(&task);
+    assert_eq!((&result.method[..], result.goal), ("sft+task", Goal::Task));
+    let absorbed = result.learned.expect("there are new facts");
+    assert_eq!(result.not_absorbed, Some(1.0 - absorbed));
+    assert!(moved(&task).iter().all(|name| name.contains("self_attn")));
+    assert!(!moved(&task).is_empty());
+    // Four steps of eleven rows in each of three epochs: no epoch is on known facts alone.
+    assert_eq!(result.steps, 12);
+
+    // It is plain fine-tuning of attention, and the run's own config says so.
+    let mut attention = config(place.path(), "attention");
+    attention.method.kind = Kind::Sft;
+    attention.train.trainable = vec!["attn".into()];
+    let plain = run(&attention);
+    assert_eq!((plain.goal, plain.not_absorbed), (Goal::Facts, None));
+    assert!(weights(&task.out) == weights(&attention.out));
+    let recorded = RunDir::open(&task.out).and_then(|dir| dir.config());
+    let recorded = recorded.expect("a run has its config");
+    assert_eq!(recorded.train.trainable, ["attn"]);
+    assert!(recorded.validate().is_ok());
+
+    // Weights that the user chose are the ones that are trained.
+    let mut chosen = config(place.path(), "chosen");
+    (chosen.method.goal, chosen.train.trainable) = (Goal::Task, vec!["down".into()]);
+    run(&chosen);
+    assert!(moved(&chosen).iter().all(|name| name.contains("down_proj")));
+
+    resumed_equals_uninterrupted(method(|m| m.goal = Goal::Task));
+}
+
 #[test]
 fn frozen_parameters_do_not_move() {
     let place = temporary();
@@ -478,8 +714,7 @@ fn frozen_parameters_do_not_move() {
     config.train.trainable = vec!["down".into()];
     config.train.weight_decay = 0.1;
     run(&config);
-    let base = Model::load(&config.model).expect("the golden model");
-    assert_moved(&base, &config.out, |name| name.contains("down_proj"));
+    assert_moved(&config, |name| name.contains("down_proj"));
 }
 
 /// Whether two runs took the same steps within `tolerance`, relative to the larger.

@@ -55,9 +55,14 @@ impl Golden {
         Self::read(name, name, "golden")
     }
 
-    /// What `remedies.py` made of the model of `qwen3`.
+    /// What `remedies.py` made of the model of `qwen3`: the remedies that it wrote first.
     pub fn remedies() -> Self {
-        Self::read("qwen3", "remedies", "remedies")
+        Self::remedy("remedies")
+    }
+
+    /// A later remedy, with a file of its own.
+    pub fn remedy(name: &str) -> Self {
+        Self::read("qwen3", "remedies", name)
     }
 
     /// What `lora.py` made of the model of `qwen3`.
@@ -78,12 +83,16 @@ impl Golden {
 
     /// A stored tensor.
     pub fn tensor(&self, name: &str) -> Vec<f32> {
+        self.find(name).expect(name)
+    }
+
+    /// A tensor, where it is stored.
+    pub fn find(&self, name: &str) -> Option<Vec<f32>> {
         let file = safetensors::SafeTensors::deserialize(&self.tensors).expect("a valid file");
-        let view = file.tensor(name).expect(name);
-        let bytes = view.data().chunks_exact(4);
-        bytes
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()
+        let view = file.tensor(name).ok()?;
+        let floats = view.data().chunks_exact(4);
+        let floats = floats.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Some(floats.collect())
     }
 
     /// The names of the stored tensors that begin with `prefix`, without it.
@@ -151,6 +160,7 @@ impl Golden {
                     compared: Compared::All,
                 },
                 temperature,
+                without_target: false,
             });
             let loss = engine.loss_and_gradients(
                 &self.model.params,

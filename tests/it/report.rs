@@ -8,7 +8,9 @@ use std::{
 use crate::browser;
 use tempfile::TempDir;
 use unforget::{
-    Error, report,
+    Error,
+    config::Goal,
+    report,
     run::{Counts, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunResult, Split, State},
 };
 
@@ -93,12 +95,18 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
     let result = RunResult {
         method: fixture.method.into(),
         model: "smollm2-135m".into(),
+        goal: if fixture.method.ends_with("+task") {
+            Goal::Task
+        } else {
+            Goal::Facts
+        },
         accuracy,
         forgetting_pp: Some(pp),
         forgetting_interval: Some([0.5 * pp, 1.5 * pp]),
         below_only_known_pp: new.then_some(pp),
         learned: new.then_some(learned as f64 / n as f64),
         learned_paraphrased: new.then_some(0.5),
+        not_absorbed: None,
         counts: Counts {
             learned,
             not_learned: if new { n - learned } else { 0 },
@@ -309,6 +317,22 @@ fn one_run_alone_makes_a_page() {
     assert!(!html.contains("Where the runs differ"));
     let control = page(&dirs[2..]);
     assert!(control.contains("<h1>Only Known forgot 0.0 pp of what the model knew.</h1>"));
+}
+
+#[test]
+fn of_a_run_whose_goal_is_the_task_few_new_facts_are_wanted() {
+    let (root, dirs) = runs(1);
+    let task = root.path().join("task");
+    let fixture = Fixture {
+        method: "sft+task",
+        learned: 1,
+        forgotten: 1,
+    };
+    write_run(&task, &fixture, 1);
+    let html = page(&[dirs[0].clone(), task]);
+    assert!(html.contains("<h1>Plain fine-tuning for the task alone absorbed 1 of 50 new facts (wanted: few) and forgot 2.0 pp of what the model knew; plain fine-tuning learned 50 and forgot 14.0 pp.</h1>"));
+    let table = text_of(between(&html, "<table class=\"summary\">", "</table>"));
+    assert!(table.contains("1 of 50 (wanted: few)"), "{table}");
 }
 
 #[test]

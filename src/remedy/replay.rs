@@ -1,0 +1,111 @@
+//! Replay: beside what is learned, known facts are shown again, by default those that the model is worst at.
+//!
+//! The known facts are trained in any case, so that a replayed row is one more repetition of it. Under `target = "label"` it
+//! joins the mean of the step's cross-entropy. Under `target = "teacher"` it has no cross-entropy: as dark experience replay
+//! repeats what a model once said and not what is right (Buzzega et al. 2020, arXiv 2004.07211, there by squared differences
+//! of logits), it adds to the loss, with y the right answer's tokens and tau that of self-distillation,
+//!
+//! ```text
+//! strength * mean over the step's replayed rows of tau^2 / |y| * sum over j in y of KL(snapshot_j || model_j)
+//! ```
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    Result,
+    config::{Replay, ReplaySchedule},
+    generate::Generator,
+    prompt::Row,
+};
+
+impl Replay {
+    /// Rows that are replayed in an epoch that trains on `rows`: the one numbered `epoch` (from 0) of the `epochs` after the
+    /// snapshot epochs. Under `end` the share rises from 0 to twice its mean; a single epoch has the mean.
+    pub fn count(&self, rows: usize, epoch: usize, epochs: usize) -> usize {
+        let share = match self.schedule {
+            ReplaySchedule::End if epochs > 1 => {
+                2.0 * self.share * epoch as f64 / (epochs - 1) as f64
+            }
+            ReplaySchedule::End | ReplaySchedule::Uniform => self.share,
+        };
+        (share * rows as f64).round() as usize
+    }
+}
+
+/// The cross-entropy of each of `rows` under the generator's model: mean over its target tokens, in nats.
+///
+/// # Errors
+/// When a row is longer than the model's context.
+pub fn losses(generator: &mut Generator<'_>, rows: &[Row]) -> Result<Vec<f64>> {
+    let pairs = rows.iter().map(|r| (r.prompt.clone(), r.target.clone()));
+    let scored = generator.score(&pairs.collect::<Vec<_>>(), &|_| {})?;
+    let mean = |logprobs: Vec<f32>| {
+        let sum: f64 = logprobs.iter().map(|l| f64::from(*l)).sum();
+        -sum / logprobs.len().max(1) as f64
+    };
+    Ok(scored.into_iter().map(mean).collect())
+}
+
+/// The numbers of the `count` rows with the largest `losses`, largest first, the lowest number first among equals; from the
+/// first one on again where there are fewer.
+pub fn hardest(losses: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..losses.len()).collect();
+    order.sort_by(|a, b| losses[*b].total_cmp(&losses[*a]));
+    order.into_iter().cycle().take(count).collect()
+}
+
+/// The numbers of `count` of `rows` rows, drawn for an epoch without replacement; from the first one on again where there
+/// are fewer.
+pub fn drawn(rows: usize, count: usize, seed: u64, epoch: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..rows).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // From the last stream down: the order of what is learned takes those from the first up.
+    rng.set_stream(u64::MAX - epoch as u64);
+    order.shuffle(&mut rng);
+    order.into_iter().cycle().take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::batches::epoch_order;
+
+    #[test]
+    fn the_largest_losses_come_first_and_ties_in_the_rows_order() {
+        let losses = [0.5, 2.0, 0.5, 3.0];
+        assert_eq!(hardest(&losses, 3), [3, 1, 0]);
+        assert_eq!(hardest(&losses, 6), [3, 1, 0, 2, 3, 1]);
+        assert!(hardest(&losses, 0).is_empty() && hardest(&[], 3).is_empty());
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_and_epoch_and_is_not_the_order_of_what_is_learned() {
+        let draw = drawn(50, 20, 7, 3);
+        assert_eq!(draw, drawn(50, 20, 7, 3));
+        assert_ne!(draw, drawn(50, 20, 7, 4));
+        assert_ne!(draw, drawn(50, 20, 8, 3));
+        assert_ne!(draw, epoch_order(50, 7, 3, true)[..20]);
+        let mut sorted = draw;
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), 20);
+        assert_eq!(drawn(3, 7, 7, 3).len(), 7);
+    }
+
+    #[test]
+    fn the_share_is_the_mean_over_the_epochs_under_either_schedule() {
+        let counts = |schedule, epochs: usize| -> Vec<usize> {
+            let replay = Replay {
+                share: 0.2,
+                schedule,
+                ..Replay::default()
+            };
+            let of = |epoch| replay.count(100, epoch, epochs);
+            (0..epochs).map(of).collect()
+        };
+        assert_eq!(counts(ReplaySchedule::Uniform, 3), [20, 20, 20]);
+        assert_eq!(counts(ReplaySchedule::End, 5), [0, 10, 20, 30, 40]);
+        assert_eq!(counts(ReplaySchedule::End, 1), [20]);
+    }
+}
