@@ -112,9 +112,9 @@ pub struct Method {
     /// Made-up subjects about whom the model is held to its snapshot, `{ share = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoys: Option<Decoys>,
-    /// Gradient projection, `{ energy = 0.95 }`. Not in this version yet.
+    /// Projection of every update off the known facts' inputs at the snapshot, `{ energy = 0.95 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub project: Option<toml::Table>,
+    pub project: Option<Project>,
     /// Forgetting allowed, in percentage points: half of the held-out facts are watched, the strength follows them, and the
     /// model that had learned most within the budget is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -166,6 +166,21 @@ impl Default for Decoys {
             share: 0.5,
             strength: 1.0,
         }
+    }
+}
+
+/// `method.project`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Project {
+    /// Share of the inputs' energy (their squared length, summed over tokens) that lies in the space which is not written to.
+    /// Default 0.95.
+    pub energy: f64,
+}
+
+impl Default for Project {
+    fn default() -> Self {
+        Self { energy: 0.95 }
     }
 }
 
@@ -436,7 +451,8 @@ impl Method {
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        self.kind != Kind::Sft || self.ewc.is_some() || self.decoys.is_some()
+        let beside = self.ewc.is_some() || self.decoys.is_some() || self.project.is_some();
+        self.kind != Kind::Sft || beside
     }
 
     /// Whether the snapshot is asked: at every row, or about decoys alone.

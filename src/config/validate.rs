@@ -123,9 +123,20 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("must be 0 or more, not {}", ewc.strength),
         );
     }
+    if let Some(project) = &method.project {
+        check(
+            project.energy > 0.0 && project.energy <= 1.0,
+            "method.project.energy",
+            format!("is a share above 0 and at most 1, not {}", project.energy),
+        );
+        check(
+            train.lora.is_none(),
+            "method.project",
+            "projects updates of whole weights; with `train.lora` it is the factors that move, and their product does not stay in the space: take one or the other".into(),
+        );
+    }
     for (key, given) in [
         ("method.replay", method.replay.is_some()),
-        ("method.project", method.project.is_some()),
         ("train.lora", train.lora.is_some()),
         ("measure.drift", measure.drift),
     ] {

@@ -5,4 +5,5 @@ pub mod budget;
 pub mod decoys;
 pub mod distill;
 pub mod freeze;
+pub mod project;
 pub mod snapshot;

@@ -39,7 +39,11 @@ pub(super) fn identities(runs: &[RecordedRun]) -> Vec<Identity> {
 fn names(method: &str) -> (String, String) {
     if let Some((kind, beside)) = method.rsplit_once('+') {
         let (name, short) = names(kind);
-        let beside = if beside == "ewc" { "EWC" } else { beside };
+        let beside = match beside {
+            "ewc" => "EWC",
+            "project" => "projection",
+            other => other,
+        };
         return (format!("{name} + {beside}"), format!("{short} + {beside}"));
     }
     let (name, short) = match method {

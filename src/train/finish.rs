@@ -278,6 +278,7 @@ impl Trainer<'_> {
         let beside = [
             ("+decoys", method.decoys.is_some()),
             ("+ewc", method.ewc.is_some()),
+            ("+project", method.project.is_some()),
         ];
         let beside = beside.into_iter().filter(|(_, given)| *given);
         kind.to_owned() + &beside.map(|(name, _)| name).collect::<String>()

@@ -8,6 +8,7 @@ mod demo;
 mod facts;
 mod golden;
 mod model;
+mod project;
 mod remedies;
 mod report;
 mod smollm2;

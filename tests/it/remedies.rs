@@ -26,7 +26,7 @@ fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])
     let mut params = golden.model.params.clone();
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
-    let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients);
+    let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients, |_| 0);
     for (array, values) in snapshot.arrays_mut() {
         stored(&golden, &array, values);
     }
