@@ -116,9 +116,9 @@ pub struct Method {
     /// Made-up subjects about whom the model is held to its snapshot, `{ share = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoys: Option<Decoys>,
-    /// Gradient projection, `{ energy = 0.95 }`. Not in this version yet.
+    /// Projection of every update off the known facts' inputs at the snapshot, `{ energy = 0.95 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub project: Option<toml::Table>,
+    pub project: Option<Project>,
     /// Scale the change of the weights down when training is done, `{ keep = 0.99 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interpolate: Option<Interpolate>,
@@ -263,6 +263,21 @@ pub enum ReplayOrder {
     Hardest,
     /// Drawn by seed and epoch.
     Random,
+}
+
+/// `method.project`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Project {
+    /// Share of the inputs' energy (their squared length, summed over tokens) that lies in the space which is not written to.
+    /// Default 0.95.
+    pub energy: f64,
+}
+
+impl Default for Project {
+    fn default() -> Self {
+        Self { energy: 0.95 }
+    }
 }
 
 /// `method.tokens`.
@@ -589,7 +604,8 @@ impl Method {
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        self.has_teacher() || self.kind == Kind::L2 || self.ewc.is_some()
+        let beside = self.ewc.is_some() || self.project.is_some();
+        self.has_teacher() || self.kind == Kind::L2 || beside
     }
 
     /// Whether the snapshot is asked: at every row, or at rows beside what is learned alone.

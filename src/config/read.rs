@@ -443,6 +443,23 @@ mod tests {
     }
 
     #[test]
+    fn a_projections_energy_is_a_share_and_adapters_are_not_projected() {
+        assert!(parse("[method]\nproject = {}", "x").is_ok_and(|c| c.validate().is_ok()));
+        for energy in ["0.0", "-0.5", "1.01", "nan"] {
+            let told = refused(&format!("[method]\nproject = {{ energy = {energy} }}"), &[]);
+            assert!(told.contains("line 2: `method.project.energy`"), "{told}");
+            assert!(told.contains("above 0 and at most 1"), "{told}");
+        }
+        for energy in ["1.0", "0.001"] {
+            let text = format!("[method]\nproject = {{ energy = {energy} }}");
+            assert!(read(&text, &[]).is_ok(), "{energy}");
+        }
+        let both = "[method]\nproject = {}\n[train]\nlora = { rank = 4 }";
+        assert!(refused(both, &[]).contains("does not stay in the space"));
+        assert!(refused("[method]\nproject = { enrgy = 0.5 }", &[]).contains("energy"));
+    }
+
+    #[test]
     fn a_teacher_that_would_not_be_exact_is_refused_with_the_reason() {
         let told = refused("[method]\nteacher = 'topk'", &[]);
         assert!(

@@ -160,6 +160,18 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("must be 0 or more, not {}", ewc.strength),
         );
     }
+    if let Some(project) = &method.project {
+        check(
+            project.energy > 0.0 && project.energy <= 1.0,
+            "method.project.energy",
+            format!("is a share above 0 and at most 1, not {}", project.energy),
+        );
+        check(
+            train.lora.is_none(),
+            "method.project",
+            "projects updates of whole weights; with `train.lora` it is the factors that move, and their product does not stay in the space: take one or the other".into(),
+        );
+    }
     for (key, given, what) in [
         (
             "method.budget",
@@ -178,12 +190,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("{what}, and under `method.goal = \"task\"` they are not to be: leave it out"),
         );
     }
-    for (key, given) in [
-        ("method.project", method.project.is_some()),
-        ("measure.drift", measure.drift),
-    ] {
-        check(!given, key, "not in this version yet".into());
-    }
+    check(
+        !measure.drift,
+        "measure.drift",
+        "not in this version yet".into(),
+    );
 
     check(
         !train.trainable.is_empty(),

@@ -9,7 +9,7 @@ use super::{
     rope::Rope,
     simd,
 };
-use crate::model::{Buffer, ModelConfig, Params, params::LayerLayout};
+use crate::model::{Buffer, LinearInput, ModelConfig, Params, params::LayerLayout};
 
 /// What a layer's backward pass needs of its forward pass.
 struct LayerState {
@@ -167,6 +167,40 @@ impl Decoder {
             );
         }
         &self.streams[if train { layers } else { layers % 2 }][..t * d]
+    }
+
+    /// What the linear layers of `layer` read as `input` at each of `t` tokens (T, N), N the input's width.
+    ///
+    /// After a [`Decoder::forward`] that kept its state, which holds the input or all that makes it again.
+    pub fn linear_input(
+        &mut self,
+        params: &Params,
+        t: usize,
+        layer: usize,
+        input: LinearInput,
+    ) -> &[f32] {
+        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let wide = self.heads.queries * self.heads.dim;
+        let (s, l) = (&self.layers[layer], &params.layout.layers[layer]);
+        let (norm, hidden) = (&mut self.norm[..t * d], &mut self.hidden[..t * f]);
+        let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];
+        match input {
+            LinearInput::Qkv => {
+                let x = &self.streams[layer][..t * d];
+                ops::rms_norm_again(norm, &s.r_input[..t], x, weight(&l.input_norm));
+                norm
+            }
+            LinearInput::O => &s.o[..t * wide],
+            LinearInput::GateUp => {
+                let mid = &s.mid[..t * d];
+                ops::rms_norm_again(norm, &s.r_post[..t], mid, weight(&l.post_norm));
+                norm
+            }
+            LinearInput::Down => {
+                ops::swiglu(hidden, &s.gate_up[..t * 2 * f], f);
+                hidden
+            }
+        }
     }
 
     /// The gradients of all trained tensors below the final norm are added to `gradients`.

@@ -20,6 +20,8 @@ struct Strided<'a> {
 struct Tile {
     rows: usize,
     columns: usize,
+    /// Tiles that lie above the diagonal as a whole are left out.
+    lower: bool,
 }
 
 /// Below this many multiplications, one tile: cutting costs more than it brings.
@@ -73,6 +75,7 @@ fn product(
         Tile {
             rows: m,
             columns: n,
+            ..tile
         }
     } else {
         tile
@@ -83,6 +86,9 @@ fn product(
         let shared = &shared;
         let (i, j) = (t % down * tile.rows, t / down * tile.columns);
         let (rows, columns) = (tile.rows.min(m - i), tile.columns.min(n - j));
+        if tile.lower && j >= i + rows {
+            return;
+        }
         // SAFETY: the tile lies within c (m, n), checked above, and no other tile overlaps it; a and b are long enough
         // for every index (checked above) and are only read.
         #[allow(unsafe_code, reason = "gemm's interface is made of pointers")]
@@ -123,6 +129,7 @@ pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: 
     let tile = Tile {
         rows: piece(t, 512),
         columns: piece(n, 192),
+        lower: false,
     };
     let (x, w) = (
         Strided {
@@ -144,6 +151,7 @@ pub fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 
     let tile = Tile {
         rows: piece(t, 512),
         columns: piece(k, 192),
+        lower: false,
     };
     let (dy, w) = (
         Strided {
@@ -167,6 +175,7 @@ pub fn weight_gradient(dw: &mut [f32], dy: &[f32], first: usize, x: &[f32], [t, 
     let tile = Tile {
         rows: piece(rows, 256),
         columns: piece(k, 2048),
+        lower: false,
     };
     let (dy, x) = (
         Strided {
@@ -181,6 +190,28 @@ pub fn weight_gradient(dw: &mut [f32], dy: &[f32], first: usize, x: &[f32], [t, 
         },
     );
     product(dw, [rows, k, t], dy, x, true, tile);
+}
+
+/// Second moments, added: `c (K, K) += x (T, K)^T x (T, K)`, on and below the diagonal; above it there may be anything.
+pub fn second_moments(c: &mut [f32], x: &[f32], [t, k]: [usize; 2]) {
+    let tile = Tile {
+        rows: piece(k, 192),
+        columns: piece(k, 192),
+        lower: true,
+    };
+    let (across, x) = (
+        Strided {
+            data: x,
+            row: 1,
+            column: k,
+        },
+        Strided {
+            data: x,
+            row: k,
+            column: 1,
+        },
+    );
+    product(c, [k, k, t], across, x, true, tile);
 }
 
 #[cfg(test)]
@@ -228,6 +259,27 @@ mod tests {
                     dw[i * k + j],
                     1.0 + sum(t, &|l| f64::from(dy[l * n + first + i] * x[l * k + j])),
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn second_moments_equal_the_definition_below_the_diagonal() {
+        for [t, k] in [[5, 7], [40, 400], [60, 1000]] {
+            let x = random(t * k, 1);
+            let mut c = vec![1.0; k * k];
+            second_moments(&mut c, &x, [t, k]);
+            for (i, j) in [
+                (0, 0),
+                (k - 1, k - 1),
+                (k - 1, 0),
+                (k / 2, k / 3),
+                (k / 2, k / 2 - 1),
+            ] {
+                let products = (0..t).map(|l| f64::from(x[l * k + i] * x[l * k + j]));
+                let expected = 1.0 + products.sum::<f64>();
+                // As above.
+                assert!((f64::from(c[i * k + j]) - expected).abs() < 1e-4, "{i} {j}");
             }
         }
     }

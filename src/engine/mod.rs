@@ -1,11 +1,12 @@
 //! The mathematics: forward, backward, key/value cache, loss. Nothing here knows what a fact is.
 //!
 //! The outside is small and named by what it computes, so that another device can stand behind it: [`Engine::hidden`],
-//! [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`].
+//! [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`], [`Engine::second_moments`], [`responses`],
+//! [`hold_responses`].
 
 use std::ops::Range;
 
-use crate::model::{Buffer, ModelConfig, Params};
+use crate::model::{Buffer, Layout, LinearInput, ModelConfig, Params};
 
 mod attention;
 mod cache;
@@ -13,6 +14,7 @@ mod decoder;
 mod head;
 pub(crate) mod matmul;
 mod ops;
+mod responses;
 mod rope;
 pub mod simd;
 #[cfg(test)]
@@ -21,6 +23,7 @@ mod top;
 
 pub use cache::{KvCache, SegmentId};
 use decoder::Decoder;
+pub use responses::{hold_responses, responses};
 pub use top::likeliest;
 
 /// Rows of unequal length, packed end to end without padding; attention is causal within each row.
@@ -148,30 +151,55 @@ pub struct Gradients {
     runs: Vec<(Range<usize>, usize)>, // stretches of neighbouring trained weights: where in the weights, where in data
 }
 
+/// The stretches that trained tensors make: neighbours are one.
+fn runs<'a>(
+    layout: &Layout,
+    tensors: impl Iterator<Item = &'a (usize, Range<usize>)>,
+) -> Vec<(Range<usize>, usize)> {
+    let mut runs = Vec::<(Range<usize>, usize)>::new();
+    for (tensor, at) in tensors {
+        let weights = &layout.tensors[*tensor].range;
+        match runs.last_mut() {
+            Some((run, _)) if run.end == weights.start => run.end = weights.end,
+            _ => runs.push((weights.clone(), at.start)),
+        }
+    }
+    runs
+}
+
 impl Gradients {
     /// Zero gradients for the tensors of `params` for which `trained` says so (by index in the layout).
     pub fn new(params: &Params, trained: &[bool]) -> Self {
-        let (mut tensors, mut runs, mut len) = (Vec::new(), Vec::<(Range<usize>, usize)>::new(), 0);
-        for (i, tensor) in params
+        let mut len = 0;
+        let tensors: Vec<(usize, Range<usize>)> = params
             .layout
             .tensors
             .iter()
             .enumerate()
             .filter(|(i, _)| trained[*i])
-        {
-            let size = tensor.range.len();
-            tensors.push((i, len..len + size));
-            match runs.last_mut() {
-                Some((run, _)) if run.end == tensor.range.start => run.end = tensor.range.end,
-                _ => runs.push((tensor.range.clone(), len)),
-            }
-            len += size;
-        }
+            .map(|(i, tensor)| {
+                let start = len;
+                len += tensor.range.len();
+                (i, start..len)
+            })
+            .collect();
         Self {
+            runs: runs(&params.layout, tensors.iter()),
             tensors,
             data: Buffer::zeros(len),
-            runs,
         }
+    }
+
+    /// Of the trained tensors only those go on being trained for which `trained` says so (by index in the layout). The
+    /// others keep their place in `data` and stay without a gradient.
+    pub fn narrow(&mut self, layout: &Layout, trained: impl Fn(usize) -> bool) {
+        self.runs = runs(layout, self.tensors.iter().filter(|(i, _)| trained(*i)));
+        self.clear();
+    }
+
+    /// Whether the tensor (by index in the layout) has a place here.
+    pub fn holds(&self, tensor: usize) -> bool {
+        self.tensors.iter().any(|(i, _)| *i == tensor)
     }
 
     /// Sets all gradients to zero.
@@ -221,6 +249,16 @@ impl Gradients {
             matmul::weight_gradient(slot, dy, part.start / k, x, [t, n, k]);
         }
     }
+}
+
+/// Uncentred second moments of what linear layers read: `sum over tokens of x x^T`, in f32.
+pub struct Moments {
+    /// The layer.
+    pub layer: usize,
+    /// Which of its inputs.
+    pub input: LinearInput,
+    /// The sum (N, N), N the input's width: on and below the diagonal, above it there may be anything.
+    pub sum: Buffer,
 }
 
 /// Which of the new tokens [`Engine::extend`] returns hidden states for.
@@ -330,6 +368,21 @@ impl Engine {
                 }
             });
         loss
+    }
+
+    /// Adds what every token of `batch` contributes to `moments`.
+    pub fn second_moments(&mut self, params: &Params, batch: &Batch, moments: &mut [Moments]) {
+        let t = batch.tokens.len();
+        if t == 0 {
+            return;
+        }
+        let layers = moments.iter().map(|m| m.layer + 1).max().unwrap_or(0);
+        self.residual(params, batch, layers, true);
+        for Moments { layer, input, sum } in moments {
+            let x = self.decoder.linear_input(params, t, *layer, *input);
+            let n = x.len() / t;
+            matmul::second_moments(sum, x, [t, n]);
+        }
     }
 
     /// Appends tokens to each segment (no segment twice, none empty), and returns hidden states after the final norm.

@@ -86,6 +86,17 @@ fn loss_and_gradients_with(
     trained: &[bool],
     without_target: bool,
 ) -> (Loss, Gradients) {
+    let mut gradients = Gradients::new(params, trained);
+    let loss = add_gradients(params, config, without_target, &mut gradients);
+    (loss, gradients)
+}
+
+fn add_gradients(
+    params: &Params,
+    config: &ModelConfig,
+    without_target: bool,
+    gradients: &mut Gradients,
+) -> Loss {
     let (batch, targets) = batch(config.vocab_size as u32);
     let teacher = self::params(config, 99);
     let mut engine = Engine::new(config);
@@ -100,9 +111,7 @@ fn loss_and_gradients_with(
         temperature: 0.5,
         without_target,
     };
-    let mut gradients = Gradients::new(params, trained);
-    let loss = engine.loss_and_gradients(params, &batch, &targets, Some(side), &mut gradients);
-    (loss, gradients)
+    engine.loss_and_gradients(params, &batch, &targets, Some(side), gradients)
 }
 
 #[test]
@@ -177,6 +186,38 @@ fn gradients_of_a_part_equal_those_of_the_whole() {
             );
         }
     }
+}
+
+#[test]
+fn narrowed_gradients_are_those_of_the_part_in_their_old_places() {
+    let config = config(true);
+    let params = params(&config, 1);
+    let tensors = &params.layout.tensors;
+    let all = vec![true; tensors.len()];
+    let (_, whole) = loss_and_gradients(&params, &config, &all);
+    let mut narrowed = Gradients::new(&params, &all);
+    // Whatever was there before is no gradient any more.
+    narrowed.data.fill(1.0);
+    let stays = |i: usize| tensors[i].name.ends_with("proj.weight");
+    narrowed.narrow(&params.layout, stays);
+    add_gradients(&params, &config, false, &mut narrowed);
+    for (tensor, range) in &narrowed.tensors {
+        let (got, of_whole) = (&narrowed.data[range.clone()], &whole.data[range.clone()]);
+        if stays(*tensor) {
+            assert_eq!(got, of_whole, "{}", tensors[*tensor].name);
+        } else {
+            assert!(got.iter().all(|g| *g == 0.0), "{}", tensors[*tensor].name);
+        }
+    }
+    let left: usize = narrowed
+        .stretches()
+        .map(|(weights, at)| {
+            assert_eq!(weights, at, "all were trained, so that places are the same");
+            weights.len()
+        })
+        .sum();
+    let expected = tensors.iter().enumerate().filter(|(i, _)| stays(*i));
+    assert_eq!(left, expected.map(|(_, t)| t.range.len()).sum::<usize>());
 }
 
 #[test]

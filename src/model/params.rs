@@ -45,6 +45,46 @@ pub struct LayerLayout {
     pub down: Range<usize>,
 }
 
+/// What the linear layers of a decoder's layer read: q, k and v one input, gate and up one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearInput {
+    /// The normed residual stream (D), read by q, k and v.
+    Qkv,
+    /// The heads' outputs (HK), read by o.
+    O,
+    /// The normed residual stream after attention (D), read by gate and up.
+    GateUp,
+    /// The gated hidden state (F), read by down.
+    Down,
+}
+
+impl LinearInput {
+    /// All of them, in the order of the forward pass.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// As messages and files call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qkv => "qkv",
+            Self::O => "o",
+            Self::GateUp => "gate_up",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl LayerLayout {
+    /// The weights that read `input`.
+    pub fn readers(&self, input: LinearInput) -> &Range<usize> {
+        match input {
+            LinearInput::Qkv => &self.qkv,
+            LinearInput::O => &self.o,
+            LinearInput::GateUp => &self.gate_up,
+            LinearInput::Down => &self.down,
+        }
+    }
+}
+
 /// Where every tensor lies, in the order of the buffer.
 #[derive(Clone, Debug)]
 pub struct Layout {

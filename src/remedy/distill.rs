@@ -327,7 +327,7 @@ fn for_hidden(
 }
 
 /// `rows` in order, in stretches of about `tokens` tokens, at least one row each.
-fn passes(rows: &[Row], tokens: usize) -> Vec<&[Row]> {
+pub(super) fn passes(rows: &[Row], tokens: usize) -> Vec<&[Row]> {
     let mut count = 0;
     rows.chunk_by(|_, next| {
         count += next.prompt.len() + next.target.len();

@@ -7,5 +7,6 @@ pub mod distill;
 pub mod freeze;
 pub mod interpolate;
 pub mod lora;
+pub mod project;
 pub mod replay;
 pub mod snapshot;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::{
     anchor::Anchor,
     distill::{Distillation, Teacher},
+    project::Projection,
 };
 use crate::{
+    Result,
     config::{Kind, Method},
     engine::{Engine, Gradients},
     model::{Layout, Params},
@@ -22,11 +24,16 @@ pub struct Snapshot {
     l2: Option<Anchor>,
     /// Elastic weight consolidation around them.
     ewc: Option<Anchor>,
+    /// What linear layers make of the known facts' inputs.
+    pub projection: Option<Projection>,
 }
 
 impl Snapshot {
     /// Freezes `params` as they are, for training on `rows`, the first `known` of which are known facts. `gradients` is
     /// left cleared.
+    ///
+    /// # Errors
+    /// When the model is no longer finite.
     pub fn freeze(
         (method, seed): (&Method, u64),
         engine: &mut Engine,
@@ -34,8 +41,13 @@ impl Snapshot {
         (rows, known): (&[Row], usize),
         gradients: &mut Gradients,
         progress: &Progress,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let projection = method.project.map(|project| {
+            let known = &rows[..known];
+            let energy = project.energy;
+            Projection::find(energy, engine, params, known, seed, gradients, progress)
+        });
+        Ok(Self {
             teacher: method.has_teacher().then(|| {
                 let (source, tokens) = (method.teacher, method.tokens);
                 let teacher = Teacher::freeze(source, tokens, engine, params, rows);
@@ -54,15 +66,18 @@ impl Snapshot {
                     progress,
                 )
             }),
-        }
+            projection: projection.transpose()?,
+        })
     }
 
-    /// Room for what [`Snapshot::freeze`] makes, to be filled from a checkpoint.
+    /// Room for what [`Snapshot::freeze`] makes, to be filled from a checkpoint, of which `length` says how long the
+    /// array of a name is.
     pub fn empty(
         (method, seed): (&Method, u64),
         layout: &Arc<Layout>,
         rows: &[Row],
         gradients: &Gradients,
+        length: impl Fn(&str) -> usize,
     ) -> Self {
         Self {
             teacher: method.has_teacher().then(|| {
@@ -73,6 +88,9 @@ impl Snapshot {
             ewc: method
                 .ewc
                 .map(|ewc| Anchor::empty(ewc.strength / 2.0, true, gradients)),
+            projection: method.project.map(|_| {
+                Projection::empty(layout, gradients, |name| length(&format!("project.{name}")))
+            }),
         }
     }
 
@@ -93,9 +111,11 @@ impl Snapshot {
                         anchor.arrays().into_iter().map(named)
                     })
                 });
+        let projection = self.projection.iter().flat_map(Projection::arrays);
         teacher
             .map(|(name, values)| (format!("teacher.{name}"), values))
             .chain(anchors)
+            .chain(projection.map(|(name, values)| (format!("project.{name}"), values)))
             .collect()
     }
 
@@ -110,9 +130,11 @@ impl Snapshot {
                     anchor.arrays_mut().into_iter().map(named)
                 })
             });
+        let projection = self.projection.iter_mut().flat_map(Projection::arrays_mut);
         teacher
             .map(|(name, values)| (format!("teacher.{name}"), values))
             .chain(anchors)
+            .chain(projection.map(|(name, values)| (format!("project.{name}"), values)))
             .collect()
     }
 }

@@ -61,6 +61,12 @@ impl ArrayFile {
         Ok(Self { file, ranges })
     }
 
+    /// Values in the array called `name`; 0 where there is none.
+    pub(super) fn len(&self, name: &str) -> usize {
+        let bytes = self.ranges.get(name).map_or(0, |r| r.end - r.start);
+        bytes as usize / size_of::<f32>()
+    }
+
     /// Reads the array called `name`, which must be as long as `into`.
     pub(super) fn read(&mut self, name: &str, into: &mut [f32]) -> io::Result<()> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
@@ -85,6 +91,7 @@ mod tests {
         let (a, b) = ([1.0f32, f32::MIN_POSITIVE, -0.0], [0.1f32; 7]);
         write(&path, vec![("b", &b), ("a", &a)]).expect("writable");
         let mut file = ArrayFile::open(&path).expect("as written");
+        assert_eq!(["a", "b", "c"].map(|name| file.len(name)), [3, 7, 0]);
         let mut got = [0f32; 3];
         file.read("a", &mut got).expect("it is there");
         assert_eq!(got.map(f32::to_bits), a.map(f32::to_bits));

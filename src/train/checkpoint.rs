@@ -158,14 +158,14 @@ impl Checkpoints {
     }
 
     /// Restores the newest whole checkpoint: fills `memory` and, where it has one, the snapshot that `room` makes
-    /// room for, and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint, and nothing was changed.
+    /// room for (told how long the array of a name is), and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint, and nothing was changed.
     ///
     /// # Errors
     /// When a file that was whole cannot be read any more.
     pub fn restore(
         &mut self,
         memory: &mut Memory<'_>,
-        room: impl FnOnce() -> Snapshot,
+        room: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
         run: &RunDir,
     ) -> Result<Option<(Standing, Option<Snapshot>)>> {
         let Some((path, state)) = self
@@ -179,11 +179,9 @@ impl Checkpoints {
             .read(&path.join(WEIGHTS))
             .map_err(Error::io("read", &path))?;
         memory.optimiser.steps = state.standing.step as u64;
-        let mut snapshot = state.snapshot.is_some().then(room);
-        if let Some(snapshot) = &mut snapshot {
-            let path = self.root.join(SNAPSHOT);
-            read_snapshot(&path, snapshot).map_err(Error::io("read", &path))?;
-        }
+        let path = self.root.join(SNAPSHOT);
+        let snapshot = state.snapshot.is_some().then(|| read_snapshot(&path, room));
+        let snapshot = snapshot.transpose().map_err(Error::io("read", &path))?;
         self.snapshot = state.snapshot;
         run.truncate_metrics(state.metrics_bytes)?;
         Ok(Some((state.standing, snapshot)))
@@ -247,10 +245,15 @@ impl Checkpoints {
     }
 }
 
-fn read_snapshot(path: &Path, snapshot: &mut Snapshot) -> io::Result<()> {
+fn read_snapshot(
+    path: &Path,
+    room: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
+) -> io::Result<Snapshot> {
     let mut file = ArrayFile::open(path)?;
+    let mut snapshot = room(&|name| file.len(name));
     let mut arrays = snapshot.arrays_mut().into_iter();
-    arrays.try_for_each(|(name, values)| file.read(&name, values))
+    arrays.try_for_each(|(name, values)| file.read(&name, values))?;
+    Ok(snapshot)
 }
 
 impl Memory<'_> {

@@ -341,6 +341,7 @@ impl Trainer<'_> {
             ("+decoys", method.decoys.is_some()),
             ("+replay", method.replay.is_some()),
             ("+ewc", method.ewc.is_some()),
+            ("+project", method.project.is_some()),
             ("+interpolate", method.interpolate.is_some()),
             ("+lora", self.config.train.lora.is_some()),
             ("+task", method.goal == Goal::Task),

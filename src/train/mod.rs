@@ -327,6 +327,10 @@ impl<'a> Trainer<'a> {
             .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
         optimiser.step(params, gradients, lr, clip_scale(grad_norm, train.clip));
         self.trained.merge(&mut self.model.params);
+        let snapshot = self.objective.snapshot.as_ref();
+        if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
+            projection.apply(&mut self.model.params);
+        }
         self.standing.step = step;
         self.standing.step_in_epoch += 1;
         let tokens: usize = batch
@@ -421,19 +425,30 @@ impl<'a> Trainer<'a> {
     fn take_snapshot(&mut self) -> Result<()> {
         let started = Instant::now();
         self.make_decoys()?;
-        self.objective.snapshot = Some(Snapshot::freeze(
+        let snapshot = Snapshot::freeze(
             (&self.config.method, self.config.seed),
             &mut self.engine,
             &self.model.params,
             (&self.rows, self.splits.known.len()),
             &mut self.gradients,
             self.progress,
-        ));
+        )?;
+        self.adopt(snapshot);
         self.run.append(&Metrics::Snapshot {
             epoch: self.standing.epoch,
             step: self.standing.step,
             seconds: started.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Trains under `snapshot` from now on; where it projects, what has no space is frozen.
+    fn adopt(&mut self, snapshot: Snapshot) {
+        if let Some(projection) = &snapshot.projection {
+            let layout = &self.model.params.layout;
+            self.gradients
+                .narrow(layout, |tensor| projection.covers(tensor));
+        }
+        self.objective.snapshot = Some(snapshot);
     }
 
     /// Makes the decoys that the method asks for, answered by the model as it stands, and keeps them in the run.
@@ -557,6 +572,12 @@ impl<'a> Trainer<'a> {
     }
 
     fn require_rows_in_every_epoch(&self) -> Result<()> {
+        if self.config.method.project.is_some() && self.splits.known.is_empty() {
+            return Err(Error::input_hint(
+                "there is no known fact whose inputs `method.project` could keep new facts from",
+                "give known facts with `data.keep`, or leave `method.project` out",
+            ));
+        }
         if (1..=self.config.train.epochs).all(|epoch| self.rows_of(epoch) > 0) {
             return Ok(());
         }
@@ -625,17 +646,17 @@ impl<'a> Trainer<'a> {
         let method = (&self.config.method, self.config.seed);
         let restored = self.checkpoints.restore(
             &mut memory,
-            || Snapshot::empty(method, &layout, &rows, &self.gradients),
+            |length| Snapshot::empty(method, &layout, &rows, &self.gradients, length),
             &self.run,
         )?;
         let Some((standing, snapshot)) = restored else {
             return Ok(false);
         };
         self.trained.merge(&mut self.model.params);
-        if snapshot.is_some() {
+        if let Some(snapshot) = snapshot {
             self.rows = rows;
+            self.adopt(snapshot);
         }
-        self.objective.snapshot = snapshot;
         self.standing = standing;
         self.before = before;
         self.clock = Instant::now();

@@ -23,7 +23,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::freeze::task_preset,
+    remedy::{freeze::task_preset, project},
     run::{Environment, RunDir, RunResult},
     splits::{AuditedFiles, SplitFact, Splits},
 };
@@ -225,10 +225,17 @@ fn for_the_goal(config: &Config, model: &Model, progress: &Progress) -> Config {
 fn check<'a>(
     config: &Config,
     model: &Model,
-    trained: impl IntoIterator<Item = &'a Fact>,
+    facts: impl IntoIterator<Item = &'a Fact>,
 ) -> Result<()> {
-    trained::tensors(&config.train, &model.params)?;
-    training_rows(trained, &template(config, model)?, model, &config.train)?;
+    let layout = &model.params.layout;
+    let trained = trained::tensors(&config.train, &model.params)?;
+    if config.method.project.is_some() && !project::leaves_any(layout, &trained) {
+        return Err(Error::input_hint(
+            "`method.project` freezes all but the weights of linear layers, and `train.trainable` names none of these",
+            "train \"all\", or another group with weights of attention or feed-forward layers",
+        ));
+    }
+    training_rows(facts, &template(config, model)?, model, &config.train)?;
     if let Some(baseline) = &config.baseline
         && RunDir::open(baseline)?.result()?.is_none()
     {

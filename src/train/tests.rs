@@ -9,10 +9,11 @@ use std::{
 use super::*;
 use crate::{
     config::{
-        Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, Replay, ReplaySchedule,
-        TargetToken, Teacher as Source, Tokens,
+        Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, Project, Replay,
+        ReplaySchedule, TargetToken, Teacher as Source, Tokens,
     },
-    engine::Target,
+    engine::{Target, responses},
+    model::Params,
     train::batches::PackedRows,
 };
 
@@ -212,6 +213,132 @@ fn resumed_equals_uninterrupted_with_replay() {
 }
 
 #[test]
+fn resumed_equals_uninterrupted_with_projected_updates() {
+    let project = Some(Project { energy: 0.9 });
+    for kind in [Kind::Sft, Kind::SelfDistill] {
+        resumed_equals_uninterrupted(method(|m| (m.kind, m.project) = (kind, project)));
+    }
+    resumed_equals_uninterrupted(method(|m| {
+        (m.kind, m.project, m.budget) = (Kind::L2, project, Some(5.0));
+    }));
+}
+
+/// Runs `config` from its snapshot on: the weights then, the weights at the end, and the projection.
+fn projected(config: &Config) -> (Params, Params, Snapshot) {
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    let epochs = trainer.config.train.epochs;
+    trainer.config.train.epochs = config.method.snapshot_epoch;
+    trainer.train().expect("the snapshot epochs");
+    trainer.take_snapshot().expect("finite");
+    let before = trainer.model.params.clone();
+    trainer.config.train.epochs = epochs;
+    trainer.train().expect("the rest");
+    let snapshot = trainer.objective.snapshot.take().expect("just taken");
+    (before, trainer.model.params.clone(), snapshot)
+}
+
+#[test]
+fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
+    let place = temporary();
+    for (i, (kind, snapshot_epoch)) in [(Kind::SelfDistill, 1), (Kind::Sft, 0)]
+        .into_iter()
+        .enumerate()
+    {
+        let mut config = config(place.path(), &format!("run-{i}"));
+        (config.method.kind, config.method.snapshot_epoch) = (kind, snapshot_epoch);
+        config.method.project = Some(Project { energy: 0.9 });
+        config.train.weight_decay = 0.1;
+        let (before, after, snapshot) = projected(&config);
+        for tensor in &before.layout.tensors {
+            let (then, now) = (
+                &before.data[tensor.range.clone()],
+                &after.data[tensor.range.clone()],
+            );
+            let moved = then
+                .iter()
+                .zip(now)
+                .any(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(
+                moved,
+                tensor.name.contains("_proj.weight"),
+                "{}",
+                tensor.name
+            );
+        }
+
+        let arrays = snapshot
+            .projection
+            .as_ref()
+            .expect("it was asked for")
+            .arrays();
+        let mut basis: &[f32] = &[];
+        let mut free = 0;
+        for (name, values) in &arrays {
+            let Some(tensor) = name.strip_prefix("held.") else {
+                basis = values;
+                continue;
+            };
+            let tensor = &before.layout.tensors[tensor.parse::<usize>().expect("an index")];
+            let width = tensor.row_len();
+            free += width - basis.len() / width;
+            let made =
+                |params: &Params| responses(&params.data[tensor.range.clone()], basis, width);
+            assert!(
+                made(&before)[..] == **values,
+                "{name}: those of the snapshot"
+            );
+            let largest = |a: &[f32], b: &[f32]| {
+                let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+                apart.fold(0.0f32, f32::max)
+            };
+            // Steps of 1e-2 moved the weights, and the last correction is exact to the rounding of sums of 40 terms near 1.
+            let (then, now) = (
+                &before.data[tensor.range.clone()],
+                &after.data[tensor.range.clone()],
+            );
+            assert!(largest(then, now) > 5e-3, "{}", tensor.name);
+            assert!(largest(&made(&after), values) < 2e-6, "{}", tensor.name);
+        }
+        assert!(free > 0 && arrays.len() > 8);
+    }
+}
+
+#[test]
+fn all_energy_takes_all_directions_that_known_inputs_have() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.project = Some(Project { energy: 1.0 });
+    let (_, _, snapshot) = projected(&config);
+    for (name, values) in snapshot.projection.expect("it was asked for").arrays() {
+        // There are more tokens than the 24 channels of the residual stream.
+        if name.ends_with("qkv") {
+            assert_eq!(values.len(), 24 * 24, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_projection_without_known_facts_or_linear_weights_is_refused_and_nothing_is_written() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.project = Some(Project::default());
+    let refused = |config: &Config, told: &str| {
+        let error = tune(config, KEEP, &Progress::quiet()).expect_err("it makes no sense");
+        assert!(error.to_string().contains(told), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        assert!(!config.out.exists());
+    };
+    let mut norms = config.clone();
+    norms.train.trainable = vec!["model.norm.weight".into()];
+    refused(&norms, "freezes all but the weights of linear layers");
+    config.data.keep = Vec::new();
+    config.method.snapshot_epoch = 0;
+    refused(&config, "no known fact whose inputs");
+}
+
+#[test]
 fn resumed_equals_uninterrupted_under_a_budget() {
     resumed_equals_uninterrupted(method(|m| m.budget = Some(5.0)));
 }
@@ -337,33 +464,35 @@ fn random_tokens_of_the_whole_vocabulary_are_all_tokens() {
 #[test]
 fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
     let place = temporary();
-    let decoys = Some(Decoys::default());
-    let ewc = Some(Ewc::default());
-    let labels = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest));
-    let taught = Some(replay(ReplayTarget::Teacher, ReplayOrder::Hardest));
-    for (i, (kind, decoys, ewc, replay)) in [
-        (Kind::Sft, decoys, None, None),
-        (Kind::Sft, decoys, ewc, None),
-        (Kind::Sft, decoys, None, labels),
-        (Kind::Sft, None, ewc, taught),
-        (Kind::L2, decoys, None, None),
-        (Kind::L2, None, ewc, None),
-        (Kind::L2, None, None, labels),
-        (Kind::SelfDistill, decoys, None, None),
-        (Kind::SelfDistill, None, ewc, None),
-        (Kind::SelfDistill, decoys, None, taught),
-        (Kind::SelfDistill, None, ewc, labels),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let mut config = config(place.path(), &format!("run-{i}"));
-        (config.method.kind, config.method.decoys) = (kind, decoys);
-        (config.method.ewc, config.method.replay) = (ewc, replay);
-        config.train.trainable = vec!["attn".into()];
-        let result = run(&config);
-        assert!(result.steps > 0, "{}", result.method);
-        assert_moved(&config, |name| name.contains("self_attn"));
+    let remedies: [fn(&mut Method); 6] = [
+        |m| m.decoys = Some(Decoys::default()),
+        |m| m.ewc = Some(Ewc::default()),
+        |m| m.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest)),
+        |m| m.replay = Some(replay(ReplayTarget::Teacher, ReplayOrder::Hardest)),
+        |m| m.project = Some(Project { energy: 0.9 }),
+        |m| m.interpolate = Some(Interpolate::default()),
+    ];
+    for kind in [Kind::Sft, Kind::L2, Kind::SelfDistill] {
+        for (i, one) in remedies.iter().enumerate() {
+            for (j, other) in remedies.iter().enumerate().skip(i + 1) {
+                let mut config = config(place.path(), &format!("{kind:?}-{i}-{j}"));
+                config.method.kind = kind;
+                one(&mut config.method);
+                other(&mut config.method);
+                // With q, k, v and o of a layer trained, projection has weights to act on.
+                config.train.trainable = vec!["attn".into()];
+                config.method.snapshot_epoch = 1;
+                let result = run(&config);
+                assert!(result.steps > 0, "{}", result.method);
+                let moved = moved(&config);
+                assert!(!moved.is_empty(), "{}", result.method);
+                assert!(
+                    moved.iter().all(|name| name.contains("self_attn")),
+                    "{}",
+                    result.method
+                );
+            }
+        }
     }
 }
 

@@ -70,6 +70,11 @@ impl Golden {
         Self::read("qwen3", "lora", "lora")
     }
 
+    /// What `project.py` made of the model of `qwen3`.
+    pub fn project() -> Self {
+        Self::read("qwen3", "project", "project")
+    }
+
     fn read(model: &str, name: &str, file: &str) -> Self {
         let model = directory(model);
         let directory = directory(name);

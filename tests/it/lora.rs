@@ -87,7 +87,7 @@ fn ten_steps_of_every_variant_equal_pefts() {
                 step: i + 1,
                 rows: &rows,
                 batch: &batch,
-                decoys: &[],
+                beside: &[],
                 strength: 1.0,
                 rows_a_pass: rows.len(),
             };

@@ -9,6 +9,7 @@ mod facts;
 mod golden;
 mod lora;
 mod model;
+mod project;
 mod remedies;
 mod report;
 mod smollm2;

@@ -37,7 +37,7 @@ fn check_on(
     let mut params = golden.model.params.clone();
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
-    let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients);
+    let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients, |_| 0);
     for (array, values) in snapshot.arrays_mut() {
         stored(&golden, &array, values);
     }
