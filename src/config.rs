@@ -207,7 +207,8 @@ pub enum Teacher {
     Live,
     /// Its last hidden states at the answer positions, computed once: exact, and no second forward pass.
     Hidden,
-    /// The logits of its most likely tokens, computed once: exact under `tokens = { top = N }`, and only there.
+    /// The logits of its most likely tokens, computed once and kept on disk: exact under `tokens = { top = N }`, and only
+    /// there.
     Topk,
     /// `topk` under `tokens = { top = N }`, else `hidden`.
     #[default]

@@ -8,3 +8,4 @@ pub mod freeze;
 pub mod interpolate;
 pub mod lora;
 pub mod snapshot;
+pub mod top_logits;

@@ -7,11 +7,13 @@ use super::{
     distill::{Distillation, Teacher},
 };
 use crate::{
+    Result,
     config::{Kind, Method},
     engine::{Engine, Gradients},
     model::{Layout, Params},
     progress::Progress,
     prompt::Row,
+    run::RunDir,
 };
 
 /// What holds the model, as far as the method asks for it.
@@ -26,21 +28,28 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Freezes `params` as they are, for training on `rows`, the first `known` of which are known facts. `gradients` is
-    /// left cleared.
+    /// left cleared, and what is kept in files is kept in `run`.
+    ///
+    /// # Errors
+    /// Those of [`Teacher::freeze`].
     pub fn freeze(
         (method, seed): (&Method, u64),
         engine: &mut Engine,
         params: &Params,
         (rows, known): (&[Row], usize),
         gradients: &mut Gradients,
+        run: &RunDir,
         progress: &Progress,
-    ) -> Self {
-        Self {
-            teacher: method.has_teacher().then(|| {
-                let (source, tokens) = (method.teacher, method.tokens);
-                let teacher = Teacher::freeze(source, tokens, engine, params, rows);
-                (Distillation::new(method, seed), teacher)
-            }),
+    ) -> Result<Self> {
+        let teacher = if method.has_teacher() {
+            let kind = (method.teacher, method.tokens);
+            let teacher = Teacher::freeze(kind, engine, params, rows, run, progress)?;
+            Some((Distillation::new(method, seed), teacher))
+        } else {
+            None
+        };
+        Ok(Self {
+            teacher,
             l2: (method.kind == Kind::L2).then(|| Anchor::l2(method.lambda, params, gradients)),
             ewc: method.ewc.map(|ewc| {
                 let known = &rows[..known];
@@ -54,7 +63,7 @@ impl Snapshot {
                     progress,
                 )
             }),
-        }
+        })
     }
 
     /// Room for what [`Snapshot::freeze`] makes, to be filled from a checkpoint.
@@ -74,6 +83,17 @@ impl Snapshot {
                 .ewc
                 .map(|ewc| Anchor::empty(ewc.strength / 2.0, true, gradients)),
         }
+    }
+
+    /// Opens what a snapshot made before has kept in files of `run`.
+    ///
+    /// # Errors
+    /// Those of [`Teacher::open_files`].
+    pub fn open_files(&mut self, run: &RunDir) -> Result<()> {
+        let teacher = self.teacher.iter_mut();
+        teacher
+            .map(|(_, teacher)| teacher)
+            .try_for_each(|teacher| teacher.open_files(run))
     }
 
     /// What the weights themselves are held by.

@@ -18,7 +18,7 @@ use crate::{
     },
     run::{
         ADAPTER, Counts, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunDir, RunResult,
-        Split, State, peak_memory_bytes,
+        Split, State, TEACHER, peak_memory_bytes,
     },
     splits::{SplitFact, Splits},
 };
@@ -109,6 +109,9 @@ impl Trainer<'_> {
         self.run.write_rows("facts.jsonl", &rows)?;
         if !self.options.keep_checkpoints {
             self.checkpoints.remove()?;
+            // Not every system removes a file that is mapped.
+            self.objective.snapshot = None;
+            self.run.remove(TEACHER)?;
         }
         self.run.write_json("result.json", &result)?;
         Ok(result)

@@ -33,7 +33,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{budget::Steering, decoys, snapshot::Snapshot},
+    remedy::{budget::Steering, decoys, distill::Teacher, snapshot::Snapshot},
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -280,9 +280,7 @@ impl<'a> Trainer<'a> {
             bar.inc(batch.len() as u64);
             if interrupt::asked() {
                 self.checkpoint()?;
-                return Err(Error::Interrupted {
-                    hint: format!("go on with `unforget resume {}`", self.run.path().display()),
-                });
+                return Err(self.run.interrupted());
             }
         }
         self.standing.epoch += 1;
@@ -419,6 +417,12 @@ impl<'a> Trainer<'a> {
 
     fn take_snapshot(&mut self) -> Result<()> {
         let started = Instant::now();
+        let method = &self.config.method;
+        if method.has_teacher() && Teacher::logits_in_files(method.teacher, method.tokens).is_some()
+        {
+            // From here on a run that is stopped goes on with the files that it has made.
+            self.checkpoint()?;
+        }
         self.make_decoys()?;
         self.objective.snapshot = Some(Snapshot::freeze(
             (&self.config.method, self.config.seed),
@@ -426,8 +430,9 @@ impl<'a> Trainer<'a> {
             &self.model.params,
             (&self.rows, self.splits.known.len()),
             &mut self.gradients,
+            &self.run,
             self.progress,
-        ));
+        )?);
         self.run.append(&Metrics::Snapshot {
             epoch: self.standing.epoch,
             step: self.standing.step,

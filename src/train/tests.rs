@@ -160,6 +160,85 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
     resumed_equals_uninterrupted(method(|m| m.tokens = Tokens::Random(9)));
 }
 
+/// Self-distillation from the likeliest tokens, with decoys, and no checkpoint but the one before its teacher is made.
+fn kept_in_files(place: &Path, out: &str) -> Config {
+    let mut config = config(place, out);
+    config.method.tokens = Tokens::Top(9);
+    config.method.decoys = Some(Decoys::default());
+    config.train.checkpoint_every = Some(100);
+    config
+}
+
+/// When each part of the run's teacher was written, and what it holds.
+fn parts(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
+    let part = |i: usize| run.join(format!("teacher/part-{i:05}.safetensors"));
+    let found = (0..).map(part).take_while(|path| path.is_file());
+    found
+        .map(|path| {
+            let written = fs::metadata(&path).and_then(|m| m.modified());
+            let bytes = fs::read(&path).expect("readable");
+            (written.expect("known"), bytes)
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_stopped_while_its_teacher_is_made_goes_on_with_the_parts_that_are_whole() {
+    let place = temporary();
+    let config = kept_in_files(place.path(), "run");
+    run(&config);
+    let (weights_before, steps_before) = (weights(&config.out), steps(&config.out));
+    let before = parts(&config.out);
+    assert!(before.len() > 2, "{} parts", before.len());
+
+    // As after a kill in the middle of the pass: the first part alone is there, and no checkpoint has the snapshot.
+    unfinish(&config.out);
+    assert_eq!(checkpoints(&config.out).len(), 1);
+    assert!(!config.out.join("checkpoints/snapshot.safetensors").exists());
+    let dir = RunDir::open(&config.out).expect("a run");
+    let mut index: serde_json::Value = dir.read_json("teacher/index.json").expect("written");
+    let listed = index["parts"].as_object_mut().expect("parts");
+    listed.retain(|name, _| name.contains("00000"));
+    dir.write_json("teacher/index.json", &index)
+        .expect("writable");
+    for i in 1..before.len() {
+        fs::remove_file(config.out.join(format!("teacher/part-{i:05}.safetensors")))
+            .expect("it was made");
+    }
+
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    let after = parts(&config.out);
+    assert_eq!(after[0].0, before[0].0, "the whole part was not made again");
+    for ((_, after), (_, before)) in after.iter().zip(&before) {
+        assert!(after == before);
+    }
+    assert_eq!(after.len(), before.len());
+    assert_eq!(steps(&config.out), steps_before);
+    assert!(weights(&config.out) == weights_before);
+}
+
+#[test]
+fn a_broken_part_of_a_teacher_is_noticed_and_the_run_can_start_over() {
+    let place = temporary();
+    let mut config = kept_in_files(place.path(), "run");
+    config.train.checkpoint_every = Some(1);
+    run(&config);
+    let weights_before = weights(&config.out);
+    unfinish(&config.out);
+    let file = config.out.join("teacher/part-00001.safetensors");
+    let mut bytes = fs::read(&file).expect("it was made");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&file, bytes).expect("writable");
+
+    let error = resume(&config.out, KEEP, &Progress::quiet()).expect_err("a broken part");
+    assert!(error.to_string().contains("part-00001"), "{error}");
+    assert_eq!(error.exit_code(), 1);
+    fs::remove_dir_all(config.out.join("checkpoints")).expect("as the error's hint says");
+    resume(&config.out, Options::default(), &Progress::quiet()).expect("it starts over");
+    assert!(weights(&config.out) == weights_before);
+    assert!(!config.out.join("teacher").exists(), "not kept at the end");
+}
+
 #[test]
 fn resumed_equals_uninterrupted_with_anchored_weights() {
     resumed_equals_uninterrupted(method(|m| m.kind = Kind::L2));
@@ -344,6 +423,7 @@ fn resumed_equals_uninterrupted_on_adapters() {
         method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc::default()))),
         method(|m| m.decoys = Some(Decoys::default())),
         method(|m| m.teacher = Source::Live),
+        method(|m| m.tokens = Tokens::Top(9)),
         method(|m| m.budget = Some(5.0)),
     ] {
         resumed_on_adapters_equals_uninterrupted(method, Some(lora(LoraVariant::Dora)));
@@ -523,6 +603,23 @@ fn a_hidden_teacher_says_what_a_live_one_says() {
     run(&hidden);
     // Products over other stretches of rows round otherwise.
     assert!(same_steps(&live.out, &hidden.out, 1e-4));
+}
+
+#[test]
+fn a_teacher_kept_in_files_says_what_a_hidden_one_says() {
+    let place = temporary();
+    let mut kept = config(place.path(), "kept");
+    (kept.method.tokens, kept.train.lr) = (Tokens::Top(9), 1e-4);
+    let mut hidden = Config {
+        out: place.path().join("hidden"),
+        ..kept.clone()
+    };
+    hidden.method.teacher = Source::Hidden;
+    run(&kept);
+    run(&hidden);
+    assert!(kept.out.join("teacher").exists() && !hidden.out.join("teacher").exists());
+    // As above.
+    assert!(same_steps(&kept.out, &hidden.out, 1e-4));
 }
 
 #[test]

@@ -5,7 +5,8 @@ use unforget::{
     engine::{Engine, Gradients, Target},
     progress::Progress,
     prompt::Row,
-    remedy::{anchor::Anchor, snapshot::Snapshot},
+    remedy::{anchor::Anchor, distill::Teacher as Kept, snapshot::Snapshot},
+    run::RunDir,
     train::{
         adamw::{self, AdamW, AdamWSettings},
         batches::PackedRows,
@@ -20,6 +21,15 @@ use crate::golden::{
 
 /// Ten steps under `method`, its snapshot's arrays filled by `stored` (name, values), and compared with the run called `name`.
 fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])) {
+    check_filled(name, method, |golden, _, snapshot| {
+        for (array, values) in snapshot.arrays_mut() {
+            stored(golden, &array, values);
+        }
+    });
+}
+
+/// The same, with a snapshot for training on the rows that `fill` is given.
+fn check_filled(name: &str, method: &Method, fill: impl Fn(&Golden, &[Row], &mut Snapshot)) {
     let golden = Golden::load("qwen3");
     let remedies = Golden::remedies();
     let rows: Vec<Row> = golden.rows();
@@ -27,9 +37,7 @@ fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
     let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients);
-    for (array, values) in snapshot.arrays_mut() {
-        stored(&golden, &array, values);
-    }
+    fill(&golden, &rows, &mut snapshot);
     let objective = Objective {
         snapshot: Some(snapshot),
         decoys: 0.0,
@@ -128,7 +136,9 @@ fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
     let Tokens::Top(count) = method.tokens else {
         unreachable!("the function above says so");
     };
-    check("top", &method, |golden, array, values| {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let run = RunDir::create(&place.path().join("run")).expect("writable");
+    check_filled("top", &method, |golden, rows, snapshot| {
         let (head, hidden) = (
             golden.tensor("teacher.head"),
             golden.tensor("teacher.hidden"),
@@ -147,13 +157,17 @@ fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
             logits.truncate(count);
             logits
         });
-        for (value, (id, logit)) in values.iter_mut().zip(tops) {
-            *value = match array {
-                "teacher.tokens" => id as f32,
-                "teacher.logits" => logit as f32,
-                other => panic!("{other} is no array of such a teacher"),
-            };
-        }
+        let mut tops = tops.map(|(id, logit)| (id as u32, logit as f32));
+        let Some((_, Kept::TopLogits(teacher))) = &mut snapshot.teacher else {
+            panic!("no such teacher");
+        };
+        let quiet = Progress::quiet();
+        let made = teacher.make(&run, rows, "PyTorch's", &quiet, |pass| {
+            let targets = PackedRows::new(pass).targets.len();
+            Ok(tops.by_ref().take(targets * count).collect())
+        });
+        made.expect("writable");
+        assert!(tops.next().is_none(), "every answer was asked for");
     });
 }
 
