@@ -103,7 +103,8 @@ pub struct Method {
     pub teacher: Teacher,
     /// How the distillation term is averaged. Default `example`.
     pub reduction: Reduction,
-    /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`.
+    /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`, and around what earlier runs saved,
+    /// `{ after = ["runs/first"] }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ewc: Option<Ewc>,
     /// Replay of known text, `{ share = 0.2, target = "label" }`. Not in this version yet.
@@ -140,16 +141,28 @@ pub enum Kind {
 }
 
 /// `method.ewc`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ewc {
     /// Twice what multiplies the weighted squares. Default 1.
     pub strength: f64,
+    /// Finished runs with EWC, in their order, of which the last saved `model`: each holds its weights from the first step on.
+    /// None by default.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<PathBuf>,
+    /// gamma, from 0 to 1: one penalty in place of one a run, in which the importance left by the run in `after` counts so
+    /// much. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay: Option<f64>,
 }
 
 impl Default for Ewc {
     fn default() -> Self {
-        Self { strength: 1.0 }
+        Self {
+            strength: 1.0,
+            after: Vec::new(),
+            decay: None,
+        }
     }
 }
 

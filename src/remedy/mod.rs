@@ -8,4 +8,5 @@ pub mod freeze;
 pub mod interpolate;
 pub mod lora;
 pub mod snapshot;
+pub mod tasks;
 pub mod top_logits;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    anchor::Anchor,
+    anchor::{Anchor, fisher},
     distill::{Distillation, Teacher},
 };
 use crate::{
@@ -51,17 +51,10 @@ impl Snapshot {
         Ok(Self {
             teacher,
             l2: (method.kind == Kind::L2).then(|| Anchor::l2(method.lambda, params, gradients)),
-            ewc: method.ewc.map(|ewc| {
+            ewc: method.ewc.as_ref().map(|ewc| {
                 let known = &rows[..known];
-                Anchor::ewc(
-                    ewc.strength,
-                    engine,
-                    params,
-                    known,
-                    seed,
-                    gradients,
-                    progress,
-                )
+                let importance = fisher(engine, params, known, seed, gradients, progress);
+                Anchor::ewc(ewc.strength, params, importance, gradients)
             }),
         })
     }
@@ -81,6 +74,7 @@ impl Snapshot {
             l2: (method.kind == Kind::L2).then(|| Anchor::empty(method.lambda, false, gradients)),
             ewc: method
                 .ewc
+                .as_ref()
                 .map(|ewc| Anchor::empty(ewc.strength / 2.0, true, gradients)),
         }
     }
@@ -94,6 +88,15 @@ impl Snapshot {
         teacher
             .map(|(_, teacher)| teacher)
             .try_for_each(|teacher| teacher.open_files(run))
+    }
+
+    /// Makes one penalty of its own EWC and `earlier` ones, around its own weights.
+    pub fn take_over(&mut self, earlier: &[Anchor]) {
+        if let Some(ewc) = &mut self.ewc {
+            for anchor in earlier {
+                ewc.take_over(anchor);
+            }
+        }
     }
 
     /// What the weights themselves are held by.

@@ -12,7 +12,7 @@ use super::{FactRow, Metrics, RunResult};
 use crate::{Error, Result, config::Config};
 
 /// What a run writes; a new run in its place removes these and nothing else.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",
@@ -24,10 +24,14 @@ const FILES: [&str; 11] = [
     ADAPTER,
     "checkpoints",
     TEACHER,
+    IMPORTANCE,
 ];
 
 /// The directory of a run's adapters, where they are what it trained.
 pub const ADAPTER: &str = "adapter";
+
+/// The file of what EWC leaves to later runs.
+pub const IMPORTANCE: &str = "ewc.safetensors";
 
 /// The directory of what a teacher keeps in files.
 pub const TEACHER: &str = "teacher";

@@ -33,7 +33,9 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{budget::Steering, decoys, distill::Teacher, snapshot::Snapshot},
+    remedy::{
+        anchor::Anchor, budget::Steering, decoys, distill::Teacher, snapshot::Snapshot, tasks,
+    },
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -141,6 +143,7 @@ impl<'a> Trainer<'a> {
             before: Vec::new(),
             objective: Objective {
                 snapshot: None,
+                earlier: earlier_tasks(&config, &model, &gradients)?,
                 decoys: config.method.decoys.map_or(0.0, |decoys| decoys.strength),
             },
             optimiser: AdamW::new(trained.parameters(&model.params, &gradients).1, settings),
@@ -433,11 +436,22 @@ impl<'a> Trainer<'a> {
             &self.run,
             self.progress,
         )?);
+        if self.one_penalty()
+            && let Some(snapshot) = &mut self.objective.snapshot
+        {
+            snapshot.take_over(&std::mem::take(&mut self.objective.earlier));
+        }
         self.run.append(&Metrics::Snapshot {
             epoch: self.standing.epoch,
             step: self.standing.step,
             seconds: started.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Whether earlier runs' EWC becomes part of the snapshot's.
+    fn one_penalty(&self) -> bool {
+        let ewc = self.config.method.ewc.as_ref();
+        ewc.is_some_and(|ewc| ewc.decay.is_some())
     }
 
     /// Makes the decoys that the method asks for, answered by the model as it stands, and keeps them in the run.
@@ -591,6 +605,10 @@ impl<'a> Trainer<'a> {
         self.trained.merge(&mut self.model.params);
         if snapshot.is_some() {
             self.rows = rows;
+            if self.one_penalty() {
+                // The snapshot has taken it over.
+                self.objective.earlier.clear();
+            }
         }
         self.objective.snapshot = snapshot;
         self.standing = standing;
@@ -604,6 +622,14 @@ impl<'a> Trainer<'a> {
         self.standing.seconds += self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
     }
+}
+
+/// What holds the weights to those of the runs that `method.ewc.after` names.
+fn earlier_tasks(config: &Config, model: &Model, gradients: &Gradients) -> Result<Vec<Anchor>> {
+    let ewc = config.method.ewc.as_ref();
+    ewc.map_or(Ok(Vec::new()), |ewc| {
+        tasks::anchors(ewc, &model.params.layout, gradients)
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::{
     model::Params,
     prompt::Row,
     remedy::{
+        anchor::Anchor,
         distill::{Distillation, Teacher},
         snapshot::Snapshot,
     },
@@ -16,6 +17,8 @@ use crate::{
 pub struct Objective {
     /// What holds the model; none in plain fine-tuning and before the snapshot.
     pub snapshot: Option<Snapshot>,
+    /// What holds the weights to those of earlier runs, from the first step on.
+    pub earlier: Vec<Anchor>,
     /// What decoys weigh, where there are any.
     pub decoys: f64,
 }
@@ -41,7 +44,7 @@ impl Objective {
     /// The loss over the rows of a step, and its gradient, which is added to `gradients`.
     ///
     /// `L = CE + lambda L_distill + penalties`: CE is one mean over all target tokens of the batch, `L_distill` is averaged
-    /// as [`Distillation::weight`] says, and the penalties are those of [`crate::remedy::anchor`]. Since every weight counts
+    /// as [`Distillation::weight`] says, and the penalties are those of [`crate::remedy::anchor`] and [`crate::remedy::tasks`]. Since every weight counts
     /// the whole batch, the result is that of one pass, to rounding.
     pub fn loss_and_gradients(
         &self,
@@ -90,7 +93,8 @@ impl Objective {
             loss.ce += of_pass.ce;
             loss.distill += of_pass.distill;
         }
-        for anchor in self.snapshot.iter().flat_map(Snapshot::anchors) {
+        let own = self.snapshot.iter().flat_map(Snapshot::anchors);
+        for anchor in self.earlier.iter().chain(own) {
             loss.penalty += anchor.penalty_and_gradient(params, gradients, of.strength);
         }
         loss

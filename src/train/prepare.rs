@@ -23,6 +23,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
+    remedy::tasks,
     run::{Environment, RunDir, RunResult},
     splits::{AuditedFiles, SplitFact, Splits},
 };
@@ -210,7 +211,10 @@ fn check<'a>(
     model: &Model,
     trained: impl IntoIterator<Item = &'a Fact>,
 ) -> Result<()> {
-    trained::tensors(&config.train, &model.params)?;
+    let tensors = trained::tensors(&config.train, &model.params)?;
+    if let Some(ewc) = &config.method.ewc {
+        tasks::check(ewc, &config.out, model, &tensors)?;
+    }
     training_rows(trained, &template(config, model)?, model, &config.train)?;
     if let Some(baseline) = &config.baseline
         && RunDir::open(baseline)?.result()?.is_none()

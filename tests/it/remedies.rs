@@ -5,7 +5,7 @@ use unforget::{
     engine::{Engine, Gradients, Target},
     progress::Progress,
     prompt::Row,
-    remedy::{anchor::Anchor, distill::Teacher as Kept, snapshot::Snapshot},
+    remedy::{anchor::fisher, distill::Teacher as Kept, snapshot::Snapshot},
     run::RunDir,
     train::{
         adamw::{self, AdamW, AdamWSettings},
@@ -40,7 +40,7 @@ fn check_filled(name: &str, method: &Method, fill: impl Fn(&Golden, &[Row], &mut
     fill(&golden, &rows, &mut snapshot);
     let objective = Objective {
         snapshot: Some(snapshot),
-        decoys: 0.0,
+        ..Objective::default()
     };
     let settings = AdamWSettings {
         weight_decay: golden.number("weight_decay"),
@@ -192,6 +192,7 @@ fn elastic_weight_consolidation_equals_pytorchs() {
         kind: Kind::Sft,
         ewc: Some(Ewc {
             strength: strength.expect("a number"),
+            ..Ewc::default()
         }),
         ..Method::default()
     };
@@ -216,8 +217,7 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         prompt: vec![5, 17, 203, 44],
         target: vec![9],
     };
-    let anchor = Anchor::ewc(
-        2.0,
+    let fisher = fisher(
         &mut engine,
         params,
         std::slice::from_ref(&row),
@@ -225,11 +225,6 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         &mut gradients,
         &Progress::quiet(),
     );
-    let fisher = anchor
-        .arrays()
-        .into_iter()
-        .find_map(|(name, values)| (name == "importance").then_some(values))
-        .expect("EWC has an importance");
     let packed = PackedRows::new([&row]);
     let mut of_token = |token: u32| -> Vec<f32> {
         gradients.clear();
