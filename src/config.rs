@@ -107,7 +107,8 @@ pub struct Method {
     pub reduction: Reduction,
     /// Whether teacher and student are compared at the target token itself too. Default `kept`.
     pub target_token: TargetToken,
-    /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`.
+    /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`, and around what earlier runs saved,
+    /// `{ after = ["runs/first"] }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ewc: Option<Ewc>,
     /// Known facts that are shown again beside what is learned, `{ share = 0.2, target = "label" }`.
@@ -158,16 +159,28 @@ pub enum Kind {
 }
 
 /// `method.ewc`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ewc {
     /// Twice what multiplies the weighted squares. Default 1.
     pub strength: f64,
+    /// Finished runs with EWC, in their order, of which the last saved `model`: each holds its weights from the first step on.
+    /// None by default.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<PathBuf>,
+    /// gamma, from 0 to 1: one penalty in place of one a run, in which the importance left by the run in `after` counts so
+    /// much. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay: Option<f64>,
 }
 
 impl Default for Ewc {
     fn default() -> Self {
-        Self { strength: 1.0 }
+        Self {
+            strength: 1.0,
+            after: Vec::new(),
+            decay: None,
+        }
     }
 }
 
@@ -301,7 +314,8 @@ pub enum Teacher {
     Live,
     /// Its last hidden states at the answer positions, computed once: exact, and no second forward pass.
     Hidden,
-    /// The logits of its most likely tokens, computed once: exact under `tokens = { top = N }`, and only there.
+    /// The logits of its most likely tokens, computed once and kept on disk: exact under `tokens = { top = N }`, and only
+    /// there.
     Topk,
     /// `topk` under `tokens = { top = N }`, else `hidden`.
     #[default]

@@ -7,7 +7,7 @@ use crate::config::Goal;
 mod directory;
 mod environment;
 
-pub use directory::{ADAPTER, RunDir};
+pub use directory::{ADAPTER, IMPORTANCE, RunDir, TEACHER};
 pub use environment::{Environment, ModelRecord, peak_memory_bytes, reset_peak_memory};
 
 /// A part of the facts that is followed through a run.

@@ -503,4 +503,15 @@ mod tests {
             "{told}"
         );
     }
+
+    #[test]
+    fn one_penalty_for_all_tasks_goes_with_the_last_run_alone() {
+        let ewc = |text: &str| format!("[method.ewc]\ndecay = {text}");
+        assert!(refused(&ewc("0.5"), &[]).contains("not 0 runs"));
+        assert!(refused(&ewc("0.5\nafter = ['a', 'b']"), &[]).contains("not 2 runs"));
+        assert!(refused(&ewc("1.5\nafter = ['a']"), &[]).contains("from 0 to 1, not 1.5"));
+        let parsed = parse(&ewc("1.0\nafter = ['a']"), "x").unwrap();
+        assert!(parsed.validate().is_ok());
+        assert_eq!(parse(&parsed.to_toml(), "resolved").unwrap(), parsed);
+    }
 }

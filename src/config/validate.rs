@@ -159,6 +159,20 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             "method.ewc.strength",
             format!("must be 0 or more, not {}", ewc.strength),
         );
+        let decay = ewc.decay.unwrap_or_default();
+        check(
+            (0.0..=1.0).contains(&decay),
+            "method.ewc.decay",
+            format!("is a number from 0 to 1, not {decay}"),
+        );
+        check(
+            ewc.decay.is_none() || ewc.after.len() == 1,
+            "method.ewc.decay",
+            format!(
+                "is of what one run left, the last, in which those before it are summed up already: name it alone in `after`, not {} runs",
+                ewc.after.len()
+            ),
+        );
     }
     if let Some(project) = &method.project {
         check(

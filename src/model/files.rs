@@ -41,7 +41,7 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// A new file beside `path`, readable as any other file (a temporary one is its owner's alone by default).
-pub(super) fn temporary(path: &Path) -> Result<NamedTempFile> {
+pub(crate) fn temporary(path: &Path) -> Result<NamedTempFile> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -56,7 +56,7 @@ pub(super) fn temporary(path: &Path) -> Result<NamedTempFile> {
 }
 
 /// Puts a finished file in its place, once its bytes are on the disk.
-pub(super) fn keep(file: NamedTempFile, path: &Path) -> Result<()> {
+pub(crate) fn keep(file: NamedTempFile, path: &Path) -> Result<()> {
     file.as_file()
         .sync_all()
         .map_err(Error::io("write", path))?;

@@ -7,15 +7,15 @@ use memmap2::Mmap;
 use crate::{Error, Result};
 
 /// A read-only map of a whole file.
-pub(super) struct FileMap(Option<Mmap>);
+pub(crate) struct FileMap(Option<Mmap>);
 
 impl FileMap {
     /// Maps `path`.
     #[allow(
         unsafe_code,
-        reason = "a map is the one way to read weights without holding them twice"
+        reason = "a map is the one way to read a big file without holding it twice"
     )]
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         let metadata = file.metadata().map_err(Error::io("read", path))?;
         if !metadata.is_file() {
@@ -25,7 +25,7 @@ impl FileMap {
             return Ok(Self(None));
         }
         // SAFETY: the map is read-only and private to this process. Should another program cut the file short while
-        // it is read, the system ends the process; model files are written by rename, never in place.
+        // it is read, the system ends the process; what is mapped is written by rename, never in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
         Ok(Self(Some(map)))
     }

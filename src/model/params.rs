@@ -4,7 +4,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{buffer::Buffer, config::ModelConfig};
+use super::{buffer::Buffer, checksum, config::ModelConfig};
 
 /// One tensor of the layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,6 +215,14 @@ impl Params {
     pub fn zeros(layout: Arc<Layout>) -> Self {
         let data = Buffer::zeros(layout.len);
         Self { layout, data }
+    }
+
+    /// SHA-256 (hex) over every tensor's name and values.
+    pub fn checksum(&self) -> String {
+        let values = |t: &TensorInfo| bytemuck::cast_slice(&self.data[t.range.clone()]);
+        let tensors = self.layout.tensors.iter();
+        let parts: Vec<(&str, &[u8])> = tensors.map(|t| (&t.name[..], values(t))).collect();
+        checksum::of_parts(&parts)
     }
 }
 

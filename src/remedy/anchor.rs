@@ -54,49 +54,21 @@ impl Anchor {
     }
 
     /// Elastic weight consolidation around `params` as they are: `strength / 2 * sum F (w - w*)^2` (Kirkpatrick et al. 2017,
-    /// eq. 3), F the diagonal of the Fisher information of the model's own answers to `known`.
-    ///
-    /// F is the mean over rows of the squared gradient of the sum of ln p(y) over the row's target positions, each y drawn
-    /// from the model's distribution there (given the row's tokens before it) and not the right answer: draws at
-    /// different positions are uncorrelated, so that the square of the sum is the sum of the squares in expectation.
-    /// 256 rows at most are asked, drawn at random. `gradients` is left cleared.
-    pub fn ewc(
-        strength: f64,
-        engine: &mut Engine,
-        params: &Params,
-        known: &[Row],
-        seed: u64,
-        gradients: &mut Gradients,
-        progress: &Progress,
-    ) -> Self {
-        let mut anchor = Self::empty(strength / 2.0, true, gradients);
+    /// eq. 3), F being `importance`, laid out as `gradients` are.
+    pub fn ewc(strength: f64, params: &Params, importance: Buffer, gradients: &Gradients) -> Self {
+        let mut anchor = Self::empty(strength / 2.0, false, gradients);
         anchor.take_weights(params, gradients);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let count = known.len().min(FISHER_ROWS);
-        let chosen = rand::seq::index::sample(&mut rng, known.len(), count);
-        let bar = progress.bar(count as u64, "what known facts depend on");
-        let fisher = anchor.importance.as_mut().expect("room was asked for");
-        for row in chosen {
-            let mut packed = PackedRows::new([&known[row]]);
-            let hidden = engine.hidden(params, &packed.batch, &packed.positions());
-            let quantiles: Vec<f64> = packed.targets.iter().map(|_| rng.random()).collect();
-            let drawn = engine.logits(params, &hidden, |i, logits| {
-                draw(&distribution(logits, 1.0, 0), quantiles[i])
-            });
-            for (target, token) in packed.targets.iter_mut().zip(drawn) {
-                (target.token, target.ce_weight) = (token, 1.0);
-            }
-            gradients.clear();
-            engine.loss_and_gradients(params, &packed.batch, &packed.targets, None, gradients);
-            let share = 1.0 / count as f32;
-            fisher
-                .par_chunks_mut(CHUNK)
-                .zip(gradients.data.par_chunks(CHUNK))
-                .for_each(|(fisher, gradient)| add_squares(fisher, gradient, share));
-            bar.inc(1);
-        }
-        gradients.clear();
+        anchor.importance = Some(importance);
         anchor
+    }
+
+    /// Adds the importance that `other` gives each weight: one penalty for both, around the weights of this one.
+    pub fn take_over(&mut self, other: &Self) {
+        if let (Some(sum), Some(other)) = (&mut self.importance, &other.importance) {
+            for (sum, other) in sum.iter_mut().zip(&other[..]) {
+                *sum += other;
+            }
+        }
     }
 
     fn take_weights(&mut self, params: &Params, gradients: &Gradients) {
@@ -152,6 +124,48 @@ impl Anchor {
         }
         arrays
     }
+}
+
+/// The diagonal of the Fisher information of the model's own answers to `rows`, laid out as `gradients` are.
+///
+/// F is the mean over rows of the squared gradient of the sum of ln p(y) over the row's target positions, each y drawn
+/// from the model's distribution there (given the row's tokens before it) and not the right answer: draws at
+/// different positions are uncorrelated, so that the square of the sum is the sum of the squares in expectation.
+/// 256 rows at most are asked, drawn at random. `gradients` is left cleared.
+pub fn fisher(
+    engine: &mut Engine,
+    params: &Params,
+    rows: &[Row],
+    seed: u64,
+    gradients: &mut Gradients,
+    progress: &Progress,
+) -> Buffer {
+    let mut fisher = Buffer::zeros(gradients.data.len());
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let count = rows.len().min(FISHER_ROWS);
+    let chosen = rand::seq::index::sample(&mut rng, rows.len(), count);
+    let bar = progress.bar(count as u64, "what the facts depend on");
+    for row in chosen {
+        let mut packed = PackedRows::new([&rows[row]]);
+        let hidden = engine.hidden(params, &packed.batch, &packed.positions());
+        let quantiles: Vec<f64> = packed.targets.iter().map(|_| rng.random()).collect();
+        let drawn = engine.logits(params, &hidden, |i, logits| {
+            draw(&distribution(logits, 1.0, 0), quantiles[i])
+        });
+        for (target, token) in packed.targets.iter_mut().zip(drawn) {
+            (target.token, target.ce_weight) = (token, 1.0);
+        }
+        gradients.clear();
+        engine.loss_and_gradients(params, &packed.batch, &packed.targets, None, gradients);
+        let share = 1.0 / count as f32;
+        fisher
+            .par_chunks_mut(CHUNK)
+            .zip(gradients.data.par_chunks(CHUNK))
+            .for_each(|(fisher, gradient)| add_squares(fisher, gradient, share));
+        bar.inc(1);
+    }
+    gradients.clear();
+    fisher
 }
 
 vectorized! {

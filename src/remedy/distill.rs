@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 
+use super::top_logits::TopLogits;
 use crate::{
+    Result,
     config::{Method, Reduction, TargetToken, Teacher as Source, Tokens},
     engine::{Compared, Engine, TeacherLogits, TeacherSide, likeliest},
+    interrupt,
     model::{Buffer, Layout, Params},
+    progress::Progress,
     prompt::Row,
+    run::RunDir,
     train::batches::PackedRows,
 };
 
 /// Tokens of a pass that asks the teacher.
-const CACHE_PASS_TOKENS: usize = 2048;
+pub(super) const PASS_TOKENS: usize = 2048;
 
 /// The term's strength.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -163,112 +168,128 @@ pub struct HiddenStates {
     states: OfRows,
 }
 
-/// The largest logits of a frozen model at the targets of a fixed set of rows: exact under `tokens = { top = k }`.
-pub struct TopLogits {
-    /// Tokens a target.
-    count: usize,
-    /// The tokens' ids, most likely first; exact in f32, as there are far fewer than 2^24.
-    tokens: OfRows,
-    /// Their logits.
-    logits: OfRows,
-}
-
 /// So many values for each target of each row.
 struct OfRows {
     data: Buffer,
-    /// Where each row's values begin in `data`, and the end.
-    offsets: Vec<usize>,
+    /// Values a target.
+    width: usize,
+    /// The number of each row's first target, and that of all targets.
+    first_targets: Vec<usize>,
 }
 
 impl OfRows {
     /// `width` zeros for each target of `rows`.
     fn zeros(rows: &[Row], width: usize) -> Self {
-        let mut offsets = vec![0];
-        for targets in PackedRows::new(rows).targets_per_row {
-            offsets.push(offsets[offsets.len() - 1] + targets * width);
-        }
+        let first_targets = first_targets(rows);
         Self {
-            data: Buffer::zeros(offsets[rows.len()]),
-            offsets,
+            data: Buffer::zeros(first_targets[rows.len()] * width),
+            width,
+            first_targets,
         }
     }
 
     /// The values of the rows numbered `rows`.
     fn of<'a>(&'a self, rows: &'a [usize]) -> impl Iterator<Item = f32> + 'a {
-        let of_row = |row: &usize| &self.data[self.offsets[*row]..self.offsets[row + 1]];
+        let at = |row: usize| self.first_targets[row] * self.width;
+        let of_row = move |row: &usize| &self.data[at(*row)..at(row + 1)];
         rows.iter().flat_map(of_row).copied()
     }
 }
 
+/// The number of each row's first target, and that of all targets.
+pub(super) fn first_targets(rows: &[Row]) -> Vec<usize> {
+    let mut first = vec![0];
+    for targets in PackedRows::new(rows).targets_per_row {
+        first.push(first[first.len() - 1] + targets);
+    }
+    first
+}
+
 impl Teacher {
-    /// Room for a snapshot of a model with this layout, for training on `rows`; all zero.
-    pub fn empty(source: Source, tokens: Tokens, layout: &Arc<Layout>, rows: &[Row]) -> Self {
+    /// How many logits a teacher of this kind keeps in files of the run; none: it is kept in memory and in checkpoints.
+    pub fn logits_in_files(source: Source, tokens: Tokens) -> Option<usize> {
         match (source, tokens) {
-            (Source::Live, _) => Self::Live(Params::zeros(layout.clone())),
-            (Source::Topk | Source::Auto, Tokens::Top(count)) => {
-                let vocabulary = layout.head.len() / layout.norm.len();
-                let count = count.min(vocabulary);
-                Self::TopLogits(TopLogits {
-                    count,
-                    tokens: OfRows::zeros(rows, count),
-                    logits: OfRows::zeros(rows, count),
-                })
-            }
-            (Source::Hidden | Source::Auto | Source::Topk, _) => Self::Hidden(HiddenStates {
+            (Source::Topk | Source::Auto, Tokens::Top(count)) => Some(count),
+            _ => None,
+        }
+    }
+
+    /// Room for a snapshot of a model with this layout, for training on `rows`; all zero, and without files.
+    pub fn empty(source: Source, tokens: Tokens, layout: &Arc<Layout>, rows: &[Row]) -> Self {
+        if let Some(count) = Self::logits_in_files(source, tokens) {
+            let vocabulary = layout.head.len() / layout.norm.len();
+            return Self::TopLogits(TopLogits::empty(count.min(vocabulary), rows));
+        }
+        match source {
+            Source::Live => Self::Live(Params::zeros(layout.clone())),
+            Source::Hidden | Source::Auto | Source::Topk => Self::Hidden(HiddenStates {
                 head: Buffer::zeros(layout.head.len()),
                 states: OfRows::zeros(rows, layout.norm.len()),
             }),
         }
     }
 
-    /// Freezes `params` as they are, for training on `rows`.
+    /// Freezes `params` as they are, for training on `rows`. What is kept in files is kept in `run`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Interrupted`] after Ctrl-C where files are made, which goes on with those that are whole; when one
+    /// cannot be written.
     pub fn freeze(
-        source: Source,
-        tokens: Tokens,
+        (source, tokens): (Source, Tokens),
         engine: &mut Engine,
         params: &Params,
         rows: &[Row],
-    ) -> Self {
+        run: &RunDir,
+        progress: &Progress,
+    ) -> Result<Self> {
         let mut teacher = Self::empty(source, tokens, &params.layout, rows);
         match &mut teacher {
             Self::Live(copy) => copy.data.copy_from_slice(&params.data),
             Self::Hidden(HiddenStates { head, states }) => {
                 head.copy_from_slice(&params.data[params.layout.head.clone()]);
+                let bar = progress.bar(rows.len() as u64, "what the teacher says");
                 let mut done = 0;
-                for_hidden(engine, params, rows, |_, hidden| {
-                    states.data[done..done + hidden.len()].copy_from_slice(hidden);
+                for pass in passes(rows, PASS_TOKENS) {
+                    let hidden = hidden_states(engine, params, pass);
+                    states.data[done..done + hidden.len()].copy_from_slice(&hidden);
                     done += hidden.len();
-                });
+                    bar.inc(pass.len() as u64);
+                }
             }
-            Self::TopLogits(TopLogits {
-                count,
-                tokens,
-                logits,
-            }) => {
-                let mut done = 0;
-                for_hidden(engine, params, rows, |engine, hidden| {
-                    let tops = engine.logits(params, hidden, |_, logits| likeliest(logits, *count));
-                    for (id, logit) in tops.into_iter().flatten() {
-                        (tokens.data[done], logits.data[done]) = (id as f32, logit);
-                        done += 1;
+            Self::TopLogits(kept) => {
+                let count = kept.count();
+                kept.make(run, rows, &params.checksum(), progress, |pass| {
+                    if interrupt::asked() {
+                        return Err(run.interrupted());
                     }
-                });
+                    let hidden = hidden_states(engine, params, pass);
+                    let tops = engine.logits(params, &hidden, |_, logits| likeliest(logits, count));
+                    Ok(tops.into_iter().flatten().collect())
+                })?;
             }
         }
-        teacher
+        Ok(teacher)
     }
 
-    /// Its arrays under the names that a checkpoint gives them.
+    /// Opens what it keeps in files of `run`.
+    ///
+    /// # Errors
+    /// Those of [`TopLogits::open`].
+    pub fn open_files(&mut self, run: &RunDir) -> Result<()> {
+        match self {
+            Self::TopLogits(kept) => kept.open(run),
+            Self::Live(_) | Self::Hidden(_) => Ok(()),
+        }
+    }
+
+    /// Its arrays under the names that a checkpoint gives them; none of what it keeps in files.
     pub fn arrays(&self) -> Vec<(&'static str, &[f32])> {
         match self {
             Self::Live(params) => vec![("params", &params.data)],
             Self::Hidden(teacher) => {
                 vec![("head", &teacher.head), ("hidden", &teacher.states.data)]
             }
-            Self::TopLogits(teacher) => vec![
-                ("tokens", &teacher.tokens.data),
-                ("logits", &teacher.logits.data),
-            ],
+            Self::TopLogits(_) => Vec::new(),
         }
     }
 
@@ -280,10 +301,7 @@ impl Teacher {
                 ("head", &mut teacher.head),
                 ("hidden", &mut teacher.states.data),
             ],
-            Self::TopLogits(teacher) => vec![
-                ("tokens", &mut teacher.tokens.data),
-                ("logits", &mut teacher.logits.data),
-            ],
+            Self::TopLogits(_) => Vec::new(),
         }
     }
 
@@ -303,27 +321,22 @@ impl Teacher {
                 head: &teacher.head,
                 hidden: teacher.states.of(rows).collect(),
             },
-            Self::TopLogits(teacher) => Answers::Kept {
-                tokens: teacher.tokens.of(rows).map(|id| id as u32).collect(),
-                logits: teacher.logits.of(rows).collect(),
-                count: teacher.count,
-            },
+            Self::TopLogits(teacher) => {
+                let (tokens, logits) = teacher.of(rows);
+                Answers::Kept {
+                    tokens,
+                    logits,
+                    count: teacher.count(),
+                }
+            }
         }
     }
 }
 
-/// Hands the last hidden states at the targets of `rows` to `keep`, a pass at a time.
-fn for_hidden(
-    engine: &mut Engine,
-    params: &Params,
-    rows: &[Row],
-    mut keep: impl FnMut(&mut Engine, &[f32]),
-) {
-    for pass in passes(rows, CACHE_PASS_TOKENS) {
-        let packed = PackedRows::new(pass);
-        let hidden = engine.hidden(params, &packed.batch, &packed.positions());
-        keep(engine, &hidden);
-    }
+/// The last hidden states (P, D) at the targets of `rows`, in one pass.
+fn hidden_states(engine: &mut Engine, params: &Params, rows: &[Row]) -> Vec<f32> {
+    let packed = PackedRows::new(rows);
+    engine.hidden(params, &packed.batch, &packed.positions())
 }
 
 /// `rows` in order, in stretches of about `tokens` tokens, at least one row each.

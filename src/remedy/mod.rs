@@ -10,3 +10,5 @@ pub mod lora;
 pub mod project;
 pub mod replay;
 pub mod snapshot;
+pub mod tasks;
+pub mod top_logits;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    anchor::Anchor,
+    anchor::{Anchor, fisher},
     distill::{Distillation, Teacher},
     project::Projection,
 };
@@ -14,6 +14,7 @@ use crate::{
     model::{Layout, Params},
     progress::Progress,
     prompt::Row,
+    run::RunDir,
 };
 
 /// What holds the model, as far as the method asks for it.
@@ -30,16 +31,17 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Freezes `params` as they are, for training on `rows`, the first `known` of which are known facts. `gradients` is
-    /// left cleared.
+    /// left cleared, and what is kept in files is kept in `run`.
     ///
     /// # Errors
-    /// When the model is no longer finite.
+    /// Those of [`Teacher::freeze`] and [`Projection::find`].
     pub fn freeze(
         (method, seed): (&Method, u64),
         engine: &mut Engine,
         params: &Params,
         (rows, known): (&[Row], usize),
         gradients: &mut Gradients,
+        run: &RunDir,
         progress: &Progress,
     ) -> Result<Self> {
         let projection = method.project.map(|project| {
@@ -47,24 +49,20 @@ impl Snapshot {
             let energy = project.energy;
             Projection::find(energy, engine, params, known, seed, gradients, progress)
         });
+        let teacher = if method.has_teacher() {
+            let kind = (method.teacher, method.tokens);
+            let teacher = Teacher::freeze(kind, engine, params, rows, run, progress)?;
+            Some((Distillation::new(method, seed), teacher))
+        } else {
+            None
+        };
         Ok(Self {
-            teacher: method.has_teacher().then(|| {
-                let (source, tokens) = (method.teacher, method.tokens);
-                let teacher = Teacher::freeze(source, tokens, engine, params, rows);
-                (Distillation::new(method, seed), teacher)
-            }),
+            teacher,
             l2: (method.kind == Kind::L2).then(|| Anchor::l2(method.lambda, params, gradients)),
-            ewc: method.ewc.map(|ewc| {
+            ewc: method.ewc.as_ref().map(|ewc| {
                 let known = &rows[..known];
-                Anchor::ewc(
-                    ewc.strength,
-                    engine,
-                    params,
-                    known,
-                    seed,
-                    gradients,
-                    progress,
-                )
+                let importance = fisher(engine, params, known, seed, gradients, progress);
+                Anchor::ewc(ewc.strength, params, importance, gradients)
             }),
             projection: projection.transpose()?,
         })
@@ -87,10 +85,31 @@ impl Snapshot {
             l2: (method.kind == Kind::L2).then(|| Anchor::empty(method.lambda, false, gradients)),
             ewc: method
                 .ewc
+                .as_ref()
                 .map(|ewc| Anchor::empty(ewc.strength / 2.0, true, gradients)),
             projection: method.project.map(|_| {
                 Projection::empty(layout, gradients, |name| length(&format!("project.{name}")))
             }),
+        }
+    }
+
+    /// Opens what a snapshot made before has kept in files of `run`.
+    ///
+    /// # Errors
+    /// Those of [`Teacher::open_files`].
+    pub fn open_files(&mut self, run: &RunDir) -> Result<()> {
+        let teacher = self.teacher.iter_mut();
+        teacher
+            .map(|(_, teacher)| teacher)
+            .try_for_each(|teacher| teacher.open_files(run))
+    }
+
+    /// Makes one penalty of its own EWC and `earlier` ones, around its own weights.
+    pub fn take_over(&mut self, earlier: &[Anchor]) {
+        if let Some(ewc) = &mut self.ewc {
+            for anchor in earlier {
+                ewc.take_over(anchor);
+            }
         }
     }
 

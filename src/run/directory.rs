@@ -12,7 +12,7 @@ use super::{FactRow, Metrics, RunResult};
 use crate::{Error, Result, config::Config};
 
 /// What a run writes; a new run in its place removes these and nothing else.
-const FILES: [&str; 10] = [
+const FILES: [&str; 12] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",
@@ -23,10 +23,18 @@ const FILES: [&str; 10] = [
     "model",
     ADAPTER,
     "checkpoints",
+    TEACHER,
+    IMPORTANCE,
 ];
 
 /// The directory of a run's adapters, where they are what it trained.
 pub const ADAPTER: &str = "adapter";
+
+/// The file of what EWC leaves to later runs.
+pub const IMPORTANCE: &str = "ewc.safetensors";
+
+/// The directory of what a teacher keeps in files.
+pub const TEACHER: &str = "teacher";
 
 /// An open run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,6 +235,13 @@ impl RunDir {
             .open(&path)
             .and_then(|file| file.set_len(bytes))
             .map_err(Error::io("write", &path))
+    }
+
+    /// Why the run stops when the user has asked it to.
+    pub fn interrupted(&self) -> Error {
+        Error::Interrupted {
+            hint: format!("go on with `unforget resume {}`", self.root.display()),
+        }
     }
 
     /// Removes the file or directory `name`, if there is one.

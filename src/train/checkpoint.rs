@@ -1,7 +1,7 @@
 //! Checkpoints: all that a resumed run needs beside the base model, written whole or not at all.
 //!
 //! ```text
-//! checkpoints/snapshot.safetensors                what was frozen of the model; it never changes
+//! checkpoints/snapshot.safetensors                what was frozen of the model, but for a teacher's files; it never changes
 //! checkpoints/best.safetensors                    trained tensors of the best model within the budget, where one is named
 //! checkpoints/step-0000120/weights.safetensors    trained tensors (adapters where these are trained), and the optimiser's moments
 //! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
@@ -161,7 +161,7 @@ impl Checkpoints {
     /// room for (told how long the array of a name is), and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint, and nothing was changed.
     ///
     /// # Errors
-    /// When a file that was whole cannot be read any more.
+    /// When a file that was whole cannot be read any more, or a teacher's file is not what was written.
     pub fn restore(
         &mut self,
         memory: &mut Memory<'_>,
@@ -181,7 +181,10 @@ impl Checkpoints {
         memory.optimiser.steps = state.standing.step as u64;
         let path = self.root.join(SNAPSHOT);
         let snapshot = state.snapshot.is_some().then(|| read_snapshot(&path, room));
-        let snapshot = snapshot.transpose().map_err(Error::io("read", &path))?;
+        let mut snapshot = snapshot.transpose().map_err(Error::io("read", &path))?;
+        if let Some(snapshot) = &mut snapshot {
+            snapshot.open_files(run)?;
+        }
         self.snapshot = state.snapshot;
         run.truncate_metrics(state.metrics_bytes)?;
         Ok(Some((state.standing, snapshot)))

@@ -13,12 +13,14 @@ use crate::{
     measure::{self, Answered, Exam},
     model::{Dtype, Model},
     remedy::{
+        anchor::fisher,
         budget::is_within,
         interpolate::{interpolate, smallest},
+        tasks,
     },
     run::{
         ADAPTER, Counts, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunDir, RunResult,
-        Split, State, peak_memory_bytes,
+        Split, State, TEACHER, peak_memory_bytes,
     },
     splits::{SplitFact, Splits},
 };
@@ -98,6 +100,7 @@ impl Trainer<'_> {
         self.model.save(&self.run.file("model"), dtype)?;
         self.trained
             .save_adapters(&self.run.file(ADAPTER), &self.model.name)?;
+        self.leave_importance()?;
         let (after, _) = self.timed_evaluation(Exam::answers)?;
         self.remember(after.iter().map(|a| a.right).collect());
         let paraphrased = self.ask_paraphrases()?;
@@ -109,9 +112,36 @@ impl Trainer<'_> {
         self.run.write_rows("facts.jsonl", &rows)?;
         if !self.options.keep_checkpoints {
             self.checkpoints.remove()?;
+            // Not every system removes a file that is mapped.
+            self.objective.snapshot = None;
+            self.run.remove(TEACHER)?;
         }
         self.run.write_json("result.json", &result)?;
         Ok(result)
+    }
+
+    /// Leaves what EWC holds later runs by: the Fisher information of all that was learned, at the weights as saved, and what
+    /// the run before left where there is one penalty for both.
+    fn leave_importance(&mut self) -> Result<()> {
+        let Some(ewc) = &self.config.method.ewc else {
+            return Ok(());
+        };
+        let mut importance = fisher(
+            &mut self.engine,
+            &self.model.params,
+            &self.rows[..self.learned_rows],
+            self.config.seed,
+            &mut self.gradients,
+            self.progress,
+        );
+        let layout = &self.model.params.layout;
+        if let Some(decay) = ewc.decay {
+            for run in &ewc.after {
+                tasks::add(run, decay, layout, &self.gradients, &mut importance)?;
+            }
+        }
+        let base = &self.model.checksum;
+        tasks::leave(&self.run, &importance, layout, &self.gradients, base)
     }
 
     /// Scales the change of the weights down as far as the new facts allow, where the method asks for it; by how much.

@@ -33,7 +33,10 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{budget::Steering, decoys, replay, snapshot::Snapshot},
+    remedy::{
+        anchor::Anchor, budget::Steering, decoys, distill::Teacher, replay, snapshot::Snapshot,
+        tasks,
+    },
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -139,7 +142,10 @@ impl<'a> Trainer<'a> {
             exam,
             watch,
             before: Vec::new(),
-            objective: Objective::default(),
+            objective: Objective {
+                snapshot: None,
+                earlier: earlier_tasks(&config, &model, &gradients)?,
+            },
             optimiser: AdamW::new(trained.parameters(&model.params, &gradients).1, settings),
             trained,
             gradients,
@@ -281,9 +287,7 @@ impl<'a> Trainer<'a> {
             bar.inc(batch.len() as u64);
             if interrupt::asked() {
                 self.checkpoint()?;
-                return Err(Error::Interrupted {
-                    hint: format!("go on with `unforget resume {}`", self.run.path().display()),
-                });
+                return Err(self.run.interrupted());
             }
         }
         self.standing.epoch += 1;
@@ -424,15 +428,25 @@ impl<'a> Trainer<'a> {
 
     fn take_snapshot(&mut self) -> Result<()> {
         let started = Instant::now();
+        let method = &self.config.method;
+        if method.has_teacher() && Teacher::logits_in_files(method.teacher, method.tokens).is_some()
+        {
+            // From here on a run that is stopped goes on with the files that it has made.
+            self.checkpoint()?;
+        }
         self.make_decoys()?;
-        let snapshot = Snapshot::freeze(
+        let mut snapshot = Snapshot::freeze(
             (&self.config.method, self.config.seed),
             &mut self.engine,
             &self.model.params,
             (&self.rows, self.splits.known.len()),
             &mut self.gradients,
+            &self.run,
             self.progress,
         )?;
+        if self.one_penalty() {
+            snapshot.take_over(&std::mem::take(&mut self.objective.earlier));
+        }
         self.adopt(snapshot);
         self.run.append(&Metrics::Snapshot {
             epoch: self.standing.epoch,
@@ -449,6 +463,12 @@ impl<'a> Trainer<'a> {
                 .narrow(layout, |tensor| projection.covers(tensor));
         }
         self.objective.snapshot = Some(snapshot);
+    }
+
+    /// Whether earlier runs' EWC becomes part of the snapshot's.
+    fn one_penalty(&self) -> bool {
+        let ewc = self.config.method.ewc.as_ref();
+        ewc.is_some_and(|ewc| ewc.decay.is_some())
     }
 
     /// Makes the decoys that the method asks for, answered by the model as it stands, and keeps them in the run.
@@ -656,6 +676,10 @@ impl<'a> Trainer<'a> {
         if let Some(snapshot) = snapshot {
             self.rows = rows;
             self.adopt(snapshot);
+            if self.one_penalty() {
+                // The snapshot has taken it over.
+                self.objective.earlier.clear();
+            }
         }
         self.standing = standing;
         self.before = before;
@@ -668,6 +692,14 @@ impl<'a> Trainer<'a> {
         self.standing.seconds += self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
     }
+}
+
+/// What holds the weights to those of the runs that `method.ewc.after` names.
+fn earlier_tasks(config: &Config, model: &Model, gradients: &Gradients) -> Result<Vec<Anchor>> {
+    let ewc = config.method.ewc.as_ref();
+    ewc.map_or(Ok(Vec::new()), |ewc| {
+        tasks::anchors(ewc, &model.params.layout, gradients)
+    })
 }
 
 #[cfg(test)]

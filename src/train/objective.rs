@@ -6,6 +6,7 @@ use crate::{
     model::Params,
     prompt::Row,
     remedy::{
+        anchor::Anchor,
         distill::{Distillation, Teacher},
         snapshot::Snapshot,
     },
@@ -16,6 +17,8 @@ use crate::{
 pub struct Objective {
     /// What holds the model; none in plain fine-tuning and before the snapshot.
     pub snapshot: Option<Snapshot>,
+    /// What holds the weights to those of earlier runs, from the first step on.
+    pub earlier: Vec<Anchor>,
 }
 
 /// The rows of one step.
@@ -118,7 +121,7 @@ impl Objective {
     ///
     /// `L = CE + lambda L_distill + penalties`: CE is one mean over all target tokens of the batch and of what is replayed with
     /// its labels, `L_distill` is averaged as [`Distillation::weight`] says, over the batch and over each kind of rows beside it
-    /// that the snapshot is asked about, and the penalties are those of [`crate::remedy::anchor`]. Since every weight counts
+    /// that the snapshot is asked about, and the penalties are those of [`crate::remedy::anchor`] and [`crate::remedy::tasks`]. Since every weight counts
     /// the whole batch, the result is that of one pass, to rounding.
     pub fn loss_and_gradients(
         &self,
@@ -162,7 +165,8 @@ impl Objective {
                 loss.distill += of_pass.distill;
             }
         }
-        for anchor in self.snapshot.iter().flat_map(Snapshot::anchors) {
+        let own = self.snapshot.iter().flat_map(Snapshot::anchors);
+        for anchor in self.earlier.iter().chain(own) {
             loss.penalty += anchor.penalty_and_gradient(params, gradients, of.strength);
         }
         loss

@@ -23,7 +23,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{freeze::task_preset, project},
+    remedy::{freeze::task_preset, project, tasks},
     run::{Environment, RunDir, RunResult},
     splits::{AuditedFiles, SplitFact, Splits},
 };
@@ -234,6 +234,9 @@ fn check<'a>(
             "`method.project` freezes all but the weights of linear layers, and `train.trainable` names none of these",
             "train \"all\", or another group with weights of attention or feed-forward layers",
         ));
+    }
+    if let Some(ewc) = &config.method.ewc {
+        tasks::check(ewc, &config.out, model, &trained)?;
     }
     training_rows(facts, &template(config, model)?, model, &config.train)?;
     if let Some(baseline) = &config.baseline

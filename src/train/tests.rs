@@ -137,6 +137,14 @@ fn adapter(run: &Path) -> Vec<u8> {
     fs::read(run.join("adapter/adapter_model.safetensors")).expect("the run saved its adapter")
 }
 
+/// EWC of this strength, after no other run.
+fn ewc(strength: f64) -> Ewc {
+    Ewc {
+        strength,
+        ..Ewc::default()
+    }
+}
+
 /// Adapters of a few linear layers.
 fn lora(variant: LoraVariant) -> Lora {
     Lora {
@@ -168,11 +176,90 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
     resumed_equals_uninterrupted(method(|m| m.target_token = TargetToken::LeftOut));
 }
 
+/// Self-distillation from the likeliest tokens, with decoys, and no checkpoint but the one before its teacher is made.
+fn kept_in_files(place: &Path, out: &str) -> Config {
+    let mut config = config(place, out);
+    config.method.tokens = Tokens::Top(9);
+    config.method.decoys = Some(Decoys::default());
+    config.train.checkpoint_every = Some(100);
+    config
+}
+
+/// When each part of the run's teacher was written, and what it holds.
+fn parts(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
+    let part = |i: usize| run.join(format!("teacher/part-{i:05}.safetensors"));
+    let found = (0..).map(part).take_while(|path| path.is_file());
+    found
+        .map(|path| {
+            let written = fs::metadata(&path).and_then(|m| m.modified());
+            let bytes = fs::read(&path).expect("readable");
+            (written.expect("known"), bytes)
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_stopped_while_its_teacher_is_made_goes_on_with_the_parts_that_are_whole() {
+    let place = temporary();
+    let config = kept_in_files(place.path(), "run");
+    run(&config);
+    let (weights_before, steps_before) = (weights(&config.out), steps(&config.out));
+    let before = parts(&config.out);
+    assert!(before.len() > 2, "{} parts", before.len());
+
+    // As after a kill in the middle of the pass: the first part alone is there, and no checkpoint has the snapshot.
+    unfinish(&config.out);
+    assert_eq!(checkpoints(&config.out).len(), 1);
+    assert!(!config.out.join("checkpoints/snapshot.safetensors").exists());
+    let dir = RunDir::open(&config.out).expect("a run");
+    let mut index: serde_json::Value = dir.read_json("teacher/index.json").expect("written");
+    let listed = index["parts"].as_object_mut().expect("parts");
+    listed.retain(|name, _| name.contains("00000"));
+    dir.write_json("teacher/index.json", &index)
+        .expect("writable");
+    for i in 1..before.len() {
+        fs::remove_file(config.out.join(format!("teacher/part-{i:05}.safetensors")))
+            .expect("it was made");
+    }
+
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    let after = parts(&config.out);
+    assert_eq!(after[0].0, before[0].0, "the whole part was not made again");
+    for ((_, after), (_, before)) in after.iter().zip(&before) {
+        assert!(after == before);
+    }
+    assert_eq!(after.len(), before.len());
+    assert_eq!(steps(&config.out), steps_before);
+    assert!(weights(&config.out) == weights_before);
+}
+
+#[test]
+fn a_broken_part_of_a_teacher_is_noticed_and_the_run_can_start_over() {
+    let place = temporary();
+    let mut config = kept_in_files(place.path(), "run");
+    config.train.checkpoint_every = Some(1);
+    run(&config);
+    let weights_before = weights(&config.out);
+    unfinish(&config.out);
+    let file = config.out.join("teacher/part-00001.safetensors");
+    let mut bytes = fs::read(&file).expect("it was made");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&file, bytes).expect("writable");
+
+    let error = resume(&config.out, KEEP, &Progress::quiet()).expect_err("a broken part");
+    assert!(error.to_string().contains("part-00001"), "{error}");
+    assert_eq!(error.exit_code(), 1);
+    fs::remove_dir_all(config.out.join("checkpoints")).expect("as the error's hint says");
+    resume(&config.out, Options::default(), &Progress::quiet()).expect("it starts over");
+    assert!(weights(&config.out) == weights_before);
+    assert!(!config.out.join("teacher").exists(), "not kept at the end");
+}
+
 #[test]
 fn resumed_equals_uninterrupted_with_anchored_weights() {
     resumed_equals_uninterrupted(method(|m| m.kind = Kind::L2));
     resumed_equals_uninterrupted(method(|m| {
-        (m.kind, m.ewc) = (Kind::Sft, Some(Ewc { strength: 3.0 }));
+        (m.kind, m.ewc) = (Kind::Sft, Some(ewc(3.0)));
     }));
 }
 
@@ -409,7 +496,7 @@ fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
         ("l2", method(|m| (m.kind, m.lambda) = (Kind::L2, 0.0))),
         (
             "ewc",
-            method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc { strength: 0.0 }))),
+            method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(ewc(0.0)))),
         ),
         (
             "replay",
@@ -541,6 +628,7 @@ fn resumed_equals_uninterrupted_on_adapters() {
         method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc::default()))),
         method(|m| m.decoys = Some(Decoys::default())),
         method(|m| m.teacher = Source::Live),
+        method(|m| m.tokens = Tokens::Top(9)),
         method(|m| m.budget = Some(5.0)),
     ] {
         resumed_on_adapters_equals_uninterrupted(method, Some(lora(LoraVariant::Dora)));
@@ -551,12 +639,11 @@ fn resumed_equals_uninterrupted_on_adapters() {
 fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
     let place = temporary();
     let decoys = Some(Decoys::default());
-    let ewc = Some(Ewc::default());
     for (i, (kind, decoys, ewc, budget)) in [
         (Kind::Sft, None, None, None),
-        (Kind::Sft, decoys, ewc, None),
+        (Kind::Sft, decoys, Some(ewc(1.0)), None),
         (Kind::L2, decoys, None, None),
-        (Kind::SelfDistill, None, ewc, None),
+        (Kind::SelfDistill, None, Some(ewc(1.0)), None),
         (Kind::SelfDistill, decoys, None, Some(5.0)),
     ]
     .into_iter()
@@ -565,7 +652,7 @@ fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
         for variant in VARIANTS {
             let mut config = config(place.path(), &format!("run-{i}-{variant:?}"));
             (config.method.kind, config.method.budget) = (kind, budget);
-            (config.method.decoys, config.method.ewc) = (decoys, ewc);
+            (config.method.decoys, config.method.ewc) = (decoys, ewc.clone());
             config.train.lora = Some(lora(variant));
             let result = run(&config);
             assert!(result.method.ends_with("+lora"), "{}", result.method);
@@ -890,6 +977,23 @@ fn a_hidden_teacher_says_what_a_live_one_says() {
 }
 
 #[test]
+fn a_teacher_kept_in_files_says_what_a_hidden_one_says() {
+    let place = temporary();
+    let mut kept = config(place.path(), "kept");
+    (kept.method.tokens, kept.train.lr) = (Tokens::Top(9), 1e-4);
+    let mut hidden = Config {
+        out: place.path().join("hidden"),
+        ..kept.clone()
+    };
+    hidden.method.teacher = Source::Hidden;
+    run(&kept);
+    run(&hidden);
+    assert!(kept.out.join("teacher").exists() && !hidden.out.join("teacher").exists());
+    // As above.
+    assert!(same_steps(&kept.out, &hidden.out, 1e-4));
+}
+
+#[test]
 fn the_first_epoch_of_self_distillation_is_on_known_facts_alone_and_sft_has_no_such_epoch() {
     let place = temporary();
     let distilled = config(place.path(), "distilled");
@@ -1030,4 +1134,304 @@ fn texts_are_learned_beside_facts() {
         (result.method.as_str(), result.learned),
         ("self-distill", None)
     );
+}
+
+/// A run under plain EWC, and one after it that starts from its model; `decay` is the second's.
+fn two_in_a_row(place: &Path, decay: Option<f64>) -> (Config, Config) {
+    let mut first = config(place, "first");
+    (first.method.kind, first.method.ewc) = (Kind::Sft, Some(ewc(3.0)));
+    first.method.snapshot_epoch = 0;
+    run(&first);
+    let mut second = Config {
+        model: first.out.join("model").to_str().expect("UTF-8").to_owned(),
+        out: place.join("second"),
+        seed: 1,
+        ..first.clone()
+    };
+    second.method.snapshot_epoch = 1;
+    second.method.ewc = Some(Ewc {
+        strength: 3.0,
+        after: vec![first.out.clone()],
+        decay,
+    });
+    (first, second)
+}
+
+/// A tensor file's values in the order of `model`'s tensors, under the names of a saved model.
+fn values(file: &Path, model: &Model) -> Vec<f64> {
+    let bytes = fs::read(file).expect("it was written");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("as written");
+    let names = model.params.layout.tensors.iter().map(|t| &t.name);
+    let of = |name: &String| -> Vec<f64> {
+        let view = tensors.tensor(name).expect("every tensor is trained");
+        assert_eq!(view.dtype(), safetensors::Dtype::F32);
+        let words = view.data().as_chunks::<4>().0;
+        words
+            .iter()
+            .map(|b| f64::from(f32::from_le_bytes(*b)))
+            .collect()
+    };
+    names.flat_map(of).collect()
+}
+
+/// The Fisher information of what `config` trains on at the weights in `params`.
+fn fisher_of(config: &Config, params: &[f32], rows: impl Fn(&Trainer<'_>) -> Vec<Row>) -> Vec<f64> {
+    let progress = Progress::quiet();
+    let elsewhere = Config {
+        out: config.out.with_extension("again"),
+        ..config.clone()
+    };
+    let mut trainer = prepare::trainer(&elsewhere, KEEP, &progress).expect("a good config");
+    trainer.model.params.data.copy_from_slice(params);
+    let rows = rows(&trainer);
+    let fisher = crate::remedy::anchor::fisher(
+        &mut trainer.engine,
+        &trainer.model.params,
+        &rows,
+        config.seed,
+        &mut trainer.gradients,
+        &progress,
+    );
+    fisher.iter().map(|f| f64::from(*f)).collect()
+}
+
+/// Whether both are the same to rounding in f32, relative to the largest.
+fn near(a: &[f64], b: &[f64]) -> bool {
+    let largest = b.iter().fold(0f64, |max, x| max.max(x.abs()));
+    largest > 0.0
+        && a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|(a, b)| (a - b).abs() <= 1e-6 * largest)
+}
+
+/// `strength / 2 * sum F (w - anchor)^2` and its gradient, in f64.
+fn penalty(strength: f64, fisher: &[f64], w: &[f64], anchor: &[f64]) -> (f64, Vec<f64>) {
+    let pulls = fisher.iter().zip(w.iter().zip(anchor));
+    let gradient: Vec<f64> = pulls.map(|(f, (w, a))| strength * f * (w - a)).collect();
+    let halves = gradient.iter().zip(w.iter().zip(anchor));
+    (halves.map(|(g, (w, a))| 0.5 * g * (w - a)).sum(), gradient)
+}
+
+/// Moves the weights of `trainer` a little, each otherwise; as f64.
+fn moved_weights(trainer: &mut Trainer<'_>) -> Vec<f64> {
+    let weights = trainer.model.params.data.iter_mut().enumerate();
+    weights
+        .map(|(i, w)| {
+            *w += 1e-3 * ((i * 7919) % 101) as f32 - 0.05;
+            f64::from(*w)
+        })
+        .collect()
+}
+
+/// The penalty of `anchors` at the weights of `trainer`, and its gradient.
+fn penalty_of<'t>(
+    anchors: impl IntoIterator<Item = &'t Anchor>,
+    trainer: &Trainer<'_>,
+) -> (f64, Vec<f64>) {
+    let params = &trainer.model.params;
+    let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
+    let anchors = anchors.into_iter();
+    let sum = anchors.map(|a| a.penalty_and_gradient(params, &mut gradients, 1.0));
+    let sum = sum.sum();
+    (sum, gradients.data.iter().map(|g| f64::from(*g)).collect())
+}
+
+#[test]
+fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
+    let place = temporary();
+    let (first, second) = two_in_a_row(place.path(), None);
+    run(&second);
+    let mut third = Config {
+        model: second.out.join("model").to_str().expect("UTF-8").to_owned(),
+        out: place.path().join("third"),
+        ..second.clone()
+    };
+    third.method.ewc = Some(Ewc {
+        strength: 3.0,
+        after: vec![first.out.clone(), second.out.clone()],
+        decay: None,
+    });
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&third, KEEP, &progress).expect("a good config");
+    let w = moved_weights(&mut trainer);
+    let mut expected = (0.0, vec![0.0; w.len()]);
+    for task in [&first, &second] {
+        let left = values(&task.out.join("ewc.safetensors"), &trainer.model);
+        let saved = values(&task.out.join("model/model.safetensors"), &trainer.model);
+        let of_task = penalty(3.0, &left, &w, &saved);
+        expected.0 += of_task.0;
+        for (sum, g) in expected.1.iter_mut().zip(of_task.1) {
+            *sum += g;
+        }
+    }
+    let (sum, gradient) = penalty_of(&trainer.objective.earlier, &trainer);
+    assert!(
+        (sum - expected.0).abs() <= 1e-5 * expected.0,
+        "{sum} is not {}",
+        expected.0
+    );
+    assert!(near(&gradient, &expected.1));
+    // It is part of the loss as soon as the weights have moved, before there is a snapshot.
+    let metrics = RunDir::open(&second.out).and_then(|dir| dir.metrics());
+    let mut penalties = metrics.expect("a run has metrics").into_iter();
+    let mut next_penalty = || {
+        penalties.find_map(|row| match row {
+            Metrics::Step { epoch, penalty, .. } => Some((epoch, penalty > 0.0)),
+            _ => None,
+        })
+    };
+    assert_eq!(next_penalty(), Some((1, false)));
+    assert_eq!(next_penalty(), Some((1, true)));
+    // What a run leaves is the Fisher information of all that it learned, at the weights that it saved.
+    let saved = Model::load(&third.model).expect("as saved");
+    let again = fisher_of(&second, &saved.params.data, |t| t.rows.clone());
+    let left = values(&second.out.join("ewc.safetensors"), &saved);
+    assert!(near(&left, &again));
+}
+
+#[test]
+fn one_penalty_for_all_tasks_has_the_decayed_importance_of_those_before() {
+    let place = temporary();
+    let (first, second) = two_in_a_row(place.path(), Some(0.5));
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&second, KEEP, &progress).expect("a good config");
+    let of_first = values(&first.out.join("ewc.safetensors"), &trainer.model);
+    let saved = values(&first.out.join("model/model.safetensors"), &trainer.model);
+    let with_half_of_first = |own: &[f64]| -> Vec<f64> {
+        own.iter()
+            .zip(&of_first)
+            .map(|(own, first)| 0.5 * first + own)
+            .collect()
+    };
+    let agrees = |(sum, gradient): (f64, Vec<f64>), expected: (f64, Vec<f64>)| {
+        assert!(
+            (sum - expected.0).abs() <= 1e-5 * expected.0,
+            "{sum} is not {}",
+            expected.0
+        );
+        assert!(near(&gradient, &expected.1));
+    };
+
+    // Before the snapshot: half of the first run's importance, around its weights.
+    trainer.begin().expect("writable");
+    trainer.config.train.epochs = 1;
+    trainer.train().expect("one epoch");
+    let base = trainer.model.params.data.to_vec();
+    let w = moved_weights(&mut trainer);
+    let half: Vec<f64> = of_first.iter().map(|f| 0.5 * f).collect();
+    let got = penalty_of(&trainer.objective.earlier, &trainer);
+    agrees(got, penalty(3.0, &half, &w, &saved));
+    // From the snapshot on: this and the snapshot's own, both around the snapshot.
+    trainer.model.params.data.copy_from_slice(&base);
+    trainer.take_snapshot().expect("writable");
+    assert!(trainer.objective.earlier.is_empty());
+    let w = moved_weights(&mut trainer);
+    let known = |t: &Trainer<'_>| t.rows[..t.splits.known.len()].to_vec();
+    let together = with_half_of_first(&fisher_of(&second, &base, known));
+    let snapshot: Vec<f64> = base.iter().map(|w| f64::from(*w)).collect();
+    let anchors = trainer
+        .objective
+        .snapshot
+        .iter()
+        .flat_map(Snapshot::anchors);
+    agrees(
+        penalty_of(anchors, &trainer),
+        penalty(3.0, &together, &w, &snapshot),
+    );
+    drop(trainer);
+
+    // At the end: half of the first run's and that of what was learned, at the weights as saved.
+    run(&second);
+    let tuned = Model::load(second.out.join("model").to_str().expect("UTF-8")).expect("as saved");
+    let again = fisher_of(&second, &tuned.params.data, |t| t.rows.clone());
+    let left = values(&second.out.join("ewc.safetensors"), &tuned);
+    assert!(near(&left, &with_half_of_first(&again)));
+}
+
+#[test]
+fn a_run_after_another_is_resumed_to_the_bit_before_and_after_its_snapshot() {
+    for decay in [None, Some(0.5)] {
+        let place = temporary();
+        let (_, mut second) = two_in_a_row(place.path(), decay);
+        second.train.epochs = 4;
+        second.method.snapshot_epoch = 2;
+        run(&second);
+        let whole = (steps(&second.out), weights(&second.out));
+        let left = fs::read(second.out.join("ewc.safetensors")).expect("left");
+        for epochs in [1, 3] {
+            let stopped = Config {
+                out: place.path().join(format!("stopped-{epochs}")),
+                ..second.clone()
+            };
+            let progress = Progress::quiet();
+            let mut trainer = prepare::trainer(&stopped, KEEP, &progress).expect("a good config");
+            trainer.begin().expect("writable");
+            trainer.config.train.epochs = epochs;
+            trainer.train().expect("some epochs");
+            drop(trainer);
+            resume(&stopped.out, KEEP, &progress).expect("it goes on");
+            assert_eq!(steps(&stopped.out), whole.0);
+            assert!(weights(&stopped.out) == whole.1);
+            assert!(fs::read(stopped.out.join("ewc.safetensors")).expect("left") == left);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_cannot_go_on_after_another_is_refused_before_anything_is_written() {
+    let place = temporary();
+    let (first, second) = two_in_a_row(place.path(), None);
+    let refused = |change: &dyn Fn(&mut Config), told: &str| {
+        let mut config = second.clone();
+        change(&mut config);
+        let error = tune(&config, KEEP, &Progress::quiet()).expect_err(told);
+        assert!(error.to_string().contains(told), "{error}");
+        assert_eq!(error.exit_code(), 2, "{error}");
+        assert!(!config.out.exists());
+    };
+    let after = |run: &Path| {
+        let run = run.to_owned();
+        move |config: &mut Config| {
+            config.method.ewc.as_mut().expect("given").after = vec![run.clone()];
+        }
+    };
+    refused(
+        &after(&place.path().join("nowhere")),
+        "nowhere is not a run directory",
+    );
+    refused(&|c| c.model.clone_from(&first.model), "the run starts from");
+    let replaced = Config {
+        out: first.out.clone(),
+        ..second.clone()
+    };
+    let error = tune(&replaced, KEEP, &Progress::quiet()).expect_err("it is needed");
+    assert!(error.to_string().contains("would replace"), "{error}");
+    assert!(first.out.join("ewc.safetensors").exists());
+    let mut plain = config(place.path(), "plain");
+    plain.method.kind = Kind::Sft;
+    run(&plain);
+    refused(&after(&plain.out), "plain/ewc.safetensors");
+    let few = Config {
+        out: place.path().join("few"),
+        train: crate::config::Train {
+            trainable: vec!["q".into()],
+            ..first.train.clone()
+        },
+        ..first.clone()
+    };
+    run(&few);
+    let after_few = |config: &mut Config| {
+        after(&few.out)(config);
+        config.model = few.out.join("model").to_str().expect("UTF-8").to_owned();
+    };
+    refused(&after_few, "which this run trains");
+    refused(
+        &|c| c.model = tiny_model().replace("llama", "qwen3"),
+        "of another model",
+    );
+    fs::write(first.out.join("ewc.safetensors"), b"broken").expect("writable");
+    refused(&|_| (), "ewc.safetensors is broken");
+    fs::remove_file(first.out.join("result.json")).expect("there");
+    refused(&|_| (), "is not finished");
 }

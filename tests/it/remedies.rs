@@ -5,7 +5,8 @@ use unforget::{
     engine::{Engine, Gradients, Target},
     progress::Progress,
     prompt::Row,
-    remedy::{anchor::Anchor, snapshot::Snapshot},
+    remedy::{anchor::fisher, distill::Teacher as Kept, snapshot::Snapshot},
+    run::RunDir,
     train::{
         adamw::{self, AdamW, AdamWSettings},
         batches::PackedRows,
@@ -21,8 +22,22 @@ use crate::golden::{
 /// Ten steps under `method` on all rows, its snapshot's arrays filled by `stored` (name, values), and compared with the run
 /// called `name`.
 fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])) {
+    check_filled(name, method, arrays(stored));
+}
+
+/// The same, its snapshot filled by `fill`, which is given all rows.
+fn check_filled(name: &str, method: &Method, fill: impl Fn(&Golden, &[Row], &mut Snapshot)) {
     let batch: Vec<usize> = (0..Golden::load("qwen3").rows().len()).collect();
-    check_on((&Golden::remedies(), name), method, (&batch, &[]), stored);
+    check_on((&Golden::remedies(), name), method, (&batch, &[]), fill);
+}
+
+/// Fills the arrays of a snapshot, given their names.
+fn arrays(stored: impl Fn(&Golden, &str, &mut [f32])) -> impl Fn(&Golden, &[Row], &mut Snapshot) {
+    move |golden, _, snapshot| {
+        for (array, values) in snapshot.arrays_mut() {
+            stored(golden, &array, values);
+        }
+    }
 }
 
 /// The same, of a run in the file `remedies`, on the rows numbered `batch` and those `beside`.
@@ -30,7 +45,7 @@ fn check_on(
     (remedies, name): (&Golden, &str),
     method: &Method,
     (batch, beside): (&[usize], &[Beside<'_>]),
-    stored: impl Fn(&Golden, &str, &mut [f32]),
+    fill: impl Fn(&Golden, &[Row], &mut Snapshot),
 ) {
     let golden = Golden::load("qwen3");
     let rows: Vec<Row> = golden.rows();
@@ -38,11 +53,10 @@ fn check_on(
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
     let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients, |_| 0);
-    for (array, values) in snapshot.arrays_mut() {
-        stored(&golden, &array, values);
-    }
+    fill(&golden, &rows, &mut snapshot);
     let objective = Objective {
         snapshot: Some(snapshot),
+        ..Objective::default()
     };
     let settings = AdamWSettings {
         weight_decay: golden.number("weight_decay"),
@@ -145,7 +159,9 @@ fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
     let Tokens::Top(count) = method.tokens else {
         unreachable!("the function above says so");
     };
-    check("top", &method, |golden, array, values| {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let run = RunDir::create(&place.path().join("run")).expect("writable");
+    check_filled("top", &method, |golden, rows, snapshot| {
         let (head, hidden) = (
             golden.tensor("teacher.head"),
             golden.tensor("teacher.hidden"),
@@ -164,13 +180,17 @@ fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
             logits.truncate(count);
             logits
         });
-        for (value, (id, logit)) in values.iter_mut().zip(tops) {
-            *value = match array {
-                "teacher.tokens" => id as f32,
-                "teacher.logits" => logit as f32,
-                other => panic!("{other} is no array of such a teacher"),
-            };
-        }
+        let mut tops = tops.map(|(id, logit)| (id as u32, logit as f32));
+        let Some((_, Kept::TopLogits(teacher))) = &mut snapshot.teacher else {
+            panic!("no such teacher");
+        };
+        let quiet = Progress::quiet();
+        let made = teacher.make(&run, rows, "PyTorch's", &quiet, |pass| {
+            let targets = PackedRows::new(pass).targets.len();
+            Ok(tops.by_ref().take(targets * count).collect())
+        });
+        made.expect("writable");
+        assert!(tops.next().is_none(), "every answer was asked for");
     });
 }
 
@@ -195,6 +215,7 @@ fn elastic_weight_consolidation_equals_pytorchs() {
         kind: Kind::Sft,
         ewc: Some(Ewc {
             strength: strength.expect("a number"),
+            ..Ewc::default()
         }),
         ..Method::default()
     };
@@ -223,10 +244,10 @@ fn distillation_without_the_target_token_equals_pytorchs() {
         (&decoupled, "decoupled"),
         &method,
         (&batch, &[]),
-        |golden, array, values| {
+        arrays(|golden, array, values| {
             let own = decoupled.find(array);
             values.copy_from_slice(&own.unwrap_or_else(|| golden.tensor(array)));
-        },
+        }),
     );
 }
 
@@ -262,7 +283,7 @@ fn replay_of_labels_and_of_the_teachers_answers_equals_pytorchs() {
         (&golden, "replay"),
         &method,
         (&batch, &beside),
-        |golden, array, values| values.copy_from_slice(&golden.tensor(array)),
+        arrays(|golden, array, values| values.copy_from_slice(&golden.tensor(array))),
     );
 }
 
@@ -277,8 +298,7 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         prompt: vec![5, 17, 203, 44],
         target: vec![9],
     };
-    let anchor = Anchor::ewc(
-        2.0,
+    let fisher = fisher(
         &mut engine,
         params,
         std::slice::from_ref(&row),
@@ -286,11 +306,6 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         &mut gradients,
         &Progress::quiet(),
     );
-    let fisher = anchor
-        .arrays()
-        .into_iter()
-        .find_map(|(name, values)| (name == "importance").then_some(values))
-        .expect("EWC has an importance");
     let packed = PackedRows::new([&row]);
     let mut of_token = |token: u32| -> Vec<f32> {
         gradients.clear();
