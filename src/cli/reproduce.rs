@@ -15,7 +15,7 @@ use super::{Context, output};
 #[command(
     after_help = "Examples:\n  unforget reproduce frontier --scale smoke\n  \
     unforget reproduce frontier --only sft --only decoys\n\n\
-    NAME is frontier, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
+    NAME is frontier, frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
     is given again, and what is recorded is not run twice."
 )]
 pub struct Reproduce {

@@ -8,7 +8,13 @@ use super::base_config;
 use crate::{Error, Result, config::Config, error::nearest};
 
 /// The experiments that come with the program, by name.
-const BUILT_IN: [(&str, &str); 1] = [("frontier", include_str!("../../experiments/frontier.toml"))];
+const BUILT_IN: [(&str, &str); 2] = [
+    ("frontier", include_str!("../../experiments/frontier.toml")),
+    (
+        "frontier-validation",
+        include_str!("../../experiments/frontier-validation.toml"),
+    ),
+];
 
 /// An experiment, as its file describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,12 +120,42 @@ impl Experiment {
     fn parse(text: &str, name: &str) -> Result<Self> {
         let wrong = |e: toml::de::Error| Error::input(format!("{name}: {e}"));
         let experiment: Self = toml::from_str(text).map_err(wrong)?;
+        experiment.check_names(name)?;
         for scale in experiment.scale.values() {
             for arm in &experiment.arms {
                 experiment.config(scale, arm, 0)?;
             }
         }
         Ok(experiment)
+    }
+
+    /// Whether what becomes part of a file's name can be one, and no two arms are called alike.
+    fn check_names(&self, file: &str) -> Result<()> {
+        let arms = || self.arms.iter().map(|arm| &arm.name);
+        let relations = self.scale.values().flat_map(|scale| &scale.relations);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_plain = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain)
+        };
+        if let Some(name) = [&self.name]
+            .into_iter()
+            .chain(arms())
+            .chain(relations)
+            .find(|name| !is_plain(name))
+        {
+            return Err(Error::input(format!(
+                "{file}: `{name}` becomes part of a file's name: letters, digits, `-`, `_` and `.` alone can be in it, a letter or digit first"
+            )));
+        }
+        match arms()
+            .enumerate()
+            .find(|(i, name)| arms().take(*i).any(|other| other == *name))
+        {
+            None => Ok(()),
+            Some((_, name)) => Err(Error::input(format!(
+                "{file}: two arms are called `{name}`"
+            ))),
+        }
     }
 
     /// The scale called `name`.

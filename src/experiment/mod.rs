@@ -116,17 +116,20 @@ impl Data {
         progress: &Progress,
     ) -> Result<Self> {
         let (train, held) = read(scale, relation)?;
-        let pack = facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?.facts;
-        let others: Vec<Fact> = pack
-            .into_iter()
-            .filter(|f| f.relation != relation && f.relation != "P17")
-            .collect();
+        let mut others = Vec::new();
+        if scale.elsewhere > 0 {
+            others = facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?.facts;
+            others.retain(|f| f.relation != relation);
+        }
         let settings = AuditSettings {
             runs: experiment.audit_runs,
             ..AuditSettings::default()
         };
         let mut engine = Engine::new(&model.config);
         let mut labelled = |facts: Vec<Fact>| -> Result<Vec<SplitFact>> {
+            if facts.is_empty() {
+                return Ok(Vec::new());
+            }
             let audit = audit(model, &mut engine, &facts, None, &settings, progress)?;
             let audited = facts.into_iter().zip(&audit.facts);
             Ok(audited

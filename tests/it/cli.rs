@@ -52,7 +52,17 @@ fn the_help_names_every_command_and_each_has_an_example() {
     let dir = tempfile::tempdir().unwrap();
     let help = stdout(&run(dir.path(), &["--help"]));
     for command in [
-        "demo", "pull", "ask", "score", "audit", "tune", "resume", "compare", "report", "export",
+        "demo",
+        "pull",
+        "ask",
+        "score",
+        "audit",
+        "tune",
+        "resume",
+        "compare",
+        "report",
+        "reproduce",
+        "export",
     ] {
         assert!(
             help.contains(&format!("\n  {command} ")),

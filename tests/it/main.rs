@@ -5,6 +5,7 @@ mod broken_models;
 mod browser;
 mod cli;
 mod demo;
+mod experiment;
 mod facts;
 mod golden;
 mod lora;

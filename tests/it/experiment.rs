@@ -1,0 +1,131 @@
+//! Experiments: what is recorded, what is not run twice, and what is refused.
+
+use std::{fs, path::Path, process::Output};
+
+use assert_cmd::cargo::cargo_bin_cmd;
+use unforget::experiment::Record;
+
+/// A tiny model of the `llama` family with random weights: it knows nothing, so that no fact is known or held.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+
+fn experiment(arms: &str) -> String {
+    format!(
+        r#"
+name = "tiny"
+title = "Two ways"
+model = {MODEL:?}
+audit_runs = 1
+set = ["train.batch_size=4", "train.epochs=2", "train.lr=1e-2"]
+
+[scale.smoke]
+relations = ["P17"]
+seeds = [0, 1]
+train_facts = 30
+held_parts = []
+held_facts = 20
+known = 5
+unknown = 8
+held = 5
+maybe_known = 0
+elsewhere = 0
+{arms}"#
+    )
+}
+
+const ARMS: &str = r#"
+[[arm]]
+name = "sft"
+set = ["method.kind=sft"]
+
+[[arm]]
+name = "low"
+set = ["method.kind=sft", "train.trainable=ffn@0"]
+seeds = [1]
+"#;
+
+fn reproduce(dir: &Path, args: &[&str]) -> Output {
+    cargo_bin_cmd!("unforget")
+        .current_dir(dir)
+        .env("XDG_CACHE_HOME", dir.join(".cache"))
+        .env_remove(unforget::experiment::ENTITY_QUESTIONS)
+        .args(["reproduce", "tiny.toml", "--scale", "smoke"])
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn every_arm_leaves_a_record_and_is_not_run_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tiny.toml"), experiment(ARMS)).unwrap();
+    let first = reproduce(dir.path(), &["--only", "low"]);
+    let told = String::from_utf8(first.stderr).unwrap();
+    assert!(first.status.success(), "{told}");
+    let place = dir.path().join("experiments/results/tiny/smoke");
+    let low = place.join("P17-1-low.json");
+    let record = Record::read(&low).unwrap().expect("it was run");
+    assert_eq!((record.seed, &record.arm[..]), (1, "low"));
+    assert_eq!(record.epochs.len(), 3);
+    assert!(record.step_seconds > 0.0 && record.result.steps > 0);
+    let written = fs::read(&low).unwrap();
+
+    let all = reproduce(dir.path(), &[]);
+    let table = String::from_utf8(all.stdout).unwrap();
+    let told = String::from_utf8(all.stderr).unwrap();
+    assert!(
+        told.contains("P17-0-sft") && told.contains("P17-1-sft"),
+        "{told}"
+    );
+    assert!(!told.contains("P17-1-low"), "it is recorded: {told}");
+    assert!(
+        table.contains("| sft | 2 |") && table.contains("| low | 1 |"),
+        "{table}"
+    );
+    assert_eq!(fs::read(&low).unwrap(), written);
+    let left = fs::read_dir(place.join(".runs")).unwrap().count();
+    assert_eq!(left, 0, "runs are removed once they are recorded");
+
+    // What is run otherwise than it was recorded is run again.
+    let slower = experiment(ARMS).replace("train.epochs=2", "train.epochs=1");
+    fs::write(dir.path().join("tiny.toml"), slower).unwrap();
+    let again = reproduce(dir.path(), &["--only", "low"]);
+    assert!(again.status.success());
+    let record = Record::read(&low).unwrap().expect("it was run");
+    assert_eq!(record.result.epochs, 1);
+}
+
+#[test]
+fn what_is_no_experiment_is_refused_before_anything_is_written() {
+    for (text, args, expected) in [
+        (experiment(""), vec![], "missing field `arm`"),
+        (
+            experiment("[[arm]]\nname = '../x'\nset = []"),
+            vec![],
+            "`../x`",
+        ),
+        (
+            experiment("[[arm]]\nname = 'a'\nset = []\n[[arm]]\nname = 'a'\nset = []"),
+            vec![],
+            "two arms are called `a`",
+        ),
+        (
+            experiment("[[arm]]\nname = 'a'\nset = ['train.lr=7']"),
+            vec![],
+            "train.lr",
+        ),
+        (experiment(ARMS), vec!["--only", "stf"], "no arm `stf`"),
+        (
+            experiment(ARMS).replace("P17", "P18"),
+            vec![],
+            "have none of P18",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tiny.toml"), text).unwrap();
+        let output = reproduce(dir.path(), &args);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains(expected), "{told}");
+        assert!(!dir.path().join("experiments").exists(), "{told}");
+    }
+}
