@@ -110,13 +110,14 @@ impl Trainer<'_> {
         let rows = self.fact_rows(&after, paraphrased, &labels_after);
         let result = self.result(&rows, &after, interpolation)?;
         self.run.write_rows("facts.jsonl", &rows)?;
+        // Before the checkpoints go: without either a run that is killed here would have to start over.
+        self.run.write_json("result.json", &result)?;
         if !self.options.keep_checkpoints {
             self.checkpoints.remove()?;
             // Not every system removes a file that is mapped.
             self.objective.snapshot = None;
             self.run.remove(TEACHER)?;
         }
-        self.run.write_json("result.json", &result)?;
         Ok(result)
     }
 
