@@ -48,6 +48,7 @@ fn names(method: &str) -> (String, String) {
         let beside = match beside {
             "ewc" => "EWC",
             "lora" => "LoRA",
+            "interpolate" => "interpolation",
             "project" => "projection",
             other => other,
         };
