@@ -8,6 +8,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod facts;
+pub mod forecast;
 pub mod generate;
 pub mod interrupt;
 pub mod measure;

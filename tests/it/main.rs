@@ -6,6 +6,7 @@ mod browser;
 mod cli;
 mod demo;
 mod facts;
+mod forecast;
 mod golden;
 mod model;
 mod remedies;
