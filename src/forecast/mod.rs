@@ -1,9 +1,9 @@
 //! Which known facts a training set endangers, told before any training.
 //!
 //! What the model says to every fact under a few few-shot prompts, and the hidden states that it says it from, are read once
-//! ([`asking`]). On these the training is rehearsed: only the last layer's weights are thought of as trained, and two facts
-//! share an update as far as their hidden states overlap ([`rehearsal`]). A held fact's risk follows from what becomes of its
-//! answer there. Beside it stand the new facts whose subjects lie nearest inside the model ([`entities`]).
+//! (`asking`). On these the training is rehearsed: only the last layer's weights are thought of as trained, and two facts
+//! share an update as far as their hidden states overlap (`rehearsal`). A held fact's risk follows from what becomes of its
+//! answer there. Beside it stand the new facts whose subjects lie nearest inside the model (`entities`).
 
 mod asking;
 mod entities;
