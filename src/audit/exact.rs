@@ -4,8 +4,6 @@
 //! token and all facts side by side: the beginnings of accepted forms, and the greedy answer. While the greedy answer
 //! is itself such a beginning they are one branch, so that a right answer is proved without being generated.
 
-use std::ops::Range;
-
 use super::{
     AuditSettings,
     forms::{Forms, LineEnds},
@@ -13,7 +11,7 @@ use super::{
 use crate::{
     engine::{KvCache, SegmentId},
     facts::{Judge, Verdict},
-    generate::{Generator, argmax, distribution, runs_within},
+    generate::{Generator, argmax, distribution, runs_within, slots_behind},
 };
 
 /// A beginning of an accepted form that a sample takes with a smaller probability is not followed.
@@ -96,20 +94,25 @@ impl Examiner<'_, '_> {
         finished: &(dyn Fn(usize) + Sync),
     ) -> Vec<Answer> {
         let mut answers = vec![Answer::default(); asked.len()];
-        let costs: Vec<usize> = asked
-            .iter()
-            .enumerate()
-            .map(|(i, a)| {
-                let first = i == 0 || asked[i - 1].prefix != a.prefix;
-                let prefix = if first { prefixes[a.prefix].len() } else { 0 };
-                prefix + a.question.len() + BRANCH_TOKENS
-            })
-            .collect();
+        let rows: Vec<(usize, &[u32])> = asked.iter().map(|a| (a.prefix, a.question)).collect();
+        let costs = slots_behind(prefixes, &rows, BRANCH_TOKENS);
         let mut cache = KvCache::new(self.generator.config);
         for batch in runs_within(&costs, self.generator.cache_tokens(), MAX_QUESTIONS) {
             cache.release(0);
-            let (mut branches, mut hidden) =
-                self.read_questions(&mut cache, prefixes, asked, batch.clone());
+            let (segments, mut hidden) =
+                self.generator
+                    .read_behind(&mut cache, prefixes, &rows[batch.clone()]);
+            let mut branches: Vec<Branch> = batch
+                .clone()
+                .zip(segments)
+                .map(|(asked, segment)| Branch {
+                    asked,
+                    segment,
+                    node: Some(Forms::ROOT),
+                    p: 1.0,
+                    greedy: Some(Vec::new()),
+                })
+                .collect();
             while !branches.is_empty() {
                 let engine = &mut *self.generator.engine;
                 let seen = engine.logits(self.generator.params, &hidden, |i, logits| {
@@ -126,49 +129,6 @@ impl Examiner<'_, '_> {
             finished(batch.len());
         }
         answers
-    }
-
-    /// Reads the prefixes and the questions of a batch.
-    fn read_questions(
-        &mut self,
-        cache: &mut KvCache,
-        prefixes: &[Vec<u32>],
-        asked: &[Asked<'_>],
-        batch: Range<usize>,
-    ) -> (Vec<Branch>, Vec<f32>) {
-        let mut used: Vec<usize> = asked[batch.clone()].iter().map(|a| a.prefix).collect();
-        used.dedup();
-        let read: Vec<(Option<SegmentId>, &[u32])> = used
-            .iter()
-            .map(|p| {
-                let tokens = &prefixes[*p][..];
-                let open = |cache: &mut KvCache| cache.open(None, tokens.len());
-                ((!tokens.is_empty()).then(|| open(cache)), tokens)
-            })
-            .collect();
-        let rows: Vec<(SegmentId, &[u32])> = read
-            .iter()
-            .filter_map(|(segment, tokens)| Some(((*segment)?, *tokens)))
-            .collect();
-        self.generator.prefill(cache, &rows);
-
-        let mut rows = Vec::with_capacity(batch.len());
-        let mut branches = Vec::with_capacity(batch.len());
-        let mut at = 0;
-        for i in batch {
-            at += usize::from(asked[i].prefix != used[at]);
-            let segment = cache.open(read[at].0, asked[i].question.len());
-            rows.push((segment, asked[i].question));
-            branches.push(Branch {
-                asked: i,
-                segment,
-                node: Some(Forms::ROOT),
-                p: 1.0,
-                greedy: Some(Vec::new()),
-            });
-        }
-        let hidden = self.generator.prefill(cache, &rows);
-        (branches, hidden)
     }
 
     /// Reads the newest token of each branch, in a segment of its own behind the one that the branch has grown from.

@@ -13,7 +13,7 @@ use crate::{
     Error, Result,
     engine::Engine,
     facts::{Fact, Judge, Match},
-    generate::{Generator, common_beginning},
+    generate::Generator,
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
@@ -23,7 +23,8 @@ mod cache;
 mod exact;
 mod files;
 mod forms;
-mod prompts;
+pub(crate) mod prompts;
+pub(crate) mod questions;
 mod sampled;
 
 pub use exact::Answer;
@@ -31,6 +32,7 @@ pub use prompts::FewShot;
 
 use exact::{Asked, Examiner};
 use forms::{Forms, LineEnds};
+use questions::Questions;
 
 /// More facts than these are sampled.
 const MOST_FACTS: usize = 20_000;
@@ -331,13 +333,13 @@ pub fn ask(
         progress.note(note);
     }
     let plan = Plan::new(model, &facts, &prompts, settings)?;
-    let bar = progress.bar(plan.asked.len() as u64, "audit");
+    let bar = progress.bar(plan.questions.asked.len() as u64, "audit");
     let finished = |n: usize| bar.inc(n as u64);
     let answers = plan.ask(model, engine, settings, &finished)?;
     drop(bar);
 
     let mut by_fact: Vec<Vec<Answer>> = vec![Vec::new(); facts.len()];
-    for (asked, answer) in plan.asked.iter().zip(answers) {
+    for (asked, answer) in plan.questions.asked.iter().zip(answers) {
         by_fact[asked.fact].push(answer);
     }
     Ok(Audit {
@@ -423,24 +425,14 @@ fn draw_prompts(
     Ok(prompts)
 }
 
-/// Everything that is asked, as tokens.
+/// Everything that is asked, and what is right.
 struct Plan {
-    /// Few-shot texts, each with the beginning that all questions of its relation share.
-    prefixes: Vec<Vec<u32>>,
-    /// The rest of each fact's question.
-    questions: Vec<Vec<u32>>,
+    questions: Questions,
     judges: Vec<Judge>,
     forms: Vec<Forms>,
     /// Which of the forms are a fact's.
     forms_of: Vec<usize>,
     ends: LineEnds,
-    asked: Vec<Pair>,
-}
-
-/// One fact behind one prefix.
-struct Pair {
-    fact: usize,
-    prefix: usize,
 }
 
 impl Plan {
@@ -452,17 +444,9 @@ impl Plan {
     ) -> Result<Self> {
         let tokenizer = &model.tokenizer;
         let ends = LineEnds::new(tokenizer, model.config.vocab_size);
-        let mut questions = Vec::with_capacity(facts.len());
         let (mut forms, mut forms_of) = (Vec::new(), Vec::with_capacity(facts.len()));
         let mut known_forms: HashMap<Vec<String>, usize> = HashMap::new();
-        let mut by_relation: HashMap<&str, Vec<usize>> = HashMap::new();
-        for (i, fact) in facts.iter().enumerate() {
-            let template = &settings.template;
-            questions.push(if settings.shots == 0 {
-                tokenizer.encode_prompt(&template.prompt_text(&fact.question))?
-            } else {
-                tokenizer.encode_continuation(&template.next_prompt_text(&fact.question))?
-            });
+        for fact in facts {
             let accepted = fact.accepted();
             forms_of.push(if let Some(index) = known_forms.get(&accepted) {
                 *index
@@ -471,45 +455,13 @@ impl Plan {
                 known_forms.insert(accepted, forms.len() - 1);
                 forms.len() - 1
             });
-            by_relation.entry(&fact.relation).or_default().push(i);
-        }
-
-        let (mut prefixes, mut asked) = (Vec::new(), Vec::new());
-        for prompts in prompts.chunk_by(|a, b| a.relation == b.relation) {
-            let members = &by_relation[&prompts[0].relation[..]];
-            let shared = common_beginning(members.iter().map(|i| &questions[*i][..])).to_vec();
-            for prompt in prompts {
-                let mut behind: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-                for i in members {
-                    let before = prompt.before(&facts[*i].question);
-                    behind.entry(before).or_default().push(*i);
-                }
-                for (text, members) in behind {
-                    let mut tokens = if text.is_empty() {
-                        Vec::new()
-                    } else {
-                        tokenizer.encode_prompt(text)?
-                    };
-                    tokens.extend_from_slice(&shared);
-                    prefixes.push(tokens);
-                    asked.extend(members.into_iter().map(|fact| Pair {
-                        fact,
-                        prefix: prefixes.len() - 1,
-                    }));
-                }
-            }
-            for i in members {
-                questions[*i].drain(..shared.len());
-            }
         }
         Ok(Self {
-            prefixes,
-            questions,
+            questions: Questions::new(tokenizer, facts, prompts, &settings.template)?,
             judges: facts.iter().map(|f| f.judge(settings.rule)).collect(),
             forms,
             forms_of,
             ends,
-            asked,
         })
     }
 
@@ -532,25 +484,23 @@ impl Plan {
             settings,
             max_new_tokens,
         };
-        for pair in &self.asked {
-            let tokens = [&self.prefixes[pair.prefix][..], &self.questions[pair.fact]];
-            let length = tokens[0].len() + tokens[1].len() + max_new_tokens;
-            examiner.generator.check_row(pair.fact, length, &tokens)?;
-        }
+        self.questions.check(&examiner.generator, max_new_tokens)?;
         let asked: Vec<Asked<'_>> = self
+            .questions
             .asked
             .iter()
             .map(|pair| Asked {
                 prefix: pair.prefix,
-                question: &self.questions[pair.fact],
+                question: &self.questions.rests[pair.fact],
                 forms: &self.forms[self.forms_of[pair.fact]],
                 judge: &self.judges[pair.fact],
             })
             .collect();
+        let prefixes = &self.questions.prefixes;
         if settings.sampled {
-            examiner.ask_by_sampling(&self.prefixes, &asked, finished)
+            examiner.ask_by_sampling(prefixes, &asked, finished)
         } else {
-            Ok(examiner.ask(&self.prefixes, &asked, finished))
+            Ok(examiner.ask(prefixes, &asked, finished))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What `audit` and `compare` share: which facts are read, and how they are asked.
+//! What `audit`, `compare` and `forecast` share: which facts are read, and how they are asked.
 
 use std::path::PathBuf;
 

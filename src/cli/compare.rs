@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use unforget::{
-    Error, Result,
+    Result,
     engine::Engine,
     facts::Fact,
     generate::Generator,
     measure::{Answered, Comparison, Exam},
     model,
-    run::{RunDir, State},
+    run::State,
 };
 
-use super::{Context, asking::Asking, load_model, model_spec, output};
+use super::{Context, asking::Asking, finished_run, load_model, model_spec, output};
 
 /// Facts that are listed in each group when people read.
 const SHOWN: usize = 10;
@@ -74,14 +74,7 @@ impl Compare {
 
 /// What a finished run has recorded.
 fn of_run(dir: &Path) -> Result<Comparison> {
-    let run = RunDir::open(dir)?;
-    if run.result()?.is_none() {
-        return Err(Error::input_hint(
-            format!("the run `{}` is not done", dir.display()),
-            format!("unforget resume {}", dir.display()),
-        ));
-    }
-    Ok(Comparison::of_run(run.facts()?))
+    Ok(Comparison::of_run(finished_run(dir)?.facts()?))
 }
 
 /// The counts, and some facts of each group.

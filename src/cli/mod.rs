@@ -3,7 +3,7 @@
 use std::{error::Error as _, io::Write, num::NonZeroUsize, path::Path, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use unforget::{Error, Result, interrupt, model::Model, progress::Progress};
+use unforget::{Error, Result, interrupt, model::Model, progress::Progress, run::RunDir};
 
 mod ask;
 mod asking;
@@ -11,6 +11,7 @@ mod audit;
 mod compare;
 mod demo;
 mod export;
+mod forecast;
 mod output;
 mod pull;
 mod report;
@@ -71,6 +72,7 @@ enum Command {
     Tune(tune::Tune),
     Resume(resume::Resume),
     Compare(compare::Compare),
+    Forecast(forecast::Forecast),
     Report(report::Report),
     Reproduce(reproduce::Reproduce),
     Export(export::Export),
@@ -157,6 +159,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Tune(tune) => tune.run(&context),
         Command::Resume(resume) => resume.run(&context),
         Command::Compare(compare) => compare.run(&context),
+        Command::Forecast(forecast) => forecast.run(&context),
         Command::Report(report) => report.run(&context),
         Command::Reproduce(reproduce) => reproduce.run(&context),
         Command::Export(export) => export.run(&context),
@@ -182,6 +185,18 @@ fn model_spec(spec: &str) -> Result<String> {
         ));
     }
     Ok(spec.to_owned())
+}
+
+/// The run in `dir`, which must be done.
+fn finished_run(dir: &Path) -> Result<RunDir> {
+    let run = RunDir::open(dir)?;
+    if run.result()?.is_none() {
+        return Err(Error::input_hint(
+            format!("the run `{}` is not done", dir.display()),
+            format!("unforget resume {}", dir.display()),
+        ));
+    }
+    Ok(run)
 }
 
 /// Prints an error, its causes and what to do about it.

@@ -31,7 +31,7 @@ pub fn is_closed_pipe(error: &Error) -> bool {
         .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Columns of text under their heads, the first flush left and the others right.
+/// Columns under their heads: numbers flush right, text left.
 pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter()
@@ -41,16 +41,20 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
             .max()
             .unwrap_or(0)
     };
+    let of_numbers = |column: usize| {
+        let is_number = |cell: &String| !cell.contains(char::is_alphabetic);
+        rows.iter().all(|row| is_number(&row[column]))
+    };
     let widths: Vec<usize> = (0..heads.len()).map(width).collect();
     let render = |cells: &mut dyn Iterator<Item = &str>| {
         let padded: Vec<String> = cells
             .zip(&widths)
             .enumerate()
             .map(|(column, (cell, &width))| {
-                if column == 0 {
-                    format!("{cell:<width$}")
-                } else {
+                if of_numbers(column) {
                     format!("{cell:>width$}")
+                } else {
+                    format!("{cell:<width$}")
                 }
             })
             .collect();

@@ -1,8 +1,8 @@
 //! The mathematics: forward, backward, key/value cache, loss. Nothing here knows what a fact is.
 //!
 //! The outside is small and named by what it computes, so that another device can stand behind it: [`Engine::hidden`],
-//! [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`], [`Engine::second_moments`], [`responses`],
-//! [`hold_responses`].
+//! [`Engine::residual_after`], [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`],
+//! [`Engine::second_moments`], [`responses`], [`hold_responses`].
 
 use std::ops::Range;
 
@@ -289,9 +289,22 @@ impl Engine {
 
     /// Hidden states after the final norm at `positions` (indices in `batch.tokens`): (P, D).
     pub fn hidden(&mut self, params: &Params, batch: &Batch, positions: &[usize]) -> Vec<f32> {
-        let (layers, d) = (self.config.num_hidden_layers, self.config.hidden_size);
-        let rows = gather(self.residual(params, batch, layers, false), positions, d);
+        let layers = self.config.num_hidden_layers;
+        let rows = self.residual_after(params, batch, layers, positions);
         self.final_norm(params, &rows).0
+    }
+
+    /// The residual stream after `layers` blocks at `positions` (indices in `batch.tokens`): (P, D). 0 blocks: the
+    /// embeddings; the final norm is not part of it.
+    pub fn residual_after(
+        &mut self,
+        params: &Params,
+        batch: &Batch,
+        layers: usize,
+        positions: &[usize],
+    ) -> Vec<f32> {
+        let d = self.config.hidden_size;
+        gather(self.residual(params, batch, layers, false), positions, d)
     }
 
     /// The residual stream after `layers` layers, at every token: (T, D).

@@ -342,6 +342,39 @@ impl<'a> Generator<'a> {
             .collect()
     }
 
+    /// Reads `rows`, each the index of the prefix that it stands behind and its tokens (those of one prefix lie together),
+    /// and returns their segments and the hidden states of their last tokens: (rows, D).
+    pub fn read_behind(
+        &mut self,
+        cache: &mut KvCache,
+        prefixes: &[Vec<u32>],
+        rows: &[(usize, &[u32])],
+    ) -> (Vec<SegmentId>, Vec<f32>) {
+        let mut used: Vec<usize> = rows.iter().map(|(prefix, _)| *prefix).collect();
+        used.dedup();
+        let opened: Vec<Option<SegmentId>> = used
+            .iter()
+            .map(|p| (!prefixes[*p].is_empty()).then(|| cache.open(None, prefixes[*p].len())))
+            .collect();
+        let read: Vec<(SegmentId, &[u32])> = opened
+            .iter()
+            .zip(&used)
+            .filter_map(|(segment, p)| Some(((*segment)?, &prefixes[*p][..])))
+            .collect();
+        self.prefill(cache, &read);
+
+        let mut at = 0;
+        let behind: Vec<(SegmentId, &[u32])> = rows
+            .iter()
+            .map(|(prefix, tokens)| {
+                at += usize::from(*prefix != used[at]);
+                (cache.open(opened[at], tokens.len()), *tokens)
+            })
+            .collect();
+        let hidden = self.prefill(cache, &behind);
+        (behind.iter().map(|(segment, _)| *segment).collect(), hidden)
+    }
+
     /// Tokens whose keys and values are held at once.
     pub fn cache_tokens(&self) -> usize {
         let c = self.config;
@@ -426,6 +459,19 @@ fn next_token(logits: &[f32], request: &Request<'_>, quantile: f64) -> TokenLogp
         (logits[id as usize] - z, top.collect())
     });
     TokenLogprob { id, logprob, top }
+}
+
+/// Cache slots that each row of [`Generator::read_behind`] takes, the prefix counted with its first row and `more` slots
+/// with every one.
+pub fn slots_behind(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize) -> Vec<usize> {
+    rows.iter()
+        .enumerate()
+        .map(|(i, (prefix, tokens))| {
+            let first = i == 0 || rows[i - 1].0 != *prefix;
+            let before = if first { prefixes[*prefix].len() } else { 0 };
+            before + tokens.len() + more
+        })
+        .collect()
 }
 
 /// Cuts a list into runs whose costs sum to at most `budget` and that have at most `most` members; one member at least.

@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Resamples of the facts.
-const RESAMPLES: usize = 10_000;
+pub(super) const RESAMPLES: usize = 10_000;
 
 /// Forgetting in percentage points: 100 x (share right at the peak - share right after), over the same facts.
 pub fn forgetting_pp(peak: &[bool], after: &[bool]) -> Option<f64> {
@@ -21,14 +21,14 @@ pub fn forgetting_interval(peak: &[bool], after: &[bool], seed: u64) -> Option<[
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut sums: Vec<i64> = (0..RESAMPLES)
+    let mut sums: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
             (0..n)
-                .map(|_| i64::from(losses[rng.random_range(0..n)]))
+                .map(|_| f64::from(losses[rng.random_range(0..n)]))
                 .sum()
         })
         .collect();
-    sums.sort_unstable();
+    sums.sort_unstable_by(f64::total_cmp);
     Some([0.025, 0.975].map(|q| 100.0 * quantile(&sums, q) / n as f64))
 }
 
@@ -40,10 +40,10 @@ fn losses(peak: &[bool], after: &[bool]) -> Vec<i8> {
 }
 
 /// The `q`-quantile of sorted values, interpolated linearly between neighbours.
-fn quantile(sorted: &[i64], q: f64) -> f64 {
+pub(super) fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = q * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low as f64 + at.fract() * (high - low) as f64
+    low + at.fract() * (high - low)
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn quantiles_lie_between_neighbours() {
-        assert!((quantile(&[0, 10], 0.25) - 2.5).abs() < 1e-12);
-        assert!((quantile(&[3], 0.975) - 3.0).abs() < 1e-12);
+        assert!((quantile(&[0.0, 10.0], 0.25) - 2.5).abs() < 1e-12);
+        assert!((quantile(&[3.0], 0.975) - 3.0).abs() < 1e-12);
     }
 }

@@ -1,10 +1,12 @@
 //! What a model gets right, what became of each fact, and how sure that is.
 
 mod accuracy;
+mod auc;
 mod bootstrap;
 mod compare;
 
 pub use accuracy::{Answered, Exam};
+pub use auc::{auc, auc_interval};
 pub use bootstrap::{forgetting_interval, forgetting_pp};
 pub use compare::{Compared, Comparison, known_at_audit};
 

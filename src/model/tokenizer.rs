@@ -1,6 +1,6 @@
 //! The model's tokenizer: `tokenizers` and the special tokens of its configuration.
 
-use std::{panic, path::Path};
+use std::{ops::Range, panic, path::Path};
 
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
@@ -76,6 +76,19 @@ impl TextTokenizer {
         self.encode(text, true)
     }
 
+    /// As [`Self::encode_prompt`], with where in `text` each token comes from (bytes; empty for a special token that was added).
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn encode_prompt_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self
+            .inner
+            .encode(text, true)
+            .map_err(|e| refused(text, &e))?;
+        let offsets = encoding.get_offsets().iter().map(|(a, b)| *a..*b);
+        Ok((encoding.get_ids().to_vec(), offsets.collect()))
+    }
+
     /// Token ids of a text that follows another: no special tokens added.
     ///
     /// # Errors
@@ -88,7 +101,7 @@ impl TextTokenizer {
         self.inner
             .encode_fast(text, add_special_tokens)
             .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|e| Error::input(format!("the tokenizer refuses {text:?}: {e}")))
+            .map_err(|e| refused(text, &e))
     }
 
     /// Text of token ids, special tokens left out; an unfinished UTF-8 sequence at the end becomes U+FFFD.
@@ -115,6 +128,10 @@ impl TextTokenizer {
     pub(super) fn largest_id(&self) -> Option<u32> {
         self.inner.get_vocab(true).into_values().max()
     }
+}
+
+fn refused(text: &str, reason: &tokenizers::Error) -> Error {
+    Error::input(format!("the tokenizer refuses {text:?}: {reason}"))
 }
 
 /// Parses a `tokenizer.json`, or says what is wrong with it.

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Output};
 use assert_cmd::{Command, cargo::cargo_bin_cmd};
 
 /// A tiny model of the `llama` family with random weights.
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+pub const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
 
 fn unforget(dir: &Path) -> Command {
     let mut command = cargo_bin_cmd!("unforget");
@@ -16,21 +16,21 @@ fn unforget(dir: &Path) -> Command {
     command
 }
 
-fn run(dir: &Path, args: &[&str]) -> Output {
+pub fn run(dir: &Path, args: &[&str]) -> Output {
     unforget(dir).args(args).output().unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// Runs with wrong input: exit code 2, nothing on stdout; returns stderr.
 #[track_caller]
-fn refused(dir: &Path, args: &[&str]) -> String {
+pub fn refused(dir: &Path, args: &[&str]) -> String {
     let output = run(dir, args);
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
@@ -39,7 +39,7 @@ fn refused(dir: &Path, args: &[&str]) -> String {
     told
 }
 
-fn json_lines(output: &Output) -> Vec<serde_json::Value> {
+pub fn json_lines(output: &Output) -> Vec<serde_json::Value> {
     assert!(output.status.success(), "{}", stderr(output));
     stdout(output)
         .lines()
@@ -60,6 +60,7 @@ fn the_help_names_every_command_and_each_has_an_example() {
         "tune",
         "resume",
         "compare",
+        "forecast",
         "report",
         "reproduce",
         "export",

@@ -7,6 +7,7 @@ mod cli;
 mod demo;
 mod experiment;
 mod facts;
+mod forecast;
 mod golden;
 mod lora;
 mod model;

@@ -1,0 +1,235 @@
+//! What a model says to facts under few-shot prompts, and the hidden states that it says it from.
+//!
+//! N facts, D hidden, C answers.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::ForecastSettings;
+use crate::{
+    Result,
+    audit::{FewShot, prompts, questions::Questions},
+    engine::{Engine, KvCache},
+    facts::Fact,
+    generate::{Generator, common_beginning, log_sum_exp, runs_within, slots_behind},
+    model::Model,
+    progress::Progress,
+};
+
+/// Questions that are read side by side.
+const MAX_QUESTIONS: usize = 512;
+
+/// What was heard. Answers are told apart by the first token in which they differ.
+pub struct Heard {
+    /// The hidden state at the answer position, after the final norm, mean over the prompts (N, D).
+    pub hidden: Vec<f32>,
+    /// Log-probability (nats) of each answer's first token there, mean over the prompts (N, C).
+    pub logprobs: Vec<f32>,
+    /// Which of the answers is right, for each fact.
+    pub right: Vec<usize>,
+    /// C.
+    pub answers: usize,
+}
+
+impl Heard {
+    /// Whether every number is finite.
+    pub fn is_finite(&self) -> bool {
+        let numbers = self.hidden.iter().chain(&self.logprobs);
+        numbers.into_iter().all(|x| x.is_finite())
+    }
+}
+
+/// Asks every fact under the few-shot prompts of its relation. Those from the `known`-th on are known, and make the exemplars.
+///
+/// # Errors
+/// When a question is longer than the model's context.
+pub fn ask(
+    model: &Model,
+    engine: &mut Engine,
+    facts: &[&Fact],
+    known: usize,
+    settings: &ForecastSettings,
+    progress: &Progress,
+) -> Result<Heard> {
+    let (prompts, notes) = draw_prompts(facts, &facts[known..], settings)?;
+    for note in notes {
+        progress.note(note);
+    }
+    ask_behind(model, engine, facts, &prompts, settings, progress)
+}
+
+/// Asks every fact behind `prompts`.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_behind(
+    model: &Model,
+    engine: &mut Engine,
+    facts: &[&Fact],
+    prompts: &[FewShot],
+    settings: &ForecastSettings,
+    progress: &Progress,
+) -> Result<Heard> {
+    let template = &settings.template;
+    let questions = Questions::new(&model.tokenizer, facts, prompts, template)?;
+    let targets = facts
+        .iter()
+        .map(|fact| {
+            let target = template.target_text(&fact.target());
+            model.tokenizer.encode_continuation(&target)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // What all answers begin with says nothing about which one it is.
+    let shared = common_beginning(targets.iter().map(|t| &t[..]));
+    let first: Vec<u32> = targets
+        .iter()
+        .map(|t| t.get(shared.len()).copied().unwrap_or(0))
+        .collect();
+    let answers: Vec<u32> = BTreeSet::from_iter(&first).into_iter().copied().collect();
+
+    let mut generator = Generator::new(engine, model);
+    questions.check(&generator, shared.len() + 1)?;
+    let rests: Vec<Vec<u32>> = questions
+        .rests
+        .iter()
+        .map(|rest| [rest, shared].concat())
+        .collect();
+    let rows: Vec<(usize, &[u32])> = questions
+        .asked
+        .iter()
+        .map(|pair| (pair.prefix, &rests[pair.fact][..]))
+        .collect();
+
+    let (d, c) = (model.config.hidden_size, answers.len());
+    let mut heard = Heard {
+        hidden: vec![0.0; facts.len() * d],
+        logprobs: vec![0.0; facts.len() * c],
+        right: first
+            .iter()
+            .map(|token| answers.binary_search(token).expect("it is one of them"))
+            .collect(),
+        answers: c,
+    };
+    let mut times = vec![0f32; facts.len()];
+    let bar = progress.bar(rows.len() as u64, "asking");
+    let mut cache = KvCache::new(&model.config);
+    let costs = slots_behind(&questions.prefixes, &rows, 0);
+    for batch in runs_within(&costs, generator.cache_tokens(), MAX_QUESTIONS) {
+        cache.release(0);
+        let (_, hidden) =
+            generator.read_behind(&mut cache, &questions.prefixes, &rows[batch.clone()]);
+        let logprobs = generator
+            .engine
+            .logits(&model.params, &hidden, |_, logits| {
+                let z = log_sum_exp(logits);
+                let of = |token: &u32| logits[*token as usize] - z;
+                answers.iter().map(of).collect::<Vec<f32>>()
+            });
+        for ((pair, hidden), logprobs) in questions.asked[batch.clone()]
+            .iter()
+            .zip(hidden.chunks_exact(d))
+            .zip(logprobs)
+        {
+            add(&mut heard.hidden[pair.fact * d..][..d], hidden);
+            add(&mut heard.logprobs[pair.fact * c..][..c], &logprobs);
+            times[pair.fact] += 1.0;
+        }
+        bar.inc(batch.len() as u64);
+    }
+    for (values, width) in [(&mut heard.hidden, d), (&mut heard.logprobs, c)] {
+        for (row, n) in values.chunks_exact_mut(width).zip(&times) {
+            for x in row {
+                *x /= n;
+            }
+        }
+    }
+    Ok(heard)
+}
+
+fn add(sum: &mut [f32], more: &[f32]) {
+    sum.iter_mut().zip(more).for_each(|(s, x)| *s += x);
+}
+
+/// The few-shot prompts of every relation, in the order in which the relations come, and what the user should know of them.
+///
+/// Exemplars are `known` facts of the relation; where these are too few, any. A relation of one fact alone is asked without.
+fn draw_prompts(
+    facts: &[&Fact],
+    known: &[&Fact],
+    settings: &ForecastSettings,
+) -> Result<(Vec<FewShot>, Vec<String>)> {
+    let mut relations: Vec<&str> = Vec::new();
+    let mut by_relation: HashMap<&str, Vec<&Fact>> = HashMap::new();
+    for fact in facts {
+        let members = by_relation.entry(&fact.relation).or_default();
+        if members.is_empty() {
+            relations.push(&fact.relation);
+        }
+        members.push(fact);
+    }
+    let (mut prompts, mut notes) = (Vec::new(), Vec::new());
+    for relation in relations {
+        let members = &by_relation[relation];
+        let of_it = known.iter().copied().filter(|f| f.relation == relation);
+        let apart: Vec<&Fact> = of_it.collect();
+        let pool = if distinct(&apart) > settings.shots {
+            &apart
+        } else {
+            members
+        };
+        let counts = if distinct(pool) > 1 {
+            (settings.runs, settings.shots)
+        } else {
+            (1, 0)
+        };
+        let questions: Vec<&str> = members.iter().map(|f| &f.question[..]).collect();
+        let template = &settings.template;
+        let (drawn, note) =
+            prompts::draw(relation, &questions, pool, counts, settings.seed, template)?;
+        prompts.extend(drawn);
+        notes.extend(note);
+    }
+    Ok((prompts, notes))
+}
+
+/// Different questions among `facts`.
+fn distinct(facts: &[&Fact]) -> usize {
+    let questions: HashSet<&str> = facts.iter().map(|f| &f.question[..]).collect();
+    questions.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exemplars_are_known_facts_where_there_are_enough_and_a_lonely_relation_has_none() {
+        let mut facts: Vec<Fact> = (0..8)
+            .map(|i| Fact::in_test(&format!("Town {i}"), "Italy"))
+            .collect();
+        facts.extend((0..2).map(|i| Fact {
+            relation: "P36".into(),
+            ..Fact::in_test(&format!("County {i}"), "Rome")
+        }));
+        facts.push(Fact {
+            relation: "P19".into(),
+            ..Fact::in_test("Dante", "Florence")
+        });
+        let facts: Vec<&Fact> = facts.iter().collect();
+        let settings = ForecastSettings::default();
+        let (prompts, notes) = draw_prompts(&facts, &facts[4..], &settings).expect("facts");
+        let of = |relation: &str| -> Vec<&FewShot> {
+            let of_it = prompts.iter().filter(|p| p.relation == relation);
+            of_it.collect()
+        };
+        let known: HashSet<&str> = facts[4..].iter().map(|f| &f.question[..]).collect();
+        assert_eq!(of("P17").len(), settings.runs);
+        for prompt in of("P17") {
+            assert_eq!(prompt.exemplars.len(), settings.shots);
+            assert!(prompt.exemplars.iter().all(|e| known.contains(&e[..])));
+        }
+        assert!(of("P36").iter().all(|p| p.exemplars.len() == 1));
+        assert_eq!(of("P19").len(), 1);
+        assert_eq!(of("P19")[0].prefix, "");
+        assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+}

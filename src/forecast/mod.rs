@@ -1,0 +1,207 @@
+//! Which known facts a training set endangers, told before any training.
+//!
+//! What the model says to every fact under a few few-shot prompts, and the hidden states that it says it from, are read once
+//! (`asking`). On these the training is rehearsed: only the last layer's weights are thought of as trained, and two facts
+//! share an update as far as their hidden states overlap (`rehearsal`). A held fact's risk follows from what becomes of its
+//! answer there. Beside it stand the new facts whose subjects lie nearest inside the model (`entities`).
+
+mod asking;
+mod entities;
+mod rehearsal;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+
+use rand::{SeedableRng, seq::index};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use crate::{
+    Error, Result, engine::Engine, facts::Fact, model::Model, progress::Progress,
+    prompt::PromptTemplate,
+};
+
+use rehearsal::{Rehearsal, Trained};
+
+/// Risk = 1 / (1 + exp(-(`INTERCEPT` - `SLOPE` x log-odds))), the log-odds being those of a held fact's right answer after
+/// the rehearsal: a logistic regression on five real runs of SFT, which `docs/METHODOLOGY.md` names.
+const INTERCEPT: f64 = -2.7;
+/// See [`INTERCEPT`].
+const SLOPE: f64 = 1.2;
+
+/// The known facts together weigh so much of what the new ones do in the rehearsal: what is known already teaches little.
+const KNOWN_SHARE: f64 = 0.05;
+
+/// New facts, and known ones, that take part in a rehearsal; more are sampled.
+const MOST_REHEARSED: usize = 2_000;
+
+/// New facts that are told beside a held one.
+const NEAREST: usize = 3;
+
+/// How a forecast asks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForecastSettings {
+    /// Few-shot prompts of each relation.
+    pub runs: usize,
+    /// Exemplars in each.
+    pub shots: usize,
+    /// Seed of the exemplars, and of the samples of large sets.
+    pub seed: u64,
+    /// How a question is put.
+    pub template: PromptTemplate,
+}
+
+impl Default for ForecastSettings {
+    fn default() -> Self {
+        Self {
+            runs: 3,
+            shots: 3,
+            seed: 0,
+            template: PromptTemplate::default(),
+        }
+    }
+}
+
+/// A held fact, and how endangered it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Endangered {
+    /// Subject.
+    pub subject: String,
+    /// Relation.
+    pub relation: String,
+    /// Question.
+    pub question: String,
+    /// Right answer, as taught.
+    pub object: String,
+    /// Probability (0 to 1) that it is wrong after plain fine-tuning, known as it is now.
+    pub risk: f64,
+    /// The new facts whose subjects overlap most with its own, nearest first.
+    pub nearest: Vec<Neighbour>,
+}
+
+/// A new fact beside a held one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Neighbour {
+    /// Subject.
+    pub subject: String,
+    /// Answer that will be taught.
+    pub object: String,
+    /// Cosine of the hidden states of the two subjects' last tokens, after half of the layers, at the training prompt.
+    pub cosine: f64,
+}
+
+/// How endangered each fact of `held` is by training on `learn`, the most endangered first (in order of `held` among equals).
+///
+/// `keep`: the known facts that will be trained beside them; without any, the held facts stand in for them (none for itself).
+///
+/// # Errors
+/// [`Error::Input`] when a question is longer than the model's context; [`Error::Failed`] when the model's numbers are not finite.
+pub fn forecast(
+    model: &Model,
+    engine: &mut Engine,
+    [learn, keep, held]: [&[Fact]; 3],
+    settings: &ForecastSettings,
+    progress: &Progress,
+) -> Result<Vec<Endangered>> {
+    settings.template.validate()?;
+    let new = sample(learn, "new", settings.seed, progress);
+    let held: Vec<&Fact> = held.iter().collect();
+    let known = sample(keep, "known", settings.seed, progress);
+    let facts: Vec<&Fact> = [&new[..], &known, &held].concat();
+    let asked = new.len() + known.len()..facts.len();
+
+    let taught = if keep.is_empty() {
+        let stand_ins = chosen(held.len(), settings.seed).into_iter();
+        stand_ins.map(|i| asked.start + i).collect()
+    } else {
+        (new.len()..asked.start).collect::<Vec<_>>()
+    };
+    if let Some(note) = lonely(&facts, &held) {
+        progress.note(note);
+    }
+    let weight = KNOWN_SHARE * new.len() as f64 / taught.len().max(1) as f64;
+    let mut trained: Vec<Trained> = (0..new.len())
+        .map(|fact| Trained { fact, weight: 1.0 })
+        .collect();
+    trained.extend(taught.into_iter().map(|fact| Trained {
+        fact,
+        weight: weight.min(1.0) as f32,
+    }));
+
+    let heard = asking::ask(model, engine, &facts, new.len(), settings, progress)?;
+    if !heard.is_finite() {
+        return Err(Error::Failed {
+            message: format!("{} answers with numbers that are not finite", model.name),
+            hint: Some("take another copy of the model: its weights are broken".into()),
+        });
+    }
+    let rehearsal = Rehearsal::new(&heard, new.len());
+    let log_odds = rehearsal.log_odds(&trained, asked);
+    let learn: Vec<&Fact> = learn.iter().collect();
+    let nearest = entities::nearest(model, engine, &learn, &held, &settings.template, progress)?;
+
+    let mut told: Vec<Endangered> = held
+        .iter()
+        .zip(log_odds)
+        .zip(nearest)
+        .map(|((fact, log_odds), nearest)| Endangered {
+            subject: fact.subject.clone(),
+            relation: fact.relation.clone(),
+            question: fact.question.clone(),
+            object: fact.target(),
+            risk: risk(log_odds),
+            nearest,
+        })
+        .collect();
+    told.sort_by(|a, b| b.risk.total_cmp(&a.risk));
+    Ok(told)
+}
+
+/// The probability that a fact is forgotten whose right answer has these log-odds after the rehearsal.
+fn risk(log_odds: f64) -> f64 {
+    1.0 / (1.0 + (-(INTERCEPT - SLOPE * log_odds)).exp())
+}
+
+/// What to say where most of `held` have an answer that no other of `facts` has.
+///
+/// New facts endanger a known one by the answers that they push up beside its own. Where no answer comes twice, such as the
+/// capitals of districts that are named after them, a small model copies more than it knows, and the risks said nothing.
+fn lonely(facts: &[&Fact], held: &[&Fact]) -> Option<String> {
+    let mut questions: HashMap<String, HashSet<&str>> = HashMap::new();
+    for fact in facts {
+        let of_answer = questions.entry(fact.target()).or_default();
+        of_answer.insert(&fact.question);
+    }
+    let alone = |fact: &&&Fact| questions[&fact.target()].len() == 1;
+    let lonely = held.iter().filter(alone).count();
+    (2 * lonely > held.len()).then(|| {
+        format!(
+            "{lonely} of {} held facts have an answer that no other fact has: their risks say little",
+            held.len()
+        )
+    })
+}
+
+/// The facts of a set that take part in the rehearsal; a note tells where they are not all.
+fn sample<'a>(facts: &'a [Fact], name: &str, seed: u64, progress: &Progress) -> Vec<&'a Fact> {
+    if facts.len() > MOST_REHEARSED {
+        progress.note(format!(
+            "{MOST_REHEARSED} of {} {name} facts are rehearsed: a sample with seed {seed}",
+            facts.len()
+        ));
+    }
+    let chosen = chosen(facts.len(), seed).into_iter();
+    chosen.map(|i| &facts[i]).collect()
+}
+
+/// At most [`MOST_REHEARSED`] of `count`, in their order.
+fn chosen(count: usize, seed: u64) -> Vec<usize> {
+    if count <= MOST_REHEARSED {
+        return (0..count).collect();
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut chosen = index::sample(&mut rng, count, MOST_REHEARSED).into_vec();
+    chosen.sort_unstable();
+    chosen
+}
