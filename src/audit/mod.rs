@@ -388,24 +388,14 @@ fn draw_prompts(
     settings: &AuditSettings,
     notes: &mut Vec<String>,
 ) -> Result<Vec<FewShot>> {
-    let mut relations: Vec<&str> = Vec::new();
-    let mut by_relation: HashMap<&str, Vec<&Fact>> = HashMap::new();
-    for fact in facts {
-        let members = by_relation.entry(&fact.relation).or_default();
-        if members.is_empty() {
-            relations.push(&fact.relation);
-        }
-        members.push(fact);
-    }
     let mut prompts = Vec::new();
-    for relation in relations {
-        let members = &by_relation[relation];
+    for (relation, members) in prompts::by_relation(facts) {
         let apart: Vec<&Fact> = exemplars
             .into_iter()
             .flatten()
             .filter(|f| f.relation == relation)
             .collect();
-        let pool = if apart.is_empty() { members } else { &apart };
+        let pool = if apart.is_empty() { &members } else { &apart };
         if exemplars.is_some() && apart.is_empty() {
             notes.push(format!("the exemplars have no {relation}: its few-shot prompts are drawn from the facts themselves"));
         }

@@ -1,6 +1,6 @@
 //! The few-shot prompts of an audit: which exemplars stand before which question.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rand::{SeedableRng, seq::index};
 use rand_chacha::ChaCha8Rng;
@@ -34,6 +34,20 @@ impl FewShot {
         own.and_then(|i| self.instead.get(i))
             .unwrap_or(&self.prefix)
     }
+}
+
+/// `facts` of each relation, in the order in which the relations come.
+pub fn by_relation<'a>(facts: &[&'a Fact]) -> Vec<(&'a str, Vec<&'a Fact>)> {
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut relations: Vec<(&str, Vec<&Fact>)> = Vec::new();
+    for fact in facts {
+        let place = *places.entry(&fact.relation).or_insert_with(|| {
+            relations.push((&fact.relation, Vec::new()));
+            relations.len() - 1
+        });
+        relations[place].1.push(fact);
+    }
+    relations
 }
 
 /// Draws `runs` prompts of `shots` exemplars for the questions of one relation.

@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::base_config;
-use crate::{Error, Result, config::Config, error::nearest};
+use crate::{
+    Error, Result,
+    config::{self, Config},
+    error::nearest,
+};
 
 /// The experiments that come with the program, by name.
 const BUILT_IN: [(&str, &str); 2] = [
@@ -194,6 +197,21 @@ impl Experiment {
         config.validate()?;
         Ok(config)
     }
+}
+
+/// The config that every arm starts from.
+fn base_config(model: &str, seed: u64, runs: usize) -> Config {
+    let mut config = Config {
+        model: model.to_owned(),
+        seed,
+        ..Config::default()
+    };
+    config.data.audit = Some(config::Audit {
+        runs,
+        ..config::Audit::default()
+    });
+    config.measure.paraphrase = false;
+    config
 }
 
 #[cfg(test)]

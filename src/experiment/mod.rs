@@ -19,7 +19,7 @@ pub use table::{Row, markdown, rows};
 use crate::{
     Error, Result,
     audit::{AuditSettings, Label, audit},
-    config::{self, Config},
+    config::Config,
     engine::Engine,
     facts::{self, Fact, ReadOptions},
     generate::Generator,
@@ -158,26 +158,6 @@ impl Data {
         scale: &Scale,
         progress: &Progress,
     ) -> Result<RunDir> {
-        let sizes = Sizes {
-            known: scale.known,
-            unknown: scale.unknown,
-            held: scale.held,
-            maybe_known: scale.maybe_known,
-            weakly_known: 0,
-            balanced: false,
-        };
-        let splits = Splits::paper(
-            self.train.clone(),
-            self.held.clone(),
-            sizes,
-            0.0,
-            config.seed,
-        )?;
-        let splits = if arm.name == ONLY_KNOWN {
-            splits.only_known()
-        } else {
-            splits
-        };
         reset_peak_memory();
         let begun = RunDir::open(&config.out).and_then(|run| run.config());
         let can_go_on = config.out.join(SPLITS).is_file();
@@ -187,6 +167,26 @@ impl Data {
             if config.out.exists() {
                 remove(&config.out)?;
             }
+            let sizes = Sizes {
+                known: scale.known,
+                unknown: scale.unknown,
+                held: scale.held,
+                maybe_known: scale.maybe_known,
+                weakly_known: 0,
+                balanced: false,
+            };
+            let splits = Splits::paper(
+                self.train.clone(),
+                self.held.clone(),
+                sizes,
+                0.0,
+                config.seed,
+            )?;
+            let splits = if arm.name == ONLY_KNOWN {
+                splits.only_known()
+            } else {
+                splits
+            };
             train::tune_on(model, splits, config, Options::default(), progress)?;
         }
         RunDir::open(&config.out)
@@ -233,19 +233,4 @@ fn read(scale: &Scale, relation: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
     let mut held = [held, rest].concat();
     held.truncate(scale.held_facts);
     Ok((train, held))
-}
-
-/// The config that every arm starts from.
-fn base_config(model: &str, seed: u64, runs: usize) -> Config {
-    let mut config = Config {
-        model: model.to_owned(),
-        seed,
-        ..Config::default()
-    };
-    config.data.audit = Some(config::Audit {
-        runs,
-        ..config::Audit::default()
-    });
-    config.measure.paraphrase = false;
-    config
 }

@@ -9,6 +9,7 @@ use super::Scale;
 use crate::{
     Error, Result,
     config::Config,
+    model::write_whole,
     run::{Environment, FactRow, Metrics, PerSplit, RunDir, RunResult, Split},
 };
 
@@ -119,13 +120,9 @@ impl Record {
     /// Writes it whole.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
         let folder = path.parent().expect("a file in a folder");
-        let failed = |e| Error::io("write", path)(e);
-        fs::create_dir_all(folder).map_err(failed)?;
-        let whole = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let text = serde_json::to_vec_pretty(self).expect("a record has a form in JSON");
-        fs::write(whole.path(), text).map_err(failed)?;
-        whole.persist(path).map_err(|e| failed(e.error))?;
-        Ok(())
+        write_whole(path, &text)
     }
 
     /// Seconds of training until this share of the new facts was learned, those of the interpolation included; none where

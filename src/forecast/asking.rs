@@ -2,7 +2,7 @@
 //!
 //! N facts, D hidden, C answers.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use super::ForecastSettings;
 use crate::{
@@ -157,24 +157,14 @@ fn draw_prompts(
     known: &[&Fact],
     settings: &ForecastSettings,
 ) -> Result<(Vec<FewShot>, Vec<String>)> {
-    let mut relations: Vec<&str> = Vec::new();
-    let mut by_relation: HashMap<&str, Vec<&Fact>> = HashMap::new();
-    for fact in facts {
-        let members = by_relation.entry(&fact.relation).or_default();
-        if members.is_empty() {
-            relations.push(&fact.relation);
-        }
-        members.push(fact);
-    }
     let (mut prompts, mut notes) = (Vec::new(), Vec::new());
-    for relation in relations {
-        let members = &by_relation[relation];
+    for (relation, members) in prompts::by_relation(facts) {
         let of_it = known.iter().copied().filter(|f| f.relation == relation);
         let apart: Vec<&Fact> = of_it.collect();
         let pool = if distinct(&apart) > settings.shots {
             &apart
         } else {
-            members
+            &members
         };
         let counts = if distinct(pool) > 1 {
             (settings.runs, settings.shots)

@@ -34,7 +34,7 @@ pub(super) fn parse_json(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>
 }
 
 /// Writes `bytes` as `path`.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = temporary(path)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     keep(file, path)

@@ -167,7 +167,7 @@ impl<'a> Trainer<'a> {
             learned_rows: rows.len(),
             rows,
         };
-        trainer.require_rows_to_replay()?;
+        trainer.require_known_facts()?;
         trainer.require_rows_in_every_epoch()?;
         trainer.introduce();
         Ok(trainer)
@@ -581,23 +581,31 @@ impl<'a> Trainer<'a> {
                 .is_some_and(|learned| learned >= stop.learned)
     }
 
-    fn require_rows_to_replay(&self) -> Result<()> {
-        if self.config.method.replay.is_none() || !self.splits.known.is_empty() {
-            return Ok(());
+    fn require_known_facts(&self) -> Result<()> {
+        let method = &self.config.method;
+        for (given, key, message) in [
+            (
+                method.replay.is_some(),
+                "method.replay",
+                "there is no known fact to replay",
+            ),
+            (
+                method.project.is_some(),
+                "method.project",
+                "there is no known fact whose inputs `method.project` could keep new facts from",
+            ),
+        ] {
+            if given && self.splits.known.is_empty() {
+                return Err(Error::input_hint(
+                    message,
+                    format!("give known facts with `data.keep`, or leave `{key}` out"),
+                ));
+            }
         }
-        Err(Error::input_hint(
-            "there is no known fact to replay",
-            "give known facts with `data.keep`, or leave `method.replay` out",
-        ))
+        Ok(())
     }
 
     fn require_rows_in_every_epoch(&self) -> Result<()> {
-        if self.config.method.project.is_some() && self.splits.known.is_empty() {
-            return Err(Error::input_hint(
-                "there is no known fact whose inputs `method.project` could keep new facts from",
-                "give known facts with `data.keep`, or leave `method.project` out",
-            ));
-        }
         if (1..=self.config.train.epochs).all(|epoch| self.rows_of(epoch) > 0) {
             return Ok(());
         }
