@@ -12,6 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 pub use file::{Arm, Experiment, Scale};
 pub use record::{EpochRecord, Record};
 pub use table::{Row, markdown, rows};
@@ -49,6 +51,7 @@ pub fn run(
     progress: &Progress,
 ) -> Result<Vec<Record>> {
     let model = Model::load(&experiment.model)?;
+    let runs = out.join(".runs");
     let mut records = Vec::new();
     for relation in &scale.relations {
         let mut data: Option<Data> = None;
@@ -66,12 +69,12 @@ pub fn run(
                         progress.note(format_args!("{}: {name}", experiment.name));
                         let data = match &mut data {
                             Some(data) => data,
-                            None => data.insert(Data::audited(
-                                experiment, scale, relation, &model, progress,
+                            None => data.insert(Data::kept_or_audited(
+                                experiment, scale, relation, &model, &runs, progress,
                             )?),
                         };
                         let config = Config {
-                            out: out.join(".runs").join(&name),
+                            out: runs.join(&name),
                             ..config
                         };
                         let run = data.run(&model, arm, &config, scale, progress)?;
@@ -98,6 +101,7 @@ fn remove(dir: &Path) -> Result<()> {
 }
 
 /// The facts of one relation, audited.
+#[derive(Serialize, Deserialize)]
 struct Data {
     /// To train on.
     train: Vec<SplitFact>,
@@ -108,6 +112,26 @@ struct Data {
 }
 
 impl Data {
+    /// As [`Self::audited`], once: what was found is kept in the folder of the runs.
+    fn kept_or_audited(
+        experiment: &Experiment,
+        scale: &Scale,
+        relation: &str,
+        model: &Model,
+        folder: &Path,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let runs = experiment.audit_runs;
+        let print = record::audit_fingerprint(scale, runs, relation, &model.checksum);
+        let path = folder.join(format!("{relation}-{}.audit.json", &print[..16]));
+        if path.is_file() {
+            return record::read_json(&path);
+        }
+        let data = Self::audited(experiment, scale, relation, model, progress)?;
+        record::write_json(&path, &data)?;
+        Ok(data)
+    }
+
     fn audited(
         experiment: &Experiment,
         scale: &Scale,
