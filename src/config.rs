@@ -154,7 +154,7 @@ pub enum Kind {
     SelfDistill,
     /// Cross-entropy plus L2 toward the snapshot's weights (eq. 3).
     L2,
-    /// What is known to work best: `self-distill`, for now.
+    /// What our own experiments found best: [`crate::remedy::auto`] says what it stands for.
     Auto,
 }
 
@@ -188,8 +188,12 @@ impl Default for Ewc {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Decoys {
-    /// Decoys for each row that is trained on. Default 0.5.
+    /// Decoys that an epoch visits for each row that is trained on. Default 0.5.
     pub share: f64,
+    /// Decoys that there are for each row that is trained on, of which every epoch draws its share. Absent: `share`, the same
+    /// ones in every epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<f64>,
     /// What the term weighs. Default 1.
     pub strength: f64,
 }
@@ -198,6 +202,7 @@ impl Default for Decoys {
     fn default() -> Self {
         Self {
             share: 0.5,
+            pool: None,
             strength: 1.0,
         }
     }
@@ -390,6 +395,10 @@ pub struct Train {
     /// When to stop before the last epoch, `{ learned = 0.99 }`. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
+    /// What is asked, watched and saved is the moving average of the weights in which every step keeps so much of the one
+    /// before. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<f64>,
 }
 
 /// `train.schedule`.
@@ -548,6 +557,7 @@ impl Default for Train {
             checkpoint_every: None,
             lora: None,
             stop: None,
+            average: None,
         }
     }
 }
@@ -613,7 +623,7 @@ impl Data {
 impl Method {
     /// Whether a frozen snapshot teaches.
     pub fn distills(&self) -> bool {
-        self.goal == Goal::Facts && matches!(self.kind, Kind::SelfDistill | Kind::Auto)
+        self.goal == Goal::Facts && self.kind == Kind::SelfDistill
     }
 
     /// Whether anything holds the model to a snapshot.
@@ -630,7 +640,8 @@ impl Method {
     /// Whether the snapshot is asked at rows beside what is learned: decoys or replayed ones.
     fn asks_beside(&self) -> bool {
         let replay = self.replay.map(|replay| replay.target);
-        self.decoys.is_some() || replay == Some(ReplayTarget::Teacher)
+        let auto = self.goal == Goal::Facts && self.kind == Kind::Auto;
+        auto || self.decoys.is_some() || replay == Some(ReplayTarget::Teacher)
     }
 
     /// Epochs on `D_Known` alone before the snapshot; none where there is no snapshot.

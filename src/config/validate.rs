@@ -115,6 +115,15 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
                 decoys.share
             ),
         );
+        let pool = decoys.pool.unwrap_or(decoys.share);
+        check(
+            pool >= decoys.share && pool <= 10.0,
+            "method.decoys.pool",
+            format!(
+                "is the decoys that there are for each row, from the {} of `method.decoys.share` to 10, not {pool}",
+                decoys.share
+            ),
+        );
         check(
             decoys.strength >= 0.0 && decoys.strength.is_finite(),
             "method.decoys.strength",
@@ -298,6 +307,12 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("must be 0 or more, not {value}"),
         );
     }
+    let average = train.average.unwrap_or_default();
+    check(
+        (0.0..1.0).contains(&average),
+        "train.average",
+        format!("is the share that a step keeps, from 0 to below 1, not {average}"),
+    );
     if let Some(stop) = train.stop {
         check(
             stop.learned > 0.0 && stop.learned <= 1.0,

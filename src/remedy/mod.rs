@@ -1,6 +1,7 @@
 //! Remedies: what keeps knowledge while new facts are learned. Each is small and pure.
 
 pub mod anchor;
+pub mod auto;
 pub mod budget;
 pub mod decoys;
 pub mod distill;

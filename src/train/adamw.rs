@@ -48,6 +48,53 @@ pub struct AdamW {
     pub first: Buffer,
     /// Second moments (`exp_avg_sq`).
     pub second: Buffer,
+    /// What follows the weights, where that is asked for.
+    pub average: Option<Average>,
+}
+
+/// The exponential moving average a of the weights w (Polyak and Juditsky 1992; the form is that of TensorFlow's
+/// `ExponentialMovingAverage` with `num_updates`), element-wise in f32. After step t, counted from 1,
+///
+/// ```text
+/// a <- a + (1 - d) (w - a)        d = min(decay, (1 + t) / (10 + t))
+/// ```
+///
+/// At a constant rate the weights wander about what they learn; their mean does less.
+pub struct Average {
+    decay: f64,
+    /// The averages, laid out as the gradients are.
+    pub weights: Buffer,
+}
+
+impl Average {
+    /// The average of weights that have not moved yet.
+    pub fn new(decay: f64, params: &Params, gradients: &Gradients) -> Self {
+        let mut weights = Buffer::zeros(gradients.data.len());
+        for (tensor, range) in &gradients.tensors {
+            let of_tensor = params.layout.tensors[*tensor].range.clone();
+            weights[range.clone()].copy_from_slice(&params.data[of_tensor]);
+        }
+        Self { decay, weights }
+    }
+
+    fn follow(&mut self, params: &Params, gradients: &Gradients, step: u64) {
+        let warm = (1 + step) as f64 / (10 + step) as f64;
+        let one_minus_decay = (1.0 - self.decay.min(warm)) as f32;
+        for (weights, at) in gradients.stretches() {
+            self.weights[at]
+                .par_chunks_mut(CHUNK)
+                .zip(params.data[weights].par_chunks(CHUNK))
+                .for_each(|(a, w)| follow_chunk(a, w, one_minus_decay));
+        }
+    }
+
+    /// Puts the average in the place of the weights, and these in its own; a second time takes that back.
+    pub fn exchange(&mut self, params: &mut Params, gradients: &Gradients) {
+        for (tensor, range) in &gradients.tensors {
+            let of_tensor = params.layout.tensors[*tensor].range.clone();
+            self.weights[range.clone()].swap_with_slice(&mut params.data[of_tensor]);
+        }
+    }
 }
 
 impl AdamW {
@@ -58,6 +105,7 @@ impl AdamW {
             steps: 0,
             first: Buffer::zeros(gradients.data.len()),
             second: Buffer::zeros(gradients.data.len()),
+            average: None,
         }
     }
 
@@ -98,6 +146,9 @@ impl AdamW {
                 .zip(self.second[gradient].par_chunks_mut(CHUNK))
                 .for_each(|(((p, g), m), v)| update_chunk(p, g, m, v, &update));
         }
+        if let Some(average) = &mut self.average {
+            average.follow(params, gradients, self.steps);
+        }
     }
 }
 
@@ -121,6 +172,12 @@ vectorized! {
             *v = *v * update.beta2 + update.one_minus_beta2 * (g * g);
             let denominator = v.sqrt() / update.root_correction2 + update.eps;
             *p = *p * update.decay - update.step_size * (*m / denominator);
+        }
+    }
+
+    fn follow_chunk(average: &mut [f32], weights: &[f32], one_minus_decay: f32) {
+        for (a, w) in average.iter_mut().zip(weights) {
+            *a += one_minus_decay * (w - *a);
         }
     }
 
@@ -230,6 +287,35 @@ mod tests {
         let (frozen, trained) = params.data.split_at(40_000);
         assert!(frozen.iter().all(|p| p.to_bits() == 0.25f32.to_bits()));
         assert!(trained.iter().all(|p| *p < 0.2));
+    }
+
+    #[test]
+    fn the_average_follows_the_weights_slower_and_slower_and_changes_places_with_them() {
+        let (mut params, mut gradients) = two_vectors(3, &[1]);
+        params
+            .data
+            .copy_from_slice(&[1.0, -2.0, 0.5, 1.0, -2.0, 0.5]);
+        let mut optimiser = AdamW::new(&gradients, AdamWSettings::default());
+        optimiser.average = Some(Average::new(0.3, &params, &gradients));
+        let mut expected = [1.0f64, -2.0, 0.5];
+        // (1 + t) / (10 + t) is below the decay of .3 until the third step.
+        for decay in [2.0 / 11.0, 3.0 / 12.0, 0.3, 0.3] {
+            gradients.data.copy_from_slice(&[0.5, -1.0, 2.0]);
+            optimiser.step(&mut params, &gradients, 0.1, 1.0);
+            for (a, w) in expected.iter_mut().zip(&params.data[3..]) {
+                *a += (1.0 - decay) * (f64::from(*w) - *a);
+            }
+        }
+        let moved = params.data.to_vec();
+        let mut average = optimiser.average.take().expect("asked for");
+        average.exchange(&mut params, &gradients);
+        assert_eq!(params.data[..3], moved[..3], "frozen");
+        for (got, want) in params.data[3..].iter().zip(expected) {
+            // f32 against f64 over four steps: a few units in the last place of values near 2.
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} is not {want}");
+        }
+        average.exchange(&mut params, &gradients);
+        assert_eq!(params.data[..], moved[..]);
     }
 
     #[test]

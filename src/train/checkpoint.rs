@@ -3,7 +3,7 @@
 //! ```text
 //! checkpoints/snapshot.safetensors                what was frozen of the model, but for a teacher's files; it never changes
 //! checkpoints/best.safetensors                    trained tensors of the best model within the budget, where one is named
-//! checkpoints/step-0000120/weights.safetensors    trained tensors (adapters where these are trained), and the optimiser's moments
+//! checkpoints/step-0000120/weights.safetensors    trained tensors (adapters where these are trained), their average, and the optimiser's moments
 //! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
 //! ```
 //!
@@ -265,6 +265,9 @@ impl Memory<'_> {
             ("exp_avg", &self.optimiser.first),
             ("exp_avg_sq", &self.optimiser.second),
         ];
+        if let Some(average) = &self.optimiser.average {
+            arrays.push(("average", &average.weights));
+        }
         arrays.extend(self.weights());
         arrays
     }
@@ -282,6 +285,9 @@ impl Memory<'_> {
         let mut file = ArrayFile::open(path)?;
         file.read("exp_avg", &mut self.optimiser.first)?;
         file.read("exp_avg_sq", &mut self.optimiser.second)?;
+        if let Some(average) = &mut self.optimiser.average {
+            file.read("average", &mut average.weights)?;
+        }
         self.read_weights(&mut file)
     }
 

@@ -93,6 +93,7 @@ impl Trainer<'_> {
 
     /// Saves the model, asks everything again of the weights as saved, and writes what became of each fact.
     pub(super) fn finish(mut self) -> Result<RunResult> {
+        self.exchange_average();
         self.go_back_to_the_best()?;
         let interpolation = self.interpolate()?;
         let dtype = self.model.dtype;
@@ -370,6 +371,7 @@ impl Trainer<'_> {
         let beside = [
             ("+decoupled", method.target_token == TargetToken::LeftOut),
             ("+decoys", method.decoys.is_some()),
+            ("+average", self.config.train.average.is_some()),
             ("+replay", method.replay.is_some()),
             ("+ewc", method.ewc.is_some()),
             ("+project", method.project.is_some()),

@@ -15,7 +15,7 @@ mod trained;
 pub use prepare::{Options, resume, tune, tune_on};
 
 use self::{
-    adamw::{AdamW, AdamWSettings, clip_scale, first_non_finite, global_norm},
+    adamw::{AdamW, AdamWSettings, Average, clip_scale, first_non_finite, global_norm},
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
     objective::{Beside, HeldTo, Objective, StepRows},
@@ -137,6 +137,12 @@ impl<'a> Trainer<'a> {
             eps: config.train.eps,
             weight_decay: config.train.weight_decay,
         };
+        let (parameters, of) = trained.parameters(&model.params, &gradients);
+        let mut optimiser = AdamW::new(of, settings);
+        optimiser.average = config
+            .train
+            .average
+            .map(|decay| Average::new(decay, parameters, of));
         let trainer = Self {
             engine: Engine::new(&model.config),
             exam,
@@ -146,7 +152,7 @@ impl<'a> Trainer<'a> {
                 snapshot: None,
                 earlier: earlier_tasks(&config, &model, &gradients)?,
             },
-            optimiser: AdamW::new(trained.parameters(&model.params, &gradients).1, settings),
+            optimiser,
             trained,
             gradients,
             checkpoints: Checkpoints::new(&run),
@@ -204,13 +210,22 @@ impl<'a> Trainer<'a> {
                 self.take_snapshot()?;
             }
             self.train_epoch()?;
+            // What is asked, watched and kept as the best is what would be saved.
+            self.exchange_average();
             self.evaluate()?;
             self.steer()?;
+            self.exchange_average();
             if self.checkpoint_is_due() {
                 self.checkpoint()?;
             }
         }
         Ok(())
+    }
+
+    fn exchange_average(&mut self) {
+        let (params, gradients) = (&mut self.model.params, &self.gradients);
+        self.trained
+            .exchange_average(params, gradients, &mut self.optimiser);
     }
 
     /// Asks the watched facts, adapts the strength, and keeps the model if it is the best within the budget so far.
@@ -476,7 +491,8 @@ impl<'a> Trainer<'a> {
         let Some(method) = self.config.method.decoys else {
             return Ok(());
         };
-        let count = (method.share * self.learned_rows as f64).round() as usize;
+        let pool = method.pool.unwrap_or(method.share);
+        let count = (pool * self.learned_rows as f64).round() as usize;
         let facts = self.splits.known.iter().chain(&self.splits.unknown);
         let prompts = decoys::prompts(
             facts.map(|f| &f.fact),
@@ -494,7 +510,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The rows that an epoch visits beside what is learned, in the order in which they are dealt out over its steps. Before the
-    /// snapshot there are no decoys.
+    /// snapshot there are no decoys; then every epoch draws its share of them.
     fn beside(&self, epoch: usize) -> Vec<(HeldTo, Vec<usize>)> {
         let train = &self.config.train;
         let in_order = |rows: &[usize]| -> Vec<usize> {
@@ -503,7 +519,11 @@ impl<'a> Trainer<'a> {
         };
         let mut beside = Vec::new();
         if let Some(decoys) = self.config.method.decoys {
-            let rows: Vec<usize> = (self.learned_rows..self.rows.len()).collect();
+            let count = (decoys.share * self.learned_rows as f64).round() as usize;
+            let made = self.rows.len() - self.learned_rows;
+            let mut rows = replay::drawn(made, count.min(made), self.config.seed, epoch);
+            rows.sort_unstable();
+            let rows: Vec<usize> = rows.iter().map(|row| self.learned_rows + row).collect();
             beside.push((HeldTo::Snapshot(decoys.strength), in_order(&rows)));
         }
         if let Some(replay) = self.config.method.replay {

@@ -23,7 +23,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{freeze::task_preset, project, tasks},
+    remedy::{auto, freeze::task_preset, project, tasks},
     run::{Environment, RunDir, RunResult},
     splits::{AuditedFiles, SplitFact, Splits},
 };
@@ -64,7 +64,7 @@ pub(super) fn trainer<'a>(
     let data = Data::read(config)?;
     data.notes.iter().for_each(|note| progress.note(note));
     let model = Model::load(&config.model)?;
-    let config = &for_the_goal(config, &model, progress);
+    let config = &chosen(config, &model, progress);
     check(
         config,
         &model,
@@ -111,7 +111,7 @@ pub fn tune_on(
     progress: &Progress,
 ) -> Result<RunResult> {
     config.validate()?;
-    let config = &for_the_goal(config, model, progress);
+    let config = &chosen(config, model, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
     check(config, model, trained.map(|f| &f.fact))?;
     let job = TuneJob {
@@ -207,9 +207,9 @@ fn read_again(
     }
 }
 
-/// The config with the weights that its goal trains, where they were left to the default.
-fn for_the_goal(config: &Config, model: &Model, progress: &Progress) -> Config {
-    let mut config = config.clone();
+/// The config with what its goal and `auto` choose, where that was left to the default.
+fn chosen(config: &Config, model: &Model, progress: &Progress) -> Config {
+    let mut config = auto::written_out(config, &model.config);
     let trainable = &mut config.train.trainable;
     if config.method.goal == Goal::Task && *trainable == Train::default().trainable {
         let preset = task_preset(model.params.layout.len);

@@ -272,6 +272,67 @@ fn resumed_equals_uninterrupted_with_decoys() {
     }
 }
 
+#[test]
+fn resumed_equals_uninterrupted_under_auto() {
+    resumed_equals_uninterrupted(method(|m| m.kind = Kind::Auto));
+    // A budget's best model is kept and taken back as the average.
+    resumed_equals_uninterrupted(method(|m| (m.kind, m.budget) = (Kind::Auto, Some(5.0))));
+}
+
+#[test]
+fn what_is_saved_and_asked_is_the_average_of_the_weights_after_each_step() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.kind = Kind::Sft;
+    config.train.average = Some(0.5);
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    trainer.train().expect("finite");
+    let moved = trainer.model.params.data.to_vec();
+    let average = trainer.optimiser.average.as_ref().expect("asked for");
+    let average = average.weights.to_vec();
+    assert!(moved != average);
+    trainer.finish().expect("writable");
+    let saved = Model::load(&config.out.join("model").display().to_string()).expect("saved");
+    // All tensors are trained, so that the average lies as the weights do.
+    assert!(saved.params.data[..] == average[..]);
+}
+
+#[test]
+fn every_epoch_visits_its_share_of_a_pool_of_decoys() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.method.kind, config.method.decoys) = (
+        Kind::Sft,
+        Some(Decoys {
+            share: 0.4,
+            pool: Some(1.0),
+            ..Decoys::default()
+        }),
+    );
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.make_decoys().expect("there are names");
+    // Of 11 rows.
+    assert_eq!(trainer.rows.len(), 22);
+    let visited = |epoch: usize| {
+        let mut rows = trainer.beside(epoch).remove(0).1;
+        rows.sort_unstable();
+        rows
+    };
+    let epochs: Vec<Vec<usize>> = (2..12).map(visited).collect();
+    for rows in &epochs {
+        assert_eq!(rows.len(), 4);
+        assert!(rows.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(rows.iter().all(|row| (11..22).contains(row)));
+    }
+    let mut all = epochs.concat();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 11, "in ten epochs each is seen");
+}
+
 /// Four or five of six known rows an epoch, replayed.
 fn replay(target: ReplayTarget, order: ReplayOrder) -> Replay {
     Replay {

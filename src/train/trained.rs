@@ -75,6 +75,24 @@ impl Trained {
         }
     }
 
+    /// Puts the average of the trained parameters, where there is one, in their place, and these in its own.
+    pub fn exchange_average(
+        &mut self,
+        params: &mut Params,
+        gradients: &Gradients,
+        optimiser: &mut AdamW,
+    ) {
+        let Memory {
+            params: moved,
+            gradients: of,
+            optimiser,
+        } = self.memory(params, gradients, optimiser);
+        if let Some(average) = &mut optimiser.average {
+            average.exchange(moved, of);
+            self.merge(params);
+        }
+    }
+
     /// Takes the gradients of the trained parameters from those of the model's tensors.
     pub fn pull_back(&mut self, gradients: &Gradients) {
         if let Self::Adapters(adapters) = self {
