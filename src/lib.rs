@@ -22,5 +22,6 @@ pub mod run;
 pub mod splits;
 pub mod synth;
 pub mod train;
+mod whole;
 
 pub use error::{Error, Result};

@@ -1,11 +1,11 @@
 //! An audit on disk: `facts.jsonl`, `prompts.jsonl` and `summary.json`.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Audit, AuditSettings, Audited, FewShot, Shares};
-use crate::{Error, Result};
+use crate::{Error, Result, whole};
 
 /// `summary.json`.
 #[derive(Serialize, Deserialize)]
@@ -27,8 +27,8 @@ impl Audit {
     /// When `dir` cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        write_whole(&dir.join("facts.jsonl"), &lines(&self.facts))?;
-        write_whole(&dir.join("prompts.jsonl"), &lines(&self.prompts))?;
+        whole::write(&dir.join("facts.jsonl"), lines(&self.facts).as_bytes())?;
+        whole::write(&dir.join("prompts.jsonl"), lines(&self.prompts).as_bytes())?;
         let relations = self.by_relation().into_iter();
         let summary = Summary {
             model: self.model.clone(),
@@ -45,7 +45,7 @@ impl Audit {
             notes: self.notes.clone(),
         };
         let text = serde_json::to_string_pretty(&summary).expect("plain data is JSON");
-        write_whole(&dir.join("summary.json"), &(text + "\n"))
+        whole::write(&dir.join("summary.json"), (text + "\n").as_bytes())
     }
 
     /// Reads what [`Self::write`] has written.
@@ -87,14 +87,4 @@ fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         })
     });
     rows.collect()
-}
-
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let dir = path.parent().expect("a file in a directory");
-    let write = || {
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(text.as_bytes())?;
-        file.persist(path).map_err(|e| e.error)
-    };
-    write().map(drop).map_err(Error::io("write", path))
 }

@@ -16,7 +16,7 @@ use super::{Context, output};
     after_help = "Examples:\n  unforget reproduce frontier --scale smoke\n  \
     unforget reproduce frontier --only sft --only decoys\n\n\
     NAME is frontier, frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
-    is given again, and what is recorded is not run twice."
+    is given again, and what is recorded is not run twice. The table and its figure lie beside the records (table.md, figure.svg)."
 )]
 pub struct Reproduce {
     /// The experiment
@@ -39,9 +39,10 @@ impl Reproduce {
         experiment.check_arms(&self.only)?;
         let out = self.out.join(&experiment.name).join(&self.scale);
         let records = experiment::run(&experiment, scale, &self.only, &out, &context.progress)?;
+        let table = experiment::publish(&experiment.title, &records, &out)?;
         if context.json {
             return output::json(&records);
         }
-        output::line(experiment::markdown(&experiment::rows(&records)).trim_end())
+        output::line(table.trim_end())
     }
 }

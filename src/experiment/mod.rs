@@ -3,6 +3,7 @@
 //! An experiment is a file ([`Experiment`]): relations, seeds, sizes and arms, an arm being what sets its config apart. Every
 //! arm of every relation and seed leaves one [`Record`]; what is recorded already is not run again.
 
+mod figure;
 mod file;
 mod record;
 mod table;
@@ -31,6 +32,7 @@ use crate::{
     run::{RunDir, reset_peak_memory},
     splits::{Sizes, SplitFact, Splits},
     train::{self, Options, SPLITS},
+    whole,
 };
 
 /// The environment variable that names the folder with the files of `EntityQuestions` (`P17.train.json` ...).
@@ -70,7 +72,7 @@ pub fn run(
                         let data = match &mut data {
                             Some(data) => data,
                             None => data.insert(Data::kept_or_audited(
-                                experiment, scale, relation, &model, &runs, progress,
+                                experiment, scale, relation, &model, out, progress,
                             )?),
                         };
                         let config = Config {
@@ -96,6 +98,20 @@ pub fn run(
     Ok(records)
 }
 
+/// Writes the table of `records` and their figure beside them, and returns the table.
+///
+/// # Errors
+/// [`Error::Io`] when they cannot be written.
+pub fn publish(title: &str, records: &[Record], out: &Path) -> Result<String> {
+    let table = markdown(&rows(records));
+    fs::create_dir_all(out).map_err(Error::io("create", out))?;
+    whole::write(&out.join("table.md"), table.as_bytes())?;
+    if let Some(figure) = figure::figure(title, records) {
+        whole::write(&out.join("figure.svg"), figure.as_bytes())?;
+    }
+    Ok(table)
+}
+
 fn remove(dir: &Path) -> Result<()> {
     fs::remove_dir_all(dir).map_err(Error::io("remove", dir))
 }
@@ -112,7 +128,7 @@ struct Data {
 }
 
 impl Data {
-    /// As [`Self::audited`], once: what was found is kept in the folder of the runs.
+    /// As [`Self::audited`], once: what was found is kept in `folder`.
     fn kept_or_audited(
         experiment: &Experiment,
         scale: &Scale,
@@ -123,7 +139,9 @@ impl Data {
     ) -> Result<Self> {
         let runs = experiment.audit_runs;
         let print = record::audit_fingerprint(scale, runs, relation, &model.checksum);
-        let path = folder.join(format!("{relation}-{}.audit.json", &print[..16]));
+        let path = folder
+            .join(".audits")
+            .join(format!("{relation}-{}.json", &print[..16]));
         if path.is_file() {
             return record::read_json(&path);
         }

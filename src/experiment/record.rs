@@ -9,8 +9,8 @@ use super::Scale;
 use crate::{
     Error, Result,
     config::Config,
-    model::write_whole,
     run::{Environment, FactRow, Metrics, PerSplit, RunDir, RunResult, Split},
+    whole,
 };
 
 /// What one arm did with one relation and seed.
@@ -101,7 +101,7 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let folder = path.parent().expect("a file in a folder");
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let text = serde_json::to_vec_pretty(value).expect("these have a form in JSON");
-    write_whole(path, &text)
+    whole::write(path, &text)
 }
 
 impl Record {

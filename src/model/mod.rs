@@ -21,7 +21,6 @@ mod weights;
 pub use buffer::Buffer;
 pub(crate) use catalogue::cache_dir;
 pub use config::{Family, ModelConfig};
-pub(crate) use files::{keep, temporary, write as write_whole};
 pub(crate) use map::FileMap;
 pub use params::{Layout, LinearInput, Params};
 pub(crate) use save::{write_json, write_weights};

@@ -26,8 +26,9 @@ use crate::{
     Error, Result,
     config::Ewc,
     engine::Gradients,
-    model::{self, Buffer, FileMap, Layout, Model, params::TensorInfo},
+    model::{Buffer, FileMap, Layout, Model, params::TensorInfo},
     run::{IMPORTANCE, RunDir},
+    whole,
 };
 
 /// Leaves the importance of the trained weights, laid out as `gradients` are, in a run on the model with this checksum.
@@ -49,10 +50,10 @@ pub fn leave(
     });
     let metadata = HashMap::from([("base_model".to_owned(), base.to_owned())]);
     let path = run.file(IMPORTANCE);
-    let file = model::temporary(&path)?;
+    let file = whole::temporary(&path)?;
     serialize_to_file(views, Some(metadata), file.path())
         .map_err(|e| Error::io("write", &path)(io::Error::other(e)))?;
-    model::keep(file, &path)
+    whole::keep(file, &path)
 }
 
 /// Whether a run into `out` on `model` that trains these tensors of it can go on after the runs that `ewc` names.

@@ -1,4 +1,4 @@
-//! Accuracy over epochs as SVG: one panel a split, one line a run.
+//! Accuracy as SVG, over epochs or over what was learned: small panels of a line for each run.
 //!
 //! Written here rather than with a plotting library: the picture has to follow the reader's colour scheme, so that every colour must be a
 //! CSS class (`plotters` writes fixed colours into each element), and it needs direct labels, intervals and a marker as well as a dash
@@ -23,11 +23,20 @@ const LABEL_GAP: f64 = 13.0;
 /// Markers on a line, at most about this many: they tell lines apart and should not hide them.
 const MARKS: usize = 8;
 
-/// A share right after so many epochs.
+/// What the horizontal axis counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Across {
+    /// Epochs done, from 0, which is before training.
+    Epochs,
+    /// A share, from 0 to 1, of what is named.
+    Share(&'static str),
+}
+
+/// A share right.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
-    /// Epochs done; 0 is before training.
-    pub epoch: usize,
+    /// Where on the horizontal axis.
+    pub at: f64,
     /// Share right, 0 to 1.
     pub share: f64,
     /// Its 95% interval, where it is known.
@@ -37,11 +46,11 @@ pub struct Point {
 /// A run's line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// Written at the line's end.
+    /// Written at the line's end; empty for a line like another, which is named.
     pub label: String,
     /// Which of the [`STYLES`].
     pub style: usize,
-    /// In the order of the epochs.
+    /// In the order in which they were measured.
     pub points: Vec<Point>,
 }
 
@@ -50,6 +59,10 @@ pub struct Series {
 pub struct Panel {
     /// What is counted.
     pub title: String,
+    /// Against what.
+    pub across: Across,
+    /// Where the vertical axis begins, from 0 to below 1; it ends at 1.
+    pub from: f64,
     /// The lines.
     pub series: Vec<Series>,
 }
@@ -60,7 +73,10 @@ pub fn inline(panel: &Panel, id: &str) -> String {
         WIDTH,
         HEIGHT,
         id,
-        &format!("{} over epochs", panel.title),
+        &match panel.across {
+            Across::Epochs => format!("{} over epochs", panel.title),
+            Across::Share(what) => format!("{} over {what}", panel.title),
+        },
         &describe(panel),
     );
     draw(&mut out, panel);
@@ -139,18 +155,22 @@ fn open(width: f64, height: f64, id: &str, title: &str, description: &str) -> St
 
 /// What the lines say, for those who don't see them.
 fn describe(panel: &Panel) -> String {
+    let place = |at: f64| match panel.across {
+        Across::Epochs => format!("epoch {at}"),
+        Across::Share(what) => format!("{} {what}", percent(at)),
+    };
     let lines: Vec<String> = panel
         .series
         .iter()
         .filter_map(|s| {
             let (first, last) = (s.points.first()?, s.points.last()?);
             Some(format!(
-                "{} goes from {} at epoch {} to {} at epoch {}.",
+                "{} goes from {} at {} to {} at {}.",
                 s.label,
                 percent(first.share),
-                first.epoch,
+                place(first.at),
                 percent(last.share),
-                last.epoch
+                place(last.at)
             ))
         })
         .collect();
@@ -158,24 +178,22 @@ fn describe(panel: &Panel) -> String {
 }
 
 fn draw(out: &mut String, panel: &Panel) {
-    let epochs = panel
-        .series
-        .iter()
-        .flat_map(|s| &s.points)
-        .map(|p| p.epoch)
-        .max()
-        .unwrap_or(0)
-        .max(1);
+    let places = panel.series.iter().flat_map(|s| &s.points).map(|p| p.at);
+    let most = match panel.across {
+        Across::Epochs => places.fold(1.0, f64::max),
+        Across::Share(_) => 1.0,
+    };
     let (plot_width, plot_height) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
-    let x = |epoch: usize| LEFT + plot_width * epoch as f64 / epochs as f64;
-    let y = |share: f64| TOP + plot_height * (1.0 - share.clamp(0.0, 1.0));
+    let x = |at: f64| LEFT + plot_width * at / most;
+    let height = |share: f64| ((1.0 - share) / (1.0 - panel.from)).clamp(0.0, 1.0);
+    let y = |share: f64| TOP + plot_height * height(share);
     let _ = write!(
         out,
         "<text class=\"panel-title\" x=\"0\" y=\"14\">{}</text>",
         escape(&panel.title)
     );
     for quarter in 0..=4 {
-        let share = f64::from(quarter) / 4.0;
+        let share = panel.from + (1.0 - panel.from) * f64::from(quarter) / 4.0;
         let class = if quarter == 0 { "axis" } else { "grid" };
         let _ = write!(
             out,
@@ -187,17 +205,11 @@ fn draw(out: &mut String, panel: &Panel) {
             at = y(share),
         );
     }
-    let last_tick = epochs - epochs % tick(epochs);
-    for epoch in (0..=epochs).step_by(tick(epochs)) {
-        let name = if epoch == last_tick {
-            format!("epoch {epoch}")
-        } else {
-            epoch.to_string()
-        };
+    for (at, name) in ticks(panel.across, most) {
         let _ = write!(
             out,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>",
-            x(epoch),
+            x(at),
             HEIGHT - BOTTOM + 16.0
         );
     }
@@ -210,12 +222,12 @@ fn draw(out: &mut String, panel: &Panel) {
         let line: Vec<String> = series
             .points
             .iter()
-            .map(|p| format!("{:.1} {:.1}", x(p.epoch), y(p.share)))
+            .map(|p| format!("{:.1} {:.1}", x(p.at), y(p.share)))
             .collect();
         let _ = write!(out, "<path class=\"line\" d=\"M{}\"/>", line.join("L"));
         let every = series.points.len().div_ceil(MARKS);
         for p in series.points.iter().rev().step_by(every) {
-            mark(out, series.style, x(p.epoch), y(p.share));
+            mark(out, series.style, x(p.at), y(p.share));
         }
         out.push_str("</g>");
     }
@@ -223,10 +235,10 @@ fn draw(out: &mut String, panel: &Panel) {
 }
 
 /// The area between the intervals' ends, where every point has one.
-fn band(out: &mut String, points: &[Point], x: impl Fn(usize) -> f64, y: impl Fn(f64) -> f64) {
+fn band(out: &mut String, points: &[Point], x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) {
     let Some(ends) = points
         .iter()
-        .map(|p| p.interval.map(|i| (x(p.epoch), y(i[0]), y(i[1]))))
+        .map(|p| p.interval.map(|i| (x(p.at), y(i[0]), y(i[1]))))
         .collect::<Option<Vec<_>>>()
     else {
         return;
@@ -241,12 +253,10 @@ fn band(out: &mut String, points: &[Point], x: impl Fn(usize) -> f64, y: impl Fn
 }
 
 /// The lines' names at their ends, moved apart where they would overlap.
-fn labels(out: &mut String, panel: &Panel, x: impl Fn(usize) -> f64, y: impl Fn(f64) -> f64) {
-    let mut ends: Vec<(&Series, Point)> = panel
-        .series
-        .iter()
-        .filter_map(|s| Some((s, *s.points.last()?)))
-        .collect();
+fn labels(out: &mut String, panel: &Panel, x: impl Fn(f64) -> f64, y: impl Fn(f64) -> f64) {
+    let named = panel.series.iter().filter(|s| !s.label.is_empty());
+    let mut ends: Vec<(&Series, Point)> =
+        named.filter_map(|s| Some((s, *s.points.last()?))).collect();
     ends.sort_by(|a, b| b.1.share.total_cmp(&a.1.share));
     let wanted: Vec<f64> = ends.iter().map(|(_, p)| y(p.share)).collect();
     let at = WIDTH - RIGHT + 16.0;
@@ -256,7 +266,7 @@ fn labels(out: &mut String, panel: &Panel, x: impl Fn(usize) -> f64, y: impl Fn(
             "<g class=\"s{}\"><path class=\"leader\" d=\"M{:.1} {:.1}L{:.1} {baseline:.1}\"/>\
              <text class=\"label\" x=\"{at:.1}\" y=\"{:.1}\">{} {}</text></g>",
             series.style % STYLES,
-            x(point.epoch) + 4.0,
+            x(point.at) + 4.0,
             y(point.share),
             at - 3.0,
             baseline + 4.0,
@@ -291,6 +301,27 @@ fn mark(out: &mut String, style: usize, x: f64, y: f64) {
         _ => format!("M{:.1} {:.1}h2v6h-2Z", x - 1.0, y - 3.0),
     };
     let _ = write!(out, "<path class=\"mark\" d=\"{path}\"/>");
+}
+
+/// Where the horizontal axis is marked, and with what: the last mark says what is counted.
+fn ticks(across: Across, most: f64) -> Vec<(f64, String)> {
+    match across {
+        Across::Epochs => {
+            let last = most as usize;
+            let step = tick(last);
+            let name = |epoch: usize| {
+                let is_last = epoch + step > last;
+                format!("{}{epoch}", if is_last { "epoch " } else { "" })
+            };
+            let epochs = (0..=last).step_by(step);
+            epochs.map(|epoch| (epoch as f64, name(epoch))).collect()
+        }
+        Across::Share(what) => vec![
+            (0.0, percent(0.0)),
+            (0.5, percent(0.5)),
+            (1.0, format!("{} {what}", percent(1.0))),
+        ],
+    }
 }
 
 /// Epochs between two numbers on the axis: 1, 2 or 5 times a power of ten, at most five steps.
@@ -332,23 +363,25 @@ mod tests {
     use super::*;
 
     fn panel(label: &str) -> Panel {
-        let point = |epoch, share| Point {
-            epoch,
+        let point = |at, share| Point {
+            at,
             share,
             interval: wilson(share, 100),
         };
         Panel {
             title: "Held".into(),
+            across: Across::Epochs,
+            from: 0.0,
             series: vec![
                 Series {
                     label: label.into(),
                     style: 0,
-                    points: vec![point(0, 0.9), point(2, 0.85)],
+                    points: vec![point(0.0, 0.9), point(2.0, 0.85)],
                 },
                 Series {
                     label: "SFT".into(),
                     style: 1,
-                    points: vec![point(0, 0.9), point(2, 0.84)],
+                    points: vec![point(0.0, 0.9), point(2.0, 0.84)],
                 },
             ],
         }
@@ -360,6 +393,22 @@ mod tests {
         // Plot area: x 40 to 252, y 32 to 184; 90% is 15.2 below the top, 85% 22.8.
         assert!(svg.contains("M40.0 47.2L252.0 54.8"), "{svg}");
         assert!(svg.contains("mine goes from 90% at epoch 0 to 85% at epoch 2."));
+    }
+
+    #[test]
+    fn a_line_over_a_share_keeps_its_place_and_the_axis_may_begin_above_zero() {
+        let mut panel = panel("mine");
+        panel.across = Across::Share("learned");
+        panel.from = 0.8;
+        panel.series.truncate(1);
+        for (point, at) in panel.series[0].points.iter_mut().zip([0.0, 0.75]) {
+            point.at = at;
+        }
+        let svg = inline(&panel, "held");
+        // 90% is half of the 152 below the top, 85% three quarters; .75 of 212 lies at 199.
+        assert!(svg.contains("M40.0 108.0L199.0 146.0"), "{svg}");
+        assert!(svg.contains(">100% learned</text>") && svg.contains(">85%</text>"));
+        assert!(svg.contains("mine goes from 90% at 0% learned to 85% at 75% learned."));
     }
 
     #[test]
@@ -399,6 +448,8 @@ mod tests {
     fn a_panel_without_points_is_drawn() {
         let empty = Panel {
             title: "x".into(),
+            across: Across::Epochs,
+            from: 0.0,
             series: vec![Series {
                 label: "none".into(),
                 style: 9,

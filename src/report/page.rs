@@ -86,7 +86,7 @@ pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Panel> {
                 .filter_map(|e| {
                     let share = *e.accuracy.get(split)?;
                     Some(chart::Point {
-                        epoch: e.epoch,
+                        at: e.epoch as f64,
                         share,
                         interval: chart::wilson(share, n),
                     })
@@ -103,6 +103,8 @@ pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Panel> {
         }
         if !series.is_empty() {
             panels.push(chart::Panel {
+                across: chart::Across::Epochs,
+                from: 0.0,
                 title: format!("{} ({} facts)", split_name(split), thousands(most_facts)),
                 series,
             });

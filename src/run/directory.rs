@@ -9,7 +9,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{FactRow, Metrics, RunResult};
-use crate::{Error, Result, config::Config};
+use crate::{Error, Result, config::Config, whole};
 
 /// What a run writes; a new run in its place removes these and nothing else.
 const FILES: [&str; 12] = [
@@ -143,9 +143,7 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.file(name);
-        let failed = Error::io("write", &path);
-        write_whole(&self.root, &path, bytes).map_err(failed)
+        whole::write(&self.file(name), bytes)
     }
 
     /// Writes `value` as JSON to `name`.
@@ -260,26 +258,6 @@ impl RunDir {
             _ => Ok(()),
         }
     }
-}
-
-fn write_whole(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(bytes)?;
-    make_readable(file.as_file())?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// Temporary files are private; a run is as readable as the user's other files.
-#[cfg(unix)]
-fn make_readable(file: &File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn make_readable(_: &File) -> io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use crate::{
     model::Params,
     remedy::{budget::Steering, snapshot::Snapshot},
     run::RunDir,
+    whole,
 };
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -149,11 +150,10 @@ impl Checkpoints {
     /// Writes arrays to the file called `name`, under another name first; returns its checksum.
     fn write_whole(&self, name: &str, arrays: Vec<(&str, &[f32])>) -> Result<String> {
         let path = self.root.join(name);
-        let failed = |e: io::Error| Error::io("write", &path)(e);
-        let whole = tempfile::NamedTempFile::new_in(&self.root).map_err(failed)?;
-        arrays::write(whole.path(), arrays).map_err(failed)?;
-        let sum = arrays::checksum(whole.path()).map_err(failed)?;
-        whole.persist(&path).map_err(|e| failed(e.error))?;
+        let file = whole::temporary(&path)?;
+        arrays::write(file.path(), arrays).map_err(Error::io("write", &path))?;
+        let sum = arrays::checksum(file.path()).map_err(Error::io("read", &path))?;
+        whole::keep(file, &path)?;
         Ok(sum)
     }
 

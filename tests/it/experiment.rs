@@ -84,6 +84,11 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
     assert_eq!(fs::read(&low).unwrap(), written);
     let left = fs::read_dir(place.join(".runs")).unwrap().count();
     assert_eq!(left, 0, "runs are removed once they are recorded");
+    assert_eq!(fs::read_dir(place.join(".audits")).unwrap().count(), 1);
+    assert!(!told.contains("audit "), "audited once: {told}");
+    assert_eq!(fs::read_to_string(place.join("table.md")).unwrap(), table);
+    let figure = fs::read_to_string(place.join("figure.svg")).unwrap();
+    assert!(figure.contains("held, low (1 run)"), "{figure}");
 
     // What is run otherwise than it was recorded is run again.
     let slower = experiment(ARMS).replace("train.epochs=2", "train.epochs=1");
