@@ -29,6 +29,7 @@ use crate::{
     measure::Exam,
     model::Model,
     progress::Progress,
+    remedy::auto,
     run::{RunDir, reset_peak_memory},
     splits::{Sizes, SplitFact, Splits},
     train::{self, Options, SPLITS},
@@ -59,7 +60,9 @@ pub fn run(
         let mut data: Option<Data> = None;
         for &seed in &scale.seeds {
             for arm in experiment.arms.iter().filter(|arm| arm.has(relation, seed)) {
+                // What `auto` stands for is part of what a record is of.
                 let config = experiment.config(scale, arm, seed)?;
+                let config = auto::written_out(&config, &model.config);
                 let name = format!("{relation}-{seed}-{}", arm.name);
                 let path = out.join(format!("{name}.json"));
                 let print = record::fingerprint(&config, scale, relation, &model.checksum);

@@ -114,7 +114,12 @@ impl Record {
         elsewhere: Vec<bool>,
     ) -> Result<Self> {
         let result = run.result()?.expect("the run is finished");
-        let environment: Environment = run.read_json("environment.json")?;
+        let mut environment: Environment = run.read_json("environment.json")?;
+        // Where a model lies on this machine is nobody's business but its user's.
+        let path = Path::new(&environment.model.path);
+        if let Some(name) = path.file_name() {
+            environment.model.path = name.to_string_lossy().into_owned();
+        }
         let metrics = run.metrics()?;
         let facts = run.facts()?;
         let bits_of = |split: Split, right: fn(&FactRow) -> bool| {

@@ -44,7 +44,7 @@ pub fn prompts<'a>(
     if facts.is_empty() {
         return Err(Error::input_hint(
             "there are no decoys for these facts: no question has its fact's subject in it",
-            "leave `method.decoys` out",
+            "leave `method.decoys` out, or take `method.kind = \"self-distill\"` in the place of `\"auto\"`",
         ));
     }
     let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

@@ -1,0 +1,162 @@
+//! Whole runs of a tiny model: what is frozen stays, what is resumed is the same, what is split up adds up.
+
+mod remedies;
+mod resume;
+mod steps;
+mod tasks;
+
+use std::{
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use super::*;
+use crate::{
+    config::{
+        Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, Project, Replay,
+        ReplaySchedule, TargetToken, Teacher as Source, Tokens,
+    },
+    engine::{Target, responses},
+    model::Params,
+    train::batches::PackedRows,
+};
+
+/// Objects that the tiny model is taught.
+const OBJECTS: [&str; 3] = ["Italy", "Japan", "Peru"];
+
+fn tiny_model() -> String {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "llama"]
+        .iter()
+        .collect();
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+/// A file of `count` facts whose subjects begin with `prefix`.
+fn facts_file(place: &Path, prefix: &str, count: usize) -> PathBuf {
+    let path = place.join(format!("{prefix}.tsv"));
+    let mut rows = vec!["subject\trelation\tobject".to_owned()];
+    rows.extend((0..count).map(|i| format!("{prefix}{i}\tP17\t{}", OBJECTS[i % OBJECTS.len()])));
+    fs::write(&path, rows.join("\n")).expect("writable");
+    path
+}
+
+/// Three epochs of self-distillation on six known and five new facts, three rows a step.
+fn config(place: &Path, out: &str) -> Config {
+    let mut config = Config {
+        model: tiny_model(),
+        out: place.join(out),
+        ..Config::default()
+    };
+    config.data.audit = None;
+    config.data.keep = vec![facts_file(place, "Ber", 6)];
+    config.data.learn = vec![facts_file(place, "Pas", 5)];
+    config.data.held = vec![facts_file(place, "Tor", 4)];
+    config.train.epochs = 3;
+    config.train.batch_size = 3;
+    config.train.lr = 1e-2;
+    config.train.checkpoint_every = Some(1);
+    config
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+const KEEP: Options = Options {
+    keep_checkpoints: true,
+};
+
+fn run(config: &Config) -> RunResult {
+    tune(config, KEEP, &Progress::quiet()).expect("the run ends well")
+}
+
+fn weights(run: &Path) -> Vec<u8> {
+    fs::read(run.join("model/model.safetensors")).expect("the run saved its model")
+}
+
+/// The steps of a run: loss, gradient norm and learning rate, to the bit.
+fn steps(run: &Path) -> Vec<[u64; 3]> {
+    let metrics = RunDir::open(run).and_then(|dir| dir.metrics());
+    metrics
+        .expect("a run has metrics")
+        .into_iter()
+        .filter_map(|row| match row {
+            Metrics::Step {
+                loss,
+                grad_norm,
+                lr,
+                ..
+            } => Some([loss, grad_norm, lr].map(f64::to_bits)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Takes the end of a run away, as if the machine had stopped before.
+fn unfinish(run: &Path) {
+    for name in ["result.json", "facts.jsonl"] {
+        fs::remove_file(run.join(name)).expect("the run was finished");
+    }
+    fs::remove_dir_all(run.join("model")).expect("the run was finished");
+}
+
+/// EWC of this strength, after no other run.
+fn ewc(strength: f64) -> Ewc {
+    Ewc {
+        strength,
+        ..Ewc::default()
+    }
+}
+
+/// Adapters of a few linear layers.
+fn lora(variant: LoraVariant) -> Lora {
+    Lora {
+        rank: 3,
+        targets: ["q_proj", "mlp.up_proj"].map(String::from).to_vec(),
+        variant,
+        ..Lora::default()
+    }
+}
+
+const VARIANTS: [LoraVariant; 3] = [LoraVariant::Lora, LoraVariant::RsLora, LoraVariant::Dora];
+
+/// Self-distillation, changed.
+fn method(change: impl FnOnce(&mut Method)) -> Method {
+    let mut method = Method::default();
+    change(&mut method);
+    method
+}
+
+/// Four or five of six known rows an epoch, replayed.
+fn replay(target: ReplayTarget, order: ReplayOrder) -> Replay {
+    Replay {
+        share: 0.4,
+        target,
+        order,
+        ..Replay::default()
+    }
+}
+
+/// The tensors that a run has moved.
+fn moved(config: &Config) -> Vec<String> {
+    let before = Model::load(&config.model).expect("the golden model");
+    let after = Model::load(config.out.join("model").to_str().expect("UTF-8")).expect("as saved");
+    let bits = |model: &Model, range: Range<usize>| -> Vec<u32> {
+        let values = &model.params.data[range];
+        values.iter().map(|w| w.to_bits()).collect()
+    };
+    let tensors = before.params.layout.tensors.iter();
+    let moved = tensors.filter(|t| bits(&before, t.range.clone()) != bits(&after, t.range.clone()));
+    moved.map(|t| t.name.clone()).collect()
+}
+
+/// Whether two runs took the same steps within `tolerance`, relative to the larger.
+fn same_steps(a: &Path, b: &Path, tolerance: f64) -> bool {
+    let (a, b) = (steps(a), steps(b));
+    a.len() == b.len()
+        && a.iter().flatten().zip(b.iter().flatten()).all(|(a, b)| {
+            let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
+            (a - b).abs() <= tolerance * a.abs().max(b.abs())
+        })
+}

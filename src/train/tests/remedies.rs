@@ -1,0 +1,584 @@
+//! What each remedy holds, alone and with the others, and what is frozen under them.
+
+use super::*;
+
+#[test]
+fn what_is_saved_and_asked_is_the_average_of_the_weights_after_each_step() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.kind = Kind::Sft;
+    config.train.average = Some(0.5);
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    trainer.train().expect("finite");
+    let moved = trainer.model.params.data.to_vec();
+    let average = trainer.optimiser.average.as_ref().expect("asked for");
+    let average = average.weights.to_vec();
+    assert!(moved != average);
+    trainer.finish().expect("writable");
+    let saved = Model::load(&config.out.join("model").display().to_string()).expect("saved");
+    // All tensors are trained, so that the average lies as the weights do.
+    assert!(saved.params.data[..] == average[..]);
+}
+
+#[test]
+fn every_epoch_visits_its_share_of_a_pool_of_decoys() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.method.kind, config.method.decoys) = (
+        Kind::Sft,
+        Some(Decoys {
+            share: 0.4,
+            pool: Some(1.0),
+            ..Decoys::default()
+        }),
+    );
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.make_decoys().expect("there are names");
+    // Of 11 rows.
+    assert_eq!(trainer.rows.len(), 22);
+    let visited = |epoch: usize| {
+        let mut rows = trainer.beside(epoch).remove(0).1;
+        rows.sort_unstable();
+        rows
+    };
+    let epochs: Vec<Vec<usize>> = (2..12).map(visited).collect();
+    for rows in &epochs {
+        assert_eq!(rows.len(), 4);
+        assert!(rows.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(rows.iter().all(|row| (11..22).contains(row)));
+    }
+    let mut all = epochs.concat();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 11, "in ten epochs each is seen");
+}
+
+/// Runs `config` from its snapshot on: the weights then, the weights at the end, and the projection.
+fn projected(config: &Config) -> (Params, Params, Snapshot) {
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    let epochs = trainer.config.train.epochs;
+    trainer.config.train.epochs = config.method.snapshot_epoch;
+    trainer.train().expect("the snapshot epochs");
+    trainer.take_snapshot().expect("finite");
+    let before = trainer.model.params.clone();
+    trainer.config.train.epochs = epochs;
+    trainer.train().expect("the rest");
+    let snapshot = trainer.objective.snapshot.take().expect("just taken");
+    (before, trainer.model.params.clone(), snapshot)
+}
+
+#[test]
+fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
+    let place = temporary();
+    for (i, (kind, snapshot_epoch)) in [(Kind::SelfDistill, 1), (Kind::Sft, 0)]
+        .into_iter()
+        .enumerate()
+    {
+        let mut config = config(place.path(), &format!("run-{i}"));
+        (config.method.kind, config.method.snapshot_epoch) = (kind, snapshot_epoch);
+        config.method.project = Some(Project { energy: 0.9 });
+        config.train.weight_decay = 0.1;
+        let (before, after, snapshot) = projected(&config);
+        for tensor in &before.layout.tensors {
+            let (then, now) = (
+                &before.data[tensor.range.clone()],
+                &after.data[tensor.range.clone()],
+            );
+            let moved = then
+                .iter()
+                .zip(now)
+                .any(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(
+                moved,
+                tensor.name.contains("_proj.weight"),
+                "{}",
+                tensor.name
+            );
+        }
+
+        let arrays = snapshot
+            .projection
+            .as_ref()
+            .expect("it was asked for")
+            .arrays();
+        let mut basis: &[f32] = &[];
+        let mut free = 0;
+        for (name, values) in &arrays {
+            let Some(tensor) = name.strip_prefix("held.") else {
+                basis = values;
+                continue;
+            };
+            let tensor = &before.layout.tensors[tensor.parse::<usize>().expect("an index")];
+            let width = tensor.row_len();
+            free += width - basis.len() / width;
+            let made =
+                |params: &Params| responses(&params.data[tensor.range.clone()], basis, width);
+            assert!(
+                made(&before)[..] == **values,
+                "{name}: those of the snapshot"
+            );
+            let largest = |a: &[f32], b: &[f32]| {
+                let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+                apart.fold(0.0f32, f32::max)
+            };
+            // Steps of 1e-2 moved the weights, and the last correction is exact to the rounding of sums of 40 terms near 1.
+            let (then, now) = (
+                &before.data[tensor.range.clone()],
+                &after.data[tensor.range.clone()],
+            );
+            assert!(largest(then, now) > 5e-3, "{}", tensor.name);
+            assert!(largest(&made(&after), values) < 2e-6, "{}", tensor.name);
+        }
+        assert!(free > 0 && arrays.len() > 8);
+    }
+}
+
+#[test]
+fn all_energy_takes_all_directions_that_known_inputs_have() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.project = Some(Project { energy: 1.0 });
+    let (_, _, snapshot) = projected(&config);
+    for (name, values) in snapshot.projection.expect("it was asked for").arrays() {
+        // There are more tokens than the 24 channels of the residual stream.
+        if name.ends_with("qkv") {
+            assert_eq!(values.len(), 24 * 24, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_projection_without_known_facts_or_linear_weights_is_refused_and_nothing_is_written() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.project = Some(Project::default());
+    let refused = |config: &Config, told: &str| {
+        let error = tune(config, KEEP, &Progress::quiet()).expect_err("it makes no sense");
+        assert!(error.to_string().contains(told), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        assert!(!config.out.exists());
+    };
+    let mut norms = config.clone();
+    norms.train.trainable = vec!["model.norm.weight".into()];
+    refused(&norms, "freezes all but the weights of linear layers");
+    config.data.keep = Vec::new();
+    config.method.snapshot_epoch = 0;
+    refused(&config, "no known fact whose inputs");
+}
+
+#[test]
+fn the_watched_facts_are_not_reported_and_the_best_model_is_the_one_saved() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.budget = Some(100.0);
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    assert_eq!(
+        (trainer.splits.watched.len(), trainer.splits.held.len()),
+        (2, 2)
+    );
+    trainer.begin().expect("writable");
+    trainer.config.train.epochs = 2;
+    trainer.train().expect("two epochs");
+    let best = trainer.model.params.data.to_vec();
+    let steering = trainer.standing.steering.as_mut().expect("a budget");
+    assert_eq!(
+        steering.best.map(|b| b.epoch),
+        Some(2),
+        "nothing is over 100 pp"
+    );
+    // A third epoch that is worse: the second is taken back.
+    steering.best = steering
+        .best
+        .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
+    trainer.config.train.epochs = 3;
+    trainer.train().expect("one more");
+    assert!(trainer.model.params.data[..] != best[..]);
+    trainer.go_back_to_the_best().expect("it was kept");
+    assert!(trainer.model.params.data[..] == best[..]);
+    let result = trainer.finish().expect("writable");
+    assert_eq!(
+        (result.budget, result.within_budget),
+        (Some(100.0), Some(true))
+    );
+    let rows = RunDir::open(&config.out).and_then(|dir| dir.facts());
+    assert_eq!(rows.expect("a run has facts").len(), 13);
+}
+
+#[test]
+fn a_budget_without_held_facts_is_refused_and_nothing_is_written() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.method.budget, config.data.held) = (Some(1.0), Vec::new());
+    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("nothing to watch");
+    assert!(error.to_string().contains("held-out"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+    assert!(!config.out.exists());
+}
+
+#[test]
+fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
+    let place = temporary();
+    let trained = |name: &str, method: Method| {
+        let mut config = config(place.path(), name);
+        config.method = method;
+        config.method.snapshot_epoch = 0;
+        run(&config);
+        weights(&config.out)
+    };
+    let plain = trained("sft", method(|m| m.kind = Kind::Sft));
+    for (name, idle) in [
+        ("self-distill", method(|m| m.lambda = 0.0)),
+        ("l2", method(|m| (m.kind, m.lambda) = (Kind::L2, 0.0))),
+        (
+            "ewc",
+            method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(ewc(0.0)))),
+        ),
+        (
+            "replay",
+            method(|m| {
+                let idle = Replay {
+                    strength: 0.0,
+                    ..replay(ReplayTarget::Teacher, ReplayOrder::Random)
+                };
+                (m.kind, m.replay) = (Kind::Sft, Some(idle));
+            }),
+        ),
+    ] {
+        assert!(trained(name, idle) == plain, "{name}");
+    }
+}
+
+#[test]
+fn a_teacher_whose_likeliest_tokens_are_kept_is_exact_without_the_target_too() {
+    let place = temporary();
+    let trained = |name: &str, teacher, target_token| {
+        let mut config = config(place.path(), name);
+        config.train.lr = 1e-4;
+        (config.method.tokens, config.method.teacher) = (Tokens::Top(30), teacher);
+        config.method.target_token = target_token;
+        let result = run(&config);
+        let left_out = target_token == TargetToken::LeftOut;
+        assert_eq!(result.method.ends_with("+decoupled"), left_out);
+        config.out
+    };
+    let hidden = trained("hidden", Source::Hidden, TargetToken::LeftOut);
+    let kept = trained("kept", Source::Topk, TargetToken::LeftOut);
+    let with = trained("with", Source::Topk, TargetToken::Kept);
+    // Products over other stretches of rows round otherwise.
+    assert!(same_steps(&hidden, &kept, 1e-4));
+    assert!(!same_steps(&with, &kept, 1e-4));
+}
+
+#[test]
+fn random_tokens_of_the_whole_vocabulary_are_all_tokens() {
+    let place = temporary();
+    let trained = |name: &str, tokens| {
+        let mut config = config(place.path(), name);
+        config.method.tokens = tokens;
+        run(&config);
+        weights(&config.out)
+    };
+    let full = trained("full", Tokens::Full);
+    assert!(trained("random", Tokens::Random(1 << 20)) == full);
+    assert!(trained("few", Tokens::Random(7)) != full);
+}
+
+#[test]
+fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
+    let place = temporary();
+    let remedies: [fn(&mut Config); 7] = [
+        |c| c.method.decoys = Some(Decoys::default()),
+        |c| c.method.ewc = Some(Ewc::default()),
+        |c| c.method.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest)),
+        |c| c.method.replay = Some(replay(ReplayTarget::Teacher, ReplayOrder::Hardest)),
+        |c| c.method.project = Some(Project { energy: 0.9 }),
+        |c| c.method.interpolate = Some(Interpolate::default()),
+        |c| c.train.average = Some(0.8),
+    ];
+    for kind in [Kind::Sft, Kind::L2, Kind::SelfDistill] {
+        for (i, one) in remedies.iter().enumerate() {
+            for (j, other) in remedies.iter().enumerate().skip(i + 1) {
+                let mut config = config(place.path(), &format!("{kind:?}-{i}-{j}"));
+                config.method.kind = kind;
+                one(&mut config);
+                other(&mut config);
+                // With q, k, v and o of a layer trained, projection has weights to act on.
+                config.train.trainable = vec!["attn".into()];
+                config.method.snapshot_epoch = 1;
+                let result = run(&config);
+                assert!(result.steps > 0, "{}", result.method);
+                let moved = moved(&config);
+                assert!(!moved.is_empty(), "{}", result.method);
+                assert!(
+                    moved.iter().all(|name| name.contains("self_attn")),
+                    "{}",
+                    result.method
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_interpolated_run_keeps_what_it_learned_and_is_resumed_to_the_bit() {
+    let place = temporary();
+    let mut config = config(place.path(), "plain");
+    config.method.kind = Kind::Sft;
+    config.train.trainable = vec!["ffn".into()];
+    config.train.epochs = 12;
+    let plain = run(&config);
+    assert!(plain.learned > Some(0.5), "or there is nothing to keep");
+
+    config.out = place.path().join("interpolated");
+    config.method.interpolate = Some(Interpolate { keep: 0.99 });
+    let result = run(&config);
+    assert_eq!(result.method, "sft+interpolate");
+    assert!(result.interpolation < Some(1.0));
+    assert!(result.learned >= plain.learned);
+    assert_moved(&config, |name| name.contains("mlp."));
+
+    let whole = weights(&config.out);
+    unfinish(&config.out);
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    assert!(weights(&config.out) == whole);
+}
+
+/// The tensors of the run's model that differ from the base model's, in any bit, are those that `trained` names.
+fn assert_moved(config: &Config, trained: impl Fn(&str) -> bool) {
+    let moved = moved(config);
+    let base = Model::load(&config.model).expect("the golden model");
+    for tensor in &base.params.layout.tensors {
+        let name = &tensor.name;
+        assert_eq!(moved.contains(name), trained(name), "{name}");
+    }
+}
+
+#[test]
+fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
+    let place = temporary();
+    let decoys = Some(Decoys::default());
+    for (i, (kind, decoys, ewc, budget)) in [
+        (Kind::Sft, None, None, None),
+        (Kind::Sft, decoys, Some(ewc(1.0)), None),
+        (Kind::L2, decoys, None, None),
+        (Kind::SelfDistill, None, Some(ewc(1.0)), None),
+        (Kind::SelfDistill, decoys, None, Some(5.0)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for variant in VARIANTS {
+            let mut config = config(place.path(), &format!("run-{i}-{variant:?}"));
+            (config.method.kind, config.method.budget) = (kind, budget);
+            (config.method.decoys, config.method.ewc) = (decoys, ewc.clone());
+            config.train.lora = Some(lora(variant));
+            let result = run(&config);
+            assert!(result.method.ends_with("+lora"), "{}", result.method);
+            assert_moved(&config, |name| {
+                name.ends_with("q_proj.weight") || name.ends_with("up_proj.weight")
+            });
+        }
+    }
+}
+
+#[test]
+fn the_best_adapters_within_a_budget_are_taken_back_and_the_model_with_them() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.method.budget = Some(100.0);
+    config.train.lora = Some(lora(LoraVariant::Dora));
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    trainer.config.train.epochs = 2;
+    trainer.train().expect("two epochs");
+    let both = |trainer: &Trainer<'_>| {
+        let (adapters, _) = trainer
+            .trained
+            .parameters(&trainer.model.params, &trainer.gradients);
+        (adapters.data.to_vec(), trainer.model.params.data.to_vec())
+    };
+    let best = both(&trainer);
+    let steering = trainer.standing.steering.as_mut().expect("a budget");
+    steering.best = steering
+        .best
+        .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
+    trainer.config.train.epochs = 3;
+    trainer.train().expect("one more");
+    assert!(both(&trainer).0 != best.0 && both(&trainer).1 != best.1);
+    trainer.go_back_to_the_best().expect("it was kept");
+    assert!(both(&trainer) == best);
+}
+
+#[test]
+fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let mut config = config(place.path(), "run");
+    config.method.kind = Kind::Sft;
+    config.method.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest));
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.choose_replayed(1).expect("known rows");
+    let losses: Vec<f64> = (0..6)
+        .map(|row| {
+            let mut packed = PackedRows::new([&trainer.rows[row]]);
+            let weight = 1.0 / packed.targets.len() as f32;
+            packed.weigh(weight, |_| 0.0);
+            let targets: &[Target] = &packed.targets;
+            let (params, gradients) = (&trainer.model.params, &mut trainer.gradients);
+            let engine = &mut trainer.engine;
+            let loss = engine.loss_and_gradients(params, &packed.batch, targets, None, gradients);
+            loss.ce
+        })
+        .collect();
+    // 0.4 of eleven rows: four.
+    let chosen = &trainer.standing.replayed;
+    let easiest_chosen = chosen
+        .iter()
+        .map(|row| losses[*row])
+        .fold(f64::MAX, f64::min);
+    assert_eq!(chosen.len(), 4);
+    for row in (0..6).filter(|row| !chosen.contains(row)) {
+        assert!(losses[row] < easiest_chosen, "{losses:?} {chosen:?}");
+    }
+}
+
+/// Tokens of every step of a run.
+fn step_tokens(run: &Path) -> Vec<usize> {
+    let metrics = RunDir::open(run).and_then(|dir| dir.metrics());
+    let metrics = metrics.expect("a run has metrics").into_iter();
+    let tokens = metrics.filter_map(|row| match row {
+        Metrics::Step { tokens, .. } => Some(tokens),
+        _ => None,
+    });
+    tokens.collect()
+}
+
+#[test]
+fn replay_begins_after_the_snapshot_epochs_and_rises_where_it_is_asked_to() {
+    let place = temporary();
+    let tokens = |name: &str, kind: Kind, replay: Option<Replay>| {
+        let mut config = config(place.path(), name);
+        (config.method.kind, config.method.replay) = (kind, replay);
+        let result = run(&config);
+        assert_eq!(result.method.ends_with("+replay"), replay.is_some());
+        step_tokens(&config.out)
+    };
+    let label = replay(ReplayTarget::Label, ReplayOrder::Hardest);
+    let plain = tokens("plain", Kind::SelfDistill, None);
+    let replayed = tokens("replayed", Kind::SelfDistill, Some(label));
+    // Two steps of the snapshot epoch, then four an epoch with a replayed row each.
+    assert_eq!(plain.len(), replayed.len());
+    assert_eq!(plain[..2], replayed[..2]);
+    assert!((2..10).all(|step| replayed[step] > plain[step]));
+
+    let rising = Replay {
+        schedule: ReplaySchedule::End,
+        ..label
+    };
+    let plain = tokens("sft", Kind::Sft, None);
+    let rising = tokens("rising", Kind::Sft, Some(rising));
+    let more = |epoch: usize| -> usize {
+        let steps = 4 * epoch..4 * epoch + 4;
+        steps.map(|step| rising[step] - plain[step]).sum()
+    };
+    assert_eq!(more(0), 0);
+    assert!(more(1) > 0 && more(2) > more(1));
+}
+
+#[test]
+fn replay_without_known_facts_is_refused() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.method.kind, config.data.keep) = (Kind::Sft, Vec::new());
+    config.method.replay = Some(Replay::default());
+    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("nothing to replay");
+    assert!(
+        error.to_string().contains("no known fact to replay"),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 2);
+    assert!(!config.out.exists());
+}
+
+#[test]
+fn a_task_is_learned_by_attention_alone_and_without_a_snapshot() {
+    let place = temporary();
+    let mut task = config(place.path(), "task");
+    task.method.goal = Goal::Task;
+    let result = run(&task);
+    assert_eq!((&result.method[..], result.goal), ("sft+task", Goal::Task));
+    let absorbed = result.learned.expect("there are new facts");
+    assert_eq!(result.not_absorbed, Some(1.0 - absorbed));
+    assert!(moved(&task).iter().all(|name| name.contains("self_attn")));
+    assert!(!moved(&task).is_empty());
+    // Four steps of eleven rows in each of three epochs: no epoch is on known facts alone.
+    assert_eq!(result.steps, 12);
+
+    // It is plain fine-tuning of attention, and the run's own config says so.
+    let mut attention = config(place.path(), "attention");
+    attention.method.kind = Kind::Sft;
+    attention.train.trainable = vec!["attn".into()];
+    let plain = run(&attention);
+    assert_eq!((plain.goal, plain.not_absorbed), (Goal::Facts, None));
+    assert!(weights(&task.out) == weights(&attention.out));
+    let recorded = RunDir::open(&task.out).and_then(|dir| dir.config());
+    let recorded = recorded.expect("a run has its config");
+    assert_eq!(recorded.train.trainable, ["attn"]);
+    assert!(recorded.validate().is_ok());
+
+    // Weights that the user chose are the ones that are trained.
+    let mut chosen = config(place.path(), "chosen");
+    (chosen.method.goal, chosen.train.trainable) = (Goal::Task, vec!["down".into()]);
+    run(&chosen);
+    assert!(moved(&chosen).iter().all(|name| name.contains("down_proj")));
+}
+
+#[test]
+fn frozen_parameters_do_not_move() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.train.trainable = vec!["down".into()];
+    config.train.weight_decay = 0.1;
+    run(&config);
+    assert_moved(&config, |name| name.contains("down_proj"));
+}
+
+#[test]
+fn a_hidden_teacher_says_what_a_live_one_says() {
+    let place = temporary();
+    let mut live = config(place.path(), "live");
+    (live.method.teacher, live.train.lr) = (Source::Live, 1e-4);
+    let mut hidden = Config {
+        out: place.path().join("hidden"),
+        ..live.clone()
+    };
+    hidden.method.teacher = Source::Hidden;
+    run(&live);
+    run(&hidden);
+    // Products over other stretches of rows round otherwise.
+    assert!(same_steps(&live.out, &hidden.out, 1e-4));
+}
+
+#[test]
+fn a_teacher_kept_in_files_says_what_a_hidden_one_says() {
+    let place = temporary();
+    let mut kept = config(place.path(), "kept");
+    (kept.method.tokens, kept.train.lr) = (Tokens::Top(9), 1e-4);
+    let mut hidden = Config {
+        out: place.path().join("hidden"),
+        ..kept.clone()
+    };
+    hidden.method.teacher = Source::Hidden;
+    run(&kept);
+    run(&hidden);
+    assert!(kept.out.join("teacher").exists() && !hidden.out.join("teacher").exists());
+    // As above.
+    assert!(same_steps(&kept.out, &hidden.out, 1e-4));
+}

@@ -1,0 +1,307 @@
+//! What is resumed is the same, to the bit.
+
+use super::*;
+
+fn checkpoints(run: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(run.join("checkpoints"))
+        .expect("checkpoints were kept")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.is_dir())
+        .collect();
+    found.sort();
+    found
+}
+
+fn resumed_equals_uninterrupted(method: Method) {
+    resumed_on_adapters_equals_uninterrupted(method, None);
+}
+
+/// On these adapters, or on whole tensors.
+fn resumed_on_adapters_equals_uninterrupted(method: Method, lora: Option<Lora>) {
+    let place = temporary();
+    let mut whole = config(place.path(), "whole");
+    (whole.method, whole.train.lora) = (method, lora);
+    run(&whole);
+    let stopped = Config {
+        out: place.path().join("stopped"),
+        ..whole.clone()
+    };
+    run(&stopped);
+    unfinish(&stopped.out);
+    let last = checkpoints(&stopped.out).pop().expect("two were kept");
+    fs::remove_dir_all(last).expect("removable");
+
+    resume(&stopped.out, KEEP, &Progress::quiet()).expect("it goes on");
+    assert_eq!(steps(&stopped.out), steps(&whole.out));
+    assert!(weights(&stopped.out) == weights(&whole.out));
+    if whole.train.lora.is_some() {
+        assert!(adapter(&stopped.out) == adapter(&whole.out));
+    }
+}
+
+fn adapter(run: &Path) -> Vec<u8> {
+    fs::read(run.join("adapter/adapter_model.safetensors")).expect("the run saved its adapter")
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_every_teacher() {
+    for teacher in [Source::Hidden, Source::Live] {
+        resumed_equals_uninterrupted(method(|m| m.teacher = teacher));
+    }
+    resumed_equals_uninterrupted(method(|m| {
+        (m.teacher, m.tokens) = (Source::Topk, Tokens::Top(9));
+    }));
+    resumed_equals_uninterrupted(method(|m| m.tokens = Tokens::Random(9)));
+    resumed_equals_uninterrupted(method(|m| m.target_token = TargetToken::LeftOut));
+}
+
+/// Self-distillation from the likeliest tokens, with decoys, and no checkpoint but the one before its teacher is made.
+fn kept_in_files(place: &Path, out: &str) -> Config {
+    let mut config = config(place, out);
+    config.method.tokens = Tokens::Top(9);
+    config.method.decoys = Some(Decoys::default());
+    config.train.checkpoint_every = Some(100);
+    config
+}
+
+/// When each part of the run's teacher was written, and what it holds.
+fn parts(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
+    let part = |i: usize| run.join(format!("teacher/part-{i:05}.safetensors"));
+    let found = (0..).map(part).take_while(|path| path.is_file());
+    found
+        .map(|path| {
+            let written = fs::metadata(&path).and_then(|m| m.modified());
+            let bytes = fs::read(&path).expect("readable");
+            (written.expect("known"), bytes)
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_stopped_while_its_teacher_is_made_goes_on_with_the_parts_that_are_whole() {
+    let place = temporary();
+    let config = kept_in_files(place.path(), "run");
+    run(&config);
+    let (weights_before, steps_before) = (weights(&config.out), steps(&config.out));
+    let before = parts(&config.out);
+    assert!(before.len() > 2, "{} parts", before.len());
+
+    // As after a kill in the middle of the pass: the first part alone is there, and no checkpoint has the snapshot.
+    unfinish(&config.out);
+    assert_eq!(checkpoints(&config.out).len(), 1);
+    assert!(!config.out.join("checkpoints/snapshot.safetensors").exists());
+    let dir = RunDir::open(&config.out).expect("a run");
+    let mut index: serde_json::Value = dir.read_json("teacher/index.json").expect("written");
+    let listed = index["parts"].as_object_mut().expect("parts");
+    listed.retain(|name, _| name.contains("00000"));
+    dir.write_json("teacher/index.json", &index)
+        .expect("writable");
+    for i in 1..before.len() {
+        fs::remove_file(config.out.join(format!("teacher/part-{i:05}.safetensors")))
+            .expect("it was made");
+    }
+
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    let after = parts(&config.out);
+    assert_eq!(after[0].0, before[0].0, "the whole part was not made again");
+    for ((_, after), (_, before)) in after.iter().zip(&before) {
+        assert!(after == before);
+    }
+    assert_eq!(after.len(), before.len());
+    assert_eq!(steps(&config.out), steps_before);
+    assert!(weights(&config.out) == weights_before);
+}
+
+#[test]
+fn a_broken_part_of_a_teacher_is_noticed_and_the_run_can_start_over() {
+    let place = temporary();
+    let mut config = kept_in_files(place.path(), "run");
+    config.train.checkpoint_every = Some(1);
+    run(&config);
+    let weights_before = weights(&config.out);
+    unfinish(&config.out);
+    let file = config.out.join("teacher/part-00001.safetensors");
+    let mut bytes = fs::read(&file).expect("it was made");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&file, bytes).expect("writable");
+
+    let error = resume(&config.out, KEEP, &Progress::quiet()).expect_err("a broken part");
+    assert!(error.to_string().contains("part-00001"), "{error}");
+    assert_eq!(error.exit_code(), 1);
+    fs::remove_dir_all(config.out.join("checkpoints")).expect("as the error's hint says");
+    resume(&config.out, Options::default(), &Progress::quiet()).expect("it starts over");
+    assert!(weights(&config.out) == weights_before);
+    assert!(!config.out.join("teacher").exists(), "not kept at the end");
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_anchored_weights() {
+    resumed_equals_uninterrupted(method(|m| m.kind = Kind::L2));
+    resumed_equals_uninterrupted(method(|m| {
+        (m.kind, m.ewc) = (Kind::Sft, Some(ewc(3.0)));
+    }));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_decoys() {
+    for kind in [Kind::Sft, Kind::SelfDistill] {
+        resumed_equals_uninterrupted(method(|m| {
+            (m.kind, m.decoys) = (kind, Some(Decoys::default()));
+        }));
+    }
+}
+
+#[test]
+fn resumed_equals_uninterrupted_under_auto() {
+    resumed_equals_uninterrupted(method(|m| m.kind = Kind::Auto));
+    // A budget's best model is kept and taken back as the average.
+    resumed_equals_uninterrupted(method(|m| (m.kind, m.budget) = (Kind::Auto, Some(5.0))));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_where_the_goal_is_the_task() {
+    resumed_equals_uninterrupted(method(|m| m.goal = Goal::Task));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_replay() {
+    for (kind, target, order) in [
+        (Kind::Sft, ReplayTarget::Label, ReplayOrder::Hardest),
+        (Kind::SelfDistill, ReplayTarget::Label, ReplayOrder::Random),
+        (
+            Kind::SelfDistill,
+            ReplayTarget::Teacher,
+            ReplayOrder::Hardest,
+        ),
+    ] {
+        resumed_equals_uninterrupted(method(|m| {
+            (m.kind, m.replay) = (kind, Some(replay(target, order)));
+        }));
+    }
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_projected_updates() {
+    let project = Some(Project { energy: 0.9 });
+    for kind in [Kind::Sft, Kind::SelfDistill] {
+        resumed_equals_uninterrupted(method(|m| (m.kind, m.project) = (kind, project)));
+    }
+    resumed_equals_uninterrupted(method(|m| {
+        (m.kind, m.project, m.budget) = (Kind::L2, project, Some(5.0));
+    }));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_under_a_budget() {
+    resumed_equals_uninterrupted(method(|m| m.budget = Some(5.0)));
+}
+
+#[test]
+fn resumed_equals_uninterrupted_on_adapters() {
+    for variant in VARIANTS {
+        resumed_on_adapters_equals_uninterrupted(Method::default(), Some(lora(variant)));
+    }
+    for method in [
+        method(|m| m.kind = Kind::Sft),
+        method(|m| m.kind = Kind::L2),
+        method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc::default()))),
+        method(|m| m.decoys = Some(Decoys::default())),
+        method(|m| m.teacher = Source::Live),
+        method(|m| m.tokens = Tokens::Top(9)),
+        method(|m| m.budget = Some(5.0)),
+    ] {
+        resumed_on_adapters_equals_uninterrupted(method, Some(lora(LoraVariant::Dora)));
+    }
+}
+
+/// A run that stops after the first step of its second epoch, against one that does not.
+fn stopped_within_an_epoch(method: Method, lr: f64) {
+    let place = temporary();
+    let mut whole = config(place.path(), "whole");
+    (whole.method, whole.train.lr) = (method, lr);
+    run(&whole);
+
+    let stopped = Config {
+        out: place.path().join("stopped"),
+        ..whole.clone()
+    };
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&stopped, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    // The snapshot epoch has two steps of three rows, the next epoch four; one of these is done when the run stops.
+    trainer.config.train.epochs = 1;
+    trainer.train().expect("one epoch");
+    trainer.take_snapshot().expect("a row can be written");
+    trainer.config.train.epochs = 3;
+    trainer.choose_replayed(2).expect("known rows");
+    let beside = trainer.beside(2);
+    let dealt = |step: usize| -> Vec<Beside<'_>> {
+        let beside = beside.iter().map(|(held_to, rows)| Beside {
+            rows,
+            held_to: *held_to,
+        });
+        beside.map(|beside| beside.dealt(step, 4)).collect()
+    };
+    let order = epoch_order(11, 0, 2, true);
+    trainer.step(2, &order[..3], &dealt(0)).expect("a step");
+    trainer.checkpoint().expect("writable");
+    // What the epoch replays no longer follows from the weights.
+    let chosen = trainer.standing.replayed.clone();
+    trainer.standing.step_in_epoch = 0;
+    trainer.choose_replayed(2).expect("known rows");
+    assert!(chosen.is_empty() || trainer.standing.replayed != chosen);
+    // A step that no checkpoint holds is done again.
+    trainer.step(2, &order[3..6], &dealt(1)).expect("a step");
+    drop(trainer);
+
+    resume(&stopped.out, KEEP, &progress).expect("it goes on");
+    assert_eq!(steps(&stopped.out).len(), 10);
+    assert_eq!(steps(&stopped.out), steps(&whole.out));
+    assert!(weights(&stopped.out) == weights(&whole.out));
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_goes_on_within_it() {
+    stopped_within_an_epoch(Method::default(), 1e-2);
+}
+
+#[test]
+fn a_run_stopped_within_an_epoch_replays_on_what_the_epoch_chose() {
+    for target in [ReplayTarget::Label, ReplayTarget::Teacher] {
+        let replay = replay(target, ReplayOrder::Hardest);
+        // A step long enough to change which facts are hardest.
+        stopped_within_an_epoch(method(|m| m.replay = Some(replay)), 5e-2);
+    }
+}
+
+#[test]
+fn a_broken_checkpoint_is_passed_over() {
+    let place = temporary();
+    let config = config(place.path(), "run");
+    run(&config);
+    let weights_before = weights(&config.out);
+    unfinish(&config.out);
+    let last = checkpoints(&config.out).pop().expect("two were kept");
+    let file = last.join("weights.safetensors");
+    let mut bytes = fs::read(&file).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).expect("writable");
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    assert!(weights(&config.out) == weights_before);
+}
+
+#[test]
+fn without_a_checkpoint_a_run_starts_over_and_a_finished_one_is_left_alone() {
+    let place = temporary();
+    let config = config(place.path(), "run");
+    let result = run(&config);
+    let finished = resume(&config.out, KEEP, &Progress::quiet()).expect("readable");
+    assert_eq!(finished.counts, result.counts);
+
+    let weights_before = weights(&config.out);
+    unfinish(&config.out);
+    fs::remove_dir_all(config.out.join("checkpoints")).expect("removable");
+    resume(&config.out, KEEP, &Progress::quiet()).expect("it starts over");
+    assert!(weights(&config.out) == weights_before);
+}

@@ -1,0 +1,163 @@
+//! Steps, stops and results of any method.
+
+use super::*;
+
+#[test]
+fn accumulated_batches_equal_the_big_batch() {
+    let place = temporary();
+    let mut big = config(place.path(), "big");
+    // Small steps: what is compared is the sum, not how training carries rounding on.
+    (big.train.batch_size, big.train.lr) = (6, 1e-4);
+    let mut accumulated = Config {
+        out: place.path().join("accumulated"),
+        ..big.clone()
+    };
+    (accumulated.train.batch_size, accumulated.train.accumulate) = (2, 3);
+    run(&big);
+    run(&accumulated);
+    // Sums in f32 in another order.
+    assert!(same_steps(&big.out, &accumulated.out, 1e-4));
+}
+
+#[test]
+fn the_first_epoch_of_self_distillation_is_on_known_facts_alone_and_sft_has_no_such_epoch() {
+    let place = temporary();
+    let distilled = config(place.path(), "distilled");
+    let mut sft = config(place.path(), "sft");
+    sft.method.kind = Kind::Sft;
+    run(&distilled);
+    run(&sft);
+    // Three rows a step: two steps of six known rows, then four of eleven, twice; or four, three times.
+    assert_eq!(steps(&distilled.out).len(), 10);
+    assert_eq!(steps(&sft.out).len(), 12);
+}
+
+#[test]
+fn training_that_diverges_stops_before_it_touches_the_weights() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    for (name, lora) in [("whole", None), ("lora", Some(lora(LoraVariant::Dora)))] {
+        let mut config = config(place.path(), name);
+        config.train.lora = lora;
+        let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+        trainer.begin().expect("writable");
+        let norm = trainer.model.params.layout.norm.start;
+        trainer.model.params.data[norm] = f32::INFINITY;
+        let bits = |trainer: &Trainer<'_>| -> Vec<u32> {
+            let params = &trainer.model.params;
+            let (trained, _) = trainer.trained.parameters(params, &trainer.gradients);
+            let both = params.data.iter().chain(trained.data.iter());
+            both.map(|x| x.to_bits()).collect()
+        };
+        let before = bits(&trainer);
+        let error = trainer.train().expect_err("the loss is not finite");
+        assert!(matches!(error, Error::NonFinite { step: 1, .. }), "{error}");
+        assert_eq!(error.exit_code(), 1);
+        assert!(bits(&trainer) == before);
+        assert!(steps(&config.out).is_empty());
+    }
+}
+
+#[test]
+fn an_adapters_gradient_that_is_not_finite_is_named() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let mut config = config(place.path(), "run");
+    config.train.lora = Some(lora(LoraVariant::Lora));
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    // The last target's: the up projection of the last layer.
+    let last = trainer.gradients.data.len() - 1;
+    trainer.gradients.data[last] = f32::NAN;
+    trainer.trained.pull_back(&trainer.gradients);
+    let error = trainer.require_finite(7, Loss::default(), f64::NAN);
+    let told = error.expect_err("a NaN").to_string();
+    assert!(told.contains("layers.1.mlp.up_proj.lora_"), "{told}");
+}
+
+#[test]
+fn rows_that_are_too_long_name_their_line_and_nothing_is_written() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    config.train.max_tokens = 3;
+    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("rows are longer");
+    assert!(error.to_string().contains("Pas.tsv"), "{error}");
+    assert!(error.to_string().contains("line 2"), "{error}");
+    assert_eq!(error.exit_code(), 2);
+    assert!(!config.out.exists());
+}
+
+#[test]
+fn training_stops_once_enough_is_learned() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let mut config = config(place.path(), "run");
+    config.train.stop = Some(crate::config::Stop { learned: 0.8 });
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    trainer.begin().expect("writable");
+    // Six known facts, five new ones, four held out: four of the new ones are right, then three.
+    let right = |new: usize| (0..15).map(|i| (6..6 + new).contains(&i)).collect();
+    trainer.standing.right = right(4);
+    trainer.train().expect("nothing is left to do");
+    assert_eq!(trainer.standing.epoch, 0);
+    trainer.standing.right = right(3);
+    trainer.train().expect("it goes on");
+    assert!(trainer.standing.epoch > 0);
+}
+
+#[test]
+fn the_peak_is_that_of_each_split() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    let config = config(place.path(), "run");
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    let right = |facts: &[usize]| (0..15).map(|i| facts.contains(&i)).collect::<Vec<bool>>();
+    trainer.remember(right(&[0, 1, 6, 11]));
+    // Known gets worse, new ones better, held ones as many but others: the first epoch's stay.
+    trainer.remember(right(&[0, 6, 7, 12]));
+    assert_eq!(trainer.standing.right_at_peak, right(&[0, 1, 6, 7, 11]));
+    assert_eq!(trainer.standing.right, right(&[0, 6, 7, 12]));
+}
+
+#[test]
+fn a_result_counts_every_fact_once_and_its_figures_follow_from_the_rows() {
+    let place = temporary();
+    let config = config(place.path(), "run");
+    let result = run(&config);
+    let rows = RunDir::open(&config.out).and_then(|dir| dir.facts());
+    let rows = rows.expect("a run has facts");
+    assert_eq!(rows.len(), 15);
+    let right = |split| {
+        let of_split: Vec<bool> = rows
+            .iter()
+            .filter(|row| row.split == split)
+            .map(|row| row.right_after)
+            .collect();
+        crate::measure::share(&of_split)
+    };
+    for split in [Split::Known, Split::Unknown, Split::Held] {
+        assert_eq!(result.accuracy.get(split).map(|m| m.after), right(split));
+    }
+    assert_eq!(result.learned, right(Split::Unknown));
+    assert_eq!((result.epochs, result.steps), (3, 10));
+    assert!(result.peak_memory_bytes > 0 || !cfg!(target_os = "linux"));
+}
+
+#[test]
+fn texts_are_learned_beside_facts() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    let texts = place.path().join("texts.jsonl");
+    let rows = [
+        r#"{"prompt": "Q: Who?\nA:", "completion": " Nobody\n"}"#,
+        r#"{"prompt": "Q: When?\nA:", "completion": " Never\n"}"#,
+    ];
+    fs::write(&texts, rows.join("\n")).expect("writable");
+    config.data.learn = vec![texts];
+    let result = run(&config);
+    // Two steps of six known rows, then three of eight, twice.
+    assert_eq!(steps(&config.out).len(), 8);
+    assert_eq!(
+        (result.method.as_str(), result.learned),
+        ("self-distill", None)
+    );
+}
