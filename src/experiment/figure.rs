@@ -52,7 +52,7 @@ fn panel(arm: &str, records: &[Record]) -> Panel {
     let runs = own.len();
     Panel {
         title: format!(
-            "held, {arm} ({runs} run{})",
+            "Held facts right: {arm} ({runs} run{})",
             if runs == 1 { "" } else { "s" }
         ),
         across: Across::Share("learned"),

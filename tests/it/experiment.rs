@@ -88,7 +88,7 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
     assert!(!told.contains("audit "), "audited once: {told}");
     assert_eq!(fs::read_to_string(place.join("table.md")).unwrap(), table);
     let figure = fs::read_to_string(place.join("figure.svg")).unwrap();
-    assert!(figure.contains("held, low (1 run)"), "{figure}");
+    assert!(figure.contains("Held facts right: low (1 run)"), "{figure}");
 
     // What is run otherwise than it was recorded is run again.
     let slower = experiment(ARMS).replace("train.epochs=2", "train.epochs=1");
