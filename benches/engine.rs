@@ -45,31 +45,43 @@ fn params(config: &ModelConfig) -> Params {
     params
 }
 
-/// 32 rows of 12 to 20 tokens, the last three of each to be predicted.
-fn batch() -> (Batch, Vec<Target>) {
+/// 32 rows of 12 to 20 tokens, the last three of each to be predicted, the first five the same in all: there once, or
+/// once a row.
+fn batch(shared: bool) -> (Batch, Vec<Target>) {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    let (mut batch, mut targets) = (Batch::new(), Vec::new());
-    for i in 0..32 {
-        let row = batch.push((0..12 + i % 9).map(|_| rng.random_range(0..49_152)));
-        for position in row.end - 3..row.end {
-            let token = rng.random_range(0..49_152);
-            targets.push(Target {
-                position,
-                token,
-                ce_weight: 0.01,
-                distill_weight: 0.01,
-            });
-        }
-    }
-    (batch, targets)
+    let mut token = || rng.random_range(0..49_152);
+    let rows: Vec<Vec<u32>> = (0..32)
+        .map(|i| (0..5).chain((5..12 + i % 9).map(|_| token())).collect())
+        .collect();
+    let may = if shared { 5 } else { 0 };
+    let rows: Vec<(&[u32], usize)> = rows.iter().map(|row| (&row[..], may)).collect();
+    let (batch, own) = Batch::sharing(&rows);
+    let targets = own.iter().flat_map(|own| own.end - 3..own.end);
+    let targets = targets.map(|position| Target {
+        position,
+        token: token(),
+        ce_weight: 0.01,
+        distill_weight: 0.01,
+    });
+    (batch, targets.collect())
 }
 
 /// Forward, backward and gradients of a step, without and with a teacher whose hidden states are kept.
 #[divan::bench(args = [false, true], sample_count = 10, sample_size = 1)]
 fn loss_and_gradients(bencher: Bencher, distill: bool) {
+    step(bencher, distill, true);
+}
+
+/// The same step without a teacher, every row by itself.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn loss_and_gradients_of_rows_apart(bencher: Bencher) {
+    step(bencher, false, false);
+}
+
+fn step(bencher: Bencher, distill: bool, shared: bool) {
     let config = smollm2();
     let params = params(&config);
-    let (batch, targets) = batch();
+    let (batch, targets) = batch(shared);
     let mut engine = Engine::new(&config);
     let mut gradients = Gradients::new(&params, &vec![true; params.layout.tensors.len()]);
     let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();

@@ -69,6 +69,37 @@ pub struct Row<'a> {
     pub own: Span<'a>,
 }
 
+/// Tokens of a batch, `tokens`, that see each other causally and all of what lies before them in the same batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The tokens.
+    pub tokens: Range<usize>,
+    /// What lies before, in order.
+    pub context: Vec<Range<usize>>,
+}
+
+impl Reach {
+    fn context_len(&self) -> usize {
+        self.context.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// As [`forward`] takes it, with the keys and values of `qkv`.
+    pub fn row<'a>(&self, qkv: &'a [f32], heads: Heads) -> Row<'a> {
+        let (width, wide) = (heads.width(), heads.queries * heads.dim);
+        let span = |tokens: &Range<usize>| Span {
+            keys: &qkv[tokens.start * width + wide..],
+            values: &qkv[tokens.start * width + wide + heads.groups * heads.dim..],
+            stride: width,
+            len: tokens.len(),
+        };
+        Row {
+            tokens: self.tokens.clone(),
+            context: self.context.iter().map(span).collect(),
+            own: span(&self.tokens),
+        }
+    }
+}
+
 /// Attention of all rows: `o` (T, HK) and `lse` (T, H), the log of each softmax's denominator.
 ///
 /// `qkv` (T, (H + 2G) K) holds the queries, after rope. Rows cover `0..T` in order.
@@ -108,27 +139,23 @@ vectorized! {
         }
     }
 
-    /// One row, every head group, rotated back.
-    #[allow(clippy::too_many_arguments, reason = "as backward, for one row")]
+    /// One row, every head group; `dqkv` of its own tokens, `d_context` as [`add_to_contexts`] takes it.
     fn backward_groups(
         dqkv: &mut [f32],
-        d_o: &[f32],
-        o: &[f32],
-        lse: &[f32],
-        qkv: &[f32],
-        tokens: Range<usize>,
-        heads: Heads,
-        rope: &Rope,
+        d_context: &mut [f32],
+        of: &Backward<'_>,
+        row: &Reach,
         scratch: &mut Scratch,
     ) {
         dqkv.fill(0.0);
-        for g in 0..heads.groups {
-            backward_group(dqkv, d_o, o, lse, qkv, tokens.clone(), g, heads, scratch);
+        for g in 0..of.heads.groups {
+            backward_group(dqkv, d_context, of, row, g, scratch);
         }
-        for (t, row) in dqkv.chunks_exact_mut(heads.width()).enumerate() {
-            for head in row.chunks_exact_mut(heads.dim).take(heads.queries + heads.groups) {
-                rotate_back(head, rope.at(t));
-            }
+    }
+
+    fn rotate_row_back(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for head in row.chunks_exact_mut(2 * cos.len()) {
+            rotate_back(head, (cos, sin));
         }
     }
 }
@@ -315,71 +342,148 @@ fn forward_block(
     }
 }
 
-/// Gradient of [`forward`] for rows that see only themselves (training): `dqkv` (T, (H + 2G) K), with respect to the
-/// projections *before* rope, from `d_o`, `o` (T, HK), `lse` (T, H) and `qkv` after rope. Every element is written.
+/// What the forward pass kept, and the gradient of what it returned.
+#[derive(Clone, Copy)]
+pub struct Backward<'a> {
+    /// Gradient of `o` (T, HK).
+    pub d_o: &'a [f32],
+    /// (T, HK).
+    pub o: &'a [f32],
+    /// (T, H).
+    pub lse: &'a [f32],
+    /// (T, (H + 2G) K), after rope.
+    pub qkv: &'a [f32],
+    /// The model's.
+    pub heads: Heads,
+}
+
+/// Gradient of [`forward`] over a batch (training): `dqkv` (T, (H + 2G) K), with respect to the projections *before* rope.
+/// Every element is written. `positions`: each token's place in its row.
 ///
-/// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse).
-#[allow(
-    clippy::too_many_arguments,
-    reason = "what the forward pass kept, and the two gradients"
-)]
+/// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse). What rows that share a context
+/// give to its keys and values is made apart and summed in the order of the rows, so that threads change no bit.
 pub fn backward(
     dqkv: &mut [f32],
-    d_o: &[f32],
-    o: &[f32],
-    lse: &[f32],
-    qkv: &[f32],
-    ends: &[usize],
-    heads: Heads,
+    of: &Backward<'_>,
+    rows: &[Reach],
+    positions: &[usize],
     rope: &Rope,
 ) {
-    let width = heads.width();
+    let heads = of.heads;
+    let (width, pair) = (heads.width(), 2 * heads.groups * heads.dim);
+    let contexts: usize = rows.iter().map(Reach::context_len).sum();
+    let mut d_contexts = vec![0.0; contexts * pair];
     let mut tasks = Vec::new();
-    let (mut rest, mut start) = (dqkv, 0);
-    for &end in ends {
-        let (row, after) = rest.split_at_mut((end - start) * width);
-        rest = after;
-        tasks.push((start..end, row));
-        start = end;
+    let (mut rest, mut contexts_rest) = (&mut *dqkv, &mut d_contexts[..]);
+    for row in rows {
+        let (own, after) = rest.split_at_mut(row.tokens.len() * width);
+        let (context, contexts_after) = contexts_rest.split_at_mut(row.context_len() * pair);
+        (rest, contexts_rest) = (after, contexts_after);
+        tasks.push((row, own, context));
     }
     tasks
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (tokens, dqkv)| {
-            backward_groups(dqkv, d_o, o, lse, qkv, tokens, heads, rope, scratch);
+        .for_each_init(Scratch::default, |scratch, (row, dqkv, d_context)| {
+            backward_groups(dqkv, d_context, of, row, scratch);
+        });
+    add_to_contexts(dqkv, &d_contexts, rows, heads);
+    let rotated = (heads.queries + heads.groups) * heads.dim;
+    dqkv.par_chunks_mut(width)
+        .zip(positions)
+        .with_min_len(8)
+        .for_each(|(row, &position)| {
+            let (cos, sin) = rope.at(position);
+            rotate_row_back(&mut row[..rotated], cos, sin);
         });
 }
 
+/// Adds what every row gave to its context, (context's tokens, 2GK) row after row, to the keys and values there.
+fn add_to_contexts(dqkv: &mut [f32], d_contexts: &[f32], rows: &[Reach], heads: Heads) {
+    let (width, pair) = (heads.width(), 2 * heads.groups * heads.dim);
+    let tokens = rows
+        .iter()
+        .flat_map(|row| row.context.iter().cloned().flatten());
+    for (token, given) in tokens.zip(d_contexts.chunks_exact(pair)) {
+        let end = (token + 1) * width;
+        simd::axpy(&mut dqkv[end - pair..end], 1.0, given);
+    }
+}
+
+#[inline(always)]
+fn backward_group(
+    dqkv: &mut [f32],
+    d_context: &mut [f32],
+    of: &Backward<'_>,
+    row: &Reach,
+    g: usize,
+    scratch: &mut Scratch,
+) {
+    let heads = of.heads;
+    let (dim, group) = (heads.dim, heads.shared() * heads.dim);
+    // The queries' gradients are summed over all keys before they are written.
+    let mut d_queries = std::mem::take(&mut scratch.d_queries);
+    let sum = sized(&mut d_queries, row.tokens.len() * group);
+    sum.fill(0.0);
+    let (pair, half) = (2 * heads.groups * dim, heads.groups * dim);
+    let mut d_rest = d_context;
+    for keys in &row.context {
+        let (d_keys, after) = d_rest.split_at_mut(keys.len() * pair);
+        let columns = [g * dim, half + g * dim];
+        backward_keys(sum, d_keys, pair, columns, of, row, keys, g, scratch);
+        d_rest = after;
+    }
+    let first = heads.queries * dim;
+    let columns = [first + g * dim, first + half + g * dim];
+    let width = heads.width();
+    backward_keys(sum, dqkv, width, columns, of, row, &row.tokens, g, scratch);
+    for (t, dq) in sum.chunks_exact(group).enumerate() {
+        for (out, dq) in dqkv[t * width + g * group..][..group].iter_mut().zip(dq) {
+            *out = dq * heads.scale();
+        }
+    }
+    scratch.d_queries = d_queries;
+}
+
+/// What the keys and values of the tokens `keys` receive from the row's queries, into `d_keys` (keys, `d_width`) at the
+/// columns of the keys and the values, and these queries from them, into `d_queries` (row's tokens * R, K), unscaled.
 #[inline(always)]
 #[allow(
     clippy::too_many_arguments,
-    reason = "as backward, for one head group of one row"
+    reason = "two gradients, and one head group of the keys of one row"
 )]
-fn backward_group(
-    dqkv: &mut [f32],
-    d_o: &[f32],
-    o: &[f32],
-    lse: &[f32],
-    qkv: &[f32],
-    tokens: Range<usize>,
+fn backward_keys(
+    d_queries: &mut [f32],
+    d_keys: &mut [f32],
+    d_width: usize,
+    [d_key_column, d_value_column]: [usize; 2],
+    of: &Backward<'_>,
+    row: &Reach,
+    all_keys: &Range<usize>,
     g: usize,
-    heads: Heads,
     scratch: &mut Scratch,
 ) {
+    let Backward {
+        d_o,
+        o,
+        lse,
+        qkv,
+        heads,
+    } = *of;
     let (dim, shared, width) = (heads.dim, heads.shared(), heads.width());
     let wide = heads.queries * dim;
     let (key_column, value_column) = (
         (heads.queries + g) * dim,
         (heads.queries + heads.groups + g) * dim,
     );
-    let d_queries = sized(&mut scratch.d_queries, tokens.len() * shared * dim);
-    d_queries.fill(0.0);
+    let (tokens, causal) = (&row.tokens, *all_keys == row.tokens);
 
-    for key_start in (0..tokens.len()).step_by(KEY_BLOCK) {
-        let keys = key_start..(key_start + KEY_BLOCK).min(tokens.len());
+    for key_start in (0..all_keys.len()).step_by(KEY_BLOCK) {
+        let keys = key_start..(key_start + KEY_BLOCK).min(all_keys.len());
         let padded = keys.len().next_multiple_of(LANES);
-        let at = (tokens.start + keys.start) * width;
-        // Queries before the block see none of it.
-        for query_start in (key_start..tokens.len()).step_by(QUERY_BLOCK) {
+        let at = (all_keys.start + keys.start) * width;
+        // Of its own row's keys, queries before the block see none.
+        let first_query = if causal { key_start } else { 0 };
+        for query_start in (first_query..tokens.len()).step_by(QUERY_BLOCK) {
             let block = query_start..(query_start + QUERY_BLOCK).min(tokens.len());
             let global = tokens.start + block.start..tokens.start + block.end;
             let n = block.len() * shared;
@@ -416,9 +520,13 @@ fn backward_group(
             );
             for (i, p) in p.chunks_exact_mut(padded).enumerate() {
                 let (t, head) = (i / shared, g * shared + i % shared);
-                let visible = (block.start + t + 1)
-                    .saturating_sub(keys.start)
-                    .min(keys.len());
+                let visible = if causal {
+                    (block.start + t + 1)
+                        .saturating_sub(keys.start)
+                        .min(keys.len())
+                } else {
+                    keys.len()
+                };
                 let lse = lse[(global.start + t) * heads.queries + head];
                 for x in &mut *p {
                     *x = simd::exp(*x - lse);
@@ -455,18 +563,18 @@ fn backward_group(
             }
 
             // dV += P^T dO, dK += dS^T Q (Q carries the scale), dQ += dS K.
-            let row = &mut dqkv[keys.start * width..];
+            let d_keys = &mut d_keys[keys.start * d_width..];
             small_product(
-                &mut row[value_column..],
-                width,
+                &mut d_keys[d_value_column..],
+                d_width,
                 [keys.len(), n, dim],
                 Matrix::columns(p, padded),
                 Matrix::rows(d_out, dim),
                 true,
             );
             small_product(
-                &mut row[key_column..],
-                width,
+                &mut d_keys[d_key_column..],
+                d_width,
                 [keys.len(), n, dim],
                 Matrix::columns(d_scores, padded),
                 Matrix::rows(queries, dim),
@@ -482,13 +590,6 @@ fn backward_group(
                 Matrix::rows(key_rows, width),
                 true,
             );
-        }
-    }
-
-    let (group, scale) = (shared * dim, heads.scale());
-    for (t, dq) in d_queries.chunks_exact(group).enumerate() {
-        for (out, dq) in dqkv[t * width + g * group..][..group].iter_mut().zip(dq) {
-            *out = dq * scale;
         }
     }
 }

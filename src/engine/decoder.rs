@@ -3,8 +3,8 @@
 //! T tokens of all rows, D hidden, F intermediate, H query heads and G key heads of K channels.
 
 use super::{
-    Gradients,
-    attention::{self, Heads, Row, Span},
+    Batch, Gradients,
+    attention::{self, Heads},
     matmul, ops,
     rope::Rope,
     simd,
@@ -210,12 +210,12 @@ impl Decoder {
     pub fn backward(
         &mut self,
         params: &Params,
-        tokens: &[u32],
-        ends: &[usize],
+        batch: &Batch,
         gradients: &mut Gradients,
         fill: impl FnOnce(&mut [f32]),
     ) {
-        let (t, c, heads) = (tokens.len(), &self.config, self.heads);
+        let (t, c, heads) = (batch.tokens.len(), &self.config, self.heads);
+        let (rows, positions) = (batch.reaches(), batch.positions());
         let (d, f, width, wide) = (
             c.hidden_size,
             c.intermediate_size,
@@ -259,8 +259,14 @@ impl Decoder {
             let o = &s.o[..t * wide];
             matmul::input_gradient(d_o, d_stream, weight(&l.o), [t, d, wide], false);
             gradients.add_matrix(&l.o, d_stream, o, [t, d, wide]);
-            let (lse, qkv) = (&s.lse[..t * heads.queries], &s.qkv[..t * width]);
-            attention::backward(d_qkv, d_o, o, lse, qkv, ends, heads, &self.rope);
+            let of = attention::Backward {
+                d_o,
+                o,
+                lse: &s.lse[..t * heads.queries],
+                qkv: &s.qkv[..t * width],
+                heads,
+            };
+            attention::backward(d_qkv, &of, &rows, &positions, &self.rope);
             if let Some((q_norm, k_norm)) = &l.qk_norm {
                 let norms = [weight(q_norm), weight(k_norm)];
                 let sums = ops::qk_norm_backward(d_qkv, &s.qk_raw, &s.r_qk, norms, heads);
@@ -282,7 +288,7 @@ impl Decoder {
             ops::rms_norm_backward(d_stream, d_input, d_norm, x, r_input, weight(&l.input_norm));
         }
         if let Some(d_embed) = gradients.vector(&params.layout.embed) {
-            for (id, dx) in tokens.iter().zip(d_stream.chunks_exact(d)) {
+            for (id, dx) in batch.tokens.iter().zip(d_stream.chunks_exact(d)) {
                 for (g, dx) in d_embed[*id as usize * d..][..d].iter_mut().zip(dx) {
                     *g += dx;
                 }
@@ -369,23 +375,4 @@ fn layer_forward(
     ops::swiglu(hidden, gate_up, f);
     out.copy_from_slice(mid);
     matmul::forward(out, hidden, weight(&l.down), [t, d, f], true);
-}
-
-/// Rows of a batch that see only themselves, as attention takes them.
-pub fn own_rows<'a>(qkv: &'a [f32], ends: &[usize], heads: Heads) -> Vec<Row<'a>> {
-    let (width, wide) = (heads.width(), heads.queries * heads.dim);
-    let starts = std::iter::once(0).chain(ends.iter().copied());
-    starts
-        .zip(ends)
-        .map(|(start, &end)| Row {
-            tokens: start..end,
-            context: Vec::new(),
-            own: Span {
-                keys: &qkv[start * width + wide..],
-                values: &qkv[start * width + wide + heads.groups * heads.dim..],
-                stride: width,
-                len: end - start,
-            },
-        })
-        .collect()
 }

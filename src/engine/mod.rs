@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::model::{Buffer, Layout, LinearInput, ModelConfig, Params};
 
 mod attention;
+mod batch;
 mod cache;
 mod decoder;
 mod head;
@@ -21,43 +22,11 @@ pub mod simd;
 mod tests;
 mod top;
 
+pub use batch::Batch;
 pub use cache::{KvCache, SegmentId};
 use decoder::Decoder;
 pub use responses::{hold_responses, responses};
 pub use top::likeliest;
-
-/// Rows of unequal length, packed end to end without padding; attention is causal within each row.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {
-    /// Token ids of all rows.
-    pub tokens: Vec<u32>,
-    /// End of each row in `tokens`.
-    pub ends: Vec<usize>,
-}
-
-impl Batch {
-    /// An empty batch.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a row and returns where it lies.
-    pub fn push(&mut self, row: impl IntoIterator<Item = u32>) -> Range<usize> {
-        let start = self.tokens.len();
-        self.tokens.extend(row);
-        self.ends.push(self.tokens.len());
-        start..self.tokens.len()
-    }
-
-    /// Each token's place in its row.
-    fn positions(&self) -> Vec<usize> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts
-            .zip(&self.ends)
-            .flat_map(|(start, end)| 0..end - start)
-            .collect()
-    }
-}
 
 /// One answer position: the token that should follow, and the weight of each loss term there.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -309,7 +278,7 @@ impl Engine {
 
     /// The residual stream after `layers` layers, at every token: (T, D).
     fn residual(&mut self, params: &Params, batch: &Batch, layers: usize, train: bool) -> &[f32] {
-        let heads = self.decoder.heads();
+        let (heads, reaches) = (self.decoder.heads(), batch.reaches());
         self.decoder.forward(
             params,
             &batch.tokens,
@@ -317,13 +286,8 @@ impl Engine {
             layers,
             train,
             |_, qkv, o, lse| {
-                attention::forward(
-                    o,
-                    lse,
-                    qkv,
-                    &decoder::own_rows(qkv, &batch.ends, heads),
-                    heads,
-                );
+                let rows: Vec<_> = reaches.iter().map(|r| r.row(qkv, heads)).collect();
+                attention::forward(o, lse, qkv, &rows, heads);
             },
         )
     }
@@ -374,12 +338,11 @@ impl Engine {
             &r,
             weight,
         );
-        self.decoder
-            .backward(params, &batch.tokens, &batch.ends, gradients, |d_stream| {
-                for (row, position) in d_rows.chunks_exact(d).zip(&positions) {
-                    d_stream[position * d..][..d].copy_from_slice(row);
-                }
-            });
+        self.decoder.backward(params, batch, gradients, |d_stream| {
+            for (row, position) in d_rows.chunks_exact(d).zip(&positions) {
+                d_stream[position * d..][..d].copy_from_slice(row);
+            }
+        });
         loss
     }
 

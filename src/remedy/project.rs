@@ -15,11 +15,10 @@ use rayon::prelude::*;
 use super::distill::passes;
 use crate::{
     Error, Result,
-    engine::{Engine, Gradients, Moments, hold_responses, responses},
+    engine::{Batch, Engine, Gradients, Moments, hold_responses, responses},
     model::{Buffer, Layout, LinearInput, Params},
     progress::Progress,
     prompt::Row,
-    train::batches::PackedRows,
 };
 
 /// Rows that the spaces are found from, at most.
@@ -132,7 +131,13 @@ impl Projection {
         for turn in turns {
             let mut moments: Vec<Moments> = turn.iter().map(Space::moments).collect();
             for pass in passes(&rows, PASS_TOKENS) {
-                engine.second_moments(params, &PackedRows::new(pass).batch, &mut moments);
+                // Each row counts with all of its tokens, those that others begin with too.
+                let mut batch = Batch::new();
+                for row in pass {
+                    let tokens = row.prompt.iter().chain(&row.target).copied();
+                    batch.push(tokens.take(row.prompt.len() + row.target.len() - 1));
+                }
+                engine.second_moments(params, &batch, &mut moments);
                 bar.inc(pass.len() as u64);
             }
             turn.par_iter_mut()

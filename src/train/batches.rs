@@ -83,9 +83,10 @@ fn truncated(mut row: Row, max_tokens: usize) -> Row {
     row
 }
 
-/// Rows packed end to end, with the positions whose logits predict their targets.
+/// Rows packed for the engine, with the positions whose logits predict their targets.
 pub struct PackedRows {
-    /// The rows, each without its last target token, after which nothing is predicted.
+    /// The rows, each without its last target token, after which nothing is predicted; what prompts have in common is there
+    /// once.
     pub batch: Batch,
     /// Every target token of every row, in order; both weights zero.
     pub targets: Vec<Target>,
@@ -96,27 +97,37 @@ pub struct PackedRows {
 impl PackedRows {
     /// Packs `rows` in their order. A row without a prompt starts with its first target token, which nothing predicts.
     pub fn new<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Self {
-        let mut packed = Self {
-            batch: Batch::new(),
-            targets: Vec::new(),
-            targets_per_row: Vec::new(),
-        };
-        for row in rows {
-            let tokens: Vec<u32> = row.prompt.iter().chain(&row.target).copied().collect();
-            let inputs = tokens.len().saturating_sub(1);
-            let first = row.prompt.len().max(1);
-            let start = packed.batch.push(tokens[..inputs].iter().copied()).start;
-            packed.targets.extend((first..tokens.len()).map(|i| Target {
-                position: start + i - 1,
+        let rows: Vec<(Vec<u32>, usize)> = rows
+            .into_iter()
+            .map(|row| {
+                let tokens = row.prompt.iter().chain(&row.target).copied();
+                (tokens.collect(), row.prompt.len().max(1))
+            })
+            .collect();
+        // What predicts is a row's own.
+        let read: Vec<_> = rows
+            .iter()
+            .map(|(tokens, first)| {
+                let inputs = &tokens[..tokens.len().saturating_sub(1)];
+                (inputs, inputs.len().min(first - 1))
+            })
+            .collect();
+        let (batch, own) = Batch::sharing(&read);
+        let mut targets = Vec::new();
+        for ((tokens, first), own) in rows.iter().zip(own) {
+            targets.extend((*first..tokens.len()).map(|i| Target {
+                position: own.end - (tokens.len() - i),
                 token: tokens[i],
                 ce_weight: 0.0,
                 distill_weight: 0.0,
             }));
-            packed
-                .targets_per_row
-                .push(tokens.len().saturating_sub(first));
         }
-        packed
+        let count = |(tokens, first): &(Vec<u32>, usize)| tokens.len().saturating_sub(*first);
+        Self {
+            batch,
+            targets,
+            targets_per_row: rows.iter().map(count).collect(),
+        }
     }
 
     /// Gives every target its cross-entropy's weight, and its divergence's by the number of targets in its row.
@@ -167,12 +178,19 @@ mod tests {
     fn targets_are_predicted_by_the_token_before_them() {
         let packed = PackedRows::new([&row(&[1, 2, 3], &[4, 5]), &row(&[6], &[7])]);
         assert_eq!(packed.batch.tokens, [1, 2, 3, 4, 6]);
-        assert_eq!(packed.batch.ends, [4, 5]);
         assert_eq!(packed.positions(), [2, 3, 4]);
         assert_eq!(
             packed.targets.iter().map(|t| t.token).collect::<Vec<_>>(),
             [4, 5, 7]
         );
+        assert_eq!(packed.targets_per_row, [2, 1]);
+    }
+
+    #[test]
+    fn prompts_that_begin_alike_share_all_but_what_predicts() {
+        let packed = PackedRows::new([&row(&[1, 2, 3], &[4, 5]), &row(&[1, 2, 3], &[6])]);
+        assert_eq!(packed.batch.tokens, [1, 2, 3, 4, 3]);
+        assert_eq!(packed.positions(), [2, 3, 4]);
         assert_eq!(packed.targets_per_row, [2, 1]);
     }
 
