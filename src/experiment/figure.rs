@@ -1,6 +1,9 @@
 //! What is still known against what was learned: where each arm's epochs lie, beside plain fine-tuning's and Only Known.
 
-use super::{ONLY_KNOWN, Record, table::UNIT};
+use super::{
+    ONLY_KNOWN, Record,
+    table::{UNIT, arms},
+};
 use crate::report::chart::{self, Across, Panel, Point, Series};
 
 /// Panels side by side.
@@ -8,14 +11,9 @@ const COLUMNS: usize = 2;
 
 /// A panel for each arm, every run a line through its epochs; none where there is no arm beside those that each is drawn against.
 pub fn figure(title: &str, records: &[Record]) -> Option<String> {
-    let mut arms: Vec<&str> = Vec::new();
-    for record in records {
-        let arm = &record.arm[..];
-        if ![UNIT, ONLY_KNOWN].contains(&arm) && !arms.contains(&arm) {
-            arms.push(arm);
-        }
-    }
-    let mut panels: Vec<Panel> = arms.iter().map(|arm| panel(arm, records)).collect();
+    let arms = arms(records).into_iter();
+    let arms = arms.filter(|arm| ![UNIT, ONLY_KNOWN].contains(arm));
+    let mut panels: Vec<Panel> = arms.map(|arm| panel(arm, records)).collect();
     let lines = panels.iter().flat_map(|panel| &panel.series);
     let lowest = lines.flat_map(|s| &s.points).map(|point| point.share);
     let lowest = lowest.fold(0.9, f64::min);

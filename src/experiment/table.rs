@@ -62,13 +62,19 @@ impl Loss {
 
 /// A row for each arm, in the order in which the arms first appear.
 pub fn rows(records: &[Record]) -> Vec<Row> {
+    let arms = arms(records).into_iter();
+    arms.map(|arm| row(arm, records)).collect()
+}
+
+/// The arms, in the order in which they first appear.
+pub(super) fn arms(records: &[Record]) -> Vec<&str> {
     let mut arms: Vec<&str> = Vec::new();
     for record in records {
         if !arms.contains(&&record.arm[..]) {
             arms.push(&record.arm);
         }
     }
-    arms.into_iter().map(|arm| row(arm, records)).collect()
+    arms
 }
 
 fn row(arm: &str, records: &[Record]) -> Row {

@@ -252,7 +252,7 @@ fn write_facts(dir: &Path) {
     table("held.tsv", &[["Madrid", "Spain"]]);
 }
 
-const TUNE: [&str; 16] = [
+pub const TUNE: [&str; 16] = [
     "tune",
     MODEL,
     "--learn",

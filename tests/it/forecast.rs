@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::cli::{MODEL, json_lines, refused, run, stderr, stdout};
+use crate::cli::{MODEL, TUNE, json_lines, refused, run, stderr, stdout};
 
 /// A table of facts (subject, object, question).
 fn table(dir: &Path, name: &str, rows: &[(&str, &str, &str)]) {
@@ -173,25 +173,13 @@ fn sets_of_one_fact_are_forecast_too() {
 fn a_run_judges_the_forecast() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
-    let tune = [
-        "tune",
-        MODEL,
-        "--learn",
-        "learn.tsv",
-        "--keep",
-        "keep.tsv",
-        "--held",
-        "held.tsv",
-        "--out",
-        "run",
-        "--set",
-        "data.audit=false",
+    let sets = [
         "--set",
         "train.epochs=2",
         "--set",
         "measure.paraphrase=false",
     ];
-    let tuned = run(dir.path(), &tune);
+    let tuned = run(dir.path(), &[&TUNE[..], &sets].concat());
     assert!(tuned.status.success(), "{}", stderr(&tuned));
 
     // A tiny random model knows nothing; what became of the held facts is written by hand: by risk, the first and the

@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     config::{
         Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, Project, Replay,
-        ReplaySchedule, TargetToken, Teacher as Source, Tokens,
+        ReplayOrder, ReplaySchedule, ReplayTarget, TargetToken, Teacher as Source, Tokens,
     },
     engine::{Target, responses},
     model::Params,
