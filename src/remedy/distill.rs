@@ -1,6 +1,6 @@
 //! Self-distillation (section 4 of the paper): stay near the distribution of an early snapshot of the model itself.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::top_logits::TopLogits;
 use crate::{
@@ -178,9 +178,9 @@ struct OfRows {
 }
 
 impl OfRows {
-    /// `width` zeros for each target of `rows`.
-    fn zeros(rows: &[Row], width: usize) -> Self {
-        let first_targets = first_targets(rows);
+    /// `width` zeros for each target of those of `rows` that are `asked` about.
+    fn zeros((rows, asked): (&[Row], Range<usize>), width: usize) -> Self {
+        let first_targets = first_targets(rows, &asked);
         Self {
             data: Buffer::zeros(first_targets[rows.len()] * width),
             width,
@@ -196,12 +196,13 @@ impl OfRows {
     }
 }
 
-/// The number of each row's first target, and that of all targets.
-pub(super) fn first_targets(rows: &[Row]) -> Vec<usize> {
-    let mut first = vec![0];
-    for targets in PackedRows::new(rows).targets_per_row {
+/// The number of each row's first target, and that of all targets, where those of rows that are not `asked` about do not count.
+pub(super) fn first_targets(rows: &[Row], asked: &Range<usize>) -> Vec<usize> {
+    let mut first = vec![0; asked.start + 1];
+    for targets in PackedRows::new(&rows[asked.clone()]).targets_per_row {
         first.push(first[first.len() - 1] + targets);
     }
+    first.resize(rows.len() + 1, first[first.len() - 1]);
     first
 }
 
@@ -214,8 +215,12 @@ impl Teacher {
         }
     }
 
-    /// Room for a snapshot of a model with this layout, for training on `rows`; all zero, and without files.
-    pub fn empty(source: Source, tokens: Tokens, layout: &Arc<Layout>, rows: &[Row]) -> Self {
+    /// Room for a snapshot of a model with this layout, to be asked about some of the rows; all zero, and without files.
+    pub fn empty(
+        (source, tokens): (Source, Tokens),
+        layout: &Arc<Layout>,
+        rows: (&[Row], Range<usize>),
+    ) -> Self {
         if let Some(count) = Self::logits_in_files(source, tokens) {
             let vocabulary = layout.head.len() / layout.norm.len();
             return Self::TopLogits(TopLogits::empty(count.min(vocabulary), rows));
@@ -229,27 +234,27 @@ impl Teacher {
         }
     }
 
-    /// Freezes `params` as they are, for training on `rows`. What is kept in files is kept in `run`.
+    /// Freezes `params` as they are, to be asked about those of `rows` that are `asked`. What is kept in files is kept in `run`.
     ///
     /// # Errors
     /// [`crate::Error::Interrupted`] after Ctrl-C where files are made, which goes on with those that are whole; when one
     /// cannot be written.
     pub fn freeze(
-        (source, tokens): (Source, Tokens),
+        kind: (Source, Tokens),
         engine: &mut Engine,
         params: &Params,
-        rows: &[Row],
+        (rows, asked): (&[Row], Range<usize>),
         run: &RunDir,
         progress: &Progress,
     ) -> Result<Self> {
-        let mut teacher = Self::empty(source, tokens, &params.layout, rows);
+        let mut teacher = Self::empty(kind, &params.layout, (rows, asked.clone()));
         match &mut teacher {
             Self::Live(copy) => copy.data.copy_from_slice(&params.data),
             Self::Hidden(HiddenStates { head, states }) => {
                 head.copy_from_slice(&params.data[params.layout.head.clone()]);
-                let bar = progress.bar(rows.len() as u64, "what the teacher says");
+                let bar = progress.bar(asked.len() as u64, "what the teacher says");
                 let mut done = 0;
-                for pass in passes(rows, PASS_TOKENS) {
+                for pass in passes(&rows[asked], PASS_TOKENS) {
                     let hidden = hidden_states(engine, params, pass);
                     states.data[done..done + hidden.len()].copy_from_slice(&hidden);
                     done += hidden.len();

@@ -1,6 +1,6 @@
 //! The snapshot: what is frozen of the model after its first epochs, and holds it from then on.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::{
     anchor::{Anchor, fisher},
@@ -9,13 +9,42 @@ use super::{
 };
 use crate::{
     Result,
-    config::{Kind, Method},
+    config::{Kind, Method, ReplayTarget},
     engine::{Engine, Gradients},
     model::{Layout, Params},
     progress::Progress,
     prompt::Row,
     run::RunDir,
 };
+
+/// The rows of a run: known facts, then what else is learned, then decoys.
+#[derive(Clone, Copy)]
+pub struct RunRows<'a> {
+    /// All of them.
+    pub all: &'a [Row],
+    /// How many are known facts.
+    pub known: usize,
+    /// How many are learned: all but the decoys.
+    pub learned: usize,
+}
+
+impl RunRows<'_> {
+    /// The rows between the first and the last at which the teacher is asked: all under self-distillation, else those that are
+    /// replayed with its answers, and decoys.
+    fn asked(&self, method: &Method) -> Range<usize> {
+        let replayed = method.replay.map(|r| r.target) == Some(ReplayTarget::Teacher);
+        let first = if replayed { 0 } else { self.learned };
+        let last = match method.decoys {
+            Some(_) => self.all.len(),
+            None => self.known,
+        };
+        if method.distills() {
+            0..self.all.len()
+        } else {
+            first..last.max(first)
+        }
+    }
+}
 
 /// What holds the model, as far as the method asks for it.
 pub struct Snapshot {
@@ -30,8 +59,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Freezes `params` as they are, for training on `rows`, the first `known` of which are known facts. `gradients` is
-    /// left cleared, and what is kept in files is kept in `run`.
+    /// Freezes `params` as they are, for training on `rows`. `gradients` is left cleared, and what is kept in files is kept in
+    /// `run`.
     ///
     /// # Errors
     /// Those of [`Teacher::freeze`] and [`Projection::find`].
@@ -39,18 +68,19 @@ impl Snapshot {
         (method, seed): (&Method, u64),
         engine: &mut Engine,
         params: &Params,
-        (rows, known): (&[Row], usize),
+        rows: RunRows<'_>,
         gradients: &mut Gradients,
         run: &RunDir,
         progress: &Progress,
     ) -> Result<Self> {
+        let known = &rows.all[..rows.known];
         let projection = method.project.map(|project| {
-            let known = &rows[..known];
             let energy = project.energy;
             Projection::find(energy, engine, params, known, seed, gradients, progress)
         });
         let teacher = if method.has_teacher() {
             let kind = (method.teacher, method.tokens);
+            let rows = (rows.all, rows.asked(method));
             let teacher = Teacher::freeze(kind, engine, params, rows, run, progress)?;
             Some((Distillation::new(method, seed), teacher))
         } else {
@@ -60,7 +90,6 @@ impl Snapshot {
             teacher,
             l2: (method.kind == Kind::L2).then(|| Anchor::l2(method.lambda, params, gradients)),
             ewc: method.ewc.as_ref().map(|ewc| {
-                let known = &rows[..known];
                 let importance = fisher(engine, params, known, seed, gradients, progress);
                 Anchor::ewc(ewc.strength, params, importance, gradients)
             }),
@@ -73,13 +102,14 @@ impl Snapshot {
     pub fn empty(
         (method, seed): (&Method, u64),
         layout: &Arc<Layout>,
-        rows: &[Row],
+        rows: RunRows<'_>,
         gradients: &Gradients,
         length: impl Fn(&str) -> usize,
     ) -> Self {
         Self {
             teacher: method.has_teacher().then(|| {
-                let teacher = Teacher::empty(method.teacher, method.tokens, layout, rows);
+                let kind = (method.teacher, method.tokens);
+                let teacher = Teacher::empty(kind, layout, (rows.all, rows.asked(method)));
                 (Distillation::new(method, seed), teacher)
             }),
             l2: (method.kind == Kind::L2).then(|| Anchor::empty(method.lambda, false, gradients)),
@@ -155,5 +185,46 @@ impl Snapshot {
             .chain(anchors)
             .chain(projection.map(|(name, values)| (format!("project.{name}"), values)))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Decoys, Replay};
+
+    #[test]
+    fn the_teacher_is_asked_at_the_rows_that_it_holds() {
+        let row = Row {
+            prompt: vec![1],
+            target: vec![2],
+        };
+        let all = vec![row; 10];
+        let (known, learned) = (3, 7);
+        let rows = |decoys: bool| RunRows {
+            all: &all[..if decoys { 10 } else { 7 }],
+            known,
+            learned,
+        };
+        let method = |kind, decoys: bool, target: Option<ReplayTarget>| Method {
+            kind,
+            decoys: decoys.then(Decoys::default),
+            replay: target.map(|target| Replay {
+                target,
+                ..Replay::default()
+            }),
+            ..Method::default()
+        };
+        let teacher = Some(ReplayTarget::Teacher);
+        for (kind, decoys, replay, asked) in [
+            (Kind::SelfDistill, false, None, 0..7),
+            (Kind::SelfDistill, true, teacher, 0..10),
+            (Kind::Sft, true, None, 7..10),
+            (Kind::Sft, true, Some(ReplayTarget::Label), 7..10),
+            (Kind::Sft, false, teacher, 0..3),
+            (Kind::Sft, true, teacher, 0..10),
+        ] {
+            assert_eq!(rows(decoys).asked(&method(kind, decoys, replay)), asked);
+        }
     }
 }

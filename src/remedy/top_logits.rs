@@ -64,18 +64,18 @@ struct Part {
 }
 
 impl TopLogits {
-    /// A teacher that has said nothing yet, of `count` logits at each target of `rows`.
-    pub fn empty(count: usize, rows: &[Row]) -> Self {
-        let mut end = 0;
-        let stretches = passes(rows, PART_TOKENS).into_iter().map(|part| {
+    /// A teacher that has said nothing yet, of `count` logits at each target of those of `rows` that are `asked` about.
+    pub fn empty(count: usize, (rows, asked): (&[Row], Range<usize>)) -> Self {
+        let (mut end, of) = (asked.start, &rows[asked.clone()]);
+        let stretches = passes(of, PART_TOKENS).into_iter().map(|part| {
             end += part.len();
             end - part.len()..end
         });
         Self {
             count,
             stretches: stretches.collect(),
-            rows: checksum(rows),
-            first_targets: first_targets(rows),
+            rows: checksum(of),
+            first_targets: first_targets(rows, &asked),
             parts: Vec::new(),
         }
     }
@@ -112,7 +112,8 @@ impl TopLogits {
             .unwrap_or(fresh);
         let folder = run.file(TEACHER);
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let bar = progress.bar(rows.len() as u64, "what the teacher says");
+        let asked = self.stretches.iter().map(|stretch| stretch.len() as u64);
+        let bar = progress.bar(asked.sum(), "what the teacher says");
         self.parts.clear();
         for (i, stretch) in self.stretches.clone().into_iter().enumerate() {
             if let Some(part) = self.open_part(run, i, &index) {
@@ -293,7 +294,7 @@ mod tests {
     /// Makes the teacher in `run`, stopped before the pass numbered `stop`; the rows that were asked about.
     fn make(run: &RunDir, weights: &str, stop: usize) -> (Result<()>, usize) {
         let (mut passes, mut asked) = (0, 0);
-        let mut teacher = TopLogits::empty(2, &rows());
+        let mut teacher = TopLogits::empty(2, (&rows(), 0..rows().len()));
         let quiet = Progress::quiet();
         let made = teacher.make(run, &rows(), weights, &quiet, |pass| {
             if passes == stop {
@@ -312,7 +313,7 @@ mod tests {
 
     /// What the teacher in `run` says, to the bit.
     fn said(run: &RunDir, of: &[usize]) -> Result<Vec<(u32, u32)>> {
-        let mut teacher = TopLogits::empty(2, &rows());
+        let mut teacher = TopLogits::empty(2, (&rows(), 0..rows().len()));
         teacher.open(run)?;
         let (tokens, logits) = teacher.of(of);
         let bits = logits.into_iter().map(f32::to_bits);

@@ -34,7 +34,13 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
-    remedy::{anchor::Anchor, budget::Steering, distill::Teacher, snapshot::Snapshot, tasks},
+    remedy::{
+        anchor::Anchor,
+        budget::Steering,
+        distill::Teacher,
+        snapshot::{RunRows, Snapshot},
+        tasks,
+    },
     run::{Metrics, PerSplit, RunDir, RunResult, Split},
     splits::Splits,
 };
@@ -452,7 +458,11 @@ impl<'a> Trainer<'a> {
             (&self.config.method, self.config.seed),
             &mut self.engine,
             &self.model.params,
-            (&self.rows, self.splits.known.len()),
+            RunRows {
+                all: &self.rows,
+                known: self.splits.known.len(),
+                learned: self.learned_rows,
+            },
             &mut self.gradients,
             &self.run,
             self.progress,
@@ -562,10 +572,15 @@ impl<'a> Trainer<'a> {
         if self.run.file(DECOYS).is_file() {
             rows.extend(self.run.read_rows::<Row>(DECOYS)?);
         }
+        let run_rows = RunRows {
+            all: &rows,
+            known: self.splits.known.len(),
+            learned: self.learned_rows,
+        };
         let method = (&self.config.method, self.config.seed);
         let restored = self.checkpoints.restore(
             &mut memory,
-            |length| Snapshot::empty(method, &layout, &rows, &self.gradients, length),
+            |length| Snapshot::empty(method, &layout, run_rows, &self.gradients, length),
             &self.run,
         )?;
         let Some((standing, snapshot)) = restored else {

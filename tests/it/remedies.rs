@@ -5,7 +5,11 @@ use unforget::{
     engine::{Engine, Gradients, Target},
     progress::Progress,
     prompt::Row,
-    remedy::{anchor::fisher, distill::Teacher as Kept, snapshot::Snapshot},
+    remedy::{
+        anchor::fisher,
+        distill::Teacher as Kept,
+        snapshot::{RunRows, Snapshot},
+    },
     run::RunDir,
     train::{
         adamw::{self, AdamW, AdamWSettings},
@@ -52,7 +56,13 @@ fn check_on(
     let mut params = golden.model.params.clone();
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
-    let mut snapshot = Snapshot::empty((method, 0), &layout, &rows, &gradients, |_| 0);
+    // Any row may be held to the snapshot.
+    let run_rows = RunRows {
+        all: &rows,
+        known: rows.len(),
+        learned: 0,
+    };
+    let mut snapshot = Snapshot::empty((method, 0), &layout, run_rows, &gradients, |_| 0);
     fill(&golden, &rows, &mut snapshot);
     let objective = Objective {
         snapshot: Some(snapshot),
