@@ -209,7 +209,7 @@ pub struct Stop {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Measure {
-    /// Drift of the hidden states after every epoch. Not in this version yet. Default false.
+    /// How far hidden states and answers have drifted ([`crate::run::Drift`]), after every epoch. Default false.
     pub drift: bool,
     /// Ask new facts in other words too, where there are any. Default true.
     pub paraphrase: bool,

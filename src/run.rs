@@ -1,5 +1,7 @@
 //! The run directory: what a run writes and what `report`, `compare` and `resume` read. Everything else about a run follows from it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::Goal;
@@ -181,9 +183,49 @@ pub enum Metrics {
         /// Share of the new facts right when asked in other words, where asked.
         #[serde(skip_serializing_if = "Option::is_none")]
         learned_paraphrased: Option<f64>,
+        /// How far the model has drifted from the base model, where measured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        drift: Option<Drift>,
         /// Seconds that the evaluation took.
         seconds: f64,
     },
+}
+
+/// How far a model has drifted from another, as [`crate::measure::DriftProbe`] measures it; none of what there is no fact or no
+/// pair for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    /// How far held subjects have moved: 0 to 2.
+    pub rd: Option<f64>,
+    /// How far they have moved against each other: 0 to 2.
+    pub ns: Option<f64>,
+    /// How far they have moved toward new subjects (negative: away): -2 to 2.
+    pub mtd: Option<f64>,
+    /// How alike a new fact's answers and a held fact's old ones are ranked: -1 to 1.
+    pub rank_rho: Option<f64>,
+    /// Share of the likeliest tokens that a new and a held fact have in common: 0 to 1.
+    pub ntr: Option<f64>,
+    /// How far a new fact's answers are from a held fact's old ones, in nats: 0 to ln 2.
+    pub jsd: Option<f64>,
+    /// Pairs of a new and a held fact with the same answer that the last three are means over.
+    pub pairs: usize,
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let measures = [
+            ("RD", self.rd),
+            ("NS", self.ns),
+            ("MTD", self.mtd),
+            ("Rank-rho", self.rank_rho),
+            ("NTR", self.ntr),
+            ("JSD", self.jsd),
+        ];
+        let told = measures
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name} {:.4}", value?)));
+        f.write_str(&told.collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// A line of a run's `facts.jsonl`.

@@ -1,10 +1,19 @@
-//! Made-up subjects (section 5.1 and appendix E of the paper): names that read like those at hand and name nothing.
+//! Made-up facts (section 5.1 and appendix E of the paper): names that read like those at hand and name nothing, or that read
+//! like nothing, with answers of the one kind or the other.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeSet, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
-use rand::{Rng, seq::IndexedRandom};
+use rand::{
+    Rng, SeedableRng,
+    seq::{IndexedRandom, SliceRandom},
+};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 
-use crate::{Result, model::TextTokenizer};
+use crate::{Error, Result, facts::Fact, model::TextTokenizer};
 
 /// Tries for each name that is wanted, before a small pool is taken to be exhausted.
 const TRIES: usize = 50;
@@ -16,8 +25,21 @@ pub struct SemanticKeys<'a> {
     first: Vec<u32>,
     middle: Vec<u32>,
     last: Vec<u32>,
-    /// Names that are real or were made before.
-    taken: HashSet<String>,
+    taken: Taken,
+}
+
+/// Names that are real or were made before, in any case: a hash of each, so that a million take little. Where two hashes
+/// agree a name is passed over that could have been taken.
+#[derive(Default)]
+struct Taken(HashSet<u64>);
+
+impl Taken {
+    /// Takes a name; whether it was free.
+    fn take(&mut self, name: &str) -> bool {
+        let mut hasher = DefaultHasher::new();
+        name.to_lowercase().hash(&mut hasher);
+        self.0.insert(hasher.finish())
+    }
 }
 
 impl<'a> SemanticKeys<'a> {
@@ -34,10 +56,10 @@ impl<'a> SemanticKeys<'a> {
             first: Vec::new(),
             middle: Vec::new(),
             last: Vec::new(),
-            taken: HashSet::new(),
+            taken: Taken::default(),
         };
         for name in names {
-            keys.taken.insert(name.trim().to_lowercase());
+            keys.taken.take(name.trim());
             let tokens = tokenizer.encode_continuation(&format!(" {}", name.trim()))?;
             if let [first, middle @ .., last] = &tokens[..] {
                 keys.first.push(*first);
@@ -62,12 +84,171 @@ impl<'a> SemanticKeys<'a> {
             let readable = |c: char| !c.is_control() && c != char::REPLACEMENT_CHARACTER;
             if name.chars().any(char::is_alphanumeric)
                 && name.chars().all(readable)
-                && self.taken.insert(name.to_lowercase())
+                && self.taken.take(name)
             {
                 return Some(name.to_owned());
             }
         }
         None
+    }
+}
+
+/// What a made-up name is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Those at hand: as they are. Of values alone: a made-up subject that is real would be none.
+    Real,
+    /// [`SemanticKeys`] of those at hand.
+    Semantic,
+    /// Eight random hexadecimal digits behind `Loc_`, or behind `Val_` where it is an answer.
+    Uuid,
+}
+
+/// A made-up fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Synthetic {
+    /// A name that no fact at hand has, and no other made-up one.
+    pub subject: String,
+    /// One of as many answers as the facts at hand have; each comes as often as any other, to one.
+    pub object: String,
+    /// The question of a fact at hand, about this subject.
+    pub question: String,
+}
+
+/// Made-up facts of one relation, without an end but that of the names.
+pub struct SyntheticFacts<'a> {
+    rng: ChaCha8Rng,
+    keys: Keys<'a>,
+    values: Vec<String>,
+    /// Numbers of the values that are still to be dealt before each has come once more.
+    hand: Vec<usize>,
+    /// A question, before and after the subject.
+    question: (String, String),
+    made: usize,
+}
+
+enum Keys<'a> {
+    Semantic(SemanticKeys<'a>),
+    Uuid(Taken),
+}
+
+impl<'a> SyntheticFacts<'a> {
+    /// Facts like `facts`, which are of one relation.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when no question names its subject, when the subjects are to be real, or when there are too few names to
+    /// make the answers of; when the tokenizer refuses a name.
+    pub fn new(
+        facts: &[Fact],
+        (keys, values): (Names, Names),
+        tokenizer: &'a TextTokenizer,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let asked = facts.iter().find_map(|fact| {
+            let (before, after) = fact.question.split_once(fact.subject.trim())?;
+            (!fact.subject.trim().is_empty()).then(|| (before.to_owned(), after.to_owned()))
+        });
+        let question = asked.ok_or_else(|| {
+            Error::input_hint(
+                "no question has its fact's subject in it, so that none can be asked about another",
+                "give facts whose `question` names the subject as it is written",
+            )
+        })?;
+        let subjects = facts.iter().map(|fact| &fact.subject[..]);
+        let keys = match keys {
+            Names::Semantic => Keys::Semantic(SemanticKeys::new(subjects, tokenizer)?),
+            Names::Uuid => Keys::Uuid(Taken::default()),
+            Names::Real => {
+                return Err(Error::input(
+                    "the subjects of made-up facts cannot be real ones",
+                ));
+            }
+        };
+        let real: BTreeSet<String> = facts.iter().map(Fact::target).collect();
+        let values = match values {
+            Names::Real => real.into_iter().collect(),
+            Names::Semantic => {
+                let mut names = SemanticKeys::new(real.iter().map(|o| &o[..]), tokenizer)?;
+                let made = std::iter::from_fn(|| names.make(&mut rng)).take(real.len());
+                let made: Vec<String> = made.collect();
+                if made.len() < real.len() {
+                    return Err(Error::input_hint(
+                        format!(
+                            "the tokens of {} answers make {} new ones, and not as many as there are",
+                            real.len(),
+                            made.len()
+                        ),
+                        "give more facts, or take real answers",
+                    ));
+                }
+                made
+            }
+            Names::Uuid => {
+                let mut taken = Taken::default();
+                let one = || uuid("Val_", &mut rng, &mut taken);
+                std::iter::repeat_with(one).take(real.len()).collect()
+            }
+        };
+        Ok(Self {
+            rng,
+            keys,
+            values,
+            hand: Vec::new(),
+            question,
+            made: 0,
+        })
+    }
+
+    fn value(&mut self) -> String {
+        if self.hand.is_empty() {
+            self.hand = (0..self.values.len()).collect();
+            self.hand.shuffle(&mut self.rng);
+        }
+        let next = self
+            .hand
+            .pop()
+            .expect("there is a fact, and it has an answer");
+        self.values[next].clone()
+    }
+}
+
+impl Iterator for SyntheticFacts<'_> {
+    type Item = Result<Synthetic>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let key = match &mut self.keys {
+            Keys::Semantic(keys) => keys.make(&mut self.rng),
+            Keys::Uuid(taken) => Some(uuid("Loc_", &mut self.rng, taken)),
+        };
+        let Some(subject) = key else {
+            return Some(Err(Error::input_hint(
+                format!(
+                    "after {} made-up names the tokens of those at hand soon make no other",
+                    self.made
+                ),
+                "give more facts to make names of, or ask for fewer",
+            )));
+        };
+        self.made += 1;
+        let (before, after) = &self.question;
+        let question = format!("{before}{subject}{after}");
+        let object = self.value();
+        Some(Ok(Synthetic {
+            subject,
+            object,
+            question,
+        }))
+    }
+}
+
+/// A random identifier that is not taken.
+fn uuid(prefix: &str, rng: &mut impl Rng, taken: &mut Taken) -> String {
+    loop {
+        let name = format!("{prefix}{:08x}", rng.random::<u32>());
+        if taken.take(&name) {
+            return name;
+        }
     }
 }
 
@@ -109,5 +290,68 @@ mod tests {
         let tokenizer = Model::load(path).expect("the golden model").tokenizer;
         let mut keys = SemanticKeys::new([], &tokenizer).expect("nothing to refuse");
         assert_eq!(keys.make(&mut ChaCha8Rng::seed_from_u64(0)), None);
+    }
+
+    fn facts() -> Vec<Fact> {
+        let places = [
+            ("Bergamo", "Italy"),
+            ("Pasadena", "United States"),
+            ("Gdansk", "Poland"),
+            ("Boston", "USA"),
+            ("Torino", "Italy"),
+        ];
+        let fact = |(subject, object)| Fact {
+            question: format!("Where is {subject}?"),
+            ..Fact::in_test(subject, object)
+        };
+        places.map(fact).to_vec()
+    }
+
+    #[test]
+    fn made_up_facts_are_new_distinct_balanced_and_the_same_again() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let tokenizer = Model::load(path).expect("the golden model").tokenizer;
+        let facts = facts();
+        for keys in [Names::Semantic, Names::Uuid] {
+            for values in [Names::Real, Names::Semantic, Names::Uuid] {
+                let made = || -> Vec<Synthetic> {
+                    let made = SyntheticFacts::new(&facts, (keys, values), &tokenizer, 3);
+                    let made = made.expect("names enough").take(100);
+                    made.collect::<Result<_>>().expect("tokens enough")
+                };
+                let rows = made();
+                assert_eq!(rows, made());
+                let subjects: HashSet<&str> = rows.iter().map(|row| &row.subject[..]).collect();
+                assert_eq!(subjects.len(), 100);
+                assert!(
+                    facts
+                        .iter()
+                        .all(|fact| !subjects.contains(&fact.subject[..]))
+                );
+                let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+                for row in &rows {
+                    *counts.entry(&row.object).or_default() += 1;
+                    assert_eq!(row.question, format!("Where is {}?", row.subject));
+                }
+                let mut counts: Vec<usize> = counts.into_values().collect();
+                counts.sort_unstable();
+                // Two spellings of one country are one answer.
+                assert_eq!(counts, [33, 33, 34], "{keys:?} {values:?}");
+                let real = |row: &Synthetic| facts.iter().any(|f| f.target() == row.object);
+                assert_eq!(rows.iter().all(real), values == Names::Real);
+            }
+        }
+    }
+
+    #[test]
+    fn too_few_names_are_told() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let tokenizer = Model::load(path).expect("the golden model").tokenizer;
+        let few = &facts()[..1];
+        let made = SyntheticFacts::new(few, (Names::Semantic, Names::Real), &tokenizer, 0);
+        let made: Result<Vec<Synthetic>> = made.expect("a question").take(10_000).collect();
+        let told = made.expect_err("one name alone").to_string();
+        assert!(told.contains("made-up names"), "{told}");
+        assert!(SyntheticFacts::new(few, (Names::Real, Names::Real), &tokenizer, 0).is_err());
     }
 }

@@ -10,6 +10,7 @@ mod asking;
 mod audit;
 mod compare;
 mod demo;
+mod drift;
 mod export;
 mod forecast;
 mod output;
@@ -19,6 +20,7 @@ mod reproduce;
 mod resume;
 mod rows;
 mod score;
+mod synth;
 mod tune;
 
 /// Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
@@ -72,7 +74,9 @@ enum Command {
     Tune(tune::Tune),
     Resume(resume::Resume),
     Compare(compare::Compare),
+    Drift(drift::Drift),
     Forecast(forecast::Forecast),
+    Synth(synth::Synth),
     Report(report::Report),
     Reproduce(reproduce::Reproduce),
     Export(export::Export),
@@ -159,7 +163,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Tune(tune) => tune.run(&context),
         Command::Resume(resume) => resume.run(&context),
         Command::Compare(compare) => compare.run(&context),
+        Command::Drift(drift) => drift.run(&context),
         Command::Forecast(forecast) => forecast.run(&context),
+        Command::Synth(synth) => synth.run(&context),
         Command::Report(report) => report.run(&context),
         Command::Reproduce(reproduce) => reproduce.run(&context),
         Command::Export(export) => export.run(&context),

@@ -372,16 +372,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_yet_is_refused_by_name() {
-        let told = refused("[measure]\ndrift = true", &[]);
-        assert!(
-            told.starts_with("`exp.toml` line 2: `measure.drift`"),
-            "{told}"
-        );
-        assert!(told.contains("not in this version yet"), "{told}");
-    }
-
-    #[test]
     fn adapters_have_defaults_and_are_refused_beside_a_choice_of_tensors() {
         let lora = |text: &str| parse(text, "x").unwrap().train.lora.unwrap();
         let default = lora("[train]\nlora = {}");

@@ -27,7 +27,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         data,
         method,
         train,
-        measure,
         ..
     } = config;
 
@@ -213,12 +212,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("{what}, and under `method.goal = \"task\"` they are not to be: leave it out"),
         );
     }
-    check(
-        !measure.drift,
-        "measure.drift",
-        "not in this version yet".into(),
-    );
-
     check(
         !train.trainable.is_empty(),
         "train.trainable",

@@ -250,6 +250,7 @@ mod tests {
                 ..PerSplit::default()
             },
             learned_paraphrased: None,
+            drift: None,
             seconds: 100.0,
         }
     }

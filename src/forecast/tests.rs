@@ -15,7 +15,7 @@ use crate::{
     audit::FewShot,
     engine::Engine,
     facts::{Fact, Location},
-    measure::auc,
+    measure::{Subjects, auc, middle_layer},
     model::Model,
     progress::Progress,
 };
@@ -135,9 +135,10 @@ fn subjects_have_the_hidden_states_that_transformers_gives_their_last_token() {
     for (name, theirs) in &golden.models {
         let model = model(name);
         let mut engine = Engine::new(&model.config);
-        let states = entities::states(&model, &mut engine, &facts, &template, &progress);
+        let subjects = Subjects::find(facts.iter().copied(), &model, &mut engine, &template);
+        let subjects = subjects.expect("short questions");
+        let states = subjects.states(&mut engine, &model, middle_layer(&model), &progress);
         let flat: Vec<f64> = theirs.states.iter().flatten().copied().collect();
-        let states = states.expect("short questions");
         assert_near(states.iter().map(|x| f64::from(*x)), &flat, HEARD);
 
         let (new, held) = facts.split_at(golden.new);

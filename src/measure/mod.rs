@@ -4,11 +4,15 @@ mod accuracy;
 mod auc;
 mod bootstrap;
 mod compare;
+mod drift;
+mod subjects;
 
 pub use accuracy::{Answered, Exam};
 pub use auc::{auc, auc_interval};
 pub use bootstrap::{forgetting_interval, forgetting_pp};
 pub use compare::{Compared, Comparison, known_at_audit};
+pub use drift::{DriftProbe, DriftSettings, Reference};
+pub use subjects::{Subjects, middle_layer};
 
 /// Share of `right` (0 to 1); none of no facts.
 pub fn share(right: &[bool]) -> Option<f64> {

@@ -271,6 +271,7 @@ mod tests {
             step,
             accuracy: PerSplit::default(),
             learned_paraphrased: None,
+            drift: None,
             seconds: 0.1,
         }
     }

@@ -30,7 +30,7 @@ use crate::{
     facts::Fact,
     generate::Generator,
     interrupt::{self, Resumable},
-    measure::{Answered, Exam, share},
+    measure::{Answered, DriftProbe, DriftSettings, Exam, Reference, share},
     model::Model,
     progress::Progress,
     prompt::{PromptTemplate, Row},
@@ -41,8 +41,8 @@ use crate::{
         snapshot::{RunRows, Snapshot},
         tasks,
     },
-    run::{Metrics, PerSplit, RunDir, RunResult, Split},
-    splits::Splits,
+    run::{Drift, Metrics, PerSplit, RunDir, RunResult, Split},
+    splits::{SplitFact, Splits},
 };
 
 /// Without `checkpoint_every` checkpoints are no closer than this.
@@ -100,6 +100,8 @@ struct Trainer<'a> {
     watch: Exam,
     /// What the base model said to it.
     before: Vec<Answered>,
+    /// Where drift is measured, and what the base model showed there.
+    drift: Option<(DriftProbe, Reference)>,
     objective: Objective,
     /// Of the model's tensors.
     gradients: Gradients,
@@ -147,11 +149,25 @@ impl<'a> Trainer<'a> {
             .train
             .average
             .map(|decay| Average::new(decay, parameters, of));
+        let mut engine = Engine::new(&model.config);
+        let drift = if config.measure.drift {
+            Some(drift_from(
+                &model,
+                &mut engine,
+                &splits,
+                &config,
+                &template,
+                progress,
+            )?)
+        } else {
+            None
+        };
         let trainer = Self {
-            engine: Engine::new(&model.config),
+            engine,
             exam,
             watch,
             before: Vec::new(),
+            drift,
             objective: Objective {
                 snapshot: None,
                 earlier: earlier_tasks(&config, &model, &gradients)?,
@@ -417,7 +433,8 @@ impl<'a> Trainer<'a> {
         self.standing.right = right;
     }
 
-    fn record_evaluation(&self, accuracy: PerSplit<f64>, seconds: f64) -> Result<()> {
+    fn record_evaluation(&mut self, accuracy: PerSplit<f64>, seconds: f64) -> Result<()> {
+        let drift = self.drift_now();
         let Standing { epoch, step, .. } = self.standing;
         let shares: Vec<String> = Split::ALL
             .into_iter()
@@ -434,8 +451,19 @@ impl<'a> Trainer<'a> {
             step,
             accuracy,
             learned_paraphrased: None,
+            drift,
             seconds,
         })
+    }
+
+    /// How far the model has drifted from the base model, where that is measured.
+    fn drift_now(&mut self) -> Option<Drift> {
+        let (probe, base) = self.drift.as_ref()?;
+        let started = Instant::now();
+        let drift = probe.drift(&mut self.engine, &self.model, base, self.progress);
+        self.standing.eval_seconds += started.elapsed().as_secs_f64();
+        self.progress.note(format_args!("    drift: {drift}"));
+        Some(drift)
     }
 
     /// Whether the snapshot epochs are over and nothing was frozen yet.
@@ -606,6 +634,27 @@ impl<'a> Trainer<'a> {
         self.standing.seconds += self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
     }
+}
+
+/// What `base` shows at the new and the held facts, and how to look at them again.
+fn drift_from(
+    base: &Model,
+    engine: &mut Engine,
+    splits: &Splits,
+    config: &Config,
+    template: &PromptTemplate,
+    progress: &Progress,
+) -> Result<(DriftProbe, Reference)> {
+    let facts = |of: &[SplitFact]| of.iter().map(|f| f.fact.clone()).collect::<Vec<Fact>>();
+    let (new, held) = (facts(&splits.unknown), facts(&splits.held));
+    let settings = DriftSettings {
+        seed: config.seed,
+        template: template.clone(),
+        ..DriftSettings::default()
+    };
+    let probe = DriftProbe::new(base, engine, [&new, &held], &settings)?;
+    let reference = probe.reference(engine, base, progress);
+    Ok((probe, reference))
 }
 
 /// What holds the weights to those of the runs that `method.ewc.after` names.

@@ -239,7 +239,7 @@ fn a_score_is_the_sum_of_its_tokens() {
 }
 
 /// Three fact files in `dir`; the tiny model learns them in a few steps.
-fn write_facts(dir: &Path) {
+pub fn write_facts(dir: &Path) {
     let table = |name: &str, rows: &[[&str; 2]]| {
         let rows: String = rows
             .iter()

@@ -80,6 +80,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
             step: epoch,
             accuracy,
             learned_paraphrased: None,
+            drift: None,
             seconds: 0.5,
         });
     }

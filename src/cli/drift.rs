@@ -1,0 +1,130 @@
+//! `unforget drift`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use unforget::{
+    Error, Result,
+    engine::Engine,
+    facts::Fact,
+    measure::{DriftProbe, DriftSettings},
+    model,
+    run::Drift as Measures,
+};
+
+use super::{Context, asking::Asking, load_model, model_spec, output};
+
+/// How far a tuned model has drifted from its base where it holds known facts
+#[derive(Debug, Args)]
+#[command(
+    mut_arg("rule", |arg| arg.hide(true)),
+    after_help = "Examples:\n  unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv\n  \
+    unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv --layer 10 --json\n\n\
+    With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; the last four are of the pairs of a\n\
+    new and a held fact with the same answer, and null where there is none."
+)]
+pub struct Drift {
+    /// The model before
+    base: String,
+    /// The model after, or the run that made it
+    tuned: String,
+    /// The facts that were new; several files make one set
+    #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
+    new: Vec<PathBuf>,
+    /// Known facts that were not trained
+    #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
+    held: Vec<PathBuf>,
+    /// Look at subjects after so many layers [default: half of them]
+    #[arg(long, value_name = "L")]
+    layer: Option<usize>,
+    /// Compare so many of the likeliest tokens [default: 76]
+    #[arg(long, value_name = "K")]
+    tokens: Option<usize>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+impl Drift {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let new = self.facts(&self.new, "--new", context)?;
+        let held = self.facts(&self.held, "--held", context)?;
+        // A model that is not there is told before the other is looked at.
+        model::pull(&model_spec(&self.tuned)?)?;
+        let base = load_model(&self.base)?;
+        let mut engine = Engine::new(&base.config);
+        let settings = DriftSettings {
+            layer: self.layer,
+            tokens: self.tokens,
+            seed: context.seed.unwrap_or(0),
+            template: self.asking.template(&base)?,
+        };
+        let probe = DriftProbe::new(&base, &mut engine, [&new, &held], &settings)?;
+        let before = probe.reference(&mut engine, &base, &context.progress);
+        let (name, layout) = (base.name.clone(), base.params.layout.clone());
+        drop(base);
+        let tuned = load_model(&self.tuned)?;
+        if tuned.params.layout.tensors != layout.tensors {
+            return Err(Error::input_hint(
+                format!("{} and {name} are not of one shape", tuned.name),
+                "give the model that the second one was tuned from first",
+            ));
+        }
+        let drift = probe.drift(&mut engine, &tuned, &before, &context.progress);
+        if context.json {
+            output::json(&drift)
+        } else {
+            output::line(&told(&drift))
+        }
+    }
+
+    fn facts(&self, files: &[PathBuf], option: &str, context: &Context) -> Result<Vec<Fact>> {
+        let facts = self.asking.facts(files, context)?;
+        if facts.is_empty() {
+            return Err(Error::input_hint(
+                format!("`{option}` holds no fact"),
+                "drift is measured between facts: give one at least",
+            ));
+        }
+        Ok(facts)
+    }
+}
+
+/// Each measure with what it says.
+fn told(drift: &Measures) -> String {
+    let rows = [
+        ("RD", drift.rd, "held subjects have moved (0: not at all)"),
+        ("NS", drift.ns, "they have moved against each other"),
+        (
+            "MTD",
+            drift.mtd,
+            "they have moved toward new subjects (negative: away)",
+        ),
+        (
+            "Rank-rho",
+            drift.rank_rho,
+            "new answers are ranked as held ones were (1: alike)",
+        ),
+        (
+            "NTR",
+            drift.ntr,
+            "share of likely answers in common, new and held",
+        ),
+        (
+            "JSD",
+            drift.jsd,
+            "new answers are from held ones as they were (nats)",
+        ),
+    ];
+    let rows: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|(name, value, meaning)| {
+            let value = value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+            vec![name.to_owned(), value, meaning.to_owned()]
+        })
+        .collect();
+    format!(
+        "{}\n\n{} pairs of a new and a held fact with the same answer",
+        output::table(&["measure", "value", "how far, or how much"], &rows),
+        drift.pairs
+    )
+}

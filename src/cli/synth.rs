@@ -1,0 +1,146 @@
+//! `unforget synth`.
+
+use std::{
+    io::{self, BufWriter, Write},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use unforget::{
+    Error, Result,
+    facts::{self, Fact},
+    synth::{Names, Synthetic, SyntheticFacts},
+};
+
+use super::{Context, asking::Asking, load_model};
+
+/// Made-up facts: new names for a relation's subjects, with balanced answers
+#[derive(Debug, Args)]
+#[command(
+    mut_arg("rule", |arg| arg.hide(true)),
+    mut_arg("chat", |arg| arg.hide(true)),
+    after_help = "Examples:\n  unforget synth smollm2-135m --relation P17 --facts pack:world --n 1000 > new.tsv\n  \
+    unforget synth smollm2-135m --relation P17 --facts P17.train.json --n 1000000 --keys uuid > new.tsv\n\n\
+    Semantic names are tokens of the real ones put together anew, as the model cuts them: Berg|amo and Pas|adena make\n\
+    Bergadena. UUID names are Loc_ and eight hexadecimal digits. A table on stdout, with the columns subject, relation,\n\
+    object and question; with --json a row of JSON a fact."
+)]
+pub struct Synth {
+    /// The model whose tokens names are made of
+    model: String,
+    /// The relation, by its id or its name
+    #[arg(long, value_name = "P17")]
+    relation: String,
+    /// Real facts of that relation; several files make one set
+    #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
+    facts: Vec<PathBuf>,
+    /// How many
+    #[arg(long, value_name = "N")]
+    n: NonZeroUsize,
+    /// What subjects are like
+    #[arg(long, value_enum, default_value = "semantic")]
+    keys: Keys,
+    /// What answers are like
+    #[arg(long, value_enum, default_value = "real")]
+    values: Values,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// [`Names`] of subjects.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Keys {
+    /// Tokens of real names, put together anew
+    Semantic,
+    /// Random identifiers
+    Uuid,
+}
+
+/// [`Names`] of answers.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Values {
+    /// The real answers
+    Real,
+    /// Tokens of real answers, put together anew
+    Semantic,
+    /// Random identifiers
+    Uuid,
+}
+
+impl Synth {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let facts = self.of_relation(context)?;
+        let names = (
+            match self.keys {
+                Keys::Semantic => Names::Semantic,
+                Keys::Uuid => Names::Uuid,
+            },
+            match self.values {
+                Values::Real => Names::Real,
+                Values::Semantic => Names::Semantic,
+                Values::Uuid => Names::Uuid,
+            },
+        );
+        let tokenizer = load_model(&self.model)?.tokenizer;
+        let made = SyntheticFacts::new(&facts, names, &tokenizer, context.seed.unwrap_or(0))?;
+        let made = made.take(self.n.get());
+        if context.json {
+            write_json(made, &facts[0].relation)
+        } else {
+            write_table(made, &facts[0].relation)
+        }
+    }
+
+    /// The facts of the relation.
+    fn of_relation(&self, context: &Context) -> Result<Vec<Fact>> {
+        let mut facts = self.asking.facts(&self.facts, context)?;
+        let id = facts::relation(&self.relation).map_or(&self.relation[..], |r| r.id);
+        let mut others: Vec<String> = facts.iter().map(|f| f.relation.clone()).collect();
+        facts.retain(|fact| fact.relation == id);
+        if facts.is_empty() {
+            others.sort();
+            others.dedup();
+            return Err(Error::input_hint(
+                format!("`--facts` holds no fact of {id}"),
+                format!("it has {}", others.join(", ")),
+            ));
+        }
+        Ok(facts)
+    }
+}
+
+fn write_json(made: impl Iterator<Item = Result<Synthetic>>, relation: &str) -> Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    for fact in made {
+        let Synthetic {
+            subject,
+            object,
+            question,
+        } = fact?;
+        let row = serde_json::json!({
+            "subject": subject, "relation": relation, "object": object, "question": question,
+        });
+        writeln!(out, "{row}").map_err(unwritten)?;
+    }
+    out.flush().map_err(unwritten)
+}
+
+fn write_table(made: impl Iterator<Item = Result<Synthetic>>, relation: &str) -> Result<()> {
+    let out = io::stdout().lock();
+    let mut table = csv::WriterBuilder::new().delimiter(b'\t').from_writer(out);
+    let mut row = |fields: [&str; 4]| {
+        let written = table.write_record(fields);
+        written.map_err(|e| unwritten(e.into()))
+    };
+    row(["subject", "relation", "object", "question"])?;
+    for fact in made {
+        let fact = fact?;
+        row([&fact.subject, relation, &fact.object, &fact.question])?;
+    }
+    table.flush().map_err(unwritten)
+}
+
+fn unwritten(reason: io::Error) -> Error {
+    Error::io("write", Path::new("stdout"))(reason)
+}

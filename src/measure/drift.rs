@@ -1,0 +1,430 @@
+//! How far a model has drifted where it holds known facts, beside new ones (section 5.2 and appendix F of the paper).
+//!
+//! H(x): the residual stream after l layers at the last token of the subject of x, at the training prompt; `cos` of two of
+//! them. z(x), p(x): logits and probabilities of the answer's first token. `T_k`: the k most likely tokens there. 0 marks
+//! the model before. P: the pairs of a new fact u and a held fact h with the same answer; `I = T_k(h)` before.
+//!
+//! ```text
+//! RD       = mean over h of 1 - cos(H_0(h), H(h))                                                  (eq. 4)
+//! NS       = mean over all ordered pairs (h, h') of |cos(H(h), H(h')) - cos(H_0(h), H_0(h'))|      (eq. 6)
+//! MTD      = mean over all pairs (h, u) of cos(H(h), H(u)) - cos(H_0(h), H_0(u))                   (eq. 7)
+//! Rank-rho = mean over P of Spearman's rho of z(u) and z_0(h), both over I                         (eq. 8)
+//! NTR      = mean over P of |T_k(u) and T_k(h) in common| / k                                      (eq. 9)
+//! JSD      = mean over P of JSD(p(u) || p_0(h)), both renormalised over I, in nats                 (eq. 10)
+//! ```
+
+use std::collections::HashMap;
+
+use rand::{SeedableRng, seq::index};
+use rand_chacha::ChaCha8Rng;
+
+use super::subjects::{Subjects, middle_layer};
+use crate::{
+    Error, Result,
+    engine::{Engine, likeliest, matmul},
+    facts::Fact,
+    model::Model,
+    progress::Progress,
+    prompt::PromptTemplate,
+    run::Drift,
+};
+
+/// Pairs of facts that are looked at; of more, a sample.
+const MOST_PAIRS: usize = 1_000_000;
+
+/// Tokens compared by default, as many as the paper's k.
+const TOKENS: usize = 76;
+
+/// What is looked at.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DriftSettings {
+    /// l: after how many layers subjects are looked at; none: half of them.
+    pub layer: Option<usize>,
+    /// k: how many tokens are compared; none: 76, or the vocabulary where that is smaller.
+    pub tokens: Option<usize>,
+    /// Seed of the samples of many pairs.
+    pub seed: u64,
+    /// How a fact is asked.
+    pub template: PromptTemplate,
+}
+
+/// The facts at which a model is looked at, and how.
+pub struct DriftProbe {
+    new: Subjects,
+    held: Subjects,
+    layer: usize,
+    tokens: usize,
+    /// P, by the new fact: the held ones paired with it.
+    pairs: Vec<Vec<usize>>,
+    /// The held facts that are compared with each other.
+    compared: Vec<usize>,
+}
+
+/// What the model before showed.
+pub struct Reference {
+    /// H of the new facts, of length 1: (U, D).
+    new: Vec<f32>,
+    /// H of the held facts: (N, D).
+    held: Vec<f32>,
+    /// I of every held fact.
+    likeliest: Vec<Likeliest>,
+}
+
+/// The likeliest tokens of one prompt.
+struct Likeliest {
+    /// By falling logit.
+    tokens: Vec<u32>,
+    /// Ranks of their logits.
+    ranks: Vec<f64>,
+    /// Their probabilities, renormalised.
+    probabilities: Vec<f64>,
+}
+
+impl DriftProbe {
+    /// A look at `new` and `held` facts.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a layer or a number of tokens that the model does not have; when a question is longer than its
+    /// context.
+    pub fn new(
+        model: &Model,
+        engine: &mut Engine,
+        [new, held]: [&[Fact]; 2],
+        settings: &DriftSettings,
+    ) -> Result<Self> {
+        let (layers, vocabulary) = (model.config.num_hidden_layers, model.config.vocab_size);
+        let layer = settings.layer.unwrap_or_else(|| middle_layer(model));
+        if layer > layers {
+            return Err(Error::input_hint(
+                format!("{} has {layers} layers, and not {layer}", model.name),
+                format!("take 0 (the embeddings) to {layers}; half of them is the default"),
+            ));
+        }
+        let tokens = settings.tokens.unwrap_or(TOKENS.min(vocabulary));
+        if !(1..=vocabulary).contains(&tokens) {
+            return Err(Error::input_hint(
+                format!(
+                    "{tokens} tokens cannot be compared: {} has {vocabulary}",
+                    model.name
+                ),
+                format!("take 1 to {vocabulary}; the default is {TOKENS}"),
+            ));
+        }
+        settings.template.validate()?;
+        Ok(Self {
+            pairs: pairs(new, held, MOST_PAIRS, settings.seed),
+            compared: sample(held.len(), MOST_PAIRS.isqrt(), settings.seed),
+            new: Subjects::find(new, model, engine, &settings.template)?,
+            held: Subjects::find(held, model, engine, &settings.template)?,
+            layer,
+            tokens,
+        })
+    }
+
+    /// What `model`, the one before, shows.
+    pub fn reference(&self, engine: &mut Engine, model: &Model, progress: &Progress) -> Reference {
+        let answers = self.held.answers(engine, model, progress);
+        let likeliest = engine.logits(&model.params, &answers, |_, logits| {
+            let top = likeliest(logits, self.tokens);
+            let z: Vec<f32> = top.iter().map(|(_, z)| *z).collect();
+            Likeliest {
+                tokens: top.iter().map(|(id, _)| *id).collect(),
+                ranks: ranks(&z),
+                probabilities: softmax(&z),
+            }
+        });
+        Reference {
+            new: self.new.states(engine, model, self.layer, progress),
+            held: self.held.states(engine, model, self.layer, progress),
+            likeliest,
+        }
+    }
+
+    /// How far `model` has drifted from the one that showed `before`, which has the same shape.
+    pub fn drift(
+        &self,
+        engine: &mut Engine,
+        model: &Model,
+        before: &Reference,
+        progress: &Progress,
+    ) -> Drift {
+        let d = model.config.hidden_size;
+        let new = self.new.states(engine, model, self.layer, progress);
+        let held = self.held.states(engine, model, self.layer, progress);
+        let moved = held.chunks_exact(d).zip(before.held.chunks_exact(d));
+        let moved = moved
+            .map(|(now, then)| 1.0 - dot(now, then) / (dot(now, now) * dot(then, then)).sqrt());
+        let toward = |new: &[f32], held: &[f32]| {
+            let (new, held) = (mean_row(new, d)?, mean_row(held, d)?);
+            Some(new.iter().zip(&held).map(|(a, b)| a * b).sum::<f64>())
+        };
+        let [rank_rho, ntr, jsd] = self.answers(engine, model, before, progress);
+        Drift {
+            rd: mean(moved),
+            ns: self.rearranged(&held, &before.held, d),
+            // The mean cosine over all pairs is the product of the two means.
+            mtd: toward(&new, &held)
+                .zip(toward(&before.new, &before.held))
+                .map(|(now, then)| now - then),
+            rank_rho,
+            ntr,
+            jsd,
+            pairs: self.pairs.iter().map(Vec::len).sum(),
+        }
+    }
+
+    /// NS.
+    fn rearranged(&self, held: &[f32], before: &[f32], d: usize) -> Option<f64> {
+        let n = self.compared.len();
+        let cosines = |states: &[f32]| {
+            let rows: Vec<f32> = self
+                .compared
+                .iter()
+                .flat_map(|row| &states[row * d..][..d])
+                .copied()
+                .collect();
+            let mut cosines = vec![0.0; n * n];
+            matmul::forward(&mut cosines, &rows, &rows, [n, n, d], false);
+            cosines
+        };
+        let (now, then) = (cosines(held), cosines(before));
+        mean(now.iter().zip(&then).map(|(a, b)| f64::from((a - b).abs())))
+    }
+
+    /// Rank-rho, NTR and JSD.
+    fn answers(
+        &self,
+        engine: &mut Engine,
+        model: &Model,
+        before: &Reference,
+        progress: &Progress,
+    ) -> [Option<f64>; 3] {
+        if self.pairs.iter().all(Vec::is_empty) {
+            return [None; 3];
+        }
+        let top = |logits: &[f32]| {
+            let top = likeliest(logits, self.tokens).into_iter();
+            let mut ids: Vec<u32> = top.map(|(id, _)| id).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let held = self.held.answers(engine, model, progress);
+        let held = engine.logits(&model.params, &held, |_, logits| top(logits));
+        let new = self.new.answers(engine, model, progress);
+        let sums = engine.logits(&model.params, &new, |u, logits| {
+            if self.pairs[u].is_empty() {
+                return Sums::default();
+            }
+            let own = top(logits);
+            let mut sums = Sums::default();
+            for &h in &self.pairs[u] {
+                sums.add(logits, &own, &held[h], &before.likeliest[h]);
+            }
+            sums
+        });
+        let mut all = Sums::default();
+        for of_one in &sums {
+            all.join(of_one);
+        }
+        let over = |sum: f64, count: usize| (count > 0).then(|| sum / count as f64);
+        let in_common = over(all.in_common, all.pairs).map(|n| n / self.tokens as f64);
+        [
+            over(all.rho, all.ranked),
+            in_common,
+            over(all.jsd, all.pairs),
+        ]
+    }
+}
+
+/// Sums over pairs.
+#[derive(Default)]
+struct Sums {
+    rho: f64,
+    /// Pairs that have a rank correlation: one does not exist where all logits are equal.
+    ranked: usize,
+    in_common: f64,
+    jsd: f64,
+    pairs: usize,
+}
+
+impl Sums {
+    /// Adds the pair of a new fact, with its `logits` (V) and its likeliest tokens, and a held one, with those of now and of
+    /// before; both of now ascending.
+    fn add(&mut self, logits: &[f32], new: &[u32], held: &[u32], before: &Likeliest) {
+        let tokens = before.tokens.iter();
+        let z: Vec<f32> = tokens.map(|id| logits[*id as usize]).collect();
+        if let Some(rho) = correlation(&ranks(&z), &before.ranks) {
+            self.rho += rho;
+            self.ranked += 1;
+        }
+        let in_common = new.iter().filter(|id| held.binary_search(id).is_ok());
+        self.in_common += in_common.count() as f64;
+        self.jsd += jensen_shannon(&softmax(&z), &before.probabilities);
+        self.pairs += 1;
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.rho += other.rho;
+        self.ranked += other.ranked;
+        self.in_common += other.in_common;
+        self.jsd += other.jsd;
+        self.pairs += other.pairs;
+    }
+}
+
+/// For every new fact the held ones with the same answer; of more than `most` pairs in all, a sample.
+fn pairs(new: &[Fact], held: &[Fact], most: usize, seed: u64) -> Vec<Vec<usize>> {
+    let mut of_answer: HashMap<String, Vec<usize>> = HashMap::new();
+    for (i, fact) in held.iter().enumerate() {
+        of_answer.entry(fact.target()).or_default().push(i);
+    }
+    let alike: Vec<&[usize]> = new
+        .iter()
+        .map(|fact| of_answer.get(&fact.target()).map_or(&[][..], |held| held))
+        .collect();
+    // The pairs are numbered new fact by new fact.
+    let all: usize = alike.iter().map(|held| held.len()).sum();
+    let mut chosen = sample(all, most, seed).into_iter().peekable();
+    let mut first = 0;
+    alike
+        .into_iter()
+        .map(|held| {
+            let own = std::iter::from_fn(|| chosen.next_if(|pair| *pair < first + held.len()));
+            let own = own.map(|pair| held[pair - first]).collect();
+            first += held.len();
+            own
+        })
+        .collect()
+}
+
+/// At most `most` of `0..count`, ascending.
+fn sample(count: usize, most: usize, seed: u64) -> Vec<usize> {
+    if count <= most {
+        return (0..count).collect();
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut chosen = index::sample(&mut rng, count, most).into_vec();
+    chosen.sort_unstable();
+    chosen
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+        .sum()
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (mut sum, mut count) = (0.0, 0);
+    for value in values {
+        sum += value;
+        count += 1;
+    }
+    (count > 0).then(|| sum / f64::from(count))
+}
+
+/// The mean of rows (N, D); none of no rows.
+fn mean_row(rows: &[f32], d: usize) -> Option<Vec<f64>> {
+    let mut sum = vec![0.0; d];
+    for row in rows.chunks_exact(d) {
+        sum.iter_mut()
+            .zip(row)
+            .for_each(|(s, x)| *s += f64::from(*x));
+    }
+    let n = (rows.len() / d) as f64;
+    (n > 0.0).then(|| sum.into_iter().map(|s| s / n).collect())
+}
+
+/// Ranks from 1, the smallest first; equal values share the mean of their ranks, as `scipy.stats.rankdata` has it.
+fn ranks(values: &[f32]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut before = 0;
+    for equal in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        let rank = before as f64 + f64::midpoint(1.0, equal.len() as f64);
+        for i in equal {
+            ranks[*i] = rank;
+        }
+        before += equal.len();
+    }
+    ranks
+}
+
+/// Pearson's correlation; none where one side is constant. Of ranks it is Spearman's.
+fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+    let n = a.len() as f64;
+    let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
+    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        let (a, b) = (a - mean_a, b - mean_b);
+        ab += a * b;
+        aa += a * a;
+        bb += b * b;
+    }
+    (aa > 0.0 && bb > 0.0).then(|| ab / (aa * bb).sqrt())
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f64> = logits.iter().map(|z| f64::from(z - top).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.into_iter().map(|w| w / sum).collect()
+}
+
+/// JSD(p || q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, in nats (Lin 1991).
+fn jensen_shannon(p: &[f64], q: &[f64]) -> f64 {
+    let kl = |p: f64, m: f64| if p > 0.0 { p * (p / m).ln() } else { 0.0 };
+    let terms = p.iter().zip(q).map(|(&p, &q)| {
+        let m = f64::midpoint(p, q);
+        f64::midpoint(kl(p, m), kl(q, m))
+    });
+    terms.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_with_ties_are_correlated_as_scipy_does() {
+        let json = include_str!("../../tests/golden/drift/drift.json");
+        let golden: serde_json::Value = serde_json::from_str(json).expect("it is committed");
+        for case in golden["ties"].as_array().expect("a list") {
+            let values = |of: &str| -> Vec<f32> {
+                let values = case[of].as_array().expect("a list").iter();
+                values
+                    .map(|x| x.as_f64().expect("a number") as f32)
+                    .collect()
+            };
+            let rho = correlation(&ranks(&values("a")), &ranks(&values("b")));
+            let theirs = case["rho"].as_f64().expect("a number");
+            assert!((rho.expect("not constant") - theirs).abs() < 1e-12);
+        }
+        assert_eq!(correlation(&ranks(&[2.0, 2.0]), &ranks(&[1.0, 2.0])), None);
+    }
+
+    #[test]
+    fn pairs_have_the_same_answer_and_many_are_sampled() {
+        let facts = |objects: &[&str]| -> Vec<Fact> {
+            let facts = objects.iter().enumerate();
+            facts
+                .map(|(i, o)| Fact::in_test(&format!("{o}{i}"), o))
+                .collect()
+        };
+        let (new, held) = (
+            facts(&["Italy", "Peru", "USA"]),
+            facts(&["Peru", "Italy", "Italy", "United States"]),
+        );
+        assert_eq!(pairs(&new, &held, 100, 0), [vec![1, 2], vec![0], vec![3]]);
+        let some = pairs(&new, &held, 2, 0);
+        assert_eq!(some.iter().map(Vec::len).sum::<usize>(), 2);
+        assert_eq!(some, pairs(&new, &held, 2, 0));
+        assert!(
+            some.iter()
+                .zip(pairs(&new, &held, 100, 0))
+                .all(|(some, all)| some.iter().all(|h| all.contains(h)))
+        );
+    }
+}

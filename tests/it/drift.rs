@@ -1,0 +1,176 @@
+//! Drift against transformers and scipy (`tests/golden/drift.py`, float64), in a run, and by the command.
+
+use std::{fs, sync::Arc};
+
+use serde_json::Value;
+use unforget::{
+    engine::Engine,
+    facts::{self, Fact, ReadOptions},
+    measure::{DriftProbe, DriftSettings},
+    model::Model,
+    progress::Progress,
+    run::Drift,
+};
+
+use crate::cli::{MODEL, TUNE, json_lines, refused, run, stderr, write_facts};
+
+/// f32 against float64 through two layers of a tiny model: the engine's own golden test allows 8e-6 of the largest logit.
+const TOLERANCE: f64 = 2e-5;
+
+fn golden() -> Value {
+    serde_json::from_str(include_str!("../golden/drift/drift.json")).expect("it is committed")
+}
+
+fn facts_of(golden: &Value, kind: &str) -> Vec<Fact> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("facts.jsonl");
+    let rows = golden[kind].as_array().unwrap().iter().map(|row| {
+        let fact = serde_json::json!({
+            "subject": row[0], "relation": "P17", "object": row[1], "question": row[2],
+        });
+        format!("{fact}\n")
+    });
+    fs::write(&path, rows.collect::<String>()).unwrap();
+    let set = facts::read(&[path], ReadOptions::default()).expect("plain facts");
+    set.facts
+}
+
+/// The model with every tensor w replaced by 0.9 w + 0.3 w', w' being w in the reverse order.
+fn changed(model: &Model) -> Model {
+    let mut after = model.clone();
+    let params = &model.params;
+    let weights = Arc::new(params.data.to_vec());
+    for tensor in &params.layout.tensors {
+        let before = &weights[tensor.range.clone()];
+        let slot = &mut after.params.data[tensor.range.clone()];
+        for (w, (own, other)) in slot.iter_mut().zip(before.iter().zip(before.iter().rev())) {
+            *w = 0.9 * own + 0.3 * other;
+        }
+    }
+    after
+}
+
+#[test]
+fn drift_is_what_transformers_and_scipy_find() {
+    let golden = golden();
+    let (new, held) = (facts_of(&golden, "new"), facts_of(&golden, "held"));
+    for (name, cases) in golden["models"].as_object().unwrap() {
+        let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        let before = Model::load(&path).expect("the golden models are there");
+        let after = changed(&before);
+        let mut engine = Engine::new(&before.config);
+        let quiet = Progress::quiet();
+        for case in cases.as_array().unwrap() {
+            let count = |key: &str| case[key].as_u64().unwrap() as usize;
+            let settings = DriftSettings {
+                layer: Some(count("layer")),
+                tokens: Some(count("tokens")),
+                ..DriftSettings::default()
+            };
+            let probe = DriftProbe::new(&before, &mut engine, [&new, &held], &settings);
+            let probe = probe.expect("short questions");
+            let reference = probe.reference(&mut engine, &before, &quiet);
+            let drift = probe.drift(&mut engine, &after, &reference, &quiet);
+            assert_eq!(drift.pairs, count("pairs"));
+            for (measure, ours) in [
+                ("rd", drift.rd),
+                ("ns", drift.ns),
+                ("mtd", drift.mtd),
+                ("rank_rho", drift.rank_rho),
+                ("ntr", drift.ntr),
+                ("jsd", drift.jsd),
+            ] {
+                let (ours, theirs) = (ours.unwrap(), case[measure].as_f64().unwrap());
+                let at = format!("{name}, layer {}, {measure}", count("layer"));
+                assert!((ours - theirs).abs() < TOLERANCE, "{at}: {ours} {theirs}");
+            }
+
+            let nowhere = probe.drift(&mut engine, &before, &reference, &quiet);
+            for still in [nowhere.rd, nowhere.ns, nowhere.mtd] {
+                assert!(still.unwrap().abs() < 1e-12, "{nowhere:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_records_its_drift_and_the_command_finds_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let sets = ["--set", "measure.drift=true", "--set", "train.epochs=2"];
+    let tuned = run(dir.path(), &[&TUNE[..], &sets].concat());
+    assert!(tuned.status.success(), "{}", stderr(&tuned));
+    let metrics = fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
+    let evaluations: Vec<Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|row: &Value| row.get("accuracy").is_some())
+        .collect();
+    assert_eq!(evaluations.len(), 3);
+    let recorded: Vec<Drift> = evaluations
+        .iter()
+        .map(|row| serde_json::from_value(row["drift"].clone()).unwrap())
+        .collect();
+    assert!(recorded[0].rd.unwrap().abs() < 1e-12);
+    assert!(recorded[2].rd.unwrap() > 1e-4);
+
+    let drift = [
+        "drift",
+        MODEL,
+        "run",
+        "--new",
+        "learn.tsv",
+        "--held",
+        "held.tsv",
+        "--json",
+    ];
+    let told = &json_lines(&run(dir.path(), &drift))[0];
+    for (measure, recorded) in [
+        ("rd", recorded[2].rd),
+        ("ns", recorded[2].ns),
+        ("mtd", recorded[2].mtd),
+    ] {
+        let told = told[measure].as_f64().unwrap();
+        assert!((told - recorded.unwrap()).abs() < 1e-6, "{measure}");
+    }
+}
+
+#[test]
+fn what_a_model_does_not_have_cannot_be_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let with = |args: &[&str]| {
+        let drift = [
+            "drift",
+            MODEL,
+            MODEL,
+            "--new",
+            "learn.tsv",
+            "--held",
+            "held.tsv",
+        ];
+        refused(dir.path(), &[&drift[..], args].concat())
+    };
+    let told = with(&["--layer", "3"]);
+    assert!(
+        told.contains("has 2 layers, and not 3\nhint: take 0"),
+        "{told}"
+    );
+    let told = with(&["--tokens", "0"]);
+    assert!(
+        told.contains("error: 0 tokens cannot be compared"),
+        "{told}"
+    );
+    let other = MODEL.replace("llama", "qwen3");
+    let drift = [
+        "drift",
+        MODEL,
+        &other,
+        "--new",
+        "learn.tsv",
+        "--held",
+        "held.tsv",
+    ];
+    let told = refused(dir.path(), &drift);
+    assert!(told.contains("are not of one shape"), "{told}");
+}
