@@ -11,9 +11,13 @@ use rand::{
     seq::{IndexedRandom, SliceRandom},
 };
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, facts::Fact, model::TextTokenizer};
+use crate::{
+    Error, Result,
+    facts::{Fact, Location},
+    model::TextTokenizer,
+};
 
 /// Tries for each name that is wanted, before a small pool is taken to be exhausted.
 const TRIES: usize = 50;
@@ -94,7 +98,8 @@ impl<'a> SemanticKeys<'a> {
 }
 
 /// What a made-up name is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Names {
     /// Those at hand: as they are. Of values alone: a made-up subject that is real would be none.
     Real,
@@ -104,21 +109,12 @@ pub enum Names {
     Uuid,
 }
 
-/// A made-up fact.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Synthetic {
-    /// A name that no fact at hand has, and no other made-up one.
-    pub subject: String,
-    /// One of as many answers as the facts at hand have; each comes as often as any other, to one.
-    pub object: String,
-    /// The question of a fact at hand, about this subject.
-    pub question: String,
-}
-
-/// Made-up facts of one relation, without an end but that of the names.
+/// Made-up facts of one relation, without an end but that of the names: subjects that no fact at hand has and no two share, and as
+/// many answers as the facts at hand have, each as often as any other, to one.
 pub struct SyntheticFacts<'a> {
     rng: ChaCha8Rng,
     keys: Keys<'a>,
+    relation: String,
     values: Vec<String>,
     /// Numbers of the values that are still to be dealt before each has come once more.
     hand: Vec<usize>,
@@ -193,6 +189,7 @@ impl<'a> SyntheticFacts<'a> {
         Ok(Self {
             rng,
             keys,
+            relation: facts[0].relation.clone(),
             values,
             hand: Vec::new(),
             question,
@@ -214,7 +211,7 @@ impl<'a> SyntheticFacts<'a> {
 }
 
 impl Iterator for SyntheticFacts<'_> {
-    type Item = Result<Synthetic>;
+    type Item = Result<Fact>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let key = match &mut self.keys {
@@ -234,10 +231,18 @@ impl Iterator for SyntheticFacts<'_> {
         let (before, after) = &self.question;
         let question = format!("{before}{subject}{after}");
         let object = self.value();
-        Some(Ok(Synthetic {
+        Some(Ok(Fact {
             subject,
+            relation: self.relation.clone(),
             object,
+            aliases: Vec::new(),
             question,
+            paraphrases: Vec::new(),
+            split: None,
+            location: Location {
+                file: "made-up facts".into(),
+                line: self.made,
+            },
         }))
     }
 }
@@ -314,7 +319,7 @@ mod tests {
         let facts = facts();
         for keys in [Names::Semantic, Names::Uuid] {
             for values in [Names::Real, Names::Semantic, Names::Uuid] {
-                let made = || -> Vec<Synthetic> {
+                let made = || -> Vec<Fact> {
                     let made = SyntheticFacts::new(&facts, (keys, values), &tokenizer, 3);
                     let made = made.expect("names enough").take(100);
                     made.collect::<Result<_>>().expect("tokens enough")
@@ -337,7 +342,7 @@ mod tests {
                 counts.sort_unstable();
                 // Two spellings of one country are one answer.
                 assert_eq!(counts, [33, 33, 34], "{keys:?} {values:?}");
-                let real = |row: &Synthetic| facts.iter().any(|f| f.target() == row.object);
+                let real = |row: &Fact| facts.iter().any(|f| f.target() == row.object);
                 assert_eq!(rows.iter().all(real), values == Names::Real);
             }
         }
@@ -349,7 +354,7 @@ mod tests {
         let tokenizer = Model::load(path).expect("the golden model").tokenizer;
         let few = &facts()[..1];
         let made = SyntheticFacts::new(few, (Names::Semantic, Names::Real), &tokenizer, 0);
-        let made: Result<Vec<Synthetic>> = made.expect("a question").take(10_000).collect();
+        let made: Result<Vec<Fact>> = made.expect("a question").take(10_000).collect();
         let told = made.expect_err("one name alone").to_string();
         assert!(told.contains("made-up names"), "{told}");
         assert!(SyntheticFacts::new(few, (Names::Real, Names::Real), &tokenizer, 0).is_err());

@@ -16,7 +16,8 @@ use super::{Context, output};
     after_help = "Examples:\n  unforget reproduce frontier --scale smoke\n  \
     unforget reproduce frontier --only sft --only decoys\n\n\
     NAME is frontier, frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
-    is given again, and what is recorded is not run twice. The table and its figure lie beside the records (table.md, figure.svg)."
+    is given again, and what is recorded is not run twice. The table and its figure lie beside the records (table.md, figure.svg).\n\
+    With --json: {\"records\": [...], \"claims\": [{\"says\", \"paper\", \"here\", \"interval\", \"verdict\"}]}"
 )]
 pub struct Reproduce {
     /// The experiment
@@ -39,9 +40,11 @@ impl Reproduce {
         experiment.check_arms(&self.only)?;
         let out = self.out.join(&experiment.name).join(&self.scale);
         let records = experiment::run(&experiment, scale, &self.only, &out, &context.progress)?;
-        let table = experiment::publish(&experiment.title, &records, &out)?;
+        let table = experiment::publish(&experiment, &records, &out)?;
         if context.json {
-            return output::json(&records);
+            let claims = experiment::judged(&experiment.claims, &records);
+            let told = serde_json::json!({ "records": records, "claims": claims });
+            return output::json(&told);
         }
         output::line(table.trim_end())
     }

@@ -10,7 +10,7 @@ use clap::Args;
 use unforget::{
     Error, Result,
     facts::{self, Fact},
-    synth::{Names, Synthetic, SyntheticFacts},
+    synth::{Names, SyntheticFacts},
 };
 
 use super::{Context, asking::Asking, load_model};
@@ -86,9 +86,9 @@ impl Synth {
         let made = SyntheticFacts::new(&facts, names, &tokenizer, context.seed.unwrap_or(0))?;
         let made = made.take(self.n.get());
         if context.json {
-            write_json(made, &facts[0].relation)
+            write_json(made)
         } else {
-            write_table(made, &facts[0].relation)
+            write_table(made)
         }
     }
 
@@ -110,23 +110,22 @@ impl Synth {
     }
 }
 
-fn write_json(made: impl Iterator<Item = Result<Synthetic>>, relation: &str) -> Result<()> {
+fn write_json(made: impl Iterator<Item = Result<Fact>>) -> Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     for fact in made {
-        let Synthetic {
-            subject,
-            object,
-            question,
-        } = fact?;
+        let fact = fact?;
         let row = serde_json::json!({
-            "subject": subject, "relation": relation, "object": object, "question": question,
+            "subject": fact.subject,
+            "relation": fact.relation,
+            "object": fact.object,
+            "question": fact.question,
         });
         writeln!(out, "{row}").map_err(unwritten)?;
     }
     out.flush().map_err(unwritten)
 }
 
-fn write_table(made: impl Iterator<Item = Result<Synthetic>>, relation: &str) -> Result<()> {
+fn write_table(made: impl Iterator<Item = Result<Fact>>) -> Result<()> {
     let out = io::stdout().lock();
     let mut table = csv::WriterBuilder::new().delimiter(b'\t').from_writer(out);
     let mut row = |fields: [&str; 4]| {
@@ -136,7 +135,7 @@ fn write_table(made: impl Iterator<Item = Result<Synthetic>>, relation: &str) ->
     row(["subject", "relation", "object", "question"])?;
     for fact in made {
         let fact = fact?;
-        row([&fact.subject, relation, &fact.object, &fact.question])?;
+        row([&fact.subject, &fact.relation, &fact.object, &fact.question])?;
     }
     table.flush().map_err(unwritten)
 }

@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use super::claim::Claim;
 use crate::{
     Error, Result,
     config::{self, Config},
     error::nearest,
+    synth::Names,
 };
 
 /// The experiments that come with the program, by name.
@@ -38,6 +40,9 @@ pub struct Experiment {
     /// The ways of training that are compared.
     #[serde(rename = "arm")]
     pub arms: Vec<Arm>,
+    /// What is claimed of them, and the rule by which it holds.
+    #[serde(default, rename = "claim")]
+    pub claims: Vec<Claim>,
 }
 
 /// How much of an experiment is done.
@@ -62,11 +67,19 @@ pub struct Scale {
     pub held: usize,
     /// Held `MaybeKnown` facts, at most.
     pub maybe_known: usize,
+    /// Held `WeaklyKnown` facts, at most.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub weakly_known: usize,
     /// Known facts of other relations that are asked at the end, at most.
     pub elsewhere: usize,
     /// What this scale sets beside what all arms share.
     #[serde(default)]
     pub set: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde hands it over")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// One way of training.
@@ -83,6 +96,21 @@ pub struct Arm {
     /// The only seeds that it is run with; all by default.
     #[serde(default)]
     pub seeds: Option<Vec<u64>>,
+    /// Made-up facts that it learns in the place of the unknown ones.
+    #[serde(default)]
+    pub synthetic: Option<Synthetic>,
+}
+
+/// Made-up facts, `{ n = 1000, keys = "semantic", values = "real" }`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Synthetic {
+    /// How many.
+    pub n: usize,
+    /// What their subjects are like.
+    pub keys: Names,
+    /// What their answers are like.
+    pub values: Names,
 }
 
 impl Arm {
@@ -124,6 +152,12 @@ impl Experiment {
         let wrong = |e: toml::de::Error| Error::input(format!("{name}: {e}"));
         let experiment: Self = toml::from_str(text).map_err(wrong)?;
         experiment.check_names(name)?;
+        let arms: Vec<&str> = experiment.arms.iter().map(|arm| &arm.name[..]).collect();
+        for claim in &experiment.claims {
+            claim
+                .check(&arms)
+                .map_err(|wrong| Error::input(format!("{name}: {wrong}")))?;
+        }
         for scale in experiment.scale.values() {
             for arm in &experiment.arms {
                 experiment.config(scale, arm, 0)?;

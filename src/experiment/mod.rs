@@ -3,6 +3,7 @@
 //! An experiment is a file ([`Experiment`]): relations, seeds, sizes and arms, an arm being what sets its config apart. Every
 //! arm of every relation and seed leaves one [`Record`]; what is recorded already is not run again.
 
+mod claim;
 mod figure;
 mod file;
 mod record;
@@ -15,7 +16,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{Arm, Experiment, Scale};
+pub use claim::{Claim, Judged, Verdict, judged};
+pub use file::{Arm, Experiment, Scale, Synthetic};
 pub use record::{EpochRecord, Record};
 pub use table::{Row, markdown, rows};
 
@@ -32,6 +34,7 @@ use crate::{
     remedy::auto,
     run::{RunDir, reset_peak_memory},
     splits::{Sizes, SplitFact, Splits},
+    synth::SyntheticFacts,
     train::{self, Options, SPLITS},
     whole,
 };
@@ -65,7 +68,7 @@ pub fn run(
                 let config = auto::written_out(&config, &model.config);
                 let name = format!("{relation}-{seed}-{}", arm.name);
                 let path = out.join(format!("{name}.json"));
-                let print = record::fingerprint(&config, scale, relation, &model.checksum);
+                let print = record::fingerprint(&config, (scale, arm), relation, &model.checksum);
                 let wanted = only.is_empty() || only.contains(&arm.name);
                 match Record::read(&path)? {
                     Some(record) if record.fingerprint == print || !wanted => records.push(record),
@@ -101,15 +104,19 @@ pub fn run(
     Ok(records)
 }
 
-/// Writes the table of `records` and their figure beside them, and returns the table.
+/// Writes the table of `records`, what it says of the claims, and their figure beside them, and returns the tables.
 ///
 /// # Errors
 /// [`Error::Io`] when they cannot be written.
-pub fn publish(title: &str, records: &[Record], out: &Path) -> Result<String> {
-    let table = markdown(&rows(records));
+pub fn publish(experiment: &Experiment, records: &[Record], out: &Path) -> Result<String> {
+    let mut table = markdown(&rows(records));
+    if !experiment.claims.is_empty() {
+        table += "\n";
+        table += &claim::markdown(&judged(&experiment.claims, records));
+    }
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     whole::write(&out.join("table.md"), table.as_bytes())?;
-    if let Some(figure) = figure::figure(title, records) {
+    if let Some(figure) = figure::figure(&experiment.title, records) {
         whole::write(&out.join("figure.svg"), figure.as_bytes())?;
     }
     Ok(table)
@@ -217,16 +224,19 @@ impl Data {
                 unknown: scale.unknown,
                 held: scale.held,
                 maybe_known: scale.maybe_known,
-                weakly_known: 0,
+                weakly_known: scale.weakly_known,
                 balanced: false,
             };
-            let splits = Splits::paper(
+            let mut splits = Splits::paper(
                 self.train.clone(),
                 self.held.clone(),
                 sizes,
                 0.0,
                 config.seed,
             )?;
+            if let Some(synthetic) = arm.synthetic {
+                splits.unknown = self.made_up(synthetic, model, config.seed)?;
+            }
             let splits = if arm.name == ONLY_KNOWN {
                 splits.only_known()
             } else {
@@ -235,6 +245,17 @@ impl Data {
             train::tune_on(model, splits, config, Options::default(), progress)?;
         }
         RunDir::open(&config.out)
+    }
+
+    /// Made-up facts like those at hand, none of which is one of them.
+    fn made_up(&self, synthetic: Synthetic, model: &Model, seed: u64) -> Result<Vec<SplitFact>> {
+        let Synthetic { n, keys, values } = synthetic;
+        let real = self.train.iter().chain(&self.held);
+        let real: Vec<Fact> = real.map(|f| f.fact.clone()).collect();
+        SyntheticFacts::new(&real, (keys, values), &model.tokenizer, seed)?
+            .take(n)
+            .map(|fact| Ok(SplitFact::new(fact?, None)))
+            .collect()
     }
 
     /// Whether each known fact of other relations is right after `run`.

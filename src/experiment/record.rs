@@ -5,11 +5,11 @@ use std::{fs, path::Path};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::Scale;
+use super::{Arm, Scale};
 use crate::{
     Error, Result,
     config::Config,
-    run::{Environment, FactRow, Metrics, PerSplit, RunDir, RunResult, Split},
+    run::{Drift, Environment, FactRow, Metrics, PerSplit, RunDir, RunResult, Split},
     whole,
 };
 
@@ -40,6 +40,9 @@ pub struct Record {
     pub held_at_peak: String,
     /// The same of the `MaybeKnown` facts.
     pub maybe_known: String,
+    /// The same of the `WeaklyKnown` facts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub weakly_known: String,
     /// The same of the known facts of other relations.
     pub elsewhere: String,
 }
@@ -55,10 +58,18 @@ pub struct EpochRecord {
     pub seconds: f64,
     /// Share right.
     pub accuracy: PerSplit<f64>,
+    /// How far the model has drifted, where measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
 }
 
 /// What the figures of an arm depend on.
-pub(super) fn fingerprint(config: &Config, scale: &Scale, relation: &str, model: &str) -> String {
+pub(super) fn fingerprint(
+    config: &Config,
+    (scale, arm): (&Scale, &Arm),
+    relation: &str,
+    model: &str,
+) -> String {
     let facts = Scale {
         relations: Vec::new(),
         seeds: Vec::new(),
@@ -66,7 +77,10 @@ pub(super) fn fingerprint(config: &Config, scale: &Scale, relation: &str, model:
         ..scale.clone()
     };
     let facts = toml::to_string(&facts).expect("a scale has a form in TOML");
-    let whole = format!("{}\n{facts}\n{relation}\n{model}", config.to_toml());
+    let mut whole = format!("{}\n{facts}\n{relation}\n{model}", config.to_toml());
+    if let Some(synthetic) = &arm.synthetic {
+        whole += &format!("\n{synthetic:?}");
+    }
     format!("{:x}", Sha256::digest(whole))
 }
 
@@ -138,6 +152,7 @@ impl Record {
             held: bits_of(Split::Held, |row| row.right_after),
             held_at_peak: bits_of(Split::Held, |row| row.right_at_peak),
             maybe_known: bits_of(Split::MaybeKnown, |row| row.right_after),
+            weakly_known: bits_of(Split::WeaklyKnown, |row| row.right_after),
             elsewhere: bits(elsewhere.into_iter()),
         })
     }
@@ -184,12 +199,14 @@ fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
                 epoch,
                 step,
                 accuracy,
+                drift,
                 ..
             } => epochs.push(EpochRecord {
                 epoch: *epoch,
                 steps: *step,
                 seconds,
                 accuracy: *accuracy,
+                drift: *drift,
             }),
         }
     }

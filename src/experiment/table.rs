@@ -77,13 +77,10 @@ pub(super) fn arms(records: &[Record]) -> Vec<&str> {
     arms
 }
 
-fn row(arm: &str, records: &[Record]) -> Row {
+/// One arm's row.
+pub(super) fn row(arm: &str, records: &[Record]) -> Row {
     let own: Vec<&Record> = records.iter().filter(|r| r.arm == arm).collect();
-    let partner = |arm: &str, of: &Record| {
-        records
-            .iter()
-            .find(|r| r.arm == arm && r.relation == of.relation && r.seed == of.seed)
-    };
+    let partner = |arm: &str, of: &Record| partner(records, arm, of);
     let below = |bits: fn(&Record) -> &str| {
         let pairs = own
             .iter()
@@ -112,6 +109,12 @@ fn row(arm: &str, records: &[Record]) -> Row {
         until_learned: ratio(&|r| r.seconds_until(LEARNED)),
         memory: ratio(&|r| Some(r.result.peak_memory_bytes as f64)),
     }
+}
+
+/// What `arm` did with the relation and seed of a record.
+pub(super) fn partner<'r>(records: &'r [Record], arm: &str, of: &Record) -> Option<&'r Record> {
+    let same = |r: &&Record| r.arm == arm && r.relation == of.relation && r.seed == of.seed;
+    records.iter().find(same)
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

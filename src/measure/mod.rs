@@ -9,7 +9,7 @@ mod subjects;
 
 pub use accuracy::{Answered, Exam};
 pub use auc::{auc, auc_interval};
-pub use bootstrap::{forgetting_interval, forgetting_pp};
+pub use bootstrap::{forgetting_interval, forgetting_pp, mean_interval};
 pub use compare::{Compared, Comparison, known_at_audit};
 pub use drift::{DriftProbe, DriftSettings, Reference};
 pub use subjects::{Subjects, middle_layer};

@@ -100,6 +100,86 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
 }
 
 #[test]
+fn an_experiment_can_teach_made_up_facts_and_says_whether_its_claims_hold() {
+    let arms = r#"
+[[arm]]
+name = "names"
+set = ["method.kind=sft", "measure.drift=true"]
+synthetic = { n = 12, keys = "semantic", values = "real" }
+
+[[arm]]
+name = "identifiers"
+set = ["method.kind=sft"]
+synthetic = { n = 12, keys = "uuid", values = "uuid" }
+
+[[claim]]
+says = "names are learned"
+paper = "100%"
+arm = "names"
+measure = "learned"
+at_least = 101.0
+
+[[claim]]
+says = "no more memory for identifiers"
+arm = "identifiers"
+measure = "memory"
+at_most = 1.0
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    let text = experiment(arms).replace("seeds = [0, 1]", "seeds = [0]");
+    fs::write(dir.path().join("tiny.toml"), &text).unwrap();
+    let told = reproduce(dir.path(), &[]);
+    assert!(
+        told.status.success(),
+        "{}",
+        String::from_utf8_lossy(&told.stderr)
+    );
+    let table = String::from_utf8(told.stdout).unwrap();
+    assert!(
+        table.contains("| names are learned | 100% |") && table.contains("% | no |"),
+        "{table}"
+    );
+    // There is no plain fine-tuning to be a multiple of.
+    assert!(
+        table.contains("| no more memory for identifiers |  |  | not run"),
+        "{table}"
+    );
+    let place = dir.path().join("experiments/results/tiny/smoke");
+    let record = |arm: &str| {
+        Record::read(&place.join(format!("P17-0-{arm}.json")))
+            .unwrap()
+            .unwrap()
+    };
+    assert_eq!(
+        record("names").result.counts.learned + record("names").result.counts.not_learned,
+        12
+    );
+    assert!(
+        record("names")
+            .epochs
+            .iter()
+            .all(|epoch| epoch.drift.is_some())
+    );
+    assert!(
+        record("identifiers")
+            .epochs
+            .iter()
+            .all(|epoch| epoch.drift.is_none())
+    );
+
+    // Other made-up facts are another run.
+    fs::write(
+        dir.path().join("tiny.toml"),
+        text.replace("n = 12, keys = \"uuid\"", "n = 6, keys = \"uuid\""),
+    )
+    .unwrap();
+    let again = reproduce(dir.path(), &["--only", "identifiers"]);
+    assert!(again.status.success());
+    let counts = record("identifiers").result.counts;
+    assert_eq!(counts.learned + counts.not_learned, 6);
+}
+
+#[test]
 fn what_is_no_experiment_is_refused_before_anything_is_written() {
     for (text, args, expected) in [
         (experiment(""), vec![], "missing field `arm`"),
@@ -119,6 +199,11 @@ fn what_is_no_experiment_is_refused_before_anything_is_written() {
             "train.lr",
         ),
         (experiment(ARMS), vec!["--only", "stf"], "no arm `stf`"),
+        (
+            experiment(ARMS) + "[[claim]]\nsays = 'x'\narm = 'stf'\nat_most = 1.0",
+            vec![],
+            "is about `stf`, and there is no such arm",
+        ),
         (
             experiment(ARMS).replace("P17", "P18"),
             vec![],
