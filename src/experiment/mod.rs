@@ -14,8 +14,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 pub use claim::{Claim, Judged, Verdict, judged};
 pub use file::{Arm, Experiment, Scale, Synthetic};
 pub use record::{EpochRecord, Record};
@@ -77,8 +75,8 @@ pub fn run(
                         progress.note(format_args!("{}: {name}", experiment.name));
                         let data = match &mut data {
                             Some(data) => data,
-                            None => data.insert(Data::kept_or_audited(
-                                experiment, scale, relation, &model, out, progress,
+                            None => data.insert(Data::audited(
+                                experiment, scale, relation, &model, progress,
                             )?),
                         };
                         let config = Config {
@@ -127,7 +125,6 @@ fn remove(dir: &Path) -> Result<()> {
 }
 
 /// The facts of one relation, audited.
-#[derive(Serialize, Deserialize)]
 struct Data {
     /// To train on.
     train: Vec<SplitFact>,
@@ -138,28 +135,7 @@ struct Data {
 }
 
 impl Data {
-    /// As [`Self::audited`], once: what was found is kept in `folder`.
-    fn kept_or_audited(
-        experiment: &Experiment,
-        scale: &Scale,
-        relation: &str,
-        model: &Model,
-        folder: &Path,
-        progress: &Progress,
-    ) -> Result<Self> {
-        let runs = experiment.audit_runs;
-        let print = record::audit_fingerprint(scale, runs, relation, &model.checksum);
-        let path = folder
-            .join(".audits")
-            .join(format!("{relation}-{}.json", &print[..16]));
-        if path.is_file() {
-            return record::read_json(&path);
-        }
-        let data = Self::audited(experiment, scale, relation, model, progress)?;
-        record::write_json(&path, &data)?;
-        Ok(data)
-    }
-
+    /// Reads the facts and labels them; what was audited before is in the cache.
     fn audited(
         experiment: &Experiment,
         scale: &Scale,

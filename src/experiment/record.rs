@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Arm, Scale};
@@ -84,40 +84,6 @@ pub(super) fn fingerprint(
     format!("{:x}", Sha256::digest(whole))
 }
 
-/// What the labels of a relation's facts depend on.
-pub(super) fn audit_fingerprint(
-    scale: &Scale,
-    audit_runs: usize,
-    relation: &str,
-    model: &str,
-) -> String {
-    let Scale {
-        train_facts,
-        held_parts,
-        held_facts,
-        elsewhere,
-        ..
-    } = scale;
-    let whole = format!(
-        "{train_facts} {held_parts:?} {held_facts} {elsewhere} {audit_runs} {relation} {model}"
-    );
-    format!("{:x}", Sha256::digest(whole))
-}
-
-/// What the file at `path` holds.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))
-}
-
-/// Writes a file whole, and its folder where there is none.
-pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let folder = path.parent().expect("a file in a folder");
-    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let text = serde_json::to_vec_pretty(value).expect("these have a form in JSON");
-    whole::write(path, &text)
-}
-
 impl Record {
     /// The record of a finished run.
     pub(super) fn of(
@@ -165,12 +131,17 @@ impl Record {
         if !path.exists() {
             return Ok(None);
         }
-        read_json(path).map(Some)
+        let text = fs::read(path).map_err(Error::io("read", path))?;
+        let record = serde_json::from_slice(&text);
+        record.map_err(|e| Error::input(format!("{}: {e}", path.display())))
     }
 
-    /// Writes it whole.
+    /// Writes it whole, and its folder where there is none.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        write_json(path, self)
+        let folder = path.parent().expect("a file in a folder");
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let text = serde_json::to_vec_pretty(self).expect("a record has a form in JSON");
+        whole::write(path, &text)
     }
 
     /// Seconds of training until this share of the new facts was learned, those of the interpolation included; none where

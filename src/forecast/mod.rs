@@ -13,12 +13,10 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 
-use rand::{SeedableRng, seq::index};
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::{
-    Error, Result, engine::Engine, facts::Fact, model::Model, progress::Progress,
+    Error, Result, engine::Engine, facts::Fact, measure, model::Model, progress::Progress,
     prompt::PromptTemplate,
 };
 
@@ -112,7 +110,7 @@ pub fn forecast(
     let asked = new.len() + known.len()..facts.len();
 
     let taught = if keep.is_empty() {
-        let stand_ins = chosen(held.len(), settings.seed).into_iter();
+        let stand_ins = measure::sample(held.len(), MOST_REHEARSED, settings.seed).into_iter();
         stand_ins.map(|i| asked.start + i).collect()
     } else {
         (new.len()..asked.start).collect::<Vec<_>>()
@@ -191,17 +189,6 @@ fn sample<'a>(facts: &'a [Fact], name: &str, seed: u64, progress: &Progress) -> 
             facts.len()
         ));
     }
-    let chosen = chosen(facts.len(), seed).into_iter();
+    let chosen = measure::sample(facts.len(), MOST_REHEARSED, seed).into_iter();
     chosen.map(|i| &facts[i]).collect()
-}
-
-/// At most [`MOST_REHEARSED`] of `count`, in their order.
-fn chosen(count: usize, seed: u64) -> Vec<usize> {
-    if count <= MOST_REHEARSED {
-        return (0..count).collect();
-    }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut chosen = index::sample(&mut rng, count, MOST_REHEARSED).into_vec();
-    chosen.sort_unstable();
-    chosen
 }

@@ -15,10 +15,10 @@
 
 use std::collections::HashMap;
 
-use rand::{SeedableRng, seq::index};
-use rand_chacha::ChaCha8Rng;
-
-use super::subjects::{Subjects, middle_layer};
+use super::{
+    sample,
+    subjects::{Subjects, middle_layer},
+};
 use crate::{
     Error, Result,
     engine::{Engine, likeliest, matmul},
@@ -295,17 +295,6 @@ fn pairs(new: &[Fact], held: &[Fact], most: usize, seed: u64) -> Vec<Vec<usize>>
             own
         })
         .collect()
-}
-
-/// At most `most` of `0..count`, ascending.
-fn sample(count: usize, most: usize, seed: u64) -> Vec<usize> {
-    if count <= most {
-        return (0..count).collect();
-    }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut chosen = index::sample(&mut rng, count, most).into_vec();
-    chosen.sort_unstable();
-    chosen
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -84,8 +84,7 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
     assert_eq!(fs::read(&low).unwrap(), written);
     let left = fs::read_dir(place.join(".runs")).unwrap().count();
     assert_eq!(left, 0, "runs are removed once they are recorded");
-    assert_eq!(fs::read_dir(place.join(".audits")).unwrap().count(), 1);
-    assert!(!told.contains("audit "), "audited once: {told}");
+    assert!(told.contains("the same audit was made before"), "{told}");
     assert_eq!(fs::read_to_string(place.join("table.md")).unwrap(), table);
     let figure = fs::read_to_string(place.join("figure.svg")).unwrap();
     assert!(figure.contains("Held facts right: low (1 run)"), "{figure}");
