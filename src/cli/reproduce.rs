@@ -15,7 +15,7 @@ use super::{Context, output};
 #[command(
     after_help = "Examples:\n  unforget reproduce frontier --scale smoke\n  \
     unforget reproduce frontier --only sft --only decoys\n\n\
-    NAME is frontier, frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
+    NAME is fig2, fig3, fig6, table1, table3, frontier, frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
     is given again, and what is recorded is not run twice. The table and its figure lie beside the records (table.md, figure.svg).\n\
     With --json: {\"records\": [...], \"claims\": [{\"says\", \"paper\", \"here\", \"interval\", \"verdict\"}]}"
 )]
@@ -38,8 +38,16 @@ impl Reproduce {
         let experiment = Experiment::find(&self.name)?;
         let scale = experiment.scale(&self.scale)?;
         experiment.check_arms(&self.only)?;
-        let out = self.out.join(&experiment.name).join(&self.scale);
-        let records = experiment::run(&experiment, scale, &self.only, &out, &context.progress)?;
+        let folder = |name: &str| self.out.join(name).join(&self.scale);
+        let of_records = folder(experiment.records.as_ref().unwrap_or(&experiment.name));
+        let out = folder(&experiment.name);
+        let records = experiment::run(
+            &experiment,
+            scale,
+            &self.only,
+            &of_records,
+            &context.progress,
+        )?;
         let table = experiment::publish(&experiment, &records, &out)?;
         if context.json {
             let claims = experiment::judged(&experiment.claims, &records);

@@ -13,26 +13,37 @@ use crate::{
 };
 
 /// The experiments that come with the program, by name.
-const BUILT_IN: [(&str, &str); 2] = [
+const BUILT_IN: [(&str, &str); 7] = [
     ("frontier", include_str!("../../experiments/frontier.toml")),
     (
         "frontier-validation",
         include_str!("../../experiments/frontier-validation.toml"),
     ),
+    ("fig2", include_str!("../../experiments/fig2.toml")),
+    ("fig3", include_str!("../../experiments/fig3.toml")),
+    ("fig6", include_str!("../../experiments/fig6.toml")),
+    ("table1", include_str!("../../experiments/table1.toml")),
+    ("table3", include_str!("../../experiments/table3.toml")),
 ];
 
 /// An experiment, as its file describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
-    /// Name of its records' folder.
+    /// Name of the folder of its table and figure.
     pub name: String,
+    /// Name of the folder of its records, by default the same: experiments with arms in common run these once.
+    #[serde(default)]
+    pub records: Option<String>,
     /// What is asked.
     pub title: String,
     /// The model of every arm.
     pub model: String,
     /// Few-shot prompts of the audits.
     pub audit_runs: usize,
+    /// What is drawn. Default `learned`.
+    #[serde(default)]
+    pub figure: Figure,
     /// What all arms share, as `key=value`.
     pub set: Vec<String>,
     /// What it can be run as, by name.
@@ -43,6 +54,17 @@ pub struct Experiment {
     /// What is claimed of them, and the rule by which it holds.
     #[serde(default, rename = "claim")]
     pub claims: Vec<Claim>,
+}
+
+/// What an experiment draws.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Figure {
+    /// Held facts right over new facts learned, an arm a panel.
+    #[default]
+    Learned,
+    /// What is right epoch by epoch, a part of the facts a panel.
+    Epochs,
 }
 
 /// How much of an experiment is done.
@@ -176,6 +198,7 @@ impl Experiment {
         };
         if let Some(name) = [&self.name]
             .into_iter()
+            .chain(&self.records)
             .chain(arms())
             .chain(relations)
             .find(|name| !is_plain(name))

@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use claim::{Claim, Judged, Verdict, judged};
-pub use file::{Arm, Experiment, Scale, Synthetic};
+pub use file::{Arm, Experiment, Figure, Scale, Synthetic};
 pub use record::{EpochRecord, Record};
 pub use table::{Row, markdown, rows};
 
@@ -114,7 +114,7 @@ pub fn publish(experiment: &Experiment, records: &[Record], out: &Path) -> Resul
     }
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     whole::write(&out.join("table.md"), table.as_bytes())?;
-    if let Some(figure) = figure::figure(&experiment.title, records) {
+    if let Some(figure) = figure::figure(&experiment.title, experiment.figure, records) {
         whole::write(&out.join("figure.svg"), figure.as_bytes())?;
     }
     Ok(table)

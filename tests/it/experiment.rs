@@ -125,7 +125,9 @@ measure = "memory"
 at_most = 1.0
 "#;
     let dir = tempfile::tempdir().unwrap();
-    let text = experiment(arms).replace("seeds = [0, 1]", "seeds = [0]");
+    let text = experiment(arms)
+        .replace("seeds = [0, 1]", "seeds = [0]")
+        .replace("title", "records = \"both\"\nfigure = \"epochs\"\ntitle");
     fs::write(dir.path().join("tiny.toml"), &text).unwrap();
     let told = reproduce(dir.path(), &[]);
     assert!(
@@ -143,7 +145,13 @@ at_most = 1.0
         table.contains("| no more memory for identifiers |  |  | not run"),
         "{table}"
     );
-    let place = dir.path().join("experiments/results/tiny/smoke");
+    let results = dir.path().join("experiments/results");
+    let figure = fs::read_to_string(results.join("tiny/smoke/figure.svg")).unwrap();
+    assert!(
+        figure.contains("New facts right") && figure.contains("identifiers"),
+        "{figure}"
+    );
+    let place = results.join("both/smoke");
     let record = |arm: &str| {
         Record::read(&place.join(format!("P17-0-{arm}.json")))
             .unwrap()
