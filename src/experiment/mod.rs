@@ -43,14 +43,15 @@ pub const ENTITY_QUESTIONS: &str = "UNFORGET_ENTITY_QUESTIONS";
 /// The arm to which the others are compared.
 pub const ONLY_KNOWN: &str = "only-known";
 
-/// Runs what of `experiment` at `scale` is not recorded in `out` yet, all arms or those in `only`, and returns all records.
+/// Runs what of `experiment` at `scale` is not recorded in `out` yet, all arms or those in `only` (of an empty list none), and
+/// returns all records.
 ///
 /// # Errors
 /// As [`train::tune_on`]; [`Error::Input`] when the facts of a relation are not at hand.
 pub fn run(
     experiment: &Experiment,
     scale: &Scale,
-    only: &[String],
+    only: Option<&[String]>,
     out: &Path,
     progress: &Progress,
 ) -> Result<Vec<Record>> {
@@ -67,7 +68,7 @@ pub fn run(
                 let name = format!("{relation}-{seed}-{}", arm.name);
                 let path = out.join(format!("{name}.json"));
                 let print = record::fingerprint(&config, (scale, arm), relation, &model.checksum);
-                let wanted = only.is_empty() || only.contains(&arm.name);
+                let wanted = only.is_none_or(|only| only.contains(&arm.name));
                 match Record::read(&path)? {
                     Some(record) if record.fingerprint == print || !wanted => records.push(record),
                     None if !wanted => {}

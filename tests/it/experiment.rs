@@ -89,6 +89,9 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
     let figure = fs::read_to_string(place.join("figure.svg")).unwrap();
     assert!(figure.contains("Held facts right: low (1 run)"), "{figure}");
 
+    let recorded = reproduce(dir.path(), &["--recorded"]);
+    assert_eq!(String::from_utf8(recorded.stdout).unwrap(), table);
+
     // What is run otherwise than it was recorded is run again.
     let slower = experiment(ARMS).replace("train.epochs=2", "train.epochs=1");
     fs::write(dir.path().join("tiny.toml"), slower).unwrap();
