@@ -28,7 +28,7 @@ fn over_epochs(records: &[Record]) -> Vec<Panel> {
     let parts: [(&str, Share); 5] = [
         ("Held facts", |share| share.held),
         ("New facts", |share| share.unknown),
-        ("Known facts that are trained", |share| share.known),
+        ("Trained known facts", |share| share.known),
         ("MaybeKnown held facts", |share| share.maybe_known),
         ("WeaklyKnown held facts", |share| share.weakly_known),
     ];
