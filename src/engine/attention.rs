@@ -86,11 +86,15 @@ impl Reach {
     /// As [`forward`] takes it, with the keys and values of `qkv`.
     pub fn row<'a>(&self, qkv: &'a [f32], heads: Heads) -> Row<'a> {
         let (width, wide) = (heads.width(), heads.queries * heads.dim);
-        let span = |tokens: &Range<usize>| Span {
-            keys: &qkv[tokens.start * width + wide..],
-            values: &qkv[tokens.start * width + wide + heads.groups * heads.dim..],
-            stride: width,
-            len: tokens.len(),
+        let span = |tokens: &Range<usize>| {
+            // There may be no token, and then nothing behind the last one.
+            let from = |column: usize| &qkv[qkv.len().min(tokens.start * width + column)..];
+            Span {
+                keys: from(wide),
+                values: from(wide + heads.groups * heads.dim),
+                stride: width,
+                len: tokens.len(),
+            }
         };
         Row {
             tokens: self.tokens.clone(),

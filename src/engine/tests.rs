@@ -54,7 +54,7 @@ fn params(config: &ModelConfig, seed: u64) -> Params {
 }
 
 /// Rows of unequal length, one longer than two blocks of keys, some of which begin alike, one with all of another; and
-/// how many of each row's tokens may be shared.
+/// how many of each row's tokens may be shared. The last has none.
 fn token_rows(v: u32) -> Vec<(Vec<u32>, usize)> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut tokens =
@@ -68,6 +68,7 @@ fn token_rows(v: u32) -> Vec<(Vec<u32>, usize)> {
         (&short, &[], 3),
         (&long, &short, 3),
         (&short, &[], 40),
+        (&[], &[], 0),
     ]
     .into_iter()
     .map(|(first, second, rest)| {
