@@ -48,6 +48,25 @@ pub struct Row {
     pub target: Vec<u32>,
 }
 
+impl Row {
+    /// The place of the first token that is predicted: the target's first, or its second where nothing stands before it.
+    pub fn first_target(&self) -> usize {
+        self.prompt.len().max(1)
+    }
+
+    /// How many tokens are predicted.
+    pub fn targets(&self) -> usize {
+        (self.prompt.len() + self.target.len()).saturating_sub(self.first_target())
+    }
+
+    /// What the model reads: every token but the last, after which nothing is predicted.
+    pub fn inputs(&self) -> Vec<u32> {
+        let mut tokens = [&self.prompt[..], &self.target].concat();
+        tokens.pop();
+        tokens
+    }
+}
+
 impl PromptTemplate {
     /// The template for a model: as it is, or with `chat` in the words of the model's own chat template.
     ///

@@ -199,8 +199,8 @@ impl OfRows {
 /// The number of each row's first target, and that of all targets, where those of rows that are not `asked` about do not count.
 pub(super) fn first_targets(rows: &[Row], asked: &Range<usize>) -> Vec<usize> {
     let mut first = vec![0; asked.start + 1];
-    for targets in PackedRows::new(&rows[asked.clone()]).targets_per_row {
-        first.push(first[first.len() - 1] + targets);
+    for row in &rows[asked.clone()] {
+        first.push(first[first.len() - 1] + row.targets());
     }
     first.resize(rows.len() + 1, first[first.len() - 1]);
     first

@@ -134,8 +134,7 @@ impl Projection {
                 // Each row counts with all of its tokens, those that others begin with too.
                 let mut batch = Batch::new();
                 for row in pass {
-                    let tokens = row.prompt.iter().chain(&row.target).copied();
-                    batch.push(tokens.take(row.prompt.len() + row.target.len() - 1));
+                    batch.push(row.inputs());
                 }
                 engine.second_moments(params, &batch, &mut moments);
                 bar.inc(pass.len() as u64);

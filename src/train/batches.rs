@@ -97,36 +97,31 @@ pub struct PackedRows {
 impl PackedRows {
     /// Packs `rows` in their order. A row without a prompt starts with its first target token, which nothing predicts.
     pub fn new<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Self {
-        let rows: Vec<(Vec<u32>, usize)> = rows
-            .into_iter()
-            .map(|row| {
-                let tokens = row.prompt.iter().chain(&row.target).copied();
-                (tokens.collect(), row.prompt.len().max(1))
-            })
-            .collect();
+        let rows: Vec<&Row> = rows.into_iter().collect();
+        let inputs: Vec<Vec<u32>> = rows.iter().map(|row| row.inputs()).collect();
         // What predicts is a row's own.
-        let read: Vec<_> = rows
+        let read: Vec<_> = inputs
             .iter()
-            .map(|(tokens, first)| {
-                let inputs = &tokens[..tokens.len().saturating_sub(1)];
-                (inputs, inputs.len().min(first - 1))
-            })
+            .zip(&rows)
+            .map(|(inputs, row)| (&inputs[..], inputs.len().min(row.first_target() - 1)))
             .collect();
         let (batch, own) = Batch::sharing(&read);
+        let targets_per_row: Vec<usize> = rows.iter().map(|row| row.targets()).collect();
         let mut targets = Vec::new();
-        for ((tokens, first), own) in rows.iter().zip(own) {
-            targets.extend((*first..tokens.len()).map(|i| Target {
-                position: own.end - (tokens.len() - i),
-                token: tokens[i],
+        for ((row, count), own) in rows.iter().zip(&targets_per_row).zip(own) {
+            let tokens = &row.target[row.target.len() - count..];
+            let positions = own.end - count..own.end;
+            targets.extend(positions.zip(tokens).map(|(position, &token)| Target {
+                position,
+                token,
                 ce_weight: 0.0,
                 distill_weight: 0.0,
             }));
         }
-        let count = |(tokens, first): &(Vec<u32>, usize)| tokens.len().saturating_sub(*first);
         Self {
             batch,
             targets,
-            targets_per_row: rows.iter().map(count).collect(),
+            targets_per_row,
         }
     }
 
