@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ONLY_KNOWN, Record,
-    table::{self, row},
+    table::{self, Loss, lost},
 };
-use crate::measure::mean_interval;
 
 /// A claim about one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,26 +148,18 @@ impl Claim {
     }
 
     fn judge(&self, records: &[Record]) -> Judged {
-        let (here, interval) = match self.measure {
-            Measure::Lost => self.lost(records),
-            Measure::Forgotten => mean_of(of_arm(records, &self.arm).flat_map(|r| {
-                let pairs = r.held_at_peak.bytes().zip(r.held.bytes());
-                pairs.map(|(peak, end)| lost(peak, end))
-            })),
-            Measure::Learned => (self.mean(records, |r| r.result.learned), None),
+        let surely = |loss: Option<Loss>| (loss.map(|l| l.pp), loss.map(|l| l.interval));
+        let (unit, (here, interval)) = match self.measure {
+            Measure::Lost => (" pp", surely(self.lost(records))),
+            Measure::Forgotten => (" pp", surely(table::forgotten(&self.arm, records))),
+            Measure::Learned => ("%", (self.mean(records, |r| r.result.learned), None)),
             Measure::Kept => {
                 let known = |r: &Record| r.result.accuracy.known.map(|known| known.after);
-                (self.mean(records, known), None)
+                ("%", (self.mean(records, known), None))
             }
-            Measure::Step | Measure::UntilLearned | Measure::Memory => {
-                let row = row(&self.arm, records);
-                let ratio = match self.measure {
-                    Measure::Step => row.step,
-                    Measure::UntilLearned => row.until_learned,
-                    _ => row.memory,
-                };
-                (ratio, None)
-            }
+            Measure::Step => (" x", (table::step(&self.arm, records), None)),
+            Measure::UntilLearned => (" x", (table::until_learned(&self.arm, records), None)),
+            Measure::Memory => (" x", (table::memory(&self.arm, records), None)),
         };
         Judged {
             says: self.says.clone(),
@@ -178,11 +169,7 @@ impl Claim {
             verdict: here.map_or(Verdict::Missing, |here| {
                 self.rule(interval.unwrap_or([here, here]))
             }),
-            unit: match self.measure {
-                Measure::Lost | Measure::Forgotten => " pp",
-                Measure::Learned | Measure::Kept => "%",
-                Measure::Step | Measure::UntilLearned | Measure::Memory => " x",
-            },
+            unit,
         }
     }
 
@@ -202,7 +189,7 @@ impl Claim {
     }
 
     /// Over the facts of all runs that have their partners.
-    fn lost(&self, records: &[Record]) -> (Option<f64>, Option<[f64; 2]>) {
+    fn lost(&self, records: &[Record]) -> Option<Loss> {
         let against = self.against.as_deref().unwrap_or(ONLY_KNOWN);
         let mut values = Vec::new();
         for record in of_arm(records, &self.arm) {
@@ -224,7 +211,7 @@ impl Claim {
             let facts = base.iter().zip(own).zip(other);
             values.extend(facts.map(|((b, o), other)| lost(*b, *o) - times * lost(*b, *other)));
         }
-        mean_of(values.into_iter())
+        Loss::mean(values.into_iter())
     }
 
     fn bits<'r>(&self, record: &'r Record) -> &'r str {
@@ -246,18 +233,6 @@ impl Claim {
 
 fn of_arm<'r>(records: &'r [Record], arm: &str) -> impl Iterator<Item = &'r Record> {
     records.iter().filter(move |record| record.arm == arm)
-}
-
-/// 100 for a fact that was right before and is wrong after, -100 the other way round.
-fn lost(before: u8, after: u8) -> f64 {
-    100.0 * (f64::from(before) - f64::from(after))
-}
-
-fn mean_of(values: impl Iterator<Item = f64>) -> (Option<f64>, Option<[f64; 2]>) {
-    let values: Vec<f64> = values.collect();
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let interval = mean_interval(&values, 0);
-    (interval.map(|_| mean), interval)
 }
 
 /// What `records` say of each claim.

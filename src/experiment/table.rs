@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{ONLY_KNOWN, Record};
-use crate::measure::{forgetting_interval, forgetting_pp};
+use crate::measure::mean_interval;
 
 /// The arm whose time and memory are the unit.
 pub(super) const UNIT: &str = "sft";
@@ -48,16 +48,23 @@ pub struct Loss {
 impl Loss {
     /// Over pairs of `before` and `after`, each a text of ones and zeros; pairs of other lengths are no pairs.
     fn over<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Self> {
-        let (mut before, mut after) = (Vec::new(), Vec::new());
-        for (b, a) in pairs.filter(|(b, a)| b.len() == a.len()) {
-            before.extend(b.bytes().map(|bit| bit == b'1'));
-            after.extend(a.bytes().map(|bit| bit == b'1'));
-        }
+        let pairs = pairs.filter(|(b, a)| b.len() == a.len());
+        Self::mean(pairs.flat_map(|(b, a)| b.bytes().zip(a.bytes()).map(|(b, a)| lost(b, a))))
+    }
+
+    /// Over what each fact has lost.
+    pub(super) fn mean(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let values: Vec<f64> = values.collect();
         Some(Self {
-            pp: forgetting_pp(&before, &after)?,
-            interval: forgetting_interval(&before, &after, 0)?,
+            interval: mean_interval(&values, 0)?,
+            pp: values.iter().sum::<f64>() / values.len() as f64,
         })
     }
+}
+
+/// 100 for a fact that was right (`1`) before and is wrong after, -100 the other way round.
+pub(super) fn lost(before: u8, after: u8) -> f64 {
+    100.0 * (f64::from(before) - f64::from(after))
 }
 
 /// A row for each arm, in the order in which the arms first appear.
@@ -77,8 +84,7 @@ pub(super) fn arms(records: &[Record]) -> Vec<&str> {
     arms
 }
 
-/// One arm's row.
-pub(super) fn row(arm: &str, records: &[Record]) -> Row {
+fn row(arm: &str, records: &[Record]) -> Row {
     let own: Vec<&Record> = records.iter().filter(|r| r.arm == arm).collect();
     let partner = |arm: &str, of: &Record| partner(records, arm, of);
     let below = |bits: fn(&Record) -> &str| {
@@ -87,28 +93,51 @@ pub(super) fn row(arm: &str, records: &[Record]) -> Row {
             .filter_map(|r| Some((bits(partner(ONLY_KNOWN, r)?), bits(r))));
         Loss::over(pairs).filter(|_| arm != ONLY_KNOWN)
     };
-    // None as soon as one run has none: the median of the others would flatter.
-    let ratio = |value: &dyn Fn(&Record) -> Option<f64>| {
-        let ratios: Option<Vec<f64>> = own
-            .iter()
-            .filter_map(|r| Some((r, partner(UNIT, r)?)))
-            .map(|(r, unit)| Some(value(r)? / value(unit)?))
-            .collect();
-        ratios.and_then(median)
-    };
     let learned: Vec<f64> = own.iter().filter_map(|r| r.result.learned).collect();
     Row {
         arm: arm.to_owned(),
         runs: own.len(),
         learned: (!learned.is_empty()).then(|| learned.iter().sum::<f64>() / learned.len() as f64),
-        forgotten: Loss::over(own.iter().map(|r| (&r.held_at_peak[..], &r.held[..]))),
+        forgotten: forgotten(arm, records),
         below: below(|r| &r.held),
         below_maybe_known: below(|r| &r.maybe_known),
         below_elsewhere: below(|r| &r.elsewhere),
-        step: ratio(&|r| Some(r.step_seconds)),
-        until_learned: ratio(&|r| r.seconds_until(LEARNED)),
-        memory: ratio(&|r| Some(r.result.peak_memory_bytes as f64)),
+        step: step(arm, records),
+        until_learned: until_learned(arm, records),
+        memory: memory(arm, records),
     }
+}
+
+/// Held facts from the best epoch to the end.
+pub(super) fn forgotten(arm: &str, records: &[Record]) -> Option<Loss> {
+    let own = records.iter().filter(|r| r.arm == arm);
+    Loss::over(own.map(|r| (&r.held_at_peak[..], &r.held[..])))
+}
+
+/// See [`Row::step`].
+pub(super) fn step(arm: &str, records: &[Record]) -> Option<f64> {
+    ratio(arm, records, |r| Some(r.step_seconds))
+}
+
+/// See [`Row::until_learned`].
+pub(super) fn until_learned(arm: &str, records: &[Record]) -> Option<f64> {
+    ratio(arm, records, |r| r.seconds_until(LEARNED))
+}
+
+/// See [`Row::memory`].
+pub(super) fn memory(arm: &str, records: &[Record]) -> Option<f64> {
+    ratio(arm, records, |r| Some(r.result.peak_memory_bytes as f64))
+}
+
+/// As a multiple of plain fine-tuning's on the same relation and seed; the median over runs. None as soon as one run has none: the
+/// median of the others would flatter.
+fn ratio(arm: &str, records: &[Record], value: impl Fn(&Record) -> Option<f64>) -> Option<f64> {
+    let own = records.iter().filter(|r| r.arm == arm);
+    let ratios: Option<Vec<f64>> = own
+        .filter_map(|r| Some((r, partner(records, UNIT, r)?)))
+        .map(|(r, unit)| Some(value(r)? / value(unit)?))
+        .collect();
+    ratios.and_then(median)
 }
 
 /// What `arm` did with the relation and seed of a record.
