@@ -211,17 +211,24 @@ pub struct Drift {
     pub pairs: usize,
 }
 
-impl fmt::Display for Drift {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let measures = [
+impl Drift {
+    /// Each measure under the paper's name for it, in the paper's order.
+    pub fn named(&self) -> [(&'static str, Option<f64>); 6] {
+        [
             ("RD", self.rd),
             ("NS", self.ns),
             ("MTD", self.mtd),
             ("Rank-rho", self.rank_rho),
             ("NTR", self.ntr),
             ("JSD", self.jsd),
-        ];
-        let told = measures
+        ]
+    }
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let told = self
+            .named()
             .into_iter()
             .filter_map(|(name, value)| Some(format!("{name} {:.4}", value?)));
         f.write_str(&told.collect::<Vec<_>>().join(", "))

@@ -20,8 +20,8 @@ use super::{Context, asking::Asking, load_model, model_spec, output};
     mut_arg("rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv\n  \
     unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv --layer 10 --json\n\n\
-    With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; the last four are of the pairs of a\n\
-    new and a held fact with the same answer, and null where there is none."
+    With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are of the pairs\n\
+    of a new and a held fact with the same answer, and null where there is none."
 )]
 pub struct Drift {
     /// The model before
@@ -89,35 +89,22 @@ impl Drift {
     }
 }
 
-/// Each measure with what it says.
+/// What each measure says, in their order.
+const MEANINGS: [&str; 6] = [
+    "held subjects have moved (0: not at all)",
+    "they have moved against each other",
+    "they have moved toward new subjects (negative: away)",
+    "new answers are ranked as held ones were (1: alike)",
+    "share of likely answers in common, new and held",
+    "new answers are from held ones as they were (nats)",
+];
+
 fn told(drift: &Measures) -> String {
-    let rows = [
-        ("RD", drift.rd, "held subjects have moved (0: not at all)"),
-        ("NS", drift.ns, "they have moved against each other"),
-        (
-            "MTD",
-            drift.mtd,
-            "they have moved toward new subjects (negative: away)",
-        ),
-        (
-            "Rank-rho",
-            drift.rank_rho,
-            "new answers are ranked as held ones were (1: alike)",
-        ),
-        (
-            "NTR",
-            drift.ntr,
-            "share of likely answers in common, new and held",
-        ),
-        (
-            "JSD",
-            drift.jsd,
-            "new answers are from held ones as they were (nats)",
-        ),
-    ];
-    let rows: Vec<Vec<String>> = rows
+    let rows: Vec<Vec<String>> = drift
+        .named()
         .into_iter()
-        .map(|(name, value, meaning)| {
+        .zip(MEANINGS)
+        .map(|((name, value), meaning)| {
             let value = value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
             vec![name.to_owned(), value, meaning.to_owned()]
         })
