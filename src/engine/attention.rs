@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::{
     rope::{Rope, rotate_back},
     simd::{self, LANES, vectorized},
+    small::{Matrix, small_product},
 };
 
 /// Query tokens a block.
@@ -595,109 +596,5 @@ fn backward_keys(
                 true,
             );
         }
-    }
-}
-
-/// A matrix where it lies: element (i, j) is `data[i * step.0 + j * step.1]`.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    data: &'a [f32],
-    step: (usize, usize),
-}
-
-impl<'a> Matrix<'a> {
-    /// Stored row by row, rows `width` apart.
-    #[inline(always)]
-    const fn rows(data: &'a [f32], width: usize) -> Self {
-        Self {
-            data,
-            step: (width, 1),
-        }
-    }
-
-    /// The transpose of what is stored row by row, rows `width` apart.
-    #[inline(always)]
-    const fn columns(data: &'a [f32], width: usize) -> Self {
-        Self {
-            data,
-            step: (1, width),
-        }
-    }
-}
-
-/// `c (m, n) = a (m, k) b (k, n)`, or `+=` with `add`: a product too small to be worth packing for.
-///
-/// Rows of `c` lie `ldc` apart; those of `b` must be stored row by row.
-#[inline(always)]
-fn small_product(
-    c: &mut [f32],
-    ldc: usize,
-    [m, k, n]: [usize; 3],
-    a: Matrix,
-    b: Matrix,
-    add: bool,
-) {
-    debug_assert_eq!(b.step.1, 1, "columns of b lie side by side");
-    let mut j = 0;
-    while j < n {
-        let from_j = Matrix::rows(&b.data[j..], b.step.0);
-        let wide = match n - j {
-            32.. => {
-                columns::<32>(&mut c[j..], ldc, [m, k], a, from_j, add);
-                32
-            }
-            16.. => {
-                columns::<16>(&mut c[j..], ldc, [m, k], a, from_j, add);
-                16
-            }
-            4.. => {
-                columns::<4>(&mut c[j..], ldc, [m, k], a, from_j, add);
-                4
-            }
-            _ => {
-                columns::<1>(&mut c[j..], ldc, [m, k], a, from_j, add);
-                1
-            }
-        };
-        j += wide;
-    }
-}
-
-/// The first N columns of [`small_product`], four rows at a time: 4 N sums stay in registers.
-#[inline(always)]
-fn columns<const N: usize>(
-    c: &mut [f32],
-    ldc: usize,
-    [m, k]: [usize; 2],
-    a: Matrix,
-    b: Matrix,
-    add: bool,
-) {
-    let mut i = 0;
-    while i < m {
-        let rows = (m - i).min(4);
-        let mut sums = [[0f32; N]; 4];
-        // Rows beyond the last repeat it; their sums are dropped.
-        let start: [usize; 4] = std::array::from_fn(|r| (i + r.min(rows - 1)) * a.step.0);
-        for l in 0..k {
-            let row: &[f32; N] = b.data[l * b.step.0..]
-                .first_chunk()
-                .expect("b has k rows of n columns");
-            for r in 0..4 {
-                let a = a.data[start[r] + l * a.step.1];
-                for x in 0..N {
-                    sums[r][x] = a.mul_add(row[x], sums[r][x]);
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate().take(rows) {
-            let c: &mut [f32; N] = c[(i + r) * ldc..]
-                .first_chunk_mut()
-                .expect("c has m rows of n columns");
-            for x in 0..N {
-                c[x] = if add { c[x] + sums[x] } else { sums[x] };
-            }
-        }
-        i += rows;
     }
 }

@@ -18,6 +18,7 @@ mod ops;
 mod responses;
 mod rope;
 pub mod simd;
+mod small;
 #[cfg(test)]
 mod tests;
 mod top;
