@@ -12,6 +12,10 @@ use std::{
 
 use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
+mod curves;
+
+pub use curves::Curves;
+
 /// Plain lines of a bar come no faster than this.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
@@ -92,6 +96,11 @@ impl Progress {
             done: AtomicU64::new(0),
             started: Instant::now(),
         }
+    }
+
+    /// The share right over the `epochs` of a run.
+    pub fn curves(&self, epochs: usize) -> Curves {
+        Curves::new(self.clone(), epochs)
     }
 
     /// Prints a line, without breaking the bars.
@@ -195,6 +204,7 @@ impl Drop for Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::PerSplit;
 
     #[derive(Debug, Default)]
     struct Kept(Mutex<Vec<String>>);
@@ -225,6 +235,27 @@ mod tests {
         assert!(lines[0].starts_with("audit 1,000/1,000 | "), "{}", lines[0]);
         assert!(lines[0].ends_with(" s | loss 0.12"), "{}", lines[0]);
         assert_eq!(lines[1], "done");
+    }
+
+    #[test]
+    fn an_evaluation_is_one_line_where_nothing_is_drawn() {
+        let kept = Arc::new(Kept::default());
+        let progress = Progress {
+            place: Place::Lines(kept.clone()),
+        };
+        let mut curves = progress.curves(8);
+        let accuracy = PerSplit {
+            unknown: Some(0.25),
+            held: Some(1.0),
+            ..PerSplit::default()
+        };
+        curves.go_on([(0, accuracy)]);
+        curves.tell(1, accuracy);
+        drop(curves);
+        assert_eq!(
+            *kept.0.lock().unwrap(),
+            ["epoch 1/8 | right: unknown 25.0%, held 100.0%"]
+        );
     }
 
     #[test]

@@ -135,5 +135,5 @@ fn shares(audit: &Audited) -> String {
         "WeaklyKnown",
         "Unknown",
     ];
-    output::table(&heads, &rows)
+    output::table(&heads, &rows, output::width())
 }

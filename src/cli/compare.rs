@@ -1,22 +1,33 @@
 //! `unforget compare`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
+use console::measure_text_width;
 use unforget::{
     Result,
     engine::Engine,
     facts::Fact,
     generate::Generator,
-    measure::{Answered, Comparison, Exam},
+    measure::{Answered, Compared, Comparison, Exam},
     model,
-    run::State,
+    run::{Counts, Split, State},
 };
 
 use super::{Context, asking::Asking, finished_run, load_model, model_spec, output};
 
 /// Facts that are listed in each group when people read.
 const SHOWN: usize = 10;
+
+/// Columns where there is no terminal.
+const WIDTH: usize = 80;
+
+/// Columns that a bar takes; where there are fewer there is none.
+const BAR: RangeInclusive<usize> = 5..=30;
 
 /// Fact by fact: what was learned, kept and forgotten, and what the model says now
 #[derive(Debug, Args)]
@@ -48,7 +59,7 @@ impl Compare {
         if context.json {
             output::json(&comparison)
         } else {
-            output::line(&told(&comparison))
+            output::line(&told(&comparison, output::width().unwrap_or(WIDTH)))
         }
     }
 
@@ -77,8 +88,8 @@ fn of_run(dir: &Path) -> Result<Comparison> {
     Ok(Comparison::of_run(finished_run(dir)?.facts()?))
 }
 
-/// The counts, and some facts of each group.
-fn told(comparison: &Comparison) -> String {
+/// The counts, a table of the parts, and some facts of each group, in so many columns.
+fn told(comparison: &Comparison, width: usize) -> String {
     let groups = [
         ("learned", State::Learned, comparison.counts.learned),
         ("kept", State::Kept, comparison.counts.kept),
@@ -89,7 +100,12 @@ fn told(comparison: &Comparison) -> String {
         .iter()
         .map(|(name, _, count)| format!("{name} {count}"))
         .collect();
-    let mut text = format!("{} of {} facts", counts.join(", "), comparison.facts.len());
+    let mut text = format!(
+        "{} of {} facts\n\n{}",
+        counts.join(", "),
+        comparison.facts.len(),
+        table(comparison, width)
+    );
     for (name, state, count) in groups {
         if count == 0 {
             continue;
@@ -100,14 +116,203 @@ fn told(comparison: &Comparison) -> String {
         }
         let members = comparison.facts.iter().filter(|fact| fact.state == state);
         for fact in members.take(SHOWN) {
-            text += &format!(
-                "\n  {} {}: \"{}\" -> \"{}\"",
-                fact.question,
-                fact.object,
-                fact.before.trim(),
-                fact.after.trim()
-            );
+            let [question, object, before, after] =
+                [&fact.question, &fact.object, &fact.before, &fact.after]
+                    .map(|said| output::plain(said));
+            text += &format!("\n  {question} {object}: \"{before}\" -> \"{after}\"");
         }
     }
     text
+}
+
+/// The parts of a run, or the relations that two models were asked: what is right, and what became of the facts.
+fn table(comparison: &Comparison, width: usize) -> String {
+    let mut parts: BTreeMap<(Option<Split>, String), Vec<&Compared>> = BTreeMap::new();
+    for fact in &comparison.facts {
+        let name = match fact.split {
+            Some(split) => split.name().replace('_', " "),
+            None => output::plain(&fact.relation),
+        };
+        parts.entry((fact.split, name)).or_default().push(fact);
+    }
+    let of_a_run = parts.keys().any(|(split, _)| split.is_some());
+    let heads = [
+        if of_a_run { "part" } else { "relation" },
+        "facts",
+        "right",
+        "learned",
+        "kept",
+        "forgotten",
+        "gained",
+    ];
+    let with_bars = |bar: usize| {
+        let rows: Vec<Vec<String>> = parts
+            .iter()
+            .map(|((_, name), facts)| {
+                let counts = Counts::of(facts.iter().map(|fact| fact.state));
+                vec![
+                    name.clone(),
+                    facts.len().to_string(),
+                    right(facts, bar),
+                    counts.learned.to_string(),
+                    counts.kept.to_string(),
+                    counts.forgotten.to_string(),
+                    counts.gained.to_string(),
+                ]
+            })
+            .collect();
+        output::table(&heads, &rows, Some(width))
+    };
+    let without = with_bars(0);
+    let widest = without.lines().map(measure_text_width).max();
+    let bar = width.saturating_sub(widest.unwrap_or_default());
+    if bar < *BAR.start() {
+        without
+    } else {
+        with_bars(bar.min(*BAR.end()))
+    }
+}
+
+/// The share of `facts` that is right before and after, each as a bar of so many columns and a number.
+fn right(facts: &[&Compared], bar: usize) -> String {
+    let line = |when: &str, is_right: fn(&Compared) -> bool| {
+        let right = facts.iter().filter(|fact| is_right(fact)).count();
+        let share = right as f64 / facts.len() as f64;
+        let full = (share * bar as f64).round() as usize;
+        let (full, rest) = ("█".repeat(full), "░".repeat(bar - full));
+        format!("{when:<7}{full}{rest} {:>5.1}%", 100.0 * share)
+    };
+    let before = line("before", |fact| fact.right_before);
+    let after = line("after", |fact| fact.right_after);
+    format!("{before}\n{after}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(split: Option<Split>, relation: &str, right: [bool; 2]) -> Compared {
+        let [right_before, right_after] = right;
+        Compared {
+            split,
+            relation: relation.into(),
+            subject: "Paris".into(),
+            question: "Which country is Paris in?".into(),
+            object: "France".into(),
+            before: if right_before { "France" } else { "Texas" }.into(),
+            after: if right_after {
+                "France"
+            } else {
+                "Te\u{1b}[31mxas"
+            }
+            .into(),
+            right_before,
+            right_after,
+            state: match split {
+                Some(split) => State::of(split, right_before, right_after),
+                None => State::between(right_before, right_after),
+            },
+        }
+    }
+
+    /// Of each part one fact of each kind, and of some one more.
+    fn comparison(parts: &[(Option<Split>, &str)]) -> Comparison {
+        let kinds = [[false, true], [true, true], [true, false], [false, false]];
+        let facts: Vec<Compared> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(i, (split, relation))| {
+                let more = kinds.into_iter().take(i);
+                let all = kinds.into_iter().chain(more);
+                all.map(|right| fact(*split, relation, right))
+            })
+            .collect();
+        Comparison {
+            counts: Counts::of(facts.iter().map(|fact| fact.state)),
+            facts,
+        }
+    }
+
+    #[test]
+    fn a_run_is_told_by_its_parts() {
+        let run = comparison(&[
+            (Some(Split::Held), "P17"),
+            (Some(Split::WeaklyKnown), "P17"),
+            (Some(Split::Unknown), "P17"),
+        ]);
+        insta::assert_snapshot!(told(&run, 80), @r#"
+        learned 4, kept 2, forgotten 2, gained 3 of 15 facts
+
+        part          facts  right                      learned  kept  forgotten  gained
+        unknown           6  before ██████░░░░░  50.0%        4     0          0       0
+                             after  ███████░░░░  66.7%
+        held              4  before ██████░░░░░  50.0%        0     1          1       1
+                             after  ██████░░░░░  50.0%
+        weakly known      5  before ████░░░░░░░  40.0%        0     1          1       2
+                             after  ███████░░░░  60.0%
+
+        learned
+          Which country is Paris in? France: "Texas" -> "France"
+          Which country is Paris in? France: "France" -> "France"
+          Which country is Paris in? France: "Texas" -> "France"
+          Which country is Paris in? France: "France" -> "France"
+
+        kept
+          Which country is Paris in? France: "France" -> "France"
+          Which country is Paris in? France: "France" -> "France"
+
+        forgotten
+          Which country is Paris in? France: "France" -> "Te�[31mxas"
+          Which country is Paris in? France: "France" -> "Te�[31mxas"
+
+        gained
+          Which country is Paris in? France: "Texas" -> "France"
+          Which country is Paris in? France: "Texas" -> "France"
+          Which country is Paris in? France: "Texas" -> "France"
+        "#);
+    }
+
+    #[test]
+    fn two_models_are_told_by_relation() {
+        let models = comparison(&[(None, "is the capital of"), (None, "P17")]);
+        insta::assert_snapshot!(table(&models, 80), @r"
+        relation           facts  right                 learned  kept  forgotten  gained
+        P17                    5  before ██░░░░  40.0%        2     1          1       0
+                                  after  ████░░  60.0%
+        is the capital of      4  before ███░░░  50.0%        1     1          1       0
+                                  after  ███░░░  50.0%
+        ");
+    }
+
+    #[test]
+    fn where_the_bars_have_no_room_there_are_none() {
+        let run = comparison(&[
+            (Some(Split::Known), "P17"),
+            (Some(Split::WeaklyKnown), "P17"),
+        ]);
+        insta::assert_snapshot!(table(&run, 60), @r"
+        part       facts  right     learned  kept  forgotten  gained
+        known          4  before          0     1          1       1
+                          50.0%
+                          after
+                          50.0%
+        weakly         5  before          0     1          1       2
+        known             40.0%
+                          after
+                          60.0%
+        ");
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        let run = comparison(&[
+            (Some(Split::WeaklyKnown), "P17"),
+            (Some(Split::Held), "P17"),
+        ]);
+        for width in 57..200 {
+            for line in table(&run, width).lines() {
+                assert!(measure_text_width(line) <= width, "{width}: {line}");
+            }
+        }
+    }
 }

@@ -417,7 +417,7 @@ fn tell(
         "below Only Known pp",
         "seconds",
     ];
-    output::line(&output::table(&heads, &rows))?;
+    output::line(&output::table(&heads, &rows, output::width()))?;
     if broken.is_empty() {
         output::line("\nNo fact was broken by plain fine-tuning and kept by self-distillation.")?;
     } else {
@@ -429,7 +429,9 @@ fn tell(
         for fact in broken.iter().take(SHOWN) {
             output::line(&format!(
                 "  {} {}: plain fine-tuning now says \"{}\"",
-                fact.question, fact.object, fact.sft_says
+                output::plain(&fact.question),
+                output::plain(&fact.object),
+                output::plain(&fact.sft_says)
             ))?;
         }
     }

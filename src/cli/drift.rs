@@ -111,7 +111,11 @@ fn told(drift: &Measures) -> String {
         .collect();
     format!(
         "{}\n\n{} pairs of a new and a held fact with the same answer",
-        output::table(&["measure", "value", "how far, or how much"], &rows),
+        output::table(
+            &["measure", "value", "how far, or how much"],
+            &rows,
+            output::width()
+        ),
         drift.pairs
     )
 }

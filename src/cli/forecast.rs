@@ -181,7 +181,7 @@ fn text(told: &[Endangered], judged: Option<&Judged<'_>>) -> String {
             ]
         })
         .collect();
-    let mut text = output::table(&heads, &rows);
+    let mut text = output::table(&heads, &rows, output::width());
     if told.len() > SHOWN {
         text += &format!("\n({SHOWN} of {}; all with --json)", told.len());
     }

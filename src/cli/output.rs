@@ -7,8 +7,16 @@ use std::{
     path::Path,
 };
 
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use console::{Term, measure_text_width, truncate_str};
 use serde::Serialize;
 use unforget::{Error, Result};
+
+/// Columns between two of a table's.
+const GAP: usize = 2;
+
+/// Columns of what a fact or a model says, at most.
+const LONGEST: usize = 80;
 
 /// Prints text and a line break on stdout.
 pub fn line(text: &str) -> Result<()> {
@@ -31,41 +39,55 @@ pub fn is_closed_pipe(error: &Error) -> bool {
         .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Columns under their heads: numbers flush right, text left.
-pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].as_str())
-            .chain([heads[column]])
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or(0)
+/// Columns of the terminal that stdout is, if it is one.
+pub fn width() -> Option<usize> {
+    let (_, columns) = Term::stdout().size_checked()?;
+    Some(columns.into())
+}
+
+/// Columns under their heads: numbers flush right, text left. What is wider than `width` is broken between words.
+pub fn table(heads: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(heads)
+        .add_rows(rows);
+    let widest = usize::from(table.column_max_content_widths().iter().sum::<u16>());
+    let gaps = GAP * heads.len().saturating_sub(1);
+    let narrow = width.filter(|width| *width < widest + gaps);
+    if let Some(width) = narrow {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width as u16);
+    }
+    for (i, column) in table.column_iter_mut().enumerate() {
+        let cells = || rows.iter().map(|row| row[i].as_str());
+        if !cells().any(|cell| cell.contains(char::is_alphabetic)) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let gap = if i == 0 { 0 } else { GAP };
+        column.set_padding((gap as u16, 0));
+        if narrow.is_some() {
+            let words = cells().chain([heads[i]]).flat_map(str::split_whitespace);
+            let longest = words.map(measure_text_width).max().unwrap_or_default();
+            let least = Width::Fixed((longest + gap) as u16);
+            column.set_constraint(ColumnConstraint::LowerBoundary(least));
+        }
+    }
+    table.trim_fmt()
+}
+
+/// What a fact or a model says, for a line that people read: short, and unable to steer the terminal.
+pub fn plain(text: &str) -> String {
+    let harmless = |c: char| match c {
+        c if c.is_whitespace() => ' ',
+        // They turn the direction of what follows.
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
     };
-    let of_numbers = |column: usize| {
-        let is_number = |cell: &String| !cell.contains(char::is_alphabetic);
-        rows.iter().all(|row| is_number(&row[column]))
-    };
-    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-    let render = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> = cells
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, &width))| {
-                if of_numbers(column) {
-                    format!("{cell:>width$}")
-                } else {
-                    format!("{cell:<width$}")
-                }
-            })
-            .collect();
-        padded.join("  ").trim_end().to_owned()
-    };
-    let mut lines = vec![render(&mut heads.iter().copied())];
-    lines.extend(
-        rows.iter()
-            .map(|row| render(&mut row.iter().map(String::as_str))),
-    );
-    lines.join("\n")
+    let text: String = text.trim().chars().map(harmless).collect();
+    truncate_str(&text, LONGEST, "…").into_owned()
 }
 
 /// Checks before any compute that a directory can be written: it is new or empty, or `force` is given, and the place
@@ -136,9 +158,37 @@ mod tests {
             vec!["capital".into(), "7".into()],
         ];
         assert_eq!(
-            table(&["relation", "facts"], &rows),
+            table(&["relation", "facts"], &rows, None),
             "relation  facts\nP17       1,500\ncapital       7"
         );
+    }
+
+    #[test]
+    fn a_table_too_wide_is_broken_between_words() {
+        let rows = [vec![
+            "is the capital of".into(),
+            "1,500".into(),
+            "right almost always".into(),
+        ]];
+        let heads = ["relation", "new facts", "how right"];
+        insta::assert_snapshot!(table(&heads, &rows, Some(30)), @r"
+        relation       new  how right
+                     facts
+        is the       1,500  right
+        capital of          almost
+                            always
+        ");
+        assert_eq!(table(&heads, &rows, Some(49)), table(&heads, &rows, None));
+    }
+
+    #[test]
+    fn what_a_model_says_cannot_steer_the_terminal() {
+        assert_eq!(
+            plain(" It\u{1b}[2Jaly\tis\r\u{9b}1m\u{202e}so\u{7f} "),
+            "It\u{fffd}[2Jaly is \u{fffd}1m\u{fffd}so\u{fffd}"
+        );
+        assert_eq!(plain("東京 Zürich"), "東京 Zürich");
+        assert_eq!(measure_text_width(&plain(&"東京".repeat(40))), LONGEST - 1);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{
     interrupt::{self, Resumable},
     measure::{Answered, DriftProbe, DriftSettings, Exam, Reference, share},
     model::Model,
-    progress::Progress,
+    progress::{Curves, Progress},
     prompt::{PromptTemplate, Row},
     remedy::{
         anchor::Anchor,
@@ -41,7 +41,7 @@ use crate::{
         snapshot::{RunRows, Snapshot},
         tasks,
     },
-    run::{Drift, Metrics, PerSplit, RunDir, RunResult, Split},
+    run::{Drift, Metrics, PerSplit, RunDir, RunResult},
     splits::{SplitFact, Splits},
 };
 
@@ -88,6 +88,7 @@ struct Trainer<'a> {
     audit_after: Option<AuditAfter>,
     options: Options,
     progress: &'a Progress,
+    curves: Curves,
 
     engine: Engine,
     /// `D_Known`, then `D_Unk` and the texts; from the snapshot on, decoys behind these.
@@ -182,6 +183,7 @@ impl<'a> Trainer<'a> {
                 ..Standing::default()
             },
             clock: Instant::now(),
+            curves: progress.curves(config.train.epochs),
             config,
             template,
             model,
@@ -436,16 +438,7 @@ impl<'a> Trainer<'a> {
     fn record_evaluation(&mut self, accuracy: PerSplit<f64>, seconds: f64) -> Result<()> {
         let drift = self.drift_now();
         let Standing { epoch, step, .. } = self.standing;
-        let shares: Vec<String> = Split::ALL
-            .into_iter()
-            .filter_map(|split| Some((split, accuracy.get(split)?)))
-            .map(|(split, share)| format!("{} {:.1}%", split.name(), 100.0 * share))
-            .collect();
-        self.progress.note(format_args!(
-            "epoch {epoch}/{} | right: {}",
-            self.config.train.epochs,
-            shares.join(", ")
-        ));
+        self.curves.tell(epoch, accuracy);
         self.run.append(&Metrics::Eval {
             epoch,
             step,
@@ -623,6 +616,14 @@ impl<'a> Trainer<'a> {
                 self.objective.earlier.clear();
             }
         }
+        let evaluation = |row| match row {
+            Metrics::Eval {
+                epoch, accuracy, ..
+            } => Some((epoch, accuracy)),
+            _ => None,
+        };
+        self.curves
+            .go_on(self.run.metrics()?.into_iter().filter_map(evaluation));
         self.standing = standing;
         self.before = before;
         self.clock = Instant::now();

@@ -305,6 +305,10 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         let count = facts.iter().filter(|fact| fact["state"] == state).count();
         assert_eq!(compared[state], count, "{state}");
     }
+    let told = stdout(&run(dir.path(), &["compare", "run"]));
+    assert!(told.contains("\n\npart "), "{told}");
+    let steers = |c: char| c.is_control() && c != '\n';
+    assert!(!told.contains(steers), "{}", told.escape_debug());
     let asked = &json_lines(&run(
         dir.path(),
         &["compare", MODEL, "run", "--facts", "learn.tsv", "--json"],

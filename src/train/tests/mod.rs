@@ -19,6 +19,7 @@ use crate::{
     },
     engine::{Target, responses},
     model::Params,
+    run::Split,
     train::batches::PackedRows,
 };
 
