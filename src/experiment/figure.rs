@@ -6,7 +6,7 @@ use super::{
     table::{UNIT, arms},
 };
 use crate::{
-    report::chart::{self, Across, Panel, Point, Series},
+    report::chart::{self, Across, Chart, Panel, Point, Series, Unit},
     run::PerSplit,
 };
 
@@ -19,7 +19,8 @@ pub fn figure(title: &str, kind: Figure, records: &[Record]) -> Option<String> {
         Figure::Learned => over_learned(records),
         Figure::Epochs => over_epochs(records),
     };
-    (!panels.is_empty()).then(|| chart::svg(title, &panels, COLUMNS))
+    let charts: Vec<Chart> = panels.into_iter().map(Chart::Lines).collect();
+    (!charts.is_empty()).then(|| chart::svg(title, &charts, COLUMNS))
 }
 
 /// A panel for each part of the facts, every run a line.
@@ -38,7 +39,7 @@ fn over_epochs(records: &[Record]) -> Vec<Panel> {
             let points = epochs.filter_map(|epoch| {
                 Some(Point {
                     at: epoch.epoch as f64,
-                    share: share(&epoch.accuracy)?,
+                    value: share(&epoch.accuracy)?,
                     interval: None,
                 })
             });
@@ -53,7 +54,8 @@ fn over_epochs(records: &[Record]) -> Vec<Panel> {
         (!series.is_empty()).then(|| Panel {
             title: format!("{title} right"),
             across: Across::Epochs,
-            from: 0.0,
+            unit: Unit::Share,
+            from: None,
             series,
         })
     };
@@ -85,11 +87,11 @@ fn over_learned(records: &[Record]) -> Vec<Panel> {
     let arms = arms.filter(|arm| ![UNIT, ONLY_KNOWN].contains(arm));
     let mut panels: Vec<Panel> = arms.map(|arm| panel(arm, records)).collect();
     let lines = panels.iter().flat_map(|panel| &panel.series);
-    let lowest = lines.flat_map(|s| &s.points).map(|point| point.share);
+    let lowest = lines.flat_map(|s| &s.points).map(|point| point.value);
     let lowest = lowest.fold(0.9, f64::min);
     let from = (10.0 * lowest).floor() / 10.0;
     for panel in &mut panels {
-        panel.from = from;
+        panel.from = Some(from);
     }
     panels
 }
@@ -113,7 +115,8 @@ fn panel(arm: &str, records: &[Record]) -> Panel {
             if runs == 1 { "" } else { "s" }
         ),
         across: Across::Share("learned"),
-        from: 0.0,
+        unit: Unit::Share,
+        from: None,
         series,
     }
 }
@@ -121,9 +124,9 @@ fn panel(arm: &str, records: &[Record]) -> Panel {
 /// The epochs of a run, from the first on: before it the format of the answers is not known. What learns nothing new ends in
 /// one share, which holds wherever the others stand.
 fn points(record: &Record) -> Vec<Point> {
-    let at = |at: f64, share: f64| Point {
+    let at = |at: f64, value: f64| Point {
         at,
-        share,
+        value,
         interval: None,
     };
     let mut epochs = record.epochs.iter().filter(|epoch| epoch.epoch > 0);

@@ -5,10 +5,16 @@ pub(super) fn percent(share: f64) -> String {
     format!("{:.1}%", 100.0 * share)
 }
 
-/// Percentage points to one digit; never "-0.0".
+/// Percentage points to one digit.
 pub(super) fn pp(value: f64) -> String {
-    let rounded = (10.0 * value).round() / 10.0 + 0.0;
-    format!("{rounded:.1}").replace('-', "−")
+    rounded(value, 1)
+}
+
+/// A number with `digits` after the point; never "-0".
+pub(super) fn rounded(value: f64, digits: usize) -> String {
+    let scale = 10_f64.powi(digits as i32);
+    let rounded = (scale * value).round() / scale + 0.0;
+    format!("{rounded:.digits$}").replace('-', "−")
 }
 
 /// A count, its thousands apart.

@@ -40,7 +40,7 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
     let charts: Vec<String> = panels(runs)
         .iter()
         .enumerate()
-        .map(|(i, panel)| chart::inline(panel, &format!("panel-{i}")))
+        .map(|(i, chart)| chart::inline(chart, &format!("panel-{i}")))
         .collect();
     let mut environment = Environment::new();
     environment.set_keep_trailing_newline(true);
@@ -72,7 +72,7 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
 }
 
 /// The panels of the picture: accuracy over epochs for every split that a run has, a line a run.
-pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Panel> {
+pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Chart> {
     let identities = identities(runs);
     let mut panels = Vec::new();
     for split in Split::ALL {
@@ -84,11 +84,11 @@ pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Panel> {
                 .evaluations
                 .iter()
                 .filter_map(|e| {
-                    let share = *e.accuracy.get(split)?;
+                    let value = *e.accuracy.get(split)?;
                     Some(chart::Point {
                         at: e.epoch as f64,
-                        share,
-                        interval: chart::wilson(share, n),
+                        value,
+                        interval: chart::wilson(value, n),
                     })
                 })
                 .collect();
@@ -102,12 +102,13 @@ pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Panel> {
             }
         }
         if !series.is_empty() {
-            panels.push(chart::Panel {
-                across: chart::Across::Epochs,
-                from: 0.0,
+            panels.push(chart::Chart::Lines(chart::Panel {
                 title: format!("{} ({} facts)", split_name(split), thousands(most_facts)),
+                across: chart::Across::Epochs,
+                unit: chart::Unit::Share,
+                from: None,
                 series,
-            });
+            }));
         }
     }
     panels

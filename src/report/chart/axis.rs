@@ -1,0 +1,263 @@
+//! What the axes count, and round numbers on them.
+
+use crate::report::figures::{rounded, thousands};
+
+/// Steps between the numbers on an axis, at most.
+const STEPS: f64 = 5.0;
+
+/// What a chart's values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Shares from 0 to 1, shown in percent.
+    Share,
+    /// Percentage points.
+    Points,
+    /// Plain numbers.
+    Number,
+}
+
+/// What a horizontal axis counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Across {
+    /// Epochs done, from 0, which is before training.
+    Epochs,
+    /// A share, from 0 to 1, of what is named.
+    Share(&'static str),
+    /// How many of what is named, 1 or more; ten times as many lie equally far apart everywhere.
+    Count(&'static str),
+}
+
+/// A scale, with the numbers written on it.
+pub(super) struct Axis {
+    pub low: f64,
+    pub high: f64,
+    pub ticks: Vec<(f64, String)>,
+}
+
+impl Unit {
+    /// A value in words.
+    pub(super) fn words(self, value: f64) -> String {
+        match self {
+            Self::Share => percent(value),
+            Self::Points => format!("{} pp", rounded(value, 1)),
+            Self::Number => {
+                let number = rounded(value, decimals(value, 3.0));
+                match number.split_once('.') {
+                    Some(_) => number
+                        .trim_end_matches('0')
+                        .trim_end_matches('.')
+                        .to_owned(),
+                    None => number,
+                }
+            }
+        }
+    }
+
+    /// An axis for `values`, which begins where it is told to or at a round number; that of shares ends at 1.
+    pub(super) fn axis(self, from: Option<f64>, values: impl Iterator<Item = f64>) -> Axis {
+        let [low, high] = match self {
+            Self::Share => [0.0, 1.0],
+            Self::Points => ends(values.chain([0.0])),
+            Self::Number => ends(values),
+        };
+        let step = step(high - from.unwrap_or(low));
+        let low = from.unwrap_or((low / step + 1e-9).floor() * step);
+        let high = (high / step - 1e-9).ceil() * step;
+        let number = |value: f64| match self {
+            Self::Share => rounded(100.0 * value, decimals(100.0 * step, 1.0)) + "%",
+            Self::Points | Self::Number => rounded(value, decimals(step, 1.0)),
+        };
+        let name = if self == Self::Points { "pp" } else { "" };
+        Axis::new([low, high], step, name, number)
+    }
+}
+
+impl Across {
+    /// What is counted.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Epochs => "epochs",
+            Self::Share(what) | Self::Count(what) => what,
+        }
+    }
+
+    /// A place on the axis in words.
+    pub(super) fn words(self, at: f64) -> String {
+        match self {
+            Self::Epochs => format!("epoch {at}"),
+            Self::Share(what) => format!("{} {what}", percent(at)),
+            Self::Count(what) => format!("{} {what}", thousands(at.round() as usize)),
+        }
+    }
+
+    /// How far along the axis `at` lies.
+    pub(super) fn along(self, at: f64) -> f64 {
+        match self {
+            Self::Epochs | Self::Share(_) => at,
+            Self::Count(_) => at.log10(),
+        }
+    }
+
+    /// An axis for what lies `along` it.
+    pub(super) fn axis(self, along: impl Iterator<Item = f64>) -> Axis {
+        let [low, high] = match self {
+            Self::Epochs => [0.0, along.fold(1.0, f64::max)],
+            Self::Share(_) => [0.0, 1.0],
+            // Two powers of ten at least, to tell what scale it is.
+            Self::Count(_) => match ends(along) {
+                [low, high] if low.ceil() < high.floor() => [low, high],
+                [low, high] => [low.floor().max(0.0), high.ceil()],
+            },
+        };
+        let least = if matches!(self, Self::Share(_)) {
+            0.0
+        } else {
+            1.0
+        };
+        let number = |at: f64| match self {
+            Self::Epochs => at.to_string(),
+            Self::Share(_) => percent(at),
+            Self::Count(_) => thousands(10_f64.powf(at).round() as usize),
+        };
+        let step = step(high - low).max(least);
+        Axis::new([low, high], step, self.name(), number)
+    }
+}
+
+impl Axis {
+    /// A scale with a number at every multiple of `step`, of which the last says what is counted.
+    fn new([low, high]: [f64; 2], step: f64, name: &str, number: impl Fn(f64) -> String) -> Self {
+        let first = (low / step - 1e-9).ceil() as i64;
+        let last = (high / step + 1e-9).floor() as i64;
+        let multiples = (first..=last).map(|times| times as f64 * step);
+        let mut ticks: Vec<_> = multiples.map(|at| (at, number(at))).collect();
+        if let Some((_, last)) = ticks.last_mut()
+            && !name.is_empty()
+        {
+            last.extend([" ", name]);
+        }
+        Self { low, high, ticks }
+    }
+
+    /// A scale without numbers.
+    pub fn bare(low: f64, high: f64) -> Self {
+        Self {
+            low,
+            high,
+            ticks: Vec::new(),
+        }
+    }
+}
+
+fn percent(share: f64) -> String {
+    rounded(100.0 * share, 0) + "%"
+}
+
+/// The lowest and the highest; the wrong way round of nothing.
+pub(super) fn extent(values: impl Iterator<Item = f64>) -> [f64; 2] {
+    let none = [f64::INFINITY, f64::NEG_INFINITY];
+    values.fold(none, |[low, high], v| [low.min(v), high.max(v)])
+}
+
+/// The ends of an axis for `values`, which may be one or none.
+fn ends(values: impl Iterator<Item = f64>) -> [f64; 2] {
+    match extent(values) {
+        [low, high] if low < high => [low, high],
+        [0.0, 0.0] => [-1.0, 1.0],
+        [only, high] if only == high => [only - only.abs() / 2.0, only + only.abs() / 2.0],
+        _ => [0.0, 1.0],
+    }
+}
+
+/// The least of 1, 2 or 5 times a power of ten that makes no more than [`STEPS`] steps; 1 where there is no length.
+fn step(length: f64) -> f64 {
+    if length.is_nan() || length <= 0.0 {
+        return 1.0;
+    }
+    let least = length / STEPS;
+    let power = 10_f64.powf(least.log10().floor());
+    let steps = [1.0, 2.0, 5.0].map(|step| step * power);
+    let wide = |step: &f64| *step >= least * (1.0 - 1e-9);
+    steps.into_iter().find(wide).unwrap_or(10.0 * power)
+}
+
+/// Digits after the point that show `value` with so many that count.
+fn decimals(value: f64, digits: f64) -> usize {
+    let before = 1.0 + value.abs().log10().floor();
+    (digits - before).clamp(0.0, 6.0) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(axis: &Axis) -> Vec<&str> {
+        axis.ticks
+            .iter()
+            .map(|(_, number)| number.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn an_axis_has_at_most_six_numbers() {
+        let step = |epochs: f64| Across::Epochs.axis([epochs].into_iter()).ticks[1].0;
+        assert_eq!(
+            [1.0, 5.0, 6.0, 20.0, 50.0, 51.0, 1000.0].map(step),
+            [1.0, 1.0, 2.0, 5.0, 10.0, 20.0, 200.0]
+        );
+    }
+
+    #[test]
+    fn counts_are_marked_at_powers_of_ten() {
+        let axis = |counts: &[f64]| {
+            let across = Across::Count("facts");
+            across.axis(counts.iter().map(|n| across.along(*n)))
+        };
+        assert_eq!(
+            numbers(&axis(&[100.0, 316.0, 3162.0, 1e4])),
+            ["100", "1,000", "10,000 facts"]
+        );
+        assert_eq!(
+            numbers(&axis(&[50.0, 20_000.0])),
+            ["100", "1,000", "10,000 facts"]
+        );
+        assert_eq!(numbers(&axis(&[1000.0])), ["100", "1,000", "10,000 facts"]);
+        assert_eq!(numbers(&axis(&[300.0, 500.0])), ["100", "1,000 facts"]);
+    }
+
+    #[test]
+    fn values_have_round_ends() {
+        let axis = |unit: Unit, values: &[f64]| unit.axis(None, values.iter().copied());
+        assert_eq!(
+            numbers(&axis(Unit::Points, &[2.3, 8.9])),
+            ["0", "2", "4", "6", "8", "10 pp"]
+        );
+        assert_eq!(
+            numbers(&axis(Unit::Points, &[-1.2, 3.0])),
+            ["−2", "−1", "0", "1", "2", "3 pp"]
+        );
+        assert_eq!(
+            numbers(&axis(Unit::Number, &[0.013, 0.052])),
+            ["0.01", "0.02", "0.03", "0.04", "0.05", "0.06"]
+        );
+        assert_eq!(
+            numbers(&axis(Unit::Number, &[])),
+            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+        );
+        let high = Unit::Share.axis(Some(0.98), [0.99].into_iter());
+        assert_eq!(
+            numbers(&high),
+            ["98.0%", "98.5%", "99.0%", "99.5%", "100.0%"]
+        );
+    }
+
+    #[test]
+    fn values_are_written_as_exactly_as_they_are_read() {
+        assert_eq!(Unit::Share.words(0.854), "85%");
+        assert_eq!(Unit::Points.words(-0.04), "0.0 pp");
+        assert_eq!(
+            [0.0, 0.053_21, -0.98, 12.34, 1200.0].map(|v| Unit::Number.words(v)),
+            ["0", "0.0532", "−0.98", "12.3", "1200"]
+        );
+    }
+}

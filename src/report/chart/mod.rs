@@ -1,0 +1,264 @@
+//! Charts in SVG, for the page and as files of their own: lines over epochs, shares or counts, bars and maps of dots.
+//!
+//! `lines`, `bars` and `map` say what each kind shows and lay it out, `axis` finds round numbers for its axes, and `pen` draws it with
+//! plotters. A reader's colour scheme sets the colours: plotters writes fixed ones, by which `chart.css` knows what each element is for.
+
+mod axis;
+mod bars;
+mod lines;
+mod map;
+mod pen;
+
+use minijinja::HtmlEscape;
+
+pub use axis::{Across, Unit};
+pub use bars::{Bar, Bars};
+pub use lines::{Panel, Point, Series};
+pub use map::{Group, Map};
+pub use pen::STYLES;
+
+use pen::{Area, LINE, MARK, PAPER, clean, colour, drawn, line, mark};
+
+/// The colours, dashes and type of the charts, for the page that holds them.
+pub const CSS: &str = include_str!("chart.css");
+
+/// Every chart's, in tenths of a pixel, as all lengths here are.
+const WIDTH: i32 = 3800;
+/// Above the plot, with the title.
+const TOP: i32 = 320;
+/// Below it, with the axis.
+const BOTTOM: i32 = 300;
+/// On its right, with the names of what is drawn.
+const RIGHT: i32 = 1280;
+
+/// One small picture.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Chart {
+    /// Lines over epochs, shares or counts.
+    Lines(Panel),
+    /// Horizontal bars.
+    Bars(Bars),
+    /// Dots in the plane.
+    Map(Map),
+}
+
+impl Chart {
+    fn title(&self) -> String {
+        match self {
+            Self::Lines(panel) => format!("{} over {}", panel.title, panel.across.name()),
+            Self::Bars(bars) => bars.title.clone(),
+            Self::Map(map) => map.title.clone(),
+        }
+    }
+
+    /// What it shows, for those who don't see it.
+    fn description(&self) -> String {
+        match self {
+            Self::Lines(panel) => panel.description(),
+            Self::Bars(bars) => bars.description(),
+            Self::Map(map) => map.description(),
+        }
+    }
+
+    fn height(&self) -> i32 {
+        match self {
+            Self::Lines(_) => lines::HEIGHT,
+            Self::Bars(bars) => bars.height(),
+            Self::Map(_) => map::HEIGHT,
+        }
+    }
+
+    fn draw(&self, area: &Area) {
+        match self {
+            Self::Lines(panel) => panel.draw(area),
+            Self::Bars(bars) => bars.draw(area),
+            Self::Map(map) => map.draw(area),
+        }
+    }
+}
+
+/// A chart as an `<svg>` element for a page that has [`CSS`]; `id` must be unique in the page.
+pub fn inline(chart: &Chart, id: &str) -> String {
+    let size = (WIDTH, chart.height());
+    let picture = drawn(size, |area| chart.draw(area));
+    element(size, id, &chart.title(), &chart.description(), &picture)
+}
+
+/// All charts as one SVG file, `columns` side by side.
+pub fn svg(title: &str, charts: &[Chart], columns: usize) -> String {
+    let columns = columns.clamp(1, charts.len().max(1));
+    let rows = || {
+        let rows = charts.chunks(columns);
+        rows.map(|row| (row, row.iter().map(Chart::height).max().unwrap_or(0)))
+    };
+    let size = (
+        WIDTH * columns as i32,
+        rows().map(|(_, height)| height).sum(),
+    );
+    let picture = drawn(size, |area| {
+        pen::fill(area, PAPER);
+        let mut top = 0;
+        for (row, height) in rows() {
+            for (chart, left) in row.iter().zip((0..).step_by(WIDTH as usize)) {
+                chart.draw(&area.clone().shrink((left, top), (WIDTH, height)));
+            }
+            top += height;
+        }
+    });
+    let descriptions: Vec<String> = charts
+        .iter()
+        .map(|chart| format!("{}: {}", chart.title(), chart.description()))
+        .collect();
+    let picture = format!("<style>{CSS}</style>{picture}");
+    element(size, "chart", title, &descriptions.join(" "), &picture) + "\n"
+}
+
+/// The dash and mark of a style, for a table's row.
+pub fn key(style: usize) -> String {
+    let picture = drawn((340, 120), |area| {
+        line(area, vec![(20, 60), (320, 60)], colour(style), LINE);
+        mark(area, (170, 60), style, MARK, 1.0);
+    });
+    format!(
+        "<svg class=\"chart key\" viewBox=\"0 0 34 12\" width=\"34\" height=\"12\" aria-hidden=\"true\">{picture}</svg>"
+    )
+}
+
+/// The 95% Wilson interval of `share` right among `n`: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96
+/// (Wilson 1927); none of nothing.
+pub fn wilson(share: f64, n: usize) -> Option<[f64; 2]> {
+    if n == 0 {
+        return None;
+    }
+    let (n, z) = (n as f64, 1.96_f64);
+    let middle = share + z * z / (2.0 * n);
+    let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
+    let scale = 1.0 + z * z / n;
+    Some([
+        ((middle - half) / scale).max(0.0),
+        ((middle + half) / scale).min(1.0),
+    ])
+}
+
+fn element(
+    (width, height): (i32, i32),
+    id: &str,
+    title: &str,
+    description: &str,
+    picture: &str,
+) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 {} {}\" role=\"img\" \
+         aria-labelledby=\"{id}-title {id}-desc\"><title id=\"{id}-title\">{}</title><desc id=\"{id}-desc\">{}</desc>{picture}</svg>",
+        width / 10,
+        height / 10,
+        HtmlEscape(&clean(title)),
+        HtmlEscape(&clean(description)),
+    )
+}
+
+/// Whether a number can be drawn: it is one, and sums of such are.
+fn drawable(number: f64) -> bool {
+    number.abs() < 1e100
+}
+
+/// An interval that can be drawn.
+fn drawable_interval(interval: Option<[f64; 2]>) -> Option<[f64; 2]> {
+    interval.filter(|ends| ends.iter().all(|end| drawable(*end)))
+}
+
+#[cfg(test)]
+mod tests {
+    use plotters::style::RGBColor;
+
+    use super::{
+        pen::{INK, RULE, SOFT},
+        *,
+    };
+
+    #[test]
+    fn no_name_becomes_markup() {
+        let hostile = "</text><script>\"&\u{7}";
+        let (label, style) = (hostile.to_owned(), 0);
+        let bar = Bar {
+            label: label.clone(),
+            style,
+            value: 1.0,
+            interval: None,
+        };
+        let group = Group {
+            label,
+            style,
+            dots: vec![[0.0, 1.0]],
+        };
+        let charts = [
+            Chart::Lines(lines::tests::panel(hostile)),
+            Chart::Bars(Bars {
+                title: hostile.into(),
+                unit: Unit::Points,
+                bars: vec![bar],
+            }),
+            Chart::Map(Map {
+                title: hostile.into(),
+                groups: vec![group],
+            }),
+        ];
+        let svg = svg("<b>", &charts, 3);
+        assert!(!svg.contains("<script>") && !svg.contains("<b>") && !svg.contains('\u{7}'));
+        // A line's name, a bar's and two titles; that of the map's key is shortened.
+        let text = "\n&lt;/text&gt;&lt;script&gt;&quot;&amp; \n";
+        assert_eq!(svg.matches(&text[1..]).count(), 4, "{svg}");
+        assert_eq!(svg.matches(text).count(), 3, "{svg}");
+    }
+
+    #[test]
+    fn rows_of_a_file_are_as_high_as_their_highest_chart() {
+        let map = || {
+            Chart::Map(Map {
+                title: "Map".into(),
+                groups: Vec::new(),
+            })
+        };
+        let lines = || Chart::Lines(lines::tests::panel("mine"));
+        let svg = svg("All", &[lines(), map(), lines()], 2);
+        let height = (lines::HEIGHT + map::HEIGHT) / 10;
+        assert!(
+            svg.contains(&format!("viewBox=\"0 0 760 {height}\"")),
+            "{svg}"
+        );
+    }
+
+    #[test]
+    fn no_charts_are_an_empty_file() {
+        assert!(svg("None", &[], 3).ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn every_colour_is_replaced_by_the_style_sheet() {
+        let roles = [
+            (INK, "ink"),
+            (SOFT, "soft"),
+            (RULE, "rule"),
+            (PAPER, "paper"),
+        ];
+        let roles = roles.map(|(colour, name)| (colour, name.to_owned()));
+        let styles = (0..STYLES).map(|style| (colour(style), format!("s{style}")));
+        for (RGBColor(r, g, b), name) in roles.into_iter().chain(styles) {
+            let hex = format!("#{r:02X}{g:02X}{b:02X}");
+            let rule = format!("[fill=\"{hex}\"], [stroke=\"{hex}\"]) {{ color: var(--{name}); }}");
+            assert!(CSS.contains(&rule), "{rule}");
+        }
+    }
+
+    #[test]
+    fn wilsons_interval_is_the_textbooks() {
+        // python: statsmodels.stats.proportion.proportion_confint(81, 263, method="wilson") = (0.25527, 0.36626)
+        let [low, high] = wilson(81.0 / 263.0, 263).expect("263 facts");
+        assert!(
+            (low - 0.2553).abs() < 1e-3 && (high - 0.3662).abs() < 1e-3,
+            "{low} {high}"
+        );
+        assert_eq!(wilson(0.5, 0), None);
+        assert!(wilson(1.0, 5).is_some_and(|[low, high]| low < 0.6 && high > 0.999));
+    }
+}
