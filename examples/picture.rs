@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(runs) => {
             println!(
                 "{}",
-                report::chart::svg("Accuracy over epochs", &report::panels(&runs), 3)
+                report::chart::svg("Accuracy over epochs", &report::accuracy(&runs), 3)
             );
             ExitCode::SUCCESS
         }

@@ -211,6 +211,10 @@ pub struct Stop {
 pub struct Measure {
     /// How far hidden states and answers have drifted ([`crate::run::Drift`]), after every epoch. Default false.
     pub drift: bool,
+    /// How strongly the model is pulled by what it learns and by what holds it ([`crate::run::Pulls`]), after every epoch.
+    /// Default false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pulls: bool,
     /// Ask new facts in other words too, where there are any. Default true.
     pub paraphrase: bool,
 }
@@ -287,6 +291,7 @@ impl Default for Measure {
     fn default() -> Self {
         Self {
             drift: false,
+            pulls: false,
             paraphrase: true,
         }
     }

@@ -4,13 +4,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Goal;
+use crate::{config::Goal, measure::Neighbour};
 
 mod directory;
 mod environment;
 
 pub use directory::{ADAPTER, IMPORTANCE, RunDir, TEACHER};
-pub use environment::{Environment, ModelRecord, peak_memory_bytes, reset_peak_memory};
+pub use environment::{
+    Environment, ModelRecord, memory_of_machine, peak_memory_bytes, reset_peak_memory,
+};
 
 /// A part of the facts that is followed through a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -186,6 +188,9 @@ pub enum Metrics {
         /// How far the model has drifted from the base model, where measured.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         drift: Option<Drift>,
+        /// What pulls at the weights, where measured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pulls: Option<Pulls>,
         /// Seconds that the evaluation took.
         seconds: f64,
     },
@@ -209,6 +214,15 @@ pub struct Drift {
     pub jsd: Option<f64>,
     /// Pairs of a new and a held fact with the same answer that the last three are means over.
     pub pairs: usize,
+}
+
+/// What pulls at the weights: norms of the loss's two gradients over all that is trained, at one step's rows, before clipping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pulls {
+    /// Of what is learned: cross-entropy.
+    pub learned: f64,
+    /// Of what holds the model: distillation, decoys, L2, EWC, with their strengths.
+    pub held: f64,
 }
 
 impl Drift {
@@ -263,6 +277,21 @@ pub struct FactRow {
     pub right_at_peak: bool,
     /// Right at the training prompt after.
     pub right_after: bool,
+    /// Right after some epoch and wrong after a later one.
+    #[serde(default)]
+    pub lost_once: bool,
+    /// Probability of the right answer at the training prompt before training, end marker included, where asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_before: Option<f64>,
+    /// And after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_after: Option<f64>,
+    /// The new facts that lay nearest before training, nearest first; none for a new one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nearest: Vec<Neighbour>,
+    /// Where the subject lies on a map of all subjects of the run before training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<[f32; 2]>,
     /// New facts asked in other words: the question, the answer after, and whether it is right.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paraphrased: Vec<Paraphrased>,

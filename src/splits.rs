@@ -151,6 +151,13 @@ impl Splits {
         })
     }
 
+    /// Where the facts of `split` lie in [`Splits::iter`].
+    pub fn range(&self, split: Split) -> Range<usize> {
+        let mut ranges = self.ranges();
+        let found = ranges.find(|(other, _)| *other == split);
+        found.expect("every split has a range").1
+    }
+
     /// The share right in each split that has facts, given whether each fact of [`Splits::iter`] is.
     pub fn shares(&self, right: &[bool]) -> PerSplit<f64> {
         let mut shares = PerSplit::default();

@@ -196,7 +196,7 @@ impl Demo {
         progress.note("5/5 report");
         let page = out.join("report.html");
         let dirs: Vec<PathBuf> = runs.iter().map(|(dir, _)| dir.clone()).collect();
-        report::write(&dirs, &page)?;
+        report::write(&dirs, &page, None)?;
         tell(&runs, &broken, &page, context)
     }
 }

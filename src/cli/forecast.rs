@@ -170,13 +170,19 @@ fn text(told: &[Endangered], judged: Option<&Judged<'_>>) -> String {
         .enumerate()
         .map(|(i, fact)| {
             let near = fact.nearest.iter();
-            let near = near.map(|n| format!("{}: {} ({:.2})", n.subject, n.object, n.cosine));
+            let near = near.map(|n| {
+                let [subject, object] = [&n.subject, &n.object].map(|said| output::plain(said));
+                format!("{subject}: {object} ({:.2})", n.cosine)
+            });
+            let [subject, relation, question, object] =
+                [&fact.subject, &fact.relation, &fact.question, &fact.object]
+                    .map(|said| output::plain(said));
             vec![
                 (i + 1).to_string(),
                 format!("{:.2}", fact.risk),
-                fact.subject.clone(),
-                fact.relation.clone(),
-                format!("{} {}", fact.question, fact.object),
+                subject,
+                relation,
+                format!("{question} {object}"),
                 near.collect::<Vec<_>>().join("; "),
             ]
         })

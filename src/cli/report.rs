@@ -11,7 +11,8 @@ use super::{Context, output};
 /// Write one self-contained page about recorded runs
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  unforget report runs/sft runs/self-distill --out report.html\n\n\
+    after_help = "Examples:\n  unforget report runs/sft runs/self-distill --out report.html\n  \
+    unforget report runs/sft --bundle report.zip\n\n\
     The page is made from the run directories alone, needs no network and opens from disk."
 )]
 pub struct Report {
@@ -21,14 +22,20 @@ pub struct Report {
     /// The page to be written
     #[arg(long, value_name = "FILE.html", default_value = "report.html")]
     out: PathBuf,
+    /// Also write an archive of the page, its data as CSV, and the runs' configs and results
+    #[arg(long, value_name = "FILE.zip")]
+    bundle: Option<PathBuf>,
 }
 
 impl Report {
     pub fn run(self, context: &Context) -> Result<()> {
         output::check_writable_file(&self.out)?;
-        report::write(&self.runs, &self.out)?;
+        if let Some(bundle) = &self.bundle {
+            output::check_writable_file(bundle)?;
+        }
+        report::write(&self.runs, &self.out, self.bundle.as_deref())?;
         if context.json {
-            output::json(&json!({ "out": self.out }))
+            output::json(&json!({ "out": self.out, "bundle": self.bundle }))
         } else {
             output::line(&self.out.display().to_string())
         }

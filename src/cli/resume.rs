@@ -26,6 +26,7 @@ impl Resume {
     pub fn run(self, context: &Context) -> Result<()> {
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
+            ..Options::default()
         };
         let result = train::resume(&self.run, options, &context.progress)?;
         tune::tell(&result, &self.run, context)

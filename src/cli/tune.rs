@@ -61,6 +61,7 @@ impl Tune {
         output::check_free_dir(&config.out, self.force)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
+            ..Options::default()
         };
         let result = train::tune(&config, options, &context.progress)?;
         tell(&result, &config.out, context)

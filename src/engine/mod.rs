@@ -12,6 +12,7 @@ mod attention;
 mod batch;
 mod cache;
 mod decoder;
+pub(crate) mod eigen;
 mod head;
 pub(crate) mod matmul;
 mod ops;

@@ -239,6 +239,7 @@ mod tests {
             },
             learned_paraphrased: None,
             drift: None,
+            pulls: None,
             seconds: 100.0,
         }
     }

@@ -3,10 +3,9 @@
 //! What the model says to every fact under a few few-shot prompts, and the hidden states that it says it from, are read once
 //! (`asking`). On these the training is rehearsed: only the last layer's weights are thought of as trained, and two facts
 //! share an update as far as their hidden states overlap (`rehearsal`). A held fact's risk follows from what becomes of its
-//! answer there. Beside it stand the new facts whose subjects lie nearest inside the model (`entities`).
+//! answer there. Beside it stand the new facts whose subjects lie nearest inside the model ([`Neighbour`]).
 
 mod asking;
-mod entities;
 mod rehearsal;
 #[cfg(test)]
 mod tests;
@@ -16,7 +15,12 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 
 use crate::{
-    Error, Result, engine::Engine, facts::Fact, measure, model::Model, progress::Progress,
+    Error, Result,
+    engine::Engine,
+    facts::Fact,
+    measure::{self, Neighbour, Subjects, middle_layer},
+    model::Model,
+    progress::Progress,
     prompt::PromptTemplate,
 };
 
@@ -33,9 +37,6 @@ const KNOWN_SHARE: f64 = 0.05;
 
 /// New facts, and known ones, that take part in a rehearsal; more are sampled.
 const MOST_REHEARSED: usize = 2_000;
-
-/// New facts that are told beside a held one.
-const NEAREST: usize = 3;
 
 /// How a forecast asks.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,17 +77,6 @@ pub struct Endangered {
     pub risk: f64,
     /// The new facts whose subjects overlap most with its own, nearest first.
     pub nearest: Vec<Neighbour>,
-}
-
-/// A new fact beside a held one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Neighbour {
-    /// Subject.
-    pub subject: String,
-    /// Answer that will be taught.
-    pub object: String,
-    /// Cosine of the hidden states of the two subjects' last tokens, after half of the layers, at the training prompt.
-    pub cosine: f64,
 }
 
 /// How endangered each fact of `held` is by training on `learn`, the most endangered first (in order of `held` among equals).
@@ -137,7 +127,12 @@ pub fn forecast(
     let rehearsal = Rehearsal::new(&heard, new.len());
     let log_odds = rehearsal.log_odds(&trained, asked);
     let learn: Vec<&Fact> = learn.iter().collect();
-    let nearest = entities::nearest(model, engine, &learn, &held, &settings.template, progress)?;
+    let subjects = learn.iter().chain(&held).copied();
+    let subjects = Subjects::find(subjects, model, engine, &settings.template)?;
+    let states = subjects.states(engine, model, middle_layer(model), progress);
+    let d = model.config.hidden_size;
+    let (of_new, of_held) = states.split_at(learn.len() * d);
+    let nearest = measure::nearest(&learn, of_new, of_held, d);
 
     let mut told: Vec<Endangered> = held
         .iter()

@@ -22,6 +22,8 @@ const VERBOSE_TOKENS: usize = 32;
 /// Facts ready to be asked again and again: a split of a run.
 pub struct Exam {
     prompts: Vec<Vec<u32>>,
+    /// The right answers, as they are taught.
+    targets: Vec<Vec<u32>>,
     judges: Vec<Judge>,
     /// The facts of each relation: their prompts begin alike.
     relations: Vec<Vec<usize>>,
@@ -49,18 +51,20 @@ impl Exam {
         tokenizer: &TextTokenizer,
         rule: Match,
     ) -> Result<Self> {
-        let (mut prompts, mut judges) = (Vec::new(), Vec::new());
+        let (mut prompts, mut targets, mut judges) = (Vec::new(), Vec::new(), Vec::new());
         let mut relations: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         let mut longest = 0;
         for (i, fact) in facts.into_iter().enumerate() {
             let row = template.row(tokenizer, fact)?;
             longest = longest.max(row.target.len());
             prompts.push(row.prompt);
+            targets.push(row.target);
             judges.push(fact.judge(rule));
             relations.entry(&fact.relation).or_default().push(i);
         }
         Ok(Self {
             prompts,
+            targets,
             judges,
             relations: relations.into_values().collect(),
             max_new_tokens: match rule {
@@ -95,6 +99,21 @@ impl Exam {
             .zip(texts)
             .map(|(judge, text)| judge.is_right(&text))
             .collect())
+    }
+
+    /// The probability of each fact's right answer, as it is taught, end marker included.
+    ///
+    /// # Errors
+    /// When a row is longer than the model's context.
+    pub fn probabilities(&self, generator: &mut Generator<'_>) -> Result<Vec<f64>> {
+        let rows = self
+            .prompts
+            .iter()
+            .cloned()
+            .zip(self.targets.iter().cloned());
+        let logprobs = generator.score(&rows.collect::<Vec<_>>(), &|_| {})?;
+        let of_row = |row: Vec<f32>| row.into_iter().map(f64::from).sum::<f64>().exp();
+        Ok(logprobs.into_iter().map(of_row).collect())
     }
 
     /// The greedy answer to each fact, up to its first line break.

@@ -5,6 +5,8 @@ mod auc;
 mod bootstrap;
 mod compare;
 mod drift;
+mod neighbours;
+mod plane;
 mod subjects;
 
 pub use accuracy::{Answered, Exam};
@@ -12,6 +14,8 @@ pub use auc::{auc, auc_interval};
 pub use bootstrap::{forgetting_interval, forgetting_pp, mean_interval};
 pub use compare::{Compared, Comparison, known_at_audit};
 pub use drift::{DriftProbe, DriftSettings, Reference};
+pub use neighbours::{Neighbour, nearest};
+pub use plane::plane;
 pub use subjects::{Subjects, middle_layer};
 
 use rand::{SeedableRng, seq::index};

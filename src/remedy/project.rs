@@ -2,12 +2,6 @@
 //! learned in the directions that are left. After GPM (Saha et al. 2021, arXiv 2103.09762), whose space this is, and
 //! `AlphaEdit` (Fang et al. 2024, arXiv 2410.02355), which projects the update and not the gradient.
 
-use faer::{
-    Mat, MatRef, Par,
-    diag::Diag,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch},
-};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -15,7 +9,7 @@ use rayon::prelude::*;
 use super::distill::passes;
 use crate::{
     Error, Result,
-    engine::{Batch, Engine, Gradients, Moments, hold_responses, responses},
+    engine::{Batch, Engine, Gradients, Moments, eigen, hold_responses, responses},
     model::{Buffer, Layout, LinearInput, Params},
     progress::Progress,
     prompt::Row,
@@ -284,37 +278,18 @@ fn turns(spaces: &mut [Space]) -> Vec<&mut [Space]> {
 /// # Errors
 /// When the moments are not finite.
 fn leading_directions(moments: &Moments, n: usize, energy: f64) -> Result<Vec<f32>> {
-    let refused = || Error::Failed {
+    let sum: Vec<f64> = moments.sum.iter().map(|x| f64::from(*x)).collect();
+    let eigen = eigen::symmetric(&sum, n).ok_or_else(|| Error::Failed {
         message: format!(
             "what known facts put into {} of layer {} is not finite",
             moments.input.name(),
             moments.layer
         ),
         hint: Some("lower `train.lr`, or check the model".into()),
-    };
-    let sum: Vec<f64> = moments.sum.iter().map(|x| f64::from(*x)).collect();
-    if !sum.iter().all(|x| x.is_finite()) {
-        return Err(refused());
-    }
-    let (mut vectors, mut values) = (Mat::<f64>::zeros(n, n), Diag::<f64>::zeros(n));
-    // On one thread, whose sums have the same order at any number of threads.
-    let par = Par::Seq;
-    let both = ComputeEigenvectors::Yes;
-    let room = self_adjoint_evd_scratch::<f64>(n, both, par, faer::Spec::default());
-    self_adjoint_evd(
-        // Of which the lower triangle is read.
-        MatRef::from_row_major_slice(&sum, n, n),
-        values.as_mut(),
-        Some(vectors.as_mut()),
-        par,
-        MemStack::new(&mut MemBuffer::new(room)),
-        faer::Spec::default(),
-    )
-    .map_err(|_| refused())?;
-    let ascending: Vec<f64> = values.column_vector().iter().copied().collect();
-    let leading = (n - rank(&ascending, energy)..n).rev();
+    })?;
+    let leading = (n - rank(&eigen.values, energy)..n).rev();
     Ok(leading
-        .flat_map(|j| vectors.col(j).iter().map(|x| *x as f32))
+        .flat_map(|j| eigen.vector(j).iter().map(|x| *x as f32))
         .collect())
 }
 

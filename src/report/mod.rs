@@ -3,10 +3,12 @@
 //! The page is told from recorded runs alone: it can be made again, on another machine, from the run directories. It loads nothing (its
 //! content security policy names the checksums of its one style and one script) and what a fact or a model says reaches it only as text.
 
+mod bundle;
 pub mod chart;
-mod figures;
+pub(crate) mod figures;
 mod method;
 mod page;
+mod pictures;
 mod record;
 mod settings;
 
@@ -14,14 +16,20 @@ use std::path::{Path, PathBuf};
 
 use crate::{Result, whole};
 
-pub use page::{panels, render};
+pub use page::render;
+pub use pictures::accuracy;
 pub use record::{Evaluation, RecordedRun, read_runs};
 
-/// Reads `runs` and writes their page to `out`, whole or not at all.
+/// Reads `runs` and writes their page to `out`, and with what it is made of to the archive `bundle` where one is wanted, each whole
+/// or not at all.
 ///
 /// # Errors
-/// [`crate::Error::Input`] naming what is missing or broken in a run directory; [`crate::Error::Io`] where `out` cannot be written.
-pub fn write(runs: &[PathBuf], out: &Path) -> Result<()> {
-    let html = render(&read_runs(runs)?)?;
+/// [`crate::Error::Input`] naming what is missing or broken in a run directory; [`crate::Error::Io`] where a file cannot be written.
+pub fn write(runs: &[PathBuf], out: &Path, bundle: Option<&Path>) -> Result<()> {
+    let runs = read_runs(runs)?;
+    let html = render(&runs)?;
+    if let Some(bundle) = bundle {
+        bundle::write(&html, &runs, bundle)?;
+    }
     whole::write(out, html.as_bytes())
 }

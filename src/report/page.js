@@ -5,9 +5,13 @@
   const host = document.getElementById("fact-table");
   const PAGE = 50;
   const LONG = 160;
-  const STATES = ["learned", "not_learned", "kept", "forgotten", "gained", "never_knew"];
+  const STATES = ["learned", "not_learned", "kept", "forgotten", "relearned", "gained", "never_knew"];
   const LABELS = ["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"];
   const words = (state) => state.replace("_", " ");
+  /** Relearned facts were right after an epoch, wrong after a later one, and are right at the end. */
+  const relearned = (after) => after?.lost_once && after.right;
+  const isIn = (after, state) => state === "relearned" ? relearned(after) : after?.state === state;
+  const percent = (p) => p == null ? "" : p >= 0.0995 ? `${Math.round(100 * p)}%` : `${(100 * p).toPrecision(1)}%`;
 
   /** An element with properties and children; strings become text, never markup. */
   function make(tag, properties = {}, ...children) {
@@ -32,6 +36,20 @@
   function answer(value, right) {
     const word = right ? "right" : "wrong";
     return make("div", { className: word }, make("span", { className: "vh" }, `${word}: `), text(value));
+  }
+
+  /** What there is to say below an answer, the probability of the right one last. */
+  function below(notes, p) {
+    if (p != null) notes.push(`p ${percent(p)}`);
+    return notes.length ? make("small", {}, notes.join(", ")) : "";
+  }
+
+  /** The new facts that lay nearest to a fact before training. */
+  function near(fact) {
+    if (!fact.nearest?.length) return make("span", { className: "none" }, "–");
+    const rows = fact.nearest.map(([subject, object, cosine]) =>
+      make("div", {}, text(subject), " → ", text(object), make("small", { className: "inline" }, ` ${cosine.toFixed(2)}`)));
+    return make("div", { className: "near" }, ...rows);
   }
 
   // What is shown: the query, a value for each filter, the order, the page.
@@ -70,11 +88,12 @@
     select("Relation", distinct(facts.map((fact) => fact.relation)), (fact, value) => fact.relation === value),
     select("Label before", distinct(facts.map((fact) => fact.label), LABELS), (fact, value) => fact.label === value));
   runs.forEach((run, i) => {
-    const states = distinct(facts.map((fact) => fact.after[i]?.state), STATES);
-    controls.append(select(run.short, states, (fact, value) => fact.after[i]?.state === value, words));
+    const found = STATES.filter((state) => facts.some((fact) => isIn(fact.after[i], state)));
+    controls.append(select(run.short, found, (fact, value) => isIn(fact.after[i], value), words));
     stateFilters.push(filters[filters.length - 1]);
   });
 
+  const hasNear = facts.some((fact) => fact.nearest?.length);
   const columns = [
     { name: "Question", key: (fact) => fact.question },
     { name: "Right answer", key: (fact) => fact.object },
@@ -82,7 +101,9 @@
     { name: "Relation", key: (fact) => fact.relation },
     { name: "Label before", key: (fact) => fact.label ?? "" },
     { name: "Before", key: (fact) => fact.before.answer },
-    ...runs.map((run, i) => ({ name: run.short, style: run.style, key: (fact) => fact.after[i]?.state ?? "" })),
+    ...runs.map((run, i) => ({ name: run.short, style: run.style, key: (fact) => fact.after[i]?.state ?? "",
+      then: (fact) => fact.after[i]?.p ?? 0 })),
+    ...(hasNear ? [{ name: "Nearest new facts", key: (fact) => -(fact.nearest?.[0]?.[2] ?? -2) }] : []),
   ];
   const headers = columns.map((column) => {
     const button = make("button", { type: "button" }, column.name);
@@ -118,7 +139,7 @@
   function row(fact) {
     const cells = fact.after.map((after) => after
       ? make("td", {}, answer(after.answer, after.right),
-        make("small", {}, words(after.state) + (after.label ? `, ${after.label}` : "")))
+        below([words(after.state), relearned(after) && "relearned", after.label].filter(Boolean), after.p))
       : make("td", {}, make("span", { className: "none", title: "not asked in this run" }, "–")));
     return make("tr", {},
       make("th", { scope: "row" }, text(fact.question), inOtherWords(fact)),
@@ -126,8 +147,9 @@
       make("td", {}, fact.split),
       make("td", {}, text(fact.relation)),
       make("td", {}, fact.label ?? "–"),
-      make("td", {}, answer(fact.before.answer, fact.before.right)),
-      ...cells);
+      make("td", {}, answer(fact.before.answer, fact.before.right), below([], fact.before.p)),
+      ...cells,
+      ...(hasNear ? [make("td", {}, near(fact))] : []));
   }
 
   const body = make("tbody");
@@ -144,7 +166,9 @@
       && (!query || haystack(fact).includes(query)));
     if (sorted) {
       const sign = descending ? -1 : 1;
-      found.sort((a, b) => sign * collator.compare(sorted.key(a), sorted.key(b)));
+      const by = (a, b) => typeof a === "number" ? a - b : collator.compare(a, b);
+      const then = sorted.then ?? (() => 0);
+      found.sort((a, b) => sign * by(sorted.key(a), sorted.key(b)) || then(a) - then(b));
     }
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     page = Math.min(Math.max(page, 0), pages - 1);

@@ -1,6 +1,6 @@
 //! What the page says: recorded runs -> the figures, rows and words that the template lays out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use minijinja::{Environment, context};
@@ -8,9 +8,11 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
-    RecordedRun, chart,
+    RecordedRun,
+    chart::{self, Chart},
     figures::{duration, memory, percent, pp, thousands},
     method::{Identity, capitalised, identities, protagonists},
+    pictures::{self, name_of},
     settings::{differences, flat_json, report_command, shell_word},
 };
 use crate::{
@@ -37,11 +39,11 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
     let facts = join(runs);
     let (subject, plain) = protagonists(runs);
     let style = format!("{}\n{STYLE}", chart::CSS);
-    let charts: Vec<String> = panels(runs)
-        .iter()
-        .enumerate()
-        .map(|(i, chart)| chart::inline(chart, &format!("panel-{i}")))
-        .collect();
+    let inline = |name: &str, charts: Vec<Chart>| -> Vec<String> {
+        let drawn = charts.iter().enumerate();
+        let drawn = drawn.map(|(i, chart)| chart::inline(chart, &format!("{name}-{i}")));
+        drawn.collect()
+    };
     let mut environment = Environment::new();
     environment.set_keep_trailing_newline(true);
     let page = environment
@@ -56,7 +58,12 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
                 sentence => sentence(runs, &identities, subject, plain),
                 deck => deck(runs),
                 runs => runs.iter().zip(&identities).map(|(r, i)| RunView::of(r, i)).collect::<Vec<_>>(),
-                charts,
+                notes => notes(runs),
+                charts => inline("panel", pictures::accuracy(runs)),
+                bars => inline("bars", pictures::bars(runs)),
+                scale => inline("scale", pictures::scale(runs)),
+                maps => inline("map", pictures::maps(runs, &identities)),
+                drift => inline("drift", pictures::drift(runs)),
                 losses => losses(&identities, &facts, subject, plain),
                 new_facts => new_facts(&facts),
                 fact_count => thousands(facts.len()),
@@ -69,49 +76,6 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
         message: format!("cannot lay out the page: {e:#}"),
         hint: None,
     })
-}
-
-/// The panels of the picture: accuracy over epochs for every split that a run has, a line a run.
-pub fn panels(runs: &[RecordedRun]) -> Vec<chart::Chart> {
-    let identities = identities(runs);
-    let mut panels = Vec::new();
-    for split in Split::ALL {
-        let mut most_facts = 0;
-        let mut series = Vec::new();
-        for (run, identity) in runs.iter().zip(&identities) {
-            let n = run.facts.iter().filter(|f| f.split == split).count();
-            let points: Vec<chart::Point> = run
-                .evaluations
-                .iter()
-                .filter_map(|e| {
-                    let value = *e.accuracy.get(split)?;
-                    Some(chart::Point {
-                        at: e.epoch as f64,
-                        value,
-                        interval: chart::wilson(value, n),
-                    })
-                })
-                .collect();
-            if !points.is_empty() {
-                most_facts = most_facts.max(n);
-                series.push(chart::Series {
-                    label: identity.short.clone(),
-                    style: identity.style,
-                    points,
-                });
-            }
-        }
-        if !series.is_empty() {
-            panels.push(chart::Chart::Lines(chart::Panel {
-                title: format!("{} ({} facts)", split_name(split), thousands(most_facts)),
-                across: chart::Across::Epochs,
-                unit: chart::Unit::Share,
-                from: None,
-                series,
-            }));
-        }
-    }
-    panels
 }
 
 /// A fact as every run left it.
@@ -211,6 +175,31 @@ fn deck(runs: &[RecordedRun]) -> String {
         n => format!("{n} runs"),
     };
     format!("{} · {runs} · {epochs} epochs", models.join(", "))
+}
+
+/// What keeps the runs from being compared fact by fact.
+fn notes(runs: &[RecordedRun]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let differ = |value: &dyn Fn(&RecordedRun) -> String| {
+        let values: BTreeSet<String> = runs.iter().map(value).collect();
+        values.len() > 1
+    };
+    if differ(&|run| run.environment["model"]["checksum"].to_string()) {
+        notes.push("These runs start from different models: their facts are told apart, and their figures are no comparison of methods.".into());
+    }
+    // Only Known learns nothing new, and is a control for the others on the same held-out facts.
+    let held = |run: &RecordedRun| -> String {
+        let held = run.facts.iter().filter(|f| f.split == Split::Held);
+        let mut questions: Vec<&str> = held.map(|f| &f.question[..]).collect();
+        questions.sort_unstable();
+        questions.join("\n")
+    };
+    if differ(&held) {
+        notes.push(
+            "These runs hold out different facts: what each forgot is measured on its own.".into(),
+        );
+    }
+    notes
 }
 
 /// A run as the tables show it.
@@ -396,6 +385,8 @@ fn facts_json(identities: &[Identity], facts: &[Joined]) -> serde_json::Value {
                         serde_json::json!({
                             "answer": row.answer_after,
                             "right": row.right_after,
+                            "p": row.p_after,
+                            "lost_once": row.lost_once,
                             "state": row.state,
                             "label": row.label_after,
                             "words": row.paraphrased,
@@ -404,18 +395,32 @@ fn facts_json(identities: &[Identity], facts: &[Joined]) -> serde_json::Value {
                 })
                 .collect();
             serde_json::json!({
-                "split": split_name(f.first.split),
+                "split": name_of(f.first.split),
                 "relation": f.first.relation,
                 "subject": f.first.subject,
                 "question": f.first.question,
                 "object": f.first.object,
                 "label": f.first.label_before,
-                "before": {"answer": f.first.answer_before, "right": f.first.right_before},
+                "before": {
+                    "answer": f.first.answer_before,
+                    "right": f.first.right_before,
+                    "p": f.first.p_before,
+                },
+                "nearest": nearest(f),
                 "after": after,
             })
         })
         .collect();
     serde_json::json!({"runs": runs, "facts": rows})
+}
+
+/// Subject, answer and cosine of the new facts that lay nearest, in the first run that has new ones.
+fn nearest<'a>(fact: &'a Joined) -> Vec<(&'a str, &'a str, f64)> {
+    let rows = fact.rows.iter().flatten();
+    let found = rows.map(|row| &row.nearest).find(|near| !near.is_empty());
+    let near = found.into_iter().flatten();
+    near.map(|n| (&n.subject[..], &n.object[..], n.cosine))
+        .collect()
 }
 
 /// JSON that no HTML parser can take for the end of its script element. `<`, `>` and `&` stand only inside strings there, where the
@@ -427,16 +432,6 @@ fn for_script(json: &serde_json::Value) -> String {
         .replace('&', "\\u0026")
         .replace('\u{2028}', "\\u2028")
         .replace('\u{2029}', "\\u2029")
-}
-
-fn split_name(split: Split) -> &'static str {
-    match split {
-        Split::Known => "Known, trained",
-        Split::Unknown => "New, trained",
-        Split::Held => "Known, held out",
-        Split::MaybeKnown => "Maybe known, held out",
-        Split::WeaklyKnown => "Weakly known, held out",
-    }
 }
 
 fn checksum(text: &str) -> String {

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Result,
-    run::{FactRow, Metrics, PerSplit, RunResult},
+    run::{Drift, FactRow, Metrics, PerSplit, RunResult},
 };
 
 /// The shares right after an epoch.
@@ -16,6 +16,8 @@ pub struct Evaluation {
     pub epoch: usize,
     /// Share right, by split.
     pub accuracy: PerSplit<f64>,
+    /// How far the model has drifted, where measured.
+    pub drift: Option<Drift>,
 }
 
 /// What a finished run left behind.
@@ -90,13 +92,17 @@ fn evaluations(metrics: &[Metrics]) -> Vec<Evaluation> {
     let mut kept: Vec<Evaluation> = Vec::new();
     for row in metrics {
         if let Metrics::Eval {
-            epoch, accuracy, ..
+            epoch,
+            accuracy,
+            drift,
+            ..
         } = row
         {
             kept.retain(|e| e.epoch != *epoch);
             kept.push(Evaluation {
                 epoch: *epoch,
                 accuracy: *accuracy,
+                drift: *drift,
             });
         }
     }

@@ -272,6 +272,7 @@ mod tests {
             accuracy: PerSplit::default(),
             learned_paraphrased: None,
             drift: None,
+            pulls: None,
             seconds: 0.1,
         }
     }

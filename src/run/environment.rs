@@ -63,15 +63,25 @@ impl Environment {
 
 /// Peak resident memory of this process in bytes; 0 where the system doesn't say (it does on Linux).
 pub fn peak_memory_bytes() -> u64 {
-    proc_field("/proc/self/status", "VmHWM")
-        .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(0, |kibibytes| kibibytes * 1024)
+    kibibytes("/proc/self/status", "VmHWM").unwrap_or_default()
+}
+
+/// Memory of this machine in bytes, where the system says so (Linux does).
+pub fn memory_of_machine() -> Option<u64> {
+    kibibytes("/proc/meminfo", "MemTotal")
 }
 
 /// Counts [`peak_memory_bytes`] from what is in use now on, where the system can (Linux).
 pub fn reset_peak_memory() {
     // Elsewhere, and where it is not allowed, the peak is that of the whole process.
     let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// A number of kibibytes in such a file, in bytes.
+fn kibibytes(path: &str, name: &str) -> Option<u64> {
+    let text = proc_field(path, name)?;
+    let number: u64 = text.split_whitespace().next()?.parse().ok()?;
+    Some(number * 1024)
 }
 
 /// The first value called `name` in a file of `name: value` lines.

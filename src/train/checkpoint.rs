@@ -54,6 +54,9 @@ pub struct Standing {
     pub right: Vec<bool>,
     /// The same at the best epoch of each fact's split.
     pub right_at_peak: Vec<bool>,
+    /// Whether each was right after an epoch and wrong after a later one.
+    #[serde(default)]
+    pub lost_once: Vec<bool>,
     /// The known rows that the epoch after these replays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replayed: Vec<usize>,

@@ -10,7 +10,7 @@ use crate::{
     config::{Goal, Kind, TargetToken},
     facts::Fact,
     generate::Generator,
-    measure::{self, Answered, Exam},
+    measure::{self, Answered, Exam, Neighbour, Subjects, middle_layer, nearest, plane},
     model::{Dtype, Model},
     remedy::{
         anchor::fisher,
@@ -31,11 +31,32 @@ pub(super) struct SplitRow {
     split: Split,
     #[serde(flatten)]
     fact: SplitFact,
-    answer_before: String,
-    right_before: bool,
+    #[serde(flatten)]
+    before: Before,
     /// Watched, not reported.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     watched: bool,
+}
+
+/// What the base model showed of a fact.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Before {
+    answer_before: String,
+    right_before: bool,
+    /// See [`FactRow`], which these become a part of.
+    #[serde(flatten)]
+    looks: Looks,
+}
+
+/// What a report shows of a fact beside its answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Looks {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    p_before: Option<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    nearest: Vec<Neighbour>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<[f32; 2]>,
 }
 
 /// The splits that `splits.jsonl` holds.
@@ -51,44 +72,72 @@ pub(super) fn splits_of(rows: &[SplitRow]) -> Splits {
     splits
 }
 
-/// What the base model said, as `splits.jsonl` holds it.
-pub(super) fn before_of(rows: &[SplitRow]) -> Vec<Answered> {
-    rows.iter()
-        .filter(|row| !row.watched)
-        .map(|row| Answered {
-            text: row.answer_before.clone(),
-            right: row.right_before,
-        })
-        .collect()
+/// What the base model showed, as `splits.jsonl` holds it.
+pub(super) fn before_of(rows: Vec<SplitRow>) -> Vec<Before> {
+    let reported = rows.into_iter().filter(|row| !row.watched);
+    reported.map(|row| row.before).collect()
 }
 
 impl Trainer<'_> {
     /// Asks the base model every fact and records the splits: from here on the run can be resumed.
     pub(super) fn begin(&mut self) -> Result<()> {
         self.run.remove("metrics.jsonl")?;
-        let (before, seconds) = self.timed_evaluation(Exam::answers)?;
-        let right: Vec<bool> = before.iter().map(|a| a.right).collect();
-        let rows = self
-            .splits
-            .iter()
-            .zip(&before)
-            .map(|((split, fact), answered)| SplitRow {
-                split,
-                fact: fact.clone(),
-                answer_before: answered.text.clone(),
+        let (answers, seconds) = self.timed_evaluation(Exam::answers)?;
+        let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
+        let looks = self.looks()?;
+        self.before = answers
+            .into_iter()
+            .zip(looks)
+            .map(|(answered, looks)| Before {
+                answer_before: answered.text,
                 right_before: answered.right,
-                watched: false,
-            });
+                looks,
+            })
+            .collect();
+        let rows = self.splits.iter().zip(&self.before);
+        let rows = rows.map(|((split, fact), before)| SplitRow {
+            split,
+            fact: fact.clone(),
+            before: before.clone(),
+            watched: false,
+        });
         let watched = self.splits.watched.iter().map(|fact| SplitRow {
             split: Split::Held,
             fact: fact.clone(),
-            answer_before: String::new(),
-            right_before: false,
+            before: Before::default(),
             watched: true,
         });
         self.run.write_rows(SPLITS, rows.chain(watched))?;
-        self.before = before;
         self.record_evaluation(self.splits.shares(&right), seconds)
+    }
+
+    /// What a report shows of every fact beside the base model's answer, unless that is not wanted.
+    fn looks(&mut self) -> Result<Vec<Looks>> {
+        if self.options.figures_alone {
+            return Ok(vec![Looks::default(); self.exam.len()]);
+        }
+        let (probabilities, _) = self.timed_evaluation(Exam::probabilities)?;
+        let facts: Vec<&Fact> = self.splits.iter().map(|(_, f)| &f.fact).collect();
+        let subjects = facts.iter().copied();
+        let subjects = Subjects::find(subjects, &self.model, &mut self.engine, &self.template)?;
+        let layer = middle_layer(&self.model);
+        let states = subjects.states(&mut self.engine, &self.model, layer, self.progress);
+        let d = self.model.config.hidden_size;
+        let new = self.splits.range(Split::Unknown);
+        let of_new = &states[new.start * d..new.end * d];
+        let mut nearest = nearest(&facts[new.clone()], of_new, &states, d);
+        nearest[new].iter_mut().for_each(Vec::clear);
+        let places = plane(&states, d, self.config.seed);
+        Ok(probabilities
+            .into_iter()
+            .zip(nearest)
+            .zip(places)
+            .map(|((p, nearest), place)| Looks {
+                p_before: Some(p),
+                nearest,
+                place: Some(place),
+            })
+            .collect())
     }
 
     /// Saves the model, asks everything again of the weights as saved, and writes what became of each fact.
@@ -105,10 +154,15 @@ impl Trainer<'_> {
         let (after, _) = self.timed_evaluation(Exam::answers)?;
         self.remember(after.iter().map(|a| a.right).collect());
         let paraphrased = self.ask_paraphrases()?;
+        let mut probabilities = vec![None; after.len()];
+        if !self.options.figures_alone {
+            let (p_after, _) = self.timed_evaluation(Exam::probabilities)?;
+            probabilities = p_after.into_iter().map(Some).collect();
+        }
         self.read_clock();
         let labels_after = self.labels_after()?;
 
-        let rows = self.fact_rows(&after, paraphrased, &labels_after);
+        let rows = self.fact_rows(&after, &probabilities, paraphrased, &labels_after);
         let result = self.result(&rows, &after, interpolation)?;
         self.run.write_rows("facts.jsonl", &rows)?;
         // Before the checkpoints go: without either a run that is killed here would have to start over.
@@ -245,6 +299,7 @@ impl Trainer<'_> {
     fn fact_rows(
         &self,
         after: &[Answered],
+        probabilities: &[Option<f64>],
         paraphrased: Vec<Vec<Paraphrased>>,
         labels_after: &HashMap<(String, String), String>,
     ) -> Vec<FactRow> {
@@ -252,8 +307,9 @@ impl Trainer<'_> {
         self.splits
             .iter()
             .zip(self.before.iter().zip(after))
-            .zip(&self.standing.right_at_peak)
-            .map(|(((split, f), (before, after)), &right_at_peak)| {
+            .enumerate()
+            .map(|(i, ((split, f), (before, after)))| {
+                let right_at_peak = self.standing.right_at_peak[i];
                 let known = measure::known_at_audit(f.few_shot, right_at_peak);
                 let key = (f.fact.relation.clone(), f.fact.question.clone());
                 FactRow {
@@ -264,11 +320,16 @@ impl Trainer<'_> {
                     label_after: labels_after.get(&key).cloned(),
                     relation: key.0,
                     question: key.1,
-                    answer_before: before.text.clone(),
+                    answer_before: before.answer_before.clone(),
                     answer_after: after.text.clone(),
-                    right_before: before.right,
+                    right_before: before.right_before,
                     right_at_peak,
                     right_after: after.right,
+                    lost_once: self.standing.lost_once[i],
+                    p_before: before.looks.p_before,
+                    p_after: probabilities[i],
+                    nearest: before.looks.nearest.clone(),
+                    place: before.looks.place,
                     paraphrased: match split {
                         Split::Unknown => paraphrased.next().unwrap_or_default(),
                         _ => Vec::new(),
@@ -287,12 +348,7 @@ impl Trainer<'_> {
     ) -> Result<RunResult> {
         let after: Vec<bool> = after.iter().map(|a| a.right).collect();
         let accuracy = self.moments(&after);
-        let held = self
-            .splits
-            .ranges()
-            .find(|(split, _)| *split == Split::Held)
-            .map(|(_, range)| range)
-            .unwrap_or_default();
+        let held = self.splits.range(Split::Held);
         let (held_at_peak, held_after) = (&self.standing.right_at_peak[held.clone()], &after[held]);
         let in_other_words: Vec<bool> = rows
             .iter()
@@ -338,7 +394,7 @@ impl Trainer<'_> {
     }
 
     fn moments(&self, after: &[bool]) -> PerSplit<Moments> {
-        let right_before: Vec<bool> = self.before.iter().map(|a| a.right).collect();
+        let right_before: Vec<bool> = self.before.iter().map(|b| b.right_before).collect();
         let [start, peak, after] = [&right_before[..], &self.standing.right_at_peak, after]
             .map(|right| self.splits.shares(right));
         let mut moments = PerSplit::default();

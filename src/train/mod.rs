@@ -19,6 +19,7 @@ use self::{
     adamw::{AdamW, AdamWSettings, Average, clip_scale, first_non_finite, global_norm},
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
+    finish::Before,
     objective::{Beside, Objective, StepRows},
     trained::Trained,
 };
@@ -30,7 +31,7 @@ use crate::{
     facts::Fact,
     generate::Generator,
     interrupt::{self, Resumable},
-    measure::{Answered, DriftProbe, DriftSettings, Exam, Reference, share},
+    measure::{DriftProbe, DriftSettings, Exam, Reference, share},
     model::Model,
     progress::{Curves, Progress},
     prompt::{PromptTemplate, Row},
@@ -41,7 +42,7 @@ use crate::{
         snapshot::{RunRows, Snapshot},
         tasks,
     },
-    run::{Drift, Metrics, PerSplit, RunDir, RunResult},
+    run::{Drift, Metrics, PerSplit, Pulls, RunDir, RunResult},
     splits::{SplitFact, Splits},
 };
 
@@ -99,8 +100,8 @@ struct Trainer<'a> {
     exam: Exam,
     /// The watched facts, where a budget is named.
     watch: Exam,
-    /// What the base model said to it.
-    before: Vec<Answered>,
+    /// What the base model showed of each.
+    before: Vec<Before>,
     /// Where drift is measured, and what the base model showed there.
     drift: Option<(DriftProbe, Reference)>,
     objective: Objective,
@@ -335,26 +336,14 @@ impl<'a> Trainer<'a> {
     /// One step on the rows numbered `batch` and those `beside`: gradients, clipping, `AdamW`.
     fn step(&mut self, epoch: usize, batch: &[usize], beside: &[Beside<'_>]) -> Result<Loss> {
         let started = Instant::now();
-        let train = &self.config.train;
         let step = self.standing.step + 1;
-        self.gradients.clear();
-        let loss = self.objective.loss_and_gradients(
-            &mut self.engine,
-            &self.model.params,
-            StepRows {
-                step,
-                rows: &self.rows,
-                batch,
-                beside,
-                strength: self.standing.steering.as_ref().map_or(1.0, |s| s.strength),
-                rows_a_pass: train.batch_size,
-            },
-            &mut self.gradients,
-        );
+        let strength = self.standing.steering.as_ref().map_or(1.0, |s| s.strength);
+        let loss = self.loss_and_gradients(step, batch, beside, strength);
         self.trained.pull_back(&self.gradients);
         let (_, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
         let grad_norm = global_norm(gradients);
         self.require_finite(step, loss, grad_norm)?;
+        let train = &self.config.train;
         let lr = train.lr
             * train
                 .schedule
@@ -396,6 +385,62 @@ impl<'a> Trainer<'a> {
         Ok(loss)
     }
 
+    /// The loss of such rows and its gradients, what holds the model being so many times as strong as the config says.
+    fn loss_and_gradients(
+        &mut self,
+        step: usize,
+        batch: &[usize],
+        beside: &[Beside<'_>],
+        strength: f64,
+    ) -> Loss {
+        self.gradients.clear();
+        self.objective.loss_and_gradients(
+            &mut self.engine,
+            &self.model.params,
+            StepRows {
+                step,
+                rows: &self.rows,
+                batch,
+                beside,
+                strength,
+                rows_a_pass: self.config.train.batch_size,
+            },
+            &mut self.gradients,
+        )
+    }
+
+    /// What pulls at the weights as they stand, at the rows of the last epoch's first step, where that is measured.
+    fn pulls(&mut self) -> Option<Pulls> {
+        let (epoch, step) = (self.standing.epoch, self.standing.step);
+        if !self.config.measure.pulls || epoch == 0 {
+            return None;
+        }
+        let started = Instant::now();
+        let rows = self.rows_of(epoch);
+        let order = epoch_order(rows, self.config.seed, epoch, self.config.train.shuffle);
+        let steps = rows.div_ceil(self.rows_a_step());
+        let batch = &order[..self.rows_a_step().min(rows)];
+        let beside = self.beside(epoch);
+        let dealt = beside.iter().map(|(held_to, rows)| {
+            let (rows, held_to) = (&rows[..], *held_to);
+            Beside { rows, held_to }.dealt(0, steps)
+        });
+        let dealt: Vec<Beside> = dealt.collect();
+        self.loss_and_gradients(step, batch, &dealt, 0.0);
+        let learned = self.gradients.data.to_vec();
+        let of_learned = global_norm(&self.gradients);
+        self.loss_and_gradients(step, batch, &dealt, 1.0);
+        for (both, learned) in self.gradients.data.iter_mut().zip(&learned) {
+            *both -= learned;
+        }
+        let pulls = Pulls {
+            learned: of_learned,
+            held: global_norm(&self.gradients),
+        };
+        self.standing.eval_seconds += started.elapsed().as_secs_f64();
+        Some(pulls)
+    }
+
     /// Asks every fact and records what is right; remembers the best epoch of each split.
     fn evaluate(&mut self) -> Result<()> {
         let (right, seconds) = self.timed_evaluation(Exam::right)?;
@@ -432,11 +477,19 @@ impl<'a> Trainer<'a> {
                 peak[range.clone()].copy_from_slice(&right[range]);
             }
         }
+        let lost_once = &mut self.standing.lost_once;
+        lost_once.resize(right.len(), false);
+        for (lost, (was, is)) in lost_once
+            .iter_mut()
+            .zip(self.standing.right.iter().zip(&right))
+        {
+            *lost |= *was && !is;
+        }
         self.standing.right = right;
     }
 
     fn record_evaluation(&mut self, accuracy: PerSplit<f64>, seconds: f64) -> Result<()> {
-        let drift = self.drift_now();
+        let (drift, pulls) = (self.drift_now(), self.pulls());
         let Standing { epoch, step, .. } = self.standing;
         self.curves.tell(epoch, accuracy);
         self.run.append(&Metrics::Eval {
@@ -445,6 +498,7 @@ impl<'a> Trainer<'a> {
             accuracy,
             learned_paraphrased: None,
             drift,
+            pulls,
             seconds,
         })
     }
@@ -582,8 +636,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Goes back to the newest whole checkpoint; whether there is one. `before`: what the base model said.
-    fn restore(&mut self, before: Vec<Answered>) -> Result<bool> {
+    /// Goes back to the newest whole checkpoint; whether there is one. `before`: what the base model showed.
+    fn restore(&mut self, before: Vec<Before>) -> Result<bool> {
         let layout = self.model.params.layout.clone();
         let mut memory =
             self.trained

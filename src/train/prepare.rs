@@ -42,6 +42,8 @@ const TEXTS: &str = "learn_texts";
 pub struct Options {
     /// Leave the checkpoints in place when the run is done.
     pub keep_checkpoints: bool,
+    /// Measure what figures need, and nothing that only a report shows: no probabilities, neighbours and places of facts.
+    pub figures_alone: bool,
 }
 
 /// Runs an experiment; a run that `config.out` holds already is replaced.
@@ -165,7 +167,7 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
         options,
     };
     let mut trainer = Trainer::new(job, progress)?;
-    if trainer.restore(before_of(&rows))? {
+    if trainer.restore(before_of(rows))? {
         progress.note(format_args!(
             "going on after step {} (epoch {})",
             trainer.standing.step,

@@ -47,7 +47,12 @@ fn the_quick_demo_teaches_a_real_model_and_shows_it_on_a_page() {
 
     let page = out.join("report.html");
     assert!(told.contains("report.html") && page.is_file(), "{told}");
-    if let Some(dom) = browser::open(&page) {
-        assert!(dom.contains("<svg") && dom.contains("Only Known"));
+    if let Some(page) = browser::open(&page) {
+        let document = page.document();
+        assert!(document.contains("<svg") && document.contains("Only Known"));
+        let maps =
+            page.value("document.querySelectorAll('[aria-labelledby=map-title] svg').length");
+        assert_eq!(maps, 3);
+        page.assert_content();
     }
 }

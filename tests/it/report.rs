@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use unforget::{
     Error,
     config::Goal,
+    measure::Neighbour,
     report,
     run::{Counts, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunResult, Split, State},
 };
@@ -81,6 +82,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
             accuracy,
             learned_paraphrased: None,
             drift: None,
+            pulls: None,
             seconds: 0.5,
         });
     }
@@ -175,6 +177,19 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactRow {
         right_before: known,
         right_at_peak: known || right_after,
         right_after,
+        lost_once: i == 8,
+        p_before: Some(if known { 0.9 } else { 0.01 }),
+        p_after: Some(if right_after { 0.95 } else { 0.02 }),
+        nearest: if new {
+            Vec::new()
+        } else {
+            vec![Neighbour {
+                subject: format!("Place {i} of Unknown"),
+                object: "France".into(),
+                cosine: 0.75,
+            }]
+        },
+        place: Some([i as f32, (i * i % 7) as f32]),
         paraphrased: if new {
             vec![Paraphrased {
                 question: format!("In what country would you find place {i}?"),
@@ -430,9 +445,9 @@ fn the_page_is_written_whole_or_not_at_all() {
     let out = root.path().join("report.html");
     fs::write(&out, "old").expect("writable");
     fs::remove_file(dirs[2].join("facts.jsonl")).expect("it is there");
-    report::write(&dirs, &out).expect_err("a run is broken");
+    report::write(&dirs, &out, None).expect_err("a run is broken");
     assert_eq!(fs::read_to_string(&out).expect("readable"), "old");
-    report::write(&dirs[..2], &out).expect("whole runs");
+    report::write(&dirs[..2], &out, None).expect("whole runs");
     assert!(
         fs::read_to_string(&out)
             .expect("readable")
@@ -443,29 +458,198 @@ fn the_page_is_written_whole_or_not_at_all() {
 #[test]
 fn the_chart_is_a_picture_of_its_own() {
     let (_root, dirs) = runs(1);
-    let panels = report::panels(&report::read_runs(&dirs).expect("whole runs"));
+    let panels = report::accuracy(&report::read_runs(&dirs).expect("whole runs"));
     let svg = report::chart::svg("Accuracy over epochs", &panels, 3);
     assert_eq!(panels.len(), 5);
     assert!(svg.starts_with("<svg xmlns=") && svg.contains("prefers-color-scheme: dark"));
 }
 
 #[test]
-fn a_real_browser_renders_every_fact_without_a_console_error() {
+fn every_control_of_the_page_works_in_a_browser() {
     let (root, dirs) = runs(20);
     let out = root.path().join("report.html");
-    report::write(&dirs, &out).expect("whole runs");
-    let Some(dom) = browser::open(&out) else {
+    report::write(&dirs, &out, None).expect("whole runs");
+    let Some(page) = browser::open(&out) else {
         return;
     };
-    let table = between(&dom, "<div id=\"fact-table\">", "<section");
-    assert!(
-        table.contains("1–50 of 5,000 facts"),
-        "the script did not draw the table"
-    );
+    // By keyboard: the first stop leads to the result.
+    page.press(&["Tab"]);
+    assert_eq!(page.text(":focus"), "To the result");
+
+    let status = || page.text("#fact-table [role=status]");
+    assert_eq!(status(), "1–50 of 5,000 facts");
     assert_eq!(
-        table.matches("<tr>").count(),
-        51,
-        "a header and a page of rows"
+        page.value("document.querySelectorAll('#fact-table tbody tr').length"),
+        50
     );
-    assert!(!dom.contains("<img"), "a fact became an element");
+
+    // Pages.
+    let press = |words: &str| {
+        page.value(&format!(
+            "[...document.querySelectorAll('button')].find(b => b.textContent === {words:?}).click()"
+        ));
+    };
+    press("Next");
+    assert_eq!(status(), "51–100 of 5,000 facts");
+    press("Previous");
+    assert_eq!(status(), "1–50 of 5,000 facts");
+
+    // Every filter, on every value that it offers.
+    let filters = page.value("[...document.querySelectorAll('.controls select')].length");
+    assert_eq!(filters, 6, "group, relation, label, three runs");
+    let counts = page.value(
+        "[...document.querySelectorAll('.controls select')].map(select => [...select.options].map(option => {
+            select.value = option.value;
+            select.dispatchEvent(new Event('change'));
+            const found = document.querySelector('#fact-table [role=status]').textContent;
+            select.value = '';
+            select.dispatchEvent(new Event('change'));
+            return Number((found.match(/of ([\\d,]+) facts/)?.[1] ?? '0').replace(',', ''));
+        }))",
+    );
+    for counts in counts.as_array().expect("a list a filter") {
+        let counts: Vec<i64> = counts
+            .as_array()
+            .expect("counts")
+            .iter()
+            .map(|n| n.as_i64().expect("a count"))
+            .collect();
+        assert!(
+            counts.len() > 1 && counts.iter().all(|n| *n > 0),
+            "{counts:?}"
+        );
+        assert_eq!(counts[0], 5000, "the first value is all");
+    }
+    let sft = "document.querySelectorAll('.controls select')[3]";
+    for state in ["learned", "kept", "forgotten", "relearned"] {
+        let offered = page.value(&format!(
+            "[...{sft}.options].some(o => o.value === {state:?})"
+        ));
+        assert_eq!(offered, true, "{state}");
+    }
+
+    // The search, by keyboard.
+    page.value("document.querySelector('input[type=search]').focus()");
+    page.press(&["B", "e", "r", "g", "a", "m", "o"]);
+    page.value("new Promise(done => setTimeout(done, 400))");
+    assert_eq!(status(), "1–1 of 1 facts");
+    assert!(page.text("#fact-table tbody").contains("Bergamo"));
+    assert!(
+        page.text("#fact-table .near")
+            .contains("Place 1 of Unknown → France 0.75")
+    );
+    page.value("(s => { s.value = ''; s.dispatchEvent(new Event('input')); })(document.querySelector('input[type=search]'))");
+    page.value("new Promise(done => setTimeout(done, 400))");
+
+    // Every column's order, both ways.
+    let sorted = page.value(
+        "[...document.querySelectorAll('#fact-table th button')].map(button => [1, 2].map(() => {
+            button.click();
+            return button.closest('th').getAttribute('aria-sort') + document.querySelector('#fact-table tbody tr').textContent.length;
+        }))",
+    );
+    let sorted = sorted.as_array().expect("a pair a column");
+    assert_eq!(sorted.len(), 10);
+    for pair in sorted {
+        let begins = |i: usize, with: &str| pair[i].as_str().is_some_and(|s| s.starts_with(with));
+        assert!(begins(0, "ascending") && begins(1, "descending"), "{pair}");
+    }
+
+    // The shortcut to what was lost.
+    press("Show them in the table below");
+    assert_eq!(status(), "1–50 of 120 facts");
+
+    // Everything that unfolds: new facts in other words, and the runs' settings.
+    let unfolded = page.value(
+        "(() => {
+            for (const select of document.querySelectorAll('.controls select')) {
+                select.value = select === document.querySelector('.controls select') ? 'New, trained' : '';
+                select.dispatchEvent(new Event('change'));
+            }
+            return [...document.querySelectorAll('summary')].map(s => { s.click(); return s.parentElement.open; });
+        })()",
+    );
+    let unfolded = unfolded.as_array().expect("a list");
+    assert_eq!(unfolded.len(), 50 + 3);
+    assert!(unfolded.iter().all(|open| open == true), "{unfolded:?}");
+
+    // Nothing is wider than the screen but what scrolls on its own.
+    for width in [360, 768, 1280] {
+        for dark in [false, true] {
+            page.on_screen(width, dark);
+            let spill = page.value("document.documentElement.scrollWidth - window.innerWidth");
+            assert!(spill.as_i64().is_some_and(|px| px <= 0), "{width}: {spill}");
+            if let Ok(folder) = std::env::var("UNFORGET_PICTURES") {
+                let name = format!("report-{width}{}.png", if dark { "-dark" } else { "" });
+                fs::write(PathBuf::from(folder).join(name), page.picture()).expect("writable");
+            }
+        }
+    }
+    assert!(
+        !page.document().contains("<img"),
+        "a fact became an element"
+    );
+    page.assert_content();
+}
+
+#[test]
+fn fifty_thousand_facts_do_not_freeze_the_page() {
+    let (root, dirs) = runs(200);
+    let out = root.path().join("report.html");
+    report::write(&dirs[..1], &out, None).expect("whole runs");
+    let Some(page) = browser::open(&out) else {
+        return;
+    };
+    assert_eq!(
+        page.text("#fact-table [role=status]"),
+        "1–50 of 50,000 facts"
+    );
+    // Sorting is the slowest of all: far below what a reader would take for a standstill, even on a busy machine.
+    let milliseconds = page.value(
+        "(() => { const begun = performance.now(); document.querySelector('#fact-table th button').click(); return performance.now() - begun; })()",
+    );
+    assert!(
+        milliseconds.as_f64().is_some_and(|ms| ms < 3000.0),
+        "{milliseconds}"
+    );
+    page.assert_content();
+}
+
+#[test]
+fn a_bundle_has_the_page_and_its_data() {
+    let (root, dirs) = runs(1);
+    let (out, bundle) = (root.path().join("report.html"), root.path().join("b.zip"));
+    report::write(&dirs, &out, Some(&bundle)).expect("whole runs");
+    let archive = fs::File::open(&bundle).expect("it is there");
+    let mut archive = zip::ZipArchive::new(archive).expect("an archive");
+    let mut text = |name: &str| {
+        let file = archive.by_name(name).expect(name);
+        std::io::read_to_string(file).expect("text")
+    };
+    assert_eq!(
+        text("report.html"),
+        fs::read_to_string(&out).expect("it is there")
+    );
+    assert!(text("run-2/config.toml").contains("self-distill"));
+    assert!(
+        text("run-1/epochs.csv")
+            .starts_with("epoch,known,unknown,held,maybe_known,weakly_known,RD,")
+    );
+    let facts = text("run-1/facts.csv");
+    let mut rows = csv::Reader::from_reader(facts.as_bytes());
+    let subject = rows
+        .headers()
+        .expect("a header")
+        .iter()
+        .position(|h| h == "subject");
+    let subject = subject.expect("a column");
+    let rows: Vec<csv::StringRecord> = rows.records().map(|row| row.expect("a row")).collect();
+    assert_eq!(rows.len(), facts_of(&dirs[0]));
+    assert!(rows.iter().any(|row| &row[subject] == HOSTILE));
+}
+
+/// Rows of a run's `facts.jsonl`.
+fn facts_of(dir: &std::path::Path) -> usize {
+    let text = fs::read_to_string(dir.join("facts.jsonl")).expect("it is there");
+    text.lines().count()
 }

@@ -66,6 +66,7 @@ fn temporary() -> tempfile::TempDir {
 
 const KEEP: Options = Options {
     keep_checkpoints: true,
+    figures_alone: false,
 };
 
 fn run(config: &Config) -> RunResult {

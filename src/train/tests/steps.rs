@@ -116,6 +116,10 @@ fn the_peak_is_that_of_each_split() {
     trainer.remember(right(&[0, 6, 7, 12]));
     assert_eq!(trainer.standing.right_at_peak, right(&[0, 1, 6, 7, 11]));
     assert_eq!(trainer.standing.right, right(&[0, 6, 7, 12]));
+    assert_eq!(trainer.standing.lost_once, right(&[1, 11]));
+    // What comes back stays one that was lost.
+    trainer.remember(right(&[0, 1, 7, 12]));
+    assert_eq!(trainer.standing.lost_once, right(&[1, 6, 11]));
 }
 
 #[test]
@@ -160,4 +164,43 @@ fn texts_are_learned_beside_facts() {
         (result.method.as_str(), result.learned),
         ("self-distill", None)
     );
+}
+
+#[test]
+fn what_pulls_at_the_weights_is_the_gradient_of_each_term() {
+    let place = temporary();
+    let mut config = config(place.path(), "pulled");
+    config.method.kind = Kind::L2;
+    config.method.lambda = 0.25;
+    config.measure.pulls = true;
+    config.train.shuffle = false;
+    // One step an epoch, so that its rows are those of the evaluation before.
+    (config.train.epochs, config.train.batch_size) = (4, 16);
+    run(&config);
+    let metrics = RunDir::open(&config.out).and_then(|dir| dir.metrics());
+    let (mut pulled, mut stepped) = (Vec::new(), Vec::new());
+    for row in metrics.expect("a run has metrics") {
+        match row {
+            Metrics::Eval { epoch, pulls, .. } => {
+                assert_eq!(pulls.is_some(), epoch > 0);
+                pulled.extend(pulls);
+            }
+            Metrics::Step {
+                penalty, grad_norm, ..
+            } => stepped.push((penalty, grad_norm)),
+            _ => {}
+        }
+    }
+    assert_eq!((pulled.len(), stepped.len()), (4, 4));
+    // At first nothing is held; from the second epoch on at the weights after the first.
+    assert_eq!(pulled[0].held, 0.0);
+    for (pulls, (penalty, grad_norm)) in pulled[1..].iter().zip(&stepped[2..]) {
+        // |gradient of lambda sum (w - w0)^2| = 2 lambda |w - w0| = 2 sqrt(lambda penalty).
+        let expected = 2.0 * (config.method.lambda * penalty).sqrt();
+        // The gradient is a difference of two in f32.
+        assert!((pulls.held - expected).abs() < 1e-4 * expected, "{pulls:?}");
+        assert!(expected > 0.0 && pulls.learned > 0.0);
+        let [low, high] = [pulls.learned - pulls.held, pulls.learned + pulls.held];
+        assert!(*grad_norm >= low.abs() * 0.999 && *grad_norm <= high * 1.001);
+    }
 }

@@ -1,0 +1,51 @@
+//! Eigenvectors of a symmetric matrix.
+
+use faer::{
+    Mat, MatRef, Par,
+    diag::Diag,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch},
+};
+
+/// Eigenvalues and their eigenvectors.
+pub struct Eigen {
+    /// Ascending.
+    pub values: Vec<f64>,
+    /// One behind the other, each of length 1.
+    vectors: Vec<f64>,
+}
+
+impl Eigen {
+    /// The eigenvector of the j-th value.
+    pub fn vector(&self, j: usize) -> &[f64] {
+        let n = self.values.len();
+        &self.vectors[j * n..][..n]
+    }
+}
+
+/// Of the symmetric matrix (n, n), of which the lower triangle is read; none where it is not finite.
+pub fn symmetric(matrix: &[f64], n: usize) -> Option<Eigen> {
+    if !matrix.iter().all(|x| x.is_finite()) {
+        return None;
+    }
+    let (mut vectors, mut values) = (Mat::<f64>::zeros(n, n), Diag::<f64>::zeros(n));
+    // On one thread, whose sums have the same order at any number of threads.
+    let par = Par::Seq;
+    let both = ComputeEigenvectors::Yes;
+    let room = self_adjoint_evd_scratch::<f64>(n, both, par, faer::Spec::default());
+    self_adjoint_evd(
+        MatRef::from_row_major_slice(matrix, n, n),
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        par,
+        MemStack::new(&mut MemBuffer::new(room)),
+        faer::Spec::default(),
+    )
+    .ok()?;
+    Some(Eigen {
+        values: values.column_vector().iter().copied().collect(),
+        vectors: (0..n)
+            .flat_map(|j| vectors.col(j).iter().copied().collect::<Vec<_>>())
+            .collect(),
+    })
+}

@@ -1,0 +1,128 @@
+//! The page and what it is made of in one archive, for other tools: tables as CSV, configs and results as they are.
+
+use std::{
+    io::{Cursor, Write},
+    path::Path,
+};
+
+use serde::Serialize;
+use zip::{ZipWriter, write::SimpleFileOptions};
+
+use super::RecordedRun;
+use crate::{
+    Error, Result,
+    run::{FactRow, Split},
+    whole,
+};
+
+/// A row of `facts.csv`.
+#[derive(Serialize)]
+struct FactLine<'a> {
+    split: Split,
+    relation: &'a str,
+    subject: &'a str,
+    question: &'a str,
+    object: &'a str,
+    label_before: Option<&'a str>,
+    label_after: Option<&'a str>,
+    answer_before: &'a str,
+    right_before: bool,
+    p_before: Option<f64>,
+    right_at_peak: bool,
+    answer_after: &'a str,
+    right_after: bool,
+    p_after: Option<f64>,
+    state: crate::run::State,
+    lost_once: bool,
+    nearest_new: String,
+    map_x: Option<f32>,
+    map_y: Option<f32>,
+}
+
+impl<'a> FactLine<'a> {
+    fn of(row: &'a FactRow) -> Self {
+        let nearest: Vec<String> = row
+            .nearest
+            .iter()
+            .map(|near| format!("{} -> {} ({:.3})", near.subject, near.object, near.cosine))
+            .collect();
+        Self {
+            split: row.split,
+            relation: &row.relation,
+            subject: &row.subject,
+            question: &row.question,
+            object: &row.object,
+            label_before: row.label_before.as_deref(),
+            label_after: row.label_after.as_deref(),
+            answer_before: &row.answer_before,
+            right_before: row.right_before,
+            p_before: row.p_before,
+            right_at_peak: row.right_at_peak,
+            answer_after: &row.answer_after,
+            right_after: row.right_after,
+            p_after: row.p_after,
+            state: row.state,
+            lost_once: row.lost_once,
+            nearest_new: nearest.join("; "),
+            map_x: row.place.map(|place| place[0]),
+            map_y: row.place.map(|place| place[1]),
+        }
+    }
+}
+
+/// Writes the page `html` and the files of its `runs` to the archive `out`, whole or not at all: `report.html`, and for the
+/// i-th run `run-i/facts.csv`, `epochs.csv`, `result.json`, `config.toml` and `environment.json`.
+///
+/// # Errors
+/// [`Error::Io`] where `out` cannot be written.
+pub(super) fn write(html: &str, runs: &[RecordedRun], out: &Path) -> Result<()> {
+    let archive = archive(html, runs).map_err(Error::io("write", out))?;
+    whole::write(out, &archive)
+}
+
+fn archive(html: &str, runs: &[RecordedRun]) -> std::io::Result<Vec<u8>> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    let mut add = |name: &str, bytes: &[u8]| {
+        // No time of writing: the same runs make the same archive.
+        zip.start_file(name, SimpleFileOptions::default())?;
+        zip.write_all(bytes)
+    };
+    add("report.html", html.as_bytes())?;
+    for (i, run) in (1..).zip(runs) {
+        let mut add = |name: &str, bytes: &[u8]| add(&format!("run-{i}/{name}"), bytes);
+        add("facts.csv", &csv(run.facts.iter().map(FactLine::of))?)?;
+        add("epochs.csv", &epochs(run)?)?;
+        add("result.json", &serde_json::to_vec_pretty(&run.result)?)?;
+        add("config.toml", run.config_text.as_bytes())?;
+        add(
+            "environment.json",
+            &serde_json::to_vec_pretty(&run.environment)?,
+        )?;
+    }
+    Ok(zip.finish()?.into_inner())
+}
+
+fn csv(rows: impl Iterator<Item = impl Serialize>) -> std::io::Result<Vec<u8>> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        writer.serialize(row)?;
+    }
+    writer.into_inner().map_err(csv::IntoInnerError::into_error)
+}
+
+/// A row an epoch: the share right in each split, and the measures of drift.
+fn epochs(run: &RecordedRun) -> std::io::Result<Vec<u8>> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let measures = crate::run::Drift::default().named().map(|(name, _)| name);
+    let splits = Split::ALL.map(Split::name);
+    writer.write_record(["epoch"].iter().chain(&splits).chain(&measures))?;
+    let cell = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    for evaluation in &run.evaluations {
+        let shares = Split::ALL.map(|split| cell(evaluation.accuracy.get(split).copied()));
+        let drift = evaluation.drift.unwrap_or_default().named();
+        let drift = drift.map(|(_, value)| cell(value));
+        let epoch = [evaluation.epoch.to_string()];
+        writer.write_record(epoch.iter().chain(&shares).chain(&drift))?;
+    }
+    writer.into_inner().map_err(csv::IntoInnerError::into_error)
+}
