@@ -1,25 +1,30 @@
 //! `unforget reproduce`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::json;
 use unforget::{
-    Result,
-    experiment::{self, Experiment},
+    Error, Result,
+    experiment::{self, Experiment, Recorded, Scale, Section},
 };
 
 use super::{Context, output};
 
+/// The name that stands for every figure and table of the paper.
+const ALL: &str = "all";
+
 /// Run an experiment, or what of it is not recorded yet, and print its table
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  unforget reproduce frontier --scale smoke\n  \
+#[command(after_help = "Examples:\n  unforget reproduce fig3\n  \
+    unforget reproduce all --page docs/reproduction.md\n  \
+    unforget reproduce fig2 --scale paper --dry-run\n  \
     unforget reproduce frontier --only sft --only decoys\n  \
     unforget reproduce frontier --recorded\n\n\
-    NAME is fig2, fig3, fig6, table1, table3, frontier, frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the command\n\
-    is given again, and what is recorded is not run twice. The table and its figure lie beside the records (table.md, figure.svg).\n\
-    With --json: {\"records\": [...], \"claims\": [{\"says\", \"paper\", \"here\", \"interval\", \"verdict\"}]}"
-)]
+    NAME is one of the paper's figures and tables (fig2 to fig11, table1 to table4, l2, lr, topk), all of them (all), frontier,\n\
+    frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the\n\
+    command is given again, and what is recorded is not run twice. Table and figure lie in a folder of their own (table.md, figure.svg).\n\
+    With --json: {\"records\": [...], \"audits\": [...], \"claims\": [{\"says\", \"paper\", \"here\", \"interval\", \"verdict\"}]}, under `all` a list of these")]
 pub struct Reproduce {
     /// The experiment
     name: String,
@@ -35,24 +40,151 @@ pub struct Reproduce {
     /// Run nothing: the table of what is recorded
     #[arg(long, conflicts_with = "only")]
     recorded: bool,
+    /// Run nothing: say what memory, disk and time it would take
+    #[arg(long, conflicts_with_all = ["only", "recorded"])]
+    dry_run: bool,
+    /// Write a page of all that was reproduced
+    #[arg(long, value_name = "FILE.md", conflicts_with = "dry_run")]
+    page: Option<PathBuf>,
+}
+
+/// An experiment and what became of it.
+struct Done {
+    experiment: Experiment,
+    recorded: Recorded,
+    tables: String,
+    folder: PathBuf,
 }
 
 impl Reproduce {
     pub fn run(self, context: &Context) -> Result<()> {
-        let experiment = Experiment::find(&self.name)?;
-        let scale = experiment.scale(&self.scale)?;
-        experiment.check_arms(&self.only)?;
-        let folder = |name: &str| self.out.join(name).join(&self.scale);
-        let of_records = folder(experiment.records.as_ref().unwrap_or(&experiment.name));
-        let out = folder(&experiment.name);
-        let only = (self.recorded || !self.only.is_empty()).then_some(&self.only[..]);
-        let records = experiment::run(&experiment, scale, only, &of_records, &context.progress)?;
-        let table = experiment::publish(&experiment, &records, &out)?;
-        if context.json {
-            let claims = experiment::judged(&experiment.claims, &records);
-            let told = serde_json::json!({ "records": records, "claims": claims });
-            return output::json(&told);
+        let experiments = self.experiments(context)?;
+        for experiment in &experiments {
+            experiment.check_arms(&self.only)?;
         }
-        output::line(table.trim_end())
+        if self.dry_run {
+            return experiments.iter().try_for_each(|e| {
+                let cost = experiment::foretold(e, e.scale(&self.scale)?, &self.records_of(e))?;
+                output::line(&format!("{}: {cost}", e.name))
+            });
+        }
+        let mut done = Vec::new();
+        for experiment in experiments {
+            done.push(self.reproduce(experiment, context)?);
+        }
+        if let Some(page) = &self.page {
+            write_page(&done, page)?;
+        }
+        match &done[..] {
+            [one] if context.json => output::json(&told(one)),
+            [one] => output::line(one.tables.trim_end()),
+            _ if context.json => output::json(&done.iter().map(told).collect::<Vec<_>>()),
+            _ => done.iter().try_for_each(|one| {
+                let Experiment { name, title, .. } = &one.experiment;
+                output::line(&format!("{name}: {title}\n\n{}", one.tables))
+            }),
+        }
     }
+
+    /// The experiment that is named; of all, those that have this scale.
+    fn experiments(&self, context: &Context) -> Result<Vec<Experiment>> {
+        if self.name != ALL {
+            let experiment = Experiment::find(&self.name)?;
+            experiment.scale(&self.scale)?;
+            return Ok(vec![experiment]);
+        }
+        if !["smoke", "small", "paper"].contains(&&self.scale[..]) {
+            return Err(Error::input(format!(
+                "there is no scale `{}`: take smoke, small or paper",
+                self.scale
+            )));
+        }
+        let all: Result<Vec<_>> = Experiment::of_the_paper().map(Experiment::find).collect();
+        let (with, without): (Vec<_>, Vec<_>) = all?
+            .into_iter()
+            .partition(|e| e.scale.contains_key(&self.scale));
+        for experiment in without {
+            let name = experiment.name;
+            context.progress.note(format_args!(
+                "{name} has no scale `{}`: left out",
+                self.scale
+            ));
+        }
+        Ok(with)
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.out.join(name).join(&self.scale)
+    }
+
+    fn records_of(&self, experiment: &Experiment) -> PathBuf {
+        self.folder(experiment.records.as_ref().unwrap_or(&experiment.name))
+    }
+
+    fn reproduce(&self, experiment: Experiment, context: &Context) -> Result<Done> {
+        let scale = experiment.scale(&self.scale)?;
+        let of_records = self.records_of(&experiment);
+        let only = (self.recorded || !self.only.is_empty()).then_some(&self.only[..]);
+        if only.is_none() {
+            self.foretell(&experiment, scale, &of_records, context)?;
+        }
+        let recorded = experiment::run(&experiment, scale, only, &of_records, &context.progress)?;
+        let folder = self.folder(&experiment.name);
+        Ok(Done {
+            tables: experiment::publish(&experiment, &recorded, &folder)?,
+            recorded,
+            folder,
+            experiment,
+        })
+    }
+
+    /// Says what is about to be run; what cannot be is refused.
+    fn foretell(
+        &self,
+        experiment: &Experiment,
+        scale: &Scale,
+        records: &Path,
+        context: &Context,
+    ) -> Result<()> {
+        let cost = experiment::foretold(experiment, scale, records)?;
+        if cost.runs == 0 {
+            return Ok(());
+        }
+        if !cost.fits() {
+            return Err(Error::input_hint(
+                format!(
+                    "{} at `{}` does not fit: {cost}",
+                    experiment.name, self.scale
+                ),
+                "take a machine with more memory, or another --scale",
+            ));
+        }
+        context
+            .progress
+            .note(format_args!("{}: {cost}", experiment.name));
+        Ok(())
+    }
+}
+
+/// An experiment as JSON.
+fn told(done: &Done) -> serde_json::Value {
+    json!({
+        "name": done.experiment.name,
+        "records": done.recorded.runs,
+        "audits": done.recorded.audits,
+        "claims": experiment::judged(&done.experiment.claims, &done.recorded),
+    })
+}
+
+fn write_page(done: &[Done], page: &Path) -> Result<()> {
+    let sections: Vec<Section> = done
+        .iter()
+        .map(|one| Section {
+            experiment: &one.experiment,
+            recorded: &one.recorded,
+            tables: &one.tables,
+            folder: &one.folder,
+        })
+        .collect();
+    experiment::write_page(&sections, page)
 }

@@ -5,9 +5,10 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ONLY_KNOWN, Record,
+    ONLY_KNOWN, Record, Recorded,
     table::{self, Loss, lost},
 };
+use crate::run::Drift;
 
 /// A claim about one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,15 +19,20 @@ pub struct Claim {
     /// What the paper has for it.
     #[serde(default)]
     pub paper: String,
-    /// The arm.
+    /// The arm; none where facts are only audited.
+    #[serde(default)]
     pub arm: String,
+    /// The only relation that it is about; all by default.
+    #[serde(default)]
+    pub relation: Option<String>,
     /// What of it. Default `lost`.
     #[serde(default)]
     pub measure: Measure,
     /// Of which facts, where they are `lost`. Default `held`.
     #[serde(default)]
     pub of: Of,
-    /// Against the end of which arm, where they are `lost`. Default `only-known`.
+    /// Against which arm: of what is `lost`, against its end (default: that of `only-known`); of shares and drift, by how
+    /// much there is more of it.
     #[serde(default)]
     pub against: Option<String>,
     /// Less so many times what another arm has lost against the same.
@@ -38,6 +44,12 @@ pub struct Claim {
     /// It holds up to here.
     #[serde(default)]
     pub at_most: Option<f64>,
+    /// It holds above this, and not at it.
+    #[serde(default)]
+    pub above: Option<f64>,
+    /// It holds below this, and not at it.
+    #[serde(default)]
+    pub below: Option<f64>,
 }
 
 /// What a claim is about.
@@ -51,6 +63,8 @@ pub enum Measure {
     Forgotten,
     /// New facts right at the end, in percent.
     Learned,
+    /// New facts right, in percent: the mean over the epochs, which is lower the later they are learned.
+    MeanLearned,
     /// Known facts of the training set right at the end, in percent.
     Kept,
     /// Time a step, as a multiple of plain fine-tuning's.
@@ -59,6 +73,46 @@ pub enum Measure {
     UntilLearned,
     /// Peak memory, likewise.
     Memory,
+    /// `HighlyKnown` facts, in percent of those that are audited.
+    HighlyKnown,
+    /// How far held subjects have moved at the end.
+    Rd,
+    /// How far they have moved against each other.
+    Ns,
+    /// How far they have moved toward new subjects.
+    Mtd,
+    /// How alike a new fact's answers and a held fact's old ones are ranked.
+    RankRho,
+    /// Share of the likeliest tokens that a new and a held fact have in common.
+    Ntr,
+    /// How far a new fact's answers are from a held fact's old ones.
+    Jsd,
+}
+
+impl Measure {
+    /// Its value in one run, where it is a plain number of each.
+    fn of(self, record: &Record) -> Option<f64> {
+        let drift = |value: fn(&Drift) -> Option<f64>| {
+            let end = record.epochs.last()?;
+            end.drift.as_ref().and_then(value)
+        };
+        match self {
+            Self::Learned => Some(100.0 * record.result.learned?),
+            Self::MeanLearned => {
+                let epochs = record.epochs.iter().filter(|epoch| epoch.epoch > 0);
+                let shares: Option<Vec<f64>> = epochs.map(|e| e.accuracy.unknown).collect();
+                table::mean(&shares?).map(|share| 100.0 * share)
+            }
+            Self::Kept => Some(100.0 * record.result.accuracy.known?.after),
+            Self::Rd => drift(|d| d.rd),
+            Self::Ns => drift(|d| d.ns),
+            Self::Mtd => drift(|d| d.mtd),
+            Self::RankRho => drift(|d| d.rank_rho),
+            Self::Ntr => drift(|d| d.ntr),
+            Self::Jsd => drift(|d| d.jsd),
+            _ => None,
+        }
+    }
 }
 
 /// The facts that a claim is about.
@@ -120,7 +174,8 @@ impl Claim {
     /// What is wrong with it, if anything.
     pub(super) fn check(&self, arms: &[&str]) -> Result<(), String> {
         let less = self.less.as_ref().map(|less| &less.arm);
-        let named = [Some(&self.arm), self.against.as_ref(), less];
+        let arm = (self.measure != Measure::HighlyKnown).then_some(&self.arm);
+        let named = [arm, self.against.as_ref(), less];
         if let Some(unknown) = named
             .into_iter()
             .flatten()
@@ -131,35 +186,55 @@ impl Claim {
                 self.says
             ));
         }
-        if self.at_least.is_none() && self.at_most.is_none() {
+        let bounds = [self.at_least, self.at_most, self.above, self.below];
+        if bounds.iter().all(Option::is_none) {
             return Err(format!(
-                "the claim \"{}\" has neither `at_least` nor `at_most`: nothing could decide it",
+                "the claim \"{}\" has no `at_least`, `at_most`, `above` or `below`: nothing could decide it",
                 self.says
             ));
         }
-        let compared = self.against.is_some() || self.less.is_some() || self.of != Of::default();
+        let compared = self.less.is_some() || self.of != Of::default();
         if compared && self.measure != Measure::Lost {
             return Err(format!(
-                "the claim \"{}\" has `of`, `against` or `less`, which are about what is `lost`",
+                "the claim \"{}\" has `of` or `less`, which are about what is `lost`",
+                self.says
+            ));
+        }
+        let alone = [
+            Measure::Forgotten,
+            Measure::Step,
+            Measure::UntilLearned,
+            Measure::Memory,
+            Measure::HighlyKnown,
+        ];
+        if self.against.is_some() && alone.contains(&self.measure) {
+            return Err(format!(
+                "the claim \"{}\" has `against`, and its measure is of one arm",
                 self.says
             ));
         }
         Ok(())
     }
 
-    fn judge(&self, records: &[Record]) -> Judged {
+    fn judge(&self, recorded: &Recorded) -> Judged {
+        let here = |relation: &str| self.relation.as_ref().is_none_or(|only| only == relation);
+        let records = recorded.runs.iter().filter(|r| here(&r.relation));
+        let records: &[Record] = &records.cloned().collect::<Vec<_>>();
         let surely = |loss: Option<Loss>| (loss.map(|l| l.pp), loss.map(|l| l.interval));
         let (unit, (here, interval)) = match self.measure {
             Measure::Lost => (" pp", surely(self.lost(records))),
             Measure::Forgotten => (" pp", surely(table::forgotten(&self.arm, records))),
-            Measure::Learned => ("%", (self.mean(records, |r| r.result.learned), None)),
-            Measure::Kept => {
-                let known = |r: &Record| r.result.accuracy.known.map(|known| known.after);
-                ("%", (self.mean(records, known), None))
+            Measure::HighlyKnown => {
+                let audits = recorded.audits.iter().filter(|a| here(&a.relation));
+                ("%", surely(table::highly_known(audits)))
             }
             Measure::Step => (" x", (table::step(&self.arm, records), None)),
             Measure::UntilLearned => (" x", (table::until_learned(&self.arm, records), None)),
             Measure::Memory => (" x", (table::memory(&self.arm, records), None)),
+            Measure::Learned | Measure::MeanLearned | Measure::Kept => {
+                ("%", (self.mean(records), None))
+            }
+            _ => ("", (self.mean(records), None)),
         };
         Judged {
             says: self.says.clone(),
@@ -175,13 +250,15 @@ impl Claim {
 
     /// Holds where all of the interval does, fails where none of it does.
     fn rule(&self, [low, high]: [f64; 2]) -> Verdict {
-        let (least, most) = (
-            self.at_least.unwrap_or(f64::NEG_INFINITY),
-            self.at_most.unwrap_or(f64::INFINITY),
-        );
-        if low >= least && high <= most {
+        let is_low_enough = |x: f64| {
+            self.at_most.is_none_or(|most| x <= most) && self.below.is_none_or(|end| x < end)
+        };
+        let is_high_enough = |x: f64| {
+            self.at_least.is_none_or(|least| x >= least) && self.above.is_none_or(|end| x > end)
+        };
+        if is_high_enough(low) && is_low_enough(high) {
             Verdict::Holds
-        } else if high < least || low > most {
+        } else if !is_high_enough(high) || !is_low_enough(low) {
             Verdict::Fails
         } else {
             Verdict::Open
@@ -223,11 +300,20 @@ impl Claim {
         }
     }
 
-    /// In percent, over the arm's runs; none as soon as one has none.
-    fn mean(&self, records: &[Record], value: impl Fn(&Record) -> Option<f64>) -> Option<f64> {
+    /// Over the arm's runs, less what the arm that it is `against` has there; none as soon as one has none.
+    fn mean(&self, records: &[Record]) -> Option<f64> {
+        let value = |record: &Record| {
+            let own = self.measure.of(record)?;
+            match &self.against {
+                None => Some(own),
+                Some(other) => {
+                    let other = table::partner(records, other, record)?;
+                    Some(own - self.measure.of(other)?)
+                }
+            }
+        };
         let values: Option<Vec<f64>> = of_arm(records, &self.arm).map(value).collect();
-        let values = values.filter(|values| !values.is_empty())?;
-        Some(100.0 * values.iter().sum::<f64>() / values.len() as f64)
+        table::mean(&values?)
     }
 }
 
@@ -235,35 +321,37 @@ fn of_arm<'r>(records: &'r [Record], arm: &str) -> impl Iterator<Item = &'r Reco
     records.iter().filter(move |record| record.arm == arm)
 }
 
-/// What `records` say of each claim.
-pub fn judged(claims: &[Claim], records: &[Record]) -> Vec<Judged> {
-    claims.iter().map(|claim| claim.judge(records)).collect()
+/// What is `recorded` of each claim.
+pub fn judged(claims: &[Claim], recorded: &Recorded) -> Vec<Judged> {
+    claims.iter().map(|claim| claim.judge(recorded)).collect()
 }
 
 /// The claims as a table in Markdown.
 pub(super) fn markdown(judged: &[Judged]) -> String {
     let mut out = String::from("| claim | paper | here | holds? |\n|---|---|---|---|\n");
     for claim in judged {
-        let unit = claim.unit;
-        let here = match (claim.here, claim.interval) {
-            (Some(here), Some([low, high])) => format!("{here:.1}{unit} ({low:.1} to {high:.1})"),
-            (Some(here), None) if unit == " x" => format!("{here:.2}{unit}"),
-            (Some(here), None) => format!("{here:.1}{unit}"),
-            (None, _) => String::new(),
-        };
-        let holds = match claim.verdict {
-            Verdict::Holds => "yes",
-            Verdict::Fails => "no",
-            Verdict::Open => "cannot be told",
-            Verdict::Missing => "not run, or never reached",
-        };
-        let _ = writeln!(
-            out,
-            "| {} | {} | {here} | {holds} |",
-            claim.says, claim.paper
-        );
+        let _ = writeln!(out, "| {}", cells(claim));
     }
     out
+}
+
+/// A claim's row of such a table, from its first cell's text on.
+pub(super) fn cells(claim: &Judged) -> String {
+    let unit = claim.unit;
+    let here = match (claim.here, claim.interval) {
+        (Some(here), Some([low, high])) => format!("{here:.1}{unit} ({low:.1} to {high:.1})"),
+        (Some(here), None) if unit == " x" => format!("{here:.2}{unit}"),
+        (Some(here), None) if unit.is_empty() => format!("{here:.3}"),
+        (Some(here), None) => format!("{here:.1}{unit}"),
+        (None, _) => String::new(),
+    };
+    let holds = match claim.verdict {
+        Verdict::Holds => "yes",
+        Verdict::Fails => "no",
+        Verdict::Open => "cannot be told",
+        Verdict::Missing => "not run, or never reached",
+    };
+    format!("{} | {} | {here} | {holds} |", claim.says, claim.paper)
 }
 
 #[cfg(test)]
@@ -289,6 +377,14 @@ mod tests {
         assert_eq!(verdict(&between, [0.2, 0.9]), Verdict::Holds);
         assert_eq!(verdict(&between, [-0.2, 0.9]), Verdict::Open);
         assert_eq!(verdict(&between, [1.2, 1.9]), Verdict::Fails);
+        // No difference at all is not more.
+        let more = claim("above = 0.0");
+        assert_eq!(verdict(&more, [0.0, 0.0]), Verdict::Fails);
+        assert_eq!(verdict(&more, [0.0, 0.9]), Verdict::Open);
+        assert_eq!(verdict(&more, [0.1, 0.9]), Verdict::Holds);
+        let less = claim("below = 0.0");
+        assert_eq!(verdict(&less, [0.0, 0.0]), Verdict::Fails);
+        assert_eq!(verdict(&less, [-0.9, -0.1]), Verdict::Holds);
     }
 
     #[test]
@@ -298,10 +394,12 @@ mod tests {
                 .check(&["sft", "only-known"])
                 .expect_err("wrong")
         };
-        assert!(told("").contains("neither `at_least` nor `at_most`"));
+        assert!(told("").contains("no `at_least`, `at_most`"));
         assert!(told("at_most = 1.0\nagainst = 'stf'").contains("is about `stf`"));
         let mixed = "at_most = 1.0\nmeasure = 'step'\nof = 'elsewhere'";
         assert!(told(mixed).contains("about what is `lost`"));
+        let alone = "at_most = 1.0\nmeasure = 'step'\nagainst = 'sft'";
+        assert!(told(alone).contains("is of one arm"));
         let names = ["sft", "only-known"];
         assert_eq!(
             claim("at_most = 1.0\nagainst = 'only-known'").check(&names),
@@ -311,7 +409,7 @@ mod tests {
 
     #[test]
     fn without_records_nothing_is_found() {
-        let judged = judged(&[claim("at_least = 8.0")], &[]);
+        let judged = judged(&[claim("at_least = 8.0")], &Recorded::default());
         assert_eq!(
             (judged[0].here, judged[0].verdict),
             (None, Verdict::Missing)

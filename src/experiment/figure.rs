@@ -1,30 +1,38 @@
-//! The figure of an experiment: what is still known against what was learned, or what is right epoch by epoch.
+//! The figure of an experiment: epoch by epoch, arm by arm, or over the number of facts.
 
 use super::{
-    ONLY_KNOWN, Record,
+    Arm, AuditRecord, EpochRecord, Experiment, ONLY_KNOWN, Record, Recorded,
     file::Figure,
-    table::{UNIT, arms},
+    table::{UNIT, arms, below, learned},
 };
 use crate::{
-    report::chart::{self, Across, Chart, Panel, Point, Series, Unit},
-    run::PerSplit,
+    report::chart::{self, Across, Bar, Bars, Chart, Panel, Point, Series, Unit, wilson},
+    run::{Drift, PerSplit},
+    synth::Names,
 };
 
 /// Panels side by side.
 const COLUMNS: usize = 2;
 
 /// The figure in SVG; none where there is nothing to draw.
-pub fn figure(title: &str, kind: Figure, records: &[Record]) -> Option<String> {
-    let panels = match kind {
-        Figure::Learned => over_learned(records),
-        Figure::Epochs => over_epochs(records),
+pub(super) fn figure(experiment: &Experiment, recorded: &Recorded) -> Option<String> {
+    let records = &recorded.runs;
+    let lines = |panels: Vec<Panel>| panels.into_iter().map(Chart::Lines).collect();
+    let charts: Vec<Chart> = match experiment.figure {
+        Figure::Learned => lines(over_learned(records)),
+        Figure::Epochs => lines(shares_right(records, true)),
+        Figure::Bars => learned_and_lost(records),
+        Figure::Scale => lines(over_number(experiment, records)),
+        Figure::Rd => lines(drift(records).into_iter().take(1).collect()),
+        Figure::Drift => lines([drift(records), shares_right(records, false)].concat()),
+        Figure::Labels => recorded.audits.iter().map(labels).collect(),
+        Figure::Keys => Vec::new(),
     };
-    let charts: Vec<Chart> = panels.into_iter().map(Chart::Lines).collect();
-    (!charts.is_empty()).then(|| chart::svg(title, &charts, COLUMNS))
+    (!charts.is_empty()).then(|| chart::svg(&experiment.title, &charts, COLUMNS))
 }
 
-/// A panel for each part of the facts, every run a line.
-fn over_epochs(records: &[Record]) -> Vec<Panel> {
+/// A panel for each part of the facts, every run a line; of the held and the new ones alone where not `all` are wanted.
+fn shares_right(records: &[Record], all: bool) -> Vec<Panel> {
     type Share = fn(&PerSplit<f64>) -> Option<f64>;
     let parts: [(&str, Share); 5] = [
         ("Held facts", |share| share.held),
@@ -33,33 +41,58 @@ fn over_epochs(records: &[Record]) -> Vec<Panel> {
         ("MaybeKnown held facts", |share| share.maybe_known),
         ("WeaklyKnown held facts", |share| share.weakly_known),
     ];
+    let parts = parts.into_iter().take(if all { 5 } else { 2 });
     let panel = |(title, share): (&str, Share)| {
-        let points = |record: &Record| -> Vec<Point> {
-            let epochs = record.epochs.iter();
-            let points = epochs.filter_map(|epoch| {
-                Some(Point {
-                    at: epoch.epoch as f64,
-                    value: share(&epoch.accuracy)?,
-                    interval: None,
-                })
-            });
-            points.collect()
-        };
-        let series = arms(records).into_iter().enumerate();
-        let series = series.flat_map(|(style, arm)| {
-            let runs = records.iter().filter(|r| r.arm == arm);
-            lines(runs, arm, style, points)
-        });
-        let series: Vec<Series> = series.filter(|line| !line.points.is_empty()).collect();
-        (!series.is_empty()).then(|| Panel {
-            title: format!("{title} right"),
-            across: Across::Epochs,
-            unit: Unit::Share,
-            from: None,
-            series,
-        })
+        let value = |epoch: &EpochRecord| share(&epoch.accuracy);
+        over_epochs(format!("{title} right"), Unit::Share, records, value)
     };
-    parts.into_iter().filter_map(panel).collect()
+    parts.filter_map(panel).collect()
+}
+
+/// A panel for each measure of drift that is recorded, every run a line.
+fn drift(records: &[Record]) -> Vec<Panel> {
+    let names = Drift::default().named();
+    let panel = |(i, (name, _)): (usize, (&str, _))| {
+        let value = |epoch: &EpochRecord| epoch.drift.as_ref()?.named()[i].1;
+        over_epochs(name.to_owned(), Unit::Number, records, value)
+    };
+    names.into_iter().enumerate().filter_map(panel).collect()
+}
+
+/// What `value` is epoch by epoch, every run a line; none where it is nowhere.
+fn over_epochs(
+    title: String,
+    unit: Unit,
+    records: &[Record],
+    value: impl Fn(&EpochRecord) -> Option<f64>,
+) -> Option<Panel> {
+    let points = |record: &Record| -> Vec<Point> {
+        let epochs = record.epochs.iter();
+        epochs
+            .filter_map(|epoch| Some(at(epoch.epoch as f64, value(epoch)?)))
+            .collect()
+    };
+    let series = arms(records).into_iter().enumerate();
+    let series = series.flat_map(|(style, arm)| {
+        let runs = records.iter().filter(|r| r.arm == arm);
+        lines(runs, arm, style, points)
+    });
+    let series: Vec<Series> = series.filter(|line| !line.points.is_empty()).collect();
+    (!series.is_empty()).then_some(Panel {
+        title,
+        across: Across::Epochs,
+        unit,
+        from: None,
+        series,
+    })
+}
+
+fn at(at: f64, value: f64) -> Point {
+    Point {
+        at,
+        value,
+        interval: None,
+    }
 }
 
 /// A line for each run of an arm, of which the first is named.
@@ -79,6 +112,107 @@ fn lines<'r>(
         points: points(record),
     };
     runs.enumerate().map(line).collect()
+}
+
+/// What each arm learned, and what it lost against Only Known: a bar an arm.
+fn learned_and_lost(records: &[Record]) -> Vec<Chart> {
+    let bar = |arm: &str, value: f64, interval: Option<[f64; 2]>| Bar {
+        label: arm.to_owned(),
+        style: usize::from(arm == UNIT),
+        value,
+        interval,
+    };
+    let arms = arms(records);
+    let learned = arms
+        .iter()
+        .filter_map(|arm| Some(bar(arm, learned(arm, records)?, None)));
+    let lost = arms.iter().filter_map(|arm| {
+        let loss = below(arm, records)?;
+        Some(bar(arm, loss.pp, Some(loss.interval)))
+    });
+    let pictures = [
+        (
+            "New facts learned",
+            Unit::Share,
+            learned.collect::<Vec<_>>(),
+        ),
+        (
+            "Held facts lost, against Only Known",
+            Unit::Points,
+            lost.collect(),
+        ),
+    ];
+    let drawn = pictures.into_iter().filter(|(_, _, bars)| !bars.is_empty());
+    drawn
+        .map(|(title, unit, bars)| {
+            Chart::Bars(Bars {
+                title: title.to_owned(),
+                unit,
+                bars,
+            })
+        })
+        .collect()
+}
+
+/// What is lost over the number of made-up facts, a line a kind of key.
+fn over_number(experiment: &Experiment, records: &[Record]) -> Vec<Panel> {
+    let kinds = [
+        (Names::Semantic, "names", 0),
+        (Names::Uuid, "identifiers", 1),
+    ];
+    let series = kinds.map(|(keys, label, style)| {
+        let of_kind = |arm: &&Arm| arm.synthetic.is_some_and(|made_up| made_up.keys == keys);
+        let arms = experiment.arms.iter().filter(of_kind);
+        let points = arms.filter_map(|arm| {
+            let counts = &records.iter().find(|r| r.arm == arm.name)?.result.counts;
+            let loss = below(&arm.name, records)?;
+            Some(Point {
+                interval: Some(loss.interval),
+                ..at((counts.learned + counts.not_learned) as f64, loss.pp)
+            })
+        });
+        Series {
+            label: label.to_owned(),
+            style,
+            points: points.collect(),
+        }
+    });
+    let series: Vec<Series> = series
+        .into_iter()
+        .filter(|line| !line.points.is_empty())
+        .collect();
+    if series.is_empty() {
+        return Vec::new();
+    }
+    vec![Panel {
+        title: "Held facts lost, against Only Known".into(),
+        across: Across::Count("new facts"),
+        unit: Unit::Points,
+        from: None,
+        series,
+    }]
+}
+
+/// The share of each label in a relation.
+fn labels(audit: &AuditRecord) -> Chart {
+    let shares = &audit.shares;
+    let labels = [
+        ("HighlyKnown", shares.highly_known),
+        ("MaybeKnown", shares.maybe_known),
+        ("WeaklyKnown", shares.weakly_known),
+        ("Unknown", shares.unknown),
+    ];
+    let bars = labels.into_iter().map(|(label, value)| Bar {
+        label: label.to_owned(),
+        style: 0,
+        value,
+        interval: wilson(value, shares.facts),
+    });
+    Chart::Bars(Bars {
+        title: format!("{}: {} facts", audit.relation, shares.facts),
+        unit: Unit::Share,
+        bars: bars.collect(),
+    })
 }
 
 /// A panel for each arm, every run a line through its epochs; none where there is no arm beside those that each is drawn against.
@@ -124,11 +258,6 @@ fn panel(arm: &str, records: &[Record]) -> Panel {
 /// The epochs of a run, from the first on: before it the format of the answers is not known. What learns nothing new ends in
 /// one share, which holds wherever the others stand.
 fn points(record: &Record) -> Vec<Point> {
-    let at = |at: f64, value: f64| Point {
-        at,
-        value,
-        interval: None,
-    };
     let mut epochs = record.epochs.iter().filter(|epoch| epoch.epoch > 0);
     let learning = epochs
         .clone()

@@ -12,18 +12,43 @@ use crate::{
     synth::Names,
 };
 
-/// The experiments that come with the program, by name.
-const BUILT_IN: [(&str, &str); 7] = [
+/// The experiments that come with the program, by name: those of the paper in its order, then ours.
+const BUILT_IN: [(&str, &str); 19] = [
+    ("fig2", include_str!("../../experiments/fig2.toml")),
+    ("table1", include_str!("../../experiments/table1.toml")),
+    ("fig3", include_str!("../../experiments/fig3.toml")),
+    ("fig4", include_str!("../../experiments/fig4.toml")),
+    ("fig5", include_str!("../../experiments/fig5.toml")),
+    ("l2", include_str!("../../experiments/l2.toml")),
+    ("table2", include_str!("../../experiments/table2.toml")),
+    ("fig6", include_str!("../../experiments/fig6.toml")),
+    ("fig7", include_str!("../../experiments/fig7.toml")),
+    ("fig8", include_str!("../../experiments/fig8.toml")),
+    ("table3", include_str!("../../experiments/table3.toml")),
+    ("lr", include_str!("../../experiments/lr.toml")),
+    ("fig9", include_str!("../../experiments/fig9.toml")),
+    ("fig10", include_str!("../../experiments/fig10.toml")),
+    ("table4", include_str!("../../experiments/table4.toml")),
+    ("topk", include_str!("../../experiments/topk.toml")),
+    ("fig11", include_str!("../../experiments/fig11.toml")),
     ("frontier", include_str!("../../experiments/frontier.toml")),
     (
         "frontier-validation",
         include_str!("../../experiments/frontier-validation.toml"),
     ),
-    ("fig2", include_str!("../../experiments/fig2.toml")),
-    ("fig3", include_str!("../../experiments/fig3.toml")),
-    ("fig6", include_str!("../../experiments/fig6.toml")),
-    ("table1", include_str!("../../experiments/table1.toml")),
-    ("table3", include_str!("../../experiments/table3.toml")),
+];
+
+/// How many of [`BUILT_IN`] are the paper's.
+const OF_THE_PAPER: usize = 17;
+
+/// What several experiments have in common, by name.
+const SETUPS: [(&str, &str); 3] = [
+    ("p17", include_str!("../../experiments/setup/p17.toml")),
+    (
+        "synthetic",
+        include_str!("../../experiments/setup/synthetic.toml"),
+    ),
+    ("8b", include_str!("../../experiments/setup/8b.toml")),
 ];
 
 /// An experiment, as its file describes it.
@@ -32,11 +57,17 @@ const BUILT_IN: [(&str, &str); 7] = [
 pub struct Experiment {
     /// Name of the folder of its table and figure.
     pub name: String,
+    /// What it has in common with others: all that it does not say itself.
+    #[serde(default)]
+    pub setup: Option<String>,
     /// Name of the folder of its records, by default the same: experiments with arms in common run these once.
     #[serde(default)]
     pub records: Option<String>,
     /// What is asked.
     pub title: String,
+    /// How what is recorded can be read, where a claim does not hold.
+    #[serde(default)]
+    pub reading: Option<String>,
     /// The model of every arm.
     pub model: String,
     /// Few-shot prompts of the audits.
@@ -48,8 +79,8 @@ pub struct Experiment {
     pub set: Vec<String>,
     /// What it can be run as, by name.
     pub scale: BTreeMap<String, Scale>,
-    /// The ways of training that are compared.
-    #[serde(rename = "arm")]
+    /// The ways of training that are compared; none where facts are only audited or made up.
+    #[serde(default, rename = "arm")]
     pub arms: Vec<Arm>,
     /// What is claimed of them, and the rule by which it holds.
     #[serde(default, rename = "claim")]
@@ -65,38 +96,82 @@ pub enum Figure {
     Learned,
     /// What is right epoch by epoch, a part of the facts a panel.
     Epochs,
+    /// What each arm learned and lost, a bar an arm.
+    Bars,
+    /// What was lost over the number of made-up facts, a line a kind of key.
+    Scale,
+    /// How far held subjects have drifted, epoch by epoch (RD).
+    Rd,
+    /// Every measure of drift, epoch by epoch.
+    Drift,
+    /// Nothing is trained: the labels of each relation's facts.
+    Labels,
+    /// Nothing is trained: examples of made-up names.
+    Keys,
+}
+
+impl Figure {
+    /// Whether there are arms behind it.
+    fn is_of_runs(self) -> bool {
+        !matches!(self, Self::Labels | Self::Keys)
+    }
 }
 
 /// How much of an experiment is done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scale {
-    /// Relations, each on its own.
+    /// Models, each on its own; by default the experiment's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// How many weights these have, so that what is needed can be told before they are brought.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, u64>,
+    /// Relations, each on its own; those of `P17+P36` together.
     pub relations: Vec<String>,
     /// Seeds of splits and runs.
+    #[serde(default = "first_seed")]
     pub seeds: Vec<u64>,
-    /// Facts audited to train on: the first of `EntityQuestions`' train part, or of the pack.
+    /// Few-shot prompts of its audits, where not those of the experiment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_runs: Option<usize>,
+    /// Facts of each relation that are audited to train on: the first of `EntityQuestions`' train part, or of the pack.
+    #[serde(default)]
     pub train_facts: usize,
     /// Parts of `EntityQuestions` whose facts are held out, with the rest of train behind them.
+    #[serde(default)]
     pub held_parts: Vec<String>,
-    /// Facts audited to hold out, at most.
+    /// Facts of each relation that are audited to hold out, at most.
+    #[serde(default)]
     pub held_facts: usize,
     /// `D_Known`.
+    #[serde(default)]
     pub known: usize,
     /// `D_Unk`.
+    #[serde(default)]
     pub unknown: usize,
+    /// Numbers of made-up facts that arms have in its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<usize>,
     /// `D_Held`, at most.
+    #[serde(default)]
     pub held: usize,
     /// Held `MaybeKnown` facts, at most.
+    #[serde(default)]
     pub maybe_known: usize,
     /// Held `WeaklyKnown` facts, at most.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub weakly_known: usize,
     /// Known facts of other relations that are asked at the end, at most.
+    #[serde(default)]
     pub elsewhere: usize,
     /// What this scale sets beside what all arms share.
     #[serde(default)]
     pub set: Vec<String>,
+}
+
+fn first_seed() -> Vec<u64> {
+    vec![0]
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde hands it over")]
@@ -123,16 +198,36 @@ pub struct Arm {
     pub synthetic: Option<Synthetic>,
 }
 
-/// Made-up facts, `{ n = 1000, keys = "semantic", values = "real" }`.
+/// Made-up facts, `{ size = 1, keys = "semantic", values = "real" }`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Synthetic {
-    /// How many.
-    pub n: usize,
+    /// How many: which of the scale's `sizes`, counted from 1.
+    pub size: usize,
     /// What their subjects are like.
     pub keys: Names,
     /// What their answers are like.
     pub values: Names,
+}
+
+impl Scale {
+    /// How many facts an arm makes up.
+    pub(super) fn made_up(&self, synthetic: Synthetic) -> usize {
+        self.sizes[synthetic.size - 1]
+    }
+
+    /// What is no part of what a record is of, left out.
+    pub(super) fn of_facts(&self) -> Self {
+        Self {
+            models: Vec::new(),
+            weights: BTreeMap::new(),
+            sizes: Vec::new(),
+            relations: Vec::new(),
+            seeds: Vec::new(),
+            set: Vec::new(),
+            ..self.clone()
+        }
+    }
 }
 
 impl Arm {
@@ -170,19 +265,48 @@ impl Experiment {
         ))
     }
 
+    /// The paper's experiments, in its order.
+    pub fn of_the_paper() -> impl Iterator<Item = &'static str> {
+        BUILT_IN[..OF_THE_PAPER].iter().map(|(name, _)| *name)
+    }
+
     fn parse(text: &str, name: &str) -> Result<Self> {
         let wrong = |e: toml::de::Error| Error::input(format!("{name}: {e}"));
-        let experiment: Self = toml::from_str(text).map_err(wrong)?;
+        let own: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let experiment: Self = match own.get("setup").and_then(toml::Value::as_str) {
+            None => toml::from_str(text),
+            Some(setup) => over(setup_called(setup, name)?, own).try_into(),
+        }
+        .map_err(wrong)?;
         experiment.check_names(name)?;
+        if experiment.arms.is_empty() == experiment.figure.is_of_runs() {
+            return Err(Error::input(format!(
+                "{name}: {}",
+                if experiment.arms.is_empty() {
+                    "there is no `[[arm]]`: nothing would be run"
+                } else {
+                    "there is an `[[arm]]`, and its figure is not of runs"
+                }
+            )));
+        }
         let arms: Vec<&str> = experiment.arms.iter().map(|arm| &arm.name[..]).collect();
         for claim in &experiment.claims {
             claim
                 .check(&arms)
                 .map_err(|wrong| Error::input(format!("{name}: {wrong}")))?;
         }
-        for scale in experiment.scale.values() {
+        for (scale_name, scale) in &experiment.scale {
             for arm in &experiment.arms {
-                experiment.config(scale, arm, 0)?;
+                let sizes = 1..=scale.sizes.len();
+                if let Some(made_up) = arm.synthetic.filter(|s| !sizes.contains(&s.size)) {
+                    return Err(Error::input(format!(
+                        "{name}: `{}` has made-up facts of size {}, and the scale `{scale_name}` has {} `sizes`",
+                        arm.name,
+                        made_up.size,
+                        scale.sizes.len()
+                    )));
+                }
+                experiment.config(&experiment.model, scale, arm, 0)?;
             }
         }
         Ok(experiment)
@@ -192,7 +316,7 @@ impl Experiment {
     fn check_names(&self, file: &str) -> Result<()> {
         let arms = || self.arms.iter().map(|arm| &arm.name);
         let relations = self.scale.values().flat_map(|scale| &scale.relations);
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
         let is_plain = |name: &str| {
             name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain)
         };
@@ -204,7 +328,7 @@ impl Experiment {
             .find(|name| !is_plain(name))
         {
             return Err(Error::input(format!(
-                "{file}: `{name}` becomes part of a file's name: letters, digits, `-`, `_` and `.` alone can be in it, a letter or digit first"
+                "{file}: `{name}` becomes part of a file's name: letters, digits, `-`, `_`, `.` and `+` alone can be in it, a letter or digit first"
             )));
         }
         match arms()
@@ -247,13 +371,59 @@ impl Experiment {
         }
     }
 
+    /// The models of a scale.
+    pub(super) fn models<'a>(&'a self, scale: &'a Scale) -> &'a [String] {
+        if scale.models.is_empty() {
+            std::slice::from_ref(&self.model)
+        } else {
+            &scale.models
+        }
+    }
+
+    /// Few-shot prompts of the audits at a scale.
+    pub(super) fn audit_runs(&self, scale: &Scale) -> usize {
+        scale.audit_runs.unwrap_or(self.audit_runs)
+    }
+
     /// The config of an arm.
-    pub(super) fn config(&self, scale: &Scale, arm: &Arm, seed: u64) -> Result<Config> {
+    pub(super) fn config(
+        &self,
+        model: &str,
+        scale: &Scale,
+        arm: &Arm,
+        seed: u64,
+    ) -> Result<Config> {
         let sets = [&self.set[..], &scale.set, &arm.set].concat();
-        let config = base_config(&self.model, seed, self.audit_runs).with_sets(&sets)?;
+        let config = base_config(model, seed, self.audit_runs(scale)).with_sets(&sets)?;
         config.validate()?;
         Ok(config)
     }
+}
+
+/// The setup called `name`, which the experiment in `file` has.
+fn setup_called(name: &str, file: &str) -> Result<toml::Table> {
+    let known = || SETUPS.iter().map(|(known, _)| *known);
+    let found = SETUPS.iter().find(|(known, _)| *known == name);
+    let (_, text) = found.ok_or_else(|| {
+        let known: Vec<&str> = known().collect();
+        Error::input_hint(
+            format!("{file}: there is no setup `{name}`"),
+            format!("there are {}", known.join(", ")),
+        )
+    })?;
+    Ok(toml::from_str(text).expect("a setup that comes with the program is TOML"))
+}
+
+/// `own` over what `setup` says; tables are merged, all else is replaced.
+fn over(mut setup: toml::Table, own: toml::Table) -> toml::Table {
+    for (key, value) in own {
+        let merged = match (setup.remove(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(own)) => over(below, own).into(),
+            (_, own) => own,
+        };
+        setup.insert(key, merged);
+    }
+    setup
 }
 
 /// The config that every arm starts from.
@@ -280,13 +450,19 @@ mod tests {
         for (name, _) in BUILT_IN {
             let experiment = Experiment::find(name).expect("it comes with the program");
             assert_eq!(experiment.name, name);
-            assert!(
-                experiment
-                    .arms
-                    .iter()
-                    .any(|arm| arm.name == super::super::ONLY_KNOWN)
-            );
-            assert!(experiment.scale.contains_key("small"));
+            let has_control = experiment
+                .arms
+                .iter()
+                .any(|arm| arm.name == super::super::ONLY_KNOWN);
+            assert_eq!(has_control, experiment.figure.is_of_runs(), "{name}");
+            for scale in ["smoke", "paper"] {
+                assert!(
+                    experiment.scale.contains_key(scale) || name.starts_with("frontier"),
+                    "{name} {scale}"
+                );
+            }
+            let other_models = ["fig7", "fig8"].contains(&name);
+            assert_eq!(experiment.scale.contains_key("small"), !other_models);
         }
     }
 

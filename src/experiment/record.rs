@@ -2,14 +2,15 @@
 
 use std::{fs, path::Path};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::{Arm, Scale};
+use super::{Arm, Scale, Synthetic};
 use crate::{
     Error, Result,
+    audit::{Audit, AuditSettings, Shares},
     config::Config,
-    run::{Drift, Environment, FactRow, Metrics, PerSplit, RunDir, RunResult, Split},
+    run::{Drift, Environment, FactRow, Metrics, PerSplit, Pulls, RunDir, RunResult, Split},
     whole,
 };
 
@@ -61,6 +62,9 @@ pub struct EpochRecord {
     /// How far the model has drifted, where measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
+    /// What pulls at the weights, where measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulls: Option<Pulls>,
 }
 
 /// What the figures of an arm depend on.
@@ -70,18 +74,74 @@ pub(super) fn fingerprint(
     relation: &str,
     model: &str,
 ) -> String {
-    let facts = Scale {
-        relations: Vec::new(),
-        seeds: Vec::new(),
-        set: Vec::new(),
-        ..scale.clone()
-    };
-    let facts = toml::to_string(&facts).expect("a scale has a form in TOML");
+    let facts = toml::to_string(&scale.of_facts()).expect("a scale has a form in TOML");
     let mut whole = format!("{}\n{facts}\n{relation}\n{model}", config.to_toml());
     if let Some(synthetic) = &arm.synthetic {
-        whole += &format!("\n{synthetic:?}");
+        let Synthetic { keys, values, .. } = synthetic;
+        whole += &format!("\n{} {keys:?} {values:?}", scale.made_up(*synthetic));
     }
     format!("{:x}", Sha256::digest(whole))
+}
+
+/// What the labels of an audit depend on.
+pub(super) fn audit_fingerprint(
+    settings: &AuditSettings,
+    scale: &Scale,
+    relation: &str,
+    model: &str,
+) -> String {
+    let facts = toml::to_string(&scale.of_facts()).expect("a scale has a form in TOML");
+    let whole = format!("{settings:?}\n{facts}\n{relation}\n{model}");
+    format!("{:x}", Sha256::digest(whole))
+}
+
+/// How well a model knows a relation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// What the user called the model.
+    pub model: String,
+    /// The relation.
+    pub relation: String,
+    /// SHA-256 (hex) over all that decides the labels: the facts, how they were asked, the model.
+    pub fingerprint: String,
+    /// Few-shot prompts that each fact was asked behind.
+    pub runs: usize,
+    /// Share of each label.
+    pub shares: Shares,
+}
+
+impl AuditRecord {
+    /// The record of an audit.
+    pub(super) fn of(audit: &Audit, model: &str, relation: &str, fingerprint: String) -> Self {
+        Self {
+            model: model.to_owned(),
+            relation: relation.to_owned(),
+            fingerprint,
+            runs: audit.settings.runs,
+            shares: audit.overall(),
+        }
+    }
+}
+
+/// What is in the file at `path`; none where there is none.
+///
+/// # Errors
+/// [`Error::Input`] when the file is no such record.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read(path).map_err(Error::io("read", path))?;
+    let record = serde_json::from_slice(&text);
+    record.map_err(|e| Error::input(format!("{}: {e}", path.display())))
+}
+
+/// Writes a record whole, and its folder where there is none.
+pub(super) fn write(record: &impl Serialize, path: &Path) -> Result<()> {
+    let folder = path.parent().expect("a file in a folder");
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let text = serde_json::to_vec_pretty(record).expect("a record has a form in JSON");
+    whole::write(path, &text)
 }
 
 impl Record {
@@ -128,20 +188,7 @@ impl Record {
     /// # Errors
     /// [`Error::Input`] when the file is no record.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = fs::read(path).map_err(Error::io("read", path))?;
-        let record = serde_json::from_slice(&text);
-        record.map_err(|e| Error::input(format!("{}: {e}", path.display())))
-    }
-
-    /// Writes it whole, and its folder where there is none.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let folder = path.parent().expect("a file in a folder");
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let text = serde_json::to_vec_pretty(self).expect("a record has a form in JSON");
-        whole::write(path, &text)
+        read(path)
     }
 
     /// Seconds of training until this share of the new facts was learned, those of the interpolation included; none where
@@ -171,6 +218,7 @@ fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
                 step,
                 accuracy,
                 drift,
+                pulls,
                 ..
             } => epochs.push(EpochRecord {
                 epoch: *epoch,
@@ -178,6 +226,7 @@ fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
                 seconds,
                 accuracy: *accuracy,
                 drift: *drift,
+                pulls: *pulls,
             }),
         }
     }

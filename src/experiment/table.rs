@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{ONLY_KNOWN, Record};
+use super::{AuditRecord, ONLY_KNOWN, Record};
 use crate::measure::mean_interval;
 
 /// The arm whose time and memory are the unit.
@@ -57,7 +57,7 @@ impl Loss {
         let values: Vec<f64> = values.collect();
         Some(Self {
             interval: mean_interval(&values, 0)?,
-            pp: values.iter().sum::<f64>() / values.len() as f64,
+            pp: mean(&values)?,
         })
     }
 }
@@ -85,23 +85,14 @@ pub(super) fn arms(records: &[Record]) -> Vec<&str> {
 }
 
 fn row(arm: &str, records: &[Record]) -> Row {
-    let own: Vec<&Record> = records.iter().filter(|r| r.arm == arm).collect();
-    let partner = |arm: &str, of: &Record| partner(records, arm, of);
-    let below = |bits: fn(&Record) -> &str| {
-        let pairs = own
-            .iter()
-            .filter_map(|r| Some((bits(partner(ONLY_KNOWN, r)?), bits(r))));
-        Loss::over(pairs).filter(|_| arm != ONLY_KNOWN)
-    };
-    let learned: Vec<f64> = own.iter().filter_map(|r| r.result.learned).collect();
     Row {
         arm: arm.to_owned(),
-        runs: own.len(),
-        learned: (!learned.is_empty()).then(|| learned.iter().sum::<f64>() / learned.len() as f64),
+        runs: records.iter().filter(|r| r.arm == arm).count(),
+        learned: learned(arm, records),
         forgotten: forgotten(arm, records),
-        below: below(|r| &r.held),
-        below_maybe_known: below(|r| &r.maybe_known),
-        below_elsewhere: below(|r| &r.elsewhere),
+        below: below(arm, records),
+        below_maybe_known: below_in(arm, records, |r| &r.maybe_known),
+        below_elsewhere: below_in(arm, records, |r| &r.elsewhere),
         step: step(arm, records),
         until_learned: until_learned(arm, records),
         memory: memory(arm, records),
@@ -140,10 +131,40 @@ fn ratio(arm: &str, records: &[Record], value: impl Fn(&Record) -> Option<f64>) 
     ratios.and_then(median)
 }
 
-/// What `arm` did with the relation and seed of a record.
+/// What `arm` did with the model, relation and seed of a record.
 pub(super) fn partner<'r>(records: &'r [Record], arm: &str, of: &Record) -> Option<&'r Record> {
-    let same = |r: &&Record| r.arm == arm && r.relation == of.relation && r.seed == of.seed;
-    records.iter().find(same)
+    let cell = |r: &Record| (r.result.model.clone(), r.relation.clone(), r.seed);
+    records.iter().find(|r| r.arm == arm && cell(r) == cell(of))
+}
+
+/// Share of the new facts learned: mean over the arm's runs.
+pub(super) fn learned(arm: &str, records: &[Record]) -> Option<f64> {
+    let own = records.iter().filter(|r| r.arm == arm);
+    mean(&own.filter_map(|r| r.result.learned).collect::<Vec<_>>())
+}
+
+/// Held facts against the end of Only Known on the same model, relation and seed.
+pub(super) fn below(arm: &str, records: &[Record]) -> Option<Loss> {
+    below_in(arm, records, |r| &r.held)
+}
+
+fn below_in(arm: &str, records: &[Record], bits: fn(&Record) -> &str) -> Option<Loss> {
+    let own = records.iter().filter(|r| r.arm == arm && arm != ONLY_KNOWN);
+    Loss::over(own.filter_map(|r| Some((bits(partner(records, ONLY_KNOWN, r)?), bits(r)))))
+}
+
+/// The mean; none of nothing.
+pub(super) fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// The share of `HighlyKnown` facts over all `audits`, in percent, with the interval of that many facts.
+pub(super) fn highly_known<'a>(audits: impl Iterator<Item = &'a AuditRecord>) -> Option<Loss> {
+    Loss::mean(audits.flat_map(|audit| {
+        let n = audit.shares.facts;
+        let known = (audit.shares.highly_known * n as f64).round() as usize;
+        (0..n).map(move |i| if i < known { 100.0 } else { 0.0 })
+    }))
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -154,6 +175,31 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     } else {
         values.get(middle).copied()
     }
+}
+
+/// The labels of each relation as a table in Markdown.
+pub(super) fn of_labels(audits: &[AuditRecord]) -> String {
+    let mut out = String::from(
+        "| model | relation | facts | prompts | HighlyKnown | MaybeKnown | WeaklyKnown | Unknown |\n\
+         |---|---|---|---|---|---|---|---|\n",
+    );
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    for audit in audits {
+        let shares = &audit.shares;
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            audit.model,
+            audit.relation,
+            shares.facts,
+            audit.runs,
+            percent(shares.highly_known),
+            percent(shares.maybe_known),
+            percent(shares.weakly_known),
+            percent(shares.unknown),
+        );
+    }
+    out
 }
 
 /// The rows as a table in Markdown.

@@ -25,6 +25,7 @@ held_parts = []
 held_facts = 20
 known = 5
 unknown = 8
+sizes = [6, 12]
 held = 5
 maybe_known = 0
 elsewhere = 0
@@ -102,17 +103,33 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
 }
 
 #[test]
+fn relations_whose_facts_are_not_at_hand_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = experiment(ARMS).replace("[\"P17\"]", "[\"P407\", \"P17\"]");
+    fs::write(dir.path().join("tiny.toml"), text).unwrap();
+    let low = reproduce(dir.path(), &["--only", "low"]);
+    let told = String::from_utf8(low.stderr).unwrap();
+    assert!(low.status.success(), "{told}");
+    assert!(
+        told.contains("the built-in facts have none of P407: left out"),
+        "{told}"
+    );
+    let results = dir.path().join("experiments/results/tiny/smoke");
+    assert!(results.join("P17-1-low.json").is_file());
+}
+
+#[test]
 fn an_experiment_can_teach_made_up_facts_and_says_whether_its_claims_hold() {
     let arms = r#"
 [[arm]]
 name = "names"
 set = ["method.kind=sft", "measure.drift=true"]
-synthetic = { n = 12, keys = "semantic", values = "real" }
+synthetic = { size = 2, keys = "semantic", values = "real" }
 
 [[arm]]
 name = "identifiers"
 set = ["method.kind=sft"]
-synthetic = { n = 12, keys = "uuid", values = "uuid" }
+synthetic = { size = 2, keys = "uuid", values = "uuid" }
 
 [[claim]]
 says = "names are learned"
@@ -180,7 +197,7 @@ at_most = 1.0
     // Other made-up facts are another run.
     fs::write(
         dir.path().join("tiny.toml"),
-        text.replace("n = 12, keys = \"uuid\"", "n = 6, keys = \"uuid\""),
+        text.replace("size = 2, keys = \"uuid\"", "size = 1, keys = \"uuid\""),
     )
     .unwrap();
     let again = reproduce(dir.path(), &["--only", "identifiers"]);
@@ -192,7 +209,7 @@ at_most = 1.0
 #[test]
 fn what_is_no_experiment_is_refused_before_anything_is_written() {
     for (text, args, expected) in [
-        (experiment(""), vec![], "missing field `arm`"),
+        (experiment(""), vec![], "there is no `[[arm]]`"),
         (
             experiment("[[arm]]\nname = '../x'\nset = []"),
             vec![],
@@ -215,6 +232,19 @@ fn what_is_no_experiment_is_refused_before_anything_is_written() {
             "is about `stf`, and there is no such arm",
         ),
         (
+            experiment(ARMS).replace(
+                "name = \"low\"",
+                "name = \"low\"\nsynthetic = { size = 3, keys = \"uuid\", values = \"real\" }",
+            ),
+            vec![],
+            "`low` has made-up facts of size 3, and the scale `smoke` has 2 `sizes`",
+        ),
+        (
+            experiment(ARMS).replace("title", "setup = \"p18\"\ntitle"),
+            vec![],
+            "there is no setup `p18`",
+        ),
+        (
             experiment(ARMS).replace("P17", "P18"),
             vec![],
             "have none of P18",
@@ -227,5 +257,51 @@ fn what_is_no_experiment_is_refused_before_anything_is_written() {
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.contains(expected), "{told}");
         assert!(!dir.path().join("experiments").exists(), "{told}");
+    }
+}
+
+#[test]
+fn what_the_papers_sizes_take_is_told_without_a_model_and_refused_where_it_does_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        cargo_bin_cmd!("unforget")
+            .current_dir(dir.path())
+            .env("XDG_CACHE_HOME", dir.path().join(".cache"))
+            .env("HF_HUB_OFFLINE", "1")
+            .args(["reproduce", "--scale", "paper"])
+            .args(args)
+            .output()
+            .unwrap()
+    };
+    let all = run(&["all", "--dry-run"]);
+    let told = String::from_utf8(all.stdout).unwrap();
+    assert!(
+        all.status.success(),
+        "{}",
+        String::from_utf8_lossy(&all.stderr)
+    );
+    // 16 bytes a weight of 1.5 and of 8 billion.
+    assert_eq!(told.lines().count(), 17, "{told}");
+    let of = |name: &str| {
+        told.lines()
+            .find(|line| line.starts_with(name))
+            .unwrap()
+            .to_owned()
+    };
+    assert!(
+        of("fig2: ").contains("6 runs to do: about 24.70 GB of memory"),
+        "{told}"
+    );
+    assert!(of("fig7: ").contains("128.48 GB of memory"), "{told}");
+    let fits = unforget::run::memory_of_machine().is_none_or(|bytes| bytes > 128_000_000_000);
+    if !fits {
+        let refused = run(&["fig7"]);
+        let told = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains("fig7 at `paper` does not fit: 6 runs to do"),
+            "{told}"
+        );
+        assert!(!dir.path().join("experiments").exists());
     }
 }

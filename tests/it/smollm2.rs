@@ -69,3 +69,66 @@ fn smollm2_answers_200_questions_as_transformers_does() {
         }
     }
 }
+
+#[test]
+fn experiments_of_the_paper_run_at_their_smallest() {
+    if std::env::var("UNFORGET_SMOLLM2").is_err() {
+        eprintln!("UNFORGET_SMOLLM2 is not set: skipped");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let reproduce = |args: &[&str]| {
+        let output = assert_cmd::cargo::cargo_bin_cmd!("unforget")
+            .current_dir(dir.path())
+            .env_remove(unforget::experiment::ENTITY_QUESTIONS)
+            .args(["reproduce", "--scale", "smoke"])
+            .args(args)
+            .output()
+            .expect("it starts");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {told}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let results = dir.path().join("experiments/results");
+    let figure = |name: &str| {
+        let path = results.join(name).join("smoke/figure.svg");
+        std::fs::read_to_string(path).expect("a figure")
+    };
+
+    let keys = reproduce(&["fig10"]);
+    assert!(
+        keys.contains("| real name |") && keys.contains("`Loc·_·"),
+        "{keys}"
+    );
+    let labels = reproduce(&["table2"]);
+    assert!(
+        labels.contains("| smollm2-135m | P17 | 60 | 10 |"),
+        "{labels}"
+    );
+    assert!(figure("table2").contains("HighlyKnown"));
+    let curves = reproduce(&["fig2"]);
+    assert!(
+        curves.contains("| It keeps what it is taught of the known ones | 99% |"),
+        "{curves}"
+    );
+    assert!(figure("fig2").contains("Held facts right"));
+    // Made-up facts, drift, and a teacher.
+    let drift = reproduce(&["fig5"]);
+    assert!(drift.contains("| Held subjects drift farther under names than under identifiers |"));
+    assert!(figure("fig5").contains("RD over epochs"));
+
+    // What is recorded makes the page.
+    let page = dir.path().join("page.md");
+    reproduce(&[
+        "fig2",
+        "--recorded",
+        "--page",
+        page.to_str().expect("UTF-8"),
+    ]);
+    let page = std::fs::read_to_string(page).expect("a page");
+    assert!(page.contains("2 recorded runs, of smollm2-135m"), "{page}");
+    assert!(
+        page.contains("(experiments/results/fig2/smoke/figure.svg)"),
+        "{page}"
+    );
+}

@@ -1,0 +1,134 @@
+//! What an experiment will need, told before it is begun.
+//!
+//! An estimate: tokens and weights are counted, and this machine is asked how fast it multiplies. A token costs 2 operations a weight
+//! forward and 4 backward; `AdamW` in f32 holds 16 bytes a weight (itself, its gradient, two moments).
+
+use std::{fmt, path::Path, time::Instant};
+
+use super::{Arm, Experiment, Figure, ONLY_KNOWN, Scale, place, relations};
+use crate::{Result, engine::matmul, model::Model, report::figures, run::memory_of_machine};
+
+/// Tokens of a row, about: a question and its answer.
+const TOKENS_A_ROW: f64 = 20.0;
+/// Tokens that asking one question reads and writes, about.
+const TOKENS_ASKED: f64 = 25.0;
+/// Tokens that asking it behind a few-shot prompt costs, about: the prompt is read once for all.
+const TOKENS_AUDITED: f64 = 30.0;
+/// Bytes a weight while training.
+const TRAINING_BYTES: f64 = 16.0;
+/// Bytes a weight on disk: two checkpoints of weights and moments, and the model that is saved.
+const DISK_BYTES: f64 = 28.0;
+
+/// What is left to be run of an experiment, and what that takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Runs that are not recorded yet.
+    pub runs: usize,
+    /// Memory of the largest, in bytes.
+    pub memory_bytes: f64,
+    /// Disk of the largest, in bytes.
+    pub disk_bytes: f64,
+    /// Time of all on this machine, in seconds.
+    pub seconds: f64,
+}
+
+impl Cost {
+    /// Whether this machine has the memory; yes where it does not say how much it has.
+    pub fn fits(&self) -> bool {
+        memory_of_machine().is_none_or(|bytes| self.memory_bytes <= bytes as f64)
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (memory, disk) = (self.memory_bytes as u64, self.disk_bytes as u64);
+        write!(
+            f,
+            "{} runs to do: about {} of memory, {} of disk and {} of time on this machine",
+            self.runs,
+            figures::memory(memory),
+            figures::memory(disk),
+            figures::duration(self.seconds)
+        )
+    }
+}
+
+/// What is not recorded in `out` yet of an experiment at a scale, and about what it takes.
+///
+/// # Errors
+/// Where a model whose size the scale does not tell cannot be loaded.
+pub fn foretold(experiment: &Experiment, scale: &Scale, out: &Path) -> Result<Cost> {
+    let operations_a_second = operations_a_second();
+    let mut cost = Cost::default();
+    for name in experiment.models(scale) {
+        let weights = match scale.weights.get(name) {
+            Some(weights) => *weights as f64,
+            None => Model::load(name)?.params.layout.len as f64,
+        };
+        let seconds =
+            |tokens: f64, operations: f64| tokens * operations * weights / operations_a_second;
+        for relation in &scale.relations {
+            let is_recorded = |rest: &str| {
+                out.join(place(experiment, scale, name, relation, rest))
+                    .exists()
+            };
+            let left: Vec<&Arm> = scale
+                .seeds
+                .iter()
+                .flat_map(|&seed| {
+                    let arms = experiment
+                        .arms
+                        .iter()
+                        .filter(move |arm| arm.has(relation, seed));
+                    arms.map(move |arm| (seed, arm))
+                })
+                .filter(|(seed, arm)| !is_recorded(&format!("{seed}-{}", arm.name)))
+                .map(|(_, arm)| arm)
+                .collect();
+            let audit = experiment.figure == Figure::Labels && !is_recorded("audit");
+            if audit || !left.is_empty() {
+                let facts = relations(relation).count() * (scale.train_facts + scale.held_facts);
+                let asked = facts * experiment.audit_runs(scale);
+                cost.seconds += seconds(asked as f64 * TOKENS_AUDITED, 2.0);
+            }
+            for arm in &left {
+                let config = experiment.config(name, scale, arm, 0)?;
+                let new = match arm.synthetic {
+                    _ if arm.name == ONLY_KNOWN => 0,
+                    Some(synthetic) => scale.made_up(synthetic),
+                    None => scale.unknown,
+                };
+                let rows = (scale.known + new) as f64;
+                let decoys = config
+                    .method
+                    .decoys
+                    .as_ref()
+                    .map_or(0.0, |decoys| decoys.share);
+                let asked = rows + (scale.held + scale.maybe_known + scale.weakly_known) as f64;
+                let epochs = config.train.epochs as f64;
+                cost.seconds += seconds(epochs * rows * (1.0 + decoys) * TOKENS_A_ROW, 6.0);
+                cost.seconds += seconds((epochs + 1.0) * asked * TOKENS_ASKED, 2.0);
+            }
+            cost.runs += left.len() + usize::from(audit);
+            if !left.is_empty() {
+                cost.memory_bytes = cost.memory_bytes.max(TRAINING_BYTES * weights);
+                cost.disk_bytes = cost.disk_bytes.max(DISK_BYTES * weights);
+            }
+        }
+    }
+    Ok(cost)
+}
+
+/// Operations a second of this machine's matrix products, a multiplication and an addition each counted.
+fn operations_a_second() -> f64 {
+    const N: usize = 512;
+    let (x, w) = (vec![1.0; N * N], vec![0.5; N * N]);
+    let mut y = vec![0.0; N * N];
+    let mut fastest = f64::INFINITY;
+    for _ in 0..8 {
+        let started = Instant::now();
+        matmul::forward(&mut y, &x, &w, [N; 3], false);
+        fastest = fastest.min(started.elapsed().as_secs_f64());
+    }
+    2.0 * (N * N * N) as f64 / fastest
+}
