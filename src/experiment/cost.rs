@@ -5,7 +5,7 @@
 
 use std::{fmt, path::Path, time::Instant};
 
-use super::{Arm, Experiment, Figure, ONLY_KNOWN, Scale, place, relations};
+use super::{Arm, Experiment, Figure, ONLY_KNOWN, Scale, place, source::relations};
 use crate::{Result, engine::matmul, model::Model, report::figures, run::memory_of_machine};
 
 /// Tokens of a row, about: a question and its answer.

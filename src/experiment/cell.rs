@@ -1,0 +1,280 @@
+//! One model and relation of an experiment: its facts, its audits, its runs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Arm, AuditRecord, Experiment, ONLY_KNOWN, Record, Scale, Synthetic, keys, place, record, source,
+};
+use crate::{
+    Error, Result,
+    audit::{Audit, AuditSettings, Label, audit},
+    config::Config,
+    engine::Engine,
+    facts::Fact,
+    generate::Generator,
+    measure::Exam,
+    model::Model,
+    progress::Progress,
+    remedy::auto,
+    run::{RunDir, reset_peak_memory},
+    splits::{Sizes, SplitFact, Splits},
+    synth::SyntheticFacts,
+    train::{self, Options, SPLITS},
+};
+
+/// How every arm is run.
+const OPTIONS: Options = Options {
+    keep_checkpoints: false,
+    figures_alone: true,
+};
+
+/// One model and relation of an experiment.
+pub(super) struct Cell<'a> {
+    pub experiment: &'a Experiment,
+    pub scale: &'a Scale,
+    pub only: Option<&'a [String]>,
+    pub out: &'a Path,
+    pub progress: &'a Progress,
+    pub relation: &'a str,
+    pub model: Model,
+    /// Its facts, once something is to be run on them.
+    pub data: Option<Data>,
+}
+
+impl Cell<'_> {
+    /// The path of what is recorded under `name`.
+    fn place(&self, name: &str) -> PathBuf {
+        self.out.join(place(
+            self.experiment,
+            self.scale,
+            &self.model.name,
+            self.relation,
+            name,
+        ))
+    }
+
+    /// Every arm with every seed.
+    pub fn runs(&mut self, records: &mut Vec<Record>) -> Result<()> {
+        let (experiment, scale, relation) = (self.experiment, self.scale, self.relation);
+        for &seed in &scale.seeds {
+            for arm in experiment.arms.iter().filter(|arm| arm.has(relation, seed)) {
+                // What `auto` stands for is part of what a record is of.
+                let config = experiment.config(&self.model.name, scale, arm, seed)?;
+                let config = auto::written_out(&config, &self.model.config);
+                let path = self.place(&format!("{seed}-{}", arm.name));
+                let print =
+                    record::fingerprint(&config, (scale, arm), relation, &self.model.checksum);
+                let wanted = self.only.is_none_or(|only| only.contains(&arm.name));
+                match Record::read(&path)? {
+                    Some(record) if record.fingerprint == print || !wanted => records.push(record),
+                    None if !wanted => {}
+                    _ => records.push(self.run(arm, config, print, &path)?),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one arm and records it.
+    fn run(&mut self, arm: &Arm, config: Config, print: String, path: &Path) -> Result<Record> {
+        let name = path
+            .file_stem()
+            .expect("a record has a name")
+            .to_string_lossy();
+        self.progress
+            .note(format_args!("{}: {name}", self.experiment.name));
+        if self.data.is_none() {
+            self.data = Some(self.audited()?);
+        }
+        let data = self.data.as_ref().expect("audited above");
+        let config = Config {
+            out: self.out.join(".runs").join(&*name),
+            ..config
+        };
+        let run = data.run(&self.model, arm, &config, self.scale, self.progress)?;
+        let elsewhere = data.elsewhere_right(&run, &config)?;
+        let record = Record::of(&run, &arm.name, self.relation, print, elsewhere)?;
+        record::write(&record, path)?;
+        remove(run.path())?;
+        Ok(record)
+    }
+
+    /// How well the model knows the relation's facts, those to train on and those to hold out.
+    pub fn audit(&mut self) -> Result<Option<AuditRecord>> {
+        let (scale, relation) = (self.scale, self.relation);
+        let path = self.place("audit");
+        let settings = self.settings();
+        let print = record::audit_fingerprint(&settings, scale, relation, &self.model.checksum);
+        match record::read::<AuditRecord>(&path)? {
+            Some(record) if record.fingerprint == print || self.only.is_some() => Ok(Some(record)),
+            None if self.only.is_some() => Ok(None),
+            _ => {
+                let (train, held) = source::read(scale, relation)?;
+                let audit = self.ask(&[train, held].concat())?;
+                let record = AuditRecord::of(&audit, &self.model.name, relation, print);
+                record::write(&record, &path)?;
+                Ok(Some(record))
+            }
+        }
+    }
+
+    /// Examples of names made up from the relation's subjects.
+    pub fn keys(&self) -> Result<String> {
+        let (train, held) = source::read(self.scale, self.relation)?;
+        keys::markdown(
+            &[train, held].concat(),
+            &self.model.tokenizer,
+            self.scale.seeds[0],
+        )
+    }
+
+    /// How facts are audited.
+    fn settings(&self) -> AuditSettings {
+        AuditSettings {
+            runs: self.experiment.audit_runs(self.scale),
+            ..AuditSettings::default()
+        }
+    }
+
+    /// The audit of `facts`; what was audited before is in the cache.
+    fn ask(&self, facts: &[Fact]) -> Result<Audit> {
+        let mut engine = Engine::new(&self.model.config);
+        let settings = self.settings();
+        audit(
+            &self.model,
+            &mut engine,
+            facts,
+            None,
+            &settings,
+            self.progress,
+        )
+    }
+
+    /// Reads the facts and labels them.
+    fn audited(&self) -> Result<Data> {
+        let (train, held) = source::read(self.scale, self.relation)?;
+        let mut others = Vec::new();
+        if self.scale.elsewhere > 0 {
+            let own: Vec<&str> = source::relations(self.relation).collect();
+            others = source::pack()?;
+            others.retain(|f| !own.contains(&&f.relation[..]));
+        }
+        let labelled = |facts: Vec<Fact>| -> Result<Vec<SplitFact>> {
+            if facts.is_empty() {
+                return Ok(Vec::new());
+            }
+            let audit = self.ask(&facts)?;
+            let audited = facts.into_iter().zip(&audit.facts);
+            Ok(audited
+                .map(|(fact, a)| SplitFact::new(fact, Some(a)))
+                .collect())
+        };
+        let trained = train.len();
+        let mut all = labelled([train, held].concat())?;
+        let held = all.split_off(trained);
+        let mut elsewhere = labelled(others)?;
+        elsewhere.retain(|f| f.label == Some(Label::HighlyKnown));
+        elsewhere.truncate(self.scale.elsewhere);
+        Ok(Data {
+            train: all,
+            held,
+            elsewhere: elsewhere.into_iter().map(|f| f.fact).collect(),
+        })
+    }
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    fs::remove_dir_all(dir).map_err(Error::io("remove", dir))
+}
+
+/// The facts of one relation, audited.
+pub(super) struct Data {
+    /// To train on.
+    train: Vec<SplitFact>,
+    /// To hold out.
+    held: Vec<SplitFact>,
+    /// `HighlyKnown` facts of other relations.
+    elsewhere: Vec<Fact>,
+}
+
+impl Data {
+    /// The finished run of an arm; one that was stopped goes on.
+    fn run(
+        &self,
+        model: &Model,
+        arm: &Arm,
+        config: &Config,
+        scale: &Scale,
+        progress: &Progress,
+    ) -> Result<RunDir> {
+        reset_peak_memory();
+        let begun = RunDir::open(&config.out).and_then(|run| run.config());
+        let can_go_on = config.out.join(SPLITS).is_file();
+        if can_go_on && begun.is_ok_and(|begun| begun == *config) {
+            train::resume(&config.out, OPTIONS, progress)?;
+        } else {
+            if config.out.exists() {
+                remove(&config.out)?;
+            }
+            let sizes = Sizes {
+                known: scale.known,
+                unknown: scale.unknown,
+                held: scale.held,
+                maybe_known: scale.maybe_known,
+                weakly_known: scale.weakly_known,
+                balanced: false,
+            };
+            let mut splits = Splits::paper(
+                self.train.clone(),
+                self.held.clone(),
+                sizes,
+                0.0,
+                config.seed,
+            )?;
+            if let Some(synthetic) = arm.synthetic {
+                splits.unknown = self.made_up(synthetic, scale, model, config.seed)?;
+            }
+            let splits = if arm.name == ONLY_KNOWN {
+                splits.only_known()
+            } else {
+                splits
+            };
+            train::tune_on(model, splits, config, OPTIONS, progress)?;
+        }
+        RunDir::open(&config.out)
+    }
+
+    /// Made-up facts like those at hand, none of which is one of them.
+    fn made_up(
+        &self,
+        synthetic: Synthetic,
+        scale: &Scale,
+        model: &Model,
+        seed: u64,
+    ) -> Result<Vec<SplitFact>> {
+        let Synthetic { keys, values, .. } = synthetic;
+        let real = self.train.iter().chain(&self.held);
+        let real: Vec<Fact> = real.map(|f| f.fact.clone()).collect();
+        SyntheticFacts::new(&real, (keys, values), &model.tokenizer, seed)?
+            .take(scale.made_up(synthetic))
+            .map(|fact| Ok(SplitFact::new(fact?, None)))
+            .collect()
+    }
+
+    /// Whether each known fact of other relations is right after `run`.
+    fn elsewhere_right(&self, run: &RunDir, config: &Config) -> Result<Vec<bool>> {
+        let model = Model::load(&run.file("model").display().to_string())?;
+        let template = config.data.template();
+        let exam = Exam::new(
+            &self.elsewhere,
+            &template,
+            &model.tokenizer,
+            config.data.rule,
+        )?;
+        let mut engine = Engine::new(&model.config);
+        exam.right(&mut Generator::new(&mut engine, &model))
+    }
+}

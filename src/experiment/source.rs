@@ -1,0 +1,88 @@
+//! Where an experiment's facts come from.
+
+use std::path::{Path, PathBuf};
+
+use super::{ENTITY_QUESTIONS, Scale};
+use crate::{
+    Error, Result,
+    facts::{self, Fact, ReadOptions},
+    progress::Progress,
+};
+
+/// The relations of `P17+P36`.
+pub(super) fn relations(together: &str) -> impl Iterator<Item = &str> {
+    together.split('+')
+}
+
+/// The relations of a scale whose facts are at hand; a note tells which are not.
+pub(super) fn at_hand<'s>(scale: &'s Scale, progress: &Progress) -> Result<Vec<&'s String>> {
+    if std::env::var_os(ENTITY_QUESTIONS).is_some() {
+        return Ok(scale.relations.iter().collect());
+    }
+    let pack = pack()?;
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for together in &scale.relations {
+        let in_pack = |relation: &&str| pack.iter().any(|fact| fact.relation == *relation);
+        match relations(together).find(|relation| !in_pack(relation)) {
+            None => found.push(together),
+            Some(relation) => missing.push(none_of(relation)),
+        }
+    }
+    if found.is_empty() && !missing.is_empty() {
+        return Err(missing.remove(0));
+    }
+    for relation in missing {
+        progress.note(format_args!("{relation}: left out"));
+    }
+    Ok(found)
+}
+
+pub(super) fn pack() -> Result<Vec<Fact>> {
+    Ok(facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?.facts)
+}
+
+fn none_of(relation: &str) -> Error {
+    Error::input_hint(
+        format!("the built-in facts have none of {relation}"),
+        format!(
+            "get EntityQuestions (https://github.com/princeton-nlp/EntityQuestions) and name its folder in {ENTITY_QUESTIONS}"
+        ),
+    )
+}
+
+/// The facts of `together` to train on and to hold out: those of `EntityQuestions` where the environment names its
+/// folder, else of the built-in pack.
+pub(super) fn read(scale: &Scale, together: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
+    let (mut train, mut held) = (Vec::new(), Vec::new());
+    for relation in relations(together) {
+        let of_one = read_one(scale, relation)?;
+        train.extend(of_one.0);
+        held.extend(of_one.1);
+    }
+    Ok((train, held))
+}
+
+fn read_one(scale: &Scale, relation: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
+    let read =
+        |files: &[PathBuf]| Ok::<_, Error>(facts::read(files, ReadOptions::default())?.facts);
+    let (mut train, held) = if let Some(folder) = std::env::var_os(ENTITY_QUESTIONS) {
+        let file = |part: &str| Path::new(&folder).join(format!("{relation}.{part}.json"));
+        let held: Vec<PathBuf> = scale.held_parts.iter().map(|part| file(part)).collect();
+        (
+            read(&[file("train")])?,
+            if held.is_empty() {
+                Vec::new()
+            } else {
+                read(&held)?
+            },
+        )
+    } else {
+        let mut pack = pack()?;
+        pack.retain(|f| f.relation == relation);
+        (pack, Vec::new())
+    };
+    let rest = train.split_off(train.len().min(scale.train_facts));
+    let mut held = [held, rest].concat();
+    held.truncate(scale.held_facts);
+    Ok((train, held))
+}
