@@ -360,6 +360,25 @@ fn runs_of_one_method_are_told_apart() {
 }
 
 #[test]
+fn runs_that_cannot_be_compared_are_said_to_be_such() {
+    let (_root, dirs) = runs(1);
+    assert!(!page(&dirs).contains("class=\"note\""));
+    let edit = |run: usize, file: &str, edit: &dyn Fn(String) -> String| {
+        let path = dirs[run].join(file);
+        let text = fs::read_to_string(&path).expect("it is there");
+        fs::write(path, edit(text)).expect("writable");
+    };
+    let environment = r#"{"model": {"checksum": "77aa"}}"#;
+    edit(1, "environment.json", &|_| environment.to_owned());
+    assert!(page(&dirs).contains("These runs start from different models"));
+    let other = |text: String| text.replace("Place 9 of Held", "Another place");
+    edit(2, "facts.jsonl", &other);
+    let told = page(&dirs);
+    assert_eq!(told.matches("class=\"note\"").count(), 2);
+    assert!(told.contains("These runs hold out different facts"));
+}
+
+#[test]
 fn hostile_text_stays_text_and_nothing_is_loaded() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs);
