@@ -1,12 +1,15 @@
 //! `unforget reproduce`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde_json::json;
 use unforget::{
     Error, Result,
-    experiment::{self, Experiment, Recorded, Scale, Section},
+    experiment::{self, Cost, Experiment, Recorded, Scale, Section},
 };
 
 use super::{Context, output};
@@ -63,10 +66,7 @@ impl Reproduce {
             experiment.check_arms(&self.only)?;
         }
         if self.dry_run {
-            return experiments.iter().try_for_each(|e| {
-                let cost = experiment::foretold(e, e.scale(&self.scale)?, &self.records_of(e))?;
-                output::line(&format!("{}: {cost}", e.name))
-            });
+            return self.tell_cost(&experiments);
         }
         let mut done = Vec::new();
         for experiment in experiments {
@@ -84,6 +84,22 @@ impl Reproduce {
                 output::line(&format!("{name}: {title}\n\n{}", one.tables))
             }),
         }
+    }
+
+    /// What each experiment would take beyond those before it, and what all of them.
+    fn tell_cost(&self, experiments: &[Experiment]) -> Result<()> {
+        let (mut told, mut all) = (BTreeSet::new(), Cost::default());
+        for experiment in experiments {
+            let scale = experiment.scale(&self.scale)?;
+            let records = self.records_of(experiment);
+            let cost = experiment::foretold(experiment, scale, &records, &mut told)?;
+            output::line(&format!("{}: {cost}", experiment.name))?;
+            all += cost;
+        }
+        if experiments.len() > 1 {
+            output::line(&format!("all: {all}"))?;
+        }
+        Ok(())
     }
 
     /// The experiment that is named; of all, those that have this scale.
@@ -146,7 +162,7 @@ impl Reproduce {
         records: &Path,
         context: &Context,
     ) -> Result<()> {
-        let cost = experiment::foretold(experiment, scale, records)?;
+        let cost = experiment::foretold(experiment, scale, records, &mut BTreeSet::new())?;
         if cost.runs == 0 {
             return Ok(());
         }

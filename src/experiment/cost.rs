@@ -3,17 +3,25 @@
 //! An estimate: tokens and weights are counted, and this machine is asked how fast it multiplies. A token costs 2 operations a weight
 //! forward and 4 backward; `AdamW` in f32 holds 16 bytes a weight (itself, its gradient, two moments).
 
-use std::{fmt, path::Path, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    ops::AddAssign,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use super::{Arm, Experiment, Figure, ONLY_KNOWN, Scale, place, source::relations};
 use crate::{Result, engine::matmul, model::Model, report::figures, run::memory_of_machine};
 
-/// Tokens of a row, about: a question and its answer.
-const TOKENS_A_ROW: f64 = 20.0;
+/// Tokens of a row, about: a question and its answer, less what it begins with like others.
+const TOKENS_A_ROW: f64 = 15.0;
 /// Tokens that asking one question reads and writes, about.
-const TOKENS_ASKED: f64 = 25.0;
+const TOKENS_ASKED: f64 = 12.0;
 /// Tokens that asking it behind a few-shot prompt costs, about: the prompt is read once for all.
-const TOKENS_AUDITED: f64 = 30.0;
+const TOKENS_AUDITED: f64 = 15.0;
+/// Bytes a weight while asking.
+const ASKING_BYTES: f64 = 4.0;
 /// Bytes a weight while training.
 const TRAINING_BYTES: f64 = 16.0;
 /// Bytes a weight on disk: two checkpoints of weights and moments, and the model that is saved.
@@ -39,8 +47,21 @@ impl Cost {
     }
 }
 
+impl AddAssign for Cost {
+    /// One after the other.
+    fn add_assign(&mut self, other: Self) {
+        self.runs += other.runs;
+        self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
+        self.disk_bytes = self.disk_bytes.max(other.disk_bytes);
+        self.seconds += other.seconds;
+    }
+}
+
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.runs == 0 {
+            return f.write_str("nothing is left to be run");
+        }
         let (memory, disk) = (self.memory_bytes as u64, self.disk_bytes as u64);
         write!(
             f,
@@ -53,11 +74,17 @@ impl fmt::Display for Cost {
     }
 }
 
-/// What is not recorded in `out` yet of an experiment at a scale, and about what it takes.
+/// What is neither recorded in `out` yet of an experiment at a scale nor among those `told` before, and about what it takes. Their
+/// paths are told from now on.
 ///
 /// # Errors
 /// Where a model whose size the scale does not tell cannot be loaded.
-pub fn foretold(experiment: &Experiment, scale: &Scale, out: &Path) -> Result<Cost> {
+pub fn foretold(
+    experiment: &Experiment,
+    scale: &Scale,
+    out: &Path,
+    told: &mut BTreeSet<PathBuf>,
+) -> Result<Cost> {
     let operations_a_second = operations_a_second();
     let mut cost = Cost::default();
     for name in experiment.models(scale) {
@@ -68,24 +95,19 @@ pub fn foretold(experiment: &Experiment, scale: &Scale, out: &Path) -> Result<Co
         let seconds =
             |tokens: f64, operations: f64| tokens * operations * weights / operations_a_second;
         for relation in &scale.relations {
-            let is_recorded = |rest: &str| {
-                out.join(place(experiment, scale, name, relation, rest))
-                    .exists()
+            let mut is_left = |rest: &str| {
+                let path = out.join(place(experiment, scale, name, relation, rest));
+                !path.exists() && told.insert(path)
             };
-            let left: Vec<&Arm> = scale
-                .seeds
-                .iter()
-                .flat_map(|&seed| {
-                    let arms = experiment
-                        .arms
-                        .iter()
-                        .filter(move |arm| arm.has(relation, seed));
-                    arms.map(move |arm| (seed, arm))
-                })
-                .filter(|(seed, arm)| !is_recorded(&format!("{seed}-{}", arm.name)))
-                .map(|(_, arm)| arm)
-                .collect();
-            let audit = experiment.figure == Figure::Labels && !is_recorded("audit");
+            let mut left: Vec<&Arm> = Vec::new();
+            for seed in &scale.seeds {
+                let arms = experiment
+                    .arms
+                    .iter()
+                    .filter(|arm| arm.has(relation, *seed));
+                left.extend(arms.filter(|arm| is_left(&format!("{seed}-{}", arm.name))));
+            }
+            let audit = experiment.figure == Figure::Labels && is_left("audit");
             if audit || !left.is_empty() {
                 let facts = relations(relation).count() * (scale.train_facts + scale.held_facts);
                 let asked = facts * experiment.audit_runs(scale);
@@ -110,6 +132,9 @@ pub fn foretold(experiment: &Experiment, scale: &Scale, out: &Path) -> Result<Co
                 cost.seconds += seconds((epochs + 1.0) * asked * TOKENS_ASKED, 2.0);
             }
             cost.runs += left.len() + usize::from(audit);
+            if audit {
+                cost.memory_bytes = cost.memory_bytes.max(ASKING_BYTES * weights);
+            }
             if !left.is_empty() {
                 cost.memory_bytes = cost.memory_bytes.max(TRAINING_BYTES * weights);
                 cost.disk_bytes = cost.disk_bytes.max(DISK_BYTES * weights);
