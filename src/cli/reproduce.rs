@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use unforget::{
     Error, Result,
-    experiment::{self, Cost, Experiment, Recorded, Scale, Section},
+    experiment::{self, Cost, Experiment, Scale, Section},
 };
 
 use super::{Context, output};
@@ -51,14 +51,6 @@ pub struct Reproduce {
     page: Option<PathBuf>,
 }
 
-/// An experiment and what became of it.
-struct Done {
-    experiment: Experiment,
-    recorded: Recorded,
-    tables: String,
-    folder: PathBuf,
-}
-
 impl Reproduce {
     pub fn run(self, context: &Context) -> Result<()> {
         let experiments = self.experiments(context)?;
@@ -73,7 +65,7 @@ impl Reproduce {
             done.push(self.reproduce(experiment, context)?);
         }
         if let Some(page) = &self.page {
-            write_page(&done, page)?;
+            experiment::write_page(&done, page)?;
         }
         match &done[..] {
             [one] if context.json => output::json(&told(one)),
@@ -137,7 +129,7 @@ impl Reproduce {
         self.folder(experiment.records.as_ref().unwrap_or(&experiment.name))
     }
 
-    fn reproduce(&self, experiment: Experiment, context: &Context) -> Result<Done> {
+    fn reproduce(&self, experiment: Experiment, context: &Context) -> Result<Section> {
         let scale = experiment.scale(&self.scale)?;
         let of_records = self.records_of(&experiment);
         let only = (self.recorded || !self.only.is_empty()).then_some(&self.only[..]);
@@ -146,7 +138,7 @@ impl Reproduce {
         }
         let recorded = experiment::run(&experiment, scale, only, &of_records, &context.progress)?;
         let folder = self.folder(&experiment.name);
-        Ok(Done {
+        Ok(Section {
             tables: experiment::publish(&experiment, &recorded, &folder)?,
             recorded,
             folder,
@@ -183,24 +175,11 @@ impl Reproduce {
 }
 
 /// An experiment as JSON.
-fn told(done: &Done) -> serde_json::Value {
+fn told(done: &Section) -> serde_json::Value {
     json!({
         "name": done.experiment.name,
         "records": done.recorded.runs,
         "audits": done.recorded.audits,
         "claims": experiment::judged(&done.experiment.claims, &done.recorded),
     })
-}
-
-fn write_page(done: &[Done], page: &Path) -> Result<()> {
-    let sections: Vec<Section> = done
-        .iter()
-        .map(|one| Section {
-            experiment: &one.experiment,
-            recorded: &one.recorded,
-            tables: &one.tables,
-            folder: &one.folder,
-        })
-        .collect();
-    experiment::write_page(&sections, page)
 }

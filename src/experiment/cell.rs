@@ -39,7 +39,7 @@ pub(super) struct Cell<'a> {
     pub out: &'a Path,
     pub progress: &'a Progress,
     pub relation: &'a str,
-    pub model: Model,
+    pub model: &'a Model,
     /// Its facts, once something is to be run on them.
     pub data: Option<Data>,
 }
@@ -94,7 +94,7 @@ impl Cell<'_> {
             out: self.out.join(".runs").join(&*name),
             ..config
         };
-        let run = data.run(&self.model, arm, &config, self.scale, self.progress)?;
+        let run = data.run(self.model, arm, &config, self.scale, self.progress)?;
         let elsewhere = data.elsewhere_right(&run, &config)?;
         let record = Record::of(&run, &arm.name, self.relation, print, elsewhere)?;
         record::write(&record, path)?;
@@ -144,7 +144,7 @@ impl Cell<'_> {
         let mut engine = Engine::new(&self.model.config);
         let settings = self.settings();
         audit(
-            &self.model,
+            self.model,
             &mut engine,
             facts,
             None,

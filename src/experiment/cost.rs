@@ -20,6 +20,10 @@ const TOKENS_A_ROW: f64 = 15.0;
 const TOKENS_ASKED: f64 = 12.0;
 /// Tokens that asking it behind a few-shot prompt costs, about: the prompt is read once for all.
 const TOKENS_AUDITED: f64 = 15.0;
+/// Operations a weight and token: forward, and with it backward.
+const ASKING: f64 = 2.0;
+/// See [`ASKING`].
+const TRAINING: f64 = 6.0;
 /// Bytes a weight while asking.
 const ASKING_BYTES: f64 = 4.0;
 /// Bytes a weight while training.
@@ -85,15 +89,11 @@ pub fn foretold(
     out: &Path,
     told: &mut BTreeSet<PathBuf>,
 ) -> Result<Cost> {
-    let operations_a_second = operations_a_second();
     let mut cost = Cost::default();
+    let mut operations = 0.0;
     for name in experiment.models(scale) {
-        let weights = match scale.weights.get(name) {
-            Some(weights) => *weights as f64,
-            None => Model::load(name)?.params.layout.len as f64,
-        };
-        let seconds =
-            |tokens: f64, operations: f64| tokens * operations * weights / operations_a_second;
+        // Operations a weight; whether anything is trained, and anything to be run at all.
+        let (mut a_weight, mut trained, mut any) = (0.0, false, false);
         for relation in &scale.relations {
             let mut is_left = |rest: &str| {
                 let path = out.join(place(experiment, scale, name, relation, rest));
@@ -101,18 +101,17 @@ pub fn foretold(
             };
             let mut left: Vec<&Arm> = Vec::new();
             for seed in &scale.seeds {
-                let arms = experiment
-                    .arms
-                    .iter()
-                    .filter(|arm| arm.has(relation, *seed));
+                let arms = experiment.arms.iter();
+                let arms = arms.filter(|arm| arm.has(relation, *seed));
                 left.extend(arms.filter(|arm| is_left(&format!("{seed}-{}", arm.name))));
             }
             let audit = experiment.figure == Figure::Labels && is_left("audit");
-            if audit || !left.is_empty() {
-                let facts = relations(relation).count() * (scale.train_facts + scale.held_facts);
-                let asked = facts * experiment.audit_runs(scale);
-                cost.seconds += seconds(asked as f64 * TOKENS_AUDITED, 2.0);
+            if !audit && left.is_empty() {
+                continue;
             }
+            let facts = relations(relation).count() * (scale.train_facts + scale.held_facts);
+            let audited = (facts * experiment.audit_runs(scale)) as f64;
+            a_weight += ASKING * audited * TOKENS_AUDITED;
             for arm in &left {
                 let config = experiment.config(name, scale, arm, 0)?;
                 let new = match arm.synthetic {
@@ -121,25 +120,34 @@ pub fn foretold(
                     None => scale.unknown,
                 };
                 let rows = (scale.known + new) as f64;
-                let decoys = config
-                    .method
-                    .decoys
-                    .as_ref()
-                    .map_or(0.0, |decoys| decoys.share);
+                let decoys = config.method.decoys.as_ref().map_or(0.0, |d| d.share);
                 let asked = rows + (scale.held + scale.maybe_known + scale.weakly_known) as f64;
                 let epochs = config.train.epochs as f64;
-                cost.seconds += seconds(epochs * rows * (1.0 + decoys) * TOKENS_A_ROW, 6.0);
-                cost.seconds += seconds((epochs + 1.0) * asked * TOKENS_ASKED, 2.0);
+                a_weight += TRAINING * epochs * rows * (1.0 + decoys) * TOKENS_A_ROW;
+                a_weight += ASKING * (epochs + 1.0) * asked * TOKENS_ASKED;
             }
             cost.runs += left.len() + usize::from(audit);
-            if audit {
-                cost.memory_bytes = cost.memory_bytes.max(ASKING_BYTES * weights);
-            }
-            if !left.is_empty() {
-                cost.memory_bytes = cost.memory_bytes.max(TRAINING_BYTES * weights);
-                cost.disk_bytes = cost.disk_bytes.max(DISK_BYTES * weights);
-            }
+            trained |= !left.is_empty();
+            any = true;
         }
+        if !any {
+            continue;
+        }
+        let weights = match scale.weights.get(name) {
+            Some(weights) => *weights as f64,
+            None => Model::load(name)?.params.layout.len as f64,
+        };
+        operations += a_weight * weights;
+        let [memory, disk] = if trained {
+            [TRAINING_BYTES, DISK_BYTES]
+        } else {
+            [ASKING_BYTES, 0.0]
+        };
+        cost.memory_bytes = cost.memory_bytes.max(memory * weights);
+        cost.disk_bytes = cost.disk_bytes.max(disk * weights);
+    }
+    if operations > 0.0 {
+        cost.seconds = operations / operations_a_second();
     }
     Ok(cost)
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     report::chart::{self, Across, Bar, Bars, Chart, Panel, Point, Series, Unit, wilson},
-    run::{Drift, PerSplit},
+    run::{Drift, Split},
     synth::Names,
 };
 
@@ -33,17 +33,16 @@ pub(super) fn figure(experiment: &Experiment, recorded: &Recorded) -> Option<Str
 
 /// A panel for each part of the facts, every run a line; of the held and the new ones alone where not `all` are wanted.
 fn shares_right(records: &[Record], all: bool) -> Vec<Panel> {
-    type Share = fn(&PerSplit<f64>) -> Option<f64>;
-    let parts: [(&str, Share); 5] = [
-        ("Held facts", |share| share.held),
-        ("New facts", |share| share.unknown),
-        ("Trained known facts", |share| share.known),
-        ("MaybeKnown held facts", |share| share.maybe_known),
-        ("WeaklyKnown held facts", |share| share.weakly_known),
+    let parts = [
+        ("Held facts", Split::Held),
+        ("New facts", Split::Unknown),
+        ("Trained known facts", Split::Known),
+        ("MaybeKnown held facts", Split::MaybeKnown),
+        ("WeaklyKnown held facts", Split::WeaklyKnown),
     ];
     let parts = parts.into_iter().take(if all { 5 } else { 2 });
-    let panel = |(title, share): (&str, Share)| {
-        let value = |epoch: &EpochRecord| share(&epoch.accuracy);
+    let panel = |(title, split): (&str, Split)| {
+        let value = |epoch: &EpochRecord| epoch.accuracy.get(split).copied();
         over_epochs(format!("{title} right"), Unit::Share, records, value)
     };
     parts.filter_map(panel).collect()

@@ -62,6 +62,7 @@ pub fn run(
         _ => source::at_hand(scale, progress)?,
     };
     for name in experiment.models(scale) {
+        let model = &Model::load(name)?;
         for relation in &relations {
             let mut cell = Cell {
                 experiment,
@@ -70,7 +71,7 @@ pub fn run(
                 out,
                 progress,
                 relation,
-                model: Model::load(name)?,
+                model,
                 data: None,
             };
             match experiment.figure {

@@ -1,33 +1,36 @@
 //! The page of several experiments: every claim with its verdict, then each experiment with its figure and tables.
 
-use std::{fmt::Write, path::Path};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use super::{Experiment, FIGURE, Recorded, claim, judged};
 use crate::{Result, run::Environment, whole};
 
-/// What the page tells of one experiment.
-pub struct Section<'a> {
+/// An experiment and what became of it: a section of the page.
+pub struct Section {
     /// The experiment.
-    pub experiment: &'a Experiment,
+    pub experiment: Experiment,
     /// What is recorded of it.
-    pub recorded: &'a Recorded,
+    pub recorded: Recorded,
     /// Its tables, in Markdown.
-    pub tables: &'a str,
+    pub tables: String,
     /// The folder of its figure.
-    pub folder: &'a Path,
+    pub folder: PathBuf,
 }
 
 /// Writes the page to `path`.
 ///
 /// # Errors
 /// [`crate::Error::Io`] when it cannot be written.
-pub fn write_page(sections: &[Section<'_>], path: &Path) -> Result<()> {
+pub fn write_page(sections: &[Section], path: &Path) -> Result<()> {
     let from = path.parent().unwrap_or(Path::new(""));
     whole::write(path, page(sections, from).as_bytes())
 }
 
 /// The page in Markdown; links to the figures are as seen from the folder `from`.
-fn page(sections: &[Section<'_>], from: &Path) -> String {
+fn page(sections: &[Section], from: &Path) -> String {
     let mut out = String::from(
         "# The paper's figures and tables, reproduced\n\n\
          Written by `unforget reproduce all`: every experiment's file says beforehand what is claimed and by which rule it holds. \
@@ -38,7 +41,7 @@ fn page(sections: &[Section<'_>], from: &Path) -> String {
     let _ = writeln!(out, "{}\n\n## Claims\n", made_on(sections));
     out += "| | claim | paper | here | holds? |\n|---|---|---|---|---|\n";
     for section in sections {
-        for claim in judged(&section.experiment.claims, section.recorded) {
+        for claim in judged(&section.experiment.claims, &section.recorded) {
             let _ = writeln!(
                 out,
                 "| [{}](#{}) | {}",
@@ -55,8 +58,8 @@ fn page(sections: &[Section<'_>], from: &Path) -> String {
 }
 
 /// One experiment.
-fn told(section: &Section<'_>, from: &Path) -> String {
-    let experiment = section.experiment;
+fn told(section: &Section, from: &Path) -> String {
+    let experiment = &section.experiment;
     let mut out = format!(
         "\n## <a id=\"{}\"></a>{}: {}\n\n",
         experiment.name,
@@ -68,7 +71,7 @@ fn told(section: &Section<'_>, from: &Path) -> String {
         let link = pathdiff::diff_paths(&figure, from).unwrap_or(figure);
         let _ = writeln!(out, "![{}]({})\n", experiment.title, link.display());
     }
-    out += section.tables;
+    out += &section.tables;
     if let Some(reading) = &experiment.reading {
         let _ = writeln!(out, "\n{}", reading.trim());
     }
@@ -77,7 +80,7 @@ fn told(section: &Section<'_>, from: &Path) -> String {
 }
 
 /// The models and the machines of the records.
-fn made_on(sections: &[Section<'_>]) -> String {
+fn made_on(sections: &[Section]) -> String {
     let environments = sections.iter().flat_map(|section| {
         let runs = section.recorded.runs.iter();
         runs.map(|run| &run.environment)
@@ -120,10 +123,10 @@ mod tests {
     fn a_page_says_of_every_claim_whether_it_holds() {
         let experiment = Experiment::find("fig2").expect("it comes with the program");
         let section = Section {
-            experiment: &experiment,
-            recorded: &Recorded::default(),
-            tables: "| a table |\n",
-            folder: Path::new("experiments/results/fig2/small"),
+            experiment,
+            recorded: Recorded::default(),
+            tables: "| a table |\n".into(),
+            folder: "experiments/results/fig2/small".into(),
         };
         let page = page(&[section], Path::new("docs"));
         assert!(page.contains("Nothing is recorded yet."));

@@ -11,7 +11,7 @@ use zip::{ZipWriter, write::SimpleFileOptions};
 use super::RecordedRun;
 use crate::{
     Error, Result,
-    run::{FactRow, Split},
+    run::{Drift, FactRow, Split, State},
     whole,
 };
 
@@ -32,7 +32,7 @@ struct FactLine<'a> {
     answer_after: &'a str,
     right_after: bool,
     p_after: Option<f64>,
-    state: crate::run::State,
+    state: State,
     lost_once: bool,
     nearest_new: String,
     map_x: Option<f32>,
@@ -113,7 +113,7 @@ fn csv(rows: impl Iterator<Item = impl Serialize>) -> std::io::Result<Vec<u8>> {
 /// A row an epoch: the share right in each split, and the measures of drift.
 fn epochs(run: &RecordedRun) -> std::io::Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let measures = crate::run::Drift::default().named().map(|(name, _)| name);
+    let measures = Drift::default().named().map(|(name, _)| name);
     let splits = Split::ALL.map(Split::name);
     writer.write_record(["epoch"].iter().chain(&splits).chain(&measures))?;
     let cell = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());

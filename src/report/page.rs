@@ -62,7 +62,7 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
                 charts => inline("panel", pictures::accuracy(runs)),
                 bars => inline("bars", pictures::bars(runs)),
                 scale => inline("scale", pictures::scale(runs)),
-                maps => inline("map", pictures::maps(runs, &identities)),
+                maps => inline("map", pictures::maps(runs)),
                 drift => inline("drift", pictures::drift(runs)),
                 losses => losses(&identities, &facts, subject, plain),
                 new_facts => new_facts(&facts),

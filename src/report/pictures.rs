@@ -156,9 +156,9 @@ pub(super) fn scale(runs: &[RecordedRun]) -> Vec<Chart> {
 }
 
 /// Where the subjects lie, and what became of their facts: a map for each run that recorded their places.
-pub(super) fn maps(runs: &[RecordedRun], identities: &[Identity]) -> Vec<Chart> {
+pub(super) fn maps(runs: &[RecordedRun]) -> Vec<Chart> {
     let several = runs.len() > 1;
-    let map = |(run, identity): (&RecordedRun, &Identity)| {
+    let map = |(run, identity): (&RecordedRun, Identity)| {
         let group = |label: &str, style: usize, is_in: &dyn Fn(&FactRow) -> bool| {
             let rows = run.facts.iter().filter(|row| is_in(row));
             let dots: Vec<[f64; 2]> = rows
@@ -196,7 +196,7 @@ pub(super) fn maps(runs: &[RecordedRun], identities: &[Identity]) -> Vec<Chart> 
             })
         })
     };
-    runs.iter().zip(identities).filter_map(map).collect()
+    runs.iter().zip(identities(runs)).filter_map(map).collect()
 }
 
 /// What a split is called on the page.

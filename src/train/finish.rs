@@ -124,9 +124,11 @@ impl Trainer<'_> {
         let states = subjects.states(&mut self.engine, &self.model, layer, self.progress);
         let d = self.model.config.hidden_size;
         let new = self.splits.range(Split::Unknown);
-        let of_new = &states[new.start * d..new.end * d];
-        let mut nearest = nearest(&facts[new.clone()], of_new, &states, d);
-        nearest[new].iter_mut().for_each(Vec::clear);
+        let (before, rest) = states.split_at(new.start * d);
+        let (of_new, behind) = rest.split_at(new.len() * d);
+        let near = |states| nearest(&facts[new.clone()], of_new, states, d);
+        let of_none = vec![Vec::new(); new.len()];
+        let nearest = [near(before), of_none, near(behind)].concat();
         let places = plane(&states, d, self.config.seed);
         Ok(probabilities
             .into_iter()

@@ -1,6 +1,10 @@
 //! Which rows an epoch visits: what is learned, and decoys and replayed rows beside it.
 
-use super::{DECOYS, Trainer, batches::epoch_order, objective::HeldTo};
+use super::{
+    DECOYS, Trainer,
+    batches::epoch_order,
+    objective::{Beside, HeldTo},
+};
 use crate::{
     Error, Result,
     config::{ReplayOrder, ReplayTarget},
@@ -135,4 +139,13 @@ impl Trainer<'_> {
             "give known facts with `data.keep`, or set `method.snapshot_epoch = 0`, which holds the model to the base model itself",
         ))
     }
+}
+
+/// What is dealt to the step numbered `step` (from 0) of `steps` of what [`Trainer::beside`] says.
+pub(super) fn dealt(beside: &[(HeldTo, Vec<usize>)], step: usize, steps: usize) -> Vec<Beside<'_>> {
+    let dealt = beside.iter().map(|(held_to, rows)| {
+        let (rows, held_to) = (&rows[..], *held_to);
+        Beside { rows, held_to }.dealt(step, steps)
+    });
+    dealt.collect()
 }
