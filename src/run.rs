@@ -196,8 +196,8 @@ pub enum Metrics {
     },
 }
 
-/// How far a model has drifted from another, as [`crate::measure::DriftProbe`] measures it; none of what there is no fact or no
-/// pair for.
+/// How far a model has drifted from another, at all held facts or at one, as [`crate::measure::DriftProbe`] measures it; none of
+/// what there is no fact or no pair for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
     /// How far held subjects have moved: 0 to 2.
@@ -292,6 +292,9 @@ pub struct FactRow {
     /// Where the subject lies on a map of all subjects of the run before training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<[f32; 2]>,
+    /// How far a held fact's subject has drifted, where that is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
     /// New facts asked in other words: the question, the answer after, and whether it is right.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paraphrased: Vec<Paraphrased>,

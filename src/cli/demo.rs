@@ -185,7 +185,8 @@ impl Demo {
                 Method::OnlyKnown => splits.only_known(),
                 Method::Sft | Method::SelfDistill => splits.clone(),
             };
-            let result = train::tune_on(&model, splits, &config, Options::default(), progress)?;
+            let options = Options::default();
+            let result = train::tune_on(&model, splits, &config, options, None, progress)?;
             progress.note(tune::sentence(&result));
             runs.push((dir, result));
         }

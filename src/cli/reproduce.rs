@@ -64,6 +64,9 @@ impl Reproduce {
         for experiment in experiments {
             done.push(self.reproduce(experiment, context)?);
         }
+        for one in &done {
+            experiment::forget_warm(&self.records_of(&one.experiment))?;
+        }
         if let Some(page) = &self.page {
             experiment::write_page(&done, page)?;
         }

@@ -3,15 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
-    Arm, AuditRecord, Experiment, ONLY_KNOWN, Record, Scale, Synthetic, keys, place, record, source,
+    Arm, AuditRecord, Experiment, HeldOut, ONLY_KNOWN, Record, Scale, Synthetic, keys, place,
+    record, source,
 };
 use crate::{
     Error, Result,
     audit::{Audit, AuditSettings, Label, audit},
-    config::Config,
+    config::{Config, Method},
     engine::Engine,
     facts::Fact,
     generate::Generator,
@@ -24,6 +26,12 @@ use crate::{
     synth::SyntheticFacts,
     train::{self, Options, SPLITS},
 };
+
+/// The folder of runs under way, and of what they share.
+pub(super) const RUNS: &str = ".runs";
+
+/// What the names of shared beginnings in it start with.
+pub(super) const WARM: &str = "warm-";
 
 /// How every arm is run.
 const OPTIONS: Options = Options {
@@ -60,6 +68,7 @@ impl Cell<'_> {
     pub fn runs(&mut self, records: &mut Vec<Record>) -> Result<()> {
         let (experiment, scale, relation) = (self.experiment, self.scale, self.relation);
         for &seed in &scale.seeds {
+            let mut own = Vec::new();
             for arm in experiment.arms.iter().filter(|arm| arm.has(relation, seed)) {
                 // What `auto` stands for is part of what a record is of.
                 let config = experiment.config(&self.model.name, scale, arm, seed)?;
@@ -69,13 +78,48 @@ impl Cell<'_> {
                     record::fingerprint(&config, (scale, arm), relation, &self.model.checksum);
                 let wanted = self.only.is_none_or(|only| only.contains(&arm.name));
                 match Record::read(&path)? {
-                    Some(record) if record.fingerprint == print || !wanted => records.push(record),
+                    Some(record) if record.fingerprint == print || !wanted => own.push(record),
                     None if !wanted => {}
-                    _ => records.push(self.run(arm, config, print, &path)?),
+                    _ => own.push(self.run(arm, config, print, &path)?),
                 }
             }
+            if !own.is_empty() {
+                let facts = Arc::new(self.held_out(seed)?);
+                own.iter_mut().for_each(|r| r.facts = Arc::clone(&facts));
+            }
+            records.append(&mut own);
         }
         Ok(())
+    }
+
+    /// The facts that every arm with this seed holds out.
+    fn held_out(&mut self, seed: u64) -> Result<HeldOut> {
+        let (scale, relation) = (self.scale, self.relation);
+        let path = self.place(&format!("{seed}-held-out"));
+        let audit =
+            record::audit_fingerprint(&self.settings(), scale, relation, &self.model.checksum);
+        let print = record::held_out_fingerprint(&audit, seed);
+        match record::read::<HeldOut>(&path)? {
+            Some(facts) if facts.fingerprint == print => Ok(facts),
+            _ if self.only.is_some_and(<[String]>::is_empty) => Err(Error::input_hint(
+                format!("{} does not say which facts were held out", path.display()),
+                "run the experiment again without --recorded: what is recorded is not run again, but its facts are audited",
+            )),
+            _ => {
+                let data = self.data()?;
+                let facts = HeldOut::of(&data.splits(scale, seed)?, &data.elsewhere, print);
+                record::write(&facts, &path)?;
+                Ok(facts)
+            }
+        }
+    }
+
+    /// Its facts, audited once.
+    fn data(&mut self) -> Result<&Data> {
+        if self.data.is_none() {
+            self.data = Some(self.audited()?);
+        }
+        Ok(self.data.as_ref().expect("audited above"))
     }
 
     /// Runs one arm and records it.
@@ -86,20 +130,41 @@ impl Cell<'_> {
             .to_string_lossy();
         self.progress
             .note(format_args!("{}: {name}", self.experiment.name));
-        if self.data.is_none() {
-            self.data = Some(self.audited()?);
-        }
-        let data = self.data.as_ref().expect("audited above");
         let config = Config {
-            out: self.out.join(".runs").join(&*name),
+            out: self.out.join(RUNS).join(&*name),
             ..config
         };
-        let run = data.run(self.model, arm, &config, self.scale, self.progress)?;
+        let (model, scale, relation) = (self.model, self.scale, self.relation);
+        let progress = self.progress;
+        let warm = self.warm(arm, &config);
+        let data = self.data()?;
+        let run = data.run((model, arm), &config, scale, warm, progress)?;
         let elsewhere = data.elsewhere_right(&run, &config)?;
-        let record = Record::of(&run, &arm.name, self.relation, print, elsewhere)?;
+        let record = Record::of(&run, &arm.name, relation, print, elsewhere)?;
         record::write(&record, path)?;
         remove(run.path())?;
         Ok(record)
+    }
+
+    /// The place that this arm shares with those that do not differ from it before their snapshots, if it takes one.
+    fn warm(&self, arm: &Arm, config: &Config) -> Option<PathBuf> {
+        let method = &config.method;
+        // These are at work before the snapshot.
+        let is_held = method.budget.is_some() || method.replay.is_some() || method.ewc.is_some();
+        if method.snapshot_epochs() == 0 || is_held {
+            return None;
+        }
+        let alike = Config {
+            out: PathBuf::new(),
+            method: Method {
+                snapshot_epoch: method.snapshot_epoch,
+                ..Method::default()
+            },
+            ..config.clone()
+        };
+        let arm = (self.scale, arm);
+        let print = record::fingerprint(&alike, arm, self.relation, &self.model.checksum);
+        Some(self.out.join(RUNS).join(format!("{WARM}{print}")))
     }
 
     /// How well the model knows the relation's facts, those to train on and those to hold out.
@@ -186,7 +251,7 @@ impl Cell<'_> {
     }
 }
 
-fn remove(dir: &Path) -> Result<()> {
+pub(super) fn remove(dir: &Path) -> Result<()> {
     fs::remove_dir_all(dir).map_err(Error::io("remove", dir))
 }
 
@@ -204,10 +269,10 @@ impl Data {
     /// The finished run of an arm; one that was stopped goes on.
     fn run(
         &self,
-        model: &Model,
-        arm: &Arm,
+        (model, arm): (&Model, &Arm),
         config: &Config,
         scale: &Scale,
+        warm: Option<PathBuf>,
         progress: &Progress,
     ) -> Result<RunDir> {
         reset_peak_memory();
@@ -219,21 +284,7 @@ impl Data {
             if config.out.exists() {
                 remove(&config.out)?;
             }
-            let sizes = Sizes {
-                known: scale.known,
-                unknown: scale.unknown,
-                held: scale.held,
-                maybe_known: scale.maybe_known,
-                weakly_known: scale.weakly_known,
-                balanced: false,
-            };
-            let mut splits = Splits::paper(
-                self.train.clone(),
-                self.held.clone(),
-                sizes,
-                0.0,
-                config.seed,
-            )?;
+            let mut splits = self.splits(scale, config.seed)?;
             if let Some(synthetic) = arm.synthetic {
                 splits.unknown = self.made_up(synthetic, scale, model, config.seed)?;
             }
@@ -242,9 +293,22 @@ impl Data {
             } else {
                 splits
             };
-            train::tune_on(model, splits, config, OPTIONS, progress)?;
+            train::tune_on(model, splits, config, OPTIONS, warm, progress)?;
         }
         RunDir::open(&config.out)
+    }
+
+    /// What an arm with this seed trains on and holds out, but for made-up facts.
+    fn splits(&self, scale: &Scale, seed: u64) -> Result<Splits> {
+        let sizes = Sizes {
+            known: scale.known,
+            unknown: scale.unknown,
+            held: scale.held,
+            maybe_known: scale.maybe_known,
+            weakly_known: scale.weakly_known,
+            balanced: false,
+        };
+        Splits::paper(self.train.clone(), self.held.clone(), sizes, 0.0, seed)
     }
 
     /// Made-up facts like those at hand, none of which is one of them.

@@ -1,12 +1,12 @@
 //! What is claimed, and whether it holds here: by a rule that stands in the experiment's file before anything is run.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     ONLY_KNOWN, Record, Recorded,
-    table::{self, Loss, lost},
+    table::{self, Estimate, Sum, lost},
 };
 use crate::run::Drift;
 
@@ -75,7 +75,7 @@ pub enum Measure {
     Memory,
     /// `HighlyKnown` facts, in percent of those that are audited.
     HighlyKnown,
-    /// How far held subjects have moved at the end.
+    /// How far held subjects have moved at the end; as the measures below, a mean over held facts.
     Rd,
     /// How far they have moved against each other.
     Ns,
@@ -92,10 +92,6 @@ pub enum Measure {
 impl Measure {
     /// Its value in one run, where it is a plain number of each.
     fn of(self, record: &Record) -> Option<f64> {
-        let drift = |value: fn(&Drift) -> Option<f64>| {
-            let end = record.epochs.last()?;
-            end.drift.as_ref().and_then(value)
-        };
         match self {
             Self::Learned => Some(100.0 * record.result.learned?),
             Self::MeanLearned => {
@@ -104,12 +100,20 @@ impl Measure {
                 table::mean(&shares?).map(|share| 100.0 * share)
             }
             Self::Kept => Some(100.0 * record.result.accuracy.known?.after),
-            Self::Rd => drift(|d| d.rd),
-            Self::Ns => drift(|d| d.ns),
-            Self::Mtd => drift(|d| d.mtd),
-            Self::RankRho => drift(|d| d.rank_rho),
-            Self::Ntr => drift(|d| d.ntr),
-            Self::Jsd => drift(|d| d.jsd),
+            _ => None,
+        }
+    }
+
+    /// Its value at one held fact, and how many pairs that is a mean over, where it is a measure of drift.
+    fn at(self, fact: &Drift) -> Option<(f64, f64)> {
+        let pairs = fact.pairs as f64;
+        match self {
+            Self::Rd => Some((fact.rd?, 1.0)),
+            Self::Ns => Some((fact.ns?, 1.0)),
+            Self::Mtd => Some((fact.mtd?, 1.0)),
+            Self::RankRho => Some((fact.rank_rho?, pairs)),
+            Self::Ntr => Some((fact.ntr?, pairs)),
+            Self::Jsd => Some((fact.jsd?, pairs)),
             _ => None,
         }
     }
@@ -163,7 +167,8 @@ pub struct Judged {
     pub paper: String,
     /// What is found here: a mean over facts or runs.
     pub here: Option<f64>,
-    /// Its 95% interval by bootstrap over the facts, where it is a mean over facts that were never trained.
+    /// Its 95% interval by bootstrap over the facts, where it is a mean over facts that were never trained: of these others could
+    /// have been held out. What was trained is counted whole.
     pub interval: Option<[f64; 2]>,
     /// Whether it holds.
     pub verdict: Verdict,
@@ -220,7 +225,7 @@ impl Claim {
         let here = |relation: &str| self.relation.as_ref().is_none_or(|only| only == relation);
         let records = recorded.runs.iter().filter(|r| here(&r.relation));
         let records: &[Record] = &records.cloned().collect::<Vec<_>>();
-        let surely = |loss: Option<Loss>| (loss.map(|l| l.pp), loss.map(|l| l.interval));
+        let surely = |found: Option<Estimate>| (found.map(|f| f.value), found.map(|f| f.interval));
         let (unit, (here, interval)) = match self.measure {
             Measure::Lost => (" pp", surely(self.lost(records))),
             Measure::Forgotten => (" pp", surely(table::forgotten(&self.arm, records))),
@@ -234,7 +239,7 @@ impl Claim {
             Measure::Learned | Measure::MeanLearned | Measure::Kept => {
                 ("%", (self.mean(records), None))
             }
-            _ => ("", (self.mean(records), None)),
+            _ => ("", surely(self.drift(records))),
         };
         Judged {
             says: self.says.clone(),
@@ -266,38 +271,50 @@ impl Claim {
     }
 
     /// Over the facts of all runs that have their partners.
-    fn lost(&self, records: &[Record]) -> Option<Loss> {
+    fn lost(&self, records: &[Record]) -> Option<Estimate> {
         let against = self.against.as_deref().unwrap_or(ONLY_KNOWN);
-        let mut values = Vec::new();
-        for record in of_arm(records, &self.arm) {
-            let partner = |arm: &str| {
-                let partner = table::partner(records, arm, record);
-                partner.map(|r| self.bits(r).as_bytes())
-            };
-            let own = self.bits(record).as_bytes();
-            let Some(base) = partner(against).filter(|base| base.len() == own.len()) else {
-                continue;
-            };
+        let looks = of_arm(records, &self.arm).filter_map(|record| {
+            let base = table::partner(records, against, record)?;
             let (times, other) = match &self.less {
                 None => (0.0, base),
-                Some(less) => match partner(&less.arm).filter(|o| o.len() == own.len()) {
-                    Some(other) => (less.times, other),
-                    None => continue,
-                },
+                Some(less) => (less.times, table::partner(records, &less.arm, record)?),
             };
-            let facts = base.iter().zip(own).zip(other);
-            values.extend(facts.map(|((b, o), other)| lost(*b, *o) - times * lost(*b, *other)));
-        }
-        Loss::mean(values.into_iter())
+            let facts = base.right(self.of).zip(record.right(self.of));
+            let facts = facts.zip(other.right(self.of));
+            Some(facts.map(move |(((fact, base), (_, own)), (_, other))| {
+                (fact, lost(base, own) - times * lost(base, other))
+            }))
+        });
+        Estimate::over(looks.flatten())
     }
 
-    fn bits<'r>(&self, record: &'r Record) -> &'r str {
-        match self.of {
-            Of::Held => &record.held,
-            Of::MaybeKnown => &record.maybe_known,
-            Of::WeaklyKnown => &record.weakly_known,
-            Of::Elsewhere => &record.elsewhere,
+    /// How far held subjects have drifted at the end, less how far they have in the arm that it is `against`. Facts that have no
+    /// pairs in one of the two are left out.
+    fn drift(&self, records: &[Record]) -> Option<Estimate> {
+        let mut facts: BTreeMap<&str, [Sum; 2]> = BTreeMap::new();
+        for record in of_arm(records, &self.arm) {
+            let sides = match &self.against {
+                None => vec![record],
+                Some(other) => vec![record, table::partner(records, other, record)?],
+            };
+            for (side, record) in sides.into_iter().enumerate() {
+                for (fact, drift) in record.facts.held.iter().zip(&record.drift) {
+                    if let Some((value, pairs)) = self.measure.at(drift) {
+                        facts.entry(fact).or_default()[side].add(value, pairs);
+                    }
+                }
+            }
         }
+        let sides = 1 + usize::from(self.against.is_some());
+        let facts: Vec<[Sum; 2]> = facts
+            .into_values()
+            .filter(|sums| sums[..sides].iter().all(Sum::has_weight))
+            .collect();
+        Estimate::of(facts.len(), |drawn| {
+            let mean = |side: usize| Sum::mean(drawn.iter().map(|fact| facts[*fact][side]));
+            let base = if sides == 2 { mean(1) } else { 0.0 };
+            mean(0) - base
+        })
     }
 
     /// Over the arm's runs, less what the arm that it is `against` has there; none as soon as one has none.
@@ -339,9 +356,11 @@ pub(super) fn markdown(judged: &[Judged]) -> String {
 pub(super) fn cells(claim: &Judged) -> String {
     let unit = claim.unit;
     let here = match (claim.here, claim.interval) {
+        (Some(here), Some([low, high])) if unit.is_empty() => {
+            format!("{here:.3} ({low:.3} to {high:.3})")
+        }
         (Some(here), Some([low, high])) => format!("{here:.1}{unit} ({low:.1} to {high:.1})"),
         (Some(here), None) if unit == " x" => format!("{here:.2}{unit}"),
-        (Some(here), None) if unit.is_empty() => format!("{here:.3}"),
         (Some(here), None) => format!("{here:.1}{unit}"),
         (None, _) => String::new(),
     };
@@ -356,6 +375,7 @@ pub(super) fn cells(claim: &Judged) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HeldOut;
     use super::*;
 
     fn claim(text: &str) -> Claim {
@@ -405,6 +425,49 @@ mod tests {
             claim("at_most = 1.0\nagainst = 'only-known'").check(&names),
             Ok(())
         );
+    }
+
+    #[test]
+    fn drift_is_compared_fact_by_fact_and_weighed_by_pairs() {
+        // Each fact moved by .1 more in one arm than in the other, however far that was.
+        let record = |arm: &str, more: f64| {
+            let drift = (0..20).map(|i| Drift {
+                rd: Some(0.05 * f64::from(i) + more),
+                ntr: (i > 0).then_some(if i == 1 { 1.0 } else { 0.0 }),
+                pairs: if i == 1 { 57 } else { 3 },
+                ..Drift::default()
+            });
+            Record {
+                drift: drift.collect(),
+                facts: std::sync::Arc::new(HeldOut {
+                    held: (0..20).map(|i| format!("P17 {i}")).collect(),
+                    ..HeldOut::default()
+                }),
+                ..Record::in_test(arm)
+            }
+        };
+        let recorded = Recorded {
+            runs: vec![record("sft", 0.1), record("only-known", 0.0)],
+            ..Recorded::default()
+        };
+        let judge = |text: &str| claim(text).judge(&recorded);
+        let farther = judge("measure = 'rd'\nagainst = 'only-known'\nabove = 0.0");
+        let [low, high] = farther.interval.expect("there are facts");
+        assert!((low - 0.1).abs() < 1e-9 && (high - 0.1).abs() < 1e-9);
+        assert_eq!(farther.verdict, Verdict::Holds);
+        // By itself it is as unsure as 20 facts between 0 and .95 are.
+        let alone = judge("measure = 'rd'\nat_least = 0.575");
+        assert!(alone.here.is_some_and(|rd| (rd - 0.575).abs() < 1e-9));
+        assert_eq!(alone.verdict, Verdict::Open);
+        // 57 pairs with one value, 18 facts of 3 with another: 57 of 111. The first fact has no pairs.
+        let shared = judge("measure = 'ntr'\nat_least = 0.0");
+        assert!(
+            shared
+                .here
+                .is_some_and(|ntr| (ntr - 57.0 / 111.0).abs() < 1e-9)
+        );
+        assert_eq!(shared.verdict, Verdict::Holds);
+        assert!(markdown(&[farther]).contains("| 0.100 (0.100 to 0.100) | yes |"));
     }
 
     #[test]

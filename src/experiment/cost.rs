@@ -42,6 +42,8 @@ pub struct Cost {
     pub disk_bytes: f64,
     /// Time of all on this machine, in seconds.
     pub seconds: f64,
+    /// Whether that is the most it can be: some runs stop once enough is learned.
+    pub is_most: bool,
 }
 
 impl Cost {
@@ -58,6 +60,7 @@ impl AddAssign for Cost {
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
         self.disk_bytes = self.disk_bytes.max(other.disk_bytes);
         self.seconds += other.seconds;
+        self.is_most |= other.is_most;
     }
 }
 
@@ -69,10 +72,12 @@ impl fmt::Display for Cost {
         let (memory, disk) = (self.memory_bytes as u64, self.disk_bytes as u64);
         write!(
             f,
-            "{} runs to do: about {} of memory, {} of disk and {} of time on this machine",
+            "{} {} to do: about {} of memory, {} of disk and {}{} of time on this machine",
             self.runs,
+            if self.runs == 1 { "run" } else { "runs" },
             figures::memory(memory),
             figures::memory(disk),
+            if self.is_most { "at most " } else { "" },
             figures::duration(self.seconds)
         )
     }
@@ -125,6 +130,12 @@ pub fn foretold(
                 let epochs = config.train.epochs as f64;
                 a_weight += TRAINING * epochs * rows * (1.0 + decoys) * TOKENS_A_ROW;
                 a_weight += ASKING * (epochs + 1.0) * asked * TOKENS_ASKED;
+                if config.measure.drift {
+                    // Each subject's state, and each answer's beginning.
+                    let looked_at = (new + scale.held) as f64;
+                    a_weight += ASKING * (epochs + 1.0) * 1.5 * looked_at * TOKENS_ASKED;
+                }
+                cost.is_most |= config.train.stop.is_some();
             }
             cost.runs += left.len() + usize::from(audit);
             trained |= !left.is_empty();

@@ -127,7 +127,7 @@ fn learned_and_lost(records: &[Record]) -> Vec<Chart> {
         .filter_map(|arm| Some(bar(arm, learned(arm, records)?, None)));
     let lost = arms.iter().filter_map(|arm| {
         let loss = below(arm, records)?;
-        Some(bar(arm, loss.pp, Some(loss.interval)))
+        Some(bar(arm, loss.value, Some(loss.interval)))
     });
     let pictures = [
         (
@@ -167,7 +167,7 @@ fn over_number(experiment: &Experiment, records: &[Record]) -> Vec<Panel> {
             let loss = below(&arm.name, records)?;
             Some(Point {
                 interval: Some(loss.interval),
-                ..at((counts.learned + counts.not_learned) as f64, loss.pp)
+                ..at((counts.learned + counts.not_learned) as f64, loss.value)
             })
         });
         Series {

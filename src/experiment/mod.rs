@@ -21,7 +21,7 @@ pub use claim::{Claim, Judged, Verdict, judged};
 pub use cost::{Cost, foretold};
 pub use file::{Arm, Experiment, Figure, Scale, Synthetic};
 pub use page::{Section, write_page};
-pub use record::{AuditRecord, EpochRecord, Record};
+pub use record::{AuditRecord, EpochRecord, HeldOut, Record};
 pub use table::{Row, markdown, rows};
 
 use self::cell::Cell;
@@ -82,6 +82,24 @@ pub fn run(
         }
     }
     Ok(recorded)
+}
+
+/// Removes what runs recorded in `out` shared of their beginnings: gigabytes, and of use only until all of them are done.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be removed.
+pub fn forget_warm(out: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(out.join(cell::RUNS)) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(cell::WARM) {
+            cell::remove(&entry.path())?;
+        }
+    }
+    // Empty, unless a run was stopped.
+    let _ = fs::remove_dir(out.join(cell::RUNS));
+    Ok(())
 }
 
 /// The name of a record's file: `P17-0-sft.json`, after the model's name where there are several.

@@ -1,16 +1,18 @@
 //! The record of one arm: all that tables and figures are made of, small enough to be kept beside the code.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::{Arm, Scale, Synthetic};
+use super::{Arm, Scale, Synthetic, claim::Of};
 use crate::{
     Error, Result,
     audit::{Audit, AuditSettings, Shares},
     config::Config,
+    facts::Fact,
     run::{Drift, Environment, FactRow, Metrics, PerSplit, Pulls, RunDir, RunResult, Split},
+    splits::{SplitFact, Splits},
     whole,
 };
 
@@ -46,6 +48,44 @@ pub struct Record {
     pub weakly_known: String,
     /// The same of the known facts of other relations.
     pub elsewhere: String,
+    /// How far each held fact's subject has drifted at the end, where measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drift: Vec<Drift>,
+    /// Which facts these are.
+    #[serde(skip)]
+    pub facts: Arc<HeldOut>,
+}
+
+/// The facts that every arm of one model, relation and seed holds out, in the order of their bits in a [`Record`]: relation and
+/// subject of each. Seeds that hold out the same fact are two looks at one fact, and not two facts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// SHA-256 (hex) over all that decides them.
+    pub fingerprint: String,
+    /// `HighlyKnown`.
+    pub held: Vec<String>,
+    /// `MaybeKnown`.
+    pub maybe_known: Vec<String>,
+    /// `WeaklyKnown`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weakly_known: Vec<String>,
+    /// Known facts of other relations.
+    pub elsewhere: Vec<String>,
+}
+
+impl HeldOut {
+    /// Those of `splits`, and of other relations those `elsewhere`.
+    pub(super) fn of(splits: &Splits, elsewhere: &[Fact], fingerprint: String) -> Self {
+        let name = |fact: &Fact| format!("{} {}", fact.relation, fact.subject);
+        let names = |split: &[SplitFact]| split.iter().map(|f| name(&f.fact)).collect();
+        Self {
+            fingerprint,
+            held: names(&splits.held),
+            maybe_known: names(&splits.maybe_known),
+            weakly_known: names(&splits.weakly_known),
+            elsewhere: elsewhere.iter().map(name).collect(),
+        }
+    }
 }
 
 /// An epoch.
@@ -93,6 +133,11 @@ pub(super) fn audit_fingerprint(
     let facts = toml::to_string(&scale.of_facts()).expect("a scale has a form in TOML");
     let whole = format!("{settings:?}\n{facts}\n{relation}\n{model}");
     format!("{:x}", Sha256::digest(whole))
+}
+
+/// What the facts that are held out depend on.
+pub(super) fn held_out_fingerprint(audit: &str, seed: u64) -> String {
+    format!("{:x}", Sha256::digest(format!("{audit}\n{seed}")))
 }
 
 /// How well a model knows a relation.
@@ -180,7 +225,20 @@ impl Record {
             maybe_known: bits_of(Split::MaybeKnown, |row| row.right_after),
             weakly_known: bits_of(Split::WeaklyKnown, |row| row.right_after),
             elsewhere: bits(elsewhere.into_iter()),
+            drift: facts.iter().filter_map(|row| row.drift).collect(),
+            facts: Arc::default(),
         })
+    }
+
+    /// Each fact of a part that is held out, and `1` where it is right at the end.
+    pub(super) fn right(&self, of: Of) -> impl Iterator<Item = (&str, u8)> {
+        let (names, bits) = match of {
+            Of::Held => (&self.facts.held, &self.held),
+            Of::MaybeKnown => (&self.facts.maybe_known, &self.maybe_known),
+            Of::WeaklyKnown => (&self.facts.weakly_known, &self.weakly_known),
+            Of::Elsewhere => (&self.facts.elsewhere, &self.elsewhere),
+        };
+        names.iter().map(String::as_str).zip(bits.bytes())
     }
 
     /// The record at `path`; none where there is no file.
@@ -256,6 +314,30 @@ fn median_step(metrics: &[Metrics]) -> f64 {
         .collect();
     seconds.sort_by(f64::total_cmp);
     seconds.get(seconds.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+impl Record {
+    /// A record of an arm that did nothing.
+    pub(super) fn in_test(arm: &str) -> Self {
+        let record = serde_json::json!({
+            "arm": arm, "relation": "P17", "seed": 0, "fingerprint": "",
+            "environment": {
+                "version": "", "system": "", "cpu": "", "threads": 1, "device": "cpu", "seed": 0,
+                "model": { "name": "m", "path": "", "checksum": "", "parameters": 1 }, "data": {},
+            },
+            "result": {
+                "method": arm, "model": "m", "accuracy": {}, "epochs": 1, "steps": 1, "seconds": 1.0,
+                "eval_seconds": 0.0, "peak_memory_bytes": 1,
+                "counts": {
+                    "learned": 0, "not_learned": 0, "kept": 0, "forgotten": 0, "gained": 0, "never_knew": 0,
+                },
+            },
+            "epochs": [], "step_seconds": 1.0, "interpolation_seconds": 0.0,
+            "held": "", "held_at_peak": "", "maybe_known": "", "elsewhere": "",
+        });
+        serde_json::from_value(record).expect("a record")
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! From records to a table: what each arm learned, forgot and cost.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
-use super::{AuditRecord, ONLY_KNOWN, Record};
-use crate::measure::mean_interval;
+use super::{AuditRecord, ONLY_KNOWN, Record, claim::Of};
+use crate::measure::bootstrap;
 
 /// The arm whose time and memory are the unit.
 pub(super) const UNIT: &str = "sft";
@@ -21,13 +21,13 @@ pub struct Row {
     /// Share of the new facts learned: mean over runs.
     pub learned: Option<f64>,
     /// Held facts from the best epoch to the end.
-    pub forgotten: Option<Loss>,
+    pub forgotten: Option<Estimate>,
     /// Held facts against the end of Only Known on the same relation and seed.
-    pub below: Option<Loss>,
+    pub below: Option<Estimate>,
     /// The same of `MaybeKnown` facts.
-    pub below_maybe_known: Option<Loss>,
+    pub below_maybe_known: Option<Estimate>,
     /// The same of known facts of other relations.
-    pub below_elsewhere: Option<Loss>,
+    pub below_elsewhere: Option<Estimate>,
     /// Seconds a step, as a multiple of plain fine-tuning's on the same relation and seed; the median over runs.
     pub step: Option<f64>,
     /// Seconds of training until 99% of the new facts were learned, likewise; none where a run did not get there.
@@ -36,29 +36,65 @@ pub struct Row {
     pub memory: Option<f64>,
 }
 
-/// Percentage points lost over the facts of all runs, and their 95% interval (paired bootstrap over facts).
+/// A mean over facts and its 95% interval (paired bootstrap over the facts).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Loss {
-    /// In pp; negative where more is right.
-    pub pp: f64,
+pub struct Estimate {
+    /// The mean: of what is lost in percentage points, negative where more is right.
+    pub value: f64,
     /// Its interval.
     pub interval: [f64; 2],
 }
 
-impl Loss {
-    /// Over pairs of `before` and `after`, each a text of ones and zeros; pairs of other lengths are no pairs.
-    fn over<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Self> {
-        let pairs = pairs.filter(|(b, a)| b.len() == a.len());
-        Self::mean(pairs.flat_map(|(b, a)| b.bytes().zip(a.bytes()).map(|(b, a)| lost(b, a))))
+impl Estimate {
+    /// Over looks at facts: what each found, by the name of its fact. Looks at one fact, by several seeds, are drawn together:
+    /// the same fact seen three times says less than three facts.
+    pub(super) fn over<'a>(looks: impl Iterator<Item = (&'a str, f64)>) -> Option<Self> {
+        let mut facts: BTreeMap<&str, Sum> = BTreeMap::new();
+        for (fact, value) in looks {
+            facts.entry(fact).or_default().add(value, 1.0);
+        }
+        let facts: Vec<Sum> = facts.into_values().collect();
+        Self::of(facts.len(), |drawn| {
+            Sum::mean(drawn.iter().map(|fact| facts[*fact]))
+        })
     }
 
-    /// Over what each fact has lost.
-    pub(super) fn mean(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let values: Vec<f64> = values.collect();
+    /// What `estimate` makes of so many facts, numbered from 0.
+    pub(super) fn of(facts: usize, estimate: impl Fn(&[usize]) -> f64) -> Option<Self> {
+        let all: Vec<usize> = (0..facts).collect();
         Some(Self {
-            interval: mean_interval(&values, 0)?,
-            pp: mean(&values)?,
+            interval: bootstrap(facts, 0, &estimate)?,
+            value: estimate(&all),
         })
+    }
+}
+
+/// A weighted sum of values.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sum {
+    sum: f64,
+    weight: f64,
+}
+
+impl Sum {
+    /// Adds a value.
+    pub fn add(&mut self, value: f64, weight: f64) {
+        self.sum += weight * value;
+        self.weight += weight;
+    }
+
+    /// Whether anything was added.
+    pub fn has_weight(&self) -> bool {
+        self.weight > 0.0
+    }
+
+    /// The mean over all that several sums hold.
+    pub fn mean(sums: impl Iterator<Item = Self>) -> f64 {
+        let all = sums.fold(Self::default(), |all, one| Self {
+            sum: all.sum + one.sum,
+            weight: all.weight + one.weight,
+        });
+        all.sum / all.weight
     }
 }
 
@@ -91,8 +127,8 @@ fn row(arm: &str, records: &[Record]) -> Row {
         learned: learned(arm, records),
         forgotten: forgotten(arm, records),
         below: below(arm, records),
-        below_maybe_known: below_in(arm, records, |r| &r.maybe_known),
-        below_elsewhere: below_in(arm, records, |r| &r.elsewhere),
+        below_maybe_known: below_in(arm, records, Of::MaybeKnown),
+        below_elsewhere: below_in(arm, records, Of::Elsewhere),
         step: step(arm, records),
         until_learned: until_learned(arm, records),
         memory: memory(arm, records),
@@ -100,9 +136,12 @@ fn row(arm: &str, records: &[Record]) -> Row {
 }
 
 /// Held facts from the best epoch to the end.
-pub(super) fn forgotten(arm: &str, records: &[Record]) -> Option<Loss> {
+pub(super) fn forgotten(arm: &str, records: &[Record]) -> Option<Estimate> {
     let own = records.iter().filter(|r| r.arm == arm);
-    Loss::over(own.map(|r| (&r.held_at_peak[..], &r.held[..])))
+    Estimate::over(own.flat_map(|r| {
+        let after = r.right(Of::Held).zip(r.held_at_peak.bytes());
+        after.map(|((fact, after), before)| (fact, lost(before, after)))
+    }))
 }
 
 /// See [`Row::step`].
@@ -144,13 +183,17 @@ pub(super) fn learned(arm: &str, records: &[Record]) -> Option<f64> {
 }
 
 /// Held facts against the end of Only Known on the same model, relation and seed.
-pub(super) fn below(arm: &str, records: &[Record]) -> Option<Loss> {
-    below_in(arm, records, |r| &r.held)
+pub(super) fn below(arm: &str, records: &[Record]) -> Option<Estimate> {
+    below_in(arm, records, Of::Held)
 }
 
-fn below_in(arm: &str, records: &[Record], bits: fn(&Record) -> &str) -> Option<Loss> {
+fn below_in(arm: &str, records: &[Record], of: Of) -> Option<Estimate> {
     let own = records.iter().filter(|r| r.arm == arm && arm != ONLY_KNOWN);
-    Loss::over(own.filter_map(|r| Some((bits(partner(records, ONLY_KNOWN, r)?), bits(r)))))
+    let pairs = own.filter_map(|r| Some((partner(records, ONLY_KNOWN, r)?, r)));
+    Estimate::over(pairs.flat_map(|(base, own)| {
+        let both = base.right(of).zip(own.right(of));
+        both.map(|((fact, before), (_, after))| (fact, lost(before, after)))
+    }))
 }
 
 /// The mean; none of nothing.
@@ -159,12 +202,16 @@ pub(super) fn mean(values: &[f64]) -> Option<f64> {
 }
 
 /// The share of `HighlyKnown` facts over all `audits`, in percent, with the interval of that many facts.
-pub(super) fn highly_known<'a>(audits: impl Iterator<Item = &'a AuditRecord>) -> Option<Loss> {
-    Loss::mean(audits.flat_map(|audit| {
+pub(super) fn highly_known<'a>(audits: impl Iterator<Item = &'a AuditRecord>) -> Option<Estimate> {
+    let known = audits.flat_map(|audit| {
         let n = audit.shares.facts;
         let known = (audit.shares.highly_known * n as f64).round() as usize;
         (0..n).map(move |i| if i < known { 100.0 } else { 0.0 })
-    }))
+    });
+    let known: Vec<f64> = known.collect();
+    Estimate::of(known.len(), |drawn| {
+        drawn.iter().map(|fact| known[*fact]).sum::<f64>() / known.len() as f64
+    })
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -208,9 +255,12 @@ pub fn markdown(rows: &[Row]) -> String {
         "| arm | runs | learned % | forgotten pp | below Only Known pp | MaybeKnown below pp | other relations below pp | step | until 99% | memory |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
-    let loss = |loss: Option<Loss>| {
+    let loss = |loss: Option<Estimate>| {
         loss.map_or_else(String::new, |l| {
-            format!("{:.1} ({:.1} to {:.1})", l.pp, l.interval[0], l.interval[1])
+            format!(
+                "{:.1} ({:.1} to {:.1})",
+                l.value, l.interval[0], l.interval[1]
+            )
         })
     };
     let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |r| format!("{r:.2} x"));
@@ -232,4 +282,28 @@ pub fn markdown(rows: &[Row]) -> String {
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_looks_at_a_fact_are_not_three_facts() {
+        let fared = |fact: usize| if fact.is_multiple_of(4) { 100.0 } else { 0.0 };
+        let names: Vec<String> = (0..120).map(|i| format!("fact {i:03}")).collect();
+        let over = |facts: usize, looks: usize| {
+            let seen =
+                (0..facts).flat_map(|i| std::iter::repeat_n((&names[i][..], fared(i)), looks));
+            Estimate::over(seen).expect("there are facts")
+        };
+        let (once, thrice, more) = (over(40, 1), over(40, 3), over(120, 1));
+        assert_eq!(once.value, 25.0);
+        assert_eq!(once, thrice);
+        let width = |e: Estimate| e.interval[1] - e.interval[0];
+        // Of three times as many facts: 1 / sqrt(3) = .577 as wide, to the grain of single facts (2.5 and .83 pp).
+        let ratio = width(more) / width(once);
+        assert!((ratio - 0.577).abs() < 0.1, "{ratio}");
+        assert_eq!(Estimate::over(std::iter::empty()), None);
+    }
 }

@@ -19,19 +19,30 @@ pub fn forgetting_interval(peak: &[bool], after: &[bool], seed: u64) -> Option<[
     mean_interval(&percent, seed)
 }
 
-/// The 95% interval of the mean of `values`, one a fact: bootstrap over the facts, percentiles 2.5 and 97.5 of 10,000 resamples,
-/// interpolated linearly between neighbours. None of no values.
+/// The 95% interval of the mean of `values`, one a fact, as [`bootstrap`] has it. None of no values.
 pub fn mean_interval(values: &[f64], seed: u64) -> Option<[f64; 2]> {
     let n = values.len();
-    if n == 0 {
+    bootstrap(n, seed, |facts| {
+        facts.iter().map(|i| values[*i]).sum::<f64>() / n as f64
+    })
+}
+
+/// The 95% interval of what `estimate` makes of facts, by bootstrap over them: percentiles 2.5 and 97.5 of its values for 10,000
+/// resamples of the `facts` numbered from 0, drawn with replacement; interpolated linearly between neighbours. None of no facts.
+pub fn bootstrap(facts: usize, seed: u64, estimate: impl Fn(&[usize]) -> f64) -> Option<[f64; 2]> {
+    if facts == 0 {
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut sums: Vec<f64> = (0..RESAMPLES)
-        .map(|_| (0..n).map(|_| values[rng.random_range(0..n)]).sum())
+    let mut drawn = vec![0; facts];
+    let mut estimates: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            drawn.fill_with(|| rng.random_range(0..facts));
+            estimate(&drawn)
+        })
         .collect();
-    sums.sort_unstable_by(f64::total_cmp);
-    Some([0.025, 0.975].map(|q| quantile(&sums, q) / n as f64))
+    estimates.sort_unstable_by(f64::total_cmp);
+    Some([0.025, 0.975].map(|q| quantile(&estimates, q)))
 }
 
 /// Per fact: 1 lost, 0 unchanged, -1 gained.

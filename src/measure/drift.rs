@@ -148,33 +148,64 @@ impl DriftProbe {
         before: &Reference,
         progress: &Progress,
     ) -> Drift {
-        let d = model.config.hidden_size;
-        let new = self.new.states(engine, model, self.layer, progress);
-        let held = self.held.states(engine, model, self.layer, progress);
-        let moved = held.chunks_exact(d).zip(before.held.chunks_exact(d));
-        let moved = moved
-            .map(|(now, then)| 1.0 - dot(now, then) / (dot(now, now) * dot(then, then)).sqrt());
-        let toward = |new: &[f32], held: &[f32]| {
-            let (new, held) = (mean_row(new, d)?, mean_row(held, d)?);
-            Some(new.iter().zip(&held).map(|(a, b)| a * b).sum::<f64>())
-        };
-        let [rank_rho, ntr, jsd] = self.answers(engine, model, before, progress);
+        let facts = self.at_facts(engine, model, before, progress);
+        let pairs = Sums::over(facts.iter().map(|fact| fact.pairs));
         Drift {
-            rd: mean(moved),
-            ns: self.rearranged(&held, &before.held, d),
-            // The mean cosine over all pairs is the product of the two means.
-            mtd: toward(&new, &held)
-                .zip(toward(&before.new, &before.held))
-                .map(|(now, then)| now - then),
-            rank_rho,
-            ntr,
-            jsd,
-            pairs: self.pairs.iter().map(Vec::len).sum(),
+            rd: mean(facts.iter().map(|fact| fact.moved)),
+            ns: mean(facts.iter().filter_map(|fact| fact.rearranged)),
+            mtd: mean(facts.iter().filter_map(|fact| fact.toward_new)),
+            ..pairs.means(self.tokens)
         }
     }
 
-    /// NS.
-    fn rearranged(&self, held: &[f32], before: &[f32], d: usize) -> Option<f64> {
+    /// The same at each held fact alone: the means of RD, NS and MTD are means over these, those of Rank-rho, NTR and JSD over
+    /// their pairs.
+    pub fn of_held(
+        &self,
+        engine: &mut Engine,
+        model: &Model,
+        before: &Reference,
+        progress: &Progress,
+    ) -> Vec<Drift> {
+        let facts = self.at_facts(engine, model, before, progress).into_iter();
+        let drift = |fact: AtFact| Drift {
+            rd: Some(fact.moved),
+            ns: fact.rearranged,
+            mtd: fact.toward_new,
+            ..fact.pairs.means(self.tokens)
+        };
+        facts.map(drift).collect()
+    }
+
+    fn at_facts(
+        &self,
+        engine: &mut Engine,
+        model: &Model,
+        before: &Reference,
+        progress: &Progress,
+    ) -> Vec<AtFact> {
+        let d = model.config.hidden_size;
+        let new = self.new.states(engine, model, self.layer, progress);
+        let held = self.held.states(engine, model, self.layer, progress);
+        let rearranged = self.rearranged(&held, &before.held, d);
+        let pairs = self.answers(engine, model, before, progress);
+        // The mean cosine with all new facts is the cosine with their mean.
+        let centres = mean_row(&new, d).zip(mean_row(&before.new, d));
+        let rows = held.chunks_exact(d).zip(before.held.chunks_exact(d));
+        rows.zip(rearranged.into_iter().zip(pairs))
+            .map(|((now, then), (rearranged, pairs))| AtFact {
+                moved: 1.0 - dot(now, then) / (dot(now, now) * dot(then, then)).sqrt(),
+                rearranged,
+                toward_new: centres
+                    .as_ref()
+                    .map(|(new, before)| along(now, new) - along(then, before)),
+                pairs,
+            })
+            .collect()
+    }
+
+    /// NS at each held fact: the mean over those that it is compared with; none for one that is not in the sample.
+    fn rearranged(&self, held: &[f32], before: &[f32], d: usize) -> Vec<Option<f64>> {
         let n = self.compared.len();
         let cosines = |states: &[f32]| {
             let rows: Vec<f32> = self
@@ -188,19 +219,25 @@ impl DriftProbe {
             cosines
         };
         let (now, then) = (cosines(held), cosines(before));
-        mean(now.iter().zip(&then).map(|(a, b)| f64::from((a - b).abs())))
+        let mut rearranged = vec![None; self.held.len()];
+        let rows = now.chunks_exact(n.max(1)).zip(then.chunks_exact(n.max(1)));
+        for (row, (now, then)) in self.compared.iter().zip(rows) {
+            rearranged[*row] = mean(now.iter().zip(then).map(|(a, b)| f64::from((a - b).abs())));
+        }
+        rearranged
     }
 
-    /// Rank-rho, NTR and JSD.
+    /// Rank-rho, NTR and JSD: the sums over each held fact's pairs.
     fn answers(
         &self,
         engine: &mut Engine,
         model: &Model,
         before: &Reference,
         progress: &Progress,
-    ) -> [Option<f64>; 3] {
+    ) -> Vec<Sums> {
+        let mut of_held = vec![Sums::default(); self.held.len()];
         if self.pairs.iter().all(Vec::is_empty) {
-            return [None; 3];
+            return of_held;
         }
         let top = |logits: &[f32]| {
             let top = likeliest(logits, self.tokens).into_iter();
@@ -211,33 +248,36 @@ impl DriftProbe {
         let held = self.held.answers(engine, model, progress);
         let held = engine.logits(&model.params, &held, |_, logits| top(logits));
         let new = self.new.answers(engine, model, progress);
-        let sums = engine.logits(&model.params, &new, |u, logits| {
+        let of_new = engine.logits(&model.params, &new, |u, logits| {
             if self.pairs[u].is_empty() {
-                return Sums::default();
+                return Vec::new();
             }
             let own = top(logits);
-            let mut sums = Sums::default();
-            for &h in &self.pairs[u] {
-                sums.add(logits, &own, &held[h], &before.likeliest[h]);
-            }
-            sums
+            let with = |h: &usize| Sums::of(logits, &own, &held[*h], &before.likeliest[*h]);
+            self.pairs[u].iter().map(with).collect()
         });
-        let mut all = Sums::default();
-        for of_one in &sums {
-            all.join(of_one);
+        for (pairs, found) in self.pairs.iter().zip(&of_new) {
+            for (h, pair) in pairs.iter().zip(found) {
+                of_held[*h].join(*pair);
+            }
         }
-        let over = |sum: f64, count: usize| (count > 0).then(|| sum / count as f64);
-        let in_common = over(all.in_common, all.pairs).map(|n| n / self.tokens as f64);
-        [
-            over(all.rho, all.ranked),
-            in_common,
-            over(all.jsd, all.pairs),
-        ]
+        of_held
     }
 }
 
+/// What is found at one held fact.
+struct AtFact {
+    /// 1 - cos(`H_0`, H).
+    moved: f64,
+    /// See [`DriftProbe::rearranged`].
+    rearranged: Option<f64>,
+    /// The mean over all new facts of cos(H, H(u)) - cos(`H_0`, `H_0(u)`); none where there is none.
+    toward_new: Option<f64>,
+    pairs: Sums,
+}
+
 /// Sums over pairs.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Sums {
     rho: f64,
     /// Pairs that have a rank correlation: one does not exist where all logits are equal.
@@ -248,27 +288,46 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds the pair of a new fact, with its `logits` (V) and its likeliest tokens, and a held one, with those of now and of
+    /// Those of one pair: a new fact, with its `logits` (V) and its likeliest tokens, and a held one, with those of now and of
     /// before; both of now ascending.
-    fn add(&mut self, logits: &[f32], new: &[u32], held: &[u32], before: &Likeliest) {
+    fn of(logits: &[f32], new: &[u32], held: &[u32], before: &Likeliest) -> Self {
         let tokens = before.tokens.iter();
         let z: Vec<f32> = tokens.map(|id| logits[*id as usize]).collect();
-        if let Some(rho) = correlation(&ranks(&z), &before.ranks) {
-            self.rho += rho;
-            self.ranked += 1;
-        }
+        let rho = correlation(&ranks(&z), &before.ranks);
         let in_common = new.iter().filter(|id| held.binary_search(id).is_ok());
-        self.in_common += in_common.count() as f64;
-        self.jsd += jensen_shannon(&softmax(&z), &before.probabilities);
-        self.pairs += 1;
+        Self {
+            rho: rho.unwrap_or_default(),
+            ranked: usize::from(rho.is_some()),
+            in_common: in_common.count() as f64,
+            jsd: jensen_shannon(&softmax(&z), &before.probabilities),
+            pairs: 1,
+        }
     }
 
-    fn join(&mut self, other: &Self) {
+    fn join(&mut self, other: Self) {
         self.rho += other.rho;
         self.ranked += other.ranked;
         self.in_common += other.in_common;
         self.jsd += other.jsd;
         self.pairs += other.pairs;
+    }
+
+    fn over(parts: impl Iterator<Item = Self>) -> Self {
+        let mut all = Self::default();
+        parts.for_each(|part| all.join(part));
+        all
+    }
+
+    /// Rank-rho, NTR (k being `tokens`) and JSD.
+    fn means(&self, tokens: usize) -> Drift {
+        let over = |sum: f64, count: usize| (count > 0).then(|| sum / count as f64);
+        Drift {
+            rank_rho: over(self.rho, self.ranked),
+            ntr: over(self.in_common, self.pairs).map(|n| n / tokens as f64),
+            jsd: over(self.jsd, self.pairs),
+            pairs: self.pairs,
+            ..Drift::default()
+        }
     }
 }
 
@@ -302,6 +361,11 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
         .zip(b)
         .map(|(a, b)| f64::from(*a) * f64::from(*b))
         .sum()
+}
+
+/// The scalar product of a row and a mean of rows.
+fn along(row: &[f32], mean: &[f64]) -> f64 {
+    row.iter().zip(mean).map(|(a, b)| f64::from(*a) * b).sum()
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -11,7 +11,7 @@ mod subjects;
 
 pub use accuracy::{Answered, Exam};
 pub use auc::{auc, auc_interval};
-pub use bootstrap::{forgetting_interval, forgetting_pp, mean_interval};
+pub use bootstrap::{bootstrap, forgetting_interval, forgetting_pp, mean_interval};
 pub use compare::{Compared, Comparison, known_at_audit};
 pub use drift::{DriftProbe, DriftSettings, Reference};
 pub use neighbours::{Neighbour, nearest};

@@ -114,4 +114,12 @@ impl Trainer<'_> {
         self.progress.note(format_args!("    drift: {drift}"));
         Some(drift)
     }
+
+    /// The same at each held fact; none where it is not measured.
+    pub(super) fn drift_of_held(&mut self) -> Vec<Drift> {
+        let Some((probe, base)) = &self.drift else {
+            return Vec::new();
+        };
+        probe.of_held(&mut self.engine, &self.model, base, self.progress)
+    }
 }

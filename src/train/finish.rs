@@ -19,8 +19,8 @@ use crate::{
         tasks,
     },
     run::{
-        ADAPTER, Counts, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunDir, RunResult,
-        Split, State, TEACHER, peak_memory_bytes,
+        ADAPTER, Counts, Drift, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunDir,
+        RunResult, Split, State, TEACHER, peak_memory_bytes,
     },
     splits::{SplitFact, Splits},
 };
@@ -82,7 +82,7 @@ impl Trainer<'_> {
     /// Asks the base model every fact and records the splits: from here on the run can be resumed.
     pub(super) fn begin(&mut self) -> Result<()> {
         self.run.remove("metrics.jsonl")?;
-        let (answers, seconds) = self.timed_evaluation(Exam::answers)?;
+        let (answers, seconds) = self.timed_answers()?;
         let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
         let looks = self.looks()?;
         self.before = answers
@@ -109,6 +109,20 @@ impl Trainer<'_> {
         });
         self.run.write_rows(SPLITS, rows.chain(watched))?;
         self.record_evaluation(self.splits.shares(&right), seconds)
+    }
+
+    /// The answer to every fact, and the seconds that this took; where answers are not shown, only whether they are right, which
+    /// is known sooner.
+    fn timed_answers(&mut self) -> Result<(Vec<Answered>, f64)> {
+        if !self.options.figures_alone {
+            return self.timed_evaluation(Exam::answers);
+        }
+        let (right, seconds) = self.timed_evaluation(Exam::right)?;
+        let answered = right.into_iter().map(|right| Answered {
+            text: String::new(),
+            right,
+        });
+        Ok((answered.collect(), seconds))
     }
 
     /// What a report shows of every fact beside the base model's answer, unless that is not wanted.
@@ -153,7 +167,7 @@ impl Trainer<'_> {
         self.trained
             .save_adapters(&self.run.file(ADAPTER), &self.model.name)?;
         self.leave_importance()?;
-        let (after, _) = self.timed_evaluation(Exam::answers)?;
+        let (after, _) = self.timed_answers()?;
         self.remember(after.iter().map(|a| a.right).collect());
         let paraphrased = self.ask_paraphrases()?;
         let mut probabilities = vec![None; after.len()];
@@ -161,10 +175,11 @@ impl Trainer<'_> {
             let (p_after, _) = self.timed_evaluation(Exam::probabilities)?;
             probabilities = p_after.into_iter().map(Some).collect();
         }
+        let drift = self.drift_of_held();
         self.read_clock();
         let labels_after = self.labels_after()?;
 
-        let rows = self.fact_rows(&after, &probabilities, paraphrased, &labels_after);
+        let rows = self.fact_rows(&after, &probabilities, paraphrased, &drift, &labels_after);
         let result = self.result(&rows, &after, interpolation)?;
         self.run.write_rows("facts.jsonl", &rows)?;
         // Before the checkpoints go: without either a run that is killed here would have to start over.
@@ -303,9 +318,10 @@ impl Trainer<'_> {
         after: &[Answered],
         probabilities: &[Option<f64>],
         paraphrased: Vec<Vec<Paraphrased>>,
+        drift: &[Drift],
         labels_after: &HashMap<(String, String), String>,
     ) -> Vec<FactRow> {
-        let mut paraphrased = paraphrased.into_iter();
+        let (mut paraphrased, mut drift) = (paraphrased.into_iter(), drift.iter().copied());
         self.splits
             .iter()
             .zip(self.before.iter().zip(after))
@@ -332,6 +348,10 @@ impl Trainer<'_> {
                     p_after: probabilities[i],
                     nearest: before.looks.nearest.clone(),
                     place: before.looks.place,
+                    drift: match split {
+                        Split::Held => drift.next(),
+                        _ => None,
+                    },
                     paraphrased: match split {
                         Split::Unknown => paraphrased.next().unwrap_or_default(),
                         _ => Vec::new(),

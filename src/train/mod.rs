@@ -1,6 +1,9 @@
 //! Training: one loop for every method. Methods differ in the objective, the rows and the trainable set only.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 pub mod adamw;
 mod arrays;
@@ -13,6 +16,7 @@ mod prepare;
 mod schedule;
 mod trained;
 mod visits;
+mod warm;
 
 pub use prepare::{Options, resume, tune, tune_on};
 
@@ -20,7 +24,7 @@ use self::{
     adamw::{AdamW, AdamWSettings, Average, clip_scale, first_non_finite, global_norm},
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
-    finish::Before,
+    finish::{Before, before_of},
     objective::{Beside, Objective, StepRows},
     trained::Trained,
 };
@@ -71,6 +75,8 @@ struct TuneJob {
     /// How the facts are audited again after training; none: labels after are null.
     audit_after: Option<AuditAfter>,
     options: Options,
+    /// Where runs that begin alike leave what they stood at when their snapshot was due.
+    warm: Option<PathBuf>,
 }
 
 /// The audit before training, to be repeated.
@@ -89,6 +95,7 @@ struct Trainer<'a> {
     run: RunDir,
     audit_after: Option<AuditAfter>,
     options: Options,
+    warm: Option<PathBuf>,
     progress: &'a Progress,
     curves: Curves,
 
@@ -127,6 +134,7 @@ impl<'a> Trainer<'a> {
             out: run,
             audit_after,
             options,
+            warm,
         } = job;
         let template = prepare::template(&config, &model)?;
         let trained = splits.known.iter().chain(&splits.unknown);
@@ -193,6 +201,7 @@ impl<'a> Trainer<'a> {
             run,
             audit_after,
             options,
+            warm,
             progress,
             learned_rows: rows.len(),
             rows,
@@ -221,7 +230,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn run(mut self) -> Result<RunResult> {
-        self.begin()?;
+        if !self.begin_warm()? {
+            self.begin()?;
+        }
         self.train()?;
         self.finish()
     }
@@ -231,6 +242,7 @@ impl<'a> Trainer<'a> {
         let _resumable = Resumable::begin();
         while self.standing.epoch < self.config.train.epochs && !self.may_stop() {
             if self.snapshot_is_due() {
+                self.leave_warm()?;
                 self.take_snapshot()?;
             }
             self.train_epoch()?;
@@ -244,6 +256,28 @@ impl<'a> Trainer<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Goes on from where another run stood that began alike; whether there is one.
+    fn begin_warm(&mut self) -> Result<bool> {
+        match &self.warm {
+            Some(place) if warm::take_over(place, &self.run)? => {
+                let before = before_of(self.run.read_rows(SPLITS)?);
+                self.restore(before)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Leaves where this run stands to those that begin alike, where there is a place for it and none did so before.
+    fn leave_warm(&mut self) -> Result<()> {
+        match self.warm.clone() {
+            Some(place) if self.standing.epoch > 0 && !place.exists() => {
+                self.checkpoint()?;
+                warm::leave(&self.run, &place)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn exchange_average(&mut self) {

@@ -90,6 +90,7 @@ pub(super) fn trainer<'a>(
             out,
             audit_after,
             options,
+            warm: None,
         };
         Trainer::new(job, progress)
     };
@@ -103,6 +104,9 @@ pub(super) fn trainer<'a>(
 
 /// Runs `config` on facts that are audited and split already; labels after training are not asked.
 ///
+/// `warm` is a place that runs share which do not differ before their snapshots: the first one leaves there what it stood at
+/// then, and the others go on from it.
+///
 /// # Errors
 /// As [`tune`].
 pub fn tune_on(
@@ -110,6 +114,7 @@ pub fn tune_on(
     splits: Splits,
     config: &Config,
     options: Options,
+    warm: Option<PathBuf>,
     progress: &Progress,
 ) -> Result<RunResult> {
     config.validate()?;
@@ -124,6 +129,7 @@ pub fn tune_on(
         out: begin(&config.out, config, model, BTreeMap::new())?,
         audit_after: None,
         options,
+        warm,
     };
     Trainer::new(job, progress)?.run()
 }
@@ -165,6 +171,7 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
         out,
         audit_after,
         options,
+        warm: None,
     };
     let mut trainer = Trainer::new(job, progress)?;
     if trainer.restore(before_of(rows))? {

@@ -190,6 +190,7 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactRow {
             }]
         },
         place: Some([i as f32, (i * i % 7) as f32]),
+        drift: None,
         paraphrased: if new {
             vec![Paraphrased {
                 question: format!("In what country would you find place {i}?"),

@@ -55,6 +55,33 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
     resumed_equals_uninterrupted(method(|m| m.target_token = TargetToken::LeftOut));
 }
 
+#[test]
+fn runs_that_begin_alike_share_their_beginning_and_are_what_they_would_be_alone() {
+    let place = temporary();
+    let with = |out: &str, method: Method, warm: Option<&str>| {
+        let config = Config {
+            method,
+            ..config(place.path(), out)
+        };
+        let quiet = Progress::quiet();
+        let mut trainer = prepare::trainer(&config, KEEP, &quiet).expect("a whole config");
+        trainer.warm = warm.map(|name| place.path().join(name));
+        trainer.run().expect("the run ends well");
+        RunDir::open(&config.out).expect("a run")
+    };
+    let weaker = || method(|m| m.lambda = 0.5);
+    let first = with("first", Method::default(), Some("warm"));
+    let second = with("second", weaker(), Some("warm"));
+    let alone = with("alone", weaker(), None);
+    assert_eq!(steps(second.path()), steps(alone.path()));
+    assert!(weights(second.path()) == weights(alone.path()));
+    // An evaluation, two steps and another one, their seconds included, were the first run's.
+    let beginning = |run: &RunDir| run.metrics().expect("a run has metrics")[..4].to_vec();
+    assert_eq!(beginning(&second), beginning(&first));
+    assert_ne!(beginning(&alone), beginning(&first));
+    assert!(steps(second.path()) != steps(first.path()));
+}
+
 /// Self-distillation from the likeliest tokens, with decoys, and no checkpoint but the one before its teacher is made.
 fn kept_in_files(place: &Path, out: &str) -> Config {
     let mut config = config(place, out);
