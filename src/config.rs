@@ -142,6 +142,25 @@ pub struct Train {
     /// before. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub average: Option<f64>,
+    /// What becomes of a step whose loss or gradient is not finite. Default `stop`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_nonfinite: OnNonFinite,
+}
+
+/// Whether a value is the one that stands where none is given. Keys that came later are written only where they are not.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// `train.on_nonfinite`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNonFinite {
+    /// The run ends; the last checkpoint stays.
+    #[default]
+    Stop,
+    /// The step changes no weight, and the run goes on; after ten such steps it ends as well.
+    Skip,
 }
 
 /// `train.schedule`.
@@ -283,6 +302,7 @@ impl Default for Train {
             lora: None,
             stop: None,
             average: None,
+            on_nonfinite: OnNonFinite::default(),
         }
     }
 }

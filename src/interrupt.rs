@@ -1,6 +1,12 @@
-//! Ctrl-C: the first asks work that can be resumed to stop where it can be, the second stops it at once.
+//! Ctrl-C: the first asks work that can be resumed to stop where it can be, the second stops it at once. A termination signal asks
+//! as well, and stops it at once when it has not stopped in time. A terminal that goes away stops nothing.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{
+    process,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use crate::{Error, Result};
 
 /// The user has asked to stop.
 static ASKED: AtomicBool = AtomicBool::new(false);
@@ -32,14 +38,61 @@ pub fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-/// From here on Ctrl-C (or a termination signal) ends the process with code 130: at once, but for [`Resumable`] work, of
-/// which it first only asks, after which `tell` is called.
-pub fn listen(tell: impl Fn() + Send + 'static) {
+/// An error once the user has asked to stop; for long work inside of [`Resumable`] work, which knows how to go on.
+pub(crate) fn stop_if_asked() -> Result<()> {
+    if asked() {
+        return Err(Error::Interrupted {
+            hint: "give the same command again".into(),
+        });
+    }
+    Ok(())
+}
+
+/// From here on Ctrl-C and termination signals end the process with code 130: at once, but for [`Resumable`] work, of
+/// which they first only ask, after which `tell` is called.
+///
+/// Whoever terminates a process kills it a little later: what has not stopped ten seconds after such a signal is ended, its
+/// files being whole at any moment.
+pub fn listen(tell: impl Fn() + Send + Sync + 'static) {
+    let tell = std::sync::Arc::new(tell);
+    let told = std::sync::Arc::clone(&tell);
     // Fails only where a handler is there already, which then does the same.
-    let _ = ctrlc::set_handler(move || {
-        if RESUMABLE.load(Ordering::SeqCst) == 0 || ASKED.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+    let _ = ctrlc::set_handler(move || ask(&*told));
+    #[cfg(unix)]
+    on_termination(move || ask(&*tell));
+}
+
+/// Asks work to stop, or ends the process where there is none to ask or it was asked before.
+fn ask(tell: &dyn Fn()) {
+    if RESUMABLE.load(Ordering::SeqCst) == 0 || ASKED.swap(true, Ordering::SeqCst) {
+        process::exit(130);
+    }
+    tell();
+}
+
+/// Calls `ask` on SIGTERM and sees to it that the process ends in time; takes SIGHUP and does nothing.
+#[cfg(unix)]
+fn on_termination(ask: impl Fn() + Send + 'static) {
+    use signal_hook::{
+        consts::{SIGHUP, SIGTERM},
+        iterator::Signals,
+    };
+    use std::{thread, time::Duration};
+
+    const PATIENCE: Duration = Duration::from_secs(9);
+
+    let Ok(mut signals) = Signals::new([SIGTERM, SIGHUP]) else {
+        return;
+    };
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            if signal == SIGTERM {
+                thread::spawn(|| {
+                    thread::sleep(PATIENCE);
+                    process::exit(130);
+                });
+                ask();
+            }
         }
-        tell();
     });
 }

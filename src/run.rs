@@ -158,6 +158,15 @@ pub enum Metrics {
         /// Tokens a second.
         tokens_per_second: f64,
     },
+    /// A step whose loss or gradient was not finite, and which changed nothing.
+    Skipped {
+        /// Epoch, counted from 1.
+        epoch: usize,
+        /// Step, counted from 1 over the whole run.
+        step: usize,
+        /// What was not finite.
+        what: String,
+    },
     /// The snapshot that teaches from here on.
     Snapshot {
         /// Epochs done.

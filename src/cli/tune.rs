@@ -41,6 +41,9 @@ pub struct Tune {
     /// Forgetting allowed, in percentage points: the run is steered by it, and the exit code is 3 if it ends over it
     #[arg(long, value_name = "PP")]
     budget: Option<f64>,
+    /// What becomes of a step whose loss or gradient is not finite: the run ends, or goes on without it (ten times at most)
+    #[arg(long, value_name = "stop|skip")]
+    on_nonfinite: Option<String>,
     /// Any key of the config, such as train.lr=1e-4; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -107,10 +110,15 @@ impl Tune {
         if self.budget.is_some() {
             config.method.budget = self.budget;
         }
-        if let Some(method) = &self.method {
-            config = config
-                .with_sets(&[format!("method.kind={method}")])
-                .map_err(|error| in_terms_of("--method", error))?;
+        for (flag, key, value) in [
+            ("--method", "method.kind", &self.method),
+            ("--on-nonfinite", "train.on_nonfinite", &self.on_nonfinite),
+        ] {
+            if let Some(value) = value {
+                config = config
+                    .with_sets(&[format!("{key}={value}")])
+                    .map_err(|error| in_terms_of(flag, error))?;
+            }
         }
         let config = config.with_sets(&self.set)?;
         config.validate()?;
@@ -212,6 +220,7 @@ mod tests {
             out: Some("run".into()),
             method: None,
             budget: None,
+            on_nonfinite: None,
             set: Vec::new(),
             baseline: None,
             force: false,

@@ -142,6 +142,10 @@ fn explain(message: &str, path: &str, place: &str) -> Error {
         .fold(message.replace('\n', ", "), |told, (kind, plain)| {
             told.replace(&format!("expected {kind}"), &format!("expected {plain}"))
         });
+    let told = match told.split_once("expected struct ") {
+        Some((before, _)) => format!("{before}expected a table"),
+        None => told,
+    };
     if last.is_empty() || last == "." {
         Error::input(format!("{place}: {told}"))
     } else {

@@ -85,7 +85,9 @@ impl Cell<'_> {
             }
             if !own.is_empty() {
                 let facts = Arc::new(self.held_out(seed)?);
-                own.iter_mut().for_each(|r| r.facts = Arc::clone(&facts));
+                for record in &mut own {
+                    record.facts = Arc::clone(&facts);
+                }
             }
             records.append(&mut own);
         }

@@ -270,7 +270,7 @@ fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
     for row in metrics {
         match row {
             Metrics::Step { seconds: s, .. } | Metrics::Snapshot { seconds: s, .. } => seconds += s,
-            Metrics::Interpolation { .. } => {}
+            Metrics::Interpolation { .. } | Metrics::Skipped { .. } => {}
             Metrics::Eval {
                 epoch,
                 step,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::{
     Error, Result,
     engine::{Batch, Engine, KvCache, Outputs, SegmentId, likeliest},
+    interrupt,
     model::{Model, ModelConfig, Params, TextTokenizer},
 };
 
@@ -141,7 +142,7 @@ impl<'a> Generator<'a> {
     ///
     /// # Errors
     /// [`Error::Input`] when a prompt does not fit into the model's context, or is empty and the tokenizer has no
-    /// token for the beginning of a text.
+    /// token for the beginning of a text; [`Error::Interrupted`] once the user has asked to stop.
     pub fn generate(
         &mut self,
         request: &Request<'_>,
@@ -173,6 +174,7 @@ impl<'a> Generator<'a> {
             .flat_map(|p| std::iter::repeat_n(p.len() + request.max_new_tokens, request.samples))
             .collect();
         for batch in batches(&costs, self.cache_tokens(), MAX_LANES) {
+            interrupt::stop_if_asked()?;
             cache.release(mark);
             let lanes = self.open_lanes(&mut cache, shared, &prefix, &prompts, request, &batch);
             for lane in self.decode(&mut cache, lanes, request, &done) {

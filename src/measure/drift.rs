@@ -314,7 +314,9 @@ impl Sums {
 
     fn over(parts: impl Iterator<Item = Self>) -> Self {
         let mut all = Self::default();
-        parts.for_each(|part| all.join(part));
+        for part in parts {
+            all.join(part);
+        }
         all
     }
 

@@ -1,9 +1,10 @@
 //! Writing a run directory: every file whole or not at all, and metrics row by row.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -37,16 +38,18 @@ pub const IMPORTANCE: &str = "ewc.safetensors";
 pub const TEACHER: &str = "teacher";
 
 /// An open run directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RunDir {
     root: PathBuf,
+    /// The directory, open and locked; it is free again when the last clone is dropped, or the process gone.
+    _lock: Option<Arc<File>>,
 }
 
 impl RunDir {
-    /// Makes `root` a run directory, without the files that an earlier run left in it.
+    /// Makes `root` a run directory, without the files that an earlier run left in it, and [locks](Self::locked) it.
     ///
     /// # Errors
-    /// [`Error::Input`] when the place cannot be written.
+    /// [`Error::Input`] when the place cannot be written, or another process is writing there.
     pub fn create(root: &Path) -> Result<Self> {
         let unwritable = |e: io::Error| {
             Error::input_hint(
@@ -55,10 +58,8 @@ impl RunDir {
             )
         };
         fs::create_dir_all(root).map_err(unwritable)?;
+        let dir = Self::at(root).locked()?;
         tempfile::tempfile_in(root).map_err(unwritable)?;
-        let dir = Self {
-            root: root.to_owned(),
-        };
         for name in FILES {
             dir.remove(name)?;
         }
@@ -71,9 +72,7 @@ impl RunDir {
     /// [`Error::Input`] when there is none.
     pub fn open(root: &Path) -> Result<Self> {
         if root.join("config.toml").is_file() {
-            Ok(Self {
-                root: root.to_owned(),
-            })
+            Ok(Self::at(root))
         } else {
             Err(Error::input_hint(
                 format!(
@@ -82,6 +81,35 @@ impl RunDir {
                 ),
                 "name a directory that `unforget tune` or `unforget demo` wrote",
             ))
+        }
+    }
+
+    fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            _lock: None,
+        }
+    }
+
+    /// Keeps every other process that would write this run out of it, for as long as the value or a clone of it lives. A
+    /// process that died keeps nobody out. Where the system has no locks on directories, nothing is locked.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when another process writes it.
+    pub fn locked(self) -> Result<Self> {
+        let Ok(directory) = File::open(&self.root) else {
+            return Ok(self);
+        };
+        match directory.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Error::input_hint(
+                format!("another process is writing the run {}", self.root.display()),
+                "wait until it is done, or choose another place (`--out`)",
+            )),
+            Err(TryLockError::Error(_)) => Ok(self),
+            Ok(()) => Ok(Self {
+                _lock: Some(Arc::new(directory)),
+                ..self
+            }),
         }
     }
 
@@ -217,6 +245,20 @@ impl RunDir {
             .map_err(Error::io("write", &path))
     }
 
+    /// Brings `metrics.jsonl` to the disk.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn sync_metrics(&self) -> Result<()> {
+        let path = self.file("metrics.jsonl");
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io("write", &path))
+    }
+
     /// Bytes of `metrics.jsonl`.
     pub fn metrics_bytes(&self) -> u64 {
         fs::metadata(self.file("metrics.jsonl")).map_or(0, |m| m.len())
@@ -292,8 +334,8 @@ mod tests {
         let place = tempfile::NamedTempFile::new().expect("a temporary file");
         let below_a_file = place.path().join("run");
         assert_eq!(
-            RunDir::create(&below_a_file).map_err(|e| e.exit_code()),
-            Err(2)
+            RunDir::create(&below_a_file).err().map(|e| e.exit_code()),
+            Some(2)
         );
     }
 
@@ -313,8 +355,8 @@ mod tests {
     fn a_run_is_not_opened_where_none_was_begun() {
         let place = tempfile::tempdir().expect("a temporary directory");
         assert_eq!(
-            RunDir::open(place.path()).map_err(|e| e.exit_code()),
-            Err(2)
+            RunDir::open(place.path()).err().map(|e| e.exit_code()),
+            Some(2)
         );
     }
 }

@@ -23,10 +23,32 @@ pub(super) fn write(path: &Path, arrays: Vec<(&str, &[f32])>) -> io::Result<()> 
     safetensors::serialize_to_file(views, None, path).map_err(io::Error::other)
 }
 
-/// SHA-256 (hex) of the file at `path`.
-pub(super) fn checksum(path: &Path) -> io::Result<String> {
+/// SHA-256 (hex) over `arrays`, name and values of each, in the order of their names.
+pub(super) fn checksum(arrays: &[(&str, &[f32])]) -> String {
+    let mut sorted: Vec<_> = arrays.iter().collect();
+    sorted.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hasher)?;
+    for (name, values) in sorted {
+        hasher.update(name);
+        hasher.update(bytemuck::cast_slice(values));
+    }
+    format!("{:x}", hasher.finalize())
+}
+
+/// The same over what is in the file at `path`.
+pub(super) fn checksum_of_file(path: &Path) -> io::Result<String> {
+    let ArrayFile { mut file, ranges } = ArrayFile::open(path)?;
+    let mut sorted: Vec<_> = ranges.into_iter().collect();
+    sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    let mut hasher = Sha256::new();
+    for (name, range) in sorted {
+        hasher.update(&name);
+        file.seek(SeekFrom::Start(range.start))?;
+        let length = range.end - range.start;
+        if io::copy(&mut (&mut file).take(length), &mut hasher)? != length {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+    }
     Ok(format!("{:x}", hasher.finalize()))
 }
 
@@ -90,6 +112,14 @@ mod tests {
         let path = place.path().join("a.safetensors");
         let (a, b) = ([1.0f32, f32::MIN_POSITIVE, -0.0], [0.1f32; 7]);
         write(&path, vec![("b", &b), ("a", &a)]).expect("writable");
+        assert_eq!(
+            checksum(&[("a", &a), ("b", &b)]),
+            checksum_of_file(&path).expect("as written")
+        );
+        assert_ne!(
+            checksum(&[("a", &a), ("b", &a)]),
+            checksum(&[("a", &a), ("b", &b)])
+        );
         let mut file = ArrayFile::open(&path).expect("as written");
         assert_eq!(["a", "b", "c"].map(|name| file.len(name)), [3, 7, 0]);
         let mut got = [0f32; 3];

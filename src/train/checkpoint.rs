@@ -7,6 +7,8 @@
 //! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
 //! ```
 //!
+//! A second checkpoint after the same step (`step-0000120-1`) stands beside the first until it is whole.
+//!
 //! Row order depends on seed and epoch alone, so that no generator has a state to keep.
 
 use std::{
@@ -57,6 +59,9 @@ pub struct Standing {
     /// Whether each was right after an epoch and wrong after a later one.
     #[serde(default)]
     pub lost_once: Vec<bool>,
+    /// Steps that changed nothing, their loss or gradient not being finite.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: usize,
     /// The known rows that the epoch after these replays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replayed: Vec<usize>,
@@ -65,22 +70,27 @@ pub struct Standing {
     pub steering: Option<Steering>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde hands it over")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
 /// `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct State {
     standing: Standing,
     /// Length of `metrics.jsonl` then.
     metrics_bytes: u64,
-    /// SHA-256 (hex) of the file of weights and moments.
+    /// SHA-256 (hex) over weights and moments.
     weights: String,
-    /// SHA-256 (hex) of the snapshot's file, where there is a snapshot.
+    /// SHA-256 (hex) over the snapshot, where there is one.
     snapshot: Option<String>,
 }
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
     root: PathBuf,
-    /// Checksum of the snapshot's file, once it is written.
+    /// Checksum of the snapshot, once it is written.
     snapshot: Option<String>,
 }
 
@@ -103,10 +113,10 @@ impl Checkpoints {
         }
     }
 
-    /// Writes a checkpoint and removes the oldest beyond two.
+    /// Writes a checkpoint, reads it back, and then removes the oldest beyond two.
     ///
     /// # Errors
-    /// When it cannot be written; those before are untouched.
+    /// When it does not fit on the disk, cannot be written, or is not read back as it was written; those before are untouched.
     pub fn write(
         &mut self,
         standing: &Standing,
@@ -115,33 +125,56 @@ impl Checkpoints {
         run: &RunDir,
     ) -> Result<()> {
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
+        let arrays = memory.arrays();
+        let bytes = bytes_of(&arrays);
+        whole::require_space(&self.root, bytes, "a checkpoint")?;
         if let (Some(snapshot), None) = (snapshot, &self.snapshot) {
             self.snapshot = Some(self.write_snapshot(snapshot)?);
         }
-        let path = self.root.join(format!("step-{:07}", standing.step));
-        let failed = |e: io::Error| Error::io("write", &path)(e);
-        let whole = tempfile::Builder::new()
-            .prefix(".unfinished-")
-            .tempdir_in(&self.root)
-            .map_err(failed)?;
-        let weights = whole.path().join(WEIGHTS);
-        arrays::write(&weights, memory.arrays()).map_err(failed)?;
+        // What the checkpoint says of the metrics' length must be true after a loss of power, too.
+        run.sync_metrics()?;
         let state = State {
             standing: standing.clone(),
             metrics_bytes: run.metrics_bytes(),
-            weights: arrays::checksum(&weights).map_err(failed)?,
+            weights: arrays::checksum(&arrays),
             snapshot: self.snapshot.clone().filter(|_| snapshot.is_some()),
         };
-        let text = serde_json::to_vec_pretty(&state).expect("a state has a form in JSON");
-        fs::write(whole.path().join(STATE), text).map_err(failed)?;
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(failed)?;
+        let path = self.place_for(standing.step);
+        whole::folder(&path, |folder| {
+            arrays::write(&folder.join(WEIGHTS), arrays)?;
+            let text = serde_json::to_vec_pretty(&state).expect("a state has a form in JSON");
+            fs::write(folder.join(STATE), text)
+        })?;
+        if !read_state(&path).is_some_and(|read| read == state && has_weights(&path, &read)) {
+            let _ = fs::remove_dir_all(&path);
+            return Err(Error::Failed {
+                message: format!("{} is not read back as it was written", path.display()),
+                hint: Some(format!(
+                    "the disk may be failing; the checkpoint before is untouched: copy {} elsewhere and resume it there",
+                    run.path().display()
+                )),
+            });
         }
-        fs::rename(whole.keep(), &path).map_err(failed)?;
         for old in self.newest_first().into_iter().skip(KEPT) {
             fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
         }
         Ok(())
+    }
+
+    /// Bytes on the disk while a run goes on: the checkpoints that are kept, and one that is being written.
+    pub fn bytes(memory: &Memory<'_>) -> u64 {
+        (KEPT as u64 + 1) * bytes_of(&memory.arrays())
+    }
+
+    /// The name of a checkpoint after `step`: one that there is none of yet.
+    fn place_for(&self, step: usize) -> PathBuf {
+        let name = format!("step-{step:07}");
+        let others = (1..).map(|i| format!("{name}-{i}"));
+        std::iter::once(name.clone())
+            .chain(others)
+            .map(|name| self.root.join(name))
+            .find(|path| !path.exists())
+            .expect("there are more numbers than checkpoints")
     }
 
     fn write_snapshot(&self, snapshot: &Snapshot) -> Result<String> {
@@ -150,18 +183,19 @@ impl Checkpoints {
         self.write_whole(SNAPSHOT, arrays.collect())
     }
 
-    /// Writes arrays to the file called `name`, under another name first; returns its checksum.
+    /// Writes arrays to the file called `name`, under another name first; returns their checksum.
     fn write_whole(&self, name: &str, arrays: Vec<(&str, &[f32])>) -> Result<String> {
         let path = self.root.join(name);
         let file = whole::temporary(&path)?;
+        let sum = arrays::checksum(&arrays);
         arrays::write(file.path(), arrays).map_err(Error::io("write", &path))?;
-        let sum = arrays::checksum(file.path()).map_err(Error::io("read", &path))?;
         whole::keep(file, &path)?;
         Ok(sum)
     }
 
     /// Restores the newest whole checkpoint: fills `memory` and, where it has one, the snapshot that `room` makes
-    /// room for (told how long the array of a name is), and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint, and nothing was changed.
+    /// room for (told how long the array of a name is), and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint,
+    /// and nothing was changed. What a killed process left unfinished is removed.
     ///
     /// # Errors
     /// When a file that was whole cannot be read any more, or a teacher's file is not what was written.
@@ -171,10 +205,11 @@ impl Checkpoints {
         room: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
         run: &RunDir,
     ) -> Result<Option<(Standing, Option<Snapshot>)>> {
+        whole::clear_unfinished(&self.root);
         let Some((path, state)) = self
             .newest_first()
             .into_iter()
-            .find_map(|path| self.whole(&path).map(|state| (path, state)))
+            .find_map(|path| self.whole(&path, run).map(|state| (path, state)))
         else {
             return Ok(None);
         };
@@ -239,16 +274,31 @@ impl Checkpoints {
         found
     }
 
-    /// The state of the checkpoint at `path`, if its files are what it says.
-    fn whole(&self, path: &Path) -> Option<State> {
-        let state: State = serde_json::from_slice(&fs::read(path.join(STATE)).ok()?).ok()?;
-        let matches = |path: PathBuf, sum: &str| arrays::checksum(&path).is_ok_and(|s| s == sum);
-        let snapshot_matches = state
-            .snapshot
-            .as_ref()
-            .is_none_or(|sum| matches(self.root.join(SNAPSHOT), sum));
-        (matches(path.join(WEIGHTS), &state.weights) && snapshot_matches).then_some(state)
+    /// The state of the checkpoint at `path`, if its files are what it says, and the metrics as long.
+    fn whole(&self, path: &Path, run: &RunDir) -> Option<State> {
+        let state = read_state(path)?;
+        let sum = |path| arrays::checksum_of_file(path).ok();
+        let has_snapshot =
+            state.snapshot.is_none() || sum(&self.root.join(SNAPSHOT)) == state.snapshot;
+        let has_metrics = state.metrics_bytes <= run.metrics_bytes();
+        (has_metrics && has_weights(path, &state) && has_snapshot).then_some(state)
     }
+}
+
+fn read_state(path: &Path) -> Option<State> {
+    serde_json::from_slice(&fs::read(path.join(STATE)).ok()?).ok()
+}
+
+/// Whether the weights of the checkpoint at `path` are those that `state` is of.
+fn has_weights(path: &Path, state: &State) -> bool {
+    arrays::checksum_of_file(&path.join(WEIGHTS)).is_ok_and(|sum| sum == state.weights)
+}
+
+fn bytes_of(arrays: &[(&str, &[f32])]) -> u64 {
+    arrays
+        .iter()
+        .map(|(_, values)| size_of_val(*values) as u64)
+        .sum()
 }
 
 fn read_snapshot(

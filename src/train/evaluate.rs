@@ -6,7 +6,7 @@ use super::{Standing, Trainer, adamw::global_norm, batches::epoch_order, visits}
 use crate::{
     Result,
     generate::Generator,
-    measure::Exam,
+    measure::{Exam, share},
     run::{Drift, Metrics, PerSplit, Pulls},
 };
 
@@ -39,11 +39,54 @@ impl Trainer<'_> {
         Some(pulls)
     }
 
-    /// Asks every fact and records what is right; remembers the best epoch of each split.
+    /// Asks every fact and those that are watched; records what is right, remembers the best epoch of each split, and steers.
+    /// When it is interrupted nothing of it is done.
     pub(super) fn evaluate(&mut self) -> Result<()> {
         let (right, seconds) = self.timed_evaluation(Exam::right)?;
+        let watched = self.watched_right()?;
         self.remember(right);
-        self.record_evaluation(self.splits.shares(&self.standing.right), seconds)
+        self.record_evaluation(self.splits.shares(&self.standing.right), seconds)?;
+        watched.map_or(Ok(()), |watched| self.steer(watched))
+    }
+
+    /// The share of the watched facts that is right, where a budget is named.
+    fn watched_right(&mut self) -> Result<Option<f64>> {
+        if self.standing.steering.is_none() {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let right = self
+            .watch
+            .right(&mut Generator::new(&mut self.engine, &self.model))?;
+        self.standing.eval_seconds += started.elapsed().as_secs_f64();
+        Ok(Some(share(&right).unwrap_or_default()))
+    }
+
+    /// Adapts the strength to what of the watched facts is right, and keeps the model if it is the best within the budget so far.
+    fn steer(&mut self, watched: f64) -> Result<()> {
+        let learned = self.splits.shares(&self.standing.right).unknown;
+        let epoch = self.standing.epoch;
+        let Some(steering) = &mut self.standing.steering else {
+            return Ok(());
+        };
+        let best = steering.see(epoch, watched, learned.unwrap_or(1.0));
+        self.progress.note(format_args!(
+            "    watched {:.1}%{}; strength x {:.2}",
+            100.0 * watched,
+            if best {
+                ", the best within the budget so far"
+            } else {
+                ""
+            },
+            steering.strength
+        ));
+        if best {
+            let memory =
+                self.trained
+                    .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+            self.checkpoints.keep_best(&memory)?;
+        }
+        Ok(())
     }
 
     /// What `ask` finds out about the facts as the model stands, and the seconds that it took.

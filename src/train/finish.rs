@@ -161,6 +161,7 @@ impl Trainer<'_> {
         self.exchange_average();
         self.go_back_to_the_best()?;
         let interpolation = self.interpolate()?;
+        self.require_finite_weights()?;
         let dtype = self.model.dtype;
         round_to(&mut self.model.params.data, dtype);
         self.model.save(&self.run.file("model"), dtype)?;

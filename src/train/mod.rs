@@ -14,6 +14,7 @@ mod finish;
 pub mod objective;
 mod prepare;
 mod schedule;
+mod spikes;
 mod trained;
 mod visits;
 mod warm;
@@ -26,18 +27,18 @@ use self::{
     checkpoint::{Checkpoints, Memory, Standing},
     finish::{Before, before_of},
     objective::{Beside, Objective, StepRows},
+    spikes::Spikes,
     trained::Trained,
 };
 use crate::{
     Error, Result,
     audit::AuditSettings,
-    config::Config,
+    config::{Config, OnNonFinite},
     engine::{Engine, Gradients, Loss},
     facts::Fact,
-    generate::Generator,
     interrupt::{self, Resumable},
-    measure::{DriftProbe, DriftSettings, Exam, Reference, share},
-    model::Model,
+    measure::{DriftProbe, DriftSettings, Exam, Reference},
+    model::{Model, params::TensorInfo},
     progress::{Curves, Progress},
     prompt::{PromptTemplate, Row},
     remedy::{
@@ -49,7 +50,11 @@ use crate::{
     },
     run::{Metrics, RunDir, RunResult},
     splits::{SplitFact, Splits},
+    whole,
 };
+
+/// Steps that are passed over under `on_nonfinite = "skip"`.
+const MOST_SKIPPED: usize = 10;
 
 /// Without `checkpoint_every` checkpoints are no closer than this.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
@@ -120,6 +125,7 @@ struct Trainer<'a> {
     checkpoints: Checkpoints,
     last_checkpoint: Instant,
     standing: Standing,
+    spikes: Spikes,
     /// When the clock of `standing.seconds` was last read.
     clock: Instant,
 }
@@ -192,6 +198,7 @@ impl<'a> Trainer<'a> {
                 steering: config.method.budget.map(Steering::new),
                 ..Standing::default()
             },
+            spikes: Spikes::default(),
             clock: Instant::now(),
             curves: progress.curves(config.train.epochs),
             config,
@@ -230,6 +237,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn run(mut self) -> Result<RunResult> {
+        self.require_space()?;
         if !self.begin_warm()? {
             self.begin()?;
         }
@@ -237,9 +245,20 @@ impl<'a> Trainer<'a> {
         self.finish()
     }
 
-    /// THE loop.
+    /// Trains until the end, or until the user asks to stop: then what is done so far is in a checkpoint.
     fn train(&mut self) -> Result<()> {
         let _resumable = Resumable::begin();
+        match self.train_epochs() {
+            Err(Error::Interrupted { .. }) => {
+                self.checkpoint()?;
+                Err(self.run.interrupted())
+            }
+            ended => ended,
+        }
+    }
+
+    /// THE loop. When it is interrupted the run stands where it can be gone on with.
+    fn train_epochs(&mut self) -> Result<()> {
         while self.standing.epoch < self.config.train.epochs && !self.may_stop() {
             if self.snapshot_is_due() {
                 self.leave_warm()?;
@@ -248,14 +267,24 @@ impl<'a> Trainer<'a> {
             self.train_epoch()?;
             // What is asked, watched and kept as the best is what would be saved.
             self.exchange_average();
-            self.evaluate()?;
-            self.steer()?;
+            let evaluated = self.evaluate();
             self.exchange_average();
+            if let Err(Error::Interrupted { .. }) = evaluated {
+                self.step_back_before_evaluation();
+            }
+            evaluated?;
             if self.checkpoint_is_due() {
                 self.checkpoint()?;
             }
         }
         Ok(())
+    }
+
+    /// To the end of the epoch's steps, which are to be followed by its evaluation.
+    fn step_back_before_evaluation(&mut self) {
+        let rows = self.rows_of(self.standing.epoch);
+        self.standing.epoch -= 1;
+        self.standing.step_in_epoch = rows.div_ceil(self.rows_a_step());
     }
 
     /// Goes on from where another run stood that began alike; whether there is one.
@@ -284,39 +313,6 @@ impl<'a> Trainer<'a> {
         let (params, gradients) = (&mut self.model.params, &self.gradients);
         self.trained
             .exchange_average(params, gradients, &mut self.optimiser);
-    }
-
-    /// Asks the watched facts, adapts the strength, and keeps the model if it is the best within the budget so far.
-    fn steer(&mut self) -> Result<()> {
-        if self.standing.steering.is_none() {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let right = self
-            .watch
-            .right(&mut Generator::new(&mut self.engine, &self.model))?;
-        self.standing.eval_seconds += started.elapsed().as_secs_f64();
-        let learned = self.splits.shares(&self.standing.right).unknown;
-        let (epoch, watched) = (self.standing.epoch, share(&right).unwrap_or_default());
-        let steering = self.standing.steering.as_mut().expect("looked at above");
-        let best = steering.see(epoch, watched, learned.unwrap_or(1.0));
-        self.progress.note(format_args!(
-            "    watched {:.1}%{}; strength x {:.2}",
-            100.0 * watched,
-            if best {
-                ", the best within the budget so far"
-            } else {
-                ""
-            },
-            steering.strength
-        ));
-        if best {
-            let memory =
-                self.trained
-                    .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
-            self.checkpoints.keep_best(&memory)?;
-        }
-        Ok(())
     }
 
     /// Takes back the model that had learned most within the budget, where there is a later one.
@@ -354,10 +350,7 @@ impl<'a> Trainer<'a> {
                 bar.message(format_args!("loss {:.4}", loss.total()));
             }
             bar.inc(batch.len() as u64);
-            if interrupt::asked() {
-                self.checkpoint()?;
-                return Err(self.run.interrupted());
-            }
+            interrupt::stop_if_asked()?;
         }
         self.standing.epoch += 1;
         self.standing.step_in_epoch = 0;
@@ -373,7 +366,11 @@ impl<'a> Trainer<'a> {
         self.trained.pull_back(&self.gradients);
         let (_, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
         let grad_norm = global_norm(gradients);
-        self.require_finite(step, loss, grad_norm)?;
+        if let Some(what) = self.what_is_not_finite(loss, grad_norm) {
+            self.skip(epoch, step, what)?;
+            return Ok(loss);
+        }
+        self.warn_of_a_spike(step, loss);
         let train = &self.config.train;
         let lr = train.lr
             * train
@@ -473,6 +470,8 @@ impl<'a> Trainer<'a> {
             snapshot.take_over(&std::mem::take(&mut self.objective.earlier));
         }
         self.adopt(snapshot);
+        // New rows begin here, and with them another loss.
+        self.spikes = Spikes::default();
         self.run.append(&Metrics::Snapshot {
             epoch: self.standing.epoch,
             step: self.standing.step,
@@ -518,27 +517,85 @@ impl<'a> Trainer<'a> {
                 .is_some_and(|learned| learned >= stop.learned)
     }
 
-    fn require_finite(&self, step: usize, loss: Loss, grad_norm: f64) -> Result<()> {
-        let what = if !loss.total().is_finite() {
-            "the loss".to_owned()
-        } else if !grad_norm.is_finite() {
-            let (params, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
-            first_non_finite(&params.layout, gradients).map_or_else(
-                || "the gradient norm".to_owned(),
-                |name| format!("the gradient of {name}"),
-            )
-        } else {
-            return Ok(());
+    /// What of a step is not finite, if anything: the loss, or the gradient of a tensor.
+    fn what_is_not_finite(&self, loss: Loss, grad_norm: f64) -> Option<String> {
+        if !loss.total().is_finite() {
+            return Some("the loss".to_owned());
+        }
+        if grad_norm.is_finite() {
+            return None;
+        }
+        let (params, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
+        let name = first_non_finite(&params.layout, gradients);
+        Some(name.map_or_else(
+            || "the gradient norm".to_owned(),
+            |name| format!("the gradient of {name}"),
+        ))
+    }
+
+    /// Passes over a step in which `what` is not finite, where the config says so and it does not come too often; else the run
+    /// ends. Weights and moments are not touched either way.
+    fn skip(&mut self, epoch: usize, step: usize, what: String) -> Result<()> {
+        let skips = self.config.train.on_nonfinite == OnNonFinite::Skip;
+        if !skips || self.standing.skipped == MOST_SKIPPED {
+            return Err(self.non_finite(step, what));
+        }
+        self.progress.note(format_args!(
+            "step {step}: {what} is not finite: passed over"
+        ));
+        self.run.append(&Metrics::Skipped { epoch, step, what })?;
+        self.standing.skipped += 1;
+        self.standing.step = step;
+        self.standing.step_in_epoch += 1;
+        Ok(())
+    }
+
+    fn warn_of_a_spike(&mut self, step: usize, loss: Loss) {
+        if let Some(usual) = self.spikes.see(loss.total()) {
+            self.progress.note(format_args!(
+                "step {step}: the loss jumped to {:.2}, from {usual:.2} in the steps before: the learning rate may be too high (`train.lr`, now {:e}), or a row broken",
+                loss.total(),
+                self.config.train.lr
+            ));
+        }
+    }
+
+    /// Weights that are not finite are written nowhere.
+    fn require_finite_weights(&self) -> Result<()> {
+        let (params, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
+        let trained = gradients.tensors.iter();
+        let mut trained = trained.map(|(tensor, _)| &params.layout.tensors[*tensor]);
+        let weights = |tensor: &TensorInfo| &params.data[tensor.range.clone()];
+        match trained.find(|tensor| weights(tensor).iter().any(|w| !w.is_finite())) {
+            None => Ok(()),
+            Some(tensor) => Err(self.non_finite(self.standing.step, tensor.name.clone())),
+        }
+    }
+
+    fn non_finite(&self, step: usize, what: String) -> Error {
+        let before = match self.standing.skipped {
+            0 => String::new(),
+            n => format!(" ({n} steps were passed over before)"),
         };
-        Err(Error::NonFinite {
+        Error::NonFinite {
             step,
             what,
             hint: format!(
-                "lower `train.lr` (now {:e}) or check the rows; {} keeps the checkpoints from before",
+                "lower `train.lr` (now {:e}) or check the rows{before}; {} keeps the checkpoints from before",
                 self.config.train.lr,
                 self.run.path().display()
             ),
-        })
+        }
+    }
+
+    /// Refuses a run whose checkpoints and model do not fit on the disk.
+    fn require_space(&mut self) -> Result<()> {
+        let model = self.model.params.layout.len * self.model.dtype.bytes();
+        let memory =
+            self.trained
+                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        let bytes = Checkpoints::bytes(&memory) + model as u64;
+        whole::require_space(self.run.path(), bytes, "the run, its checkpoints included,")
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -550,6 +607,7 @@ impl<'a> Trainer<'a> {
 
     fn checkpoint(&mut self) -> Result<()> {
         self.read_clock();
+        self.require_finite_weights()?;
         let memory =
             self.trained
                 .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);

@@ -24,7 +24,7 @@ use crate::{
     progress::Progress,
     prompt::{PromptTemplate, Row},
     remedy::{auto, freeze::task_preset, project, tasks},
-    run::{Environment, RunDir, RunResult},
+    run::{Environment, RunDir, RunResult, TEACHER},
     splits::{AuditedFiles, SplitFact, Splits},
 };
 
@@ -140,9 +140,14 @@ pub fn tune_on(
 /// # Errors
 /// [`Error::Input`] when `dir` holds no run, or the base model is not the one that it was begun with; then as [`tune`].
 pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunResult> {
-    let out = RunDir::open(dir)?;
+    let out = RunDir::open(dir)?.locked()?;
     if let Some(result) = out.result()? {
         progress.note(format_args!("{} is finished already", dir.display()));
+        if !options.keep_checkpoints {
+            // A run that was killed at its very end may have left them.
+            out.remove("checkpoints")?;
+            out.remove(TEACHER)?;
+        }
         return Ok(result);
     }
     let config = Config {
@@ -151,6 +156,7 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
     };
     if !out.file(SPLITS).is_file() {
         progress.note("the run was stopped before its training began: it starts over");
+        drop(out);
         return tune(&config, options, progress);
     }
     let model = Model::load(&config.model)?;

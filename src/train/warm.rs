@@ -8,19 +8,13 @@ use std::{
 };
 
 use super::SPLITS;
-use crate::{Error, Result, run::RunDir};
+use crate::{Error, Result, run::RunDir, whole};
 
 /// Leaves in `place` all that other runs need to go on from the checkpoints of `run`; whole or not at all.
 pub(super) fn leave(run: &RunDir, place: &Path) -> Result<()> {
-    let failed = |e: io::Error| Error::io("write", place)(e);
     let folder = place.parent().expect("a folder in a folder");
-    fs::create_dir_all(folder).map_err(failed)?;
-    let whole = tempfile::Builder::new()
-        .prefix(".unfinished-")
-        .tempdir_in(folder)
-        .map_err(failed)?;
-    copy(run.path(), whole.path()).map_err(failed)?;
-    fs::rename(whole.keep(), place).map_err(failed)
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    whole::folder(place, |folder| copy(run.path(), folder))
 }
 
 /// Brings what [`leave`] left in `place` into `run`; whether there was anything.

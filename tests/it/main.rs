@@ -1,6 +1,7 @@
 //! The integration tests, in one binary.
 
 mod audit;
+mod bad_inputs;
 mod broken_models;
 mod browser;
 mod cli;
@@ -8,6 +9,7 @@ mod demo;
 mod drift;
 mod experiment;
 mod facts;
+mod faults;
 mod forecast;
 mod golden;
 mod lora;

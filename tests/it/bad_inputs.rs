@@ -1,0 +1,638 @@
+//! The table of bad inputs: for each what is typed or handed over, and the words that the answer must hold. Every answer says what is
+//! wrong, where, and what to do; the exit code is 2, nothing is written, and no compute was spent.
+//!
+//! In what is typed `MODEL` is a tiny model that is whole. `@DEEP@` is a hundred thousand brackets, `@LONG@` eight thousand letters.
+//! `a.tsv`, two good facts, is always there.
+
+use std::{fs, path::Path, time::Duration};
+
+use assert_cmd::cargo::cargo_bin_cmd;
+
+use crate::cli::MODEL;
+
+/// Longer than anything is refused after.
+const SECONDS: Duration = Duration::from_secs(20);
+
+const GOOD_FACTS: &str = "subject\trelation\tobject\nRome\tP17\tItaly\nOslo\tP17\tNorway\n";
+
+/// `--set` of a run.
+const SETTINGS: &[(&str, &[&str])] = &[
+    (
+        "train.lr=0",
+        &["`train.lr` must be above 0 and at most 1, not 0"],
+    ),
+    (
+        "train.lr=-1",
+        &["`train.lr` must be above 0 and at most 1, not -1"],
+    ),
+    (
+        "train.lr=7",
+        &["`train.lr` must be above 0 and at most 1, not 7"],
+    ),
+    (
+        "train.lr=x",
+        &["`--set train.lr=x`: `train.lr`: invalid type: string \"x\", expected a number"],
+    ),
+    (
+        "train.lr=nan",
+        &["`train.lr` must be above 0 and at most 1, not NaN"],
+    ),
+    (
+        "train.epochs=0",
+        &[
+            "the config has 2 faults",
+            "`method.snapshot_epoch` must be below the 0 of `train.epochs`, of which the snapshot epochs are part, not 1",
+            "`train.epochs` must be at least 1",
+        ],
+    ),
+    (
+        "train.batch_size=0",
+        &["`train.batch_size` must be at least 1"],
+    ),
+    (
+        "train.accumulate=0",
+        &["`train.accumulate` must be at least 1"],
+    ),
+    (
+        "train.betas=[1.0,0.9]",
+        &["`train.betas` must each be 0 or more and below 1, not [1.0, 0.9]"],
+    ),
+    (
+        "train.betas=[0.9]",
+        &[
+            "`--set train.betas=[0.9]`: `train.betas`: invalid length 1, expected an array of length 2",
+        ],
+    ),
+    ("train.eps=0", &["`train.eps` must be above 0, not 0"]),
+    (
+        "train.weight_decay=-1",
+        &["`train.weight_decay` must be 0 or more, not -1"],
+    ),
+    ("train.clip=-1", &["`train.clip` must be 0 or more, not -1"]),
+    (
+        "train.max_tokens=0",
+        &["`train.max_tokens` must be at least 2, a token of the prompt and one of the target"],
+    ),
+    (
+        "train.checkpoint_every=0",
+        &["`train.checkpoint_every` must be at least 1"],
+    ),
+    (
+        "train.average=1",
+        &["`train.average` is the share that a step keeps, from 0 to below 1, not 1"],
+    ),
+    (
+        "train.average=-0.1",
+        &["`train.average` is the share that a step keeps, from 0 to below 1, not -0.1"],
+    ),
+    (
+        "train.stop={learned=2}",
+        &["`train.stop.learned` is a share above 0 and at most 1, not 2"],
+    ),
+    (
+        "train.stop={}",
+        &["`--set train.stop={}`: `train.stop`: missing field `learned`"],
+    ),
+    (
+        "train.trainable=",
+        &[
+            "`train.trainable` `` is neither a group (k, q, v, o, attn, gate+up, down, ffn, all) nor a pattern of tensor names (did you mean `k`?)",
+        ],
+    ),
+    (
+        "train.trainable=nothing",
+        &[
+            "`train.trainable` `nothing` is neither a group (k, q, v, o, attn, gate+up, down, ffn, all) nor a pattern of tensor names",
+        ],
+    ),
+    (
+        "train.trainable=model.nowhere.*",
+        &[
+            "`train.trainable`: no tensor matches \"model.nowhere.*\"",
+            "did you mean \"model.embed_tokens.weight\"? Presets: k q v o",
+        ],
+    ),
+    (
+        "train.trainable=ffn@9-3",
+        &[
+            "`train.trainable` `ffn@9-3`: behind `@` stands a layer or a range of layers, counted from 0, such as `ffn@0-9`",
+        ],
+    ),
+    (
+        "train.trainable=ffn@7",
+        &[
+            "`train.trainable`: no tensor matches \"ffn@7\"",
+            "did you mean \"ffn\"? Presets: k q v o attn gate+up down ffn",
+        ],
+    ),
+    (
+        "train.schedule=cubic",
+        &[
+            "`--set train.schedule=cubic`: `train.schedule` is `cubic`",
+            "it is one of constant, cosine, linear",
+        ],
+    ),
+    (
+        "train.warmup_steps=-3",
+        &[
+            "`--set train.warmup_steps=-3`: `train.warmup_steps`: invalid value: integer `-3`, expected a whole number, 0 or more",
+        ],
+    ),
+    (
+        "train.lora={rank=0}",
+        &["`train.lora.rank` must be at least 1"],
+    ),
+    (
+        "train.lora={targets=['x_proj']}",
+        &[
+            "`train.lora.targets`: no linear layer is called \"x_proj\"",
+            "did you mean \"q_proj\"? Known: q_proj, k_proj, v_proj,",
+        ],
+    ),
+    (
+        "train.lora={alpha=0}",
+        &["`train.lora.alpha` must be at least 1"],
+    ),
+    (
+        "train.lora={variant='qlora'}",
+        &[
+            "`--set train.lora={variant='qlora'}`: `train.lora.variant` is `qlora`",
+            "did you mean `lora`?",
+        ],
+    ),
+    (
+        "train.lora={rank=3,foo=1}",
+        &[
+            "`--set train.lora={rank=3,foo=1}`: unknown key `foo` in [train.lora]",
+            "known keys: rank, alpha, targets, variant",
+        ],
+    ),
+    (
+        "train.lrr=1",
+        &[
+            "`--set train.lrr=1`: unknown key `lrr` in [train]",
+            "did you mean `lr`?",
+        ],
+    ),
+    (
+        "trian.lr=1",
+        &[
+            "`--set trian.lr=1`: unknown key `trian` at the top level",
+            "did you mean `train`?",
+        ],
+    ),
+    (
+        "train=3",
+        &["`--set train=3`: `train`: invalid type: integer `3`, expected a table"],
+    ),
+    (
+        "method.kind=distill",
+        &[
+            "`--set method.kind=distill`: `method.kind` is `distill`",
+            "did you mean `self-distill`?",
+        ],
+    ),
+    (
+        "method.lambda=-1",
+        &["`method.lambda` must be 0 or more, not -1"],
+    ),
+    (
+        "method.temperature=0",
+        &["`method.temperature` must be above 0, not 0"],
+    ),
+    (
+        "method.temperature=-1",
+        &["`method.temperature` must be above 0, not -1"],
+    ),
+    (
+        "method.tokens=half",
+        &[
+            "`--set method.tokens=half`: `method.tokens` is `half`",
+            "it is one of full, top, random",
+        ],
+    ),
+    (
+        "method.tokens={top=0}",
+        &["`method.tokens` must be at least 1 token"],
+    ),
+    (
+        "method.tokens={random=0}",
+        &["`method.tokens` must be at least 1 token"],
+    ),
+    (
+        "method.teacher=dead",
+        &[
+            "`--set method.teacher=dead`: `method.teacher` is `dead`",
+            "it is one of live, hidden, topk, auto",
+        ],
+    ),
+    (
+        "method.teacher=topk",
+        &[
+            "`method.teacher` `topk` keeps the teacher's most likely tokens alone, which is exact under `tokens = { top = N }` and nothing else; take `hidden`",
+        ],
+    ),
+    (
+        "method.reduction=sum",
+        &[
+            "`--set method.reduction=sum`: `method.reduction` is `sum`",
+            "it is one of example, token",
+        ],
+    ),
+    (
+        "method.snapshot_epoch=-1",
+        &[
+            "`--set method.snapshot_epoch=-1`: `method.snapshot_epoch`: invalid value: integer `-1`, expected a whole number, 0 or more",
+        ],
+    ),
+    (
+        "method.snapshot_epoch=99",
+        &[
+            "`method.snapshot_epoch` must be below the 20 of `train.epochs`, of which the snapshot epochs are part, not 99",
+        ],
+    ),
+    (
+        "method.ewc={strength=-1}",
+        &["`method.ewc.strength` must be 0 or more, not -1"],
+    ),
+    (
+        "method.ewc={after=['nowhere']}",
+        &[
+            "nowhere is not a run directory: it has no config.toml",
+            "name a directory that `unforget tune` or `unforget demo`",
+        ],
+    ),
+    (
+        "method.replay={share=2}",
+        &[
+            "there is no known fact to replay",
+            "give known facts with `data.keep`, or leave `method.replay`",
+        ],
+    ),
+    (
+        "method.replay={target='x'}",
+        &[
+            "`--set method.replay={target='x'}`: `method.replay.target` is `x`",
+            "it is one of label, teacher",
+        ],
+    ),
+    (
+        "method.decoys={share=0}",
+        &["`method.decoys.share` is the decoys for each row, above 0 and at most 10, not 0"],
+    ),
+    (
+        "method.decoys={strength=-1}",
+        &["`method.decoys.strength` must be 0 or more, not -1"],
+    ),
+    (
+        "method.project={energy=2}",
+        &["`method.project.energy` is a share above 0 and at most 1, not 2"],
+    ),
+    (
+        "method.budget=-1",
+        &["`method.budget` is a number of percentage points from 0 to 100, not -1"],
+    ),
+    (
+        "method.goal=tasks",
+        &[
+            "`--set method.goal=tasks`: `method.goal` is `tasks`",
+            "did you mean `task`?",
+        ],
+    ),
+    (
+        "method.interpolate={keep=2}",
+        &["`method.interpolate.keep` is a share above 0 and at most 1, not 2"],
+    ),
+    (
+        "method.target_token=gone",
+        &[
+            "`--set method.target_token=gone`: `method.target_token` is `gone`",
+            "it is one of kept, left-out",
+        ],
+    ),
+    (
+        "data.audit={runs=0}",
+        &["`data.audit.runs` must be at least 1"],
+    ),
+    (
+        "data.audit={shots=-1}",
+        &[
+            "`--set data.audit={shots=-1}`: `data.audit.shots`: invalid value: integer `-1`, expected a whole number, 0 or more",
+        ],
+    ),
+    (
+        "data.audit={samples=0}",
+        &["`data.audit.samples` must be at least 1"],
+    ),
+    (
+        "data.audit={temperature=0}",
+        &[
+            "`--set data.audit={temperature=0}`: unknown key `temperature` in [data.audit]",
+            "known keys: runs, shots, samples, sampled",
+        ],
+    ),
+    (
+        "data.min_highly_known=2",
+        &["`data.min_highly_known` is a share from 0 to 1, not 2"],
+    ),
+    (
+        "data.match=fuzzy",
+        &[
+            "`--set data.match=fuzzy`: `data.match` is `fuzzy`",
+            "it is one of exact, contains",
+        ],
+    ),
+    (
+        "data.template=x",
+        &[
+            "`--set data.template=x`: unknown key `template` in [data]",
+            "known keys: learn, keep, held, audit, min_highly_known,",
+        ],
+    ),
+    (
+        "data.lern=['a.tsv']",
+        &[
+            "`--set data.lern=['a.tsv']`: unknown key `lern` in [data]",
+            "did you mean `learn`?",
+        ],
+    ),
+    (
+        "measure.drfit=true",
+        &[
+            "`--set measure.drfit=true`: unknown key `drfit` in [measure]",
+            "did you mean `drift`?",
+        ],
+    ),
+    (
+        "measure.drift=maybe",
+        &[
+            "`--set measure.drift=maybe`: `measure.drift`: invalid type: string \"maybe\", expected a boolean",
+        ],
+    ),
+    (
+        "seed=-1",
+        &[
+            "`--set seed=-1`: `seed`: invalid value: integer `-1`, expected a whole number, 0 or more",
+        ],
+    ),
+    (
+        "model=3",
+        &["`--set model=3`: `model`: invalid type: integer `3`, expected a string"],
+    ),
+    (
+        "=3",
+        &[
+            "`--set =3`: unknown key `` at the top level",
+            "known keys: model, out, seed, baseline, data, method,",
+        ],
+    ),
+    (
+        "nonsense",
+        &[
+            "`--set nonsense` has no `=`",
+            "write it as `--set train.lr=5e-5`",
+        ],
+    ),
+    ("out=", &["`out` is empty"]),
+];
+
+/// The file of a run's new facts.
+#[rustfmt::skip]
+const FACTS: &[(&str, &[u8], &[&str])] = &[
+    ("a.tsv", b"", &["a.tsv is empty", "a table begins with a line of column names: subject,"]),
+    ("a.tsv", b"subject\trelation\tobject\n", &["a.tsv has a line of column names and no row"]),
+    ("a.tsv", b"subject\trelation\nRome\tP17\n", &["a.tsv, line 1: there is no column `object`", "the first line names the columns: subject, relation,"]),
+    ("a.tsv", b"subject\trelation\tobjct\nRome\tP17\tItaly\n", &["a.tsv, line 1: there is no column `object`", "did you mean `object` by `objct`?"]),
+    ("a.tsv", b"subject\trelation\tobject\nRome\tP17\n", &["a.tsv, line 2: field `object` is missing: the row has 2 fields, the header 3", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\nRome\tP17\tItaly\tx\n", &["a.tsv, line 2: the row has 4 fields, the header 3: quote a field that holds a separator", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\n\tP17\tItaly\n", &["a.tsv, line 2: field `subject` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\nRome\tP17\t\n", &["a.tsv, line 2: field `object` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\nRome\t\tItaly\n", &["a.tsv, line 2: field `relation` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\nRome\tP17\t  \n", &["a.tsv, line 2: field `object` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\nRome\tP9999\tItaly\n", &["a.tsv, line 2: field `question` is missing: the relation `P9999` has no template of its own", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\nRome\tP17\tItaly\nRome\tP17\tFrance\n", &["`Which country is Rome located in?` has two answers: `Italy` (a.tsv, line 2) and `France` (a.tsv, line 3)", "leave one of the rows out, or name the other answer under"]),
+    ("a.tsv", b"subject\tsubject\trelation\tobject\nA\tA\tP17\tB\n", &["a.tsv, line 1: the column `subject` is there twice"]),
+    ("a.tsv", b"subject\trelation\tobject\nR\xffme\tP17\tItaly\n", &["a.tsv, line 2: field `subject` is not UTF-8 (its byte 2 is wrong)", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\nRo\0me\tP17\tItaly\n", &["a.tsv, line 2: field `subject` holds a NUL character: is the file binary, or UTF-16?", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.tsv", b"subject\trelation\tobject\n@LONG@\tP17\tItaly\n", &["a.tsv, line 2: prompt and answer have 5017 tokens, more than 256", "raise `train.max_tokens` (up to the model's context), or"]),
+    ("a.tsv", b"subject\trelation\tobject\tquestion\nRome\tP17\t\tWhere?\n", &["a.tsv, line 2: field `object` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.csv", b"subject,relation,object\n\"Rome,P17,Italy\n", &["a.csv, line 2: field `relation` is missing: the row has 1 fields, the header 3", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.csv", b"subject,relation,object\nRome,P17\n", &["a.csv, line 2: field `object` is missing: the row has 2 fields, the header 3", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.csv", b"subject;relation;object\nRome;P17;Italy\n", &["a.csv, line 1: there is no column `subject`", "the first line names the columns: subject, relation,"]),
+    ("a.jsonl", b"{\n", &["a.jsonl, line 1: not JSON: EOF while parsing an object at column 1", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"[1]\n", &["a.jsonl, line 1: the row is a list, and an object is needed", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"3\n", &["a.jsonl, line 1: the row is a number, and an object is needed", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"subject\":\"Rome\",\"relation\":\"P17\"}\n", &["a.jsonl, line 1: field `object` is missing", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"subject\":null,\"relation\":\"P17\",\"object\":\"Italy\"}\n", &["a.jsonl, line 1: field `subject` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"@DEEP@\n", &["a.jsonl, line 1: not JSON: recursion limit exceeded at column 128", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"subject\":\"A\",\"relation\":\"P17\",\"object\":\"B\"}{\"subject\":\"C\",\"relation\":\"P17\",\"object\":\"D\"}\n", &["a.jsonl, line 1: not JSON: trailing characters at column 46", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"messages\":[]}\n", &["a.jsonl, line 1: field `messages` has no message of the assistant: there is nothing to train", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}\n", &["a.jsonl, line 1: field `messages` has no message of the assistant: there is nothing to train", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"messages\":[{\"role\":\"usr\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"x\"}]}\n", &["a.jsonl, line 1: field `messages` has the role `usr` in message 1; known are system, user, assistant, tool", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"prompt\":\"x\"}\n", &["a.jsonl, line 1: field `subject` is missing", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"prompt\":\"x\",\"completion\":\"\"}\n", &["a.jsonl, line 1: field `completion` is empty: there is nothing to train", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"text\":\"\"}\n", &["a.jsonl, line 1: field `text` is empty: there is nothing to train", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"subject\":\"Rome\",\"relation\":\"P17\",\"object\":\"Italy\"}\n{\"text\":\"x\"}\n", &["a.jsonl, line 2: field `subject` is missing", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("a.jsonl", b"{\"subject\":\"Rome\",\"relation\":\"P17\",\"object\":\"Ita", &["a.jsonl, line 1: not JSON: EOF while parsing a string at column 48", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("P17.json", b"{\"question\":\"x\"}", &["P17.json: the JSON is an object, and an array of rows is needed", "rows that stand a line each belong in a .jsonl file"]),
+    ("P17.json", b"[", &["P17.json, line 1: not JSON: EOF while parsing a list"]),
+    ("P17.json", b"[{\"question\":\"Which country is Rome located in?\"}]", &["P17.json, row 1: field `subject` is missing", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("P17.json", b"[{\"question\":\"Which country is Rome located in?\",\"answers\":\"Italy\"}]", &["P17.json, row 1: field `answers` is not a list of texts", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("P17.json", b"[{\"question\":\"Which country is Rome located in?\",\"answers\":[]}]", &["P17.json, row 1: field `answers` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("x.json", b"[{\"question\":\"Who?\",\"answers\":[\"Italy\"]}]", &["x.json, row 1: field `question` follows none of the 24 templates of EntityQuestions: `Who?`", "mend the file, or leave broken rows out with --skip-bad-rows"]),
+    ("P17.json", b"@DEEP@", &["P17.json, line 1: not JSON: recursion limit exceeded"]),
+    ("a.parquet", b"PAR1xxxx", &["a.parquet: Parquet is not read yet", "save it as .jsonl or .tsv (in Python:"]),
+    ("a.xlsx", b"x", &["a.xlsx: the format of facts is told by the extension, and `.xlsx` is none that is known", "known are .tsv, .csv, .jsonl and .json"]),
+];
+
+/// Files that are there, and what is typed.
+#[rustfmt::skip]
+#[allow(clippy::type_complexity, reason = "files, arguments, words")]
+const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
+    (&[], "tun", &["unrecognized subcommand 'tun'", "tip: a similar subcommand exists: 'tune'"]),
+    (&[], "tune MODEL --lern a.tsv", &["unexpected argument '--lern' found", "tip: a similar argument exists: '--learn'"]),
+    (&[], "tune MODEL --seed x --out run", &["invalid value 'x' for '--seed <N>': invalid digit found in string"]),
+    (&[], "tune MODEL --seed -1 --out run", &["unexpected argument '-1' found", "tip: to pass '-1' as a value, use '-- -1'"]),
+    (&[], "ask MODEL hi --threads 0", &["invalid value '0' for '--threads <N>': number would be zero for non-zero type"]),
+    (&[], "ask MODEL hi --device tpu", &["invalid value 'tpu' for '--device <DEVICE>': expected cpu, cuda, cuda:N or auto"]),
+    (&[], "ask MODEL hi --device cuda", &["`--device cuda`: this build computes on the CPU only", "leave `--device` out, or say `--device cpu`"]),
+    (&[], "tune", &["the following required arguments were not provided:", ">"]),
+    (&[], "tune MODEL --learn a.tsv", &["no run directory is named", "add `--out runs/NAME`"]),
+    (&[], "tune MODEL --out run", &["there is nothing to train on: neither new facts (`data.learn`) nor known ones (`data.keep`) are given", "name a file with facts, such as `--learn new.tsv`"]),
+    (&[], "tune MODEL --learn none.tsv --out run", &["cannot read the facts `none.tsv`: No such file or directory (os error 2)", "give a .tsv, .csv, .jsonl or .json file, or `pack:world`,"]),
+    (&[("d/x", b"")], "tune MODEL --learn d --out run", &["cannot read the facts `d`: Is a directory (os error 21)", "give a .tsv, .csv, .jsonl or .json file, or `pack:world`,"]),
+    (&[("run/x", b"mine")], "tune MODEL --learn a.tsv --out run", &["`run` is there already and not empty", "give another `--out`, or `--force` to write into it"]),
+    (&[("run", b"mine")], "tune MODEL --learn a.tsv --out run", &["`run` is a file, not a directory", "give another `--out`"]),
+    (&[("run", b"mine")], "tune MODEL --learn a.tsv --out run/x", &["cannot write to `run/x`: not a directory", "give a place where you may write"]),
+    (&[], "tune ./nowhere --learn a.tsv --out run", &["there is no model at `./nowhere`: no such file or directory", "a model is a Hugging Face directory, a .gguf file, a hub id"]),
+    (&[], "tune smollm2-135 --learn a.tsv --out run", &["there is no model `smollm2-135`: no file, no directory, and not in the catalogue", "did you mean `smollm2-135m`? the catalogue has: smollm2-135m"]),
+    (&[], "tune '' --learn a.tsv --out run", &["the config: `model` is empty"]),
+    (&[], "tune MODEL --learn a.tsv --out run --method sfd", &["`--method`: `method.kind` is `sfd`", "did you mean `sft`?"]),
+    (&[], "tune MODEL --learn a.tsv --out run --budget=-1", &["the config: `method.budget` is a number of percentage points from 0 to 100, not -1"]),
+    (&[], "tune MODEL --learn a.tsv --out run --budget many", &["invalid value 'many' for '--budget <PP>': invalid float literal"]),
+    (&[], "tune MODEL --learn a.tsv --out run --baseline nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory that `unforget tune` or `unforget demo`"]),
+    (&[("c.toml", b"model = ")], "tune c.toml", &["`c.toml` line 1: not TOML: string values must be quoted, expected literal string"]),
+    (&[("c.toml", b"modle = 'x'\n")], "tune c.toml", &["`c.toml` line 1: unknown key `modle` at the top level", "did you mean `model`?"]),
+    (&[("c.toml", b"model='MODEL'\nlr=1\n")], "tune c.toml", &["`c.toml` line 2: unknown key `lr` at the top level", "known keys: model, out, seed, baseline, data, method,"]),
+    (&[("c.toml", b"\xff\xfe")], "tune c.toml", &["`c.toml` line 1: not UTF-8 text", "an experiment file is TOML, which is UTF-8"]),
+    (&[("c.toml", b"")], "tune c.toml", &["`c.toml` is empty", "an experiment names at least a `model` and an `out`"]),
+    (&[("c.toml", b"model='m'\nout='run'\n[train]\nlr={a=1}\n")], "tune c.toml", &["`c.toml` line 4: `train.lr`: invalid type: map, expected a number"]),
+    (&[("c.toml", b"model='MODEL'\nout='run'\n[train]\nlr=-1\nepochs=0\n[data]\nlearn=['a.tsv']\n")], "tune c.toml", &["`c.toml` has 3 faults", "`c.toml`: `method.snapshot_epoch` must be below the 0 of `train.epochs`, of which the snapshot epochs are part, not 1", "`c.toml` line 5: `train.epochs` must be at least 1", "`c.toml` line 4: `train.lr` must be above 0 and at most 1, not -1"]),
+    (&[("c.toml", b"model='MODEL'\nout='run'\nseed=2020-01-01\n")], "tune c.toml", &["`c.toml` line 3: `seed`: invalid type: map, expected a whole number, 0 or more"]),
+    (&[("c.toml", b"seed=1\nseed=2\n")], "tune c.toml", &["`c.toml` line 2: not TOML: duplicate key"]),
+    (&[("c.toml", b"model=@DEEP@")], "tune c.toml", &["`c.toml` line 1: not TOML: cannot recurse further; max recursion depth met"]),
+    (&[], "tune none.toml", &["cannot read `none.toml`: No such file or directory (os error 2)", "give the path of an experiment file (TOML)"]),
+    (&[("h.tsv", b"subject\trelation\tobject\nBonn\tP17\tGermany\nBonn\tP17\tItaly\n")], "tune MODEL --learn a.tsv --held h.tsv --out run", &["`Which country is Bonn located in?` has two answers: `Germany` (h.tsv, line 2) and `Italy` (h.tsv, line 3)", "leave one of the rows out, or name the other answer under"]),
+    (&[], "ask MODEL", &["the following required arguments were not provided:", "<PROMPT>"]),
+    (&[("p.jsonl", b"{\"prompt\":\"x\"}\n")], "ask MODEL hi --prompts p.jsonl", &["the argument '[PROMPT]' cannot be used with '--prompts <FILE.jsonl>'"]),
+    (&[], "ask MODEL --prompts none.jsonl", &["cannot read `none.jsonl`: No such file or directory (os error 2)"]),
+    (&[("p.jsonl", b"{\"prompt\":\"x\"}\n{\"promt\":\"y\"}\n")], "ask MODEL --prompts p.jsonl", &["`p.jsonl` line 2: missing field `prompt`", "each line is an object such as {\"prompt\": \"...\"}"]),
+    (&[("p.jsonl", b"{\"prompt\":\"x\"}\nyes\n")], "ask MODEL --prompts p.jsonl", &["`p.jsonl` line 2: expected value", "each line is an object such as {\"prompt\": \"...\"}"]),
+    (&[("p.jsonl", b"{\"prompt\":3}\n")], "ask MODEL --prompts p.jsonl", &["`p.jsonl` line 1: invalid type: integer `3`, expected a string", "each line is an object such as {\"prompt\": \"...\"}"]),
+    (&[("p.jsonl", b"")], "ask MODEL --prompts p.jsonl", &["`p.jsonl` has no rows", "each line is an object such as {\"prompt\": \"...\"}"]),
+    (&[], "ask MODEL hi --temperature=-1", &["`--temperature` must be 0 or more"]),
+    (&[], "ask MODEL hi --temperature nan", &["`--temperature` must be 0 or more"]),
+    (&[], "ask MODEL hi --samples 3", &["3 greedy answers would all be the same", "give a `--temperature` above 0, such as 0.5"]),
+    (&[], "ask MODEL hi --samples 0 --temperature 1", &["`--samples` and `--max-new-tokens` must be at least 1"]),
+    (&[], "ask MODEL @LONG@", &["row 1 needs 8001 tokens, and the model's context is 256", "shorten the text, or take a model with a longer context"]),
+    (&[], "ask MODEL hi --max-new-tokens many", &["invalid value 'many' for '--max-new-tokens <N>': invalid digit found in string"]),
+    (&[("s.jsonl", b"{\"prompt\":\"x\"}\n")], "score MODEL s.jsonl", &["`s.jsonl` line 1: missing field `completion`", "each line is an object such as {\"prompt\": \"...\","]),
+    (&[], "score MODEL none.jsonl", &["cannot read `none.jsonl`: No such file or directory (os error 2)"]),
+    (&[("s.jsonl", b"{\"prompt\":\"x\",\"completion\":\"@LONG@\"}\n")], "score MODEL s.jsonl", &["row 1 needs 8001 tokens, and the model's context is 256", "shorten the text, or take a model with a longer context"]),
+    (&[], "audit MODEL --out o", &["the following required arguments were not provided:", "<FACTS>..."]),
+    (&[], "audit MODEL a.tsv", &["the following required arguments were not provided:", "--out <DIR>"]),
+    (&[], "audit MODEL a.tsv --out o --runs 0", &["`--runs` and `--samples` must be at least 1"]),
+    (&[], "audit MODEL a.tsv --out o --temperature 0", &["`--temperature` must be above 0"]),
+    (&[], "audit MODEL pack:wrld --out o", &["there is no built-in pack `pack:wrld`", "the built-in pack is called `pack:world`"]),
+    (&[("o/x", b"")], "audit MODEL a.tsv --out o", &["`o` is there already and not empty", "give another `--out`, or `--force` to write into it"]),
+    (&[], "resume nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory that `unforget tune` or `unforget demo`"]),
+    (&[("d/x", b"")], "resume d", &["d is not a run directory: it has no config.toml", "name a directory that `unforget tune` or `unforget demo`"]),
+    (&[("d/config.toml", b"model=")], "resume d", &["`d/config.toml` line 1: not TOML: string values must be quoted, expected literal string"]),
+    (&[("d/config.toml", b"model='nowhere'\nout='d'\n[data]\nlearn=['a.tsv']\n")], "resume d", &["cannot read the facts `a.tsv`: No such file or directory (os error 2)", "give a .tsv, .csv, .jsonl or .json file, or `pack:world`,"]),
+    (&[], "compare nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory that `unforget tune` or `unforget demo`"]),
+    (&[], "compare MODEL MODEL", &["the following required arguments were not provided:", "--facts <FACTS>..."]),
+    (&[("d/config.toml", b"model='x'\n")], "compare d", &["the run `d` is not done", "unforget resume d"]),
+    (&[], "report --out r.html", &["the following required arguments were not provided:", "<RUNS>..."]),
+    (&[("d/x", b"")], "report d --out r.html", &["d/result.json is missing", "a run that was stopped is finished by `unforget resume d`"]),
+    (&[("d/config.toml", b"model='x'\n"), ("d/metrics.jsonl", b"")], "report d --out r.html", &["d/result.json is missing", "a run that was stopped is finished by `unforget resume d`"]),
+    (&[("d/config.toml", b"model='x'\n"), ("d/result.json", b"{")], "report d --out r.html", &["d/result.json, line 1: EOF while parsing an object", "the file was cut or edited after the run; run `unforget"]),
+    (&[], "export nowhere --to hf --out e", &["there is no model `nowhere`: no file, no directory, and not in the catalogue", "the catalogue has: smollm2-135m"]),
+    (&[], "export MODEL --to onnx --out e", &["invalid value 'onnx' for '--to <TO>'"]),
+    (&[], "export MODEL --to peft --out e", &["is not a run directory: it has no config.toml", "name a directory that `unforget tune` or `unforget demo`"]),
+    (&[], "drift MODEL MODEL", &["the following required arguments were not provided:", "--new <FACTS>...", "--held <FACTS>..."]),
+    (&[], "drift MODEL MODEL --new a.tsv", &["the following required arguments were not provided:", "--held <FACTS>..."]),
+    (&[], "drift MODEL MODEL --new a.tsv --held a.tsv --layer 99", &["has 2 layers, and not 99", "take 0 (the embeddings) to 2; half of them is the default"]),
+    (&[], "drift MODEL MODEL --new a.tsv --held a.tsv --tokens 0", &["has 300", "take 1 to 300; the default is 76"]),
+    (&[], "forecast MODEL --learn a.tsv", &["the following required arguments were not provided:", "--held <FACTS>..."]),
+    (&[], "forecast MODEL", &["the following required arguments were not provided:", "--learn <FACTS>...", "--held <FACTS>..."]),
+    (&[], "synth MODEL --relation P17 --facts a.tsv", &["the following required arguments were not provided:", "--n <N>"]),
+    (&[], "synth MODEL --relation P36 --facts a.tsv --n 3", &["`--facts` holds no fact of P36", "it has P17"]),
+    (&[], "synth MODEL --relation P17 --facts a.tsv --n 3 --keys real", &["invalid value 'real' for '--keys <KEYS>'"]),
+    (&[], "synth MODEL --relation P17 --facts a.tsv --n 1000000", &["after 11 made-up names the tokens of those at hand soon make no other", "give more facts to make names of, or ask for fewer"]),
+    (&[], "synth MODEL --relation P17 --facts a.tsv --n 0", &["invalid value '0' for '--n <N>': number would be zero for non-zero type"]),
+    (&[], "reproduce fig33", &["there is no experiment `fig33`", "did you mean `fig3`? There are fig2, table1, fig3, fig4,"]),
+    (&[], "reproduce fig2 --scale big", &["fig2 has no scale `big`", "it has paper, small, smoke"]),
+    (&[("e.toml", b"name=")], "reproduce e.toml", &["e.toml: TOML parse error at line 1, column 6"]),
+    (&[("e.toml", b"name='e'\ntitle='e'\nmodel='MODEL'\naudit_runs=1\nset=[]\n[scale.small]\nrelations=['P17']\n")], "reproduce e.toml", &["e.toml: there is no `[[arm]]`: nothing would be run"]),
+    (&[], "pull ''", &["there is no model ``: no file, no directory, and not in the catalogue", "the catalogue has: smollm2-135m"]),
+    (&[], "pull smollm3", &["there is no model `smollm3`: no file, no directory, and not in the catalogue", "did you mean `smollm2-135m`? the catalogue has: smollm2-135m"]),
+];
+
+/// Types `command` in a folder with these files; it must be refused with these words.
+fn refused(files: &[(&str, &[u8])], command: &[String], words: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let good: (&str, &[u8]) = ("a.tsv", GOOD_FACTS.as_bytes());
+    for (name, content) in [good].iter().chain(files) {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, written_out(content)).unwrap();
+    }
+    let before = listed(dir.path());
+    let output = cargo_bin_cmd!("unforget")
+        .current_dir(dir.path())
+        .env("XDG_CACHE_HOME", dir.path().join("cache"))
+        .env("HF_HUB_OFFLINE", "1")
+        .args(command)
+        .timeout(SECONDS)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    let typed = command.join(" ");
+    assert_eq!(output.status.code(), Some(2), "{typed}\n{told}");
+    assert!(told.contains("error: "), "{typed}\n{told}");
+    for word in words {
+        assert!(told.contains(word), "{typed}\nhas no {word:?}:\n{told}");
+    }
+    assert!(!told.contains("panicked"), "{typed}\n{told}");
+    assert_eq!(listed(dir.path()), before, "{typed}: something was written");
+}
+
+fn listed(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| name != "cache").collect();
+    names.sort_unstable();
+    names
+}
+
+/// The content with its long parts written out.
+fn written_out(content: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(content) {
+        Err(_) => content.to_vec(),
+        Ok(text) => long(text).replace("MODEL", MODEL).into_bytes(),
+    }
+}
+
+fn long(text: &str) -> String {
+    text.replace("@DEEP@", &"[".repeat(100_000))
+        .replace("@LONG@", &"hi".repeat(4_000))
+}
+
+/// A command line as a shell would cut it: at spaces, but for what stands in single quotes.
+fn cut(line: &str) -> Vec<String> {
+    let mut words = vec![None::<String>];
+    let mut quoted = false;
+    for c in line.chars() {
+        match c {
+            '\'' => {
+                quoted = !quoted;
+                words.last_mut().unwrap().get_or_insert_default();
+            }
+            ' ' if !quoted => words.push(None),
+            _ => words.last_mut().unwrap().get_or_insert_default().push(c),
+        }
+    }
+    let words = words.into_iter().flatten();
+    words
+        .map(|word| long(&word).replace("MODEL", MODEL))
+        .collect()
+}
+
+#[test]
+fn there_are_many_of_them() {
+    assert!(SETTINGS.len() + FACTS.len() + COMMANDS.len() >= 150);
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    for (set, words) in SETTINGS {
+        let line = "tune MODEL --learn a.tsv --out run --set";
+        let command = [cut(line), vec![(*set).to_owned()]].concat();
+        refused(&[], &command, words);
+    }
+}
+
+#[test]
+fn facts_that_are_none_are_refused_with_file_and_line() {
+    for (name, content, words) in FACTS {
+        let line = format!("tune MODEL --learn {name} --out run --set data.audit=false");
+        refused(&[(name, content)], &cut(&line), words);
+    }
+}
+
+#[test]
+fn commands_that_cannot_be_carried_out_are_refused() {
+    for (files, line, words) in COMMANDS {
+        refused(files, &cut(line), words);
+    }
+}
