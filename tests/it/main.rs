@@ -11,6 +11,7 @@ mod experiment;
 mod facts;
 mod faults;
 mod forecast;
+mod fuzz;
 mod golden;
 mod lora;
 mod model;
