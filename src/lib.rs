@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod experiment;
 pub mod facts;
+mod figures;
 pub mod forecast;
 pub mod generate;
 pub mod interrupt;

@@ -53,6 +53,9 @@ pub struct Tune {
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
+    /// Train nothing: say what the run would take in memory, disk and time
+    #[arg(long)]
+    dry_run: bool,
     /// Keep the checkpoints when the run is done
     #[arg(long)]
     keep_checkpoints: bool,
@@ -62,6 +65,14 @@ impl Tune {
     pub fn run(self, context: &Context) -> Result<()> {
         let config = self.config(context.seed)?;
         output::check_free_dir(&config.out, self.force)?;
+        if self.dry_run {
+            let foretold = train::foretell(&config, &context.progress)?;
+            return if context.json {
+                output::json(&foretold)
+            } else {
+                output::line(&foretold.to_string())
+            };
+        }
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
             ..Options::default()
@@ -224,6 +235,7 @@ mod tests {
             set: Vec::new(),
             baseline: None,
             force: false,
+            dry_run: false,
             keep_checkpoints: false,
         }
     }

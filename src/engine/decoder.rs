@@ -67,6 +67,24 @@ impl Decoder {
         }
     }
 
+    /// Numbers that [`Decoder::reserve`] makes room for, and a pass over so many tokens writes.
+    pub fn floats(c: &ModelConfig, tokens: usize, train: bool) -> usize {
+        let h = Heads {
+            queries: c.num_attention_heads,
+            groups: c.num_key_value_heads,
+            dim: c.head_dim,
+        };
+        let (d, f, wide) = (c.hidden_size, c.intermediate_size, h.queries * h.dim);
+        let normed = if c.qk_norm { h.queries + h.groups } else { 0 };
+        let state = 2 + h.width() + normed * (h.dim + 1) + wide + h.queries + d + 2 * f;
+        let (states, gradient) = if train {
+            (c.num_hidden_layers, 2 * d + f + h.width() + wide)
+        } else {
+            (1, 0)
+        };
+        tokens * ((states + 1) * d + states * state + d + f + gradient)
+    }
+
     /// The heads of the model.
     pub fn heads(&self) -> Heads {
         self.heads

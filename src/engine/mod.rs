@@ -258,6 +258,16 @@ impl Engine {
         }
     }
 
+    /// Numbers that a forward and backward pass over so many tokens holds.
+    pub fn training_floats(config: &ModelConfig, tokens: usize) -> usize {
+        Decoder::floats(config, tokens, true)
+    }
+
+    /// Numbers that a forward pass alone holds.
+    pub fn asking_floats(config: &ModelConfig, tokens: usize) -> usize {
+        Decoder::floats(config, tokens, false)
+    }
+
     /// Hidden states after the final norm at `positions` (indices in `batch.tokens`): (P, D).
     pub fn hidden(&mut self, params: &Params, batch: &Batch, positions: &[usize]) -> Vec<f32> {
         let layers = self.config.num_hidden_layers;

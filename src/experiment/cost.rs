@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Arm, Experiment, Figure, ONLY_KNOWN, Scale, place, source::relations};
-use crate::{Result, engine::matmul, model::Model, report::figures, run::memory_of_machine};
+use crate::{Result, engine::matmul, figures, model::Model, run::memory_of_machine};
 
 /// Tokens of a row, about: a question and its answer, less what it begins with like others.
 const TOKENS_A_ROW: f64 = 15.0;

@@ -23,7 +23,7 @@ pub use choose::{argmax, distribution, draw, log_sum_exp};
 pub const CALL_TOKENS: usize = 2048;
 
 /// Keys and values held at once.
-const CACHE_BYTES: usize = 256 << 20;
+pub const CACHE_BYTES: usize = 256 << 20;
 
 /// Rows that are decoded side by side.
 const MAX_LANES: usize = 512;

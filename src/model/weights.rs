@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use rayon::prelude::*;
 
 use super::{Dtype, Layout, ModelConfig, Params, params::TensorInfo};
-use crate::{Error, Result};
+use crate::{Error, Result, figures, run::memory_of_machine};
 
 /// Elements that one job converts: enough to be worth a job, few enough to keep every core busy.
 const JOB_ELEMENTS: usize = 1 << 18;
@@ -42,6 +42,7 @@ pub(super) fn read(source: &impl Source, config: &ModelConfig, path: &Path) -> R
             Some(_) => {}
         }
     }
+    require_room(&layout, path)?;
     let mut params = Params::zeros(Arc::new(layout));
     let layout = params.layout.clone();
     let mut rest: &mut [f32] = &mut params.data;
@@ -86,5 +87,23 @@ pub(super) fn convert(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
                 *o = half::bf16::from_le_bytes(*b).to_f32();
             }
         }
+    }
+}
+
+/// Refuses weights that this machine has no memory for, before room for them is made.
+fn require_room(layout: &Layout, path: &Path) -> Result<()> {
+    let bytes = (layout.len * size_of::<f32>()) as u64;
+    match memory_of_machine() {
+        Some(machine) if bytes > machine => Err(Error::input_hint(
+            format!(
+                "{} has {} weights: in f32 they need {} of memory, and this machine has {}",
+                path.display(),
+                figures::thousands(layout.len),
+                figures::memory(bytes),
+                figures::memory(machine)
+            ),
+            "take a smaller model, or a machine with more memory",
+        )),
+        _ => Ok(()),
     }
 }

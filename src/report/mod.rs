@@ -5,7 +5,6 @@
 
 mod bundle;
 pub mod chart;
-pub(crate) mod figures;
 mod method;
 mod page;
 mod pictures;

@@ -10,7 +10,6 @@ use sha2::{Digest, Sha256};
 use super::{
     RecordedRun,
     chart::{self, Chart},
-    figures::{duration, memory, percent, pp, thousands},
     method::{Identity, capitalised, identities, protagonists},
     pictures::{self, name_of},
     settings::{differences, flat_json, report_command, shell_word},
@@ -18,6 +17,7 @@ use super::{
 use crate::{
     Error, Result,
     config::Goal,
+    figures::{duration, memory, percent, pp, thousands},
     run::{FactRow, Split, State},
 };
 

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::{
     RecordedRun,
     chart::{Across, Bar, Bars, Chart, Group, Map, Panel, Point, Series, Unit, wilson},
-    figures::thousands,
     method::{Identity, identities},
 };
 use crate::{
+    figures::thousands,
     measure::sample,
     run::{Drift, FactRow, Split, State},
 };

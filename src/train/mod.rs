@@ -11,6 +11,7 @@ pub mod batches;
 pub mod checkpoint;
 mod evaluate;
 mod finish;
+mod foretell;
 pub mod objective;
 mod prepare;
 mod schedule;
@@ -19,7 +20,8 @@ mod trained;
 mod visits;
 mod warm;
 
-pub use prepare::{Options, resume, tune, tune_on};
+pub use foretell::{Foretold, Memory as MemoryForetold};
+pub use prepare::{Options, foretell, resume, tune, tune_on};
 
 use self::{
     adamw::{AdamW, AdamWSettings, Average, clip_scale, first_non_finite, global_norm},
@@ -101,6 +103,8 @@ struct Trainer<'a> {
     audit_after: Option<AuditAfter>,
     options: Options,
     warm: Option<PathBuf>,
+    /// What the run was foretold to hold in memory.
+    memory: foretell::Memory,
     progress: &'a Progress,
     curves: Curves,
 
@@ -146,14 +150,14 @@ impl<'a> Trainer<'a> {
         let trained = splits.known.iter().chain(&splits.unknown);
         let mut rows = training_rows(trained.map(|f| &f.fact), &template, &model, &config.train)?;
         rows.extend(texts);
+        let tensors = trained::tensors(&config.train, &model.params)?;
+        let memory = foretell::Memory::of(&config, &model, &tensors, &rows);
+        memory.require(&config)?;
         let exam_of =
             |facts: Vec<&Fact>| Exam::new(facts, &template, &model.tokenizer, config.data.rule);
         let exam = exam_of(splits.iter().map(|(_, f)| &f.fact).collect())?;
         let watch = exam_of(splits.watched.iter().map(|f| &f.fact).collect())?;
-        let gradients = Gradients::new(
-            &model.params,
-            &trained::tensors(&config.train, &model.params)?,
-        );
+        let gradients = Gradients::new(&model.params, &tensors);
         let trained = Trained::new(&config, &model.params, &gradients);
         let settings = AdamWSettings {
             betas: config.train.betas,
@@ -209,6 +213,7 @@ impl<'a> Trainer<'a> {
             audit_after,
             options,
             warm,
+            memory,
             progress,
             learned_rows: rows.len(),
             rows,

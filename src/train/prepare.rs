@@ -9,14 +9,14 @@ use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    AuditAfter, SPLITS, Trainer, TuneJob,
+    AuditAfter, Foretold, SPLITS, Trainer, TuneJob,
     batches::{text_training_rows, training_rows},
     finish::{SplitRow, before_of, splits_of},
     trained,
 };
 use crate::{
     Error, Result,
-    audit::{AuditSettings, audit},
+    audit::{AuditSettings, Label, audit},
     config::{Config, Goal, Train},
     engine::Engine,
     facts::{self, Fact, ReadOptions, Text, drop_contradicted},
@@ -100,6 +100,44 @@ pub(super) fn trainer<'a>(
             begun.discard();
         }
     })
+}
+
+/// What the run of `config` would take. Nothing is audited, asked of the base model or written into `config.out`: known facts
+/// that the audit would choose are taken to be the first ones.
+///
+/// # Errors
+/// [`Error::Input`] for whatever is wrong with config, facts or model, and when the machine has too little memory.
+pub fn foretell(config: &Config, progress: &Progress) -> Result<Foretold> {
+    config.validate()?;
+    let data = Data::read(config)?;
+    data.notes.iter().for_each(|note| progress.note(note));
+    let model = Model::load(&config.model)?;
+    let config = &chosen(config, &model, progress);
+    check(
+        config,
+        &model,
+        data.learn.iter().chain(data.keep.iter().flatten()),
+    )?;
+    let texts = text_training_rows(&data.texts, &model, &config.train)?;
+    let audit = config.data.audit.as_ref();
+    let audited = audit.map_or(0, |audit| audit.runs * data.audited().len());
+    let mut splits = data.unasked(config)?;
+    if config.method.budget.is_some() {
+        splits.watch_half(config.seed)?;
+    }
+    // Steps that are timed write their metrics.
+    let place = tempfile::tempdir().map_err(Error::io("write", &std::env::temp_dir()))?;
+    let job = TuneJob {
+        config: config.clone(),
+        out: begin(place.path(), config, &model, BTreeMap::new())?,
+        model,
+        splits,
+        texts,
+        audit_after: None,
+        options: Options::default(),
+        warm: None,
+    };
+    Trainer::new(job, &Progress::quiet())?.foretold(audited)
 }
 
 /// Runs `config` on facts that are audited and split already; labels after training are not asked.
@@ -413,6 +451,33 @@ impl Data {
             settings,
             exemplars: self.audited(),
         }))
+    }
+
+    /// The splits as they would be if the model knew all that it is not taught.
+    fn unasked(self, config: &Config) -> Result<Splits> {
+        let given = |facts: Option<Vec<Fact>>| facts.unwrap_or_default();
+        if config.data.audit.is_none() {
+            return Ok(Splits::as_given(
+                self.learn,
+                given(self.keep),
+                given(self.held),
+            ));
+        }
+        let known = |facts: Vec<Fact>| -> Vec<SplitFact> {
+            let known = |fact| SplitFact {
+                label: Some(Label::HighlyKnown),
+                ..SplitFact::new(fact, None)
+            };
+            facts.into_iter().map(known).collect()
+        };
+        let files = AuditedFiles {
+            texts: self.texts.len(),
+            learn: known(self.learn),
+            keep: self.keep.map(known),
+            held: self.held.map(known),
+            pool: known(self.pool),
+        };
+        Splits::from_audit(files, 0.0, config.seed)
     }
 
     fn split(self, config: &Config, model: &Model, progress: &Progress) -> Result<Splits> {

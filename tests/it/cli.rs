@@ -252,6 +252,61 @@ pub fn write_facts(dir: &Path) {
     table("held.tsv", &[["Madrid", "Spain"]]);
 }
 
+#[test]
+fn what_a_run_would_take_is_told_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let told = run(dir.path(), &[&TUNE[..], &["--dry-run"]].concat());
+    assert!(told.status.success(), "{}", stderr(&told));
+    let told = stdout(&told);
+    for words in [
+        "rows: 2 known and 2 new; ",
+        "at most 4 steps in 4 epochs",
+        "\nmemory: ",
+        "\ndisk: ",
+        "\ntime: about ",
+        "for each evaluation of 5 facts)",
+    ] {
+        assert!(told.contains(words), "{words:?} is not in: {told}");
+    }
+    let told = &json_lines(&run(
+        dir.path(),
+        &[
+            &TUNE[..],
+            &["--dry-run", "--json", "--set", "train.trainable=ffn"],
+        ]
+        .concat(),
+    ))[0];
+    let parameters = told["parameters"].as_u64().unwrap();
+    assert_eq!(told["memory"]["weights"], 4 * parameters);
+    assert_eq!(
+        told["memory"]["gradients"],
+        4 * told["trained"].as_u64().unwrap(),
+        "what is frozen has none"
+    );
+    assert!(told["trained"].as_u64().unwrap() < parameters);
+    assert!(!dir.path().join("run").exists());
+
+    // The audit is counted and not made.
+    let audited = [
+        "tune",
+        MODEL,
+        "--learn",
+        "learn.tsv",
+        "--out",
+        "run",
+        "--dry-run",
+    ];
+    let told = run(dir.path(), &audited);
+    assert!(told.status.success(), "{}", stderr(&told));
+    assert!(
+        stdout(&told).contains(", and an audit of "),
+        "{}",
+        stdout(&told)
+    );
+    assert_eq!(stderr(&told), "");
+}
+
 pub const TUNE: [&str; 16] = [
     "tune",
     MODEL,

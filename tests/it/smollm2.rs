@@ -132,3 +132,46 @@ fn experiments_of_the_paper_run_at_their_smallest() {
         "{page}"
     );
 }
+
+#[test]
+fn memory_is_foretold_within_a_tenth() {
+    if std::env::var("UNFORGET_SMOLLM2").is_err() {
+        eprintln!("UNFORGET_SMOLLM2 is not set: skipped");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let countries = ["Italy", "Norway", "Peru", "Japan"];
+    let rows = (0..32).map(|i| format!("Town {i}\tP17\t{}\n", countries[i % 4]));
+    let facts = format!("subject\trelation\tobject\n{}", rows.collect::<String>());
+    std::fs::write(dir.path().join("learn.tsv"), facts).expect("writable");
+    let tune = |args: &[&str]| {
+        let output = assert_cmd::cargo::cargo_bin_cmd!("unforget")
+            .current_dir(dir.path())
+            .args([
+                "tune",
+                "smollm2-135m",
+                "--learn",
+                "learn.tsv",
+                "--keep",
+                "learn.tsv",
+            ])
+            .args(["--set", "data.audit=false", "--set", "train.epochs=2"])
+            .args(["--set", "train.batch_size=16", "--out", "run", "--json"])
+            .args(args)
+            .output()
+            .expect("it starts");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {told}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    for method in ["method.kind=sft", "method.teacher=hidden"] {
+        let foretold = tune(&["--dry-run", "--set", method])["memory_bytes"].as_f64();
+        let peak = tune(&["--force", "--set", method])["peak_memory_bytes"].as_f64();
+        let (foretold, peak) = (foretold.expect("a number"), peak.expect("a number"));
+        let ratio = foretold / peak;
+        assert!(
+            (0.9..1.1).contains(&ratio),
+            "{method}: {foretold} of {peak}"
+        );
+    }
+}

@@ -1,6 +1,6 @@
 //! What the axes count, and round numbers on them.
 
-use crate::report::figures::{rounded, thousands};
+use crate::figures::{rounded, thousands};
 
 /// Steps between the numbers on an axis, at most.
 const STEPS: f64 = 5.0;

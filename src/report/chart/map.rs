@@ -10,7 +10,7 @@ use super::{
     drawable,
     pen::{Area, MARK, Plot, RULE, THIN, colour, line, mark, shortened, text, title},
 };
-use crate::report::figures::thousands;
+use crate::figures::thousands;
 
 /// Of the plot, which is square.
 const SIDE: i32 = WIDTH - RIGHT - EDGE;
