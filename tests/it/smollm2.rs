@@ -141,9 +141,11 @@ fn memory_is_foretold_within_a_tenth() {
     }
     let dir = tempfile::tempdir().expect("a temporary directory");
     let countries = ["Italy", "Norway", "Peru", "Japan"];
-    let rows = (0..32).map(|i| format!("Town {i}\tP17\t{}\n", countries[i % 4]));
-    let facts = format!("subject\trelation\tobject\n{}", rows.collect::<String>());
-    std::fs::write(dir.path().join("learn.tsv"), facts).expect("writable");
+    for (name, count) in [("learn", 32), ("keep", 16)] {
+        let rows = (0..count).map(|i| format!("{name} {i}\tP17\t{}\n", countries[i % 4]));
+        let facts = format!("subject\trelation\tobject\n{}", rows.collect::<String>());
+        std::fs::write(dir.path().join(format!("{name}.tsv")), facts).expect("writable");
+    }
     let tune = |args: &[&str]| {
         let output = assert_cmd::cargo::cargo_bin_cmd!("unforget")
             .current_dir(dir.path())
@@ -153,7 +155,7 @@ fn memory_is_foretold_within_a_tenth() {
                 "--learn",
                 "learn.tsv",
                 "--keep",
-                "learn.tsv",
+                "keep.tsv",
             ])
             .args(["--set", "data.audit=false", "--set", "train.epochs=2"])
             .args(["--set", "train.batch_size=16", "--out", "run", "--json"])
