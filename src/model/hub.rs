@@ -1,9 +1,27 @@
 //! Models of the Hugging Face hub, into the cache that `transformers` shares.
+//!
+//! As `huggingface_hub` has it: `HF_HOME` is where the cache is, `HF_ENDPOINT` the hub, `HF_TOKEN` the token (else the one that was
+//! logged in with), `HF_HUB_OFFLINE` keeps from asking, and `HF_HUB_DOWNLOAD_TIMEOUT` says for how many seconds nothing may come.
 
-use std::path::PathBuf;
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::api::{
+    Progress,
+    sync::{ApiBuilder, ApiError},
+};
+use indicatif::{ProgressBar, ProgressStyle};
 
+use super::checksum;
 use crate::{Error, Result};
 
 /// Files that are of use, where a repository has them.
@@ -15,14 +33,87 @@ const SMALL_FILES: [&str; 5] = [
     "chat_template.jinja",
 ];
 
+/// How often a download that broke off is gone on with.
+const RETRIES: usize = 3;
+
+/// Seconds for which nothing may come, unless the environment says otherwise.
+const PATIENCE: u64 = 60;
+
 /// The directory of the snapshot of `id` (`organisation/name`).
 pub(super) fn pull(id: &str) -> Result<PathBuf> {
     if let Some(snapshot) = cached(id) {
         return Ok(snapshot);
     }
-    let api = ApiBuilder::from_env().build().map_err(|e| failed(id, &e))?;
+    if set("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&value[..])) {
+        return Err(Error::input_hint(
+            format!(
+                "`{id}` is no directory here and not in the hub's cache, and HF_HUB_OFFLINE is set"
+            ),
+            "unset HF_HUB_OFFLINE to bring it, or name a directory or .gguf file that is here",
+        ));
+    }
+    let bytes = Arc::new(AtomicU64::new(0));
+    let bring = {
+        let (id, bytes) = (id.to_owned(), Arc::clone(&bytes));
+        move || download(&id, &bytes)
+    };
+    let patience = set("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse().ok());
+    let patience = patience.unwrap_or(PATIENCE);
+    unless_it_stalls(bring, &bytes, Duration::from_secs(patience)).unwrap_or_else(|| {
+        Err(Error::Failed {
+            message: format!("bringing `{id}` from the hub: nothing came for {patience} seconds"),
+            hint: Some(
+                "give the command again, it goes on where it was; HF_HUB_DOWNLOAD_TIMEOUT says how many seconds are waited for"
+                    .into(),
+            ),
+        })
+    })
+}
+
+/// An environment variable that is set and not empty.
+fn set(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// What `work` returns; none once `bytes` has not grown for `patience`, and then the work is left to itself.
+fn unless_it_stalls<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    bytes: &AtomicU64,
+    patience: Duration,
+) -> Option<T> {
+    let (done, result) = mpsc::channel();
+    thread::spawn(move || {
+        // Nobody waits any more where it stalled.
+        let _ = done.send(work());
+    });
+    let mut seen = 0;
+    loop {
+        match result.recv_timeout(patience) {
+            Ok(result) => return Some(result),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {
+                let now = bytes.load(Ordering::Relaxed);
+                if now == seen {
+                    return None;
+                }
+                seen = now;
+            }
+        }
+    }
+}
+
+/// Brings what is of use of a repository, the weights last; what has come is counted in `bytes`.
+fn download(id: &str, bytes: &Arc<AtomicU64>) -> Result<PathBuf> {
+    let mut builder = ApiBuilder::from_env().with_retries(RETRIES);
+    let token = set("HF_TOKEN");
+    let logged_in = token.is_some() || hf_hub::Cache::from_env().token().is_some();
+    if token.is_some() {
+        builder = builder.with_token(token);
+    }
+    let failed = |error: &ApiError| failed(id, error, logged_in);
+    let api = builder.build().map_err(|e| failed(&e))?;
     let repository = api.model(id.to_owned());
-    let info = repository.info().map_err(|e| failed(id, &e))?;
+    let info = repository.info().map_err(|e| failed(&e))?;
     let present = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
     if !present("config.json") {
         return Err(Error::input_hint(
@@ -46,16 +137,80 @@ pub(super) fn pull(id: &str) -> Result<PathBuf> {
             "the hub's `{id}` has no safetensors weights"
         )));
     }
+    // What an earlier call has brought is not brought again.
+    let cache = hf_hub::Cache::from_env().model(id.to_owned());
     let mut snapshot = None;
     for name in SMALL_FILES
         .into_iter()
         .filter(|name| present(name))
         .chain(weights)
     {
-        let path = repository.get(name).map_err(|e| failed(id, &e))?;
+        let path = if let Some(path) = cache.get(name) {
+            path
+        } else {
+            let bar = Bar {
+                bar: ProgressBar::new(0),
+                bytes: Arc::clone(bytes),
+            };
+            let path = repository.download_with_progress(name, bar);
+            let path = path.map_err(|e| failed(&e))?;
+            verify(&path)?;
+            path
+        };
         snapshot = path.parent().map(PathBuf::from);
     }
     snapshot.ok_or_else(|| Error::input(format!("the hub's `{id}` is empty")))
+}
+
+/// Shows what comes, and counts it.
+struct Bar {
+    bar: ProgressBar,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Progress for Bar {
+    fn init(&mut self, size: usize, filename: &str) {
+        let style = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+        self.bar.set_style(
+            ProgressStyle::with_template(style).expect("its parts are those of indicatif"),
+        );
+        self.bar.set_length(size as u64);
+        self.bar.set_position(0);
+        self.bar.set_prefix(filename.to_owned());
+    }
+
+    fn update(&mut self, size: usize) {
+        self.bar.inc(size as u64);
+        self.bytes.fetch_add(size as u64, Ordering::Relaxed);
+    }
+
+    fn finish(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Refuses a file that is not what the hub says: large ones are named by their SHA-256. Then it is taken out of the cache.
+fn verify(path: &Path) -> Result<()> {
+    let blob = fs::canonicalize(path).map_err(Error::io("read", path))?;
+    let name = blob.file_name().unwrap_or_default().to_string_lossy();
+    let is_sum = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_sum {
+        return Ok(());
+    }
+    let found = checksum::of_file(&blob)?;
+    if found == *name {
+        return Ok(());
+    }
+    for broken in [path, &blob] {
+        fs::remove_file(broken).map_err(Error::io("remove", broken))?;
+    }
+    Err(Error::Failed {
+        message: format!(
+            "what came from the hub as {} has the SHA-256 {found}, not {name}: it was thrown away",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        ),
+        hint: Some("give the command again; if it happens twice, something between here and the hub changes files".into()),
+    })
 }
 
 /// The snapshot of `id` in the cache, if it is whole: the weights come last.
@@ -79,27 +234,44 @@ fn cached(id: &str) -> Option<PathBuf> {
         .then_some(directory)
 }
 
-/// What a failed request means to the user.
-fn failed(id: &str, error: &ApiError) -> Error {
-    let status = match error {
-        ApiError::RequestError(e) => match **e {
-            ureq::Error::StatusCode(status) => Some(status),
-            _ => None,
-        },
-        _ => None,
-    };
-    match status {
-        Some(401 | 403) => Error::input_hint(
+/// What a failed request means to the user. Nothing of the token is told.
+fn failed(id: &str, error: &ApiError, logged_in: bool) -> Error {
+    match status(error) {
+        Some(401) if logged_in => Error::input_hint(
+            format!("the hub does not accept the token that was given for `{id}`"),
+            "mend HF_TOKEN, or log in again (`huggingface-cli login`); without a token public models can be brought",
+        ),
+        Some(401 | 403) if !logged_in => Error::input_hint(
             format!("the hub has no model `{id}`, or keeps it behind a licence, and there is no such directory here"),
             "a gated model needs its licence accepted on its page and a token in HF_TOKEN",
+        ),
+        Some(403) => Error::input_hint(
+            format!("the hub keeps `{id}` from the account of this token"),
+            "accept its licence on its page with that account, or give another token in HF_TOKEN",
         ),
         Some(404) => Error::input_hint(
             format!("the hub has no model `{id}`, and there is no such directory here"),
             "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
         ),
+        Some(429) => Error::Failed {
+            message: format!("the hub is asked too often from here to bring `{id}` now"),
+            hint: Some("wait some minutes and give the command again, or give a token in HF_TOKEN".into()),
+        },
         _ => Error::Failed {
             message: format!("`{id}` is no directory here, and bringing it from the hub failed: {error}"),
-            hint: Some("check the network and HF_ENDPOINT, or name a directory or .gguf file that is already here".into()),
+            hint: Some("give the command again, it goes on where it was; else check the network and HF_ENDPOINT, or name a directory or .gguf file that is already here".into()),
         },
+    }
+}
+
+/// The status of the answer that an error is about.
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::TooManyRetries(error) => status(error),
+        ApiError::RequestError(e) => match **e {
+            ureq::Error::StatusCode(status) => Some(status),
+            _ => None,
+        },
+        _ => None,
     }
 }

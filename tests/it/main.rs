@@ -13,6 +13,7 @@ mod faults;
 mod forecast;
 mod fuzz;
 mod golden;
+mod hub;
 mod lora;
 mod model;
 mod project;
