@@ -62,17 +62,13 @@ pub(super) fn trainer<'a>(
     options: Options,
     progress: &'a Progress,
 ) -> Result<Trainer<'a>> {
-    config.validate()?;
-    let data = Data::read(config)?;
-    data.notes.iter().for_each(|note| progress.note(note));
-    let model = Model::load(&config.model)?;
-    let config = &chosen(config, &model, progress);
-    check(
+    let Named {
         config,
-        &model,
-        data.learn.iter().chain(data.keep.iter().flatten()),
-    )?;
-    let texts = text_training_rows(&data.texts, &model, &config.train)?;
+        model,
+        data,
+        texts,
+    } = Named::read(config, progress)?;
+    let config = &config;
     let out = begin(&config.out, config, &model, data.checksums.clone())?;
     let audit_after = data.audit_after(config, &model)?;
     let begun = out.clone();
@@ -108,17 +104,13 @@ pub(super) fn trainer<'a>(
 /// # Errors
 /// [`Error::Input`] for whatever is wrong with config, facts or model, and when the machine has too little memory.
 pub fn foretell(config: &Config, progress: &Progress) -> Result<Foretold> {
-    config.validate()?;
-    let data = Data::read(config)?;
-    data.notes.iter().for_each(|note| progress.note(note));
-    let model = Model::load(&config.model)?;
-    let config = &chosen(config, &model, progress);
-    check(
+    let Named {
         config,
-        &model,
-        data.learn.iter().chain(data.keep.iter().flatten()),
-    )?;
-    let texts = text_training_rows(&data.texts, &model, &config.train)?;
+        model,
+        data,
+        texts,
+    } = Named::read(config, progress)?;
+    let config = &config;
     let audit = config.data.audit.as_ref();
     let audited = audit.map_or(0, |audit| audit.runs * data.audited().len());
     let mut splits = data.unasked(config)?;
@@ -317,6 +309,35 @@ fn begin(
     )?;
     out.write("config.toml", config.to_toml().as_bytes())?;
     Ok(out)
+}
+
+/// What a config names, read and checked.
+struct Named {
+    /// The config with what it stands for written out.
+    config: Config,
+    model: Model,
+    data: Data,
+    /// The rows of its texts.
+    texts: Vec<Row>,
+}
+
+impl Named {
+    fn read(config: &Config, progress: &Progress) -> Result<Self> {
+        config.validate()?;
+        let data = Data::read(config)?;
+        data.notes.iter().for_each(|note| progress.note(note));
+        let model = Model::load(&config.model)?;
+        let config = chosen(config, &model, progress);
+        let facts = data.learn.iter().chain(data.keep.iter().flatten());
+        check(&config, &model, facts)?;
+        let texts = text_training_rows(&data.texts, &model, &config.train)?;
+        Ok(Self {
+            config,
+            model,
+            data,
+            texts,
+        })
+    }
 }
 
 /// The facts of an experiment as read.

@@ -71,22 +71,13 @@ fn steps_that_are_not_finite_are_passed_over_where_that_is_wanted_and_not_withou
     // The first step of the run finds a hole in the weights, which is mended after it.
     let norm = trainer.model.params.layout.norm.start;
     let weight = std::mem::replace(&mut trainer.model.params.data[norm], f32::NAN);
-    let before: Vec<u32> = trainer
-        .model
-        .params
-        .data
-        .iter()
-        .map(|x| x.to_bits())
-        .collect();
+    let bits = |trainer: &Trainer<'_>| -> Vec<u32> {
+        let weights = trainer.model.params.data.iter();
+        weights.map(|x| x.to_bits()).collect()
+    };
+    let before = bits(&trainer);
     trainer.step(1, &[0, 1, 2], &[]).expect("it is passed over");
-    let after: Vec<u32> = trainer
-        .model
-        .params
-        .data
-        .iter()
-        .map(|x| x.to_bits())
-        .collect();
-    assert!(before == after);
+    assert!(bits(&trainer) == before);
     assert!(trainer.optimiser.first.iter().all(|moment| *moment == 0.0));
     trainer.model.params.data[norm] = weight;
     trainer.step(1, &[3, 4, 5], &[]).expect("all is well");
