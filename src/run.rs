@@ -8,11 +8,13 @@ use crate::{config::Goal, measure::Neighbour};
 
 mod directory;
 mod environment;
+mod epochs;
 
 pub use directory::{ADAPTER, IMPORTANCE, RunDir, TEACHER};
 pub use environment::{
     Environment, ModelRecord, memory_of_machine, peak_memory_bytes, reset_peak_memory,
 };
+pub use epochs::EpochRecord;
 
 /// A part of the facts that is followed through a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,13 +1,13 @@
 //! The figure of an experiment: epoch by epoch, arm by arm, or over the number of facts.
 
 use super::{
-    Arm, AuditRecord, EpochRecord, Experiment, ONLY_KNOWN, Record, Recorded,
+    Arm, AuditRecord, Experiment, ONLY_KNOWN, Record, Recorded,
     file::Figure,
     table::{UNIT, arms, below, learned},
 };
 use crate::{
     report::chart::{self, Across, Bar, Bars, Chart, Panel, Point, Series, Unit, wilson},
-    run::{Drift, Split},
+    run::{Drift, EpochRecord, Split},
     synth::Names,
 };
 
@@ -65,25 +65,15 @@ fn over_epochs(
     records: &[Record],
     value: impl Fn(&EpochRecord) -> Option<f64>,
 ) -> Option<Panel> {
-    let points = |record: &Record| -> Vec<Point> {
-        let epochs = record.epochs.iter();
-        epochs
-            .filter_map(|epoch| Some(at(epoch.epoch as f64, value(epoch)?)))
-            .collect()
+    let points = |record: &Record| {
+        chart::epoch_by_epoch(&record.epochs, |epoch| Some((value(epoch)?, None)))
     };
     let series = arms(records).into_iter().enumerate();
     let series = series.flat_map(|(style, arm)| {
         let runs = records.iter().filter(|r| r.arm == arm);
         lines(runs, arm, style, points)
     });
-    let series: Vec<Series> = series.filter(|line| !line.points.is_empty()).collect();
-    (!series.is_empty()).then_some(Panel {
-        title,
-        across: Across::Epochs,
-        unit,
-        from: None,
-        series,
-    })
+    Panel::over_epochs(title, unit, series)
 }
 
 fn at(at: f64, value: f64) -> Point {

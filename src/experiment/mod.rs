@@ -21,7 +21,7 @@ pub use claim::{Claim, Judged, Verdict, judged};
 pub use cost::{Cost, foretold};
 pub use file::{Arm, Experiment, Figure, Scale, Synthetic};
 pub use page::{Section, write_page};
-pub use record::{AuditRecord, EpochRecord, HeldOut, Record};
+pub use record::{AuditRecord, HeldOut, Record};
 pub use table::{Row, markdown, rows};
 
 use self::cell::Cell;

@@ -11,7 +11,7 @@ use crate::{
     audit::{Audit, AuditSettings, Shares},
     config::Config,
     facts::Fact,
-    run::{Drift, Environment, FactRow, Metrics, PerSplit, Pulls, RunDir, RunResult, Split},
+    run::{Drift, Environment, EpochRecord, FactRow, Metrics, RunDir, RunResult, Split},
     splits::{SplitFact, Splits},
     whole,
 };
@@ -86,25 +86,6 @@ impl HeldOut {
             elsewhere: elsewhere.iter().map(name).collect(),
         }
     }
-}
-
-/// An epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EpochRecord {
-    /// Epochs done.
-    pub epoch: usize,
-    /// Steps done.
-    pub steps: usize,
-    /// Seconds of training until then: of steps and the snapshot, without evaluations.
-    pub seconds: f64,
-    /// Share right.
-    pub accuracy: PerSplit<f64>,
-    /// How far the model has drifted, where measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drift: Option<Drift>,
-    /// What pulls at the weights, where measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pulls: Option<Pulls>,
 }
 
 /// What the figures of an arm depend on.
@@ -217,7 +198,7 @@ impl Record {
             fingerprint,
             environment,
             result,
-            epochs: epochs(&metrics),
+            epochs: EpochRecord::all(&metrics),
             step_seconds: median_step(&metrics),
             interpolation_seconds: interpolation(&metrics),
             held: bits_of(Split::Held, |row| row.right_after),
@@ -262,33 +243,6 @@ impl Record {
 
 fn bits(right: impl Iterator<Item = bool>) -> String {
     right.map(|r| if r { '1' } else { '0' }).collect()
-}
-
-fn epochs(metrics: &[Metrics]) -> Vec<EpochRecord> {
-    let mut seconds = 0.0;
-    let mut epochs = Vec::new();
-    for row in metrics {
-        match row {
-            Metrics::Step { seconds: s, .. } | Metrics::Snapshot { seconds: s, .. } => seconds += s,
-            Metrics::Interpolation { .. } | Metrics::Skipped { .. } => {}
-            Metrics::Eval {
-                epoch,
-                step,
-                accuracy,
-                drift,
-                pulls,
-                ..
-            } => epochs.push(EpochRecord {
-                epoch: *epoch,
-                steps: *step,
-                seconds,
-                accuracy: *accuracy,
-                drift: *drift,
-                pulls: *pulls,
-            }),
-        }
-    }
-    epochs
 }
 
 fn interpolation(metrics: &[Metrics]) -> f64 {
@@ -343,6 +297,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::PerSplit;
 
     fn step(seconds: f64) -> Metrics {
         Metrics::Step {
@@ -391,7 +346,7 @@ mod tests {
             step(3.0),
             eval(2, 1.0),
         ];
-        let epochs = epochs(&metrics);
+        let epochs = EpochRecord::all(&metrics);
         let seconds: Vec<f64> = epochs.iter().map(|e| e.seconds).collect();
         assert_eq!(seconds, [0.0, 1.0, 10.0]);
         assert_eq!(median_step(&metrics), 3.0);

@@ -117,11 +117,11 @@ fn epochs(run: &RecordedRun) -> std::io::Result<Vec<u8>> {
     let splits = Split::ALL.map(Split::name);
     writer.write_record(["epoch"].iter().chain(&splits).chain(&measures))?;
     let cell = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-    for evaluation in &run.evaluations {
-        let shares = Split::ALL.map(|split| cell(evaluation.accuracy.get(split).copied()));
-        let drift = evaluation.drift.unwrap_or_default().named();
+    for epoch in &run.epochs {
+        let shares = Split::ALL.map(|split| cell(epoch.accuracy.get(split).copied()));
+        let drift = epoch.drift.unwrap_or_default().named();
         let drift = drift.map(|(_, value)| cell(value));
-        let epoch = [evaluation.epoch.to_string()];
+        let epoch = [epoch.epoch.to_string()];
         writer.write_record(epoch.iter().chain(&shares).chain(&drift))?;
     }
     writer.into_inner().map_err(csv::IntoInnerError::into_error)

@@ -17,7 +17,7 @@ use crate::{Result, whole};
 
 pub use page::render;
 pub use pictures::accuracy;
-pub use record::{Evaluation, RecordedRun, read_runs};
+pub use record::{RecordedRun, read_runs};
 
 /// Reads `runs` and writes their page to `out`, and with what it is made of to the archive `bundle` where one is wanted, each whole
 /// or not at all.

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use super::{
     RecordedRun,
-    chart::{Across, Bar, Bars, Chart, Group, Map, Panel, Point, Series, Unit, wilson},
+    chart::{self, Across, Bar, Bars, Chart, Group, Map, Panel, Point, Series, Unit, wilson},
     method::{Identity, identities},
 };
 use crate::{
     figures::thousands,
     measure::sample,
-    run::{Drift, FactRow, Split, State},
+    run::{Drift, EpochRecord, FactRow, Split, State},
 };
 
 /// Dots of one group on a map; of more, a sample.
@@ -22,18 +22,9 @@ pub fn accuracy(runs: &[RecordedRun]) -> Vec<Chart> {
         let count = |run: &RecordedRun| run.facts.iter().filter(|f| f.split == split).count();
         let facts = runs.iter().map(count).max().unwrap_or_default();
         let title = format!("{} ({} facts)", name_of(split), thousands(facts));
-        over_epochs(title, Unit::Share, runs, |run| {
-            let n = count(run);
-            let evaluations = run.evaluations.iter();
-            let points = evaluations.filter_map(|e| {
-                let value = *e.accuracy.get(split)?;
-                Some(Point {
-                    at: e.epoch as f64,
-                    value,
-                    interval: wilson(value, n),
-                })
-            });
-            points.collect()
+        over_epochs(title, Unit::Share, runs, |run, epoch| {
+            let value = *epoch.accuracy.get(split)?;
+            Some((value, wilson(value, count(run))))
         })
     };
     Split::ALL.into_iter().filter_map(panel).collect()
@@ -43,16 +34,8 @@ pub fn accuracy(runs: &[RecordedRun]) -> Vec<Chart> {
 pub(super) fn drift(runs: &[RecordedRun]) -> Vec<Chart> {
     let names = Drift::default().named();
     let panel = |(i, (name, _)): (usize, (&str, _))| {
-        over_epochs(name.to_owned(), Unit::Number, runs, |run| {
-            let evaluations = run.evaluations.iter();
-            let points = evaluations.filter_map(|e| {
-                Some(Point {
-                    at: e.epoch as f64,
-                    value: e.drift.as_ref()?.named()[i].1?,
-                    interval: None,
-                })
-            });
-            points.collect()
+        over_epochs(name.to_owned(), Unit::Number, runs, |_, epoch| {
+            Some((epoch.drift.as_ref()?.named()[i].1?, None))
         })
     };
     names.into_iter().enumerate().filter_map(panel).collect()
@@ -62,22 +45,17 @@ fn over_epochs(
     title: String,
     unit: Unit,
     runs: &[RecordedRun],
-    points: impl Fn(&RecordedRun) -> Vec<Point>,
+    value: impl Fn(&RecordedRun, &EpochRecord) -> Option<(f64, Option<[f64; 2]>)>,
 ) -> Option<Chart> {
-    let lines = runs.iter().zip(identities(runs));
-    let lines = lines.map(|(run, identity)| Series {
-        label: identity.short,
-        style: identity.style,
-        points: points(run),
+    let lines = runs.iter().zip(identities(runs)).map(|(run, identity)| {
+        let points = chart::epoch_by_epoch(&run.epochs, |epoch| value(run, epoch));
+        Series {
+            label: identity.short,
+            style: identity.style,
+            points,
+        }
     });
-    let series: Vec<Series> = lines.filter(|line| !line.points.is_empty()).collect();
-    (!series.is_empty()).then_some(Chart::Lines(Panel {
-        title,
-        across: Across::Epochs,
-        unit,
-        from: None,
-        series,
-    }))
+    Panel::over_epochs(title, unit, lines).map(Chart::Lines)
 }
 
 /// What each of several runs learned and lost.

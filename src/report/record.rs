@@ -6,19 +6,8 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Result,
-    run::{Drift, FactRow, Metrics, PerSplit, RunResult},
+    run::{EpochRecord, FactRow, RunResult},
 };
-
-/// The shares right after an epoch.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Evaluation {
-    /// Epochs done; 0 is before training.
-    pub epoch: usize,
-    /// Share right, by split.
-    pub accuracy: PerSplit<f64>,
-    /// How far the model has drifted, where measured.
-    pub drift: Option<Drift>,
-}
 
 /// What a finished run left behind.
 #[derive(Clone, Debug)]
@@ -29,8 +18,8 @@ pub struct RecordedRun {
     pub result: RunResult,
     /// `facts.jsonl`.
     pub facts: Vec<FactRow>,
-    /// The evaluations in `metrics.jsonl`, by epoch.
-    pub evaluations: Vec<Evaluation>,
+    /// The evaluations in `metrics.jsonl`.
+    pub epochs: Vec<EpochRecord>,
     /// `config.toml`, as written.
     pub config_text: String,
     /// `config.toml`, read.
@@ -65,8 +54,7 @@ fn read_run(dir: &Path) -> Result<RecordedRun> {
     let result = parse(&result_path, &text(&result_path)?, 1)?;
     let facts_path = dir.join("facts.jsonl");
     let facts = rows(&facts_path)?;
-    let mut evaluations = evaluations(&rows(&dir.join("metrics.jsonl"))?);
-    evaluations.sort_by_key(|e| e.epoch);
+    let epochs = EpochRecord::all(&rows(&dir.join("metrics.jsonl"))?);
     let config_path = dir.join("config.toml");
     let config_text = text(&config_path)?;
     let config = toml::from_str(&config_text).map_err(|e| {
@@ -80,33 +68,11 @@ fn read_run(dir: &Path) -> Result<RecordedRun> {
         dir: dir.to_owned(),
         result,
         facts,
-        evaluations,
+        epochs,
         config_text,
         config,
         environment,
     })
-}
-
-/// One evaluation an epoch: a resumed run may have written an epoch twice, and the later row counts.
-fn evaluations(metrics: &[Metrics]) -> Vec<Evaluation> {
-    let mut kept: Vec<Evaluation> = Vec::new();
-    for row in metrics {
-        if let Metrics::Eval {
-            epoch,
-            accuracy,
-            drift,
-            ..
-        } = row
-        {
-            kept.retain(|e| e.epoch != *epoch);
-            kept.push(Evaluation {
-                epoch: *epoch,
-                accuracy: *accuracy,
-                drift: *drift,
-            });
-        }
-    }
-    kept
 }
 
 fn text(path: &Path) -> Result<String> {

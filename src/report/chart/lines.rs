@@ -11,6 +11,7 @@ use super::{
         title, widest,
     },
 };
+use crate::run::EpochRecord;
 
 pub(super) const HEIGHT: i32 = 2140;
 const LEFT: i32 = 400;
@@ -45,6 +46,22 @@ pub struct Series {
     pub points: Vec<Point>,
 }
 
+/// The points of a run's epochs: `value` and its interval, where it has one.
+pub fn epoch_by_epoch(
+    epochs: &[EpochRecord],
+    value: impl Fn(&EpochRecord) -> Option<(f64, Option<[f64; 2]>)>,
+) -> Vec<Point> {
+    let point = |epoch: &EpochRecord| {
+        let (value, interval) = value(epoch)?;
+        Some(Point {
+            at: epoch.epoch as f64,
+            value,
+            interval,
+        })
+    };
+    epochs.iter().filter_map(point).collect()
+}
+
 /// Lines over one axis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panel {
@@ -61,6 +78,22 @@ pub struct Panel {
 }
 
 impl Panel {
+    /// Lines over epochs; none where none of them has a point.
+    pub fn over_epochs(
+        title: String,
+        unit: Unit,
+        series: impl Iterator<Item = Series>,
+    ) -> Option<Self> {
+        let series: Vec<Series> = series.filter(|line| !line.points.is_empty()).collect();
+        (!series.is_empty()).then_some(Self {
+            title,
+            across: Across::Epochs,
+            unit,
+            from: None,
+            series,
+        })
+    }
+
     pub(super) fn description(&self) -> String {
         let lines = self.lines().into_iter().filter_map(|line| {
             let (first, last) = (line.points.first()?, line.points.last()?);

@@ -13,7 +13,7 @@ use minijinja::HtmlEscape;
 
 pub use axis::{Across, Unit};
 pub use bars::{Bar, Bars};
-pub use lines::{Panel, Point, Series};
+pub use lines::{Panel, Point, Series, epoch_by_epoch};
 pub use map::{Group, Map};
 pub use pen::STYLES;
 
