@@ -64,7 +64,6 @@ pub struct Tune {
 impl Tune {
     pub fn run(self, context: &Context) -> Result<()> {
         let config = self.config(context.seed)?;
-        output::check_free_dir(&config.out, self.force)?;
         if self.dry_run {
             let foretold = train::foretell(&config, &context.progress)?;
             return if context.json {
@@ -73,6 +72,7 @@ impl Tune {
                 output::line(&foretold.to_string())
             };
         }
+        output::check_free_dir(&config.out, self.force)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
             ..Options::default()

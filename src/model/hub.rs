@@ -103,23 +103,39 @@ fn unless_it_stalls<T: Send + 'static>(
 }
 
 /// Brings what is of use of a repository, the weights last; what has come is counted in `bytes`.
+///
+/// A token is told only to a hub that asks for one: the library that asks it would tell it also to the host that a hub sends us on
+/// to for a file.
 fn download(id: &str, bytes: &Arc<AtomicU64>) -> Result<PathBuf> {
-    let mut builder = ApiBuilder::from_env().with_retries(RETRIES);
-    let token = set("HF_TOKEN");
-    let logged_in = token.is_some() || hf_hub::Cache::from_env().token().is_some();
-    if token.is_some() {
-        builder = builder.with_token(token);
+    let token = set("HF_TOKEN").or_else(|| hf_hub::Cache::from_env().token());
+    match attempt(id, None, bytes) {
+        Err((Some(401 | 403), _)) if token.is_some() => attempt(id, token, bytes),
+        ended => ended,
     }
-    let failed = |error: &ApiError| failed(id, error, logged_in);
+    .map_err(|(_, error)| error)
+}
+
+/// The same with this token or without one. An error has the status of the answer that it comes of, if it comes of one.
+fn attempt(
+    id: &str,
+    token: Option<String>,
+    bytes: &Arc<AtomicU64>,
+) -> Result<PathBuf, (Option<u16>, Error)> {
+    let with_token = token.is_some();
+    let failed = |error: &ApiError| (status(error), failed(id, error, with_token));
+    let wrong = |error: Error| (None, error);
+    let builder = ApiBuilder::from_env()
+        .with_retries(RETRIES)
+        .with_token(token);
     let api = builder.build().map_err(|e| failed(&e))?;
     let repository = api.model(id.to_owned());
     let info = repository.info().map_err(|e| failed(&e))?;
     let present = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
     if !present("config.json") {
-        return Err(Error::input_hint(
+        return Err(wrong(Error::input_hint(
             format!("the hub's `{id}` has no config.json"),
             "of a repository of GGUF files, download one and name it",
-        ));
+        )));
     }
     let weights: Vec<&str> = if present("model.safetensors") {
         vec!["model.safetensors"]
@@ -133,9 +149,9 @@ fn download(id: &str, bytes: &Arc<AtomicU64>) -> Result<PathBuf> {
             .collect()
     };
     if weights.is_empty() {
-        return Err(Error::input(format!(
+        return Err(wrong(Error::input(format!(
             "the hub's `{id}` has no safetensors weights"
-        )));
+        ))));
     }
     // What an earlier call has brought is not brought again.
     let cache = hf_hub::Cache::from_env().model(id.to_owned());
@@ -154,12 +170,12 @@ fn download(id: &str, bytes: &Arc<AtomicU64>) -> Result<PathBuf> {
             };
             let path = repository.download_with_progress(name, bar);
             let path = path.map_err(|e| failed(&e))?;
-            verify(&path)?;
+            verify(&path).map_err(wrong)?;
             path
         };
         snapshot = path.parent().map(PathBuf::from);
     }
-    snapshot.ok_or_else(|| Error::input(format!("the hub's `{id}` is empty")))
+    snapshot.ok_or_else(|| wrong(Error::input(format!("the hub's `{id}` is empty"))))
 }
 
 /// Shows what comes, and counts it.
@@ -235,13 +251,13 @@ fn cached(id: &str) -> Option<PathBuf> {
 }
 
 /// What a failed request means to the user. Nothing of the token is told.
-fn failed(id: &str, error: &ApiError, logged_in: bool) -> Error {
+fn failed(id: &str, error: &ApiError, with_token: bool) -> Error {
     match status(error) {
-        Some(401) if logged_in => Error::input_hint(
+        Some(401) if with_token => Error::input_hint(
             format!("the hub does not accept the token that was given for `{id}`"),
             "mend HF_TOKEN, or log in again (`huggingface-cli login`); without a token public models can be brought",
         ),
-        Some(401 | 403) if !logged_in => Error::input_hint(
+        Some(401 | 403) if !with_token => Error::input_hint(
             format!("the hub has no model `{id}`, or keeps it behind a licence, and there is no such directory here"),
             "a gated model needs its licence accepted on its page and a token in HF_TOKEN",
         ),

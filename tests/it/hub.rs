@@ -32,6 +32,8 @@ enum Manner {
     Lies,
     /// It sends whoever wants the weights to this server.
     SendsAway(String),
+    /// It gives files to those alone who have this authorization.
+    Asks(String),
     /// It answers everything with this status.
     Says(u16),
 }
@@ -113,6 +115,9 @@ fn serve(
         );
     }
     let name = path.rsplit('/').next().unwrap();
+    if matches!(manner, Manner::Asks(wanted) if headers.get("authorization") != Some(wanted)) {
+        return answer(401, "", b"no", 2);
+    }
     let Ok(mut content) = fs::read(golden("llama").join(name)) else {
         return answer(404, "", b"no", 2);
     };
@@ -279,44 +284,37 @@ fn weights_that_are_not_what_the_hub_says_are_thrown_away() {
 }
 
 #[test]
-fn a_token_goes_to_the_hub_alone_and_is_never_told() {
-    let home = tempfile::tempdir().unwrap();
-    let elsewhere = Hub::new(Manner::Good);
-    // Another name for the same address is another host.
-    let address = elsewhere.address.replace("127.0.0.1", "localhost");
-    let hub = Hub::new(Manner::SendsAway(address));
+fn a_token_is_told_only_to_a_hub_that_asks_for_it_and_to_nobody_else() {
     let token = "hf_a_secret_of_mine";
-    let output = pull(home.path(), &hub.address, &[("HF_TOKEN", token)]);
-    assert!(
-        output.status.success() && is_whole(&output),
-        "{}",
-        told(&output)
-    );
     let bearer = format!("Bearer {token}");
     let has_token = |hub: &Hub| {
         let requests = hub.requests.lock().unwrap();
-        requests
-            .iter()
-            .any(|(_, headers)| headers.get("authorization") == Some(&bearer))
+        let given =
+            |headers: &BTreeMap<String, String>| headers.get("authorization") == Some(&bearer);
+        requests.iter().any(|(_, headers)| given(headers))
     };
-    assert!(has_token(&hub) && !has_token(&elsewhere));
-    assert!(!elsewhere.paths().is_empty());
-
+    let more = [("HF_TOKEN", token)];
+    let elsewhere = Hub::new(Manner::Good);
+    // Another name for the same address is another host.
+    let address = elsewhere.address.replace("127.0.0.1", "localhost");
+    let open = Hub::new(Manner::SendsAway(address));
+    let asking = Hub::new(Manner::Asks(bearer.clone()));
     let refusing = Hub::new(Manner::Says(401));
-    let refused = pull(
-        tempfile::tempdir().unwrap().path(),
-        &refusing.address,
-        &[("HF_TOKEN", token)],
-    );
-    for output in [&output, &refused] {
+    for (hub, is_told, code) in [(&open, false, 0), (&asking, true, 0), (&refusing, true, 2)] {
+        let home = tempfile::tempdir().unwrap();
+        let output = pull(home.path(), &hub.address, &more);
+        assert_eq!(output.status.code(), Some(code), "{}", told(&output));
+        assert_eq!(is_whole(&output), code == 0, "{}", told(&output));
+        assert_eq!(has_token(hub), is_told);
         let all = [&output.stdout[..], &output.stderr[..]].concat();
         assert!(!String::from_utf8_lossy(&all).contains(token));
+        let holds = |bytes: &Vec<u8>| bytes.windows(token.len()).any(|w| w == token.as_bytes());
+        assert!(
+            !walk(home.path()).iter().any(holds),
+            "it is written nowhere"
+        );
     }
-    let kept = walk(home.path());
-    assert!(
-        kept.iter()
-            .all(|bytes| !bytes.windows(token.len()).any(|w| w == token.as_bytes()))
-    );
+    assert!(!elsewhere.paths().is_empty() && !has_token(&elsewhere));
 }
 
 /// Every file below a folder.
