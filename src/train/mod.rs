@@ -12,10 +12,10 @@ pub mod checkpoint;
 mod evaluate;
 mod finish;
 mod foretell;
+mod numbers;
 pub mod objective;
 mod prepare;
 mod schedule;
-mod spikes;
 mod trained;
 mod visits;
 mod warm;
@@ -24,23 +24,23 @@ pub use foretell::{Foretold, Memory as MemoryForetold};
 pub use prepare::{Options, foretell, resume, tune, tune_on};
 
 use self::{
-    adamw::{AdamW, AdamWSettings, Average, clip_scale, first_non_finite, global_norm},
+    adamw::{AdamW, AdamWSettings, Average, clip_scale, global_norm},
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
     finish::{Before, before_of},
+    numbers::Spikes,
     objective::{Beside, Objective, StepRows},
-    spikes::Spikes,
     trained::Trained,
 };
 use crate::{
     Error, Result,
     audit::AuditSettings,
-    config::{Config, OnNonFinite},
+    config::Config,
     engine::{Engine, Gradients, Loss},
     facts::Fact,
     interrupt::{self, Resumable},
     measure::{DriftProbe, DriftSettings, Exam, Reference},
-    model::{Model, params::TensorInfo},
+    model::Model,
     progress::{Curves, Progress},
     prompt::{PromptTemplate, Row},
     remedy::{
@@ -54,9 +54,6 @@ use crate::{
     splits::{SplitFact, Splits},
     whole,
 };
-
-/// Steps that are passed over under `on_nonfinite = "skip"`.
-const MOST_SKIPPED: usize = 10;
 
 /// Without `checkpoint_every` checkpoints are no closer than this.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
@@ -520,77 +517,6 @@ impl<'a> Trainer<'a> {
                 .shares(&self.standing.right)
                 .unknown
                 .is_some_and(|learned| learned >= stop.learned)
-    }
-
-    /// What of a step is not finite, if anything: the loss, or the gradient of a tensor.
-    fn what_is_not_finite(&self, loss: Loss, grad_norm: f64) -> Option<String> {
-        if !loss.total().is_finite() {
-            return Some("the loss".to_owned());
-        }
-        if grad_norm.is_finite() {
-            return None;
-        }
-        let (params, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
-        let name = first_non_finite(&params.layout, gradients);
-        Some(name.map_or_else(
-            || "the gradient norm".to_owned(),
-            |name| format!("the gradient of {name}"),
-        ))
-    }
-
-    /// Passes over a step in which `what` is not finite, where the config says so and it does not come too often; else the run
-    /// ends. Weights and moments are not touched either way.
-    fn skip(&mut self, epoch: usize, step: usize, what: String) -> Result<()> {
-        let skips = self.config.train.on_nonfinite == OnNonFinite::Skip;
-        if !skips || self.standing.skipped == MOST_SKIPPED {
-            return Err(self.non_finite(step, what));
-        }
-        self.progress.note(format_args!(
-            "step {step}: {what} is not finite: passed over"
-        ));
-        self.run.append(&Metrics::Skipped { epoch, step, what })?;
-        self.standing.skipped += 1;
-        self.standing.step = step;
-        self.standing.step_in_epoch += 1;
-        Ok(())
-    }
-
-    fn warn_of_a_spike(&mut self, step: usize, loss: Loss) {
-        if let Some(usual) = self.spikes.see(loss.total()) {
-            self.progress.note(format_args!(
-                "step {step}: the loss jumped to {:.2}, from {usual:.2} in the steps before: the learning rate may be too high (`train.lr`, now {:e}), or a row broken",
-                loss.total(),
-                self.config.train.lr
-            ));
-        }
-    }
-
-    /// Weights that are not finite are written nowhere.
-    fn require_finite_weights(&self) -> Result<()> {
-        let (params, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
-        let trained = gradients.tensors.iter();
-        let mut trained = trained.map(|(tensor, _)| &params.layout.tensors[*tensor]);
-        let weights = |tensor: &TensorInfo| &params.data[tensor.range.clone()];
-        match trained.find(|tensor| weights(tensor).iter().any(|w| !w.is_finite())) {
-            None => Ok(()),
-            Some(tensor) => Err(self.non_finite(self.standing.step, tensor.name.clone())),
-        }
-    }
-
-    fn non_finite(&self, step: usize, what: String) -> Error {
-        let before = match self.standing.skipped {
-            0 => String::new(),
-            n => format!(" ({n} steps were passed over before)"),
-        };
-        Error::NonFinite {
-            step,
-            what,
-            hint: format!(
-                "lower `train.lr` (now {:e}) or check the rows{before}; {} keeps the checkpoints from before",
-                self.config.train.lr,
-                self.run.path().display()
-            ),
-        }
     }
 
     /// Refuses a run whose checkpoints and model do not fit on the disk.

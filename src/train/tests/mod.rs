@@ -14,8 +14,8 @@ use std::{
 use super::*;
 use crate::{
     config::{
-        Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, Project, Replay,
-        ReplayOrder, ReplaySchedule, ReplayTarget, TargetToken, Teacher as Source, Tokens,
+        Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, OnNonFinite, Project,
+        Replay, ReplayOrder, ReplaySchedule, ReplayTarget, TargetToken, Teacher as Source, Tokens,
     },
     engine::{Target, responses},
     model::Params,
