@@ -148,7 +148,7 @@ pub struct Train {
 }
 
 /// Whether a value is the one that stands where none is given. Keys that came later are written only where they are not.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 

@@ -160,7 +160,7 @@ pub struct Scale {
     #[serde(default)]
     pub maybe_known: usize,
     /// Held `WeaklyKnown` facts, at most.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "config::is_default")]
     pub weakly_known: usize,
     /// Known facts of other relations that are asked at the end, at most.
     #[serde(default)]
@@ -172,11 +172,6 @@ pub struct Scale {
 
 fn first_seed() -> Vec<u64> {
     vec![0]
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde hands it over")]
-fn is_zero(count: &usize) -> bool {
-    *count == 0
 }
 
 /// One way of training.

@@ -23,7 +23,7 @@ use super::{
     arrays::{self, ArrayFile},
 };
 use crate::{
-    Error, Result,
+    Error, Result, config,
     engine::Gradients,
     model::Params,
     remedy::{budget::Steering, snapshot::Snapshot},
@@ -60,7 +60,7 @@ pub struct Standing {
     #[serde(default)]
     pub lost_once: Vec<bool>,
     /// Steps that changed nothing, their loss or gradient not being finite.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "config::is_default")]
     pub skipped: usize,
     /// The known rows that the epoch after these replays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -68,11 +68,6 @@ pub struct Standing {
     /// Where the budget stands, where one was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steering: Option<Steering>,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde hands it over")]
-fn is_zero(count: &usize) -> bool {
-    *count == 0
 }
 
 /// `state.json`.
