@@ -17,6 +17,7 @@ pub mod measure;
 pub mod model;
 pub mod progress;
 pub mod prompt;
+mod quiet;
 pub mod remedy;
 pub mod report;
 pub mod run;

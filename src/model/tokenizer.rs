@@ -1,11 +1,11 @@
 //! The model's tokenizer: `tokenizers` and the special tokens of its configuration.
 
-use std::{ops::Range, panic, path::Path};
+use std::{ops::Range, path::Path};
 
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use crate::{Error, Result};
+use crate::{Error, Result, quiet};
 
 /// Ends of a turn in the chat formats of the supported families.
 const END_OF_TURN: [&str; 3] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>"];
@@ -140,7 +140,7 @@ fn refused(text: &str, reason: &tokenizers::Error) -> Error {
 /// that names a token which is not there.
 fn parse(json: &[u8]) -> Result<Tokenizer, String> {
     serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| e.to_string())?;
-    panic::catch_unwind(|| {
+    quiet::attempt(|| {
         let tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         let trial = tokenizer.encode("a 1\n", true).map_err(|e| e.to_string())?;
         tokenizer
@@ -148,7 +148,7 @@ fn parse(json: &[u8]) -> Result<Tokenizer, String> {
             .map_err(|e| e.to_string())?;
         Ok(tokenizer)
     })
-    .unwrap_or_else(|_| Err("it contradicts itself".into()))
+    .unwrap_or_else(|| Err("it contradicts itself".into()))
 }
 
 #[cfg(test)]

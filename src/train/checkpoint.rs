@@ -181,6 +181,11 @@ impl Checkpoints {
     /// Writes arrays to the file called `name`, under another name first; returns their checksum.
     fn write_whole(&self, name: &str, arrays: Vec<(&str, &[f32])>) -> Result<String> {
         let path = self.root.join(name);
+        whole::require_space(
+            &self.root,
+            bytes_of(&arrays),
+            "a file beside the checkpoints",
+        )?;
         let file = whole::temporary(&path)?;
         let sum = arrays::checksum(&arrays);
         arrays::write(file.path(), arrays).map_err(Error::io("write", &path))?;

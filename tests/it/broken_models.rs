@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use assert_cmd::cargo::cargo_bin_cmd;
 use proptest::prelude::*;
 
 use crate::model::{copy_of, golden, load};
@@ -401,6 +402,28 @@ fn a_gguf_that_lies_is_refused_and_nothing_is_allocated_for_it() {
             &["truncated.gguf"],
         );
     }
+}
+
+/// A template that names a token which is not there: `tokenizers` reads it, and panics at the first text.
+#[test]
+fn what_the_tokenizer_panics_at_is_told_as_an_error_alone() {
+    let dir = copy_of("llama");
+    let path = dir.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let first = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+    json["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing", "special_tokens": {}, "pair": [first, {"Sequence": {"id": "B", "type_id": 1}}],
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, first],
+    });
+    fs::write(&path, json.to_string()).unwrap();
+    let output = cargo_bin_cmd!("unforget")
+        .args(["ask", dir.path().to_str().unwrap(), "Hi"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("tokenizer.json"), "{told}");
+    assert!(!told.contains("panicked"), "{told}");
 }
 
 proptest! {
