@@ -54,9 +54,15 @@ impl Row {
         self.prompt.len().max(1)
     }
 
+    /// Tokens of prompt and target.
+    #[allow(clippy::len_without_is_empty, reason = "a row has a target")]
+    pub fn len(&self) -> usize {
+        self.prompt.len() + self.target.len()
+    }
+
     /// How many tokens are predicted.
     pub fn targets(&self) -> usize {
-        (self.prompt.len() + self.target.len()).saturating_sub(self.first_target())
+        self.len().saturating_sub(self.first_target())
     }
 
     /// What the model reads: every token but the last, after which nothing is predicted.

@@ -8,8 +8,8 @@ use super::{Audit, AuditSettings, Audited, FewShot, Shares};
 use crate::{Error, Result, whole};
 
 /// `summary.json`.
-#[derive(Serialize, Deserialize)]
-struct Summary {
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Summary {
     model: String,
     seconds: f64,
     relations: BTreeMap<String, Shares>,
@@ -29,8 +29,14 @@ impl Audit {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         whole::write(&dir.join("facts.jsonl"), lines(&self.facts).as_bytes())?;
         whole::write(&dir.join("prompts.jsonl"), lines(&self.prompts).as_bytes())?;
+        let text = serde_json::to_string_pretty(&self.summary()).expect("plain data is JSON");
+        whole::write(&dir.join("summary.json"), (text + "\n").as_bytes())
+    }
+
+    /// The shares of each label, and how they were found: `summary.json`.
+    pub fn summary(&self) -> Summary {
         let relations = self.by_relation().into_iter();
-        let summary = Summary {
+        Summary {
             model: self.model.clone(),
             seconds: self.seconds,
             relations: relations.map(|(r, s)| (r.to_owned(), s)).collect(),
@@ -43,9 +49,7 @@ impl Audit {
             .to_owned(),
             settings: self.settings.clone(),
             notes: self.notes.clone(),
-        };
-        let text = serde_json::to_string_pretty(&summary).expect("plain data is JSON");
-        whole::write(&dir.join("summary.json"), (text + "\n").as_bytes())
+        }
     }
 
     /// Reads what [`Self::write`] has written.

@@ -27,7 +27,7 @@ pub struct Asking {
     chat: bool,
     /// Count and list broken rows instead of refusing the file
     #[arg(long)]
-    skip_bad_rows: bool,
+    pub skip_bad_rows: bool,
     /// Keep `EntityQuestions` rows with several answers
     #[arg(long)]
     several_answers: bool,

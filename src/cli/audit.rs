@@ -3,31 +3,34 @@
 use std::{fs, path::PathBuf};
 
 use clap::Args;
+use console::measure_text_width;
 use unforget::{
     Error, Result,
     audit::{self, Audit as Audited, AuditSettings, Shares},
     engine::Engine,
+    facts,
+    report::chart::{self, Bar, Bars, Chart, Unit},
 };
 
 use super::{Context, asking::Asking, load_model, output};
 
 /// Label every fact by how well the model knows it (`SLiCK`)
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  unforget audit smollm2-135m pack:world --runs 3 --out audits/world\n\n\
-    Writes facts.jsonl, prompts.jsonl and summary.json, and prints the share of each label. HighlyKnown: the greedy\n\
+#[command(after_help = "Examples:\n  unforget audit smollm2-135m --runs 3\n  \
+    unforget audit smollm2-135m facts.tsv --out audits/mine\n\n\
+    Prints the share of each label, and writes facts.jsonl, prompts.jsonl, summary.json and a picture, knowledge.svg, with\n\
+    `--out`. HighlyKnown: the greedy\n\
     answer is right under every few-shot prompt; MaybeKnown: under some; WeaklyKnown: under none, but a sample\n\
-    sometimes; Unknown: never. The same audit made again comes from a cache."
-)]
+    sometimes; Unknown: never. The same audit made again comes from a cache.")]
 pub struct Audit {
     /// The model
     model: String,
     /// The facts; several files make one set
-    #[arg(required = true)]
+    #[arg(default_value = facts::PACK)]
     facts: Vec<PathBuf>,
-    /// The directory to be written
+    /// The directory to be written [default: none, the shares are printed alone]
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: Option<PathBuf>,
     /// Few-shot prompts each fact is asked under
     #[arg(long, value_name = "N", default_value_t = 20)]
     runs: usize,
@@ -67,8 +70,10 @@ impl Audit {
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(Error::input("`--temperature` must be above 0"));
         }
-        output::check_free_dir(&self.out, self.force)?;
-        let facts = self.asking.facts(&self.facts, context)?;
+        if let Some(out) = &self.out {
+            output::check_free_dir(out, self.force)?;
+        }
+        let audited = self.asking.facts(&self.facts, context)?;
         let exemplars = if self.exemplars.is_empty() {
             None
         } else {
@@ -91,49 +96,121 @@ impl Audit {
         let audited = audit::audit(
             &model,
             &mut engine,
-            &facts,
+            &audited,
             exemplars.as_deref(),
             &settings,
             &context.progress,
         )?;
-        audited.write(&self.out)?;
+        if let Some(out) = &self.out {
+            audited.write(out)?;
+            let path = out.join("knowledge.svg");
+            fs::write(&path, picture(&audited)).map_err(Error::io("write", &path))?;
+        }
         if context.json {
-            let path = self.out.join("summary.json");
-            let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-            let summary: serde_json::Value =
-                serde_json::from_str(&text).expect("an audit writes JSON");
-            output::json(&summary)
+            output::json(&audited.summary())
         } else {
-            output::line(&shares(&audited))
+            output::line(&shares(&audited, output::width()))
         }
     }
 }
 
-/// The share of each label, relation by relation and in all.
-fn shares(audit: &Audited) -> String {
-    let row = |name: &str, shares: &Shares| {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        vec![
-            name.to_owned(),
-            shares.facts.to_string(),
-            percent(shares.highly_known),
-            percent(shares.maybe_known),
-            percent(shares.weakly_known),
-            percent(shares.unknown),
-        ]
+/// How much of each relation is known well, and how much not at all.
+fn picture(audit: &Audited) -> String {
+    let bars = |title: &str, style: usize, share: fn(&Shares) -> f64| {
+        let bars = audit
+            .by_relation()
+            .into_iter()
+            .map(|(relation, shares)| Bar {
+                label: facts::relation(relation)
+                    .map_or(relation, |r| r.name)
+                    .to_owned(),
+                style,
+                value: share(&shares),
+                interval: chart::wilson(share(&shares), shares.facts),
+            });
+        Chart::Bars(Bars {
+            title: title.into(),
+            unit: Unit::Share,
+            bars: bars.collect(),
+        })
     };
-    let relations = audit.by_relation();
-    let mut rows: Vec<_> = relations.iter().map(|(name, s)| row(name, s)).collect();
-    if rows.len() > 1 {
-        rows.push(row("all", &audit.overall()));
-    }
-    let heads = [
-        "relation",
-        "facts",
-        "HighlyKnown",
-        "MaybeKnown",
-        "WeaklyKnown",
-        "Unknown",
+    let charts = [
+        bars("HighlyKnown", 0, |s| s.highly_known),
+        bars("Unknown", 1, |s| s.unknown),
     ];
-    output::table(&heads, &rows, output::width())
+    chart::svg(&format!("What {} knows", audit.model), &charts, 2)
+}
+
+/// What stands for each label in a bar of a terminal.
+const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
+
+/// Columns of such a bar.
+const BAR: usize = 24;
+
+/// The share of each label, relation by relation and in all; as bars, too, where a terminal is wide enough.
+fn shares(audit: &Audited, width: Option<usize>) -> String {
+    let with_bars = |bar: usize| {
+        let row = |name: &str, shares: &Shares| {
+            let each = [
+                shares.highly_known,
+                shares.maybe_known,
+                shares.weakly_known,
+                shares.unknown,
+            ];
+            let mut row = vec![name.to_owned(), shares.facts.to_string()];
+            row.extend(each.map(|share| format!("{:.1}%", 100.0 * share)));
+            if bar > 0 {
+                row.push(shaded(each, bar));
+            }
+            row
+        };
+        let relations = audit.by_relation();
+        let mut rows: Vec<_> = relations.iter().map(|(name, s)| row(name, s)).collect();
+        if rows.len() > 1 {
+            rows.push(row("all", &audit.overall()));
+        }
+        let labels = ["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"];
+        let mut heads = vec!["relation".to_owned(), "facts".to_owned()];
+        heads.extend(labels.iter().zip(SHADES).map(|(label, shade)| match bar {
+            0 => (*label).to_owned(),
+            _ => format!("{shade} {label}"),
+        }));
+        heads.extend((bar > 0).then(String::new));
+        let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+        output::table(&heads, &rows, width)
+    };
+    let drawn = with_bars(BAR);
+    let widest = drawn.lines().map(measure_text_width).max().unwrap_or(0);
+    match width {
+        Some(width) if widest <= width => drawn,
+        _ => with_bars(0),
+    }
+}
+
+/// Shares of one whole as a bar of `columns`.
+fn shaded(shares: [f64; 4], columns: usize) -> String {
+    let mut bar = String::new();
+    let (mut done, mut drawn) = (0.0, 0);
+    for (share, shade) in shares.into_iter().zip(SHADES) {
+        done += share;
+        let end = (done * columns as f64).round() as usize;
+        bar.extend(std::iter::repeat_n(shade, end.saturating_sub(drawn)));
+        drawn = end.max(drawn);
+    }
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_long_as_it_should_be_whatever_is_rounded() {
+        assert_eq!(shaded([0.25, 0.25, 0.25, 0.25], 8), "██▓▓▒▒░░");
+        assert_eq!(
+            shaded([1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.0], 10),
+            "███▓▓▓▓▒▒▒"
+        );
+        assert_eq!(shaded([0.0, 0.01, 0.0, 0.99], 10), "░░░░░░░░░░");
+    }
 }

@@ -9,9 +9,11 @@ mod ask;
 mod asking;
 mod audit;
 mod compare;
+mod data;
 mod demo;
 mod drift;
 mod export;
+mod facts;
 mod forecast;
 mod output;
 mod pull;
@@ -68,6 +70,8 @@ struct Global {
 enum Command {
     Demo(demo::Demo),
     Pull(pull::Pull),
+    Data(data::Data),
+    Facts(facts::Facts),
     Ask(ask::Ask),
     Score(score::Score),
     Audit(audit::Audit),
@@ -157,6 +161,8 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Demo(demo) => demo.run(&context),
         Command::Pull(pull) => pull.run(&context),
+        Command::Data(data) => data.run(&context),
+        Command::Facts(facts) => facts.run(&context),
         Command::Ask(ask) => ask.run(&context),
         Command::Score(score) => score.run(&context),
         Command::Audit(audit) => audit.run(&context),

@@ -79,15 +79,20 @@ pub fn table(heads: &[&str], rows: &[Vec<String>], width: Option<usize>) -> Stri
 
 /// What a fact or a model says, for a line that people read: short, and unable to steer the terminal.
 pub fn plain(text: &str) -> String {
+    let one_line = text.trim().replace(char::is_whitespace, " ");
+    truncate_str(&harmless(&one_line), LONGEST, "…").into_owned()
+}
+
+/// What a fact or a model says, over several lines: unable to steer the terminal.
+pub fn harmless(text: &str) -> String {
     let harmless = |c: char| match c {
-        c if c.is_whitespace() => ' ',
+        '\n' | '\t' => c,
         // They turn the direction of what follows.
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
         c if c.is_control() => char::REPLACEMENT_CHARACTER,
         c => c,
     };
-    let text: String = text.trim().chars().map(harmless).collect();
-    truncate_str(&text, LONGEST, "…").into_owned()
+    text.chars().map(harmless).collect()
 }
 
 /// Checks before any compute that a directory can be written: it is new or empty, or `force` is given, and the place

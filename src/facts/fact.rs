@@ -18,10 +18,15 @@ pub struct Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let json_array = std::path::Path::new(&*self.file)
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("json"));
-        let unit = if json_array { "row" } else { "line" };
+        let extension = std::path::Path::new(&*self.file).extension();
+        let without_lines = |e: &std::ffi::OsStr| {
+            e.eq_ignore_ascii_case("json") || e.eq_ignore_ascii_case("parquet")
+        };
+        let unit = if extension.is_some_and(without_lines) {
+            "row"
+        } else {
+            "line"
+        };
         write!(f, "{}, {unit} {}", self.file, self.line)
     }
 }

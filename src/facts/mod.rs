@@ -7,6 +7,7 @@ mod aliases;
 mod fact;
 mod judge;
 mod normalise;
+pub mod propose;
 mod read;
 mod relations;
 

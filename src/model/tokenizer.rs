@@ -109,6 +109,11 @@ impl TextTokenizer {
         self.inner.decode(ids, true).unwrap_or_default()
     }
 
+    /// As [`Self::decode`], with the special tokens.
+    pub fn decode_whole(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, false).unwrap_or_default()
+    }
+
     /// Text of one token, byte-level escapes undone. Empty for an id that the tokenizer does not have.
     pub fn token_text(&self, id: u32) -> String {
         let text = self.inner.decode(&[id], false).unwrap_or_default();

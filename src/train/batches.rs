@@ -64,7 +64,7 @@ pub fn text_training_rows(texts: &[Text], model: &Model, train: &Train) -> Resul
 
 fn fitted(row: Row, location: &Location, model: &Model, train: &Train) -> Result<Row> {
     let max_tokens = train.max_tokens.min(model.config.max_position_embeddings);
-    let len = row.prompt.len() + row.target.len();
+    let len = row.len();
     if len > max_tokens && !train.truncate {
         return Err(Error::input_hint(
             format!("{location}: prompt and answer have {len} tokens, more than {max_tokens}"),

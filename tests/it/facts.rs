@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use unforget::facts::{Fact, FactSet, Match, PACK, ReadOptions, normalise, read, relation};
+use unforget::facts::{
+    Fact, FactSet, Match, PACK, ReadOptions, TextKind, holds_texts, normalise, read, read_texts,
+    relation,
+};
 
 fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     let path = dir.join(name);
@@ -242,6 +245,48 @@ fn nothing_that_is_no_fact_file_is_more_than_a_told_error() {
     assert_eq!(missing.exit_code(), 2);
     let pack = read(&["pack:moon".into()], ReadOptions::default()).unwrap_err();
     assert!(pack.hint().is_some_and(|h| h.contains(PACK)));
+}
+
+/// `tests/golden/parquet.py` has pyarrow write them.
+#[test]
+fn parquet_files_are_read_as_others_are() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");
+    let set = read(&[golden.join("facts.parquet")], ReadOptions::default()).unwrap();
+    let told: Vec<_> = set
+        .facts
+        .iter()
+        .map(|f| (&*f.subject, &*f.object, f.aliases.len()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("Bergamo", "Italy", 1),
+            ("Oslo", "Norway", 0),
+            ("Saint-Denis", "France", 0)
+        ]
+    );
+    assert_eq!(
+        set.facts[2].location.to_string().rsplit('/').next(),
+        Some("facts.parquet, row 3")
+    );
+
+    let chats = golden.join("chats.parquet");
+    let error = read(std::slice::from_ref(&chats), ReadOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("these are chat rows"), "{error}");
+    assert!(holds_texts(&chats).unwrap());
+    let texts = read_texts(&[chats], ReadOptions::default()).unwrap().texts;
+    let TextKind::Chat(messages) = &texts[1].kind else {
+        panic!("{texts:?}")
+    };
+    let said: Vec<_> = messages.iter().map(|m| (&*m.role, &*m.content)).collect();
+    assert_eq!(
+        said,
+        [
+            ("system", "Be short"),
+            ("user", "你好"),
+            ("assistant", "好")
+        ]
+    );
 }
 
 #[test]

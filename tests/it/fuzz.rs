@@ -242,8 +242,17 @@ fn kinds(place: &Path) -> Vec<Kind> {
                 "{\"subject\":\"Rome\",\"relation\":\"P17\",\"object\":\"Italy\",\"aliases\":[\"IT\"],\"paraphrases\":[\"Where?\"]}\n",
                 "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"yes\"}]}\n{\"messages\":[{\"role\":\"assistant\",\"content\":\"\u{202e}\"}]}\n",
                 "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"text\":\"c\"}\n",
+                "{\"instruction\":\"a\",\"input\":\"b\",\"output\":\"c\",\"history\":[[\"d\",\"e\"]]}\n",
+                "{\"conversations\":[{\"from\":\"human\",\"value\":\"a\"},{\"from\":\"gpt\",\"value\":\"b\"}]}\n",
             ]),
             JSON,
+        ),
+        facts_file(
+            "facts.parquet",
+            ["facts", "chats"]
+                .map(|name| file(golden("parquet").join(format!("{name}.parquet"))))
+                .to_vec(),
+            &["PAR1", "\0\0\0\0", "\u{7f}\u{7f}", "subject", "messages"],
         ),
         facts_file(
             "P17.dev.json",

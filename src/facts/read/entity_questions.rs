@@ -9,19 +9,25 @@ use super::{
     ReadOptions, Rows,
     json::scalar,
     row::{BadRow, Row},
+    values::Numbered,
 };
 use crate::{Error, Result};
 
 /// Reads the rows of a file; relation and subject are recovered from the file's name and the question's template.
-pub(super) fn read(path: &Path, file: &str, items: &[Value], options: ReadOptions) -> Result<Rows> {
+pub(super) fn read(
+    path: &Path,
+    file: &str,
+    values: Vec<Numbered>,
+    options: ReadOptions,
+) -> Result<Rows> {
     let named = named_relation(path, file)?;
     let mut several = 0;
     let mut found = Rows {
         lenient: true,
         ..Rows::default()
     };
-    for (i, item) in items.iter().enumerate() {
-        match parse(i + 1, item, named) {
+    for (row, value) in values {
+        match value.and_then(|value| parse(row, &value, named)) {
             Ok((_, answers)) if answers > 1 && !options.several_answers => several += 1,
             Ok((row, _)) => found.list.push(Ok(row)),
             Err(bad) => found.list.push(Err(bad)),
@@ -159,11 +165,16 @@ mod tests {
 
     use super::*;
 
+    fn numbered(items: &Value) -> Vec<Numbered> {
+        let items = items.as_array().unwrap().iter().cloned().enumerate();
+        items.map(|(i, item)| (i + 1, Ok(item))).collect()
+    }
+
     fn rows(name: &str, items: &Value) -> Rows {
         read(
             Path::new(name),
             name,
-            items.as_array().unwrap(),
+            numbered(items),
             ReadOptions::default(),
         )
         .unwrap()
@@ -214,7 +225,7 @@ mod tests {
         let found = read(
             Path::new("P36.dev.json"),
             "P36.dev.json",
-            items.as_array().unwrap(),
+            numbered(&items),
             options,
         )
         .unwrap();
@@ -252,7 +263,7 @@ mod tests {
             read(
                 Path::new("P999.dev.json"),
                 "P999.dev.json",
-                items.as_array().unwrap(),
+                numbered(&items),
                 ReadOptions::default()
             )
             .is_err()

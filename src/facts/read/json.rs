@@ -1,47 +1,46 @@
 //! JSONL, and JSON arrays of the same rows.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
 use super::{
-    MAX_ROW_BYTES, ReadOptions, Rows, entity_questions,
+    Cells, MAX_ROW_BYTES, Rows,
     row::{BadRow, COLUMNS, REQUIRED, Row},
-    texts,
+    values::Numbered,
 };
 use crate::{Error, Result, error::nearest};
 
-/// Reads a JSON object a line; blank lines are skipped.
-pub(super) fn read_lines(file: &str, bytes: &[u8]) -> Result<Rows> {
-    if let Some(kind) = texts::kind_of_file(bytes) {
-        return Err(Error::input_hint(
-            format!("{file}: these are {kind} rows, and facts are needed here"),
-            "a fact has the fields subject, relation and object",
-        ));
-    }
-    Ok(Rows {
-        list: values(bytes)
+/// Facts from rows of JSON.
+pub(super) fn facts(values: Vec<Numbered>) -> Rows {
+    let rows = values.into_iter();
+    Rows {
+        list: rows
             .map(|(line, value)| parse_value(line, &value?))
             .collect(),
         ..Rows::default()
-    })
+    }
 }
 
 /// Every line that is not blank, with its number, as JSON.
-pub(super) fn values(bytes: &[u8]) -> impl Iterator<Item = (usize, Result<Value, BadRow>)> {
+pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Numbered> {
     let lines = bytes.split(|b| *b == b'\n').enumerate();
     lines
         .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
         .map(|(i, line)| (i + 1, parse_line(i + 1, line)))
 }
 
-/// Reads a JSON array: rows as in JSONL, or `EntityQuestions`.
-pub(super) fn read_array(
-    path: &Path,
-    file: &str,
-    bytes: &[u8],
-    options: ReadOptions,
-) -> Result<Rows> {
+/// The fields of an object that are texts or numbers.
+pub(super) fn cells(value: &Value) -> Cells {
+    let fields = value.as_object().into_iter().flatten();
+    let cells = fields.filter_map(|(name, value)| match value {
+        Value::String(text) => Some((name.clone(), text.clone())),
+        Value::Number(number) => Some((name.clone(), number.to_string())),
+        _ => None,
+    });
+    cells.collect()
+}
+
+/// The items of a JSON array.
+pub(super) fn array(file: &str, bytes: &[u8]) -> Result<Vec<Value>> {
     let value: Value = serde_json::from_slice(bytes).map_err(|e| {
         Error::input(format!(
             "{file}, line {}: not JSON: {}",
@@ -58,14 +57,7 @@ pub(super) fn read_array(
             "rows that stand a line each belong in a .jsonl file",
         ));
     };
-    if items.first().is_some_and(|i| i.get("answers").is_some()) {
-        return entity_questions::read(path, file, &items, options);
-    }
-    let rows = items.iter().enumerate();
-    Ok(Rows {
-        list: rows.map(|(i, item)| parse_value(i + 1, item)).collect(),
-        ..Rows::default()
-    })
+    Ok(items)
 }
 
 fn parse_line(line: usize, bytes: &[u8]) -> Result<Value, BadRow> {
@@ -182,7 +174,7 @@ mod tests {
     #[test]
     fn lists_may_be_lists_or_texts_and_numbers_are_read_as_text() {
         let text = br#"{"subject":"iron","relation":"P1086","object":26,"aliases":["twenty-six"],"paraphrases":"a?|b?","extra":{}}"#;
-        let rows = read_lines("f.jsonl", text).unwrap().list;
+        let rows = facts(lines(text).collect()).list;
         let row = rows[0].as_ref().unwrap();
         assert_eq!(row.object.as_deref(), Some("26"));
         assert_eq!(
@@ -198,8 +190,7 @@ mod tests {
     fn broken_lines_are_told_with_their_line_and_field() {
         let text = b"{\"subject\":\"a\",\"relation\":\"P17\",\"object\":\"b\"}\r\n\n{\n[]\n{\"subject\":\"a\",\"relation\":\"P17\",\"objet\":\"b\"}\n\
             {\"subject\":\"a\",\"relation\":\"P17\",\"object\":[]}\n\xff\n";
-        let told: Vec<_> = read_lines("f.jsonl", text)
-            .unwrap()
+        let told: Vec<_> = facts(lines(text).collect())
             .list
             .into_iter()
             .map(|r| {
@@ -221,22 +212,8 @@ mod tests {
     }
 
     #[test]
-    fn chat_rows_are_told_from_facts() {
-        let error = read_lines("f.jsonl", br#"{"messages":[]}"#).err().unwrap();
-        assert!(error.to_string().contains("chat rows"), "{error}");
-    }
-
-    #[test]
     fn deep_nesting_is_an_error_and_no_overflow() {
         let deep = "[".repeat(100_000);
-        assert!(
-            read_array(
-                Path::new("f.json"),
-                "f.json",
-                deep.as_bytes(),
-                ReadOptions::default()
-            )
-            .is_err()
-        );
+        assert!(array("f.json", deep.as_bytes()).is_err());
     }
 }

@@ -6,6 +6,7 @@ mod merge;
 mod row;
 mod table;
 mod texts;
+mod values;
 
 use std::{
     fs,
@@ -15,7 +16,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use self::{merge::Merger, row::BadRow};
+use self::{merge::Merger, row::BadRow, values::values};
 use super::fact::Fact;
 use crate::{Error, Result, error::nearest};
 
@@ -62,8 +63,8 @@ struct Rows {
 
 /// Reads fact files (any format; `pack:world` is the built-in pack) into one set.
 ///
-/// The format is told by the extension: `.tsv`, `.csv`, `.jsonl` (or `.ndjson`), and `.json`, an array of rows as in JSONL
-/// or `EntityQuestions` as it is.
+/// The format is told by the extension: `.tsv`, `.csv`, `.jsonl` (or `.ndjson`), `.parquet`, and `.json`, an array of rows as in
+/// JSONL or `EntityQuestions` as it is.
 ///
 /// # Errors
 /// [`crate::Error::Input`] naming file, line and field of a broken row, or both lines of a contradiction.
@@ -124,7 +125,9 @@ fn bytes_of(path: &Path) -> Result<(Arc<str>, Vec<u8>)> {
     let bytes = fs::read(path).map_err(|e| {
         Error::input_hint(
             format!("cannot read the facts `{name}`: {e}"),
-            format!("give a .tsv, .csv, .jsonl or .json file, or `{PACK}`, the built-in facts"),
+            format!(
+                "give a .tsv, .csv, .jsonl, .json or .parquet file, or `{PACK}`, the built-in facts"
+            ),
         )
     })?;
     Ok((name, bytes))
@@ -141,38 +144,74 @@ fn parse(path: &Path, name: &str, bytes: &[u8], options: ReadOptions) -> Result<
     if name == PACK {
         return table::read(name, bytes, table::Format::Tsv);
     }
-    let extension = path
-        .extension()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_ascii_lowercase();
-    if extension == "parquet" {
-        return Err(Error::input_hint(
-            format!("{name}: Parquet is not read yet"),
-            "save it as .jsonl or .tsv (in Python: pandas.read_parquet(...).to_json(..., orient=\"records\", lines=True))",
-        ));
-    }
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::input_hint(
             format!("{name} is empty"),
             "a table begins with a line of column names: subject, relation, object",
         ));
     }
-    match extension.as_str() {
-        "tsv" | "tab" => table::read(name, bytes, table::Format::Tsv),
-        "csv" => table::read(name, bytes, table::Format::Csv),
-        "jsonl" | "ndjson" => json::read_lines(name, bytes),
-        "json" => json::read_array(path, name, bytes, options),
-        other => {
-            let known = ["tsv", "csv", "jsonl", "ndjson", "json"];
-            let meant = nearest(other, known)
-                .map_or_else(String::new, |k| format!("; did you mean `.{k}`?"));
-            Err(Error::input_hint(
-                format!(
-                    "{name}: the format of facts is told by the extension, and `.{other}` is none that is known"
-                ),
-                format!("known are .tsv, .csv, .jsonl and .json{meant}"),
-            ))
-        }
+    let values = match &*extension_of(path) {
+        "tsv" | "tab" => return table::read(name, bytes, table::Format::Tsv),
+        "csv" => return table::read(name, bytes, table::Format::Csv),
+        _ => values(path, bytes, usize::MAX)?,
+    };
+    let Some(values) = values else {
+        let other = extension_of(path);
+        let meant = nearest(&other, EXTENSIONS)
+            .map_or_else(String::new, |k| format!("; did you mean `.{k}`?"));
+        return Err(Error::input_hint(
+            format!(
+                "{name}: the format of facts is told by the extension, and `.{other}` is none that is known"
+            ),
+            format!("known are .tsv, .csv, .jsonl, .json and .parquet{meant}"),
+        ));
+    };
+    let first = values.first().and_then(|(_, value)| value.as_ref().ok());
+    if let Some(kind) = first.and_then(texts::kind_of_row) {
+        return Err(Error::input_hint(
+            format!("{name}: these are {kind} rows, and facts are needed here"),
+            "a fact has the fields subject, relation and object",
+        ));
     }
+    if first.is_some_and(|row| row.get("answers").is_some()) {
+        return entity_questions::read(path, name, values, options);
+    }
+    Ok(json::facts(values))
+}
+
+/// The extensions of the formats, without the dot.
+const EXTENSIONS: [&str; 7] = ["tsv", "tab", "csv", "jsonl", "ndjson", "json", "parquet"];
+
+/// What stands behind the last dot of a file's name, in lower case.
+fn extension_of(path: &Path) -> String {
+    let extension = path.extension().unwrap_or_default();
+    extension.to_string_lossy().to_ascii_lowercase()
+}
+
+/// A row of a table: each cell with its column's name, in the table's order.
+pub(super) type Cells = Vec<(String, String)>;
+
+/// The rows of a table whatever its columns. None where the file is no table.
+///
+/// # Errors
+/// [`Error::Input`] when the file cannot be read, or is not what its extension says.
+pub(super) fn table_rows(path: &Path) -> Result<Option<Vec<Cells>>> {
+    let extension = extension_of(path);
+    // Of a Parquet file the columns of facts and texts alone are read.
+    if !EXTENSIONS.contains(&&*extension) || extension == "parquet" {
+        return Ok(None);
+    }
+    let (name, bytes) = bytes_of(path)?;
+    let rows = values(path, without_bom(&bytes), usize::MAX)?.unwrap_or_default();
+    let rows: Result<Vec<_>, BadRow> = rows
+        .into_iter()
+        .map(|(_, row)| Ok(json::cells(&row?)))
+        .collect();
+    rows.map(Some).map_err(|bad| row::refusal(&name, &[bad]))
+}
+
+/// Whether a row has all that a fact needs.
+pub(super) fn holds_facts(row: &[(String, String)]) -> bool {
+    let has = |column: &&str| row.iter().any(|(name, _)| name == column);
+    row::REQUIRED.iter().all(has)
 }

@@ -1,8 +1,11 @@
 //! TSV and CSV: a header that names the columns, then a row a line.
 
+use serde_json::Value;
+
 use super::{
     MAX_ROW_BYTES, Rows,
     row::{BadRow, COLUMNS, REQUIRED, Row},
+    values::Numbered,
 };
 use crate::{Error, Result, error::nearest};
 
@@ -17,12 +20,7 @@ pub(super) enum Format {
 
 /// Reads a table.
 pub(super) fn read(file: &str, bytes: &[u8], format: Format) -> Result<Rows> {
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(if format == Format::Tsv { b'\t' } else { b',' })
-        .quoting(format == Format::Csv)
-        .has_headers(false)
-        .flexible(true)
-        .from_reader(bytes);
+    let mut reader = reader(bytes, format);
     let mut columns: Option<Vec<Option<&'static str>>> = None;
     let mut found = Rows::default();
     let mut record = csv::ByteRecord::new();
@@ -46,6 +44,59 @@ pub(super) fn read(file: &str, bytes: &[u8], format: Format) -> Result<Rows> {
         )));
     }
     Ok(found)
+}
+
+/// The first `most` rows of a table as objects of its columns, every field text.
+pub(super) fn objects(
+    file: &str,
+    bytes: &[u8],
+    format: Format,
+    most: usize,
+) -> Result<Vec<Numbered>> {
+    let mut reader = reader(bytes, format);
+    let mut names: Option<Vec<String>> = None;
+    let mut rows = Vec::new();
+    let mut record = csv::ByteRecord::new();
+    while rows.len() < most {
+        let start = reader.position().clone();
+        let more = reader
+            .read_byte_record(&mut record)
+            .map_err(|e| Error::input(format!("{file}: {e}")))?;
+        if !more {
+            break;
+        }
+        let line = line_of(bytes, &start);
+        let fields = record.iter().map(|field| {
+            let text = std::str::from_utf8(field).ok()?;
+            Some(if format == Format::Tsv {
+                unquote(text)
+            } else {
+                text.to_owned()
+            })
+        });
+        let fields: Option<Vec<String>> = fields.collect();
+        let fields = fields.ok_or_else(|| BadRow::whole(line, "the row is not UTF-8"));
+        match &names {
+            None => names = Some(fields.unwrap_or_default()),
+            Some(names) => rows.push((
+                line,
+                fields.map(|fields| {
+                    let named = names.iter().map(|name| name.trim().to_lowercase());
+                    named.zip(fields.into_iter().map(Value::String)).collect()
+                }),
+            )),
+        }
+    }
+    Ok(rows)
+}
+
+fn reader(bytes: &[u8], format: Format) -> csv::Reader<&[u8]> {
+    csv::ReaderBuilder::new()
+        .delimiter(if format == Format::Tsv { b'\t' } else { b',' })
+        .quoting(format == Format::Csv)
+        .has_headers(false)
+        .flexible(true)
+        .from_reader(bytes)
 }
 
 /// The line on which the record read from `start` begins: the reader skips blank lines before it.

@@ -1,4 +1,5 @@
-//! Training data that is no fact: chats, completions and plain texts, as the field writes them in JSONL.
+//! Training data that is no fact: chats, instructions, completions and plain texts, as the field writes them in JSONL, JSON, CSV and
+//! Parquet.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,8 +12,9 @@ use sha2::{Digest, Sha256};
 use super::{
     super::fact::Location,
     ReadOptions, bytes_of,
-    json::{kind_of, scalar, values},
+    json::{kind_of, scalar},
     row::{self, BadRow},
+    values::values,
     without_bom,
 };
 use crate::{Error, Result};
@@ -29,7 +31,8 @@ pub struct Message {
 /// What a row of text is, and so which part of it is trained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TextKind {
-    /// `{"messages": [{"role", "content"}]}`: every message of the assistant is trained.
+    /// `{"messages": [{"role", "content"}]}`, `ShareGPT`'s `{"conversations": [{"from", "value"}]}` or Alpaca's `{"instruction",
+    /// "input", "output"}`: every message of the assistant is trained.
     Chat(Vec<Message>),
     /// `{"prompt", "completion"}`: the completion is trained.
     Completion {
@@ -41,6 +44,20 @@ pub enum TextKind {
     /// `{"text"}`: all of it is trained.
     Plain(String),
 }
+
+/// The fields that are read of a row of text.
+pub(super) const FIELDS: [&str; 10] = [
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "history",
+    "prompt",
+    "completion",
+    "text",
+];
 
 /// One row of training text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,19 +79,19 @@ pub struct TextSet {
     pub checksum: String,
 }
 
-/// Whether a file holds training texts and no facts: JSONL whose first row has `messages`, `completion` or `text`, and no
-/// `subject`.
+/// Whether a file holds training texts and no facts: its first row has none of a fact's fields and some of a text's.
 ///
 /// # Errors
 /// [`Error::Input`] when the file cannot be read.
 pub fn holds_texts(file: &Path) -> Result<bool> {
     let (_, bytes) = bytes_of(file)?;
-    let extension = file.extension().unwrap_or_default().to_ascii_lowercase();
-    Ok((extension == "jsonl" || extension == "ndjson")
-        && kind_of_file(without_bom(&bytes)).is_some())
+    // What is broken is told when it is read as what it is not found to be here.
+    let rows = values(file, without_bom(&bytes), 1).ok().flatten();
+    let first = rows.and_then(|rows| rows.into_iter().next());
+    Ok(first.is_some_and(|(_, row)| row.is_ok_and(|row| kind_of_row(&row).is_some())))
 }
 
-/// Reads JSONL files of training texts into one set.
+/// Reads files of training texts into one set.
 ///
 /// # Errors
 /// [`Error::Input`] naming file, line and field of a broken row.
@@ -85,7 +102,7 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
         let (name, bytes) = bytes_of(path)?;
         digest.update(&bytes);
         let mut bad = Vec::new();
-        for (line, value) in values(without_bom(&bytes)) {
+        for (line, value) in values(path, without_bom(&bytes), usize::MAX)?.unwrap_or_default() {
             match value.and_then(|v| parse(line, &v)) {
                 Ok(kind) => set.texts.push(Text {
                     kind,
@@ -113,20 +130,25 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
     Ok(set)
 }
 
-/// What kind of texts the first row shows, if it is no fact.
-pub(super) fn kind_of_file(bytes: &[u8]) -> Option<&'static str> {
-    let (_, value) = values(bytes).next()?;
-    let value = value.ok()?;
-    if value.get("subject").is_some() {
+/// What kind of text a row is, if it is no fact.
+pub(super) fn kind_of_row(row: &Value) -> Option<&'static str> {
+    if present(row, "subject").is_some() {
         return None;
     }
     [
         ("messages", "chat"),
+        ("conversations", "chat"),
+        ("instruction", "instruction"),
         ("completion", "completion"),
         ("text", "text"),
     ]
     .into_iter()
-    .find_map(|(key, kind)| value.get(key).map(|_| kind))
+    .find_map(|(key, kind)| present(row, key).map(|_| kind))
+}
+
+/// A field that is there and not null, as a column is in the rows that have none.
+fn present<'r>(row: &'r Value, field: &str) -> Option<&'r Value> {
+    row.get(field).filter(|value| !value.is_null())
 }
 
 fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
@@ -142,26 +164,33 @@ fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
         )),
         other => other,
     };
-    if let Some(messages) = value.get("messages") {
-        return chat(line, messages).map(TextKind::Chat);
+    for field in ["messages", "conversations"] {
+        if let Some(messages) = present(value, field) {
+            return chat(line, field, messages).map(TextKind::Chat);
+        }
     }
-    if value.get("prompt").is_some() || value.get("completion").is_some() {
+    let has = |field: &str| present(value, field).is_some();
+    if has("instruction") {
+        return instruction(line, value).map(TextKind::Chat);
+    }
+    if has("prompt") || has("completion") {
         return Ok(TextKind::Completion {
             prompt: text("prompt")?,
             completion: trained("completion")?,
         });
     }
-    if value.get("text").is_some() {
+    if has("text") {
         return trained("text").map(TextKind::Plain);
     }
     Err(BadRow::whole(
         line,
-        "the row has none of the fields `messages`, `prompt` and `completion`, `text`",
+        "the row has none of the fields `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `text`",
     ))
 }
 
-fn chat(line: usize, messages: &Value) -> Result<Vec<Message>, BadRow> {
-    let bad = |reason: String| BadRow::field(line, "messages", reason);
+/// Messages of a role and its content, or of whom they are from and their value, as `ShareGPT` has them.
+fn chat(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Message>, BadRow> {
+    let bad = |reason: String| BadRow::field(line, field, reason);
     let Value::Array(items) = messages else {
         return Err(bad(format!(
             "is {}, and a list of messages is needed",
@@ -170,18 +199,33 @@ fn chat(line: usize, messages: &Value) -> Result<Vec<Message>, BadRow> {
     };
     let mut chat = Vec::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
-        let part = |key: &str| item.get(key).and_then(Value::as_str).map(str::to_owned);
-        let role =
-            part("role").ok_or_else(|| bad(format!("has no `role` in message {}", i + 1)))?;
-        let content = part("content")
-            .ok_or_else(|| bad(format!("has no text as `content` in message {}", i + 1)))?;
-        if !["system", "user", "assistant", "tool"].contains(&&*role) {
-            return Err(bad(format!(
-                "has the role `{role}` in message {}; known are system, user, assistant, tool",
-                i + 1
-            )));
-        }
-        chat.push(Message { role, content });
+        let part = |keys: [&str; 2]| {
+            let found = keys.iter().find_map(|key| item.get(key)?.as_str());
+            found.map(str::to_owned).ok_or_else(|| {
+                bad(format!(
+                    "has no text as `{}` in message {}",
+                    keys[usize::from(field == "conversations")],
+                    i + 1
+                ))
+            })
+        };
+        let (role, content) = (part(["role", "from"])?, part(["content", "value"])?);
+        let known = match &*role {
+            "system" | "user" | "assistant" | "tool" => &role,
+            "human" => "user",
+            "gpt" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
+            "function" | "observation" => "tool",
+            _ => {
+                return Err(bad(format!(
+                    "has the role `{role}` in message {}; known are system, user, assistant, tool",
+                    i + 1
+                )));
+            }
+        };
+        chat.push(Message {
+            role: known.to_owned(),
+            content,
+        });
     }
     if chat.iter().any(|m| m.role == "assistant") {
         Ok(chat)
@@ -192,12 +236,62 @@ fn chat(line: usize, messages: &Value) -> Result<Vec<Message>, BadRow> {
     }
 }
 
+/// Alpaca's fields as a chat of two messages, behind `system` and the turns of `history` where there are any.
+fn instruction(line: usize, row: &Value) -> Result<Vec<Message>, BadRow> {
+    let text = |field: &'static str| match present(row, field) {
+        None => Ok(String::new()),
+        Some(value) => scalar(line, field, value),
+    };
+    let (instruction, input, output) = (text("instruction")?, text("input")?, text("output")?);
+    if output.is_empty() {
+        return Err(BadRow::field(
+            line,
+            "output",
+            "is missing: there is nothing to train",
+        ));
+    }
+    let message = |role: &str, content: String| Message {
+        role: role.into(),
+        content,
+    };
+    let mut chat = Vec::new();
+    let system = text("system")?;
+    if !system.is_empty() {
+        chat.push(message("system", system));
+    }
+    for turn in row
+        .get("history")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let said = |i: usize| turn.get(i).and_then(Value::as_str).map(str::to_owned);
+        let (Some(asked), Some(answered)) = (said(0), said(1)) else {
+            return Err(BadRow::field(
+                line,
+                "history",
+                "is not a list of pairs of texts",
+            ));
+        };
+        chat.push(message("user", asked));
+        chat.push(message("assistant", answered));
+    }
+    let asked = [instruction, input]
+        .into_iter()
+        .filter(|part| !part.is_empty());
+    chat.push(message("user", asked.collect::<Vec<_>>().join("\n\n")));
+    chat.push(message("assistant", output));
+    Ok(chat)
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn kinds(text: &str) -> Vec<Result<TextKind, String>> {
-        let rows = values(text.as_bytes());
+        let rows = super::super::json::lines(text.as_bytes());
         rows.map(|(line, v)| v.and_then(|v| parse(line, &v)).map_err(|b| b.to_string()))
             .collect()
     }
@@ -240,8 +334,44 @@ mod tests {
     }
 
     #[test]
+    fn alpaca_and_sharegpt_are_chats() {
+        let read = kinds(
+            "{\"instruction\":\"Add\",\"input\":\"1 and 2\",\"output\":\"3\",\"system\":\"Be short\",\"history\":[[\"hi\",\"ho\"]]}\n\
+             {\"conversations\":[{\"from\":\"human\",\"value\":\"hi\"},{\"from\":\"gpt\",\"value\":\"ho\"}]}\n\
+             {\"instruction\":\"Add\",\"input\":\"\",\"output\":\"3\"}\n{\"instruction\":\"Add\"}\n\
+             {\"conversations\":[{\"from\":\"gpt\"}]}\n",
+        );
+        let told = |row: &Result<TextKind, String>| match row {
+            Ok(TextKind::Chat(chat)) => chat
+                .iter()
+                .map(|m| format!("{}: {}", m.role, m.content))
+                .collect::<Vec<_>>()
+                .join(" | "),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            told(&read[0]),
+            "system: Be short | user: hi | assistant: ho | user: Add\n\n1 and 2 | assistant: 3"
+        );
+        assert_eq!(told(&read[1]), "user: hi | assistant: ho");
+        assert_eq!(told(&read[2]), "user: Add | assistant: 3");
+        assert!(
+            read[3]
+                .as_ref()
+                .unwrap_err()
+                .contains("`output` is missing")
+        );
+        assert!(
+            read[4]
+                .as_ref()
+                .unwrap_err()
+                .contains("no text as `value` in message 1")
+        );
+    }
+
+    #[test]
     fn a_fact_with_a_text_column_is_still_a_fact() {
-        assert_eq!(kind_of_file(b"{\"text\":\"x\"}"), Some("text"));
-        assert_eq!(kind_of_file(b"{\"subject\":\"a\",\"text\":\"x\"}"), None);
+        assert_eq!(kind_of_row(&json!({"text": "x"})), Some("text"));
+        assert_eq!(kind_of_row(&json!({"subject": "a", "text": "x"})), None);
     }
 }

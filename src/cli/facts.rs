@@ -1,0 +1,47 @@
+//! `unforget facts`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use unforget::{Result, facts::propose::propose};
+
+use super::{Context, output};
+
+/// Propose facts that documents or tables state, as a table to look through
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  unforget facts handbook.md products.csv > new.tsv\n  unforget facts notes.txt --json\n\n\
+    Of a table every cell beside the first of its row, which names the subject; of Markdown and plain text tables, lines of\n\
+    \"Key: value\" below a heading, and plain sentences (\"X was founded in 1999.\"). Nothing is sent anywhere. Look through the\n\
+    table before you train it: patterns read, they do not understand."
+)]
+pub struct Facts {
+    /// Markdown, plain text, CSV, TSV, JSONL or JSON
+    #[arg(required = true, value_name = "DOC")]
+    documents: Vec<PathBuf>,
+}
+
+impl Facts {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let proposals = propose(&self.documents)?;
+        for note in &proposals.notes {
+            context.progress.note(note);
+        }
+        context
+            .progress
+            .note(format!("{} facts proposed", proposals.facts.len()));
+        if context.json {
+            return proposals.facts.iter().try_for_each(output::json);
+        }
+        output::line("subject\trelation\tobject\tquestion")?;
+        let row = |fact: &unforget::facts::propose::Proposal| {
+            [&fact.subject, &fact.relation, &fact.object, &fact.question]
+                .map(String::as_str)
+                .join("\t")
+        };
+        proposals
+            .facts
+            .iter()
+            .try_for_each(|fact| output::line(&row(fact)))
+    }
+}
