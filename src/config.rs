@@ -236,6 +236,9 @@ pub struct Measure {
     pub pulls: bool,
     /// Ask new facts in other words too, where there are any. Default true.
     pub paraphrase: bool,
+    /// Also write what `metrics.jsonl` holds as `TensorBoard` reads it: `tensorboard --logdir RUN/tensorboard`. Default false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tensorboard: bool,
 }
 
 impl Default for Config {
@@ -313,6 +316,7 @@ impl Default for Measure {
             drift: false,
             pulls: false,
             paraphrase: true,
+            tensorboard: false,
         }
     }
 }

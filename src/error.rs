@@ -58,6 +58,8 @@ pub enum Error {
         forgotten: f64,
         /// What was allowed, in pp.
         budget: f64,
+        /// What to do.
+        hint: &'static str,
     },
     /// Interrupted by the user; the run can be resumed. Exit code 130.
     #[error("interrupted")]
@@ -126,9 +128,7 @@ impl Error {
             Self::BrokenModel { .. } => {
                 Some("bring the file again (`unforget pull`), or check where it came from")
             }
-            Self::OverBudget { .. } => Some(
-                "the model was saved all the same; take a stronger remedy (`method.lambda`, `method.decoys`), fewer new facts, or more held-out ones to steer by",
-            ),
+            Self::OverBudget { hint, .. } => Some(hint),
             Self::Io { .. } => None,
         }
     }

@@ -103,6 +103,13 @@ impl Progress {
         Curves::new(self.clone(), epochs)
     }
 
+    /// Rings the terminal's bell, where there is one: something long is done.
+    pub fn ring(&self) {
+        if let Place::Terminal(_) = self.place {
+            let _ = write!(std::io::stderr(), "\u{7}");
+        }
+    }
+
     /// Prints a line, without breaking the bars.
     pub fn note(&self, line: impl Display) {
         match &self.place {

@@ -9,6 +9,8 @@ use crate::{config::Goal, measure::Neighbour};
 mod directory;
 mod environment;
 mod epochs;
+mod sentence;
+mod tensorboard;
 
 pub use directory::{ADAPTER, IMPORTANCE, RunDir, TEACHER};
 pub use environment::{

@@ -23,7 +23,7 @@ use unforget::{
     train::{self, Options},
 };
 
-use super::{Context, output, tune};
+use super::{Context, output};
 
 /// Bring a small model, audit it, teach it new facts plainly and protected, and compare what it forgot
 #[derive(Debug, Args)]
@@ -187,7 +187,7 @@ impl Demo {
             };
             let options = Options::default();
             let result = train::tune_on(&model, splits, &config, options, None, progress)?;
-            progress.note(tune::sentence(&result));
+            progress.note(result.to_string());
             runs.push((dir, result));
         }
         drop(model);

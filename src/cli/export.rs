@@ -9,7 +9,9 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use unforget::{
     Error, Result,
-    model::Dtype,
+    export::{model_card, modelfile},
+    model::{Dtype, GgufType},
+    report::read_runs,
     run::{ADAPTER, RunDir},
 };
 
@@ -19,18 +21,20 @@ use super::{Context, load_model, output};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     unforget export runs/p17 --to hf --out p17-model\n  \
-    unforget export runs/lora --to peft --out p17-adapter")]
+    unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf && ollama create p17 -f p17-gguf/Modelfile\n  \
+    unforget export runs/lora --to peft --out p17-adapter\n\n\
+    A run's export has a README.md: a model card that says what was learned, kept and forgotten.")]
 pub struct Export {
     /// A run directory, or a model
     run: String,
-    /// The form: a Hugging Face directory, or the adapter of a run with `train.lora`, as PEFT loads it; gguf is not in
-    /// this version yet
+    /// The form: a Hugging Face directory; a GGUF file, and a Modelfile for Ollama; or the adapter of a run with
+    /// `train.lora`, as PEFT loads it
     #[arg(long, value_enum, default_value = "hf")]
     to: Form,
     /// The directory to be written
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of the weights [default: as in the source; f32 for a GGUF]
+    /// Type of the weights [default: as in the source, f32 for a GGUF; f16 with `--to gguf`]
     #[arg(long, value_enum)]
     dtype: Option<Weights>,
     /// Write into a directory that is not empty
@@ -50,40 +54,89 @@ enum Weights {
     F32,
     F16,
     Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
-impl From<Weights> for Dtype {
+impl From<Weights> for GgufType {
     fn from(weights: Weights) -> Self {
         match weights {
             Weights::F32 => Self::F32,
             Weights::F16 => Self::F16,
             Weights::Bf16 => Self::Bf16,
+            Weights::Q8_0 => Self::Q8_0,
+            Weights::Q4_0 => Self::Q4_0,
         }
     }
 }
 
+/// What the GGUF file in the directory is called.
+const GGUF: &str = "model.gguf";
+
 impl Export {
     pub fn run(self, context: &Context) -> Result<()> {
         match self.to {
-            Form::Hf => {
-                output::check_free_dir(&self.out, self.force)?;
-                let model = load_model(&self.run)?;
-                let dtype = self.dtype.map_or(model.dtype, Dtype::from);
-                model.save(&self.out, dtype)?;
-            }
+            Form::Hf => self.write_hugging_face()?,
+            Form::Gguf => self.write_gguf()?,
             Form::Peft => self.copy_adapter()?,
-            Form::Gguf => {
-                return Err(Error::input_hint(
-                    "`--to gguf` is not in this version yet",
-                    "`--to hf` writes what `transformers` loads",
-                ));
-            }
+        }
+        if let Some(run) = self.finished_run()? {
+            let card = model_card(&read_runs(&[run.path().to_owned()])?[0]);
+            self.write("README.md", &card)?;
         }
         if context.json {
             output::json(&json!({ "out": self.out }))
         } else {
             output::line(&self.out.display().to_string())
         }
+    }
+
+    /// The run that is exported, where it is one.
+    fn finished_run(&self) -> Result<Option<RunDir>> {
+        let path = Path::new(&self.run);
+        let is_run = path.join("result.json").is_file();
+        is_run.then(|| RunDir::open(path)).transpose()
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.out.join(name);
+        fs::write(&path, text).map_err(Error::io("write", &path))
+    }
+
+    fn write_hugging_face(&self) -> Result<()> {
+        let dtype = match self.dtype {
+            None => None,
+            Some(Weights::F32) => Some(Dtype::F32),
+            Some(Weights::F16) => Some(Dtype::F16),
+            Some(Weights::Bf16) => Some(Dtype::Bf16),
+            Some(Weights::Q8_0 | Weights::Q4_0) => {
+                return Err(Error::input_hint(
+                    "a Hugging Face directory is written in f32, f16 or bf16",
+                    "blocks of fewer bits are for `--to gguf`",
+                ));
+            }
+        };
+        output::check_free_dir(&self.out, self.force)?;
+        let model = load_model(&self.run)?;
+        model.save(&self.out, dtype.unwrap_or(model.dtype))
+    }
+
+    fn write_gguf(&self) -> Result<()> {
+        output::check_free_dir(&self.out, self.force)?;
+        let model = load_model(&self.run)?;
+        let template = match self.finished_run()? {
+            Some(run) => {
+                let data = run.config()?.data;
+                Some(data.template().for_model(data.chat, &model.tokenizer)?)
+            }
+            None => None,
+        };
+        fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
+        let dtype = self.dtype.map_or(GgufType::F16, GgufType::from);
+        model.save_gguf(&self.out.join(GGUF), dtype)?;
+        self.write("Modelfile", &modelfile(GGUF, template.as_ref()))
     }
 
     /// Copies the adapter that the run wrote.

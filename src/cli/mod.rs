@@ -9,12 +9,14 @@ mod ask;
 mod asking;
 mod audit;
 mod compare;
+mod completions;
 mod data;
 mod demo;
 mod drift;
 mod export;
 mod facts;
 mod forecast;
+mod gate;
 mod output;
 mod pull;
 mod report;
@@ -79,11 +81,14 @@ enum Command {
     Resume(resume::Resume),
     Compare(compare::Compare),
     Drift(drift::Drift),
+    Gate(gate::Gate),
     Forecast(forecast::Forecast),
     Synth(synth::Synth),
     Report(report::Report),
     Reproduce(reproduce::Reproduce),
     Export(export::Export),
+    Completions(completions::Completions),
+    Man(completions::Man),
 }
 
 /// Where to compute. `auto` is the CPU, the only device of this build.
@@ -170,11 +175,14 @@ fn run(cli: Cli) -> Result<()> {
         Command::Resume(resume) => resume.run(&context),
         Command::Compare(compare) => compare.run(&context),
         Command::Drift(drift) => drift.run(&context),
+        Command::Gate(gate) => gate.run(&context),
         Command::Forecast(forecast) => forecast.run(&context),
         Command::Synth(synth) => synth.run(&context),
         Command::Report(report) => report.run(&context),
         Command::Reproduce(reproduce) => reproduce.run(&context),
         Command::Export(export) => export.run(&context),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(&context),
     }
 }
 

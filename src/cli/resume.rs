@@ -20,6 +20,9 @@ pub struct Resume {
     /// Keep the checkpoints when the run is done
     #[arg(long)]
     keep_checkpoints: bool,
+    /// Serve a page about the run while it goes on, to this machine alone
+    #[arg(long)]
+    watch: bool,
 }
 
 impl Resume {
@@ -28,7 +31,9 @@ impl Resume {
             keep_checkpoints: self.keep_checkpoints,
             ..Options::default()
         };
+        let _page = tune::watched(self.watch, &self.run, context)?;
         let result = train::resume(&self.run, options, &context.progress)?;
+        context.progress.ring();
         tune::tell(&result, &self.run, context)
     }
 }

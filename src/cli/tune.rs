@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use unforget::{
     Error, Result,
-    config::{Config, Goal},
+    config::Config,
     run::RunResult,
     train::{self, Options},
+    watch::Watch,
 };
 
 use super::{Context, output};
@@ -59,6 +60,9 @@ pub struct Tune {
     /// Keep the checkpoints when the run is done
     #[arg(long)]
     keep_checkpoints: bool,
+    /// Serve a page about the run while it goes on, to this machine alone
+    #[arg(long)]
+    watch: bool,
 }
 
 impl Tune {
@@ -77,7 +81,9 @@ impl Tune {
             keep_checkpoints: self.keep_checkpoints,
             ..Options::default()
         };
+        let _page = watched(self.watch, &config.out, context)?;
         let result = train::tune(&config, options, &context.progress)?;
+        context.progress.ring();
         tell(&result, &config.out, context)
     }
 
@@ -151,74 +157,43 @@ fn in_terms_of(flag: &str, error: Error) -> Error {
     }
 }
 
+/// The page about the run in `dir`, where one is wanted; served until it is dropped.
+pub fn watched(wanted: bool, dir: &Path, context: &Context) -> Result<Option<Watch>> {
+    if !wanted {
+        return Ok(None);
+    }
+    let watch = Watch::serve(dir.to_owned())?;
+    context.progress.note(format!("watch it on {}", watch.url));
+    Ok(Some(watch))
+}
+
 /// The end of a run: its figures in a sentence, and the next command.
 pub fn tell(result: &RunResult, dir: &Path, context: &Context) -> Result<()> {
     if context.json {
         output::json(result)?;
     } else {
-        output::line(&sentence(result))?;
+        output::line(&result.to_string())?;
     }
     let dir = dir.display();
     context
         .progress
         .note(format!("next: unforget report {dir} --out report.html"));
     match (result.within_budget, result.budget, result.forgetting_pp) {
-        (Some(false), Some(budget), Some(forgotten)) => {
-            Err(Error::OverBudget { forgotten, budget })
-        }
+        (Some(false), Some(budget), Some(forgotten)) => Err(Error::OverBudget {
+            forgotten,
+            budget,
+            hint: "the model was saved all the same; take a stronger remedy (`method.lambda`, `method.decoys`), fewer new facts, \
+                    or more held-out ones to steer by",
+        }),
         _ => Ok(()),
     }
-}
-
-/// What a run did, in one sentence.
-pub fn sentence(result: &RunResult) -> String {
-    let counts = &result.counts;
-    let mut parts = Vec::new();
-    if let Some(learned) = result.learned {
-        let words = result
-            .learned_paraphrased
-            .map(|share| format!(", {:.1}% in other words", 100.0 * share))
-            .unwrap_or_default();
-        let (did, wanted) = match result.goal {
-            Goal::Facts => ("learned", ""),
-            Goal::Task => ("absorbed", "; wanted: few"),
-        };
-        parts.push(format!(
-            "{did} {} of {} new facts ({:.1}%{words}{wanted})",
-            counts.learned,
-            counts.learned + counts.not_learned,
-            100.0 * learned
-        ));
-    }
-    parts.push(format!(
-        "kept {} of {} known ones",
-        counts.kept,
-        counts.kept + counts.forgotten
-    ));
-    let mut told = format!("{}: {}", result.method, parts.join(", "));
-    if let Some(pp) = result.forgetting_pp {
-        told += &format!("; {pp:.1} pp of the held-out ones forgotten since their peak");
-        if let Some([low, high]) = result.forgetting_interval {
-            told += &format!(" (95%: {low:.1} to {high:.1})");
-        }
-    }
-    if let Some(pp) = result.below_only_known_pp {
-        told += &format!("; {pp:.1} pp below Only Known");
-    }
-    if let Some(budget) = result.budget {
-        told += &format!("; budget {budget}");
-    }
-    told + &format!(
-        "; {} epochs, {} steps, {:.0} s",
-        result.epochs, result.steps, result.seconds
-    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use unforget::{
-        config::Kind,
+        config::{Goal, Kind},
         run::{Counts, PerSplit},
     };
 
@@ -237,6 +212,7 @@ mod tests {
             force: false,
             dry_run: false,
             keep_checkpoints: false,
+            watch: false,
         }
     }
 
@@ -332,7 +308,7 @@ mod tests {
     #[test]
     fn a_run_is_told_in_one_sentence() {
         assert_eq!(
-            sentence(&done()),
+            done().to_string(),
             "self-distill: learned 780 of 800 new facts (97.5%, 80.0% in other words), kept 170 of 185 known ones; \
              3.2 pp of the held-out ones forgotten since their peak (95%: 1.1 to 5.9); 5.4 pp below Only Known; \
              8 epochs, 264 steps, 182 s"
@@ -354,7 +330,7 @@ mod tests {
             },
             ..done()
         };
-        let told = sentence(&result);
+        let told = result.to_string();
         assert!(
             told.starts_with(
                 "sft+task: absorbed 10 of 800 new facts (1.2%; wanted: few), kept 170"

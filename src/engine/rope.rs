@@ -52,19 +52,7 @@ fn scale(frequency: f64, scaling: &RopeScaling) -> f64 {
     match scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear(factor) => frequency / factor,
-        RopeScaling::Llama3(s) => {
-            let wavelength = 2.0 * PI / frequency;
-            let original = s.original_max_position_embeddings;
-            if wavelength > original / s.low_freq_factor {
-                frequency / s.factor
-            } else if wavelength < original / s.high_freq_factor {
-                frequency
-            } else {
-                let smooth = (original / wavelength - s.low_freq_factor)
-                    / (s.high_freq_factor - s.low_freq_factor);
-                (1.0 - smooth) * frequency / s.factor + smooth * frequency
-            }
-        }
+        RopeScaling::Llama3(s) => frequency / s.divisor(2.0 * PI / frequency),
     }
 }
 

@@ -230,14 +230,14 @@ impl Record {
         read(path)
     }
 
-    /// Seconds of training until this share of the new facts was learned, those of the interpolation included; none where
-    /// it never was.
+    /// Seconds of training until this share of the new facts was learned: the steps until then, each as long as the median one (a
+    /// machine that was disturbed for a while makes no method dear), and those of the interpolation; none where it never was.
     pub fn seconds_until(&self, learned: f64) -> Option<f64> {
         let epoch = self
             .epochs
             .iter()
             .find(|epoch| epoch.accuracy.unknown.is_some_and(|share| share >= learned));
-        epoch.map(|epoch| epoch.seconds + self.interpolation_seconds)
+        epoch.map(|epoch| epoch.steps as f64 * self.step_seconds + self.interpolation_seconds)
     }
 }
 

@@ -32,6 +32,17 @@ pub struct Llama3Scaling {
     pub original_max_position_embeddings: f64,
 }
 
+impl Llama3Scaling {
+    /// What a frequency of this wavelength (tokens) is divided by: with original context c, 1 where the wave is shorter than
+    /// c / high, `factor` where it is longer than c / low, and 1 / ((1 - s) / factor + s), s = (c / w - low) / (high - low), between.
+    pub fn divisor(&self, wavelength: f64) -> f64 {
+        let turns = self.original_max_position_embeddings / wavelength;
+        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
+        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        1.0 / ((1.0 - smooth) / self.factor + smooth)
+    }
+}
+
 /// How rotary frequencies are changed for long contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {

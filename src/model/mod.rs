@@ -1,4 +1,4 @@
-//! Models: configuration, weights and tokenizer, in from Hugging Face directories and GGUF files, out as Hugging Face directories.
+//! Models: configuration, weights and tokenizer, in from Hugging Face directories and GGUF files, out as either.
 
 use std::path::{Path, PathBuf};
 
@@ -59,6 +59,21 @@ impl Dtype {
     }
 }
 
+/// The type of the matrices in a GGUF file; vectors are in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GgufType {
+    /// 32-bit float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// 16-bit brain float.
+    Bf16,
+    /// Blocks of 32 numbers of 8 bits, with a scale.
+    Q8_0,
+    /// Blocks of 32 numbers of 4 bits, with a scale; embedding and head as [`GgufType::Q8_0`].
+    Q4_0,
+}
+
 /// A model as loaded: shape, weights in f32, tokenizer, and what is needed to write it back.
 #[derive(Clone)]
 pub struct Model {
@@ -103,6 +118,14 @@ impl Model {
     /// When `dir` cannot be written.
     pub fn save(&self, dir: &Path, dtype: Dtype) -> Result<()> {
         save::save(self, dir, dtype)
+    }
+
+    /// Writes a GGUF file that llama.cpp loads. Matrices whose rows are no whole number of blocks are in f16.
+    ///
+    /// # Errors
+    /// When the tokenizer is not a byte-level BPE that GGUF has a name for, or `path` cannot be written.
+    pub fn save_gguf(&self, path: &Path, dtype: GgufType) -> Result<()> {
+        gguf::save(self, path, dtype)
     }
 }
 

@@ -76,7 +76,7 @@ fn preferred_styles(method: &str) -> Vec<usize> {
 }
 
 /// `text` as a sentence begins.
-pub(super) fn capitalised(text: &str) -> String {
+pub(crate) fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
     chars
         .next()

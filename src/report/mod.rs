@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Result, whole};
 
+pub(crate) use method::capitalised;
 pub use page::render;
 pub use pictures::accuracy;
 pub use record::{RecordedRun, read_runs};

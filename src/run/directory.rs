@@ -9,16 +9,17 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{FactRow, Metrics, RunResult};
+use super::{FactRow, Metrics, RunResult, tensorboard};
 use crate::{Error, Result, config::Config, whole};
 
 /// What a run writes; a new run in its place removes these and nothing else.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",
     "decoys.jsonl",
     "metrics.jsonl",
+    TENSORBOARD,
     "facts.jsonl",
     "result.json",
     "model",
@@ -33,6 +34,9 @@ pub const ADAPTER: &str = "adapter";
 
 /// The file of what EWC leaves to later runs.
 pub const IMPORTANCE: &str = "ewc.safetensors";
+
+/// The directory of what `TensorBoard` reads, where that is asked for.
+const TENSORBOARD: &str = "tensorboard";
 
 /// The directory of what a teacher keeps in files.
 pub const TEACHER: &str = "teacher";
@@ -242,7 +246,23 @@ impl RunDir {
             .append(true)
             .open(&path)
             .and_then(|mut file| file.write_all(&text))
-            .map_err(Error::io("write", &path))
+            .map_err(Error::io("write", &path))?;
+        let events = self.file(TENSORBOARD);
+        if events.is_dir() {
+            tensorboard::append(&events, row).map_err(Error::io("write", &events))?;
+        }
+        Ok(())
+    }
+
+    /// From here on every row of `metrics.jsonl` is told to `TensorBoard` too, in a directory of its own.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn tell_tensorboard(&self) -> Result<()> {
+        let events = self.file(TENSORBOARD);
+        let begun = self.file("metrics.jsonl").is_file();
+        let rows = if begun { self.metrics()? } else { Vec::new() };
+        tensorboard::write(&events, &rows).map_err(Error::io("write", &events))
     }
 
     /// Brings `metrics.jsonl` to the disk.
@@ -274,7 +294,11 @@ impl RunDir {
             .write(true)
             .open(&path)
             .and_then(|file| file.set_len(bytes))
-            .map_err(Error::io("write", &path))
+            .map_err(Error::io("write", &path))?;
+        if self.file(TENSORBOARD).is_dir() {
+            self.tell_tensorboard()?;
+        }
+        Ok(())
     }
 
     /// Why the run stops when the user has asked it to.

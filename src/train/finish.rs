@@ -78,10 +78,25 @@ pub(super) fn before_of(rows: Vec<SplitRow>) -> Vec<Before> {
     reported.map(|row| row.before).collect()
 }
 
+/// The facts of a run with the part that each was, as its records have them; those that were watched are left out.
+///
+/// # Errors
+/// When `splits.jsonl` cannot be read.
+pub fn recorded_facts(run: &RunDir) -> Result<Vec<(Split, Fact)>> {
+    let splits = splits_of(&run.read_rows(SPLITS)?);
+    let facts = splits
+        .iter()
+        .map(|(split, fact)| (split, fact.fact.clone()));
+    Ok(facts.collect())
+}
+
 impl Trainer<'_> {
     /// Asks the base model every fact and records the splits: from here on the run can be resumed.
     pub(super) fn begin(&mut self) -> Result<()> {
         self.run.remove("metrics.jsonl")?;
+        if self.config.measure.tensorboard {
+            self.run.tell_tensorboard()?;
+        }
         let (answers, seconds) = self.timed_answers()?;
         let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
         let looks = self.looks()?;

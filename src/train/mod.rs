@@ -20,6 +20,7 @@ mod trained;
 mod visits;
 mod warm;
 
+pub use finish::recorded_facts;
 pub use foretell::{Foretold, Memory as MemoryForetold};
 pub use prepare::{Options, foretell, resume, tune, tune_on};
 

@@ -64,9 +64,12 @@ fn the_help_names_every_command_and_each_has_an_example() {
         "resume",
         "compare",
         "forecast",
+        "gate",
         "report",
         "reproduce",
         "export",
+        "completions",
+        "man",
     ] {
         assert!(
             help.contains(&format!("\n  {command} ")),
@@ -78,6 +81,21 @@ fn the_help_names_every_command_and_each_has_an_example() {
         assert!(help.contains("Example"), "{command}: {help}");
         assert!(help.contains(&format!("unforget {command} ")), "{help}");
     }
+}
+
+#[test]
+fn shells_and_man_know_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = stdout(&run(dir.path(), &["completions", shell]));
+        assert!(
+            script.contains("tune") && script.contains("keep-checkpoints"),
+            "{shell}"
+        );
+    }
+    assert!(run(dir.path(), &["man", "man1"]).status.success());
+    let page = fs::read_to_string(dir.path().join("man1/unforget-tune.1")).unwrap();
+    assert!(page.contains("Fine") && page.contains("learn"), "{page}");
 }
 
 #[test]
@@ -167,16 +185,6 @@ fn a_place_that_cannot_be_written_is_refused_before_any_work() {
         }
     }
     refused(dir.path(), &["report", "run", "--out", "file/report.html"]);
-}
-
-#[test]
-fn what_is_not_in_this_version_is_refused_by_name() {
-    let dir = tempfile::tempdir().unwrap();
-    let told = refused(dir.path(), &["export", MODEL, "--to", "gguf", "--out", "x"]);
-    assert!(
-        told.contains("gguf") && told.contains("not in this version yet"),
-        "{told}"
-    );
 }
 
 #[test]
@@ -490,6 +498,67 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         fs::read(dir.path().join("exported/model.safetensors")).unwrap(),
         fs::read(dir.path().join("run/model/model.safetensors")).unwrap()
     );
+    let card = fs::read_to_string(dir.path().join("exported/README.md")).unwrap();
+    assert!(
+        card.starts_with("---\nlibrary_name: transformers\n"),
+        "{card}"
+    );
+    let sentence = card
+        .lines()
+        .find(|line| line.starts_with("Self-distill: learned "));
+    assert!(
+        sentence.is_some_and(|line| line.contains(" of 2 new facts")),
+        "{card}"
+    );
+    assert!(card.contains("| known before, not trained | "), "{card}");
+
+    let gguf = [
+        "export", "run", "--to", "gguf", "--dtype", "f32", "--out", "gguf",
+    ];
+    assert_eq!(stdout(&run(dir.path(), &gguf)), "gguf\n");
+    let ask = |model: &str| {
+        stdout(&run(
+            dir.path(),
+            &["ask", model, "Q: Who?\nA:", "--max-new-tokens", "8"],
+        ))
+    };
+    assert_eq!(ask("gguf/model.gguf"), ask("run"));
+    let modelfile = fs::read_to_string(dir.path().join("gguf/Modelfile")).unwrap();
+    assert!(
+        modelfile.starts_with("FROM ./model.gguf\n") && modelfile.contains("Q: {{ .Prompt }}\nA:"),
+        "{modelfile}"
+    );
+    let told = refused(
+        dir.path(),
+        &["export", "run", "--dtype", "q4_0", "--out", "x"],
+    );
+    assert!(told.contains("--to gguf"), "{told}");
+
+    let gate = [
+        "gate",
+        "run",
+        "--baseline",
+        "run",
+        "--budget",
+        "0",
+        "--junit",
+        "gate.xml",
+    ];
+    let passed = stdout(&run(dir.path(), &gate));
+    assert!(
+        passed.starts_with("### ✅ passed: forgot 0.0 pp"),
+        "{passed}"
+    );
+    let junit = fs::read_to_string(dir.path().join("gate.xml")).unwrap();
+    assert!(
+        junit.contains("<testsuites name=\"unforget gate\""),
+        "{junit}"
+    );
+    let told = refused(
+        dir.path(),
+        &["gate", "run", "--baseline", "run", "--budget", "much"],
+    );
+    assert!(told.contains("percentage points"), "{told}");
 
     let resumed = run(dir.path(), &["resume", "run"]);
     assert!(resumed.status.success());
@@ -530,7 +599,8 @@ fn a_run_on_adapters_has_one_to_export_and_any_other_has_none() {
     }
     assert_eq!(
         fs::read_dir(dir.path().join("exported")).unwrap().count(),
-        2
+        3,
+        "and a model card"
     );
     assert!(refused(dir.path(), &export).contains("--force"));
     let whole = run(dir.path(), &["export", "run", "--out", "whole"]);

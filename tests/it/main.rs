@@ -21,3 +21,4 @@ mod remedies;
 mod report;
 mod smollm2;
 mod synth;
+mod tools;

@@ -9,7 +9,7 @@ use std::{
 use safetensors::SafeTensors;
 use unforget::{
     Error,
-    model::{Dtype, Model},
+    model::{Dtype, Family, GgufType, Model, config::RopeScaling},
 };
 
 /// SmolLM2-135M-Instruct, by its name in the catalogue or by its path.
@@ -276,4 +276,71 @@ pub fn needs(variable: &str) -> Option<PathBuf> {
         eprintln!("left out: {variable} is not set");
     }
     value
+}
+
+#[test]
+fn a_gguf_of_ours_is_read_as_the_model_it_was_made_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.gguf");
+    for family in FAMILIES {
+        let mut model = load(golden(family)).unwrap();
+        if let RopeScaling::Llama3(scaling) = &mut model.config.rope_scaling {
+            // GGUF has the factors alone, which are read as those of the Llama 3 models there are.
+            scaling.original_max_position_embeddings = 8192.0;
+            (scaling.low_freq_factor, scaling.high_freq_factor) = (1.0, 4.0);
+            // With six numbers a head and a low base no wave would be long enough to be slowed.
+            model.config.rope_theta = 500_000.0;
+        }
+        if model.config.family == Family::Mistral {
+            // GGUF tells it from a llama by a window alone, and this one has none.
+            model.config.family = Family::Llama;
+        }
+        model.save_gguf(&path, GgufType::F32).unwrap();
+        let again = load(&path).unwrap();
+        assert_same_model(&again, &model);
+        assert_eq!(
+            again.tokenizer.end_tokens, model.tokenizer.end_tokens,
+            "{family}"
+        );
+        let template = |model: &Model| model.tokenizer.config_json.get("chat_template").cloned();
+        assert_eq!(template(&again), template(&model), "{family}");
+    }
+}
+
+/// A number of a block is off by half a step at most, which is its largest number over 127 or 8, but for the scale's own rounding to f16
+/// and, with four bits, the largest number's own place at the end of the range.
+#[test]
+fn blocks_of_few_bits_are_as_near_as_their_steps_allow() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.gguf");
+    let model = load(golden("gguf/quants.gguf")).unwrap();
+    for (kind, step) in [(GgufType::Q8_0, 1.0 / 127.0), (GgufType::Q4_0, 1.0 / 8.0)] {
+        model.save_gguf(&path, kind).unwrap();
+        let again = load(&path).unwrap();
+        for tensor in &model.params.layout.tensors {
+            let (before, after) = (
+                &model.params.data[tensor.range.clone()],
+                &again.params.data[tensor.range.clone()],
+            );
+            if tensor.shape.len() == 1 {
+                assert!(before == after, "{}", tensor.name);
+                continue;
+            }
+            let step = if tensor.name.contains("embed") {
+                1.0 / 127.0
+            } else {
+                step
+            };
+            for (before, after) in before.chunks(32).zip(after.chunks(32)) {
+                let largest = before.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+                for (x, y) in before.iter().zip(after) {
+                    assert!(
+                        (x - y).abs() <= 1.01 * step * largest,
+                        "{}: {x} became {y}, of {largest}",
+                        tensor.name
+                    );
+                }
+            }
+        }
+    }
 }

@@ -5,7 +5,10 @@ use std::f64::consts::TAU;
 use serde_json::{Map, Value, json};
 
 use super::header::Header;
-use crate::{Error, Result, model::config::unsupported_architecture};
+use crate::{
+    Error, Result,
+    model::config::{Llama3Scaling, unsupported_architecture},
+};
 
 /// llama.cpp's rotary base where the file names none.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
@@ -169,31 +172,35 @@ fn rope_scaling(
     }
 }
 
-/// Llama 3's scaling, if it gives these factors.
-///
-/// With wavelength w = 2 pi theta^(2i/K) and original context c, the factor is 1 where w < c / high, `factor` where
-/// w > c / low, and 1 / ((1 - s) / factor + s), s = (c / w - low) / (high - low), between. The last one, of the longest
-/// wave, is `factor` itself; low, high and c are the same in every Llama 3 model.
+/// Llama 3's scaling, if it gives these factors. The last one, of the longest wave, is `factor` itself; low, high and the
+/// original context are the same in every Llama 3 model.
 fn llama3_scaling(theta: f64, factors: &[f32]) -> Option<Value> {
-    let factor = f64::from(*factors.last()?);
-    let (low, high) = (LLAMA3_LOW_FREQ_FACTOR, LLAMA3_HIGH_FREQ_FACTOR);
-    let fits = factors.iter().enumerate().all(|(i, stored)| {
-        let wavelength = TAU * theta.powf(i as f64 / factors.len() as f64);
-        let turns = LLAMA3_ORIGINAL_POSITIONS / wavelength;
-        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-        let expected = 1.0 / ((1.0 - smooth) / factor + smooth);
-        // The file's factors went through f32 arithmetic.
-        (f64::from(*stored) - expected).abs() <= 1e-4 * expected
-    });
-    (factor >= 1.0 && fits).then(|| {
+    let scaling = Llama3Scaling {
+        factor: f64::from(*factors.last()?),
+        low_freq_factor: LLAMA3_LOW_FREQ_FACTOR,
+        high_freq_factor: LLAMA3_HIGH_FREQ_FACTOR,
+        original_max_position_embeddings: LLAMA3_ORIGINAL_POSITIONS,
+    };
+    // The file's factors went through f32 arithmetic.
+    let expected = llama3_factors(&scaling, theta, factors.len());
+    let close =
+        |(stored, expected): (&f32, f64)| (f64::from(*stored) - expected).abs() <= 1e-4 * expected;
+    (scaling.factor >= 1.0 && factors.iter().zip(expected).all(close)).then(|| {
         json!({
             "rope_type": "llama3",
-            "factor": shortest(factor),
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": LLAMA3_ORIGINAL_POSITIONS as u64,
+            "factor": shortest(scaling.factor),
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings as u64,
         })
     })
+}
+
+/// What `rope_freqs.weight` holds under `scaling`: a divisor for each of the `pairs` of a head (K / 2), whose wavelengths
+/// are 2 pi theta^(2i / K).
+pub(super) fn llama3_factors(scaling: &Llama3Scaling, theta: f64, pairs: usize) -> Vec<f64> {
+    let wavelength = |i: usize| TAU * theta.powf(i as f64 / pairs as f64);
+    (0..pairs).map(|i| scaling.divisor(wavelength(i))).collect()
 }
 
 /// The shortest decimal that is the same f32: metadata is stored in f32, and 1e-5 should not become 9.999999747e-6.

@@ -1,4 +1,4 @@
-//! A GGUF file, in: metadata to `config.json`, the tokenizer inside, and weights dequantised to f32.
+//! A GGUF file, in: metadata to `config.json`, the tokenizer inside, and weights dequantised to f32; and out.
 
 use std::path::Path;
 
@@ -9,6 +9,9 @@ mod config;
 mod header;
 mod tokenizer;
 mod weights;
+mod write;
+
+pub(super) use write::save;
 
 /// Loads the GGUF file `path`.
 pub(super) fn load(name: &str, path: &Path) -> Result<Model> {

@@ -6,16 +6,20 @@ use super::header::Header;
 use crate::{Error, Result};
 
 /// Token types of `tokenizer.ggml.token_type`.
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
-const UNUSED: u64 = 5;
+pub(super) const NORMAL: u64 = 1;
+pub(super) const CONTROL: u64 = 3;
+pub(super) const USER_DEFINED: u64 = 4;
+pub(super) const UNUSED: u64 = 5;
+
+/// The pre-tokenizers, as llama.cpp calls them first.
+pub(super) const PRE_TOKENIZERS: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
 
 /// How a byte-level BPE splits text into words before it merges.
-struct PreTokenizer {
-    normalizer: Value,
+pub(super) struct PreTokenizer {
+    pub(super) normalizer: Value,
     steps: Vec<Value>,
     /// A word that is a token as it is, is not built from merges.
-    ignore_merges: bool,
+    pub(super) ignore_merges: bool,
     /// Whether a text begins with BOS where the file does not say.
     add_bos: bool,
 }
@@ -110,10 +114,7 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
         "padding": null,
         "added_tokens": added,
         "normalizer": pre_tokenizer.normalizer,
-        "pre_tokenizer": match <[Value; 1]>::try_from(pre_tokenizer.steps) {
-            Ok([only]) => only,
-            Err(steps) => json!({"type": "Sequence", "pretokenizers": steps}),
-        },
+        "pre_tokenizer": pre_tokenizer.json(),
         "post_processor": post_processor(&tokens, bos_before, eos_after),
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {
@@ -140,43 +141,64 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
     Ok((tokenizer, config))
 }
 
-/// The pre-tokenizer that `tokenizer.ggml.pre` names. The patterns are those of the models' own `tokenizer.json`.
+/// The pre-tokenizer that `tokenizer.ggml.pre` names.
 fn pre_tokenizer(header: &Header) -> Result<PreTokenizer> {
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-    let split = |digits: &str| {
-        let pattern = format!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        );
-        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-    };
-    let plain = |steps: Vec<Value>| PreTokenizer {
-        normalizer: Value::Null,
-        steps,
-        ignore_merges: false,
-        add_bos: false,
-    };
-    match header.text("tokenizer.ggml.pre")?.unwrap_or("default") {
-        "default" | "gpt-2" | "gpt2" | "olmo" => Ok(plain(vec![byte_level(true)])),
-        "smollm" | "starcoder" | "refact" | "codeshell" => Ok(plain(vec![
-            json!({"type": "Digits", "individual_digits": true}),
-            byte_level(true),
-        ])),
-        "llama-bpe" | "llama3" | "llama-v3" => Ok(PreTokenizer {
-            ignore_merges: true,
-            add_bos: true,
-            ..plain(vec![split(r"\p{N}{1,3}"), byte_level(false)])
-        }),
-        "qwen2" => Ok(PreTokenizer {
-            normalizer: json!({"type": "NFC"}),
-            ..plain(vec![split(r"\p{N}"), byte_level(false)])
-        }),
-        other => Err(Error::input_hint(
+    let name = header.text("tokenizer.ggml.pre")?.unwrap_or("default");
+    PreTokenizer::named(name).ok_or_else(|| {
+        Error::input_hint(
             format!(
-                "{}: the pre-tokenizer `{other}` is not supported",
+                "{}: the pre-tokenizer `{name}` is not supported",
                 header.path().display()
             ),
-            "these work: default, gpt-2, smollm, starcoder, llama-bpe, qwen2; or take the model's Hugging Face directory",
-        )),
+            format!(
+                "these work: default, {}; or take the model's Hugging Face directory",
+                PRE_TOKENIZERS.join(", ")
+            ),
+        )
+    })
+}
+
+impl PreTokenizer {
+    /// The one that llama.cpp calls so. The patterns are those of the models' own `tokenizer.json`.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let split = |digits: &str| {
+            let pattern = format!(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            );
+            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
+        };
+        let plain = |steps: Vec<Value>| Self {
+            normalizer: Value::Null,
+            steps,
+            ignore_merges: false,
+            add_bos: false,
+        };
+        Some(match name {
+            "default" | "gpt-2" | "gpt2" | "olmo" => plain(vec![byte_level(true)]),
+            "smollm" | "starcoder" | "refact" | "codeshell" => plain(vec![
+                json!({"type": "Digits", "individual_digits": true}),
+                byte_level(true),
+            ]),
+            "llama-bpe" | "llama3" | "llama-v3" => Self {
+                ignore_merges: true,
+                add_bos: true,
+                ..plain(vec![split(r"\p{N}{1,3}"), byte_level(false)])
+            },
+            "qwen2" => Self {
+                normalizer: json!({"type": "NFC"}),
+                ..plain(vec![split(r"\p{N}"), byte_level(false)])
+            },
+            _ => return None,
+        })
+    }
+
+    /// As `tokenizer.json` has it.
+    pub(super) fn json(&self) -> Value {
+        match &self.steps[..] {
+            [only] => only.clone(),
+            steps => json!({"type": "Sequence", "pretokenizers": steps}),
+        }
     }
 }
 

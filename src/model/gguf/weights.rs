@@ -55,14 +55,14 @@ impl<'a> Weights<'a> {
             paired_head_dim: interleaved.then_some(config.head_dim),
         })
     }
+}
 
-    /// The row of the file that holds row `row` of q or k: within each head, GGUF's rows 2j and 2j + 1 are rows j and
-    /// K/2 + j.
-    fn stored_row(row: usize, head_dim: usize) -> usize {
-        let (head, within) = (row / head_dim, row % head_dim);
-        let (half, j) = (within / (head_dim / 2), within % (head_dim / 2));
-        head * head_dim + 2 * j + half
-    }
+/// The row of the file that holds row `row` of q or k: within each head, GGUF's rows 2j and 2j + 1 are rows j and
+/// K/2 + j.
+pub(super) fn stored_row(row: usize, head_dim: usize) -> usize {
+    let (head, within) = (row / head_dim, row % head_dim);
+    let (half, j) = (within / (head_dim / 2), within % (head_dim / 2));
+    head * head_dim + 2 * j + half
 }
 
 impl Source for Weights<'_> {
@@ -78,7 +78,7 @@ impl Source for Weights<'_> {
                 .chunks_exact_mut(info.row_len())
                 .enumerate()
                 .try_for_each(|(i, row)| {
-                    let stored = Self::stored_row(first_row + i, head_dim);
+                    let stored = stored_row(first_row + i, head_dim);
                     dequantize(self.path, self.bytes, tensor, stored * row.len(), row)
                 }),
             _ => dequantize(
@@ -132,29 +132,46 @@ fn dequantize(
     Ok(())
 }
 
+/// What lies beside the layers, as GGUF and as Hugging Face call it.
+const OUTER: [(&str, &str); 3] = [
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
+    ("output", "lm_head"),
+];
+
+/// The parts of a layer.
+const PARTS: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
 /// The Hugging Face name of a GGUF tensor.
 fn hugging_face_name(name: &str) -> Option<String> {
-    match name {
-        "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
-        "output_norm.weight" => return Some("model.norm.weight".into()),
-        "output.weight" => return Some("lm_head.weight".into()),
-        _ => {}
+    let (place, kind) = name.rsplit_once('.')?;
+    if let Some((_, outer)) = OUTER.iter().find(|(gguf, _)| *gguf == place) {
+        return Some(format!("{outer}.{kind}"));
     }
-    let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    let (part, kind) = rest.rsplit_once('.')?;
-    let part = match part {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_norm" => "post_attention_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
+    let (layer, part) = place.strip_prefix("blk.")?.split_once('.')?;
+    let (_, part) = PARTS.iter().find(|(gguf, _)| *gguf == part)?;
     Some(format!("model.layers.{layer}.{part}.{kind}"))
+}
+
+/// The GGUF name of a Hugging Face tensor.
+pub(super) fn gguf_name(name: &str) -> Option<String> {
+    let (place, kind) = name.rsplit_once('.')?;
+    if let Some((outer, _)) = OUTER.iter().find(|(_, hf)| *hf == place) {
+        return Some(format!("{outer}.{kind}"));
+    }
+    let (layer, part) = place.strip_prefix("model.layers.")?.split_once('.')?;
+    let (part, _) = PARTS.iter().find(|(_, hf)| *hf == part)?;
+    Some(format!("blk.{layer}.{part}.{kind}"))
 }

@@ -1,0 +1,48 @@
+//! `unforget completions` and `unforget man`.
+
+use std::{fs, io, path::PathBuf};
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+use unforget::{Error, Result};
+
+use super::{Cli, Context, output};
+
+/// Print what makes a shell complete commands and options
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    unforget completions bash > ~/.local/share/bash-completion/completions/unforget\n  \
+    unforget completions zsh > \"${fpath[1]}/_unforget\"\n  \
+    unforget completions fish > ~/.config/fish/completions/unforget.fish")]
+pub struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
+impl Completions {
+    pub fn run(self) -> Result<()> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "unforget", &mut script);
+        output::line(String::from_utf8_lossy(&script).trim_end())
+    }
+}
+
+/// Write the manual pages, one a command
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  unforget man ~/.local/share/man/man1 && man unforget-tune")]
+pub struct Man {
+    /// The directory to be written
+    dir: PathBuf,
+}
+
+impl Man {
+    pub fn run(self, context: &Context) -> Result<()> {
+        fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
+        clap_mangen::generate_to(Cli::command(), &self.dir)
+            .map_err(|e: io::Error| Error::io("write", &self.dir)(e))?;
+        context
+            .progress
+            .note(format!("the pages are in {}", self.dir.display()));
+        Ok(())
+    }
+}

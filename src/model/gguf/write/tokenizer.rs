@@ -1,0 +1,156 @@
+//! A byte-level BPE as the metadata of a GGUF file.
+
+use std::collections::HashSet;
+
+use candle_core::quantized::gguf_file::Value;
+use serde_json::Value as Json;
+use tokenizers::{
+    NormalizedString, Normalizer as _, NormalizerWrapper, OffsetReferential, OffsetType,
+    PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper,
+};
+
+use super::super::tokenizer::{
+    CONTROL, NORMAL, PRE_TOKENIZERS, PreTokenizer, UNUSED, USER_DEFINED,
+};
+use crate::{Error, Result, model::TextTokenizer};
+
+/// What the pre-tokenizers split differently: numbers, contractions, white space, signs, scripts, marks that NFC joins.
+const TRIAL: &str = "I'll they've CAN'T 'S 1 12 1234567 3rd x2y ½ ² ٣٤ １２\n\n  a \t\r\n b   c fn(x){return -1;} // don't \
+    e\u{301} 你好，世界 Привет שלום नमस्ते 👩‍👩‍👧 \u{a0}— “…” €\n";
+
+/// The `tokenizer.ggml` keys for a vocabulary of `vocab_size` rows of the embedding.
+///
+/// # Errors
+/// [`Error::Input`] when GGUF has no name for how the tokenizer works.
+pub(super) fn metadata(
+    tokenizer: &TextTokenizer,
+    vocab_size: usize,
+) -> Result<Vec<(String, Value)>> {
+    let unsupported = |what: &str| {
+        Error::input_hint(
+            format!("the model's tokenizer cannot be written into a GGUF file: {what}"),
+            "`--to hf` writes the whole model, which llama.cpp's own converter may know how to turn into one",
+        )
+    };
+    let inner = &tokenizer.inner;
+    let json = inner
+        .to_string(false)
+        .map_err(|e| unsupported(&e.to_string()))?;
+    let json: Json = serde_json::from_str(&json).expect("a tokenizer is written as JSON");
+    let model = &json["model"];
+    if model["type"] != "BPE" || model["byte_fallback"] == true {
+        return Err(unsupported("it is not a byte-level BPE"));
+    }
+    let ignore_merges = model["ignore_merges"] == true;
+    let found = splits(inner.get_normalizer(), inner.get_pre_tokenizer());
+    let named = PRE_TOKENIZERS.iter().find(|name| {
+        let known = PreTokenizer::named(name).expect("each of them is known");
+        known.ignore_merges == ignore_merges && found.is_some() && found == known_splits(&known)
+    });
+    let pre =
+        named.ok_or_else(|| unsupported("it splits text in a way that GGUF has no name for"))?;
+
+    let added = inner.get_added_tokens_decoder();
+    let (tokens, types): (Vec<_>, Vec<_>) = (0..vocab_size as u32)
+        .map(|id| match (inner.id_to_token(id), added.get(&id)) {
+            (Some(token), Some(added)) if added.special => (token, CONTROL),
+            (Some(token), Some(_)) => (token, USER_DEFINED),
+            (Some(token), None) => (token, NORMAL),
+            (None, _) => (format!("[PAD{id}]"), UNUSED),
+        })
+        .unzip();
+    if tokens.iter().collect::<HashSet<_>>().len() < tokens.len() {
+        return Err(unsupported("two of its ids have the same text"));
+    }
+    let merges = model["merges"].as_array().into_iter().flatten();
+    let merges = merges.filter_map(|merge| match merge {
+        Json::Array(pair) => Some(format!(
+            "{} {}",
+            pair.first()?.as_str()?,
+            pair.get(1)?.as_str()?
+        )),
+        merge => merge.as_str().map(str::to_owned),
+    });
+
+    let id_of = |key: &str| {
+        let token = tokenizer.config_json.get(key)?;
+        inner.token_to_id(token.as_str().or_else(|| token.get("content")?.as_str())?)
+    };
+    let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
+    let around = tokenizer.encode_prompt("a")?;
+    let add_bos = bos.is_some() && around.first() == bos.as_ref();
+    let add_eos = eos.is_some() && around.last() == eos.as_ref();
+
+    let texts =
+        |texts: &mut dyn Iterator<Item = String>| Value::Array(texts.map(Value::String).collect());
+    let mut metadata = vec![
+        ("model", Value::String("gpt2".into())),
+        ("pre", Value::String((*pre).into())),
+        ("tokens", texts(&mut tokens.into_iter())),
+        (
+            "token_type",
+            Value::Array(
+                types
+                    .into_iter()
+                    .map(|kind| Value::I32(kind as i32))
+                    .collect(),
+            ),
+        ),
+        ("merges", texts(&mut merges.into_iter())),
+        ("add_bos_token", Value::Bool(add_bos)),
+        ("add_eos_token", Value::Bool(add_eos)),
+    ];
+    let special = [
+        ("bos_token_id", bos),
+        ("eos_token_id", eos),
+        ("padding_token_id", id_of("pad_token")),
+        ("unknown_token_id", id_of("unk_token")),
+    ];
+    metadata.extend(
+        special
+            .into_iter()
+            .filter_map(|(key, id)| Some((key, Value::U32(id?)))),
+    );
+    let mut metadata: Vec<_> = metadata
+        .into_iter()
+        .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
+        .collect();
+    if let Some(template) = tokenizer
+        .config_json
+        .get("chat_template")
+        .and_then(Json::as_str)
+    {
+        metadata.push((
+            "tokenizer.chat_template".into(),
+            Value::String(template.into()),
+        ));
+    }
+    Ok(metadata)
+}
+
+/// What [`TRIAL`] is split into, or none where it cannot be.
+fn splits(
+    normalizer: Option<&NormalizerWrapper>,
+    pre_tokenizer: Option<&PreTokenizerWrapper>,
+) -> Option<Vec<String>> {
+    let mut text = NormalizedString::from(TRIAL);
+    if let Some(normalizer) = normalizer {
+        normalizer.normalize(&mut text).ok()?;
+    }
+    let mut text = PreTokenizedString::from(text);
+    pre_tokenizer?.pre_tokenize(&mut text).ok()?;
+    let splits = text.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    Some(
+        splits
+            .into_iter()
+            .map(|(split, ..)| split.to_owned())
+            .collect(),
+    )
+}
+
+fn known_splits(known: &PreTokenizer) -> Option<Vec<String>> {
+    let normalizer: Option<NormalizerWrapper> =
+        serde_json::from_value(known.normalizer.clone()).ok()?;
+    let pre_tokenizer = serde_json::from_value(known.json()).ok()?;
+    splits(normalizer.as_ref(), Some(&pre_tokenizer))
+}

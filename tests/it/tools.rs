@@ -1,0 +1,127 @@
+//! Files that are for other tools, read by these: they run where `UNFORGET_TOOLS_PYTHON` names a Python that has `tensorboard` and
+//! `xllamacpp` (llama.cpp as packaged for Python).
+
+use std::{fs, path::Path, process::Command};
+
+use serde_json::Value;
+use unforget::{
+    engine::Engine,
+    generate::{Generator, Request},
+    model::GgufType,
+};
+
+use crate::{
+    cli::{TUNE, run, write_facts},
+    model::{golden, load, needs},
+};
+
+const TOOLS: &str = "UNFORGET_TOOLS_PYTHON";
+
+/// What a script of `tests/golden` prints.
+fn told(python: &Path, script: &str, args: &[&Path]) -> String {
+    let output = Command::new(python)
+        .arg(golden(script))
+        .args(args)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn tensorboard_reads_what_a_run_told_it() {
+    let Some(python) = needs(TOOLS) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let tuned = run(
+        dir.path(),
+        &[&TUNE[..], &["--set", "measure.tensorboard=true"]].concat(),
+    );
+    assert!(tuned.status.success());
+    let events = told(
+        &python,
+        "load_events.py",
+        &[&dir.path().join("run/tensorboard")],
+    );
+    let events: Value = serde_json::from_str(&events).unwrap();
+    let metrics = fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
+    let (mut losses, mut held) = (Vec::new(), Vec::new());
+    for row in metrics.lines() {
+        let row: Value = serde_json::from_str(row).unwrap();
+        match row["type"].as_str() {
+            Some("step") => {
+                losses.push((row["step"].clone(), row["loss"].as_f64().unwrap() as f32));
+            }
+            Some("eval") => held.push((
+                row["step"].clone(),
+                row["accuracy"]["held"].as_f64().unwrap() as f32,
+            )),
+            _ => {}
+        }
+    }
+    assert!(!losses.is_empty());
+    for (tag, rows) in [("train/loss", losses), ("eval/held", held)] {
+        let read = events[tag].as_array().unwrap();
+        let read = read
+            .iter()
+            .map(|e| (e[0].clone(), e[1].as_f64().unwrap() as f32));
+        assert_eq!(read.collect::<Vec<_>>(), rows, "{tag}");
+    }
+}
+
+/// llama.cpp keeps keys and values in f16, which moves a log-probability by up to a hundredth of a nat.
+const TOLERANCE: f64 = 0.03;
+
+#[test]
+fn llama_cpp_answers_as_the_model_that_was_exported() {
+    let (Some(python), Some(spec)) = (needs(TOOLS), needs("UNFORGET_SMOLLM2")) else {
+        return;
+    };
+    let model = load(spec).unwrap();
+    let prompts = [
+        "Q: Which country is Bergamo located in?\nA:",
+        "Q: What is the capital of France?\nA:",
+        "Once upon a time in 1999,",
+        "fn main() {",
+        "naïve café — 12,345",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let (file, asked) = (
+        dir.path().join("model.gguf"),
+        dir.path().join("prompts.jsonl"),
+    );
+    let rows = prompts.map(|prompt| serde_json::json!({ "prompt": prompt }).to_string() + "\n");
+    fs::write(&asked, rows.concat()).unwrap();
+    let ids = prompts.map(|prompt| model.tokenizer.encode_prompt(prompt).unwrap());
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, &model);
+    model.save_gguf(&file, GgufType::F32).unwrap();
+    let answers = told(&python, "load_gguf.py", &[&file, &asked]);
+    for ((line, prompt), text) in answers.lines().zip(ids).zip(prompts) {
+        let theirs: Value = serde_json::from_str(line).unwrap();
+        let tokens = theirs["tokens"].as_array().unwrap();
+        let logprob = |token: &Value| token[1].as_f64().unwrap();
+        let ours = generator
+            .generate(
+                &Request::greedy(&[], std::slice::from_ref(&prompt), tokens.len()),
+                |_, _| false,
+                &|_| {},
+            )
+            .unwrap();
+        let target: Vec<u32> = tokens
+            .iter()
+            .map(|t| t[0].as_u64().unwrap() as u32)
+            .collect();
+        assert_eq!(
+            ours[0][0].text,
+            theirs["answer"].as_str().unwrap(),
+            "{text}"
+        );
+        let scored = generator.score(&[(prompt, target)], &|_| {}).unwrap();
+        for (token, ours) in tokens.iter().zip(&scored[0]) {
+            let apart = (logprob(token) - f64::from(*ours)).abs();
+            assert!(apart < TOLERANCE, "{text}: {token} and {ours}");
+        }
+    }
+}
