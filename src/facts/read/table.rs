@@ -1,5 +1,7 @@
 //! TSV and CSV: a header that names the columns, then a row a line.
 
+use std::iter;
+
 use serde_json::Value;
 
 use super::{
@@ -20,19 +22,10 @@ pub(super) enum Format {
 
 /// Reads a table.
 pub(super) fn read(file: &str, bytes: &[u8], format: Format) -> Result<Rows> {
-    let mut reader = reader(bytes, format);
     let mut columns: Option<Vec<Option<&'static str>>> = None;
     let mut found = Rows::default();
-    let mut record = csv::ByteRecord::new();
-    loop {
-        let start = reader.position().clone();
-        let more = reader
-            .read_byte_record(&mut record)
-            .map_err(|e| Error::input(format!("{file}: {e}")))?;
-        if !more {
-            break;
-        }
-        let line = line_of(bytes, &start);
+    for record in records(file, bytes, format) {
+        let (line, record) = record?;
         match &columns {
             None => columns = Some(header(file, line, &record, &mut found.notes)?),
             Some(columns) => found.list.push(row(line, columns, &record, format)),
@@ -53,19 +46,10 @@ pub(super) fn objects(
     format: Format,
     most: usize,
 ) -> Result<Vec<Numbered>> {
-    let mut reader = reader(bytes, format);
     let mut names: Option<Vec<String>> = None;
     let mut rows = Vec::new();
-    let mut record = csv::ByteRecord::new();
-    while rows.len() < most {
-        let start = reader.position().clone();
-        let more = reader
-            .read_byte_record(&mut record)
-            .map_err(|e| Error::input(format!("{file}: {e}")))?;
-        if !more {
-            break;
-        }
-        let line = line_of(bytes, &start);
+    for record in records(file, bytes, format).take(most.saturating_add(1)) {
+        let (line, record) = record?;
         let fields = record.iter().map(|field| {
             let text = std::str::from_utf8(field).ok()?;
             Some(if format == Format::Tsv {
@@ -90,13 +74,27 @@ pub(super) fn objects(
     Ok(rows)
 }
 
-fn reader(bytes: &[u8], format: Format) -> csv::Reader<&[u8]> {
-    csv::ReaderBuilder::new()
+/// Every record, the column names among them, with its line.
+fn records<'b>(
+    file: &'b str,
+    bytes: &'b [u8],
+    format: Format,
+) -> impl Iterator<Item = Result<(usize, csv::ByteRecord)>> + 'b {
+    let mut reader = csv::ReaderBuilder::new()
         .delimiter(if format == Format::Tsv { b'\t' } else { b',' })
         .quoting(format == Format::Csv)
         .has_headers(false)
         .flexible(true)
-        .from_reader(bytes)
+        .from_reader(bytes);
+    iter::from_fn(move || {
+        let start = reader.position().clone();
+        let mut record = csv::ByteRecord::new();
+        match reader.read_byte_record(&mut record) {
+            Ok(true) => Some(Ok((line_of(bytes, &start), record))),
+            Ok(false) => None,
+            Err(e) => Some(Err(Error::input(format!("{file}: {e}")))),
+        }
+    })
 }
 
 /// The line on which the record read from `start` begins: the reader skips blank lines before it.

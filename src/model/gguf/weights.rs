@@ -154,24 +154,30 @@ const PARTS: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
+/// A name of each kind.
+type Names = (&'static str, &'static str);
+
 /// The Hugging Face name of a GGUF tensor.
 fn hugging_face_name(name: &str) -> Option<String> {
-    let (place, kind) = name.rsplit_once('.')?;
-    if let Some((_, outer)) = OUTER.iter().find(|(gguf, _)| *gguf == place) {
-        return Some(format!("{outer}.{kind}"));
-    }
-    let (layer, part) = place.strip_prefix("blk.")?.split_once('.')?;
-    let (_, part) = PARTS.iter().find(|(gguf, _)| *gguf == part)?;
-    Some(format!("model.layers.{layer}.{part}.{kind}"))
+    renamed(name, ["blk.", "model.layers."], |names| names)
 }
 
 /// The GGUF name of a Hugging Face tensor.
 pub(super) fn gguf_name(name: &str) -> Option<String> {
+    renamed(name, ["model.layers.", "blk."], |(gguf, hf)| (hf, gguf))
+}
+
+/// A tensor's other name. `layers` is what the layers' begin with, and `sides` turns a table's names so that the given kind is first.
+fn renamed(name: &str, layers: [&str; 2], sides: fn(Names) -> Names) -> Option<String> {
+    let other = |table: &[Names], name: &str| {
+        let mut names = table.iter().map(|names| sides(*names));
+        names.find(|(from, _)| *from == name).map(|(_, to)| to)
+    };
     let (place, kind) = name.rsplit_once('.')?;
-    if let Some((outer, _)) = OUTER.iter().find(|(_, hf)| *hf == place) {
+    if let Some(outer) = other(&OUTER, place) {
         return Some(format!("{outer}.{kind}"));
     }
-    let (layer, part) = place.strip_prefix("model.layers.")?.split_once('.')?;
-    let (part, _) = PARTS.iter().find(|(_, hf)| *hf == part)?;
-    Some(format!("blk.{layer}.{part}.{kind}"))
+    let (layer, part) = place.strip_prefix(layers[0])?.split_once('.')?;
+    let part = other(&PARTS, part)?;
+    Some(format!("{}{layer}.{part}.{kind}", layers[1]))
 }
