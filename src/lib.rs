@@ -14,6 +14,7 @@ mod figures;
 pub mod forecast;
 pub mod gate;
 pub mod generate;
+mod hub;
 pub mod interrupt;
 pub mod measure;
 pub mod model;

@@ -49,7 +49,7 @@ impl Asking {
             skip_bad_rows: self.skip_bad_rows,
             several_answers: self.several_answers,
         };
-        let set = facts::read(files, options)?;
+        let set = facts::read(&facts::files_of(files)?, options)?;
         for note in &set.notes {
             context.progress.note(note);
         }

@@ -53,7 +53,7 @@ struct Rows {
 impl Data {
     pub fn run(self, context: &Context) -> Result<()> {
         let model = load_model(&self.model)?;
-        for file in &self.files {
+        for file in &facts::files_of(&self.files)? {
             let rows = self.read(file, &model, context)?;
             if context.json {
                 output::json(&self.told(file, &rows, &model.tokenizer))?;

@@ -17,7 +17,7 @@ pub(super) fn of_parts(parts: &[(&str, &[u8])]) -> String {
 }
 
 /// SHA-256 (hex) of a file.
-pub(super) fn of_file(path: &Path) -> Result<String> {
+pub(crate) fn of_file(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io("read", path))?;
     let mut hash = Sha256::new();
     io::copy(&mut file, &mut hash).map_err(Error::io("read", path))?;

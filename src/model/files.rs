@@ -22,7 +22,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// A JSON object.
-pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>> {
     parse_json(path, &read(path)?)
 }
 

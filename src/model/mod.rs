@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 pub mod buffer;
 mod catalogue;
-mod checksum;
+pub(crate) mod checksum;
 pub mod config;
 mod directory;
-mod files;
+pub(crate) mod files;
 mod gguf;
-mod hub;
 mod map;
 pub mod params;
 mod safetensors;

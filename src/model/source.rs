@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{catalogue, hub};
-use crate::{Error, Result, error::nearest};
+use super::catalogue;
+use crate::{Error, Result, error::nearest, hub};
 
 /// The local path of a model: a directory or a GGUF file. Brings a model of the catalogue or of the hub into the cache
 /// first; a second call costs nothing.
@@ -32,7 +32,7 @@ pub fn pull(spec: &str) -> Result<PathBuf> {
         ));
     }
     if spec.contains('/') {
-        return hub::pull(spec);
+        return hub::model(spec);
     }
     let names: Vec<&str> = catalogue::names().collect();
     let known = format!("the catalogue has: {}", names.join(", "));

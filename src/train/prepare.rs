@@ -370,11 +370,11 @@ impl Data {
             checksums: BTreeMap::new(),
             notes: Vec::new(),
         };
-        let (texts, learn) = texts_and_facts(&data.learn)?;
+        let (texts, learn) = texts_and_facts(&facts::files_of(&data.learn)?)?;
         read.learn = read.set("learn", &learn, options)?.unwrap_or_default();
         read.read_texts(&texts, options)?;
-        read.keep = read.set("keep", &data.keep, options)?;
-        read.held = read.set("held", &data.held, options)?;
+        read.keep = read.set("keep", &facts::files_of(&data.keep)?, options)?;
+        read.held = read.set("held", &facts::files_of(&data.held)?, options)?;
         if audited && (read.keep.is_none() || read.held.is_none()) {
             let pack = [PathBuf::from(facts::PACK)];
             read.pool = read.set("pool", &pack, options)?.unwrap_or_default();

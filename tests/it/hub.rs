@@ -15,7 +15,7 @@ use std::{
 use assert_cmd::cargo::cargo_bin_cmd;
 use sha2::{Digest, Sha256};
 
-use crate::model::golden;
+use crate::{cli::MODEL, model::golden};
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -114,11 +114,27 @@ fn serve(
             body.len(),
         );
     }
+    if path.starts_with("/api/datasets/o/d") {
+        let files = ["README.md", "test/chats.parquet", "train/facts.parquet"];
+        let files = files.map(|name| serde_json::json!({ "rfilename": name }));
+        let body = serde_json::json!({ "siblings": files, "sha": "c0ffee" }).to_string();
+        return answer(
+            200,
+            "Content-Type: application/json\r\n",
+            body.as_bytes(),
+            body.len(),
+        );
+    }
     let name = path.rsplit('/').next().unwrap();
     if matches!(manner, Manner::Asks(wanted) if headers.get("authorization") != Some(wanted)) {
         return answer(401, "", b"no", 2);
     }
-    let Ok(mut content) = fs::read(golden("llama").join(name)) else {
+    let folder = if name.ends_with(".parquet") {
+        "parquet"
+    } else {
+        "llama"
+    };
+    let Ok(mut content) = fs::read(golden(folder).join(name)) else {
         return answer(404, "", b"no", 2);
     };
     let sum = format!("{:x}", Sha256::digest(&content));
@@ -161,6 +177,10 @@ fn serve(
 }
 
 fn pull(home: &Path, hub: &str, more: &[(&str, &str)]) -> Output {
+    call(&["pull", "o/m"], home, hub, more)
+}
+
+fn call(args: &[&str], home: &Path, hub: &str, more: &[(&str, &str)]) -> Output {
     cargo_bin_cmd!("unforget")
         .current_dir(home)
         .env("HF_HOME", home)
@@ -172,7 +192,7 @@ fn pull(home: &Path, hub: &str, more: &[(&str, &str)]) -> Output {
         .env_remove("ALL_PROXY")
         .env_remove("all_proxy")
         .envs(more.iter().copied())
-        .args(["pull", "o/m"])
+        .args(args)
         .timeout(Duration::from_secs(60))
         .output()
         .unwrap()
@@ -219,6 +239,49 @@ fn a_model_is_brought_once_and_then_without_a_request() {
         );
     }
     assert_eq!(hub.paths().len(), asked);
+}
+
+#[test]
+fn a_data_set_is_its_training_part() {
+    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Manner::Good));
+    let data = ["data", "o/d", "--model", MODEL, "--json"];
+    for _ in 0..2 {
+        let output = call(&data, home.path(), &hub.address, &[]);
+        assert!(output.status.success(), "{}", told(&output));
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&told["kind"], &told["items"]),
+            (&"facts".into(), &3.into())
+        );
+    }
+    let brought = hub
+        .paths()
+        .into_iter()
+        .filter(|path| path.contains("resolve"));
+    assert!(brought.clone().count() > 0);
+    assert!(
+        brought
+            .into_iter()
+            .all(|path| path.ends_with("train/facts.parquet"))
+    );
+    let offline = call(&data, home.path(), &hub.address, &[("HF_HUB_OFFLINE", "1")]);
+    assert_eq!(offline.status.code(), Some(2), "{}", told(&offline));
+    assert!(
+        told(&offline).contains("name files that are here"),
+        "{}",
+        told(&offline)
+    );
+    let missing = call(
+        &["data", "o/none", "--model", MODEL],
+        home.path(),
+        &hub.address,
+        &[],
+    );
+    assert!(
+        told(&missing).contains("no data set `o/none`"),
+        "{}",
+        told(&missing)
+    );
 }
 
 #[test]

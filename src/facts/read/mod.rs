@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use self::{merge::Merger, row::BadRow, values::values};
 use super::fact::Fact;
-use crate::{Error, Result, error::nearest};
+use crate::{Error, Result, error::nearest, hub};
 
 pub use merge::drop_contradicted;
 pub use texts::{Message, Text, TextKind, TextSet, holds_texts, read_texts};
@@ -107,6 +107,37 @@ pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
         notes,
         checksum: format!("{:x}", digest.finalize()),
     })
+}
+
+/// The files that FACTS arguments stand for: an `organisation/name` that is no file here is a data set of the hub, whose files are
+/// brought; anything else is itself.
+///
+/// # Errors
+/// When the hub has no such data set, or it cannot be brought.
+pub fn files_of(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in given {
+        match path
+            .to_str()
+            .filter(|name| !path.exists() && is_hub_id(name))
+        {
+            Some(id) => files.extend(hub::dataset(id)?),
+            None => files.push(path.clone()),
+        }
+    }
+    Ok(files)
+}
+
+/// Whether a name that is no file can be meant as one of the hub's: two parts, and no extension that a file of rows has.
+fn is_hub_id(name: &str) -> bool {
+    let part = |part: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(known)
+    };
+    let parts: Vec<&str> = name.split('/').collect();
+    let extension = extension_of(Path::new(name));
+    let here = parts.len() == 2 && Path::new(parts[0]).is_dir();
+    parts.len() == 2 && !here && parts.into_iter().all(part) && !EXTENSIONS.contains(&&*extension)
 }
 
 /// The name for messages and the bytes of one FACTS argument.

@@ -1,4 +1,4 @@
-//! Models of the Hugging Face hub, into the cache that `transformers` shares.
+//! Models and data sets of the Hugging Face hub, into the cache that `transformers` and `datasets` share.
 //!
 //! As `huggingface_hub` has it: `HF_HOME` is where the cache is, `HF_ENDPOINT` the hub, `HF_TOKEN` the token (else the one that was
 //! logged in with), `HF_HUB_OFFLINE` keeps from asking, and `HF_HUB_DOWNLOAD_TIMEOUT` says for how many seconds nothing may come.
@@ -15,14 +15,19 @@ use std::{
     time::Duration,
 };
 
-use hf_hub::api::{
-    Progress,
-    sync::{ApiBuilder, ApiError},
+use hf_hub::{
+    Repo,
+    api::{
+        Progress, RepoInfo,
+        sync::{ApiBuilder, ApiError},
+    },
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::checksum;
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    model::{checksum, files},
+};
 
 /// Files that are of use, where a repository has them.
 const SMALL_FILES: [&str; 5] = [
@@ -33,29 +38,75 @@ const SMALL_FILES: [&str; 5] = [
     "chat_template.jinja",
 ];
 
+/// Extensions of files of rows.
+const ROWS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];
+
 /// How often a download that broke off is gone on with.
 const RETRIES: usize = 3;
 
 /// Seconds for which nothing may come, unless the environment says otherwise.
 const PATIENCE: u64 = 60;
 
-/// The directory of the snapshot of `id` (`organisation/name`).
-pub(super) fn pull(id: &str) -> Result<PathBuf> {
+/// What a repository of the hub holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    fn repository(self, id: &str) -> Repo {
+        match self {
+            Self::Model => Repo::model(id.to_owned()),
+            Self::Dataset => Repo::dataset(id.to_owned()),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+}
+
+/// The directory of the snapshot of the model `id` (`organisation/name`).
+pub(crate) fn model(id: &str) -> Result<PathBuf> {
     if let Some(snapshot) = cached(id) {
         return Ok(snapshot);
     }
+    let files = pull(id, Kind::Model)?;
+    let snapshot = files.last().and_then(|path| path.parent());
+    snapshot
+        .map(PathBuf::from)
+        .ok_or_else(|| Error::input(format!("the hub's `{id}` is empty")))
+}
+
+/// The files of the data set `id` that training reads: those of its part `train`, where it has parts.
+pub(crate) fn dataset(id: &str) -> Result<Vec<PathBuf>> {
+    pull(id, Kind::Dataset)
+}
+
+/// The files of use of a repository, brought where they are not in the cache.
+fn pull(id: &str, kind: Kind) -> Result<Vec<PathBuf>> {
     if set("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&value[..])) {
-        return Err(Error::input_hint(
-            format!(
-                "`{id}` is no directory here and not in the hub's cache, and HF_HUB_OFFLINE is set"
+        return Err(match kind {
+            Kind::Model => Error::input_hint(
+                format!(
+                    "`{id}` is no directory here and not in the hub's cache, and HF_HUB_OFFLINE is set"
+                ),
+                "unset HF_HUB_OFFLINE to bring it, or name a directory or .gguf file that is here",
             ),
-            "unset HF_HUB_OFFLINE to bring it, or name a directory or .gguf file that is here",
-        ));
+            Kind::Dataset => Error::input_hint(
+                format!("`{id}` is no file here, and HF_HUB_OFFLINE is set"),
+                "unset HF_HUB_OFFLINE to bring the data set, or name files that are here",
+            ),
+        });
     }
     let bytes = Arc::new(AtomicU64::new(0));
     let bring = {
         let (id, bytes) = (id.to_owned(), Arc::clone(&bytes));
-        move || download(&id, &bytes)
+        move || download(&id, kind, &bytes)
     };
     let patience = set("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse().ok());
     let patience = patience.unwrap_or(PATIENCE);
@@ -106,10 +157,10 @@ fn unless_it_stalls<T: Send + 'static>(
 ///
 /// A token is told only to a hub that asks for one: the library that asks it would tell it also to the host that a hub sends us on
 /// to for a file.
-fn download(id: &str, bytes: &Arc<AtomicU64>) -> Result<PathBuf> {
+fn download(id: &str, kind: Kind, bytes: &Arc<AtomicU64>) -> Result<Vec<PathBuf>> {
     let token = set("HF_TOKEN").or_else(|| hf_hub::Cache::from_env().token());
-    match attempt(id, None, bytes) {
-        Err((Some(401 | 403), _)) if token.is_some() => attempt(id, token, bytes),
+    match attempt(id, kind, None, bytes) {
+        Err((Some(401 | 403), _)) if token.is_some() => attempt(id, kind, token, bytes),
         ended => ended,
     }
     .map_err(|(_, error)| error)
@@ -118,64 +169,91 @@ fn download(id: &str, bytes: &Arc<AtomicU64>) -> Result<PathBuf> {
 /// The same with this token or without one. An error has the status of the answer that it comes of, if it comes of one.
 fn attempt(
     id: &str,
+    kind: Kind,
     token: Option<String>,
     bytes: &Arc<AtomicU64>,
-) -> Result<PathBuf, (Option<u16>, Error)> {
+) -> Result<Vec<PathBuf>, (Option<u16>, Error)> {
     let with_token = token.is_some();
-    let failed = |error: &ApiError| (status(error), failed(id, error, with_token));
+    let failed = |error: &ApiError| (status(error), failed(id, kind, error, with_token));
     let wrong = |error: Error| (None, error);
     let builder = ApiBuilder::from_env()
         .with_retries(RETRIES)
         .with_token(token);
     let api = builder.build().map_err(|e| failed(&e))?;
-    let repository = api.model(id.to_owned());
+    let repository = api.repo(kind.repository(id));
     let info = repository.info().map_err(|e| failed(&e))?;
-    let present = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
-    if !present("config.json") {
-        return Err(wrong(Error::input_hint(
-            format!("the hub's `{id}` has no config.json"),
-            "of a repository of GGUF files, download one and name it",
-        )));
-    }
-    let weights: Vec<&str> = if present("model.safetensors") {
-        vec!["model.safetensors"]
-    } else {
-        info.siblings
-            .iter()
-            .map(|file| file.rfilename.as_str())
-            .filter(|name| {
-                !name.contains('/') && name.starts_with("model") && name.contains(".safetensors")
-            })
-            .collect()
+    let names = match kind {
+        Kind::Model => names_of_model(id, &info),
+        Kind::Dataset => names_of_dataset(id, &info),
     };
-    if weights.is_empty() {
-        return Err(wrong(Error::input(format!(
-            "the hub's `{id}` has no safetensors weights"
-        ))));
-    }
     // What an earlier call has brought is not brought again.
-    let cache = hf_hub::Cache::from_env().model(id.to_owned());
-    let mut snapshot = None;
-    for name in SMALL_FILES
-        .into_iter()
-        .filter(|name| present(name))
-        .chain(weights)
-    {
-        let path = if let Some(path) = cache.get(name) {
+    let cache = hf_hub::Cache::from_env().repo(kind.repository(id));
+    let mut files = Vec::new();
+    for name in names.map_err(wrong)? {
+        let path = if let Some(path) = cache.get(&name) {
             path
         } else {
             let bar = Bar {
                 bar: ProgressBar::new(0),
                 bytes: Arc::clone(bytes),
             };
-            let path = repository.download_with_progress(name, bar);
+            let path = repository.download_with_progress(&name, bar);
             let path = path.map_err(|e| failed(&e))?;
             verify(&path).map_err(wrong)?;
             path
         };
-        snapshot = path.parent().map(PathBuf::from);
+        files.push(path);
     }
-    snapshot.ok_or_else(|| wrong(Error::input(format!("the hub's `{id}` is empty"))))
+    Ok(files)
+}
+
+/// The files of a model that are of use, the weights last.
+fn names_of_model(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
+    let names = || info.siblings.iter().map(|file| file.rfilename.as_str());
+    let present = |wanted: &&str| names().any(|name| name == *wanted);
+    if !present(&"config.json") {
+        return Err(Error::input_hint(
+            format!("the hub's `{id}` has no config.json"),
+            "of a repository of GGUF files, download one and name it",
+        ));
+    }
+    let shard = |name: &&str| {
+        !name.contains('/') && name.starts_with("model") && name.contains(".safetensors")
+    };
+    let weights: Vec<&str> = if present(&"model.safetensors") {
+        vec!["model.safetensors"]
+    } else {
+        names().filter(shard).collect()
+    };
+    if weights.is_empty() {
+        return Err(Error::input(format!(
+            "the hub's `{id}` has no safetensors weights"
+        )));
+    }
+    let small = SMALL_FILES.into_iter().filter(present);
+    Ok(small.chain(weights).map(str::to_owned).collect())
+}
+
+/// The files of a data set that are rows of something, those of `train` where any says that it is.
+fn names_of_dataset(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
+    let names = info.siblings.iter().map(|file| file.rfilename.clone());
+    let rows = names.filter(|name| {
+        let extension = Path::new(name).extension().unwrap_or_default();
+        ROWS.iter()
+            .any(|known| extension.eq_ignore_ascii_case(known))
+    });
+    let mut rows: Vec<String> = rows.collect();
+    if rows.iter().any(|name| name.contains("train")) {
+        rows.retain(|name| name.contains("train"));
+    }
+    rows.sort_unstable();
+    if rows.is_empty() {
+        return Err(Error::input_hint(
+            format!("the hub's data set `{id}` has no Parquet, JSONL, JSON, CSV or TSV file"),
+            "download what it has, and save it as one of these",
+        ));
+    }
+    Ok(rows)
 }
 
 /// Shows what comes, and counts it.
@@ -238,7 +316,7 @@ fn cached(id: &str) -> Option<PathBuf> {
     if repository.get("model.safetensors").is_some() {
         return Some(directory);
     }
-    let index = super::files::read_json(&repository.get("model.safetensors.index.json")?).ok()?;
+    let index = files::read_json(&repository.get("model.safetensors.index.json")?).ok()?;
     let shards = index.get("weight_map")?.as_object()?;
     shards
         .values()
@@ -251,23 +329,27 @@ fn cached(id: &str) -> Option<PathBuf> {
 }
 
 /// What a failed request means to the user. Nothing of the token is told.
-fn failed(id: &str, error: &ApiError, with_token: bool) -> Error {
+fn failed(id: &str, kind: Kind, error: &ApiError, with_token: bool) -> Error {
+    let what = kind.name();
     match status(error) {
         Some(401) if with_token => Error::input_hint(
             format!("the hub does not accept the token that was given for `{id}`"),
             "mend HF_TOKEN, or log in again (`huggingface-cli login`); without a token public models can be brought",
         ),
         Some(401 | 403) if !with_token => Error::input_hint(
-            format!("the hub has no model `{id}`, or keeps it behind a licence, and there is no such directory here"),
-            "a gated model needs its licence accepted on its page and a token in HF_TOKEN",
+            format!("the hub has no {what} `{id}`, or keeps it behind a licence, and there is no such directory here"),
+            "what is gated needs its licence accepted on its page and a token in HF_TOKEN",
         ),
         Some(403) => Error::input_hint(
             format!("the hub keeps `{id}` from the account of this token"),
             "accept its licence on its page with that account, or give another token in HF_TOKEN",
         ),
         Some(404) => Error::input_hint(
-            format!("the hub has no model `{id}`, and there is no such directory here"),
-            "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
+            format!("the hub has no {what} `{id}`, and there is no such directory here"),
+            match kind {
+                Kind::Model => "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
+                Kind::Dataset => "facts and texts are files, `pack:world`, or a data set of the hub (`organisation/name`)",
+            },
         ),
         Some(429) => Error::Failed {
             message: format!("the hub is asked too often from here to bring `{id}` now"),
@@ -275,7 +357,7 @@ fn failed(id: &str, error: &ApiError, with_token: bool) -> Error {
         },
         _ => Error::Failed {
             message: format!("`{id}` is no directory here, and bringing it from the hub failed: {error}"),
-            hint: Some("give the command again, it goes on where it was; else check the network and HF_ENDPOINT, or name a directory or .gguf file that is already here".into()),
+            hint: Some("give the command again, it goes on where it was; else check the network and HF_ENDPOINT, or name what is already here".into()),
         },
     }
 }
