@@ -265,12 +265,23 @@ pub struct Project {
     /// Share of the inputs' energy (their squared length, summed over tokens) that lies in the space which is not written to.
     /// Default 0.95.
     pub energy: f64,
+    /// Steps after which what they changed in the space is taken back, all at once; the end of an epoch is always one. Default 1.
+    #[serde(skip_serializing_if = "is_one")]
+    pub every: usize,
 }
 
 impl Default for Project {
     fn default() -> Self {
-        Self { energy: 0.95 }
+        Self {
+            energy: 0.95,
+            every: 1,
+        }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 /// `method.tokens`.

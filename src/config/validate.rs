@@ -189,6 +189,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("is a share above 0 and at most 1, not {}", project.energy),
         );
         check(
+            project.every >= 1,
+            "method.project.every",
+            "must be at least 1".into(),
+        );
+        check(
             train.lora.is_none(),
             "method.project",
             "projects updates of whole weights; with `train.lora` it is the factors that move, and their product does not stay in the space: take one or the other".into(),

@@ -39,7 +39,10 @@ const MOMENT_BYTES: usize = 1 << 29;
 /// needs no copy of the weights, and it takes rounding back instead of gathering it. q, k and v read one input and share
 /// one U, gate and up another.
 ///
-/// A step costs `2 out in r` multiplications a weight more, beside the `3 T out in` that it has at T tokens.
+/// With `every` = n this follows every n-th step and the last of an epoch alone, and takes back what all of them changed within the
+/// spaces; gradients in between are those of weights that have left them by so many steps.
+///
+/// It costs `2 out in r` multiplications a weight, beside the `3 T out in` that a step has at T tokens.
 pub struct Projection {
     spaces: Vec<Space>,
 }

@@ -355,9 +355,18 @@ impl<'a> Trainer<'a> {
             bar.inc(batch.len() as u64);
             interrupt::stop_if_asked()?;
         }
+        self.project();
         self.standing.epoch += 1;
         self.standing.step_in_epoch = 0;
         Ok(())
+    }
+
+    /// Takes back what was changed within the space of the known facts' inputs, where there is one.
+    fn project(&mut self) {
+        let snapshot = self.objective.snapshot.as_ref();
+        if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
+            projection.apply(&mut self.model.params);
+        }
     }
 
     /// One step on the rows numbered `batch` and those `beside`: gradients, clipping, `AdamW`.
@@ -388,9 +397,13 @@ impl<'a> Trainer<'a> {
             .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
         optimiser.step(params, gradients, lr, clip_scale(grad_norm, train.clip));
         self.trained.merge(&mut self.model.params);
-        let snapshot = self.objective.snapshot.as_ref();
-        if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
-            projection.apply(&mut self.model.params);
+        if self
+            .config
+            .method
+            .project
+            .is_some_and(|project| step.is_multiple_of(project.every))
+        {
+            self.project();
         }
         self.standing.step = step;
         self.standing.step_in_epoch += 1;

@@ -289,6 +289,10 @@ const SETTINGS: &[(&str, &[&str])] = &[
         &["`method.project.energy` is a share above 0 and at most 1, not 2"],
     ),
     (
+        "method.project={every=0}",
+        &["`method.project.every` must be at least 1"],
+    ),
+    (
         "method.budget=-1",
         &["`method.budget` is a number of percentage points from 0 to 100, not -1"],
     ),

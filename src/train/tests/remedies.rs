@@ -75,13 +75,16 @@ fn projected(config: &Config) -> (Params, Params, Snapshot) {
 #[test]
 fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
     let place = temporary();
-    for (i, (kind, snapshot_epoch)) in [(Kind::SelfDistill, 1), (Kind::Sft, 0)]
-        .into_iter()
-        .enumerate()
-    {
+    // After so many steps as there are none in an epoch its end alone is left.
+    let cases = [
+        (Kind::SelfDistill, 1, 1),
+        (Kind::Sft, 0, 1),
+        (Kind::Sft, 0, 100),
+    ];
+    for (i, (kind, snapshot_epoch, every)) in cases.into_iter().enumerate() {
         let mut config = config(place.path(), &format!("run-{i}"));
         (config.method.kind, config.method.snapshot_epoch) = (kind, snapshot_epoch);
-        config.method.project = Some(Project { energy: 0.9 });
+        config.method.project = Some(Project { energy: 0.9, every });
         config.train.weight_decay = 0.1;
         let (before, after, snapshot) = projected(&config);
         for tensor in &before.layout.tensors {
@@ -142,7 +145,10 @@ fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
 fn all_energy_takes_all_directions_that_known_inputs_have() {
     let place = temporary();
     let mut config = config(place.path(), "run");
-    config.method.project = Some(Project { energy: 1.0 });
+    config.method.project = Some(Project {
+        energy: 1.0,
+        every: 1,
+    });
     let (_, _, snapshot) = projected(&config);
     for (name, values) in snapshot.projection.expect("it was asked for").arrays() {
         // There are more tokens than the 24 channels of the residual stream.
@@ -297,7 +303,12 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
         |c| c.method.ewc = Some(Ewc::default()),
         |c| c.method.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest)),
         |c| c.method.replay = Some(replay(ReplayTarget::Teacher, ReplayOrder::Hardest)),
-        |c| c.method.project = Some(Project { energy: 0.9 }),
+        |c| {
+            c.method.project = Some(Project {
+                energy: 0.9,
+                every: 1,
+            });
+        },
         |c| c.method.interpolate = Some(Interpolate::default()),
         |c| c.train.average = Some(0.8),
     ];

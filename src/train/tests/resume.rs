@@ -209,7 +209,10 @@ fn resumed_equals_uninterrupted_with_replay() {
 
 #[test]
 fn resumed_equals_uninterrupted_with_projected_updates() {
-    let project = Some(Project { energy: 0.9 });
+    let project = Some(Project {
+        energy: 0.9,
+        every: 1,
+    });
     for kind in [Kind::Sft, Kind::SelfDistill] {
         resumed_equals_uninterrupted(method(|m| (m.kind, m.project) = (kind, project)));
     }
