@@ -91,7 +91,12 @@ impl Method {
     fn asks_beside(&self) -> bool {
         let replay = self.replay.map(|replay| replay.target);
         let auto = self.goal == Goal::Facts && self.kind == Kind::Auto;
-        auto || self.decoys.is_some() || replay == Some(ReplayTarget::Teacher)
+        auto || self.visits_decoys() || replay == Some(ReplayTarget::Teacher)
+    }
+
+    /// Whether decoys are trained on, and not only kept off.
+    pub fn visits_decoys(&self) -> bool {
+        self.decoys.is_some_and(|decoys| decoys.share > 0.0)
     }
 
     /// Epochs on `D_Known` alone before the snapshot; none where there is no snapshot.
@@ -163,7 +168,8 @@ impl Default for Ewc {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Decoys {
-    /// Decoys that an epoch visits for each row that is trained on. Default 0.5.
+    /// Decoys that an epoch visits for each row that is trained on. Default 0.5; 0 beside `method.project`, which keeps off
+    /// the inputs of those that there are.
     pub share: f64,
     /// Decoys that there are for each row that is trained on, of which every epoch draws its share. Absent: `share`, the same
     /// ones in every epoch.

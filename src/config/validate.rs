@@ -107,21 +107,26 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     );
     if let Some(decoys) = &method.decoys {
         check(
-            decoys.share > 0.0 && decoys.share <= 10.0,
+            (0.0..=10.0).contains(&decoys.share),
             "method.decoys.share",
             format!(
-                "is the decoys for each row, above 0 and at most 10, not {}",
+                "is the decoys that an epoch visits for each row, from 0 to 10, not {}",
                 decoys.share
             ),
         );
         let pool = decoys.pool.unwrap_or(decoys.share);
         check(
-            pool >= decoys.share && pool <= 10.0,
+            pool > 0.0 && pool >= decoys.share && pool <= 10.0,
             "method.decoys.pool",
             format!(
-                "is the decoys that there are for each row, from the {} of `method.decoys.share` to 10, not {pool}",
+                "is the decoys that there are for each row: more than 0, from the {} of `method.decoys.share` to 10, not {pool}",
                 decoys.share
             ),
+        );
+        check(
+            decoys.share > 0.0 || method.project.is_some(),
+            "method.decoys.share",
+            "is 0, and there is no `method.project` that would keep off the decoys' inputs: take more than 0, or leave decoys out".into(),
         );
         check(
             decoys.strength >= 0.0 && decoys.strength.is_finite(),

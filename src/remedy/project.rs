@@ -1,5 +1,5 @@
-//! Projection: what the linear layers make of the known facts' inputs stays as the snapshot had it, and new facts are
-//! learned in the directions that are left. After GPM (Saha et al. 2021, arXiv 2103.09762), whose space this is, and
+//! Projection: what the linear layers make of the inputs of known facts, and of decoys where there are any, stays as the
+//! snapshot had it, and new facts are learned in the directions that are left. After GPM (Saha et al. 2021, arXiv 2103.09762), whose space this is, and
 //! `AlphaEdit` (Fang et al. 2024, arXiv 2410.02355), which projects the update and not the gradient.
 
 use rand::SeedableRng;
@@ -24,9 +24,9 @@ const PASS_TOKENS: usize = 512;
 /// Bytes of moments that are summed up in the same passes, about; a wider model is passed through in several turns.
 const MOMENT_BYTES: usize = 1 << 29;
 
-/// The spaces of the known facts' inputs, and what the trained linear layers made of them at the snapshot.
+/// The spaces of the inputs of known facts and decoys, and what the trained linear layers made of them at the snapshot.
 ///
-/// For a linear layer with weight W (out, in), let x (in) be what it reads at each token of the known facts' rows,
+/// For a linear layer with weight W (out, in), let x (in) be what it reads at each token of their rows,
 /// `C = sum x x^T` (in, in; not centred), and U (in, r) the fewest leading eigenvectors of C whose eigenvalues sum up to at
 /// least `energy` of its trace. Every step is followed by
 ///
@@ -94,7 +94,7 @@ impl Projection {
         Self { spaces }
     }
 
-    /// Finds the spaces of the inputs of `known` in `params` as they are.
+    /// Finds the spaces of the inputs of `held` in `params` as they are.
     ///
     /// 1,024 rows at most are read, drawn at random, each as training reads it: without its last token, after which nothing
     /// is predicted. C is summed in f32, whose rounding (1e-6 of its largest eigenvalue or so) is far below the eigenvalues
@@ -107,23 +107,23 @@ impl Projection {
         energy: f64,
         engine: &mut Engine,
         params: &Params,
-        known: &[Row],
+        held: &[&Row],
         seed: u64,
         gradients: &Gradients,
         progress: &Progress,
     ) -> Result<Self> {
         let mut projection = Self::new(&params.layout, |i| gradients.holds(i));
-        let count = known.len().min(ROWS);
+        let count = held.len().min(ROWS);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let rows: Vec<Row> = rand::seq::index::sample(&mut rng, known.len(), count)
+        let rows: Vec<Row> = rand::seq::index::sample(&mut rng, held.len(), count)
             .into_iter()
-            .map(|row| known[row].clone())
+            .map(|row| held[row].clone())
             .collect();
         let spaces = projection.spaces.len();
         let turns = turns(&mut projection.spaces);
         let bar = progress.bar(
             (turns.len() * rows.len() + spaces) as u64,
-            "the space of known facts",
+            "the space of what is held",
         );
         for turn in turns {
             let mut moments: Vec<Moments> = turn.iter().map(Space::moments).collect();
@@ -196,7 +196,7 @@ impl Projection {
             Some(format!("{mean:.1} of {width} ({})", input.name()))
         });
         format!(
-            "input dimensions that known facts leave free, mean over layers: {}",
+            "input dimensions that what is held leaves free, mean over layers: {}",
             told.collect::<Vec<_>>().join(", ")
         )
     }

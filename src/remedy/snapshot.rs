@@ -34,9 +34,10 @@ impl RunRows<'_> {
     fn asked(&self, method: &Method) -> Range<usize> {
         let replayed = method.replay.map(|r| r.target) == Some(ReplayTarget::Teacher);
         let first = if replayed { 0 } else { self.learned };
-        let last = match method.decoys {
-            Some(_) => self.all.len(),
-            None => self.known,
+        let last = if method.visits_decoys() {
+            self.all.len()
+        } else {
+            self.known
         };
         if method.distills() {
             0..self.all.len()
@@ -75,8 +76,9 @@ impl Snapshot {
     ) -> Result<Self> {
         let known = &rows.all[..rows.known];
         let projection = method.project.map(|project| {
+            let held: Vec<&Row> = known.iter().chain(&rows.all[rows.learned..]).collect();
             let energy = project.energy;
-            Projection::find(energy, engine, params, known, seed, gradients, progress)
+            Projection::find(energy, engine, params, &held, seed, gradients, progress)
         });
         let teacher = if method.has_teacher() {
             let kind = (method.teacher, method.tokens);

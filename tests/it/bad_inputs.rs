@@ -278,7 +278,13 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ),
     (
         "method.decoys={share=0}",
-        &["`method.decoys.share` is the decoys for each row, above 0 and at most 10, not 0"],
+        &["`method.decoys.share` is 0, and there is no `method.project`"],
+    ),
+    (
+        "method.decoys={share=11}",
+        &[
+            "`method.decoys.share` is the decoys that an epoch visits for each row, from 0 to 10, not 11",
+        ],
     ),
     (
         "method.decoys={strength=-1}",

@@ -26,7 +26,7 @@ fn find(golden: &Golden, energy: f64) -> (Projection, Gradients) {
         energy,
         &mut Engine::new(&golden.model.config),
         params,
-        &golden.rows(),
+        &golden.rows().iter().collect::<Vec<_>>(),
         0,
         &gradients,
         &Progress::quiet(),

@@ -142,6 +142,33 @@ fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
 }
 
 #[test]
+fn a_projection_keeps_off_decoys_that_no_epoch_visits() {
+    let place = temporary();
+    let taken = |name: &str, decoys: Option<Decoys>| {
+        let mut config = config(place.path(), name);
+        config.method.kind = Kind::Sft;
+        config.method.project = Some(Project::default());
+        config.method.decoys = decoys;
+        config
+            .validate()
+            .expect("a projection says what decoys are for");
+        let (.., snapshot) = projected(&config);
+        assert!(snapshot.teacher.is_none(), "nothing is asked of it");
+        let projection = snapshot.projection.expect("it was asked for");
+        let bases = projection.arrays().into_iter();
+        let values = bases.filter(|(name, _)| name.starts_with("basis."));
+        values.map(|(_, values)| values.len()).sum::<usize>()
+    };
+    let unvisited = Decoys {
+        share: 0.0,
+        pool: Some(4.0),
+        ..Decoys::default()
+    };
+    let (known, with_decoys) = (taken("known", None), taken("decoys", Some(unvisited)));
+    assert!(with_decoys > known, "{with_decoys} <= {known}");
+}
+
+#[test]
 fn all_energy_takes_all_directions_that_known_inputs_have() {
     let place = temporary();
     let mut config = config(place.path(), "run");
