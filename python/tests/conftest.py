@@ -1,0 +1,58 @@
+"""What the tests share. `UNFORGET_BIN` names the program; without it one that cargo has built is taken."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "python"))
+
+import unforget  # noqa: E402
+
+LLAMA = ROOT / "tests" / "golden" / "llama"
+
+OLD = [("Lille", "France"), ("Turin", "Italy"), ("Bonn", "Germany"), ("Cadiz", "Spain")]
+NEW = [("Paris", "France"), ("Rome", "Italy"), ("Berlin", "Germany"), ("Oslo", "Norway"), ("Athens", "Greece")]
+
+# What trains the tiny model fast, on files that are taken as they are.
+FAST = {"data.audit": False, "train.lr": 0.01, "train.epochs": 40, "train.stop": {"learned": 1.0}}
+
+
+def pytest_configure() -> None:
+    if "UNFORGET_BIN" not in os.environ and shutil.which("unforget") is None:
+        built = ROOT / "target" / "release" / "unforget"
+        if not built.is_file():
+            pytest.exit("there is no program to be tested: cargo build --release, or set UNFORGET_BIN", 1)
+        os.environ["UNFORGET_BIN"] = str(built)
+
+
+def rows(facts: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [{"subject": subject, "relation": "P17", "object": country} for subject, country in facts]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNFORGET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def knows(tmp_path_factory: pytest.TempPathFactory) -> unforget.Run:
+    """A run whose model knows the old facts."""
+    out = tmp_path_factory.mktemp("knows") / "run"
+    return unforget.tune(LLAMA, learn=rows(OLD), out=out, method="sft", set=FAST, threads=1, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def forgets(knows: unforget.Run, tmp_path_factory: pytest.TempPathFactory) -> unforget.Run:
+    """A run that learned new facts and forgot old ones."""
+    out = tmp_path_factory.mktemp("forgets") / "run"
+    settings = {**FAST, "train.stop": {"learned": 1.0}}
+    return unforget.tune(
+        knows, learn=rows(NEW), held=rows(OLD), out=out, method="sft", set=settings, threads=1, quiet=True
+    )
