@@ -60,6 +60,9 @@ pub struct Tune {
     /// Keep the checkpoints when the run is done
     #[arg(long)]
     keep_checkpoints: bool,
+    /// Say at the end where the steps' time and bytes went
+    #[arg(long)]
+    profile: bool,
     /// Serve a page about the run while it goes on, to this machine alone
     #[arg(long)]
     watch: bool,
@@ -79,6 +82,7 @@ impl Tune {
         output::check_free_dir(&config.out, self.force)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
+            profile: self.profile,
             ..Options::default()
         };
         let _page = watched(self.watch, &config.out, context)?;
@@ -212,6 +216,7 @@ mod tests {
             force: false,
             dry_run: false,
             keep_checkpoints: false,
+            profile: false,
             watch: false,
         }
     }

@@ -6,6 +6,7 @@ use super::{
     Batch, Gradients,
     attention::{self, Heads},
     matmul, ops,
+    profile::{Part, Work, timed},
     rope::Rope,
     simd,
 };
@@ -284,7 +285,9 @@ impl Decoder {
                 qkv: &s.qkv[..t * width],
                 heads,
             };
-            attention::backward(d_qkv, &of, &rows, &positions, &self.rope);
+            timed(Part::AttentionBackward, Work::default(), || {
+                attention::backward(d_qkv, &of, &rows, &positions, &self.rope);
+            });
             if let Some((q_norm, k_norm)) = &l.qk_norm {
                 let norms = [weight(q_norm), weight(k_norm)];
                 let sums = ops::qk_norm_backward(d_qkv, &s.qk_raw, &s.r_qk, norms, heads);

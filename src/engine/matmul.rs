@@ -7,6 +7,8 @@
 
 use rayon::prelude::*;
 
+use super::profile::{Part, Work, timed};
+
 /// A matrix as a slice: element (i, j) at `i * row + j * column`.
 #[derive(Clone, Copy)]
 struct Strided<'a> {
@@ -143,7 +145,9 @@ pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: 
             column: k,
         },
     );
-    product(y, [t, n, k], x, w, add, tile);
+    timed(Part::Forward, Work::product([t, n, k]), || {
+        product(y, [t, n, k], x, w, add, tile);
+    });
 }
 
 /// Gradient of the input: `dx (T, K) = dy (T, N) w (N, K)`, or `+=`.
@@ -165,7 +169,9 @@ pub fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 
             column: 1,
         },
     );
-    product(dx, [t, k, n], dy, w, add, tile);
+    timed(Part::InputGradient, Work::product([t, k, n]), || {
+        product(dx, [t, k, n], dy, w, add, tile);
+    });
 }
 
 /// Gradient of rows `first..` of the weight, added: `dw (R, K) += dy (T, N)[:, first..first + R]^T x (T, K)`.
@@ -189,7 +195,9 @@ pub fn weight_gradient(dw: &mut [f32], dy: &[f32], first: usize, x: &[f32], [t, 
             column: 1,
         },
     );
-    product(dw, [rows, k, t], dy, x, true, tile);
+    timed(Part::WeightGradient, Work::product([rows, k, t]), || {
+        product(dw, [rows, k, t], dy, x, true, tile);
+    });
 }
 
 /// Second moments, added: `c (K, K) += x (T, K)^T x (T, K)`, on and below the diagonal; above it there may be anything.

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use self::profile::{Part, Work, timed};
 use crate::model::{Buffer, Layout, LinearInput, ModelConfig, Params};
 
 mod attention;
@@ -16,6 +17,7 @@ pub(crate) mod eigen;
 mod head;
 pub(crate) mod matmul;
 mod ops;
+pub mod profile;
 mod responses;
 mod rope;
 pub mod simd;
@@ -299,7 +301,9 @@ impl Engine {
             train,
             |_, qkv, o, lse| {
                 let rows: Vec<_> = reaches.iter().map(|r| r.row(qkv, heads)).collect();
-                attention::forward(o, lse, qkv, &rows, heads);
+                timed(Part::Attention, Work::default(), || {
+                    attention::forward(o, lse, qkv, &rows, heads);
+                });
             },
         )
     }
@@ -330,16 +334,18 @@ impl Engine {
         let (normed, r) = self.final_norm(params, &rows);
 
         let mut d_normed = vec![0.0; rows.len()];
-        let loss = head::loss(
-            &params.data[layout.head.clone()],
-            &normed,
-            targets,
-            teacher,
-            &mut d_normed,
-            gradients.vector(&layout.head),
-            [v, d],
-            &mut self.logits,
-        );
+        let loss = timed(Part::Loss, Work::floats(3 * targets.len() * v), || {
+            head::loss(
+                &params.data[layout.head.clone()],
+                &normed,
+                targets,
+                teacher,
+                &mut d_normed,
+                gradients.vector(&layout.head),
+                [v, d],
+                &mut self.logits,
+            )
+        });
         let mut d_rows = vec![0.0; rows.len()];
         let weight = &params.data[layout.norm.clone()];
         ops::rms_norm_backward(

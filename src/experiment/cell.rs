@@ -37,6 +37,7 @@ pub(super) const WARM: &str = "warm-";
 const OPTIONS: Options = Options {
     keep_checkpoints: false,
     figures_alone: true,
+    profile: false,
 };
 
 /// One model and relation of an experiment.

@@ -3,7 +3,10 @@
 //! The template is rendered a few times with placeholders for messages and cut at them, so that asking a question is
 //! then nothing but filling it in, and a fault in the template shows before any work.
 
+use std::borrow::Cow;
+
 use minijinja::{Environment, ErrorKind, Value, context};
+use regex::Regex;
 use serde_json::{Map, Value as Json};
 
 use super::PromptTemplate;
@@ -126,14 +129,32 @@ fn render(
         messages => messages,
         add_generation_prompt => generate,
         enable_thinking => false,
+        // Neither tools nor documents: `transformers` says none of both, which is not the same as not to name them.
+        tools => (),
+        documents => (),
         bos_token => special_token(config, "bos_token"),
         eos_token => special_token(config, "eos_token"),
         pad_token => special_token(config, "pad_token"),
         unk_token => special_token(config, "unk_token"),
     };
     environment
-        .render_str(source, values)
+        .render_str(&without_generation_marks(source), values)
         .map_err(|e| broken(&e.to_string()))
+}
+
+/// The template with `{% generation %}`, by which `transformers` is told where an answer is and which prints nothing, as a
+/// condition that holds: around it whitespace goes as around any other block.
+fn without_generation_marks(source: &str) -> Cow<'_, str> {
+    if !source.contains("generation") {
+        return Cow::Borrowed(source);
+    }
+    let mark = |name: &str| {
+        let pattern = format!(r"\{{%([-+]?)\s*{name}\s*([-+]?)%\}}");
+        Regex::new(&pattern).expect("a pattern of ours")
+    };
+    let opened = mark("generation").replace_all(source, "{%$1 if true $2%}");
+    let closed = mark("endgeneration").replace_all(&opened, "{%$1 endif $2%}");
+    Cow::Owned(closed.into_owned())
 }
 
 /// `strftime` of one fixed day, that a prompt is the same on every day: 26 July 2024, which templates themselves take
@@ -238,6 +259,54 @@ mod tests {
                 .hint()
                 .is_some()
         );
+    }
+
+    /// `tests/golden/chat.py` has `transformers` render them; with `UNFORGET_CHAT_RENDERINGS` another file that it made, of
+    /// models that lie about.
+    #[test]
+    fn templates_of_all_families_are_rendered_as_by_transformers() {
+        let golden = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/golden/chat/renderings.json"
+        );
+        let mut files = vec![golden.to_owned()];
+        files.extend(std::env::var("UNFORGET_CHAT_RENDERINGS"));
+        let (mut compared, mut apart) = (0, Vec::new());
+        for file in files {
+            let text = std::fs::read_to_string(&file).expect("the renderings");
+            let families: Vec<Json> = serde_json::from_str(&text).expect("JSON");
+            for family in &families {
+                let name = &family["name"];
+                let source = family["template"].as_str().expect("a template");
+                let tokens = family["tokens"].as_object().expect("tokens");
+                for (i, chat) in family["chats"]
+                    .as_array()
+                    .expect("chats")
+                    .iter()
+                    .enumerate()
+                {
+                    let messages: Vec<Message> = chat["messages"]
+                        .as_array()
+                        .expect("messages")
+                        .iter()
+                        .map(|message| Message {
+                            role: message["role"].as_str().expect("a role").into(),
+                            content: message["content"].as_str().expect("a text").into(),
+                        })
+                        .collect();
+                    let generate = chat["generate"].as_bool().expect("whether to answer");
+                    let ours = render(source, tokens, &messages, generate);
+                    let theirs = chat["rendered"].as_str();
+                    if ours.as_deref().ok() != theirs {
+                        apart.push(format!("{name}, chat {i}: {ours:?}, not {theirs:?}"));
+                    }
+                    compared += 1;
+                }
+            }
+        }
+        assert!(apart.is_empty(), "{}", apart.join("\n"));
+        // 14 templates, 7 chats each.
+        assert!(compared >= 98, "{compared}");
     }
 
     #[test]

@@ -37,7 +37,10 @@ use crate::{
     Error, Result,
     audit::AuditSettings,
     config::Config,
-    engine::{Engine, Gradients, Loss},
+    engine::{
+        Engine, Gradients, Loss,
+        profile::{self, Part, Work, timed},
+    },
     facts::Fact,
     interrupt::{self, Resumable},
     measure::{DriftProbe, DriftSettings, Exam, Reference},
@@ -244,7 +247,16 @@ impl<'a> Trainer<'a> {
         if !self.begin_warm()? {
             self.begin()?;
         }
-        self.train()?;
+        if self.options.profile {
+            profile::begin();
+        }
+        let trained = self.train();
+        if let Some(profile) = profile::take() {
+            self.progress.note(profile);
+            self.progress
+                .note(format_args!("memory, as foretold: {}", self.memory));
+        }
+        trained?;
         self.finish()
     }
 
@@ -365,19 +377,28 @@ impl<'a> Trainer<'a> {
     fn project(&mut self) {
         let snapshot = self.objective.snapshot.as_ref();
         if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
-            projection.apply(&mut self.model.params);
+            timed(Part::Projection, Work::default(), || {
+                projection.apply(&mut self.model.params);
+            });
         }
     }
 
     /// One step on the rows numbered `batch` and those `beside`: gradients, clipping, `AdamW`.
     fn step(&mut self, epoch: usize, batch: &[usize], beside: &[Beside<'_>]) -> Result<Loss> {
+        timed(Part::Step, Work::default(), || {
+            self.take_step(epoch, batch, beside)
+        })
+    }
+
+    fn take_step(&mut self, epoch: usize, batch: &[usize], beside: &[Beside<'_>]) -> Result<Loss> {
         let started = Instant::now();
         let step = self.standing.step + 1;
         let strength = self.standing.steering.as_ref().map_or(1.0, |s| s.strength);
         let loss = self.loss_and_gradients(step, batch, beside, strength);
         self.trained.pull_back(&self.gradients);
         let (_, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
-        let grad_norm = global_norm(gradients);
+        let work = Work::floats(gradients.data.len());
+        let grad_norm = timed(Part::Penalties, work, || global_norm(gradients));
         if let Some(what) = self.what_is_not_finite(loss, grad_norm) {
             self.skip(epoch, step, what)?;
             return Ok(loss);
@@ -395,7 +416,11 @@ impl<'a> Trainer<'a> {
         } = self
             .trained
             .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
-        optimiser.step(params, gradients, lr, clip_scale(grad_norm, train.clip));
+        // Weight and two moments are read and written, the gradient is read.
+        let work = Work::floats(7 * gradients.data.len());
+        timed(Part::Optimiser, work, || {
+            optimiser.step(params, gradients, lr, clip_scale(grad_norm, train.clip));
+        });
         self.trained.merge(&mut self.model.params);
         if self
             .config

@@ -2,7 +2,10 @@
 
 use super::batches::PackedRows;
 use crate::{
-    engine::{Engine, Gradients, Loss},
+    engine::{
+        Engine, Gradients, Loss,
+        profile::{Part, Work, timed},
+    },
     model::Params,
     prompt::Row,
     remedy::{
@@ -167,7 +170,11 @@ impl Objective {
         }
         let own = self.snapshot.iter().flat_map(Snapshot::anchors);
         for anchor in self.earlier.iter().chain(own) {
-            loss.penalty += anchor.penalty_and_gradient(params, gradients, of.strength);
+            // Weight, where it is held, gradient read and written; EWC's importance more.
+            let work = Work::floats(4 * gradients.data.len());
+            loss.penalty += timed(Part::Penalties, work, || {
+                anchor.penalty_and_gradient(params, gradients, of.strength)
+            });
         }
         loss
     }

@@ -44,6 +44,8 @@ pub struct Options {
     pub keep_checkpoints: bool,
     /// Measure what figures need, and nothing that only a report shows: no probabilities, neighbours and places of facts.
     pub figures_alone: bool,
+    /// Say where the time of the steps went.
+    pub profile: bool,
 }
 
 /// Runs an experiment; a run that `config.out` holds already is replaced.

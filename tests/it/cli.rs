@@ -413,6 +413,30 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
     assert_eq!(stderr(&told), "");
 }
 
+#[test]
+fn a_profile_says_where_the_steps_time_went_and_changes_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let weights = |place: &Path| fs::read(place.join("model/model.safetensors")).unwrap();
+    let plain = run(dir.path(), &TUNE);
+    assert!(plain.status.success(), "{}", stderr(&plain));
+    assert!(!stderr(&plain).contains("steps of"));
+    let expected = weights(&dir.path().join("run"));
+    let profiled = run(dir.path(), &[&TUNE[..], &["--profile", "--force"]].concat());
+    let told = stderr(&profiled);
+    assert!(profiled.status.success(), "{told}");
+    for words in [
+        "4 steps of ",
+        "\nproducts, gradients of weights ",
+        "\noptimiser ",
+        "\nall else ",
+        "\nmemory, as foretold: weights ",
+    ] {
+        assert!(told.contains(words), "{words:?} is not in: {told}");
+    }
+    assert!(weights(&dir.path().join("run")) == expected);
+}
+
 pub const TUNE: [&str; 16] = [
     "tune",
     MODEL,

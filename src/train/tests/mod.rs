@@ -67,6 +67,7 @@ fn temporary() -> tempfile::TempDir {
 const KEEP: Options = Options {
     keep_checkpoints: true,
     figures_alone: false,
+    profile: false,
 };
 
 fn run(config: &Config) -> RunResult {

@@ -1,0 +1,259 @@
+//! Where the time of training steps goes, part by part: `tune --profile`.
+//!
+//! A thread that has called [`begin`] counts what it spends in [`timed`]; on every other thread, and outside of [`Part::Step`],
+//! that only calls. The work itself may use all threads.
+
+use std::{cell::RefCell, fmt, time::Instant};
+
+use serde::Serialize;
+
+/// A part of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A whole step; by itself what no other part has: norms, rotations, activations, copies.
+    Step,
+    /// `x W^T`.
+    Forward,
+    /// `dy W`.
+    InputGradient,
+    /// `dy^T x`.
+    WeightGradient,
+    /// Attention, forward.
+    Attention,
+    /// Attention, backward.
+    AttentionBackward,
+    /// Softmax, cross-entropy and divergence over the vocabulary.
+    Loss,
+    /// What holds the weights themselves, and the norm of the gradient.
+    Penalties,
+    /// `AdamW`, and the average of the weights.
+    Optimiser,
+    /// Updates projected off the known facts' inputs.
+    Projection,
+}
+
+impl Part {
+    const ALL: [Self; 10] = [
+        Self::Forward,
+        Self::InputGradient,
+        Self::WeightGradient,
+        Self::Attention,
+        Self::AttentionBackward,
+        Self::Loss,
+        Self::Penalties,
+        Self::Optimiser,
+        Self::Projection,
+        Self::Step,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Step => "all else",
+            Self::Forward => "products, forward",
+            Self::InputGradient => "products, gradients of inputs",
+            Self::WeightGradient => "products, gradients of weights",
+            Self::Attention => "attention, forward",
+            Self::AttentionBackward => "attention, backward",
+            Self::Loss => "loss over the vocabulary",
+            Self::Penalties => "penalties, norm of the gradient",
+            Self::Optimiser => "optimiser",
+            Self::Projection => "projection",
+        }
+    }
+}
+
+/// What a part takes at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Additions and multiplications.
+    pub operations: f64,
+    /// Bytes read and written, each once.
+    pub bytes: f64,
+}
+
+impl Work {
+    /// Of a product (m, k) (k, n), in f32.
+    pub fn product([m, n, k]: [usize; 3]) -> Self {
+        let [m, n, k] = [m as f64, n as f64, k as f64];
+        Self {
+            operations: 2.0 * m * n * k,
+            bytes: 4.0 * (m * k + k * n + m * n),
+        }
+    }
+
+    /// Of passing over so many f32, read or written.
+    pub fn floats(count: usize) -> Self {
+        Self {
+            operations: 0.0,
+            bytes: 4.0 * count as f64,
+        }
+    }
+}
+
+/// What one part took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+struct Spent {
+    calls: u64,
+    seconds: f64,
+    operations: f64,
+    bytes: f64,
+}
+
+/// What the steps since [`begin`] took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile {
+    parts: [Spent; Part::ALL.len()],
+    /// Seconds of parts within the one that is open.
+    within: f64,
+    in_step: bool,
+}
+
+thread_local! {
+    static PROFILE: RefCell<Option<Profile>> = const { RefCell::new(None) };
+}
+
+/// Counts on this thread from now on.
+pub fn begin() {
+    PROFILE.set(Some(Profile::default()));
+}
+
+/// What was counted since [`begin`]; none where it was not called. Nothing is counted from here on.
+pub fn take() -> Option<Profile> {
+    PROFILE.take()
+}
+
+/// Calls `f`, and counts what it takes as `part`, without what is counted within it.
+pub fn timed<T>(part: Part, work: Work, f: impl FnOnce() -> T) -> T {
+    let counts = PROFILE.with_borrow_mut(|profile| {
+        let profile = profile.as_mut()?;
+        profile.in_step |= part == Part::Step;
+        profile.in_step.then(|| std::mem::take(&mut profile.within))
+    });
+    let Some(before) = counts else {
+        return f();
+    };
+    let started = Instant::now();
+    let made = f();
+    let seconds = started.elapsed().as_secs_f64();
+    PROFILE.with_borrow_mut(|profile| {
+        if let Some(profile) = profile {
+            let spent = &mut profile.parts[part as usize];
+            spent.calls += 1;
+            spent.seconds += seconds - profile.within;
+            spent.operations += work.operations;
+            spent.bytes += work.bytes;
+            profile.within = before + seconds;
+            profile.in_step &= part != Part::Step;
+        }
+    });
+    made
+}
+
+impl Profile {
+    fn of(&self, part: Part) -> Spent {
+        self.parts[part as usize]
+    }
+
+    /// Steps that were taken.
+    fn steps(&self) -> u64 {
+        self.of(Part::Step).calls
+    }
+}
+
+/// A table: seconds a step, share, and what they are worth.
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let steps = self.steps().max(1) as f64;
+        let all: f64 = self.parts.iter().map(|spent| spent.seconds).sum();
+        writeln!(
+            f,
+            "{} steps of {:.3} s each, where their time went:",
+            self.steps(),
+            all / steps
+        )?;
+        write!(
+            f,
+            "{:<32}{:>9}{:>7}{:>9}{:>10}{:>8}{:>8}",
+            "", "s a step", "share", "calls", "GFLOP/s", "GB", "GB/s"
+        )?;
+        for part in Part::ALL {
+            let spent = self.of(part);
+            if spent.calls == 0 {
+                continue;
+            }
+            let of_time = |amount: f64| {
+                if amount > 0.0 {
+                    format!("{:.1}", amount / spent.seconds / 1e9)
+                } else {
+                    String::new()
+                }
+            };
+            let moved = if spent.bytes > 0.0 {
+                format!("{:.2}", spent.bytes / steps / 1e9)
+            } else {
+                String::new()
+            };
+            write!(
+                f,
+                "\n{:<32}{:>9.3}{:>6.0}%{:>9.0}{:>10}{:>8}{:>8}",
+                part.name(),
+                spent.seconds / steps,
+                100.0 * spent.seconds / all,
+                spent.calls as f64 / steps,
+                of_time(spent.operations),
+                moved,
+                of_time(spent.bytes),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{thread::sleep, time::Duration};
+
+    use super::*;
+
+    fn wait() {
+        sleep(Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_part_counts_without_what_is_within_it_and_only_in_steps() {
+        let product = || timed(Part::Forward, Work::product([2, 3, 4]), wait);
+        product();
+        assert_eq!(take(), None);
+
+        begin();
+        product();
+        for _ in 0..2 {
+            timed(Part::Step, Work::default(), || {
+                wait();
+                timed(Part::Loss, Work::default(), || {
+                    product();
+                    product();
+                });
+            });
+        }
+        product();
+        let profile = take().expect("it was begun");
+        assert_eq!(take(), None);
+        let (step, loss, forward) = (
+            profile.of(Part::Step),
+            profile.of(Part::Loss),
+            profile.of(Part::Forward),
+        );
+        assert_eq!((step.calls, loss.calls, forward.calls), (2, 2, 4));
+        assert_eq!(forward.operations, 4.0 * 48.0);
+        assert_eq!(forward.bytes, 4.0 * 4.0 * (8.0 + 12.0 + 6.0));
+        // Sleeping takes as long as was said, or longer.
+        assert!(step.seconds >= 0.04 && forward.seconds >= 0.08);
+        assert!(loss.seconds < 0.04, "it only calls: {}", loss.seconds);
+
+        let told = profile.to_string();
+        assert!(told.starts_with("2 steps of "), "{told}");
+        assert!(told.contains("products, forward"), "{told}");
+        assert!(!told.contains("projection"), "{told}");
+    }
+}
