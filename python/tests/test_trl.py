@@ -215,3 +215,37 @@ def test_adapters_are_asked_as_the_model_that_they_make(trl: Any, knows: unforge
     # The copy was merged, not the model in training.
     assert hasattr(trainer.model, "merge_and_unload")
     assert any("lora_A" in name for name, _ in trainer.model.named_parameters())
+
+
+@needs_trainer
+@pytest.mark.skipif(not importlib.util.find_spec("trl"), reason="trl is not installed")
+def test_trl_takes_it_as_a_callback(trl: Any, knows: unforget.Run, tmp_path: Path) -> None:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(str(LLAMA))
+    tokenizer.pad_token = tokenizer.eos_token
+    callback = asked(trl, every=2, quiet=True)
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(str(knows.model)),
+        args=SFTConfig(
+            output_dir=str(tmp_path),
+            max_steps=4,
+            per_device_train_batch_size=1,
+            learning_rate=0.02,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"text": f"Q: Where is {subject}?\nA: {place}\n"} for subject, place in NEW]),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert [probe.step for probe in callback.probes] == [2, 4]
+    assert callback.probes[-1].lost > 0
