@@ -216,6 +216,16 @@ def test_progress_is_passed_on_unless_quiet(
     assert captured.err == captured.out == ""
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_stderr_that_is_gone_stops_nothing(
+    closed: bool, monkeypatch: pytest.MonkeyPatch, knows: unforget.Run, tmp_path: Path
+) -> None:
+    gone = (tmp_path / "gone").open("w")
+    gone.close()
+    monkeypatch.setattr("sys.stderr", gone if closed else None)
+    assert unforget.audit(knows, rows(OLD), runs=1, shots=0, threads=1).overall.facts == 4
+
+
 def test_the_program_is_found_by_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "mine"
     fake.write_text("#!/bin/sh\n")

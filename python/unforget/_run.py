@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -126,6 +127,8 @@ def _pass_on(stream: IO[str], failed: list[str]) -> None:
     for line in stream:
         if failed or line.startswith("error: "):
             failed.append(line)
-        else:
-            sys.stderr.write(line)
-            sys.stderr.flush()
+        elif sys.stderr is not None:
+            # A closed stderr is no reason to stop reading, which would stop the program.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(line)
+                sys.stderr.flush()
