@@ -120,6 +120,10 @@ pub struct Train {
     pub weight_decay: f64,
     /// Global gradient norm to which a larger one is scaled down; 0 is off. Default 1.
     pub clip: f64,
+    /// Take each layer's step as soon as its gradient is there, so that no more than one layer's is held; with `clip = 0` alone,
+    /// and one pass a step. Default false.
+    #[serde(skip_serializing_if = "is_default")]
+    pub fused: bool,
     /// Batches whose gradients make one step; a step sees `batch_size * accumulate` rows. Default 1.
     pub accumulate: usize,
     /// Shuffle the rows anew each epoch. False: keep, then learn, in the files' order. Default true.
@@ -297,6 +301,7 @@ impl Default for Train {
             eps: 1e-8,
             weight_decay: 0.0,
             clip: 1.0,
+            fused: false,
             accumulate: 1,
             shuffle: true,
             max_tokens: 2048,

@@ -131,6 +131,23 @@ enum Keys<'a> {
 impl<'a> SyntheticFacts<'a> {
     /// Facts like `facts`, which are of one relation.
     ///
+    /// ```
+    /// use unforget::{
+    ///     facts::{self, ReadOptions},
+    ///     model::Model,
+    ///     synth::{Names, SyntheticFacts},
+    /// };
+    ///
+    /// let model = Model::load("tests/golden/llama")?;
+    /// let mut facts = facts::read(&["pack:world".into()], ReadOptions::default())?.facts;
+    /// facts.retain(|fact| fact.relation == "P17");
+    /// let kinds = (Names::Uuid, Names::Real);
+    /// for fact in SyntheticFacts::new(&facts, kinds, &model.tokenizer, 0)?.take(3) {
+    ///     assert!(fact?.subject.starts_with("Loc_"));
+    /// }
+    /// # Ok::<(), unforget::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Input`] when no question names its subject, when the subjects are to be real, or when there are too few names to
     /// make the answers of; when the tokenizer refuses a name.

@@ -301,6 +301,27 @@ pub fn audit(
 
 /// Audits `facts`, cache or not.
 ///
+/// ```
+/// use unforget::{
+///     audit::{self, AuditSettings},
+///     engine::Engine,
+///     facts::{self, ReadOptions},
+///     model::Model,
+///     progress::Progress,
+/// };
+///
+/// let model = Model::load("tests/golden/llama")?;
+/// let mut engine = Engine::new(&model.config);
+/// let mut facts = facts::read(&["pack:world".into()], ReadOptions::default())?.facts;
+/// facts.retain(|fact| fact.relation == "P17");
+/// facts.truncate(20);
+/// let settings = AuditSettings { runs: 2, ..AuditSettings::default() };
+/// let audit = audit::ask(&model, &mut engine, &facts, None, &settings, &Progress::quiet())?;
+/// assert_eq!(audit.facts.len(), 20);
+/// assert_eq!(audit.by_relation().len(), 1);
+/// # Ok::<(), unforget::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`audit`].
 pub fn ask(

@@ -1,6 +1,6 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
-use super::{Config, Goal, ReplayTarget, TargetToken, Teacher, Tokens};
+use super::{Config, Goal, Kind, OnNonFinite, ReplayTarget, TargetToken, Teacher, Tokens};
 use crate::{Error, Result, error::nearest, remedy::freeze::name_and_layers};
 
 /// What is wrong with the value of one key.
@@ -310,6 +310,51 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             format!("must be 0 or more, not {value}"),
         );
     }
+    let in_the_way = [
+        (
+            "`train.clip` must be 0: the norm is known too late",
+            train.clip != 0.0,
+        ),
+        ("`train.accumulate` must be 1", train.accumulate != 1),
+        (
+            "`train.lora` has no layers of its own",
+            train.lora.is_some(),
+        ),
+        (
+            "`train.on_nonfinite` must be `stop`",
+            train.on_nonfinite != OnNonFinite::Stop,
+        ),
+        (
+            "`method.kind` must be `sft` or `self-distill`",
+            !matches!(method.kind, Kind::Sft | Kind::SelfDistill),
+        ),
+        (
+            "`method.decoys` are rows of a second pass",
+            method.visits_decoys(),
+        ),
+        (
+            "`method.replay` has rows of a second pass",
+            method.replay.is_some(),
+        ),
+        (
+            "`method.ewc` needs the whole gradient",
+            method.ewc.is_some(),
+        ),
+        (
+            "`measure.pulls` needs the whole gradient",
+            config.measure.pulls,
+        ),
+    ];
+    let in_the_way = in_the_way.iter().filter(|(_, is)| *is).map(|(why, _)| *why);
+    let in_the_way: Vec<&str> = in_the_way.collect();
+    check(
+        !train.fused || in_the_way.is_empty(),
+        "train.fused",
+        format!(
+            "moves each layer before the next one's gradient is there: {}",
+            in_the_way.join("; ")
+        ),
+    );
     let average = train.average.unwrap_or_default();
     check(
         (0.0..1.0).contains(&average),

@@ -3,7 +3,7 @@
 //! T tokens of all rows, D hidden, F intermediate, H query heads and G key heads of K channels.
 
 use super::{
-    Batch, Gradients,
+    Batch, Gradients, Weights,
     attention::{self, Heads},
     matmul, ops,
     profile::{Part, Work, timed},
@@ -225,10 +225,11 @@ impl Decoder {
     /// The gradients of all trained tensors below the final norm are added to `gradients`.
     ///
     /// After a [`Decoder::forward`] that kept its state; `fill` writes the gradient of the last residual stream (T, D),
-    /// which is zero where it writes nothing.
+    /// which is zero where it writes nothing. `weights` are told of each layer, from the last to the lowest that is reached, and of
+    /// the embedding, once their gradients are complete.
     pub fn backward(
         &mut self,
-        params: &Params,
+        weights: &mut impl Weights,
         batch: &Batch,
         gradients: &mut Gradients,
         fill: impl FnOnce(&mut [f32]),
@@ -254,6 +255,7 @@ impl Decoder {
 
         let lowest = gradients.lowest();
         for layer in (0..c.num_hidden_layers).rev() {
+            let params = weights.params();
             let (s, l) = (&mut self.layers[layer], &params.layout.layers[layer]);
             if lowest >= l.down.end {
                 // Neither this layer nor anything below it is trained.
@@ -307,14 +309,18 @@ impl Decoder {
             matmul::input_gradient(d_norm, d_qkv, weight(&l.qkv), [t, width, d], false);
             let d_input = gradients.vector(&l.input_norm);
             ops::rms_norm_backward(d_stream, d_input, d_norm, x, r_input, weight(&l.input_norm));
+            let complete = l.range();
+            weights.complete(&complete, gradients);
         }
-        if let Some(d_embed) = gradients.vector(&params.layout.embed) {
+        let embed = weights.params().layout.embed.clone();
+        if let Some(d_embed) = gradients.vector(&embed) {
             for (id, dx) in batch.tokens.iter().zip(d_stream.chunks_exact(d)) {
                 for (g, dx) in d_embed[*id as usize * d..][..d].iter_mut().zip(dx) {
                     *g += dx;
                 }
             }
         }
+        weights.complete(&embed, gradients);
     }
 }
 

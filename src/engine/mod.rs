@@ -115,13 +115,106 @@ impl Loss {
     }
 }
 
+/// The weights of a backward pass, which may move as soon as nothing that is still to be done reads them.
+pub trait Weights {
+    /// As they are.
+    fn params(&self) -> &Params;
+
+    /// The gradient of these of the weights (a stretch of the layout) is complete, and the rest of the pass reads neither.
+    fn complete(&mut self, weights: &Range<usize>, gradients: &mut Gradients);
+}
+
+/// Weights that stay as they are until the whole gradient is there.
+impl Weights for &Params {
+    fn params(&self) -> &Params {
+        self
+    }
+
+    fn complete(&mut self, _: &Range<usize>, _: &mut Gradients) {}
+}
+
+impl<W: Weights> Weights for &mut W {
+    fn params(&self) -> &Params {
+        (**self).params()
+    }
+
+    fn complete(&mut self, weights: &Range<usize>, gradients: &mut Gradients) {
+        (**self).complete(weights, gradients);
+    }
+}
+
 /// Gradients of the trained tensors; the others have none, and cost neither products nor memory.
 pub struct Gradients {
-    /// Per trained tensor, ascending: its index in the layout's `tensors` and where its gradient lies in `data`.
+    /// Per trained tensor, ascending: its index in the layout's `tensors` and where its numbers lie among those of all trained
+    /// ones, and its gradient in `data`, unless the layers share their place there.
     pub tensors: Vec<(usize, Range<usize>)>,
     /// The gradients.
     pub data: Buffer,
-    runs: Vec<(Range<usize>, usize)>, // stretches of neighbouring trained weights: where in the weights, where in data
+    runs: Vec<(Range<usize>, usize)>, // stretches of neighbouring trained weights: where in the weights, where among the trained
+    shared: Option<Shared>,
+}
+
+/// One place in `data` for the gradients of every layer, one after the other.
+#[derive(Clone, Copy)]
+struct Shared {
+    first: usize,  // where the layers begin among the trained
+    layer: usize,  // trained numbers of a layer
+    layers: usize, // trained numbers of all layers
+}
+
+impl Shared {
+    /// Of these tensors, by index in the layout; none where not every layer has the same of them.
+    fn of(layout: &Layout, tensors: &[(usize, Range<usize>)]) -> Option<Self> {
+        let within = |layer: Range<usize>| -> Vec<Range<usize>> {
+            let of = tensors.iter().map(|(i, _)| &layout.tensors[*i].range);
+            of.filter(|tensor| layer.contains(&tensor.start))
+                .map(|tensor| tensor.start - layer.start..tensor.end - layer.start)
+                .collect()
+        };
+        let mut layers = layout.layers.iter().map(|layer| within(layer.range()));
+        let of_layer = layers.next().filter(|first| !first.is_empty())?;
+        if layers.any(|layer| layer != of_layer) {
+            return None;
+        }
+        let layer = of_layer.iter().map(Range::len).sum();
+        let begin = layout.layers[0].range().start;
+        let before = tensors
+            .iter()
+            .filter(|(i, _)| layout.tensors[*i].range.start < begin);
+        Some(Self {
+            first: before.map(|(_, at)| at.len()).sum(),
+            layer,
+            layers: layer * layout.layers.len(),
+        })
+    }
+
+    /// Where in `data` that lies which lies at `at` among the trained.
+    fn place(self, at: usize) -> usize {
+        let Self {
+            first,
+            layer,
+            layers,
+        } = self;
+        if at < first {
+            at
+        } else if at < first + layers {
+            first + (at - first) % layer
+        } else {
+            at - layers + layer
+        }
+    }
+}
+
+/// The trained tensors, by index in the layout, and where each lies among the trained; the numbers of all of them.
+fn among_trained(layout: &Layout, trained: &[bool]) -> (Vec<(usize, Range<usize>)>, usize) {
+    let mut len = 0;
+    let tensors = layout.tensors.iter().enumerate();
+    let tensors = tensors.filter(|(i, _)| trained[*i]).map(|(i, tensor)| {
+        let start = len;
+        len += tensor.range.len();
+        (i, start..len)
+    });
+    (tensors.collect(), len)
 }
 
 /// The stretches that trained tensors make: neighbours are one.
@@ -143,24 +236,37 @@ fn runs<'a>(
 impl Gradients {
     /// Zero gradients for the tensors of `params` for which `trained` says so (by index in the layout).
     pub fn new(params: &Params, trained: &[bool]) -> Self {
-        let mut len = 0;
-        let tensors: Vec<(usize, Range<usize>)> = params
-            .layout
-            .tensors
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| trained[*i])
-            .map(|(i, tensor)| {
-                let start = len;
-                len += tensor.range.len();
-                (i, start..len)
-            })
-            .collect();
+        let (tensors, len) = among_trained(&params.layout, trained);
         Self {
             runs: runs(&params.layout, tensors.iter()),
             tensors,
             data: Buffer::zeros(len),
+            shared: None,
         }
+    }
+
+    /// The same with one place for all layers, for a pass whose [`Weights`] take each layer's gradient, and clear it, before the
+    /// next one is made. Where the layers are not all trained alike, each has its own.
+    pub fn one_layer_at_a_time(params: &Params, trained: &[bool]) -> Self {
+        let layout = &params.layout;
+        let (tensors, _) = among_trained(layout, trained);
+        Self {
+            runs: runs(layout, tensors.iter()),
+            data: Buffer::zeros(Self::floats_one_layer_at_a_time(layout, trained)),
+            shared: Shared::of(layout, &tensors),
+            tensors,
+        }
+    }
+
+    /// The numbers that it holds.
+    pub fn floats_one_layer_at_a_time(layout: &Layout, trained: &[bool]) -> usize {
+        let (tensors, len) = among_trained(layout, trained);
+        Shared::of(layout, &tensors).map_or(len, |shared| len - shared.layers + shared.layer)
+    }
+
+    /// Numbers of all trained tensors.
+    pub fn trained(&self) -> usize {
+        self.tensors.last().map_or(0, |(_, at)| at.end)
     }
 
     /// Of the trained tensors only those go on being trained for which `trained` says so (by index in the layout). The
@@ -181,11 +287,29 @@ impl Gradients {
         self.data.par_chunks_mut(1 << 20).for_each(|x| x.fill(0.0));
     }
 
-    /// Stretches that lie together both among the weights and here: where in the weights, where in `data`.
+    /// Stretches that lie together both among the weights and among the trained: where in either.
     pub fn stretches(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
         self.runs
             .iter()
             .map(|(weights, at)| (weights.clone(), *at..*at + weights.len()))
+    }
+
+    /// Those of [`Gradients::stretches`] that lie within `weights`, a layer at most where layers share their place, and where
+    /// their gradients lie in `data`.
+    pub fn stretches_within(
+        &self,
+        weights: &Range<usize>,
+    ) -> Vec<(Range<usize>, Range<usize>, Range<usize>)> {
+        let within = self.runs.iter().filter_map(|(run, at)| {
+            let (start, end) = (run.start.max(weights.start), run.end.min(weights.end));
+            let at = at + start.saturating_sub(run.start);
+            let place = self.shared.map_or(at, |shared| shared.place(at));
+            (start < end).then(|| {
+                let len = end - start;
+                (start..end, at..at + len, place..place + len)
+            })
+        });
+        within.collect()
     }
 
     /// Where the first trained weight lies.
@@ -196,13 +320,14 @@ impl Gradients {
     /// The trained stretches of a group of weights: where in the group, and their gradients.
     fn parts(&mut self, group: &Range<usize>) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
         let mut rest: &mut [f32] = &mut self.data;
-        let mut taken = 0;
+        let (mut taken, shared) = (0, self.shared);
         self.runs.iter().filter_map(move |(run, at)| {
             let (start, end) = (run.start.max(group.start), run.end.min(group.end));
             if start >= end {
                 return None;
             }
             let at = at + start - run.start;
+            let at = shared.map_or(at, |shared| shared.place(at));
             let (_, from) = std::mem::take(&mut rest).split_at_mut(at - taken);
             let (part, after) = from.split_at_mut(end - start);
             rest = after;
@@ -320,14 +445,15 @@ impl Engine {
     /// The loss at `targets` and its gradient, which is added to `gradients`.
     pub fn loss_and_gradients(
         &mut self,
-        params: &Params,
+        mut weights: impl Weights,
         batch: &Batch,
         targets: &[Target],
         teacher: Option<TeacherSide<'_>>,
         gradients: &mut Gradients,
     ) -> Loss {
         let (d, v) = (self.config.hidden_size, self.config.vocab_size);
-        let layout = &params.layout;
+        let params = weights.params();
+        let layout = params.layout.clone();
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
         let stream = self.residual(params, batch, self.config.num_hidden_layers, true);
         let rows = gather(stream, &positions, d);
@@ -356,11 +482,16 @@ impl Engine {
             &r,
             weight,
         );
-        self.decoder.backward(params, batch, gradients, |d_stream| {
-            for (row, position) in d_rows.chunks_exact(d).zip(&positions) {
-                d_stream[position * d..][..d].copy_from_slice(row);
-            }
-        });
+        weights.complete(&layout.norm, gradients);
+        if layout.head != layout.embed {
+            weights.complete(&layout.head, gradients);
+        }
+        self.decoder
+            .backward(&mut weights, batch, gradients, |d_stream| {
+                for (row, position) in d_rows.chunks_exact(d).zip(&positions) {
+                    d_stream[position * d..][..d].copy_from_slice(row);
+                }
+            });
         loss
     }
 

@@ -83,6 +83,27 @@ pub struct Endangered {
 ///
 /// `keep`: the known facts that will be trained beside them; without any, the held facts stand in for them (none for itself).
 ///
+/// ```
+/// use unforget::{
+///     engine::Engine,
+///     facts::{self, ReadOptions},
+///     forecast::{ForecastSettings, forecast},
+///     model::Model,
+///     progress::Progress,
+/// };
+///
+/// let model = Model::load("tests/golden/llama")?;
+/// let mut engine = Engine::new(&model.config);
+/// let mut facts = facts::read(&["pack:world".into()], ReadOptions::default())?.facts;
+/// facts.retain(|fact| fact.relation == "P17");
+/// let (new, held) = (&facts[..6], &facts[6..12]);
+/// let settings = ForecastSettings::default();
+/// let endangered = forecast(&model, &mut engine, [new, &[], held], &settings, &Progress::quiet())?;
+/// assert_eq!(endangered.len(), held.len());
+/// assert!(endangered[0].risk >= endangered[5].risk);
+/// # Ok::<(), unforget::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Input`] when a question is longer than the model's context; [`Error::Failed`] when the model's numbers are not finite.
 pub fn forecast(

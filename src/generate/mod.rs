@@ -140,6 +140,21 @@ impl<'a> Generator<'a> {
     /// an unfinished character at the end is held back from `done`. `finished` is told how many prompts were
     /// finished since the last time.
     ///
+    /// ```
+    /// use unforget::{engine::Engine, generate::{Generator, Request}, model::Model};
+    ///
+    /// let model = Model::load("tests/golden/llama")?;
+    /// let mut engine = Engine::new(&model.config);
+    /// let prompts = [model.tokenizer.encode_prompt("Q: Where is Oslo?\nA:")?];
+    /// let answers = Generator::new(&mut engine, &model).generate(
+    ///     &Request::greedy(&[], &prompts, 8),
+    ///     |_, text| text.contains('\n'),
+    ///     &|_| {},
+    /// )?;
+    /// assert!(answers[0][0].tokens.len() <= 8);
+    /// # Ok::<(), unforget::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Input`] when a prompt does not fit into the model's context, or is empty and the tokenizer has no
     /// token for the beginning of a text; [`Error::Interrupted`] once the user has asked to stop.

@@ -99,6 +99,17 @@ pub struct Model {
 impl Model {
     /// Loads a Hugging Face directory, a `.gguf` file, a name in the catalogue or a hub id.
     ///
+    /// ```
+    /// use unforget::model::{Dtype, Model};
+    ///
+    /// let model = Model::load("tests/golden/llama")?;
+    /// let place = tempfile::tempdir()?;
+    /// model.save(place.path(), Dtype::F32)?;
+    /// let again = Model::load(&place.path().display().to_string())?;
+    /// assert!(again.params.data[..] == model.params.data[..]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`crate::Error::Input`] when there is no such model or its architecture is not supported,
     /// [`crate::Error::BrokenModel`] when a file is truncated or lies.

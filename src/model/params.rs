@@ -74,6 +74,11 @@ impl LinearInput {
 }
 
 impl LayerLayout {
+    /// All of the layer, from its first tensor to its last.
+    pub fn range(&self) -> Range<usize> {
+        self.input_norm.start..self.down.end
+    }
+
     /// The weights that read `input`.
     pub fn readers(&self, input: LinearInput) -> &Range<usize> {
         match input {

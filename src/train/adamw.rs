@@ -4,6 +4,8 @@
 //! Every pass walks fixed chunks in parallel: element-wise work and sums in the order of the chunks give the same bits
 //! at any number of threads.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{
@@ -69,7 +71,7 @@ pub struct Average {
 impl Average {
     /// The average of weights that have not moved yet.
     pub fn new(decay: f64, params: &Params, gradients: &Gradients) -> Self {
-        let mut weights = Buffer::zeros(gradients.data.len());
+        let mut weights = Buffer::zeros(gradients.trained());
         for (tensor, range) in &gradients.tensors {
             let of_tensor = params.layout.tensors[*tensor].range.clone();
             weights[range.clone()].copy_from_slice(&params.data[of_tensor]);
@@ -103,8 +105,8 @@ impl AdamW {
         Self {
             settings,
             steps: 0,
-            first: Buffer::zeros(gradients.data.len()),
-            second: Buffer::zeros(gradients.data.len()),
+            first: Buffer::zeros(gradients.trained()),
+            second: Buffer::zeros(gradients.trained()),
             average: None,
         }
     }
@@ -121,6 +123,13 @@ impl AdamW {
     ///
     /// Element-wise in f32, its constants rounded from f64, in `PyTorch`'s order of operations.
     pub fn step(&mut self, params: &mut Params, gradients: &Gradients, lr: f64, clip_scale: f32) {
+        let update = self.begin_step(lr, clip_scale);
+        self.step_within(&(0..params.data.len()), params, gradients, &update);
+        self.end_step(params, gradients);
+    }
+
+    /// Counts a step, of which [`AdamW::step_within`] moves the weights part by part.
+    pub(super) fn begin_step(&mut self, lr: f64, clip_scale: f32) -> Update {
         self.steps += 1;
         let AdamWSettings {
             betas: [beta1, beta2],
@@ -128,7 +137,7 @@ impl AdamW {
             weight_decay,
         } = self.settings;
         let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
-        let update = Update {
+        Update {
             clip_scale,
             decay: (1.0 - lr * weight_decay) as f32,
             one_minus_beta1: (1.0 - beta1) as f32,
@@ -137,15 +146,29 @@ impl AdamW {
             step_size: (lr / correction(beta1)) as f32,
             root_correction2: correction(beta2).sqrt() as f32,
             eps: eps as f32,
-        };
-        for (weights, gradient) in gradients.stretches() {
+        }
+    }
+
+    /// The step of those of the weights that lie within `part`.
+    pub(super) fn step_within(
+        &mut self,
+        part: &Range<usize>,
+        params: &mut Params,
+        gradients: &Gradients,
+        update: &Update,
+    ) {
+        for (weights, moments, gradient) in gradients.stretches_within(part) {
             params.data[weights]
                 .par_chunks_mut(CHUNK)
-                .zip(gradients.data[gradient.clone()].par_chunks(CHUNK))
-                .zip(self.first[gradient.clone()].par_chunks_mut(CHUNK))
-                .zip(self.second[gradient].par_chunks_mut(CHUNK))
-                .for_each(|(((p, g), m), v)| update_chunk(p, g, m, v, &update));
+                .zip(gradients.data[gradient].par_chunks(CHUNK))
+                .zip(self.first[moments.clone()].par_chunks_mut(CHUNK))
+                .zip(self.second[moments].par_chunks_mut(CHUNK))
+                .for_each(|(((p, g), m), v)| update_chunk(p, g, m, v, update));
         }
+    }
+
+    /// Once all weights have moved.
+    pub(super) fn end_step(&mut self, params: &Params, gradients: &Gradients) {
         if let Some(average) = &mut self.average {
             average.follow(params, gradients, self.steps);
         }
@@ -153,7 +176,7 @@ impl AdamW {
 }
 
 /// The constants of one step.
-struct Update {
+pub(super) struct Update {
     clip_scale: f32,
     decay: f32,
     one_minus_beta1: f32,
@@ -198,12 +221,13 @@ vectorized! {
 
 /// Euclidean norm of all gradients together, accumulated in f64.
 pub fn global_norm(gradients: &Gradients) -> f64 {
-    let per_chunk: Vec<f64> = gradients
-        .data
-        .par_chunks(CHUNK)
-        .map(sum_of_squares)
-        .collect();
-    per_chunk.iter().sum::<f64>().sqrt()
+    squares(&gradients.data).sqrt()
+}
+
+/// The sum of their squares.
+pub(super) fn squares(gradients: &[f32]) -> f64 {
+    let per_chunk: Vec<f64> = gradients.par_chunks(CHUNK).map(sum_of_squares).collect();
+    per_chunk.iter().sum::<f64>()
 }
 
 /// The factor by which `torch.nn.utils.clip_grad_norm_` scales gradients: `max_norm / (norm + 1e-6)`, at most 1.

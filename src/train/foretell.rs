@@ -8,7 +8,7 @@ use super::{Checkpoints, Trainer, batches::PackedRows, epoch_order};
 use crate::{
     Error, Result,
     config::{Config, Kind, Teacher as Source},
-    engine::Engine,
+    engine::{Engine, Gradients},
     figures,
     generate::{self, CALL_TOKENS, Generator},
     measure::Exam,
@@ -94,6 +94,11 @@ impl Memory {
         let tensors = layout.tensors.iter().zip(trained);
         let tensors = tensors.filter(|(_, trained)| **trained).map(|(t, _)| t);
         let with_gradient: u64 = tensors.clone().map(|t| t.range.len() as u64).sum();
+        let gradients = if config.train.fused {
+            Gradients::floats_one_layer_at_a_time(layout, trained) as u64
+        } else {
+            with_gradient
+        };
         // A, B, and under DoRA a length a row.
         let adapters = |rank: usize| -> u64 {
             let of = |t: &TensorInfo| rank * (t.shape[0] + t.shape[1]) + t.shape[0];
@@ -131,7 +136,7 @@ impl Memory {
         let asked = Engine::asking_floats(c, CALL_TOKENS) as u64;
         Self {
             weights: FLOAT * all,
-            gradients: FLOAT * with_gradient,
+            gradients: FLOAT * gradients,
             optimiser: FLOAT * optimiser,
             held: FLOAT * (teacher + anchors * with_gradient),
             activations: FLOAT * Engine::training_floats(c, tokens) as u64,
@@ -179,6 +184,9 @@ impl Memory {
                 self.gradients / 3 + self.optimiser,
                 "adapters (`train.lora = {}`) or fewer tensors (`train.trainable = \"ffn@0-9\"`)",
             ));
+        }
+        if !config.train.fused && config.train.clip == 0.0 && config.train.lora.is_none() {
+            ways.push((self.gradients, "`train.fused = true`"));
         }
         if self.held >= self.weights {
             ways.push((

@@ -12,6 +12,7 @@ pub mod checkpoint;
 mod evaluate;
 mod finish;
 mod foretell;
+mod fused;
 mod numbers;
 pub mod objective;
 mod prepare;
@@ -29,6 +30,7 @@ use self::{
     batches::{epoch_order, training_rows},
     checkpoint::{Checkpoints, Memory, Standing},
     finish::{Before, before_of},
+    fused::Fused,
     numbers::Spikes,
     objective::{Beside, Objective, StepRows},
     trained::Trained,
@@ -158,7 +160,11 @@ impl<'a> Trainer<'a> {
             |facts: Vec<&Fact>| Exam::new(facts, &template, &model.tokenizer, config.data.rule);
         let exam = exam_of(splits.iter().map(|(_, f)| &f.fact).collect())?;
         let watch = exam_of(splits.watched.iter().map(|f| &f.fact).collect())?;
-        let gradients = Gradients::new(&model.params, &tensors);
+        let gradients = if config.train.fused {
+            Gradients::one_layer_at_a_time(&model.params, &tensors)
+        } else {
+            Gradients::new(&model.params, &tensors)
+        };
         let trained = Trained::new(&config, &model.params, &gradients);
         let settings = AdamWSettings {
             betas: config.train.betas,
@@ -393,35 +399,24 @@ impl<'a> Trainer<'a> {
     fn take_step(&mut self, epoch: usize, batch: &[usize], beside: &[Beside<'_>]) -> Result<Loss> {
         let started = Instant::now();
         let step = self.standing.step + 1;
-        let strength = self.standing.steering.as_ref().map_or(1.0, |s| s.strength);
-        let loss = self.loss_and_gradients(step, batch, beside, strength);
-        self.trained.pull_back(&self.gradients);
-        let (_, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
-        let work = Work::floats(gradients.data.len());
-        let grad_norm = timed(Part::Penalties, work, || global_norm(gradients));
-        if let Some(what) = self.what_is_not_finite(loss, grad_norm) {
-            self.skip(epoch, step, what)?;
-            return Ok(loss);
-        }
-        self.warn_of_a_spike(step, loss);
         let train = &self.config.train;
         let lr = train.lr
             * train
                 .schedule
                 .factor(step - 1, train.warmup_steps, self.steps_in_all());
-        let Memory {
-            params,
-            gradients,
-            optimiser,
-        } = self
-            .trained
-            .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
-        // Weight and two moments are read and written, the gradient is read.
-        let work = Work::floats(7 * gradients.data.len());
-        timed(Part::Optimiser, work, || {
-            optimiser.step(params, gradients, lr, clip_scale(grad_norm, train.clip));
-        });
-        self.trained.merge(&mut self.model.params);
+        let moved = if train.fused {
+            self.move_in_backward(step, batch, beside, lr)
+        } else {
+            self.move_after_backward(step, batch, beside, lr)
+        };
+        let (loss, grad_norm) = match moved {
+            Ok(moved) => moved,
+            Err((loss, what)) => {
+                self.skip(epoch, step, what)?;
+                return Ok(loss);
+            }
+        };
+        self.warn_of_a_spike(step, loss);
         if self
             .config
             .method
@@ -452,6 +447,76 @@ impl<'a> Trainer<'a> {
             tokens_per_second: tokens as f64 / seconds,
         })?;
         Ok(loss)
+    }
+
+    /// Gradients of the whole step, clipped, and then the step: loss and gradient's norm, or what of them is not finite, with
+    /// nothing moved.
+    fn move_after_backward(
+        &mut self,
+        step: usize,
+        batch: &[usize],
+        beside: &[Beside<'_>],
+        lr: f64,
+    ) -> Result<(Loss, f64), (Loss, String)> {
+        let loss = self.loss_and_gradients(step, batch, beside, self.strength());
+        self.trained.pull_back(&self.gradients);
+        let (_, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
+        let work = Work::floats(gradients.data.len());
+        let grad_norm = timed(Part::Penalties, work, || global_norm(gradients));
+        if let Some(what) = self.what_is_not_finite(loss, grad_norm) {
+            return Err((loss, what));
+        }
+        let Memory {
+            params,
+            gradients,
+            optimiser,
+        } = self
+            .trained
+            .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        // Weight and two moments are read and written, the gradient is read.
+        let work = Work::floats(7 * gradients.data.len());
+        let scale = clip_scale(grad_norm, self.config.train.clip);
+        timed(Part::Optimiser, work, || {
+            optimiser.step(params, gradients, lr, scale);
+        });
+        self.trained.merge(&mut self.model.params);
+        Ok((loss, grad_norm))
+    }
+
+    /// The same in one, layer by layer, without clipping: what is not finite below a layer is found when that has moved.
+    fn move_in_backward(
+        &mut self,
+        step: usize,
+        batch: &[usize],
+        beside: &[Beside<'_>],
+        lr: f64,
+    ) -> Result<(Loss, f64), (Loss, String)> {
+        let strength = self.strength();
+        self.gradients.clear();
+        let mut weights = Fused::new(&mut self.model.params, &mut self.optimiser, lr);
+        let loss = self.objective.loss_and_gradients(
+            &mut self.engine,
+            &mut weights,
+            StepRows {
+                step,
+                rows: &self.rows,
+                batch,
+                beside,
+                strength,
+                rows_a_pass: self.config.train.batch_size,
+            },
+            &mut self.gradients,
+        );
+        match weights.end(&self.gradients) {
+            Ok(grad_norm) => Ok((loss, grad_norm)),
+            Err(_) if !loss.total().is_finite() => Err((loss, "the loss".into())),
+            Err(what) => Err((loss, what)),
+        }
+    }
+
+    /// So many times as strong as the config says is what holds the model.
+    fn strength(&self) -> f64 {
+        self.standing.steering.as_ref().map_or(1.0, |s| s.strength)
     }
 
     /// The loss of such rows and its gradients, what holds the model being so many times as strong as the config says.

@@ -3,10 +3,9 @@
 use super::batches::PackedRows;
 use crate::{
     engine::{
-        Engine, Gradients, Loss,
+        Engine, Gradients, Loss, Weights,
         profile::{Part, Work, timed},
     },
-    model::Params,
     prompt::Row,
     remedy::{
         anchor::Anchor,
@@ -129,7 +128,7 @@ impl Objective {
     pub fn loss_and_gradients(
         &self,
         engine: &mut Engine,
-        params: &Params,
+        mut weights: impl Weights,
         of: StepRows<'_>,
         gradients: &mut Gradients,
     ) -> Loss {
@@ -158,7 +157,7 @@ impl Objective {
                 let side = side.map(|(term, answers)| term.side(answers, of.step, first_target));
                 first_target += packed.targets.len();
                 let of_pass = engine.loss_and_gradients(
-                    params,
+                    &mut weights,
                     &packed.batch,
                     &packed.targets,
                     side,
@@ -173,7 +172,7 @@ impl Objective {
             // Weight, where it is held, gradient read and written; EWC's importance more.
             let work = Work::floats(4 * gradients.data.len());
             loss.penalty += timed(Part::Penalties, work, || {
-                anchor.penalty_and_gradient(params, gradients, of.strength)
+                anchor.penalty_and_gradient(weights.params(), gradients, of.strength)
             });
         }
         loss

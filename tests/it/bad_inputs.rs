@@ -287,6 +287,12 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "train.fused=true",
+        &[
+            "`train.fused` moves each layer before the next one's gradient is there: `train.clip` must be 0",
+        ],
+    ),
+    (
         "method.decoys={strength=-1}",
         &["`method.decoys.strength` must be 0 or more, not -1"],
     ),

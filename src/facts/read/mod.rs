@@ -66,6 +66,14 @@ struct Rows {
 /// The format is told by the extension: `.tsv`, `.csv`, `.jsonl` (or `.ndjson`), `.parquet`, and `.json`, an array of rows as in
 /// JSONL or `EntityQuestions` as it is.
 ///
+/// ```
+/// use unforget::facts::{self, ReadOptions};
+///
+/// let set = facts::read(&["pack:world".into()], ReadOptions::default())?;
+/// assert!(set.facts.iter().any(|fact| fact.question.contains(&fact.subject)));
+/// # Ok::<(), unforget::Error>(())
+/// ```
+///
 /// # Errors
 /// [`crate::Error::Input`] naming file, line and field of a broken row, or both lines of a contradiction.
 pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {

@@ -123,6 +123,70 @@ fn an_adapters_gradient_that_is_not_finite_is_named() {
 }
 
 #[test]
+fn steps_within_the_backward_pass_have_the_bits_of_those_after_it() {
+    let place = temporary();
+    let changes: [fn(&mut Config); 7] = [
+        |c| c.method.kind = Kind::Sft,
+        |c| (c.train.weight_decay, c.train.average) = (0.1, Some(0.5)),
+        |c| (c.method.teacher, c.method.tokens) = (Source::Topk, Tokens::Top(5)),
+        |c| c.train.trainable = vec!["ffn".into(), "model.embed_tokens.weight".into()],
+        // Layers that are not trained alike have each their own place.
+        |c| c.train.trainable = vec!["attn@0-0".into(), "down".into()],
+        |c| c.train.trainable = vec!["model.norm.weight".into()],
+        |c| c.method.project = Some(Project::default()),
+    ];
+    // Tied and untied heads, biases, norms of heads.
+    for family in ["llama", "llama3", "qwen2", "qwen3"] {
+        for (i, change) in changes.into_iter().enumerate() {
+            let run_of = |fused: bool| {
+                let mut config = config(place.path(), &format!("{family}-{i}-{fused}"));
+                config.model = tiny_model().replace("llama", family);
+                config.train.clip = 0.0;
+                change(&mut config);
+                config.train.fused = fused;
+                run(&config);
+                weights(&config.out)
+            };
+            assert!(run_of(true) == run_of(false), "{family}, {i}");
+        }
+    }
+}
+
+#[test]
+fn a_fused_step_holds_one_layers_gradient_and_names_what_is_not_finite() {
+    let place = temporary();
+    let mut config = config(place.path(), "run");
+    (config.train.clip, config.train.fused) = (0.0, true);
+    config.method.kind = Kind::Sft;
+    let progress = Progress::quiet();
+    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    let layout = trainer.model.params.layout.clone();
+    let layers: Vec<usize> = layout.layers.iter().map(|l| l.range().len()).collect();
+    assert_eq!(
+        trainer.gradients.data.len(),
+        layout.len - layers.iter().sum::<usize>() + layers[0]
+    );
+    assert_eq!(
+        trainer.memory.gradients,
+        4 * trainer.gradients.data.len() as u64
+    );
+    trainer.begin().expect("writable");
+    let before = trainer.model.params.data.to_vec();
+    let norm = layout.norm.clone();
+    trainer.model.params.data[norm.start] = f32::NAN;
+    let error = trainer.train_epochs().expect_err("the loss is not finite");
+    assert!(
+        matches!(&error, Error::NonFinite { step: 1, what, .. } if what == "the loss"),
+        "{error}"
+    );
+    trainer.model.params.data[norm.start] = before[norm.start];
+    assert!(
+        trainer.model.params.data[..] == before[..],
+        "nothing has moved"
+    );
+}
+
+#[test]
 fn rows_that_are_too_long_name_their_line_and_nothing_is_written() {
     let place = temporary();
     let mut config = config(place.path(), "run");
