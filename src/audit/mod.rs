@@ -270,7 +270,7 @@ impl Audit {
 /// ways to cut them into tokens.
 ///
 /// # Errors
-/// [`crate::Error::Input`] when a relation has no exemplar or a question is longer than the model's context.
+/// [`crate::Error::Input`] when a question is longer than the model's context.
 pub fn audit(
     model: &Model,
     engine: &mut Engine,
@@ -349,7 +349,7 @@ pub fn ask(
         facts.iter().collect()
     };
 
-    let prompts = draw_prompts(&facts, exemplars, settings, &mut notes)?;
+    let prompts = draw_prompts(&facts, exemplars, settings, &mut notes);
     for note in &notes {
         progress.note(note);
     }
@@ -408,7 +408,7 @@ fn draw_prompts(
     exemplars: Option<&[Fact]>,
     settings: &AuditSettings,
     notes: &mut Vec<String>,
-) -> Result<Vec<FewShot>> {
+) -> Vec<FewShot> {
     let mut prompts = Vec::new();
     for (relation, members) in prompts::by_relation(facts) {
         let apart: Vec<&Fact> = exemplars
@@ -429,11 +429,11 @@ fn draw_prompts(
             counts,
             settings.seed,
             &settings.template,
-        )?;
+        );
         prompts.extend(drawn);
         notes.extend(note);
     }
-    Ok(prompts)
+    prompts
 }
 
 /// Everything that is asked, and what is right.

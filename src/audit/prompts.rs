@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result, facts::Fact, prompt::PromptTemplate};
+use crate::{facts::Fact, prompt::PromptTemplate};
 
 /// One few-shot prompt of a relation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,10 +53,7 @@ pub fn by_relation<'a>(facts: &[&'a Fact]) -> Vec<(&'a str, Vec<&'a Fact>)> {
 /// Draws `runs` prompts of `shots` exemplars for the questions of one relation.
 ///
 /// Each run draws one exemplar more than it shows where a question could be its own exemplar: the spare. A pool that is
-/// too small for `shots` gives as many as it can; the answer's second part then says so.
-///
-/// # Errors
-/// [`Error::Input`] naming the relation when some question would be left without any exemplar.
+/// too small for `shots` gives as many as it can, down to none; the answer's second part then says so.
 pub fn draw(
     relation: &str,
     questions: &[&str],
@@ -64,7 +61,7 @@ pub fn draw(
     (runs, shots): (usize, usize),
     seed: u64,
     template: &PromptTemplate,
-) -> Result<(Vec<FewShot>, Option<String>)> {
+) -> (Vec<FewShot>, Option<String>) {
     let mut seen = HashSet::new();
     let pool: Vec<&Fact> = pool
         .iter()
@@ -73,20 +70,14 @@ pub fn draw(
         .collect();
     let asked: HashSet<&str> = questions.iter().copied().collect();
     let overlap = pool.iter().any(|f| asked.contains(&f.question[..]));
-    let most = pool.len() - usize::from(overlap);
-    if shots > 0 && most == 0 {
-        return Err(Error::input_hint(
-            format!(
-                "relation {relation} has no second fact to show as an example of how its questions are answered"
-            ),
-            "give examples with `--exemplars`, leave the relation out, or ask with `--shots 0`",
-        ));
-    }
-    let used = shots.min(most);
-    let note = (used < shots).then(|| {
-        format!(
+    let used = shots.min(pool.len().saturating_sub(usize::from(overlap)));
+    let note = (used < shots).then(|| match used {
+        0 => format!(
+            "relation {relation} has no second fact to show as an exemplar: it is asked without any"
+        ),
+        _ => format!(
             "relation {relation} has too few facts for {shots} exemplars a prompt: {used} are shown"
-        )
+        ),
     });
 
     let digest = Sha256::digest(relation.as_bytes());
@@ -113,7 +104,7 @@ pub fn draw(
                 .collect(),
         }
     });
-    Ok((prompts.collect(), note))
+    (prompts.collect(), note)
 }
 
 /// `count` facts of `pool` at random, of which no two have the same answer as far as there are others.

@@ -50,6 +50,11 @@ struct Rows {
     rows: Vec<Row>,
 }
 
+/// `1 row`, `2 rows`.
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 impl Data {
     pub fn run(self, context: &Context) -> Result<()> {
         let model = load_model(&self.model)?;
@@ -115,11 +120,10 @@ impl Data {
     fn shown(&self, file: &Path, rows: &Rows, tokenizer: &TextTokenizer) -> String {
         let lengths = rows.rows.iter().map(Row::len);
         let mut told = format!(
-            "{}: {} {} in {} rows, {} tokens, {} of them trained; the longest row has {}",
+            "{}: {} in {}, {} tokens, {} of them trained; the longest row has {}",
             file.display(),
-            rows.items,
-            rows.kind,
-            rows.rows.len(),
+            counted(rows.items, rows.kind.trim_end_matches('s')),
+            counted(rows.rows.len(), "row"),
             lengths.clone().sum::<usize>(),
             rows.rows.iter().map(Row::targets).sum::<usize>(),
             lengths.clone().max().unwrap_or(0),

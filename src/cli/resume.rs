@@ -31,7 +31,7 @@ impl Resume {
             keep_checkpoints: self.keep_checkpoints,
             ..Options::default()
         };
-        let _page = tune::watched(self.watch, &self.run, context)?;
+        let _page = tune::watched(self.watch, &self.run)?;
         let result = train::resume(&self.run, options, &context.progress)?;
         context.progress.ring();
         tune::tell(&result, &self.run, context)

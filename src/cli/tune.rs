@@ -11,7 +11,7 @@ use unforget::{
     watch::Watch,
 };
 
-use super::{Context, output};
+use super::{Context, model_spec, output};
 
 /// Fine-tune a model on new facts, measure what it forgot, and write a run directory
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ use super::{Context, output};
     Flags and then --set go over what the config says. The other settings and their defaults stand in the config's\n\
     reference (docs of `unforget::config`); a run keeps its resolved config.")]
 pub struct Tune {
-    /// An experiment file, or a model
+    /// An experiment file, a model, or a run whose model is tuned further
     #[arg(value_name = "CONFIG.toml|MODEL")]
     target: String,
     /// New facts to be learned
@@ -51,6 +51,9 @@ pub struct Tune {
     /// An Only Known run of the same facts, to be told how far below it this one ends
     #[arg(long, value_name = "RUN")]
     baseline: Option<PathBuf>,
+    /// Count and list broken rows instead of refusing the file
+    #[arg(long)]
+    skip_bad_rows: bool,
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
@@ -85,7 +88,7 @@ impl Tune {
             profile: self.profile,
             ..Options::default()
         };
-        let _page = watched(self.watch, &config.out, context)?;
+        let _page = watched(self.watch, &config.out)?;
         let result = train::tune(&config, options, &context.progress)?;
         context.progress.ring();
         tell(&result, &config.out, context)
@@ -99,14 +102,17 @@ impl Tune {
         let mut config = if is_file {
             Config::read(Path::new(&self.target), &self.set)?
         } else {
-            if self.out.is_none() && !self.set.iter().any(|s| s.starts_with("out=")) {
+            if self.out.is_none()
+                && !self.dry_run
+                && !self.set.iter().any(|s| s.starts_with("out="))
+            {
                 return Err(Error::input_hint(
                     "no run directory is named",
                     "add `--out runs/NAME`",
                 ));
             }
             Config {
-                model: self.target.clone(),
+                model: model_spec(&self.target)?,
                 ..Config::default()
             }
         };
@@ -121,7 +127,11 @@ impl Tune {
         }
         if let Some(out) = &self.out {
             config.out.clone_from(out);
+        } else if self.dry_run && config.out.as_os_str().is_empty() {
+            // Nothing is written there.
+            config.out = "runs/dry".into();
         }
+        config.data.skip_bad_rows |= self.skip_bad_rows;
         if let Some(seed) = seed {
             config.seed = seed;
         }
@@ -162,12 +172,13 @@ fn in_terms_of(flag: &str, error: Error) -> Error {
 }
 
 /// The page about the run in `dir`, where one is wanted; served until it is dropped.
-pub fn watched(wanted: bool, dir: &Path, context: &Context) -> Result<Option<Watch>> {
+pub fn watched(wanted: bool, dir: &Path) -> Result<Option<Watch>> {
     if !wanted {
         return Ok(None);
     }
     let watch = Watch::serve(dir.to_owned())?;
-    context.progress.note(format!("watch it on {}", watch.url));
+    // The address is told under `--quiet` too: without it there is no page.
+    eprintln!("watch it on {}", watch.url);
     Ok(Some(watch))
 }
 
@@ -213,6 +224,7 @@ mod tests {
             on_nonfinite: None,
             set: Vec::new(),
             baseline: None,
+            skip_bad_rows: false,
             force: false,
             dry_run: false,
             keep_checkpoints: false,

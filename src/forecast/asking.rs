@@ -50,7 +50,7 @@ pub fn ask(
     settings: &ForecastSettings,
     progress: &Progress,
 ) -> Result<Heard> {
-    let (prompts, notes) = draw_prompts(facts, &facts[known..], settings)?;
+    let (prompts, notes) = draw_prompts(facts, &facts[known..], settings);
     for note in notes {
         progress.note(note);
     }
@@ -156,7 +156,7 @@ fn draw_prompts(
     facts: &[&Fact],
     known: &[&Fact],
     settings: &ForecastSettings,
-) -> Result<(Vec<FewShot>, Vec<String>)> {
+) -> (Vec<FewShot>, Vec<String>) {
     let (mut prompts, mut notes) = (Vec::new(), Vec::new());
     for (relation, members) in prompts::by_relation(facts) {
         let of_it = known.iter().copied().filter(|f| f.relation == relation);
@@ -174,11 +174,11 @@ fn draw_prompts(
         let questions: Vec<&str> = members.iter().map(|f| &f.question[..]).collect();
         let template = &settings.template;
         let (drawn, note) =
-            prompts::draw(relation, &questions, pool, counts, settings.seed, template)?;
+            prompts::draw(relation, &questions, pool, counts, settings.seed, template);
         prompts.extend(drawn);
         notes.extend(note);
     }
-    Ok((prompts, notes))
+    (prompts, notes)
 }
 
 /// Different questions among `facts`.
@@ -206,7 +206,7 @@ mod tests {
         });
         let facts: Vec<&Fact> = facts.iter().collect();
         let settings = ForecastSettings::default();
-        let (prompts, notes) = draw_prompts(&facts, &facts[4..], &settings).expect("facts");
+        let (prompts, notes) = draw_prompts(&facts, &facts[4..], &settings);
         let of = |relation: &str| -> Vec<&FewShot> {
             let of_it = prompts.iter().filter(|p| p.relation == relation);
             of_it.collect()

@@ -28,6 +28,9 @@ pub const CACHE_BYTES: usize = 256 << 20;
 /// Rows that are decoded side by side.
 const MAX_LANES: usize = 512;
 
+/// Tokens of a row's end that a message quotes.
+const TOLD_TOKENS: usize = 16;
+
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -433,14 +436,22 @@ impl<'a> Generator<'a> {
         self.tokenizer.inner.token_to_id(text)
     }
 
+    /// The end of a row's text, by which it can be found.
+    fn end_of(&self, parts: &[&[u32]]) -> String {
+        let tokens = parts.concat();
+        let end = &tokens[tokens.len().saturating_sub(TOLD_TOKENS)..];
+        self.tokenizer.decode(end).trim().escape_debug().to_string()
+    }
+
     /// Refuses a row that the model cannot read.
     pub(crate) fn check_row(&self, row: usize, length: usize, parts: &[&[u32]]) -> Result<()> {
         let context = self.config.max_position_embeddings;
         if length > context {
             return Err(Error::input_hint(
                 format!(
-                    "row {} needs {length} tokens, and the model's context is {context}",
-                    row + 1
+                    "row {} needs {length} tokens, and the model's context is {context}; it ends with `{}`",
+                    row + 1,
+                    self.end_of(parts)
                 ),
                 "shorten the text, or take a model with a longer context",
             ));

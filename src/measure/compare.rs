@@ -79,9 +79,9 @@ impl State {
 ///
 /// With an audit: the greedy answer was right under at least half of the few-shot prompts (`few_shot` is that share), so
 /// every `HighlyKnown` fact is known and of the `MaybeKnown` those that were mostly right. Without one: it was right at
-/// the training prompt at the best epoch, since before the first epoch a model does not know the prompt's format.
-pub fn known_at_audit(few_shot: Option<f64>, right_at_best: bool) -> bool {
-    few_shot.map_or(right_at_best, |share| share >= 0.5)
+/// the training prompt, before training or, since a model may have to learn the prompt's format first, at the best epoch.
+pub fn known_at_audit(few_shot: Option<f64>, right_at_start: bool, right_at_best: bool) -> bool {
+    few_shot.map_or(right_at_start || right_at_best, |share| share >= 0.5)
 }
 
 impl Counts {
@@ -162,9 +162,13 @@ mod tests {
 
     #[test]
     fn most_prompts_decide_what_was_known_and_the_best_epoch_without_an_audit() {
+        let known_at_audit = |few_shot, best| known_at_audit(few_shot, false, best);
         assert!(known_at_audit(Some(1.0), false) && known_at_audit(Some(0.5), false));
         assert!(!known_at_audit(Some(0.4), true) && !known_at_audit(Some(0.0), true));
         assert!(known_at_audit(None, true) && !known_at_audit(None, false));
+        // What it knew before any training and lost in the first epoch is lost.
+        assert!(super::known_at_audit(None, true, false));
+        assert!(!super::known_at_audit(Some(0.4), true, true));
     }
 
     #[test]

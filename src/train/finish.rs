@@ -344,7 +344,7 @@ impl Trainer<'_> {
             .enumerate()
             .map(|(i, ((split, f), (before, after)))| {
                 let right_at_peak = self.standing.right_at_peak[i];
-                let known = measure::known_at_audit(f.few_shot, right_at_peak);
+                let known = measure::known_at_audit(f.few_shot, before.right_before, right_at_peak);
                 let key = (f.fact.relation.clone(), f.fact.question.clone());
                 FactRow {
                     split,

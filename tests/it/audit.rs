@@ -223,11 +223,11 @@ fn no_question_is_its_own_exemplar() {
 }
 
 #[test]
-fn a_fact_alone_in_its_relation_is_refused_by_name() {
+fn a_fact_alone_in_its_relation_is_asked_without_exemplars_and_that_is_told() {
     let model = taught();
     let mut engine = Engine::new(&model.config);
     let alone = [fact("Rome", "Italy")];
-    let mut refuse = |exemplars: Option<&[Fact]>| {
+    let mut ask = |exemplars: Option<&[Fact]>| {
         audit::ask(
             model,
             &mut engine,
@@ -236,14 +236,19 @@ fn a_fact_alone_in_its_relation_is_refused_by_name() {
             &settings(),
             &Progress::quiet(),
         )
+        .expect("it is asked")
     };
-    let error = refuse(None).expect_err("there is no exemplar");
+    let audit = ask(None);
+    assert!(audit.prompts.iter().all(|prompt| prompt.prefix.is_empty()));
+    assert!(audit.notes[0].contains("P17 has no second fact"));
+    let audit = ask(Some(&places()));
     assert!(
-        matches!(error, Error::Input { .. }) && error.to_string().contains("P17"),
-        "{error}"
+        audit
+            .prompts
+            .iter()
+            .all(|prompt| prompt.exemplars.len() == 2)
     );
-    let audit = refuse(Some(&places())).expect("the exemplars are apart");
-    assert_eq!(audit.facts.len(), 1);
+    assert!(audit.notes.is_empty());
 }
 
 #[test]
