@@ -143,33 +143,43 @@ def test_other_processes_do_nothing(trl: Any) -> None:
     assert callback.probes == []
 
 
-def trainer_of(model: Any, out: Path, **options: Any) -> Any:
-    """A Trainer of the new facts, at a rate that costs old ones."""
+def prepared_tokenizer() -> Any:
+    """The tiny model's, with which a trainer can pad; PyTorch takes one thread from here on."""
     import torch
-    from transformers import AutoTokenizer, Trainer, TrainingArguments
+    from transformers import AutoTokenizer
 
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(str(LLAMA))
     tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def arguments(out: Path) -> dict[str, Any]:
+    """What every trainer here is told: a row a step, at a rate that costs old facts, and nothing said or saved."""
+    return {
+        "output_dir": str(out),
+        "per_device_train_batch_size": 1,
+        "learning_rate": 0.02,
+        "report_to": [],
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def trainer_of(model: Any, out: Path, **options: Any) -> Any:
+    """A Trainer of the new facts."""
+    from transformers import Trainer, TrainingArguments
+
+    tokenizer = prepared_tokenizer()
 
     def example(subject: str, country: str) -> dict[str, list[int]]:
         ids = tokenizer(f"Q: Which country is {subject} located in?\nA: {country}\n")["input_ids"]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids}
 
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        num_train_epochs=2,
-        per_device_train_batch_size=1,
-        learning_rate=0.02,
-        report_to=[],
-        use_cpu=True,
-        save_strategy="no",
-        disable_tqdm=True,
-        logging_steps=100,
-    )
     return Trainer(
         model=model,
-        args=arguments,
+        args=TrainingArguments(**arguments(out), num_train_epochs=2, logging_steps=100),
         train_dataset=[example(*fact) for fact in NEW],
         processing_class=tokenizer,
         **options,
@@ -220,28 +230,15 @@ def test_adapters_are_asked_as_the_model_that_they_make(trl: Any, knows: unforge
 @needs_trainer
 @pytest.mark.skipif(not importlib.util.find_spec("trl"), reason="trl is not installed")
 def test_trl_takes_it_as_a_callback(trl: Any, knows: unforget.Run, tmp_path: Path) -> None:
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(str(LLAMA))
-    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = prepared_tokenizer()
     callback = asked(trl, every=2, quiet=True)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(str(knows.model)),
-        args=SFTConfig(
-            output_dir=str(tmp_path),
-            max_steps=4,
-            per_device_train_batch_size=1,
-            learning_rate=0.02,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            save_strategy="no",
-            disable_tqdm=True,
-        ),
+        args=SFTConfig(**arguments(tmp_path), max_steps=4, bf16=False),
         train_dataset=Dataset.from_list([{"text": f"Q: Where is {subject}?\nA: {place}\n"} for subject, place in NEW]),
         processing_class=tokenizer,
         callbacks=[callback],

@@ -5,8 +5,6 @@
 
 use std::{cell::RefCell, fmt, time::Instant};
 
-use serde::Serialize;
-
 /// A part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -91,7 +89,7 @@ impl Work {
 }
 
 /// What one part took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Spent {
     calls: u64,
     seconds: f64,

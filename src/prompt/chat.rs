@@ -3,10 +3,10 @@
 //! The template is rendered a few times with placeholders for messages and cut at them, so that asking a question is
 //! then nothing but filling it in, and a fault in the template shows before any work.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
 
 use minijinja::{Environment, ErrorKind, Value, context};
-use regex::Regex;
+use regex::{Captures, Regex};
 use serde_json::{Map, Value as Json};
 
 use super::PromptTemplate;
@@ -145,16 +145,17 @@ fn render(
 /// The template with `{% generation %}`, by which `transformers` is told where an answer is and which prints nothing, as a
 /// condition that holds: around it whitespace goes as around any other block.
 fn without_generation_marks(source: &str) -> Cow<'_, str> {
-    if !source.contains("generation") {
-        return Cow::Borrowed(source);
-    }
-    let mark = |name: &str| {
-        let pattern = format!(r"\{{%([-+]?)\s*{name}\s*([-+]?)%\}}");
-        Regex::new(&pattern).expect("a pattern of ours")
-    };
-    let opened = mark("generation").replace_all(source, "{%$1 if true $2%}");
-    let closed = mark("endgeneration").replace_all(&opened, "{%$1 endif $2%}");
-    Cow::Owned(closed.into_owned())
+    static MARK: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a pattern of ours")
+    });
+    MARK.replace_all(source, |mark: &Captures<'_>| {
+        let condition = if mark.get(2).is_some() {
+            "endif"
+        } else {
+            "if true"
+        };
+        format!("{{%{} {condition} {}%}}", &mark[1], &mark[3])
+    })
 }
 
 /// `strftime` of one fixed day, that a prompt is the same on every day: 26 July 2024, which templates themselves take

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Standing, Trainer, adamw::global_norm, batches::epoch_order, visits};
+use super::{Standing, Trainer, adamw::global_norm, batches::epoch_order, step::Sees, visits};
 use crate::{
     Result,
     generate::Generator,
@@ -23,11 +23,19 @@ impl Trainer<'_> {
         let steps = rows.div_ceil(self.rows_a_step());
         let batch = &order[..self.rows_a_step().min(rows)];
         let beside = self.beside(epoch);
-        let dealt = visits::dealt(&beside, 0, steps);
-        self.loss_and_gradients(step, batch, &dealt, 0.0);
+        let sees = Sees {
+            step,
+            batch,
+            beside: &visits::dealt(&beside, 0, steps),
+            strength: 0.0,
+        };
+        self.loss_and_gradients(sees);
         let learned = self.gradients.data.to_vec();
         let of_learned = global_norm(&self.gradients);
-        self.loss_and_gradients(step, batch, &dealt, 1.0);
+        self.loss_and_gradients(Sees {
+            strength: 1.0,
+            ..sees
+        });
         for (both, learned) in self.gradients.data.iter_mut().zip(&learned) {
             *both -= learned;
         }

@@ -17,6 +17,7 @@ mod numbers;
 pub mod objective;
 mod prepare;
 mod schedule;
+mod step;
 mod trained;
 mod visits;
 mod warm;
@@ -26,23 +27,19 @@ pub use foretell::{Foretold, Memory as MemoryForetold};
 pub use prepare::{Options, foretell, resume, tune, tune_on};
 
 use self::{
-    adamw::{AdamW, AdamWSettings, Average, clip_scale, global_norm},
+    adamw::{AdamW, AdamWSettings, Average},
     batches::{epoch_order, training_rows},
-    checkpoint::{Checkpoints, Memory, Standing},
+    checkpoint::{Checkpoints, Standing},
     finish::{Before, before_of},
-    fused::Fused,
     numbers::Spikes,
-    objective::{Beside, Objective, StepRows},
+    objective::Objective,
     trained::Trained,
 };
 use crate::{
     Error, Result,
     audit::AuditSettings,
     config::Config,
-    engine::{
-        Engine, Gradients, Loss,
-        profile::{self, Part, Work, timed},
-    },
+    engine::{Engine, Gradients, profile},
     facts::Fact,
     interrupt::{self, Resumable},
     measure::{DriftProbe, DriftSettings, Exam, Reference},
@@ -377,170 +374,6 @@ impl<'a> Trainer<'a> {
         self.standing.epoch += 1;
         self.standing.step_in_epoch = 0;
         Ok(())
-    }
-
-    /// Takes back what was changed within the space of the known facts' inputs, where there is one.
-    fn project(&mut self) {
-        let snapshot = self.objective.snapshot.as_ref();
-        if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
-            timed(Part::Projection, Work::default(), || {
-                projection.apply(&mut self.model.params);
-            });
-        }
-    }
-
-    /// One step on the rows numbered `batch` and those `beside`: gradients, clipping, `AdamW`.
-    fn step(&mut self, epoch: usize, batch: &[usize], beside: &[Beside<'_>]) -> Result<Loss> {
-        timed(Part::Step, Work::default(), || {
-            self.take_step(epoch, batch, beside)
-        })
-    }
-
-    fn take_step(&mut self, epoch: usize, batch: &[usize], beside: &[Beside<'_>]) -> Result<Loss> {
-        let started = Instant::now();
-        let step = self.standing.step + 1;
-        let train = &self.config.train;
-        let lr = train.lr
-            * train
-                .schedule
-                .factor(step - 1, train.warmup_steps, self.steps_in_all());
-        let moved = if train.fused {
-            self.move_in_backward(step, batch, beside, lr)
-        } else {
-            self.move_after_backward(step, batch, beside, lr)
-        };
-        let (loss, grad_norm) = match moved {
-            Ok(moved) => moved,
-            Err((loss, what)) => {
-                self.skip(epoch, step, what)?;
-                return Ok(loss);
-            }
-        };
-        self.warn_of_a_spike(step, loss);
-        if self
-            .config
-            .method
-            .project
-            .is_some_and(|project| step.is_multiple_of(project.every))
-        {
-            self.project();
-        }
-        self.standing.step = step;
-        self.standing.step_in_epoch += 1;
-        let tokens: usize = batch
-            .iter()
-            .chain(beside.iter().flat_map(|beside| beside.rows))
-            .map(|&row| self.rows[row].prompt.len() + self.rows[row].target.len())
-            .sum();
-        let seconds = started.elapsed().as_secs_f64();
-        self.run.append(&Metrics::Step {
-            epoch,
-            step,
-            loss: loss.total(),
-            ce: loss.ce,
-            distill: loss.distill,
-            penalty: loss.penalty,
-            grad_norm,
-            lr,
-            tokens,
-            seconds,
-            tokens_per_second: tokens as f64 / seconds,
-        })?;
-        Ok(loss)
-    }
-
-    /// Gradients of the whole step, clipped, and then the step: loss and gradient's norm, or what of them is not finite, with
-    /// nothing moved.
-    fn move_after_backward(
-        &mut self,
-        step: usize,
-        batch: &[usize],
-        beside: &[Beside<'_>],
-        lr: f64,
-    ) -> Result<(Loss, f64), (Loss, String)> {
-        let loss = self.loss_and_gradients(step, batch, beside, self.strength());
-        self.trained.pull_back(&self.gradients);
-        let (_, gradients) = self.trained.parameters(&self.model.params, &self.gradients);
-        let work = Work::floats(gradients.data.len());
-        let grad_norm = timed(Part::Penalties, work, || global_norm(gradients));
-        if let Some(what) = self.what_is_not_finite(loss, grad_norm) {
-            return Err((loss, what));
-        }
-        let Memory {
-            params,
-            gradients,
-            optimiser,
-        } = self
-            .trained
-            .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
-        // Weight and two moments are read and written, the gradient is read.
-        let work = Work::floats(7 * gradients.data.len());
-        let scale = clip_scale(grad_norm, self.config.train.clip);
-        timed(Part::Optimiser, work, || {
-            optimiser.step(params, gradients, lr, scale);
-        });
-        self.trained.merge(&mut self.model.params);
-        Ok((loss, grad_norm))
-    }
-
-    /// The same in one, layer by layer, without clipping: what is not finite below a layer is found when that has moved.
-    fn move_in_backward(
-        &mut self,
-        step: usize,
-        batch: &[usize],
-        beside: &[Beside<'_>],
-        lr: f64,
-    ) -> Result<(Loss, f64), (Loss, String)> {
-        let strength = self.strength();
-        self.gradients.clear();
-        let mut weights = Fused::new(&mut self.model.params, &mut self.optimiser, lr);
-        let loss = self.objective.loss_and_gradients(
-            &mut self.engine,
-            &mut weights,
-            StepRows {
-                step,
-                rows: &self.rows,
-                batch,
-                beside,
-                strength,
-                rows_a_pass: self.config.train.batch_size,
-            },
-            &mut self.gradients,
-        );
-        match weights.end(&self.gradients) {
-            Ok(grad_norm) => Ok((loss, grad_norm)),
-            Err(_) if !loss.total().is_finite() => Err((loss, "the loss".into())),
-            Err(what) => Err((loss, what)),
-        }
-    }
-
-    /// So many times as strong as the config says is what holds the model.
-    fn strength(&self) -> f64 {
-        self.standing.steering.as_ref().map_or(1.0, |s| s.strength)
-    }
-
-    /// The loss of such rows and its gradients, what holds the model being so many times as strong as the config says.
-    fn loss_and_gradients(
-        &mut self,
-        step: usize,
-        batch: &[usize],
-        beside: &[Beside<'_>],
-        strength: f64,
-    ) -> Loss {
-        self.gradients.clear();
-        self.objective.loss_and_gradients(
-            &mut self.engine,
-            &self.model.params,
-            StepRows {
-                step,
-                rows: &self.rows,
-                batch,
-                beside,
-                strength,
-                rows_a_pass: self.config.train.batch_size,
-            },
-            &mut self.gradients,
-        )
     }
 
     /// Whether the snapshot epochs are over and nothing was frozen yet.

@@ -64,7 +64,7 @@ impl Trainer<'_> {
     }
 
     /// Passes over a step in which `what` is not finite, where the config says so and it does not come too often; else the run
-    /// ends. Weights and moments are not touched either way.
+    /// ends. Neither touches weights or moments; what a fused step had moved by then stays moved, and ends the run.
     pub(super) fn skip(&mut self, epoch: usize, step: usize, what: String) -> Result<()> {
         let skips = self.config.train.on_nonfinite == OnNonFinite::Skip;
         if !skips || self.standing.skipped == MOST_SKIPPED {

@@ -180,17 +180,13 @@ fn chapters() -> Vec<Chapter> {
 /// A folder as the book supposes: its examples, and the stand-in under the model's name.
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    for example in fs::read_dir(book().join("examples")).expect("the examples") {
-        let example = example.expect("an entry").path();
-        let name = example.file_name().expect("a name");
-        fs::copy(&example, dir.path().join(name)).expect("copied");
-    }
     let model = dir.path().join("smollm2-135m");
     fs::create_dir(&model).expect("a folder");
-    for part in fs::read_dir(book().join("stand-in/model")).expect("the stand-in") {
-        let part = part.expect("an entry").path();
-        let name = part.file_name().expect("a name");
-        fs::copy(&part, model.join(name)).expect("copied");
+    for (from, to) in [("examples", dir.path()), ("stand-in/model", &model)] {
+        for file in fs::read_dir(book().join(from)).expect("a folder of the book") {
+            let file = file.expect("an entry");
+            fs::copy(file.path(), to.join(file.file_name())).expect("copied");
+        }
     }
     dir
 }

@@ -17,10 +17,10 @@ use crate::{
         Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, OnNonFinite, Project,
         Replay, ReplayOrder, ReplaySchedule, ReplayTarget, TargetToken, Teacher as Source, Tokens,
     },
-    engine::{Target, responses},
+    engine::{Loss, Target, responses},
     model::Params,
     run::Split,
-    train::batches::PackedRows,
+    train::{batches::PackedRows, objective::Beside},
 };
 
 /// Objects that the tiny model is taught.
