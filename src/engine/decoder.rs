@@ -2,6 +2,8 @@
 //!
 //! T tokens of all rows, D hidden, F intermediate, H query heads and G key heads of K channels.
 
+use std::borrow::Cow;
+
 use super::{
     Batch, Gradients, Weights,
     attention::{self, Heads},
@@ -137,16 +139,22 @@ impl Decoder {
         }
     }
 
-    /// The residual stream (T, D) after `layers` layers (of which the final norm is not one).
+    /// The residual stream after `layers` layers (of which the final norm is not one) at the tokens `wanted`: (P, D).
+    /// The last of these layers goes on behind its attention with these tokens alone: nothing reads what it makes of others.
     ///
     /// `positions`: each token's place in its row. `attend(layer, qkv, o, lse)` fills attention's output. `train` keeps
     /// what [`Decoder::backward`] needs.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the tokens, how far they go, and what is asked of them, each named"
+    )]
     pub fn forward(
         &mut self,
         params: &Params,
         tokens: &[u32],
         positions: &[usize],
         layers: usize,
+        wanted: &[usize],
         train: bool,
         mut attend: impl FnMut(usize, &[f32], &mut [f32], &mut [f32]),
     ) -> &[f32] {
@@ -169,7 +177,7 @@ impl Decoder {
                 .expect("two streams at least");
             let state = &mut self.layers[if train { layer } else { 0 }];
             layer_forward(
-                &mut out[..t * d],
+                out,
                 &x[..t * d],
                 state,
                 &mut self.norm,
@@ -181,16 +189,26 @@ impl Decoder {
                     heads: self.heads,
                     rope: &self.rope,
                     positions,
+                    wanted: (layer + 1 == layers).then_some(wanted),
                 },
                 |qkv, o, lse| attend(layer, qkv, o, lse),
             );
         }
-        &self.streams[if train { layers } else { layers % 2 }][..t * d]
+        if layers == 0 {
+            let [embedded, out] = self
+                .streams
+                .get_disjoint_mut([0, 1])
+                .expect("two streams at least");
+            gather(out, embedded, wanted, d);
+            return &self.streams[1][..wanted.len() * d];
+        }
+        &self.streams[if train { layers } else { layers % 2 }][..wanted.len() * d]
     }
 
     /// What the linear layers of `layer` read as `input` at each of `t` tokens (T, N), N the input's width.
     ///
-    /// After a [`Decoder::forward`] that kept its state, which holds the input or all that makes it again.
+    /// After a [`Decoder::forward`] that kept its state, which holds the input or all that makes it again, and in which every
+    /// token was wanted.
     pub fn linear_input(
         &mut self,
         params: &Params,
@@ -224,15 +242,16 @@ impl Decoder {
 
     /// The gradients of all trained tensors below the final norm are added to `gradients`.
     ///
-    /// After a [`Decoder::forward`] that kept its state; `fill` writes the gradient of the last residual stream (T, D),
-    /// which is zero where it writes nothing. `weights` are told of each layer, from the last to the lowest that is reached, and of
-    /// the embedding, once their gradients are complete.
+    /// After a [`Decoder::forward`] through all layers that kept its state, of the same `batch` and `wanted`, which ascends; `d_rows`
+    /// is the gradient of what it returned (P, D). `weights` are told of each layer, from the last to the lowest that is reached, and
+    /// of the embedding, once their gradients are complete.
     pub fn backward(
         &mut self,
         weights: &mut impl Weights,
         batch: &Batch,
         gradients: &mut Gradients,
-        fill: impl FnOnce(&mut [f32]),
+        wanted: &[usize],
+        d_rows: &[f32],
     ) {
         let (t, c, heads) = (batch.tokens.len(), &self.config, self.heads);
         let (rows, positions) = (batch.reaches(), batch.positions());
@@ -250,8 +269,7 @@ impl Decoder {
         let (d_norm, d_qkv) = (&mut g.norm[..t * d], &mut g.qkv[..t * width]);
         let (d_hidden, d_o) = (&mut g.hidden[..t * f], &mut g.o[..t * wide]);
         let (norm, hidden) = (&mut self.norm[..t * d], &mut self.hidden[..t * f]);
-        d_stream.fill(0.0);
-        fill(d_stream);
+        d_stream[..d_rows.len()].copy_from_slice(d_rows);
 
         let lowest = gradients.lowest();
         for layer in (0..c.num_hidden_layers).rev() {
@@ -261,25 +279,37 @@ impl Decoder {
                 // Neither this layer nor anything below it is trained.
                 return;
             }
-            let (x, mid) = (&self.streams[layer][..t * d], &s.mid[..t * d]);
-            let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..t]);
+            let last = layer + 1 == c.num_hidden_layers;
+            let p = if last { wanted.len() } else { t };
+            let (x, mid) = (&self.streams[layer][..t * d], &s.mid[..p * d]);
+            let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..p]);
             let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];
+            {
+                let (d_stream, d_norm) = (&mut d_stream[..p * d], &mut d_norm[..p * d]);
+                let (d_hidden, d_o) = (&mut d_hidden[..p * f], &mut d_o[..p * wide]);
+                let (norm, hidden) = (&mut norm[..p * d], &mut hidden[..p * f]);
 
-            // out = mid + down(swiglu(gate_up(norm(mid))))
-            matmul::input_gradient(d_hidden, d_stream, weight(&l.down), [t, d, f], false);
-            let gate_up = &mut s.gate_up[..t * 2 * f];
-            ops::swiglu_backward(hidden, gate_up, d_hidden, f);
-            gradients.add_matrix(&l.down, d_stream, hidden, [t, d, f]);
-            ops::rms_norm_again(norm, r_post, mid, weight(&l.post_norm));
-            gradients.add_matrix(&l.gate_up, gate_up, norm, [t, 2 * f, d]);
-            matmul::input_gradient(d_norm, gate_up, weight(&l.gate_up), [t, 2 * f, d], false);
-            let d_post = gradients.vector(&l.post_norm);
-            ops::rms_norm_backward(d_stream, d_post, d_norm, mid, r_post, weight(&l.post_norm));
+                // out = mid + down(swiglu(gate_up(norm(mid))))
+                matmul::input_gradient(d_hidden, d_stream, weight(&l.down), [p, d, f], false);
+                let gate_up = &mut s.gate_up[..p * 2 * f];
+                ops::swiglu_backward(hidden, gate_up, d_hidden, f);
+                gradients.add_matrix(&l.down, d_stream, hidden, [p, d, f]);
+                ops::rms_norm_again(norm, r_post, mid, weight(&l.post_norm));
+                gradients.add_matrix(&l.gate_up, gate_up, norm, [p, 2 * f, d]);
+                matmul::input_gradient(d_norm, gate_up, weight(&l.gate_up), [p, 2 * f, d], false);
+                let d_post = gradients.vector(&l.post_norm);
+                ops::rms_norm_backward(d_stream, d_post, d_norm, mid, r_post, weight(&l.post_norm));
 
-            // mid = x + o(attention(rope(qkv(norm(x)))))
+                // mid = x + o(attention(rope(qkv(norm(x)))))
+                matmul::input_gradient(d_o, d_stream, weight(&l.o), [p, d, wide], false);
+                let o = wanted_of(&s.o[..t * wide], last.then_some(wanted), wide);
+                gradients.add_matrix(&l.o, d_stream, &o, [p, d, wide]);
+            }
+            if last {
+                spread(d_stream, wanted, d);
+                spread(d_o, wanted, wide);
+            }
             let o = &s.o[..t * wide];
-            matmul::input_gradient(d_o, d_stream, weight(&l.o), [t, d, wide], false);
-            gradients.add_matrix(&l.o, d_stream, o, [t, d, wide]);
             let of = attention::Backward {
                 d_o,
                 o,
@@ -330,6 +360,35 @@ struct Shape<'a> {
     heads: Heads,
     rope: &'a Rope,
     positions: &'a [usize],
+    wanted: Option<&'a [usize]>, // the tokens that go on behind attention, if not all
+}
+
+/// The rows of `from` (T, W) that are wanted: (P, W).
+fn wanted_of<'a>(from: &'a [f32], wanted: Option<&[usize]>, width: usize) -> Cow<'a, [f32]> {
+    wanted.map_or(Cow::Borrowed(from), |wanted| {
+        let mut rows = vec![0.0; wanted.len() * width];
+        gather(&mut rows, from, wanted, width);
+        Cow::Owned(rows)
+    })
+}
+
+/// Copies the rows of `from` (T, W) at `positions` to the beginning of `to`.
+fn gather(to: &mut [f32], from: &[f32], positions: &[usize], width: usize) {
+    for (to, position) in to.chunks_exact_mut(width).zip(positions) {
+        to.copy_from_slice(&from[position * width..][..width]);
+    }
+}
+
+/// The other way round, in place: the rows that `rows` (T, W) begins with lie at `positions` (ascending) then, among zeros.
+fn spread(rows: &mut [f32], positions: &[usize], width: usize) {
+    let mut end = rows.len();
+    for (i, position) in positions.iter().enumerate().rev() {
+        let at = position * width;
+        rows.copy_within(i * width..(i + 1) * width, at);
+        rows[at + width..end].fill(0.0);
+        end = at;
+    }
+    rows[..end].fill(0.0);
 }
 
 /// `out = mid + down(swiglu(gate_up(norm(mid))))`, `mid = x + o(attention(rope(qkv(norm(x)))))`.
@@ -352,26 +411,20 @@ fn layer_forward(
     let (t, d, f) = (shape.positions.len(), c.hidden_size, c.intermediate_size);
     let (width, wide) = (heads.width(), heads.queries * heads.dim);
     let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];
-    let (norm, hidden, mid) = (
-        &mut norm[..t * d],
-        &mut hidden[..t * f],
-        &mut s.mid[..t * d],
-    );
     let (qkv, o, lse) = (
         &mut s.qkv[..t * width],
         &mut s.o[..t * wide],
         &mut s.lse[..t * heads.queries],
     );
-    let gate_up = &mut s.gate_up[..t * 2 * f];
 
     ops::rms_norm(
-        norm,
+        &mut norm[..t * d],
         &mut s.r_input[..t],
         x,
         weight(&l.input_norm),
         c.rms_norm_eps,
     );
-    matmul::forward(qkv, norm, weight(&l.qkv), [t, width, d], false);
+    matmul::forward(qkv, &norm[..t * d], weight(&l.qkv), [t, width, d], false);
     if let Some(bias) = &l.qkv_bias {
         ops::add_bias(qkv, weight(bias));
     }
@@ -388,18 +441,26 @@ fn layer_forward(
     }
     ops::rotate_heads(qkv, shape.positions, heads, shape.rope);
     attend(qkv, o, lse);
-    mid.copy_from_slice(x);
-    matmul::forward(mid, o, weight(&l.o), [t, d, wide], true);
+
+    let p = shape.wanted.map_or(t, <[usize]>::len);
+    let o = wanted_of(o, shape.wanted, wide);
+    let (norm, hidden, out) = (&mut norm[..p * d], &mut hidden[..p * f], &mut out[..p * d]);
+    let (mid, gate_up) = (&mut s.mid[..p * d], &mut s.gate_up[..p * 2 * f]);
+    match shape.wanted {
+        None => mid.copy_from_slice(x),
+        Some(wanted) => gather(mid, x, wanted, d),
+    }
+    matmul::forward(mid, &o, weight(&l.o), [p, d, wide], true);
 
     ops::rms_norm(
         norm,
-        &mut s.r_post[..t],
+        &mut s.r_post[..p],
         mid,
         weight(&l.post_norm),
         c.rms_norm_eps,
     );
-    matmul::forward(gate_up, norm, weight(&l.gate_up), [t, 2 * f, d], false);
+    matmul::forward(gate_up, norm, weight(&l.gate_up), [p, 2 * f, d], false);
     ops::swiglu(hidden, gate_up, f);
     out.copy_from_slice(mid);
-    matmul::forward(out, hidden, weight(&l.down), [t, d, f], true);
+    matmul::forward(out, hidden, weight(&l.down), [p, d, f], true);
 }

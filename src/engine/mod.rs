@@ -411,18 +411,26 @@ impl Engine {
         layers: usize,
         positions: &[usize],
     ) -> Vec<f32> {
-        let d = self.config.hidden_size;
-        gather(self.residual(params, batch, layers, false), positions, d)
+        self.residual(params, batch, layers, positions, false)
+            .to_vec()
     }
 
-    /// The residual stream after `layers` layers, at every token: (T, D).
-    fn residual(&mut self, params: &Params, batch: &Batch, layers: usize, train: bool) -> &[f32] {
+    /// The same; `train` keeps what the backward pass needs.
+    fn residual(
+        &mut self,
+        params: &Params,
+        batch: &Batch,
+        layers: usize,
+        wanted: &[usize],
+        train: bool,
+    ) -> &[f32] {
         let (heads, reaches) = (self.decoder.heads(), batch.reaches());
         self.decoder.forward(
             params,
             &batch.tokens,
             &batch.positions(),
             layers,
+            wanted,
             train,
             |_, qkv, o, lse| {
                 let rows: Vec<_> = reaches.iter().map(|r| r.row(qkv, heads)).collect();
@@ -455,8 +463,9 @@ impl Engine {
         let params = weights.params();
         let layout = params.layout.clone();
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
-        let stream = self.residual(params, batch, self.config.num_hidden_layers, true);
-        let rows = gather(stream, &positions, d);
+        let layers = self.config.num_hidden_layers;
+        let rows = self.residual(params, batch, layers, &positions, true);
+        let rows = rows.to_vec();
         let (normed, r) = self.final_norm(params, &rows);
 
         let mut d_normed = vec![0.0; rows.len()];
@@ -487,11 +496,7 @@ impl Engine {
             weights.complete(&layout.head, gradients);
         }
         self.decoder
-            .backward(&mut weights, batch, gradients, |d_stream| {
-                for (row, position) in d_rows.chunks_exact(d).zip(&positions) {
-                    d_stream[position * d..][..d].copy_from_slice(row);
-                }
-            });
+            .backward(&mut weights, batch, gradients, &positions, &d_rows);
         loss
     }
 
@@ -502,7 +507,8 @@ impl Engine {
             return;
         }
         let layers = moments.iter().map(|m| m.layer + 1).max().unwrap_or(0);
-        self.residual(params, batch, layers, true);
+        let all: Vec<usize> = (0..t).collect();
+        self.residual(params, batch, layers, &all, true);
         for Moments { layer, input, sum } in moments {
             let x = self.decoder.linear_input(params, t, *layer, *input);
             let n = x.len() / t;
@@ -529,12 +535,16 @@ impl Engine {
             positions.extend(before..before + new.len());
             slots.extend(slot..slot + new.len());
         }
-        let layers = self.config.num_hidden_layers;
-        let stream = self.decoder.forward(
+        let wanted: Vec<usize> = match outputs {
+            Outputs::All => (0..tokens.len()).collect(),
+            Outputs::Last => ranges.iter().map(|r| r.end - 1).collect(),
+        };
+        let rows = self.decoder.forward(
             params,
             &tokens,
             &positions,
-            layers,
+            self.config.num_hidden_layers,
+            &wanted,
             false,
             |layer, qkv, o, lse| {
                 for (row, slot) in qkv.chunks_exact(width).zip(&slots) {
@@ -555,11 +565,7 @@ impl Engine {
                 attention::forward(o, lse, qkv, &rows, heads);
             },
         );
-        let wanted: Vec<usize> = match outputs {
-            Outputs::All => (0..tokens.len()).collect(),
-            Outputs::Last => ranges.iter().map(|r| r.end - 1).collect(),
-        };
-        let rows = gather(stream, &wanted, self.config.hidden_size);
+        let rows = rows.to_vec();
         self.final_norm(params, &rows).0
     }
 
@@ -580,13 +586,4 @@ impl Engine {
             f,
         )
     }
-}
-
-/// Rows of `stream` (T, D) at `positions`.
-fn gather(stream: &[f32], positions: &[usize], d: usize) -> Vec<f32> {
-    positions
-        .iter()
-        .flat_map(|p| &stream[p * d..][..d])
-        .copied()
-        .collect()
 }
