@@ -12,6 +12,13 @@ use crate::model::{Buffer, Layout, LinearInput, ModelConfig, Params};
 mod attention;
 mod batch;
 mod cache;
+#[cfg(all(
+    test,
+    target_os = "linux",
+    target_arch = "x86_64",
+    not(debug_assertions)
+))]
+mod counts;
 mod decoder;
 pub(crate) mod eigen;
 mod head;

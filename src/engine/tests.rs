@@ -12,7 +12,7 @@ use crate::model::{
 };
 
 /// A tiny model with every switch on: biases, per-head norms, grouped heads, a head width of its own.
-fn config(tied: bool) -> ModelConfig {
+pub(super) fn config(tied: bool) -> ModelConfig {
     ModelConfig {
         family: Family::Qwen3,
         hidden_size: 24,
@@ -37,7 +37,7 @@ fn config(tied: bool) -> ModelConfig {
     }
 }
 
-fn params(config: &ModelConfig, seed: u64) -> Params {
+pub(super) fn params(config: &ModelConfig, seed: u64) -> Params {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut params = Params::zeros(Arc::new(Layout::new(config)));
     for tensor in &params.layout.clone().tensors {
