@@ -402,14 +402,14 @@ impl Engine {
         Decoder::floats(config, tokens, false)
     }
 
-    /// Hidden states after the final norm at `positions` (indices in `batch.tokens`): (P, D).
+    /// Hidden states after the final norm at `positions` (indices in `batch.tokens`, none twice): (P, D).
     pub fn hidden(&mut self, params: &Params, batch: &Batch, positions: &[usize]) -> Vec<f32> {
         let layers = self.config.num_hidden_layers;
         let rows = self.residual_after(params, batch, layers, positions);
         self.final_norm(params, &rows).0
     }
 
-    /// The residual stream after `layers` blocks at `positions` (indices in `batch.tokens`): (P, D). 0 blocks: the
+    /// The residual stream after `layers` blocks at `positions` (indices in `batch.tokens`, none twice): (P, D). 0 blocks: the
     /// embeddings; the final norm is not part of it.
     pub fn residual_after(
         &mut self,
