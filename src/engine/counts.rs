@@ -4,17 +4,17 @@
 //! where times differ by half. Valgrind 3.19 knows no AVX-512, so that it is the AVX2 path that is counted. Write the counts anew
 //! with `UNFORGET_COUNTS=record cargo test --release counts`.
 
-use std::{collections::BTreeMap, env, fs, hint::black_box, path::Path, process::Command};
+use std::{collections::BTreeMap, env, fs, hint::black_box, process::Command};
 
 use super::{
-    Batch, Target,
+    Batch, Gradients, Target,
     attention::{self, Heads},
     head, matmul,
     rope::Rope,
     tests::{config, params},
 };
 use crate::{
-    engine::Gradients,
+    model::{ModelConfig, Params},
     train::adamw::{AdamW, AdamWSettings},
 };
 
@@ -87,11 +87,7 @@ fn counted_loss(head: &[f32], hidden: &[f32], targets: &[Target], shape: [usize;
 }
 
 #[inline(never)]
-fn counted_optimiser(
-    optimiser: &mut AdamW,
-    params: &mut crate::model::Params,
-    gradients: &Gradients,
-) {
+fn counted_optimiser(optimiser: &mut AdamW, params: &mut Params, gradients: &Gradients) {
     optimiser.step(params, gradients, 1e-4, 1.0);
 }
 
@@ -120,7 +116,7 @@ fn count_attention() {
         qkv: &qkv,
         heads: HEADS,
     };
-    let mut rope = Rope::new(&crate::model::ModelConfig {
+    let mut rope = Rope::new(&ModelConfig {
         head_dim: HEADS.dim,
         ..config(true)
     });
@@ -205,7 +201,7 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
     assert!(counted.status.success(), "{counted:?}");
     let told = Command::new("callgrind_annotate")
         .args(["--inclusive=yes", "--threshold=100", "--auto=no"])
-        .arg(Path::new(&out))
+        .arg(&out)
         .output()
         .expect("callgrind_annotate is part of valgrind");
     let counts = counts(&String::from_utf8_lossy(&told.stdout));
@@ -223,7 +219,8 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
         eprintln!("{name}: {count} instructions, {ratio:.3} of what was recorded");
         assert!(
             ratio <= TOO_MUCH,
-            "{name} takes {count} instructions, {ratio:.2} times the {} that were recorded",
+            "{name} takes {count} instructions, {ratio:.2} times the {} that were recorded; where the compiler is another one, \
+             record them anew (UNFORGET_COUNTS=record)",
             recorded[&name]
         );
     }

@@ -446,10 +446,7 @@ fn layer_forward(
     let o = wanted_of(o, shape.wanted, wide);
     let (norm, hidden, out) = (&mut norm[..p * d], &mut hidden[..p * f], &mut out[..p * d]);
     let (mid, gate_up) = (&mut s.mid[..p * d], &mut s.gate_up[..p * 2 * f]);
-    match shape.wanted {
-        None => mid.copy_from_slice(x),
-        Some(wanted) => gather(mid, x, wanted, d),
-    }
+    mid.copy_from_slice(&wanted_of(x, shape.wanted, d));
     matmul::forward(mid, &o, weight(&l.o), [p, d, wide], true);
 
     ops::rms_norm(

@@ -471,8 +471,9 @@ impl Engine {
         let layout = params.layout.clone();
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
         let layers = self.config.num_hidden_layers;
-        let rows = self.residual(params, batch, layers, &positions, true);
-        let rows = rows.to_vec();
+        let rows = self
+            .residual(params, batch, layers, &positions, true)
+            .to_vec();
         let (normed, r) = self.final_norm(params, &rows);
 
         let mut d_normed = vec![0.0; rows.len()];
