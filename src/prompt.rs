@@ -4,7 +4,7 @@ mod chat;
 
 use crate::{
     Error, Result,
-    facts::{Fact, Text, TextKind},
+    facts::{Fact, Message, Text, TextKind},
     model::TextTokenizer,
 };
 
@@ -199,6 +199,38 @@ pub fn text_rows(tokenizer: &TextTokenizer, text: &Text) -> Result<Vec<Row>> {
             .map(|(before, answer)| row(&before[doubled_beginning(tokenizer, before)?..], answer))
             .collect(),
     }
+}
+
+/// A question of a chat, and what the model's own chat template writes around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatQuestion {
+    /// All that comes before it.
+    pub before: String,
+    /// What the user says.
+    pub asked: String,
+    /// What comes between it and the answer.
+    pub after: String,
+}
+
+/// The questions of a chat that are answered in it.
+///
+/// # Errors
+/// When the model has no chat template that works.
+pub fn chat_questions(
+    tokenizer: &TextTokenizer,
+    messages: &[Message],
+) -> Result<Vec<ChatQuestion>> {
+    chat::questions(&tokenizer.config_json, messages)?
+        .into_iter()
+        .map(|(mut before, asked, after)| {
+            before.drain(..doubled_beginning(tokenizer, &before)?);
+            Ok(ChatQuestion {
+                before,
+                asked,
+                after,
+            })
+        })
+        .collect()
 }
 
 /// The length of the begin-of-text token at the start of a rendered chat where the tokenizer adds that token too.

@@ -15,6 +15,9 @@ use crate::{Error, Result, facts::Message};
 /// Instructions that one rendering may take; real templates need a few thousand.
 const FUEL: u64 = 1_000_000;
 
+/// What stands in a rendering for the question that is cut out of it.
+const ASKED: &str = "{question}";
+
 /// The template in which the user's message is `user` (with `{question}` in it) and the assistant's `assistant` (with
 /// `{object}` in it).
 pub(super) fn template(
@@ -102,6 +105,31 @@ pub(super) fn turns(
                 .strip_prefix(&before)
                 .ok_or_else(|| broken("it writes a turn differently once it is answered"))?;
             Ok((before, answer.trim_end().to_owned()))
+        })
+        .collect()
+}
+
+/// For every message of the assistant that answers the user: what is written before the user's last message, that message, and
+/// what is written between it and the answer.
+pub(super) fn questions(
+    config: &Map<String, Json>,
+    messages: &[Message],
+) -> Result<Vec<(String, String, String)>> {
+    let source = source(config)?;
+    let asked = messages.windows(2).enumerate().filter_map(|(i, pair)| {
+        let [asked, answer] = pair else { return None };
+        (asked.role == "user" && answer.role == "assistant").then_some((i, asked))
+    });
+    asked
+        .map(|(i, asked)| {
+            let mut until = messages[..=i].to_vec();
+            until[i].content = ASKED.into();
+            let rendered = render(source, config, &until, true)?;
+            // Earlier messages may quote the mark; the last one is the question's place.
+            let (before, after) = rendered
+                .rsplit_once(ASKED)
+                .ok_or_else(|| broken("it leaves a message out, or changes it"))?;
+            Ok((before.into(), asked.content.clone(), after.into()))
         })
         .collect()
 }
@@ -335,6 +363,32 @@ mod tests {
                 && turns[1].0.contains("b<|im_end|>\n<|im_start|>user\nc")
         );
         assert_eq!(turns[1].1, "d<|im_end|>");
+    }
+
+    #[test]
+    fn a_question_is_cut_out_of_its_chat_and_nothing_else() {
+        let message = |role: &str, content: &str| Message {
+            role: role.into(),
+            content: content.into(),
+        };
+        // The question is a part of what the template writes, and an earlier message quotes the mark.
+        let messages = [
+            message("user", "what is {question}?"),
+            message("assistant", "a mark"),
+            message("user", "a"),
+            message("assistant", "d"),
+            message("assistant", "e"),
+        ];
+        let questions = questions(&config(CHATML), &messages).unwrap();
+        assert_eq!(questions.len(), 2);
+        let (before, asked, after) = &questions[1];
+        assert!(before.ends_with("a mark<|im_end|>\n<|im_start|>user\n"));
+        assert_eq!(
+            (asked.as_str(), after.as_str()),
+            ("a", "<|im_end|>\n<|im_start|>assistant\n")
+        );
+        let whole = turns(&config(CHATML), &messages[..4]).unwrap();
+        assert_eq!(format!("{before}{asked}{after}"), whole[1].0);
     }
 
     #[test]

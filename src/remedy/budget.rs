@@ -54,6 +54,11 @@ impl Steering {
         }
     }
 
+    /// Takes the share of the watched facts that is right before training: no model to be kept, but one to fall short of.
+    pub const fn begin(&mut self, watched: f64) {
+        self.peak = watched;
+    }
+
     /// Takes the evaluation after `epoch`: the share of the watched facts that is right, and that of the new ones learned
     /// (1 where nothing is new). Whether this model is the one to keep so far.
     ///
@@ -135,7 +140,16 @@ mod tests {
         }
         steering.see(4, 0.5, 0.9);
         assert!(steering.is_lost());
-        // From the first evaluation on something is within any budget: its own peak.
-        assert!(Steering::new(0.0).best.is_none());
+    }
+
+    #[test]
+    fn what_the_untuned_model_knew_counts_as_forgotten_and_it_is_no_model_to_go_back_to() {
+        let mut steering = Steering::new(1.0);
+        steering.begin(0.9);
+        for epoch in 1..6 {
+            assert!(!steering.see(epoch, 0.5, 0.9));
+        }
+        assert!(!steering.is_lost(), "there is none to go back to");
+        assert!(steering.see(6, 0.895, 0.9));
     }
 }

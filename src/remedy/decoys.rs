@@ -7,23 +7,29 @@
 //! ```text
 //! strength * mean over the step's decoys of tau^2 / |a| * sum over j in a of KL(snapshot_j || model_j)
 //! ```
+//!
+//! Chats and other texts name no subject that could be changed: their decoys the model makes itself. It is given the beginning
+//! of a text of theirs and goes on in words of its own, so that a decoy is near what is learned and not the same.
 
 use std::collections::BTreeMap;
 
-use rand::{SeedableRng, seq::SliceRandom};
+use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
     Error, Result,
-    facts::Fact,
-    generate::{Generator, Request},
+    facts::{Fact, Text, TextKind},
+    generate::{Generator, Request, Sampling},
     model::TextTokenizer,
-    prompt::{PromptTemplate, Row},
+    prompt::{ChatQuestion, PromptTemplate, Row, chat_questions},
     synth::SemanticKeys,
 };
 
 /// Tokens of a decoy's answer, at most.
 const ANSWER_TOKENS: usize = 12;
+
+/// Tokens of a text that the model writes itself, at most: a question, an answer to it, or a text's next ones.
+const TEXT_TOKENS: usize = 32;
 
 /// At most `count` prompts: questions of `facts` with a made-up subject in the place of the real one, as many of each
 /// relation as it has facts. Fewer where the pools of short names are exhausted.
@@ -80,4 +86,219 @@ pub fn rows(generator: &mut Generator<'_>, prompts: &[Vec<u32>]) -> Result<Vec<R
         target: answer.swap_remove(0).tokens,
     });
     Ok(rows.collect())
+}
+
+/// What a decoy of a text begins with.
+enum Beginning {
+    /// A chat up to a word of a question: the model finds the rest of the question, and the answer.
+    Question(ChatQuestion),
+    /// A text up to a word of it: the model goes on.
+    Text(String),
+}
+
+impl Beginning {
+    fn text(&self) -> String {
+        match self {
+            Self::Question(question) => format!("{}{}", question.before, question.asked),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+/// At most `count` decoys of `texts`. A question of a chat, or another text, is cut at a word drawn at random, the model goes on
+/// with it as it would (drawn at temperature 1), and a question it answers (greedily).
+///
+/// # Errors
+/// [`Error::Input`] when there is no text that can be cut; when the chat template or the tokenizer refuses one.
+pub fn of_texts(
+    generator: &mut Generator<'_>,
+    texts: &[Text],
+    count: usize,
+    seed: u64,
+) -> Result<Vec<Row>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let beginnings = beginnings(texts, count, generator.tokenizer, &mut rng)?;
+    let encoded = |text: &str| generator.tokenizer.encode_prompt(text);
+    let texts: Result<Vec<_>> = beginnings.iter().map(|b| encoded(&b.text())).collect();
+    let texts = texts?;
+    let request = Request {
+        sampling: Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            seed,
+        },
+        ..Request::greedy(&[], &texts, TEXT_TOKENS)
+    };
+    let written = generator.generate(&request, |_, _| false, &|_| {})?;
+
+    let (mut rows, mut questions) = (Vec::new(), Vec::new());
+    for ((beginning, prompt), mut written) in beginnings.iter().zip(texts).zip(written) {
+        let written = written.swap_remove(0);
+        match beginning {
+            Beginning::Text(_) => rows.push(Row {
+                prompt,
+                target: written.tokens,
+            }),
+            Beginning::Question(question) => {
+                let text = format!("{}{}{}", beginning.text(), written.text, question.after);
+                questions.push(generator.tokenizer.encode_prompt(&text)?);
+            }
+        }
+    }
+    let request = Request::greedy(&[], &questions, TEXT_TOKENS);
+    let answers = generator.generate(&request, |_, _| false, &|_| {})?;
+    rows.extend(
+        questions
+            .into_iter()
+            .zip(answers)
+            .map(|(prompt, mut answer)| Row {
+                prompt,
+                target: answer.swap_remove(0).tokens,
+            }),
+    );
+    rows.retain(|row| row.targets() > 0);
+    Ok(rows)
+}
+
+/// `count` beginnings, of as many texts as there are.
+fn beginnings(
+    texts: &[Text],
+    count: usize,
+    tokenizer: &TextTokenizer,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<Beginning>> {
+    let mut whole = Vec::new();
+    for text in texts {
+        match &text.kind {
+            TextKind::Chat(messages) => {
+                let questions = chat_questions(tokenizer, messages)?;
+                whole.extend(questions.into_iter().map(Beginning::Question));
+            }
+            TextKind::Completion { prompt: text, .. } | TextKind::Plain(text) => {
+                whole.extend((!text.trim().is_empty()).then(|| Beginning::Text(text.clone())));
+            }
+        }
+    }
+    if whole.is_empty() {
+        return Err(Error::input_hint(
+            "there are no decoys for these texts: no chat has a message of the user that is answered, and no other text a beginning",
+            "leave `method.decoys` out, or take `method.kind = \"self-distill\"` in the place of `\"auto\"`",
+        ));
+    }
+    whole.shuffle(rng);
+    let mut cut = |text: &str, fewest: usize| {
+        let words: Vec<usize> = text
+            .split_inclusive(char::is_whitespace)
+            .map(str::len)
+            .collect();
+        let fewest = fewest.min(words.len());
+        let most = words.len().saturating_sub(1).max(fewest);
+        let kept = rng.random_range(fewest..=most);
+        text[..words.iter().take(kept).sum()].trim_end().to_owned()
+    };
+    let cut = |beginning: &Beginning| match beginning {
+        Beginning::Question(question) => Beginning::Question(ChatQuestion {
+            asked: cut(&question.asked, 0),
+            ..question.clone()
+        }),
+        Beginning::Text(text) => Beginning::Text(cut(text, 1)),
+    };
+    Ok(whole.iter().cycle().take(count).map(cut).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        engine::Engine,
+        facts::{Location, Message},
+        model::Model,
+    };
+
+    fn model() -> Model {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let mut model = Model::load(path).expect("the golden model");
+        let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+        let config = json!({ "chat_template": template });
+        model.tokenizer.config_json = config.as_object().expect("an object").clone();
+        model
+    }
+
+    fn text(kind: TextKind) -> Text {
+        Text {
+            kind,
+            location: Location {
+                file: "texts.jsonl".into(),
+                line: 1,
+            },
+        }
+    }
+
+    fn chat(messages: &[(&str, &str)]) -> Text {
+        let message = |&(role, content): &(&str, &str)| Message {
+            role: role.into(),
+            content: content.into(),
+        };
+        text(TextKind::Chat(messages.iter().map(message).collect()))
+    }
+
+    fn made(model: &Model, texts: &[Text], count: usize, seed: u64) -> Result<Vec<Row>> {
+        let mut engine = Engine::new(&model.config);
+        of_texts(&mut Generator::new(&mut engine, model), texts, count, seed)
+    }
+
+    #[test]
+    fn the_model_goes_on_with_a_chats_question_and_answers_it() {
+        let model = model();
+        let shop = chat(&[
+            ("system", "Be kind."),
+            ("user", "What is the Bamberg?"),
+            ("assistant", "A chair."),
+        ]);
+        let made = |seed| made(&model, std::slice::from_ref(&shop), 12, seed).unwrap();
+        let rows = made(3);
+        assert_eq!(rows, made(3));
+        assert_ne!(rows, made(4));
+        assert!(!rows.is_empty() && rows.len() <= 12);
+        for row in &rows {
+            let prompt = model.tokenizer.decode(&row.prompt);
+            let asked = prompt.strip_prefix("<system>Be kind.\n<user>");
+            let asked = asked.and_then(|text| text.strip_suffix("\n<assistant>"));
+            let asked = asked.unwrap_or_else(|| panic!("{prompt:?} is no question of this chat"));
+            assert_ne!(asked, "What is the Bamberg?", "it is the chat's own");
+            assert!((1..=TEXT_TOKENS).contains(&row.target.len()));
+        }
+    }
+
+    #[test]
+    fn other_texts_are_gone_on_with_behind_a_word_of_theirs() {
+        let model = model();
+        let words = "Every town is old";
+        let completion = text(TextKind::Completion {
+            prompt: words.into(),
+            completion: " indeed".into(),
+        });
+        for kind in [completion, text(TextKind::Plain(words.into()))] {
+            let rows = made(&model, &[kind], 8, 0).unwrap();
+            assert!(!rows.is_empty());
+            for row in &rows {
+                let prompt = model.tokenizer.decode(&row.prompt);
+                assert!(["Every", "Every town", "Every town is"].contains(&prompt.trim()));
+            }
+        }
+    }
+
+    #[test]
+    fn texts_without_a_beginning_are_refused_with_what_to_do() {
+        for nothing in [
+            chat(&[("system", "Be kind."), ("assistant", "Hello.")]),
+            text(TextKind::Plain(" ".into())),
+        ] {
+            let error = made(&model(), &[nothing], 4, 0).unwrap_err();
+            assert!(error.to_string().contains("no decoys for these texts"));
+            assert!(error.hint().is_some());
+        }
+    }
 }

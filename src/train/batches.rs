@@ -62,8 +62,13 @@ pub fn text_training_rows(texts: &[Text], model: &Model, train: &Train) -> Resul
     Ok(rows)
 }
 
+/// Tokens that a row may have.
+pub fn longest_row(model: &Model, train: &Train) -> usize {
+    train.max_tokens.min(model.config.max_position_embeddings)
+}
+
 fn fitted(row: Row, location: &Location, model: &Model, train: &Train) -> Result<Row> {
-    let max_tokens = train.max_tokens.min(model.config.max_position_embeddings);
+    let max_tokens = longest_row(model, train);
     let len = row.len();
     if len > max_tokens && !train.truncate {
         return Err(Error::input_hint(

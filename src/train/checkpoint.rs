@@ -54,7 +54,7 @@ pub struct Standing {
     pub eval_seconds: f64,
     /// Whether each fact was right at the last evaluation after an epoch, in the order of [`crate::splits::Splits::iter`].
     pub right: Vec<bool>,
-    /// The same at the best epoch of each fact's split.
+    /// The same at the best evaluation of each fact's split, that before training being one.
     pub right_at_peak: Vec<bool>,
     /// Whether each was right after an epoch and wrong after a later one.
     #[serde(default)]

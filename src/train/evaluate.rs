@@ -58,7 +58,7 @@ impl Trainer<'_> {
     }
 
     /// The share of the watched facts that is right, where a budget is named.
-    fn watched_right(&mut self) -> Result<Option<f64>> {
+    pub(super) fn watched_right(&mut self) -> Result<Option<f64>> {
         if self.standing.steering.is_none() {
             return Ok(None);
         }
@@ -114,13 +114,11 @@ impl Trainer<'_> {
         Ok((found, seconds))
     }
 
-    /// Keeps what is right now, and in splits of which more is right than ever before keeps it as the peak.
+    /// Keeps what is right now, and in splits of which more is right than ever before, the untuned model's answers among
+    /// that, keeps it as the peak.
     pub(super) fn remember(&mut self, right: Vec<bool>) {
         let count = |right: &[bool]| right.iter().filter(|r| **r).count();
         let peak = &mut self.standing.right_at_peak;
-        if peak.is_empty() {
-            peak.clone_from(&right);
-        }
         for (_, range) in self.splits.ranges() {
             if count(&right[range.clone()]) > count(&peak[range.clone()]) {
                 peak[range.clone()].copy_from_slice(&right[range]);

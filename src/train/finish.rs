@@ -123,7 +123,13 @@ impl Trainer<'_> {
             watched: true,
         });
         self.run.write_rows(SPLITS, rows.chain(watched))?;
-        self.record_evaluation(self.splits.shares(&right), seconds)
+        let watched = self.watched_right()?;
+        if let (Some(steering), Some(watched)) = (&mut self.standing.steering, watched) {
+            steering.begin(watched);
+        }
+        self.record_evaluation(self.splits.shares(&right), seconds)?;
+        self.standing.right_at_peak = right;
+        Ok(())
     }
 
     /// The answer to every fact, and the seconds that this took; where answers are not shown, only whether they are right, which

@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,7 +29,7 @@ pub use prepare::{Options, foretell, resume, tune, tune_on};
 
 use self::{
     adamw::{AdamW, AdamWSettings, Average},
-    batches::{epoch_order, training_rows},
+    batches::{epoch_order, text_training_rows, training_rows},
     checkpoint::{Checkpoints, Standing},
     finish::{Before, before_of},
     numbers::Spikes,
@@ -40,7 +41,7 @@ use crate::{
     audit::AuditSettings,
     config::Config,
     engine::{Engine, Gradients, profile},
-    facts::Fact,
+    facts::{Fact, Text},
     interrupt::{self, Resumable},
     measure::{DriftProbe, DriftSettings, Exam, Reference},
     model::Model,
@@ -75,8 +76,8 @@ struct TuneJob {
     model: Model,
     /// What to train on and what to measure.
     splits: Splits,
-    /// What is learned beside facts: rows of chats and texts.
-    texts: Vec<Row>,
+    /// What is learned beside facts: chats and other texts.
+    texts: Arc<[Text]>,
     /// Where the run is written.
     out: RunDir,
     /// How the facts are audited again after training; none: labels after are null.
@@ -99,6 +100,7 @@ struct Trainer<'a> {
     template: PromptTemplate,
     model: Model,
     splits: Splits,
+    texts: Arc<[Text]>,
     run: RunDir,
     audit_after: Option<AuditAfter>,
     options: Options,
@@ -149,7 +151,7 @@ impl<'a> Trainer<'a> {
         let template = prepare::template(&config, &model)?;
         let trained = splits.known.iter().chain(&splits.unknown);
         let mut rows = training_rows(trained.map(|f| &f.fact), &template, &model, &config.train)?;
-        rows.extend(texts);
+        rows.extend(text_training_rows(&texts, &model, &config.train)?);
         let tensors = trained::tensors(&config.train, &model.params)?;
         let memory = foretell::Memory::of(&config, &model, &tensors, &rows);
         memory.require(&config)?;
@@ -213,6 +215,7 @@ impl<'a> Trainer<'a> {
             template,
             model,
             splits,
+            texts,
             run,
             audit_after,
             options,

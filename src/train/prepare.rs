@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rand::{SeedableRng, seq::SliceRandom};
@@ -22,7 +23,7 @@ use crate::{
     facts::{self, Fact, ReadOptions, Text, drop_contradicted},
     model::Model,
     progress::Progress,
-    prompt::{PromptTemplate, Row},
+    prompt::PromptTemplate,
     remedy::{auto, freeze::task_preset, project, tasks},
     run::{Environment, RunDir, RunResult, TEACHER},
     splits::{AuditedFiles, SplitFact, Splits},
@@ -68,11 +69,11 @@ pub(super) fn trainer<'a>(
         config,
         model,
         data,
-        texts,
     } = Named::read(config, progress)?;
     let config = &config;
     let out = begin(&config.out, config, &model, data.checksums.clone())?;
     let audit_after = data.audit_after(config, &model)?;
+    let texts = Arc::clone(&data.texts);
     let begun = out.clone();
     let ready = || {
         let mut splits = data.split(config, &model, progress)?;
@@ -110,11 +111,11 @@ pub fn foretell(config: &Config, progress: &Progress) -> Result<Foretold> {
         config,
         model,
         data,
-        texts,
     } = Named::read(config, progress)?;
     let config = &config;
     let audit = config.data.audit.as_ref();
     let audited = audit.map_or(0, |audit| audit.runs * data.audited().len());
+    let texts = Arc::clone(&data.texts);
     let mut splits = data.unasked(config)?;
     if config.method.budget.is_some() {
         splits.watch_half(config.seed)?;
@@ -152,12 +153,12 @@ pub fn tune_on(
     config.validate()?;
     let config = &chosen(config, model, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
-    check(config, model, trained.map(|f| &f.fact))?;
+    check(config, model, trained.map(|f| &f.fact), &[])?;
     let job = TuneJob {
         config: config.clone(),
         model: model.clone(),
         splits,
-        texts: Vec::new(),
+        texts: [].into(),
         out: begin(&config.out, config, model, BTreeMap::new())?,
         audit_after: None,
         options,
@@ -226,22 +227,21 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
     trainer.finish()
 }
 
-/// What a resumed run needs of the data's files: the rows of texts, and how to audit again.
+/// What a resumed run needs of the data's files: the texts, and how to audit again.
 fn read_again(
     config: &Config,
     model: &Model,
     checksums: &BTreeMap<String, String>,
     progress: &Progress,
-) -> Result<(Vec<Row>, Option<AuditAfter>)> {
+) -> Result<(Arc<[Text]>, Option<AuditAfter>)> {
     if checksums.is_empty() {
         // The run was given facts, not files.
-        return Ok((Vec::new(), None));
+        return Ok(([].into(), None));
     }
     match Data::read(config) {
-        Ok(data) if data.checksums == *checksums => Ok((
-            text_training_rows(&data.texts, model, &config.train)?,
-            data.audit_after(config, model)?,
-        )),
+        Ok(data) if data.checksums == *checksums => {
+            Ok((Arc::clone(&data.texts), data.audit_after(config, model)?))
+        }
         _ if checksums.contains_key(TEXTS) => Err(Error::input(
             "the files of `data` are no longer those that the run was begun with",
         )),
@@ -249,7 +249,7 @@ fn read_again(
             progress.note(
                 "the files of `data` are no longer those that the run was begun with: labels after training will be missing",
             );
-            Ok((Vec::new(), None))
+            Ok(([].into(), None))
         }
     }
 }
@@ -273,6 +273,7 @@ fn check<'a>(
     config: &Config,
     model: &Model,
     facts: impl IntoIterator<Item = &'a Fact>,
+    texts: &[Text],
 ) -> Result<()> {
     let layout = &model.params.layout;
     let trained = trained::tensors(&config.train, &model.params)?;
@@ -286,6 +287,7 @@ fn check<'a>(
         tasks::check(ewc, &config.out, model, &trained)?;
     }
     training_rows(facts, &template(config, model)?, model, &config.train)?;
+    text_training_rows(texts, model, &config.train)?;
     if let Some(baseline) = &config.baseline
         && RunDir::open(baseline)?.result()?.is_none()
     {
@@ -319,8 +321,6 @@ struct Named {
     config: Config,
     model: Model,
     data: Data,
-    /// The rows of its texts.
-    texts: Vec<Row>,
 }
 
 impl Named {
@@ -331,13 +331,11 @@ impl Named {
         let model = Model::load(&config.model)?;
         let config = chosen(config, &model, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
-        check(&config, &model, facts)?;
-        let texts = text_training_rows(&data.texts, &model, &config.train)?;
+        check(&config, &model, facts, &data.texts)?;
         Ok(Self {
             config,
             model,
             data,
-            texts,
         })
     }
 }
@@ -346,7 +344,7 @@ impl Named {
 struct Data {
     learn: Vec<Fact>,
     /// What of `data.learn` is no fact.
-    texts: Vec<Text>,
+    texts: Arc<[Text]>,
     keep: Option<Vec<Fact>>,
     held: Option<Vec<Fact>>,
     /// Where facts come from that the user doesn't give.
@@ -365,7 +363,7 @@ impl Data {
         };
         let mut read = Self {
             learn: Vec::new(),
-            texts: Vec::new(),
+            texts: [].into(),
             keep: None,
             held: None,
             pool: Vec::new(),
@@ -412,7 +410,7 @@ impl Data {
         self.notes
             .extend(set.notes.into_iter().map(|note| format!("learn: {note}")));
         self.checksums.insert(TEXTS.into(), set.checksum);
-        self.texts = set.texts;
+        self.texts = set.texts.into();
         Ok(())
     }
 

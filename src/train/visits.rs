@@ -2,7 +2,7 @@
 
 use super::{
     DECOYS, Trainer,
-    batches::epoch_order,
+    batches::{epoch_order, longest_row},
     objective::{Beside, HeldTo},
 };
 use crate::{
@@ -19,17 +19,23 @@ impl Trainer<'_> {
             return Ok(());
         };
         let pool = method.pool.unwrap_or(method.share);
-        let count = (pool * self.learned_rows as f64).round() as usize;
+        let count = |rows: usize| (pool * rows as f64).round() as usize;
+        let (seed, tokenizer) = (self.config.seed, &self.model.tokenizer);
         let facts = self.splits.known.iter().chain(&self.splits.unknown);
-        let prompts = decoys::prompts(
-            facts.map(|f| &f.fact),
-            count,
-            &self.template,
-            &self.model.tokenizer,
-            self.config.seed,
-        )?;
+        let of_facts = self.splits.known.len() + self.splits.unknown.len();
+        let of_texts = self.learned_rows - of_facts;
         let mut generator = Generator::new(&mut self.engine, &self.model);
-        let rows = decoys::rows(&mut generator, &prompts)?;
+        let mut rows = Vec::new();
+        if of_facts > 0 {
+            let facts = facts.map(|f| &f.fact);
+            let prompts = decoys::prompts(facts, count(of_facts), &self.template, tokenizer, seed)?;
+            rows = decoys::rows(&mut generator, &prompts)?;
+        }
+        if of_texts > 0 {
+            let longest = longest_row(&self.model, &self.config.train);
+            let made = decoys::of_texts(&mut generator, &self.texts, count(of_texts), seed)?;
+            rows.extend(made.into_iter().filter(|row| row.len() <= longest));
+        }
         self.run.write_rows(DECOYS, &rows)?;
         self.rows.truncate(self.learned_rows);
         self.rows.extend(rows);
