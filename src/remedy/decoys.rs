@@ -171,8 +171,11 @@ fn beginnings(
     for text in texts {
         match &text.kind {
             TextKind::Chat(messages) => {
-                let questions = chat_questions(tokenizer, messages)?;
-                whole.extend(questions.into_iter().map(Beginning::Question));
+                // As it is asked there, and as anybody would ask it: with nothing before it.
+                for asked in std::iter::once(&messages[..]).chain(messages.windows(2)) {
+                    let questions = chat_questions(tokenizer, asked)?;
+                    whole.extend(questions.into_iter().map(Beginning::Question));
+                }
             }
             TextKind::Completion { prompt: text, .. } | TextKind::Plain(text) => {
                 whole.extend((!text.trim().is_empty()).then(|| Beginning::Text(text.clone())));
@@ -262,14 +265,19 @@ mod tests {
         assert_eq!(rows, made(3));
         assert_ne!(rows, made(4));
         assert!(!rows.is_empty() && rows.len() <= 12);
+        let mut seen = [0; 2];
         for row in &rows {
             let prompt = model.tokenizer.decode(&row.prompt);
-            let asked = prompt.strip_prefix("<system>Be kind.\n<user>");
+            let bare = prompt.strip_prefix("<system>Be kind.\n");
+            let (in_context, asked) = bare.map_or((false, &prompt[..]), |text| (true, text));
+            seen[usize::from(in_context)] += 1;
+            let asked = asked.strip_prefix("<user>");
             let asked = asked.and_then(|text| text.strip_suffix("\n<assistant>"));
             let asked = asked.unwrap_or_else(|| panic!("{prompt:?} is no question of this chat"));
             assert_ne!(asked, "What is the Bamberg?", "it is the chat's own");
             assert!((1..=TEXT_TOKENS).contains(&row.target.len()));
         }
+        assert!(seen.iter().all(|&rows| rows >= 4), "{seen:?}");
     }
 
     #[test]
