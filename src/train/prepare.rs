@@ -20,7 +20,7 @@ use crate::{
     audit::{AuditSettings, Label, audit},
     config::{Config, Goal, Train},
     engine::Engine,
-    facts::{self, Fact, ReadOptions, Text, drop_contradicted},
+    facts::{self, Fact, ReadOptions, Text, TextKind, drop_contradicted},
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
@@ -328,6 +328,12 @@ impl Named {
         config.validate()?;
         let data = Data::read(config)?;
         data.notes.iter().for_each(|note| progress.note(note));
+        if data.has_chats() && !config.data.chat {
+            progress.note(
+                "chats are learned, and what is forgotten is asked outside of a chat, where a model may know more: \
+                 `--set data.chat=true --set data.match=contains` asks as the model will be asked",
+            );
+        }
         let model = Model::load(&config.model)?;
         let config = chosen(config, &model, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
@@ -454,6 +460,11 @@ impl Data {
             .iter()
             .chain(self.keep.iter().flatten())
             .chain(self.held.iter().flatten())
+    }
+
+    fn has_chats(&self) -> bool {
+        let is_chat = |text: &Text| matches!(text.kind, TextKind::Chat(_));
+        self.texts.iter().any(is_chat)
     }
 
     /// Every fact that an audit asks, none twice.
