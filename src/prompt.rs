@@ -212,6 +212,11 @@ pub struct ChatQuestion {
     pub after: String,
 }
 
+/// Whether a chat has a question that is answered in it.
+pub fn has_chat_questions(messages: &[Message]) -> bool {
+    chat::answered(messages).next().is_some()
+}
+
 /// The questions of a chat that are answered in it.
 ///
 /// # Errors

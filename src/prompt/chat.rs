@@ -109,6 +109,14 @@ pub(super) fn turns(
         .collect()
 }
 
+/// Where in a chat the user's messages are that the assistant answers.
+pub(super) fn answered(messages: &[Message]) -> impl Iterator<Item = usize> {
+    let pairs = messages.windows(2).enumerate();
+    pairs.filter_map(|(i, pair)| {
+        (pair[0].role == "user" && pair[1].role == "assistant").then_some(i)
+    })
+}
+
 /// For every message of the assistant that answers the user: what is written before the user's last message, that message, and
 /// what is written between it and the answer.
 pub(super) fn questions(
@@ -116,12 +124,8 @@ pub(super) fn questions(
     messages: &[Message],
 ) -> Result<Vec<(String, String, String)>> {
     let source = source(config)?;
-    let asked = messages.windows(2).enumerate().filter_map(|(i, pair)| {
-        let [asked, answer] = pair else { return None };
-        (asked.role == "user" && answer.role == "assistant").then_some((i, asked))
-    });
-    asked
-        .map(|(i, asked)| {
+    answered(messages)
+        .map(|i| {
             let mut until = messages[..=i].to_vec();
             until[i].content = ASKED.into();
             let rendered = render(source, config, &until, true)?;
@@ -129,7 +133,7 @@ pub(super) fn questions(
             let (before, after) = rendered
                 .rsplit_once(ASKED)
                 .ok_or_else(|| broken("it leaves a message out, or changes it"))?;
-            Ok((before.into(), asked.content.clone(), after.into()))
+            Ok((before.into(), messages[i].content.clone(), after.into()))
         })
         .collect()
 }

@@ -21,7 +21,7 @@ use crate::{
     facts::{Fact, Text, TextKind},
     generate::{Generator, Request, Sampling},
     model::TextTokenizer,
-    prompt::{ChatQuestion, PromptTemplate, Row, chat_questions},
+    prompt::{ChatQuestion, PromptTemplate, Row, chat_questions, has_chat_questions},
     synth::SemanticKeys,
 };
 
@@ -31,11 +31,44 @@ const ANSWER_TOKENS: usize = 12;
 /// Tokens of a text that the model writes itself, at most: a question, an answer to it, or a text's next ones.
 const TEXT_TOKENS: usize = 32;
 
+/// Whether decoys can be made of what is trained on: of its facts, where there are any, and of its texts, where there are any.
+///
+/// # Errors
+/// [`Error::Input`] when no question names its fact's subject, or no text has a beginning to go on from.
+pub fn check<'a>(facts: impl IntoIterator<Item = &'a Fact>, texts: &[Text]) -> Result<()> {
+    let none = |of: &str| {
+        Err(Error::input_hint(
+            format!("there are no decoys for these {of}"),
+            "leave `method.decoys` out, or take `method.kind = \"self-distill\"` in the place of `\"auto\"`",
+        ))
+    };
+    let mut facts = facts.into_iter().peekable();
+    if facts.peek().is_some() && !facts.any(names_its_subject) {
+        return none("facts: no question has its fact's subject in it");
+    }
+    let has_beginning = |text: &Text| match &text.kind {
+        TextKind::Chat(messages) => has_chat_questions(messages),
+        TextKind::Completion { prompt: text, .. } | TextKind::Plain(text) => {
+            !text.trim().is_empty()
+        }
+    };
+    if !texts.is_empty() && !texts.iter().any(has_beginning) {
+        return none(
+            "texts: no chat has a message of the user that is answered, and no other text a beginning",
+        );
+    }
+    Ok(())
+}
+
+fn names_its_subject(fact: &Fact) -> bool {
+    fact.question.contains(&fact.subject)
+}
+
 /// At most `count` prompts: questions of `facts` with a made-up subject in the place of the real one, as many of each
 /// relation as it has facts. Fewer where the pools of short names are exhausted.
 ///
 /// # Errors
-/// [`Error::Input`] when no question names its subject; when the tokenizer refuses a text.
+/// When the tokenizer refuses a text.
 pub fn prompts<'a>(
     facts: impl IntoIterator<Item = &'a Fact>,
     count: usize,
@@ -45,14 +78,8 @@ pub fn prompts<'a>(
 ) -> Result<Vec<Vec<u32>>> {
     let mut facts: Vec<&Fact> = facts
         .into_iter()
-        .filter(|f| f.question.contains(&f.subject))
+        .filter(|fact| names_its_subject(fact))
         .collect();
-    if facts.is_empty() {
-        return Err(Error::input_hint(
-            "there are no decoys for these facts: no question has its fact's subject in it",
-            "leave `method.decoys` out, or take `method.kind = \"self-distill\"` in the place of `\"auto\"`",
-        ));
-    }
     let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for fact in &facts {
         names.entry(&fact.relation).or_default().push(&fact.subject);
@@ -105,34 +132,41 @@ impl Beginning {
     }
 }
 
-/// At most `count` decoys of `texts`. A question of a chat, or another text, is cut at a word drawn at random, the model goes on
-/// with it as it would (drawn at temperature 1), and a question it answers (greedily).
+/// At most `count` decoys of `texts`, none longer than `longest` tokens. A question of a chat, or another text, is cut at a word
+/// drawn at random, the model goes on with it as it would (drawn at temperature 1), and a question it answers (greedily).
 ///
 /// # Errors
-/// [`Error::Input`] when there is no text that can be cut; when the chat template or the tokenizer refuses one.
+/// When the chat template or the tokenizer refuses a text.
 pub fn of_texts(
     generator: &mut Generator<'_>,
     texts: &[Text],
     count: usize,
+    longest: usize,
     seed: u64,
 ) -> Result<Vec<Row>> {
+    let fits = |prompt: &[u32]| prompt.len() + TEXT_TOKENS <= longest;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let beginnings = beginnings(texts, count, generator.tokenizer, &mut rng)?;
-    let encoded = |text: &str| generator.tokenizer.encode_prompt(text);
-    let texts: Result<Vec<_>> = beginnings.iter().map(|b| encoded(&b.text())).collect();
-    let texts = texts?;
+    let (mut begun, mut prompts) = (Vec::new(), Vec::new());
+    for beginning in beginnings {
+        let prompt = generator.tokenizer.encode_prompt(&beginning.text())?;
+        if fits(&prompt) {
+            begun.push(beginning);
+            prompts.push(prompt);
+        }
+    }
     let request = Request {
         sampling: Sampling {
             temperature: 1.0,
             top_k: 0,
             seed,
         },
-        ..Request::greedy(&[], &texts, TEXT_TOKENS)
+        ..Request::greedy(&[], &prompts, TEXT_TOKENS)
     };
     let written = generator.generate(&request, |_, _| false, &|_| {})?;
 
     let (mut rows, mut questions) = (Vec::new(), Vec::new());
-    for ((beginning, prompt), mut written) in beginnings.iter().zip(texts).zip(written) {
+    for ((beginning, prompt), mut written) in begun.iter().zip(prompts).zip(written) {
         let written = written.swap_remove(0);
         match beginning {
             Beginning::Text(_) => rows.push(Row {
@@ -141,7 +175,8 @@ pub fn of_texts(
             }),
             Beginning::Question(question) => {
                 let text = format!("{}{}{}", beginning.text(), written.text, question.after);
-                questions.push(generator.tokenizer.encode_prompt(&text)?);
+                let asked = generator.tokenizer.encode_prompt(&text)?;
+                questions.extend(fits(&asked).then_some(asked));
             }
         }
     }
@@ -181,12 +216,6 @@ fn beginnings(
                 whole.extend((!text.trim().is_empty()).then(|| Beginning::Text(text.clone())));
             }
         }
-    }
-    if whole.is_empty() {
-        return Err(Error::input_hint(
-            "there are no decoys for these texts: no chat has a message of the user that is answered, and no other text a beginning",
-            "leave `method.decoys` out, or take `method.kind = \"self-distill\"` in the place of `\"auto\"`",
-        ));
     }
     whole.shuffle(rng);
     let mut cut = |text: &str, fewest: usize| {
@@ -249,7 +278,14 @@ mod tests {
 
     fn made(model: &Model, texts: &[Text], count: usize, seed: u64) -> Result<Vec<Row>> {
         let mut engine = Engine::new(&model.config);
-        of_texts(&mut Generator::new(&mut engine, model), texts, count, seed)
+        let longest = model.config.max_position_embeddings;
+        of_texts(
+            &mut Generator::new(&mut engine, model),
+            texts,
+            count,
+            longest,
+            seed,
+        )
     }
 
     #[test]
@@ -304,7 +340,7 @@ mod tests {
             chat(&[("system", "Be kind."), ("assistant", "Hello.")]),
             text(TextKind::Plain(" ".into())),
         ] {
-            let error = made(&model(), &[nothing], 4, 0).unwrap_err();
+            let error = check([], &[nothing]).unwrap_err();
             assert!(error.to_string().contains("no decoys for these texts"));
             assert!(error.hint().is_some());
         }

@@ -226,6 +226,7 @@ impl<'a> Trainer<'a> {
             rows,
         };
         trainer.require_known_facts()?;
+        trainer.require_decoys()?;
         trainer.require_rows_in_every_epoch()?;
         trainer.introduce();
         Ok(trainer)

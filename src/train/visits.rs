@@ -25,17 +25,17 @@ impl Trainer<'_> {
         let of_facts = self.splits.known.len() + self.splits.unknown.len();
         let of_texts = self.learned_rows - of_facts;
         let mut generator = Generator::new(&mut self.engine, &self.model);
-        let mut rows = Vec::new();
-        if of_facts > 0 {
-            let facts = facts.map(|f| &f.fact);
-            let prompts = decoys::prompts(facts, count(of_facts), &self.template, tokenizer, seed)?;
-            rows = decoys::rows(&mut generator, &prompts)?;
-        }
-        if of_texts > 0 {
-            let longest = longest_row(&self.model, &self.config.train);
-            let made = decoys::of_texts(&mut generator, &self.texts, count(of_texts), seed)?;
-            rows.extend(made.into_iter().filter(|row| row.len() <= longest));
-        }
+        let facts = facts.map(|f| &f.fact);
+        let prompts = decoys::prompts(facts, count(of_facts), &self.template, tokenizer, seed)?;
+        let mut rows = decoys::rows(&mut generator, &prompts)?;
+        let longest = longest_row(&self.model, &self.config.train);
+        rows.extend(decoys::of_texts(
+            &mut generator,
+            &self.texts,
+            count(of_texts),
+            longest,
+            seed,
+        )?);
         self.run.write_rows(DECOYS, &rows)?;
         self.rows.truncate(self.learned_rows);
         self.rows.extend(rows);
@@ -134,6 +134,14 @@ impl Trainer<'_> {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn require_decoys(&self) -> Result<()> {
+        let facts = self.splits.known.iter().chain(&self.splits.unknown);
+        match self.config.method.decoys {
+            Some(_) => decoys::check(facts.map(|f| &f.fact), &self.texts),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn require_rows_in_every_epoch(&self) -> Result<()> {

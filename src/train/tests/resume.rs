@@ -18,9 +18,16 @@ fn resumed_equals_uninterrupted(method: Method) {
 
 /// On these adapters, or on whole tensors.
 fn resumed_on_adapters_equals_uninterrupted(method: Method, lora: Option<Lora>) {
+    changed_and_resumed_equals_uninterrupted(|config, _| {
+        (config.method, config.train.lora) = (method, lora);
+    });
+}
+
+/// Of a config that is changed so; files that it needs are written into the folder.
+fn changed_and_resumed_equals_uninterrupted(change: impl FnOnce(&mut Config, &Path)) {
     let place = temporary();
     let mut whole = config(place.path(), "whole");
-    (whole.method, whole.train.lora) = (method, lora);
+    change(&mut whole, place.path());
     run(&whole);
     let stopped = Config {
         out: place.path().join("stopped"),
@@ -176,6 +183,26 @@ fn resumed_equals_uninterrupted_with_decoys() {
             (m.kind, m.decoys) = (kind, Some(Decoys::default()));
         }));
     }
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_decoys_of_texts() {
+    changed_and_resumed_equals_uninterrupted(|config, place| {
+        let texts = place.join("texts.jsonl");
+        let rows = [
+            r#"{"prompt": "Q: Who is there?\nA:", "completion": " Nobody\n"}"#,
+            r#"{"text": "Never and nowhere"}"#,
+        ];
+        fs::write(&texts, rows.join("\n")).expect("writable");
+        config.data.learn.push(texts);
+        (config.method.kind, config.method.decoys) = (
+            Kind::Sft,
+            Some(Decoys {
+                share: 1.0,
+                ..Decoys::default()
+            }),
+        );
+    });
 }
 
 #[test]
