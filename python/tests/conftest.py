@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ FAST = {"data.audit": False, "train.lr": 0.01, "train.epochs": 40, "train.stop":
 
 
 def pytest_configure() -> None:
+    # A shell's background jobs ignore Ctrl-C, and hand that on: some tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "UNFORGET_BIN" not in os.environ and shutil.which("unforget") is None:
         built = ROOT / "target" / "release" / "unforget"
         if not built.is_file():
