@@ -225,17 +225,11 @@ pub fn chat_questions(
     tokenizer: &TextTokenizer,
     messages: &[Message],
 ) -> Result<Vec<ChatQuestion>> {
-    chat::questions(&tokenizer.config_json, messages)?
-        .into_iter()
-        .map(|(mut before, asked, after)| {
-            before.drain(..doubled_beginning(tokenizer, &before)?);
-            Ok(ChatQuestion {
-                before,
-                asked,
-                after,
-            })
-        })
-        .collect()
+    let mut questions = chat::questions(&tokenizer.config_json, messages)?;
+    for ChatQuestion { before, .. } in &mut questions {
+        before.drain(..doubled_beginning(tokenizer, before)?);
+    }
+    Ok(questions)
 }
 
 /// The length of the begin-of-text token at the start of a rendered chat where the tokenizer adds that token too.

@@ -9,7 +9,7 @@ use minijinja::{Environment, ErrorKind, Value, context};
 use regex::{Captures, Regex};
 use serde_json::{Map, Value as Json};
 
-use super::PromptTemplate;
+use super::{ChatQuestion, PromptTemplate};
 use crate::{Error, Result, facts::Message};
 
 /// Instructions that one rendering may take; real templates need a few thousand.
@@ -117,12 +117,11 @@ pub(super) fn answered(messages: &[Message]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// For every message of the assistant that answers the user: what is written before the user's last message, that message, and
-/// what is written between it and the answer.
+/// The questions of a chat that are answered in it, and what is written around each.
 pub(super) fn questions(
     config: &Map<String, Json>,
     messages: &[Message],
-) -> Result<Vec<(String, String, String)>> {
+) -> Result<Vec<ChatQuestion>> {
     let source = source(config)?;
     answered(messages)
         .map(|i| {
@@ -130,10 +129,12 @@ pub(super) fn questions(
             until[i].content = ASKED.into();
             let rendered = render(source, config, &until, true)?;
             // Earlier messages may quote the mark; the last one is the question's place.
-            let (before, after) = rendered
-                .rsplit_once(ASKED)
-                .ok_or_else(|| broken("it leaves a message out, or changes it"))?;
-            Ok((before.into(), messages[i].content.clone(), after.into()))
+            let (before, after) = rendered.rsplit_once(ASKED).ok_or_else(left_out)?;
+            Ok(ChatQuestion {
+                before: before.into(),
+                asked: messages[i].content.clone(),
+                after: after.into(),
+            })
         })
         .collect()
 }
@@ -214,8 +215,11 @@ fn fixed_date(format: &str) -> String {
 
 /// The text before and after `message`.
 fn cut<'t>(text: &'t str, message: &str) -> Result<(&'t str, &'t str)> {
-    text.split_once(message)
-        .ok_or_else(|| broken("it leaves a message out, or changes it"))
+    text.split_once(message).ok_or_else(left_out)
+}
+
+fn left_out() -> Error {
+    broken("it leaves a message out, or changes it")
 }
 
 fn broken(reason: &str) -> Error {
@@ -238,6 +242,13 @@ mod tests {
 
     fn chat(source: &str) -> Result<PromptTemplate> {
         template(&config(source), "{question}", "{object}")
+    }
+
+    fn message(role: &str, content: &str) -> Message {
+        Message {
+            role: role.into(),
+            content: content.into(),
+        }
     }
 
     const CHATML: &str = "{% for m in messages %}\n{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}\
@@ -344,10 +355,6 @@ mod tests {
 
     #[test]
     fn every_answer_of_a_chat_is_trained_behind_all_that_came_before() {
-        let message = |role: &str, content: &str| Message {
-            role: role.into(),
-            content: content.into(),
-        };
         let messages = [
             message("user", "a"),
             message("assistant", "b"),
@@ -371,10 +378,6 @@ mod tests {
 
     #[test]
     fn a_question_is_cut_out_of_its_chat_and_nothing_else() {
-        let message = |role: &str, content: &str| Message {
-            role: role.into(),
-            content: content.into(),
-        };
         // The question is a part of what the template writes, and an earlier message quotes the mark.
         let messages = [
             message("user", "what is {question}?"),
@@ -385,7 +388,11 @@ mod tests {
         ];
         let questions = questions(&config(CHATML), &messages).unwrap();
         assert_eq!(questions.len(), 2);
-        let (before, asked, after) = &questions[1];
+        let ChatQuestion {
+            before,
+            asked,
+            after,
+        } = &questions[1];
         assert!(before.ends_with("a mark<|im_end|>\n<|im_start|>user\n"));
         assert_eq!(
             (asked.as_str(), after.as_str()),

@@ -140,6 +140,7 @@ mod tests {
         }
         steering.see(4, 0.5, 0.9);
         assert!(steering.is_lost());
+        assert!(Steering::new(0.0).best.is_none());
     }
 
     #[test]

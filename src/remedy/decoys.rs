@@ -105,11 +105,24 @@ pub fn prompts<'a>(
 ///
 /// # Errors
 /// When a prompt is longer than the model's context.
-pub fn rows(generator: &mut Generator<'_>, prompts: &[Vec<u32>]) -> Result<Vec<Row>> {
-    let request = Request::greedy(&[], prompts, ANSWER_TOKENS);
-    let answers = generator.generate(&request, |_, text| text.contains('\n'), &|_| {})?;
-    let rows = prompts.iter().zip(answers).map(|(prompt, mut answer)| Row {
-        prompt: prompt.clone(),
+pub fn rows(generator: &mut Generator<'_>, prompts: Vec<Vec<u32>>) -> Result<Vec<Row>> {
+    answered(generator, prompts, ANSWER_TOKENS, |text| {
+        text.contains('\n')
+    })
+}
+
+/// `prompts` with the model's own greedy answers, which end at so many tokens at the latest or once `done` says so.
+fn answered(
+    generator: &mut Generator<'_>,
+    prompts: Vec<Vec<u32>>,
+    most_tokens: usize,
+    done: impl Fn(&str) -> bool + Sync,
+) -> Result<Vec<Row>> {
+    let request = Request::greedy(&[], &prompts, most_tokens);
+    let answers = generator.generate(&request, |_, text| done(text), &|_| {})?;
+    let rows = prompts.into_iter().zip(answers);
+    let rows = rows.map(|(prompt, mut answer)| Row {
+        prompt,
         target: answer.swap_remove(0).tokens,
     });
     Ok(rows.collect())
@@ -180,17 +193,7 @@ pub fn of_texts(
             }
         }
     }
-    let request = Request::greedy(&[], &questions, TEXT_TOKENS);
-    let answers = generator.generate(&request, |_, _| false, &|_| {})?;
-    rows.extend(
-        questions
-            .into_iter()
-            .zip(answers)
-            .map(|(prompt, mut answer)| Row {
-                prompt,
-                target: answer.swap_remove(0).tokens,
-            }),
-    );
+    rows.extend(answered(generator, questions, TEXT_TOKENS, |_| false)?);
     rows.retain(|row| row.targets() > 0);
     Ok(rows)
 }

@@ -27,7 +27,7 @@ impl Trainer<'_> {
         let mut generator = Generator::new(&mut self.engine, &self.model);
         let facts = facts.map(|f| &f.fact);
         let prompts = decoys::prompts(facts, count(of_facts), &self.template, tokenizer, seed)?;
-        let mut rows = decoys::rows(&mut generator, &prompts)?;
+        let mut rows = decoys::rows(&mut generator, prompts)?;
         let longest = longest_row(&self.model, &self.config.train);
         rows.extend(decoys::of_texts(
             &mut generator,
