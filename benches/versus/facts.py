@@ -94,6 +94,11 @@ def usual_first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=16, t
     return answers
 
 
+def answering(variant):
+    """The way in which `best` or `usual` answers."""
+    return {"best": first_lines, "usual": usual_first_lines}[variant]
+
+
 def _continue(model, tokenizer, rows, shared, max_new_tokens, temperature, top_k):
     """New tokens of `rows` (all of one length) behind the cache `shared`."""
     cache = DynamicCache()

@@ -16,7 +16,7 @@ from collections import Counter
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from facts import first_lines, is_right, prompt_text, read_tsv, target_text
+from facts import answering, is_right, prompt_text, read_tsv, target_text
 
 
 def label(greedy_right, sampled_right):
@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--top-k", type=int, default=40)
     parser.add_argument("--sample-all", action="store_true")
+    parser.add_argument("--variant", choices=["best", "usual"], default="best")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -50,6 +51,7 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     facts, exemplars = read_tsv(args.facts), read_tsv(args.exemplars)
+    answer_all = answering(args.variant)
     began = time.perf_counter()
 
     prefixes = []
@@ -58,14 +60,14 @@ def main():
         prefixes.append("".join(prompt_text(f) + target_text(f) for f in shots))
     greedy_right = [[] for _ in facts]
     for prefix in prefixes:
-        answers = first_lines(model, tokenizer, [prompt_text(f) for f in facts], prefix)
+        answers = answer_all(model, tokenizer, [prompt_text(f) for f in facts], prefix)
         for right, answer, fact in zip(greedy_right, answers, facts):
             right.append(is_right(answer, fact))
     sampled_right = [0] * len(facts)
     drawn = [i for i in range(len(facts)) if args.sample_all or not any(greedy_right[i])]
     for prefix in prefixes:
         prompts = [prompt_text(facts[i]) for i in drawn for _ in range(args.samples)]
-        answers = first_lines(model, tokenizer, prompts, prefix, temperature=args.temperature, top_k=args.top_k)
+        answers = answer_all(model, tokenizer, prompts, prefix, temperature=args.temperature, top_k=args.top_k)
         for place, answer in enumerate(answers):
             i = drawn[place // args.samples]
             sampled_right[i] += is_right(answer, facts[i])

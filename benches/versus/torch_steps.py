@@ -26,31 +26,14 @@ import statistics
 import time
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import arguments
-from facts import first_lines, is_right, prompt_text, read_tsv, target_text, usual_first_lines
-from torch_tune import IGNORED, distillation, padded, tokenised, training_step
+from facts import answering, is_right, prompt_text, read_tsv, target_text
+from torch_tune import STEPS, tokenised
 
 WARM_UP = 2
 TAU = 0.5
-
-
-def usual_step(model, teacher, optimizer, rows, pad):
-    """A training step over the logits of every position."""
-    inputs, wanted = padded(rows, pad)
-    logits = model(input_ids=inputs, attention_mask=(inputs != pad).long(), use_cache=False).logits
-    loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
-    if teacher is not None:
-        with torch.no_grad():
-            soft = teacher(input_ids=inputs, attention_mask=(inputs != pad).long(), use_cache=False).logits
-        answers = wanted != IGNORED
-        loss = loss + distillation(logits[answers], soft[answers], [len(target) for _, target in rows], TAU)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def step_seconds(model, tokenizer, facts, args):
@@ -59,18 +42,15 @@ def step_seconds(model, tokenizer, facts, args):
     random.Random(0).shuffle(rows)
     pad = tokenizer.pad_token_id or 0
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if args.what == "self-distill" else None
-    best = args.variant == "best"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=best or None)
+    fused = args.variant == "best" or None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=fused)
     model.train()
     seconds, tokens = [], []
     for step in range(WARM_UP + args.steps):
         start = step * args.batch_size % (len(rows) - args.batch_size + 1)
         batch = rows[start : start + args.batch_size]
         began = time.perf_counter()
-        if best:
-            training_step(model, teacher, optimizer, batch, pad, 1.0, TAU, 1.0)
-        else:
-            usual_step(model, teacher, optimizer, batch, pad)
+        STEPS[args.variant](model, teacher, optimizer, batch, pad, 1.0, TAU, 1.0)
         seconds.append(time.perf_counter() - began)
         tokens.append(sum(len(prompt) + len(target) for prompt, target in batch))
     return seconds[WARM_UP:], statistics.median(tokens)
@@ -97,7 +77,7 @@ def audit(model, tokenizer, facts, answer, args):
 
 def main():
     parser = arguments.parser(__doc__)
-    parser.add_argument("--variant", choices=["best", "usual"], default="best")
+    parser.add_argument("--variant", choices=list(STEPS), default="best")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -112,7 +92,7 @@ def main():
                 "seconds_min": round(min(seconds), 4), "tokens": tokens}
     else:
         facts = facts[: args.facts]
-        answer = first_lines if args.variant == "best" else usual_first_lines
+        answer = answering(args.variant)
         row |= {"variant": args.variant}
         began = time.perf_counter()
         if args.what == "evaluate":

@@ -1,11 +1,11 @@
 """SFT, self-distillation or Only Known on split files with PyTorch; one JSON line of accuracies per epoch.
 
-usage: torch_tune.py HF_DIR SPLITS --method sft|self-distill|only-known [--seed 0] [--epochs 6] ...
+usage: torch_tune.py HF_DIR SPLITS --method sft|self-distill|only-known [--seed 0] [--epochs 6] [--save DIR] ...
 
 SPLITS holds known.tsv and unknown.tsv (trained), and held.tsv (asked only).
 Self-distillation is L = CE + lambda * mean over examples of tau^2 * mean over target tokens of
 KL(softmax(teacher / tau) || softmax(student / tau)), its teacher a copy of the model after `--snapshot-epoch` epochs on
-the known facts alone.
+the known facts alone. `best` and `usual` are those of `torch_steps.py`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from facts import first_lines, is_right, prompt_text, read_tsv, target_text
+from facts import answering, is_right, prompt_text, read_tsv, target_text
 
 IGNORED = -100
 
@@ -67,9 +67,29 @@ def training_step(model, teacher, optimizer, rows, pad, lam, tau, clip):
     return loss.item(), norm.item()
 
 
-def accuracy(model, tokenizer, facts):
+def usual_step(model, teacher, optimizer, rows, pad, lam, tau, clip):
+    """The same over the logits of every position."""
+    inputs, wanted = padded(rows, pad)
+    logits = model(input_ids=inputs, attention_mask=(inputs != pad).long(), use_cache=False).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+    if teacher is not None:
+        with torch.no_grad():
+            soft = teacher(input_ids=inputs, attention_mask=(inputs != pad).long(), use_cache=False).logits
+        answers = wanted != IGNORED
+        loss = loss + lam * distillation(logits[answers], soft[answers], [len(target) for _, target in rows], tau)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item(), norm.item()
+
+
+STEPS = {"best": training_step, "usual": usual_step}
+
+
+def accuracy(model, tokenizer, facts, answer):
     """Share of facts that greedy decoding answers rightly."""
-    answers = first_lines(model, tokenizer, [prompt_text(f) for f in facts])
+    answers = answer(model, tokenizer, [prompt_text(f) for f in facts])
     return sum(map(is_right, answers, facts)) / max(1, len(facts))
 
 
@@ -89,6 +109,8 @@ def main():
     parser.add_argument("--unknown", type=int, help="train on the first N unknown facts only")
     parser.add_argument("--ask-unknown", type=int, help="ask the first N unknown facts only")
     parser.add_argument("--in-order", action="store_true", help="known, then new, in the files' order (`train.shuffle=false`)")
+    parser.add_argument("--variant", choices=list(STEPS), default="best")
+    parser.add_argument("--save", metavar="DIR", help="write model and tokenizer there at the end")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
@@ -97,7 +119,7 @@ def main():
     rng = random.Random(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=args.variant == "best" or None)
     facts = {name: read_tsv(f"{args.splits}/{name}.tsv") for name in ["known", "unknown", "held"]}
     new = facts["unknown"][: args.unknown]
     asked = facts | {"unknown": new[: args.ask_unknown]}
@@ -106,7 +128,7 @@ def main():
     began = time.perf_counter()
 
     def report(epoch, loss):
-        shares = {name: round(accuracy(model, tokenizer, rows), 4) for name, rows in asked.items()}
+        shares = {name: round(accuracy(model, tokenizer, rows, answering(args.variant)), 4) for name, rows in asked.items()}
         seconds = round(time.perf_counter() - began, 1)
         row = {"method": args.method, "seed": args.seed, "epoch": epoch, "loss": loss, **shares, "seconds": seconds}
         print(json.dumps(row), flush=True)
@@ -124,9 +146,12 @@ def main():
         total = 0.0
         for start in range(0, len(data), args.batch_size):
             rows = [tokenised(tokenizer, f) for f in data[start : start + args.batch_size]]
-            loss, _ = training_step(model, teacher, optimizer, rows, pad, args.lam, args.tau, args.clip)
+            loss, _ = STEPS[args.variant](model, teacher, optimizer, rows, pad, args.lam, args.tau, args.clip)
             total += loss * len(rows)
         report(epoch, round(total / len(data), 4))
+    if args.save:
+        model.save_pretrained(args.save)
+        tokenizer.save_pretrained(args.save)
 
 
 if __name__ == "__main__":
