@@ -21,7 +21,18 @@ const SHARED_TOKENS: usize = 2;
 pub struct Batch {
     /// Token ids, stretch after stretch.
     pub tokens: Vec<u32>,
+    /// What they have come to already under the weights of the pass, which goes on from there.
+    pub begun: Option<Begun>,
     stretches: Vec<Stretch>,
+}
+
+/// What the tokens of a batch have come to in some of the layers.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// So many of them.
+    pub layers: usize,
+    /// The residual stream after these, a row a token (T, D).
+    pub stream: Vec<f32>,
 }
 
 /// A row, or the beginning or the rest of one.
@@ -106,6 +117,18 @@ impl Batch {
             position: before.map_or(0, |s| s.position + s.tokens.len()),
         });
         self.stretches.len() - 1
+    }
+
+    /// The tokens of a row that ends with the stretch `own`, in their order.
+    pub fn row(&self, own: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
+        // Nothing that ends where a row does comes after it, but for empty ones.
+        let last = self.stretches.iter().find(|s| s.tokens == *own);
+        let before = |s: &&Stretch| s.after.map(|s| &self.stretches[s]);
+        let mut stretches: Vec<_> = std::iter::successors(last, before)
+            .map(|s| s.tokens.clone())
+            .collect();
+        stretches.reverse();
+        stretches.into_iter().flatten()
     }
 
     /// Each token's place in its row.

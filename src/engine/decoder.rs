@@ -5,14 +5,43 @@
 use std::borrow::Cow;
 
 use super::{
-    Batch, Gradients, Weights,
-    attention::{self, Heads},
+    Batch, Begun, Gradients, Weights,
+    attention::{self, Heads, Reach},
     matmul, ops,
     profile::{Part, Work, timed},
     rope::Rope,
     simd,
 };
 use crate::model::{Buffer, LinearInput, ModelConfig, Params, params::LayerLayout};
+
+/// What a forward pass keeps of its layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: no backward pass follows.
+    #[default]
+    Nothing,
+    /// All that the backward pass needs.
+    States,
+    /// What each layer reads; the rest of what the backward pass needs is computed again there, a layer at a time (Chen et al.
+    /// 2016, arXiv 1604.06174).
+    Streams,
+}
+
+impl Keep {
+    /// Layers whose streams and whose states there is room for, of so many.
+    fn places(self, layers: usize) -> (usize, usize) {
+        match self {
+            Self::Nothing => (1, 1),
+            Self::States => (layers, layers),
+            Self::Streams => (layers, 1),
+        }
+    }
+
+    /// Where the state of `layer` lies.
+    fn place(self, layer: usize) -> usize {
+        if self == Self::States { layer } else { 0 }
+    }
+}
 
 /// What a layer's backward pass needs of its forward pass.
 struct LayerState {
@@ -33,8 +62,9 @@ pub struct Decoder {
     heads: Heads,
     rope: Rope,
     capacity: usize,         // tokens that the buffers hold
+    keep: Keep,              // what the last forward pass kept
     streams: Vec<Buffer>,    // (T, D): the residual stream before each layer and after the last
-    layers: Vec<LayerState>, // one a layer to train, one in all to infer
+    layers: Vec<LayerState>, // one a layer where they are kept, else one in all
     norm: Buffer,            // (T, D)
     hidden: Buffer,          // (T, F)
     gradient: Option<GradientState>,
@@ -62,6 +92,7 @@ impl Decoder {
             heads,
             rope: Rope::new(config),
             capacity: 0,
+            keep: Keep::Nothing,
             streams: Vec::new(),
             layers: Vec::new(),
             norm: Buffer::zeros(0),
@@ -71,7 +102,7 @@ impl Decoder {
     }
 
     /// Numbers that [`Decoder::reserve`] makes room for, and a pass over so many tokens writes.
-    pub fn floats(c: &ModelConfig, tokens: usize, train: bool) -> usize {
+    pub fn floats(c: &ModelConfig, tokens: usize, keep: Keep) -> usize {
         let h = Heads {
             queries: c.num_attention_heads,
             groups: c.num_key_value_heads,
@@ -80,12 +111,13 @@ impl Decoder {
         let (d, f, wide) = (c.hidden_size, c.intermediate_size, h.queries * h.dim);
         let normed = if c.qk_norm { h.queries + h.groups } else { 0 };
         let state = 2 + h.width() + normed * (h.dim + 1) + wide + h.queries + d + 2 * f;
-        let (states, gradient) = if train {
-            (c.num_hidden_layers, 2 * d + f + h.width() + wide)
+        let (streams, states) = keep.places(c.num_hidden_layers);
+        let gradient = if keep == Keep::Nothing {
+            0
         } else {
-            (1, 0)
+            2 * d + f + h.width() + wide
         };
-        tokens * ((states + 1) * d + states * state + d + f + gradient)
+        tokens * ((streams + 1) * d + states * state + d + f + gradient)
     }
 
     /// The heads of the model.
@@ -93,10 +125,10 @@ impl Decoder {
         self.heads
     }
 
-    /// Makes room for `tokens`, and for a backward pass where `train` says so.
-    fn reserve(&mut self, tokens: usize, train: bool) {
+    /// Makes room for `tokens`, for what is kept of them, and for a backward pass where anything is.
+    fn reserve(&mut self, tokens: usize, keep: Keep) {
         let (c, h) = (&self.config, self.heads);
-        let states = if train { c.num_hidden_layers } else { 1 };
+        let (streams, states) = keep.places(c.num_hidden_layers);
         if tokens > self.capacity {
             // An eighth to spare: batches of a run differ by little.
             self.capacity = tokens + tokens / 8;
@@ -107,7 +139,7 @@ impl Decoder {
             self.hidden = Buffer::zeros(self.capacity * c.intermediate_size);
         }
         let t = self.capacity;
-        while self.streams.len() <= states {
+        while self.streams.len() <= streams {
             self.streams.push(Buffer::zeros(t * c.hidden_size));
         }
         while self.layers.len() < states {
@@ -128,7 +160,7 @@ impl Decoder {
                 gate_up: Buffer::zeros(t * 2 * c.intermediate_size),
             });
         }
-        if train && self.gradient.is_none() {
+        if keep != Keep::Nothing && self.gradient.is_none() {
             self.gradient = Some(GradientState {
                 stream: Buffer::zeros(t * c.hidden_size),
                 norm: Buffer::zeros(t * c.hidden_size),
@@ -142,8 +174,7 @@ impl Decoder {
     /// The residual stream after `layers` layers (of which the final norm is not one) at the tokens `wanted`: (P, D).
     /// The last of these layers goes on behind its attention with these tokens alone: nothing reads what it makes of others.
     ///
-    /// `positions`: each token's place in its row. `attend(layer, qkv, o, lse)` fills attention's output. `train` keeps
-    /// what [`Decoder::backward`] needs.
+    /// `positions`: each token's place in its row. `begun`: what they have come to already, in fewer layers. `attend(layer, qkv, o, lse)` fills attention's output.
     #[allow(
         clippy::too_many_arguments,
         reason = "the tokens, how far they go, and what is asked of them, each named"
@@ -151,48 +182,54 @@ impl Decoder {
     pub fn forward(
         &mut self,
         params: &Params,
-        tokens: &[u32],
+        (tokens, begun): (&[u32], Option<&Begun>),
         positions: &[usize],
         layers: usize,
         wanted: &[usize],
-        train: bool,
+        keep: Keep,
         mut attend: impl FnMut(usize, &[f32], &mut [f32], &mut [f32]),
     ) -> &[f32] {
-        self.reserve(tokens.len(), train);
+        self.reserve(tokens.len(), keep);
+        self.keep = keep;
         self.rope.reach(positions.iter().max().map_or(0, |p| p + 1));
         let (t, d) = (tokens.len(), self.config.hidden_size);
-        let embed = &params.data[params.layout.embed.clone()];
-        for (row, id) in self.streams[0].chunks_exact_mut(d).zip(tokens) {
-            row.copy_from_slice(&embed[*id as usize * d..][..d]);
+        let first = begun.map_or(0, |begun| begun.layers);
+        let stream = &mut self.streams[stream_of(keep, first)];
+        if let Some(begun) = begun {
+            stream[..t * d].copy_from_slice(&begun.stream);
+        } else {
+            let embed = &params.data[params.layout.embed.clone()];
+            for (row, id) in stream.chunks_exact_mut(d).zip(tokens) {
+                row.copy_from_slice(&embed[*id as usize * d..][..d]);
+            }
         }
-        for layer in 0..layers {
-            let (from, to) = if train {
-                (layer, layer + 1)
-            } else {
-                (layer % 2, (layer + 1) % 2)
-            };
+        for layer in first..layers {
+            let [from, to] = [layer, layer + 1].map(|layer| stream_of(keep, layer));
             let [x, out] = self
                 .streams
                 .get_disjoint_mut([from, to])
                 .expect("two streams at least");
-            let state = &mut self.layers[if train { layer } else { 0 }];
-            layer_forward(
-                out,
-                &x[..t * d],
+            let state = &mut self.layers[keep.place(layer)];
+            let l = &params.layout.layers[layer];
+            let shape = Shape {
+                config: &self.config,
+                heads: self.heads,
+                rope: &self.rope,
+                positions,
+                wanted: (layer + 1 == layers).then_some(wanted),
+            };
+            layer_state(
                 state,
+                &x[..t * d],
                 &mut self.norm,
-                &mut self.hidden,
                 params,
-                &params.layout.layers[layer],
-                &Shape {
-                    config: &self.config,
-                    heads: self.heads,
-                    rope: &self.rope,
-                    positions,
-                    wanted: (layer + 1 == layers).then_some(wanted),
+                l,
+                &shape,
+                |qkv, o, lse| {
+                    attend(layer, qkv, o, lse);
                 },
-                |qkv, o, lse| attend(layer, qkv, o, lse),
             );
+            layer_output(out, state, &mut self.hidden, params, l, &shape);
         }
         if layers == 0 {
             let [embedded, out] = self
@@ -202,12 +239,12 @@ impl Decoder {
             gather(out, embedded, wanted, d);
             return &self.streams[1][..wanted.len() * d];
         }
-        &self.streams[if train { layers } else { layers % 2 }][..wanted.len() * d]
+        &self.streams[stream_of(keep, layers)][..wanted.len() * d]
     }
 
     /// What the linear layers of `layer` read as `input` at each of `t` tokens (T, N), N the input's width.
     ///
-    /// After a [`Decoder::forward`] that kept its state, which holds the input or all that makes it again, and in which every
+    /// After a [`Decoder::forward`] that kept its states, which hold the input or all that makes it again, and in which every
     /// token was wanted.
     pub fn linear_input(
         &mut self,
@@ -242,7 +279,7 @@ impl Decoder {
 
     /// The gradients of all trained tensors below the final norm are added to `gradients`.
     ///
-    /// After a [`Decoder::forward`] through all layers that kept its state, of the same `batch` and `wanted`, which ascends; `d_rows`
+    /// After a [`Decoder::forward`] through all layers that kept its states or streams, of the same `batch` and `wanted`, which ascends; `d_rows`
     /// is the gradient of what it returned (P, D). `weights` are told of each layer, from the last to the lowest that is reached, and
     /// of the embedding, once their gradients are complete.
     pub fn backward(
@@ -264,7 +301,7 @@ impl Decoder {
         let g = self
             .gradient
             .as_mut()
-            .expect("the forward pass was one to train");
+            .expect("the forward pass kept what this one needs");
         let d_stream = &mut g.stream[..t * d];
         let (d_norm, d_qkv) = (&mut g.norm[..t * d], &mut g.qkv[..t * width]);
         let (d_hidden, d_o) = (&mut g.hidden[..t * f], &mut g.o[..t * wide]);
@@ -274,14 +311,31 @@ impl Decoder {
         let lowest = gradients.lowest();
         for layer in (0..c.num_hidden_layers).rev() {
             let params = weights.params();
-            let (s, l) = (&mut self.layers[layer], &params.layout.layers[layer]);
+            let l = &params.layout.layers[layer];
             if lowest >= l.down.end {
                 // Neither this layer nor anything below it is trained.
                 return;
             }
             let last = layer + 1 == c.num_hidden_layers;
             let p = if last { wanted.len() } else { t };
-            let (x, mid) = (&self.streams[layer][..t * d], &s.mid[..p * d]);
+            let (x, s) = (
+                &self.streams[layer][..t * d],
+                &mut self.layers[self.keep.place(layer)],
+            );
+            // The last layer's state is still there.
+            if self.keep == Keep::Streams && !last {
+                let shape = Shape {
+                    config: c,
+                    heads,
+                    rope: &self.rope,
+                    positions: &positions,
+                    wanted: None,
+                };
+                layer_state(s, x, norm, params, l, &shape, |qkv, o, lse| {
+                    attend_rows(&rows, heads, qkv, o, lse);
+                });
+            }
+            let mid = &s.mid[..p * d];
             let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..p]);
             let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];
             {
@@ -391,17 +445,34 @@ fn spread(rows: &mut [f32], positions: &[usize], width: usize) {
     rows[..end].fill(0.0);
 }
 
-/// `out = mid + down(swiglu(gate_up(norm(mid))))`, `mid = x + o(attention(rope(qkv(norm(x)))))`.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "input, output, state and scratch of one layer, each named"
-)]
-fn layer_forward(
-    out: &mut [f32],
-    x: &[f32],
+/// Where the stream before `layer`, or after the one below it, lies.
+fn stream_of(keep: Keep, layer: usize) -> usize {
+    if keep == Keep::Nothing {
+        layer % 2
+    } else {
+        layer
+    }
+}
+
+/// Attention of a batch's rows, forward.
+pub(super) fn attend_rows(
+    rows: &[Reach],
+    heads: Heads,
+    qkv: &[f32],
+    o: &mut [f32],
+    lse: &mut [f32],
+) {
+    let rows: Vec<_> = rows.iter().map(|r| r.row(qkv, heads)).collect();
+    timed(Part::Attention, Work::default(), || {
+        attention::forward(o, lse, qkv, &rows, heads);
+    });
+}
+
+/// A layer up to what its activation reads: `gate_up(norm(mid))`, `mid = x + o(attention(rope(qkv(norm(x)))))`.
+fn layer_state(
     s: &mut LayerState,
+    x: &[f32],
     norm: &mut [f32],
-    hidden: &mut [f32],
     params: &Params,
     l: &LayerLayout,
     shape: &Shape<'_>,
@@ -444,7 +515,7 @@ fn layer_forward(
 
     let p = shape.wanted.map_or(t, <[usize]>::len);
     let o = wanted_of(o, shape.wanted, wide);
-    let (norm, hidden, out) = (&mut norm[..p * d], &mut hidden[..p * f], &mut out[..p * d]);
+    let norm = &mut norm[..p * d];
     let (mid, gate_up) = (&mut s.mid[..p * d], &mut s.gate_up[..p * 2 * f]);
     mid.copy_from_slice(&wanted_of(x, shape.wanted, d));
     matmul::forward(mid, &o, weight(&l.o), [p, d, wide], true);
@@ -457,7 +528,21 @@ fn layer_forward(
         c.rms_norm_eps,
     );
     matmul::forward(gate_up, norm, weight(&l.gate_up), [p, 2 * f, d], false);
-    ops::swiglu(hidden, gate_up, f);
-    out.copy_from_slice(mid);
-    matmul::forward(out, hidden, weight(&l.down), [p, d, f], true);
+}
+
+/// What it passes on: `out = mid + down(swiglu(gate_up))`.
+fn layer_output(
+    out: &mut [f32],
+    s: &LayerState,
+    hidden: &mut [f32],
+    params: &Params,
+    l: &LayerLayout,
+    shape: &Shape<'_>,
+) {
+    let (d, f) = (shape.config.hidden_size, shape.config.intermediate_size);
+    let p = shape.wanted.unwrap_or(shape.positions).len();
+    let (out, hidden) = (&mut out[..p * d], &mut hidden[..p * f]);
+    ops::swiglu(hidden, &s.gate_up[..p * 2 * f], f);
+    out.copy_from_slice(&s.mid[..p * d]);
+    matmul::forward(out, hidden, &params.data[l.down.clone()], [p, d, f], true);
 }

@@ -33,9 +33,9 @@ mod small;
 mod tests;
 mod top;
 
-pub use batch::Batch;
+pub use batch::{Batch, Begun};
 pub use cache::{KvCache, SegmentId};
-use decoder::Decoder;
+use decoder::{Decoder, Keep, attend_rows};
 pub use responses::{hold_responses, responses};
 pub use top::likeliest;
 
@@ -375,10 +375,20 @@ pub enum Outputs {
     All,
 }
 
+/// What a forward pass keeps that a backward pass follows.
+fn keep_to_train(recompute: bool) -> Keep {
+    if recompute {
+        Keep::Streams
+    } else {
+        Keep::States
+    }
+}
+
 /// Forward and backward over one model shape, with the memory they need.
 pub struct Engine {
     config: ModelConfig,
     decoder: Decoder,
+    trains_on: Keep,       // what is kept for a backward pass
     logits: [Vec<f32>; 2], // of the student and of the teacher, a few rows at a time
 }
 
@@ -388,18 +398,27 @@ impl Engine {
         Self {
             config: config.clone(),
             decoder: Decoder::new(config),
+            trains_on: Keep::States,
             logits: [Vec::new(), Vec::new()],
         }
     }
 
-    /// Numbers that a forward and backward pass over so many tokens holds.
-    pub fn training_floats(config: &ModelConfig, tokens: usize) -> usize {
-        Decoder::floats(config, tokens, true)
+    /// The same, but that its backward passes compute again what forward passes had computed, a layer at a time: the same bits for
+    /// less memory and more time. `recompute` says whether.
+    #[must_use]
+    pub fn recomputing(mut self, recompute: bool) -> Self {
+        self.trains_on = keep_to_train(recompute);
+        self
+    }
+
+    /// Numbers that a forward and backward pass over so many tokens holds, [recomputing](Self::recomputing) or not.
+    pub fn training_floats(config: &ModelConfig, tokens: usize, recompute: bool) -> usize {
+        Decoder::floats(config, tokens, keep_to_train(recompute))
     }
 
     /// Numbers that a forward pass alone holds.
     pub fn asking_floats(config: &ModelConfig, tokens: usize) -> usize {
-        Decoder::floats(config, tokens, false)
+        Decoder::floats(config, tokens, Keep::Nothing)
     }
 
     /// Hidden states after the final norm at `positions` (indices in `batch.tokens`, none twice): (P, D).
@@ -418,33 +437,31 @@ impl Engine {
         layers: usize,
         positions: &[usize],
     ) -> Vec<f32> {
-        self.residual(params, batch, layers, positions, false)
+        self.residual(params, batch, layers, positions, Keep::Nothing)
             .to_vec()
     }
 
-    /// The same; `train` keeps what the backward pass needs.
+    /// The same, kept or not.
     fn residual(
         &mut self,
         params: &Params,
         batch: &Batch,
         layers: usize,
         wanted: &[usize],
-        train: bool,
+        keep: Keep,
     ) -> &[f32] {
         let (heads, reaches) = (self.decoder.heads(), batch.reaches());
         self.decoder.forward(
             params,
-            &batch.tokens,
+            (
+                &batch.tokens,
+                batch.begun.as_ref().filter(|b| b.layers < layers),
+            ),
             &batch.positions(),
             layers,
             wanted,
-            train,
-            |_, qkv, o, lse| {
-                let rows: Vec<_> = reaches.iter().map(|r| r.row(qkv, heads)).collect();
-                timed(Part::Attention, Work::default(), || {
-                    attention::forward(o, lse, qkv, &rows, heads);
-                });
-            },
+            keep,
+            |_, qkv, o, lse| attend_rows(&reaches, heads, qkv, o, lse),
         )
     }
 
@@ -472,7 +489,7 @@ impl Engine {
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
         let layers = self.config.num_hidden_layers;
         let rows = self
-            .residual(params, batch, layers, &positions, true)
+            .residual(params, batch, layers, &positions, self.trains_on)
             .to_vec();
         let (normed, r) = self.final_norm(params, &rows);
 
@@ -516,7 +533,7 @@ impl Engine {
         }
         let layers = moments.iter().map(|m| m.layer + 1).max().unwrap_or(0);
         let all: Vec<usize> = (0..t).collect();
-        self.residual(params, batch, layers, &all, true);
+        self.residual(params, batch, layers, &all, Keep::States);
         for Moments { layer, input, sum } in moments {
             let x = self.decoder.linear_input(params, t, *layer, *input);
             let n = x.len() / t;
@@ -549,11 +566,11 @@ impl Engine {
         };
         let rows = self.decoder.forward(
             params,
-            &tokens,
+            (&tokens, None),
             &positions,
             self.config.num_hidden_layers,
             &wanted,
-            false,
+            Keep::Nothing,
             |layer, qkv, o, lse| {
                 for (row, slot) in qkv.chunks_exact(width).zip(&slots) {
                     cache.write(layer, *slot, &row[wide..]);

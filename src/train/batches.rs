@@ -1,5 +1,7 @@
 //! The sampler: which rows an epoch's steps train on, and rows packed for the engine.
 
+use std::ops::Range;
+
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
@@ -93,6 +95,8 @@ pub struct PackedRows {
     /// The rows, each without its last target token, after which nothing is predicted; what prompts have in common is there
     /// once.
     pub batch: Batch,
+    /// Where in it the last tokens of each row lie, those that it does not share.
+    pub own: Vec<Range<usize>>,
     /// Every target token of every row, in order; both weights zero.
     pub targets: Vec<Target>,
     /// Number of targets of each row.
@@ -113,7 +117,7 @@ impl PackedRows {
         let (batch, own) = Batch::sharing(&read);
         let targets_per_row: Vec<usize> = rows.iter().map(|row| row.targets()).collect();
         let mut targets = Vec::new();
-        for ((row, count), own) in rows.iter().zip(&targets_per_row).zip(own) {
+        for ((row, count), own) in rows.iter().zip(&targets_per_row).zip(&own) {
             let tokens = &row.target[row.target.len() - count..];
             let positions = own.end - count..own.end;
             targets.extend(positions.zip(tokens).map(|(position, &token)| Target {
@@ -125,6 +129,7 @@ impl PackedRows {
         }
         Self {
             batch,
+            own,
             targets,
             targets_per_row,
         }

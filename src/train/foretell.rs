@@ -4,7 +4,7 @@ use std::{fmt, time::Instant};
 
 use serde::Serialize;
 
-use super::{Checkpoints, Trainer, batches::PackedRows, epoch_order};
+use super::{Checkpoints, Trainer, batches::PackedRows, epoch_order, frozen::Frozen};
 use crate::{
     Error, Result,
     config::{Config, Kind, Teacher as Source},
@@ -131,15 +131,19 @@ impl Memory {
                 .as_ref()
                 .map_or(0, |ewc| 2 * (1 + ewc.after.len() as u64));
 
+        let frozen = frozen_layers(model, trained, rows)
+            .map_or(0, |_| Frozen::floats(rows, layout.norm.len()) as u64);
+
         let c = &model.config;
         let tokens = largest_pass(config, rows);
         let asked = Engine::asking_floats(c, CALL_TOKENS) as u64;
+        let activations = Engine::training_floats(c, tokens, config.train.recompute);
         Self {
             weights: FLOAT * all,
             gradients: FLOAT * gradients,
             optimiser: FLOAT * optimiser,
-            held: FLOAT * (teacher + anchors * with_gradient),
-            activations: FLOAT * Engine::training_floats(c, tokens) as u64,
+            held: FLOAT * (teacher + anchors * with_gradient + frozen),
+            activations: FLOAT * activations as u64,
             asking: FLOAT * asked + generate::CACHE_BYTES as u64,
             rest: REST,
         }
@@ -194,6 +198,10 @@ impl Memory {
                 "`method.teacher = \"hidden\"`, or `\"topk\"` with `method.tokens = { top = 76 }`",
             ));
         }
+        if !config.train.recompute {
+            // A layer's input of all that is kept of it.
+            ways.push((self.activations / 10 * 9, "`train.recompute = true`"));
+        }
         if config.train.batch_size > 1 {
             ways.push((
                 self.activations / 2,
@@ -223,6 +231,14 @@ impl fmt::Display for Memory {
         let parts = parts.map(|(name, bytes)| format!("{name} {}", figures::memory(bytes)));
         f.write_str(&parts.collect::<Vec<_>>().join(", "))
     }
+}
+
+/// Layers below all that is trained (by index of the tensors in the layout) whose stream is kept for `rows`: where there are any, and it
+/// takes no more than the model's weights.
+pub(super) fn frozen_layers(model: &Model, trained: &[bool], rows: &[Row]) -> Option<usize> {
+    let layout = &model.params.layout;
+    let layers = Frozen::layers(layout, trained);
+    (layers > 0 && Frozen::floats(rows, layout.norm.len()) <= layout.len).then_some(layers)
 }
 
 /// Tokens of the largest pass of the first epochs on all rows; what its rows begin with alike counts once.

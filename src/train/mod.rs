@@ -13,6 +13,7 @@ pub mod checkpoint;
 mod evaluate;
 mod finish;
 mod foretell;
+mod frozen;
 mod fused;
 mod numbers;
 pub mod objective;
@@ -32,6 +33,7 @@ use self::{
     batches::{epoch_order, text_training_rows, training_rows},
     checkpoint::{Checkpoints, Standing},
     finish::{Before, before_of},
+    frozen::Frozen,
     numbers::Spikes,
     objective::Objective,
     trained::Trained,
@@ -176,7 +178,7 @@ impl<'a> Trainer<'a> {
             .train
             .average
             .map(|decay| Average::new(decay, parameters, of));
-        let mut engine = Engine::new(&model.config);
+        let mut engine = Engine::new(&model.config).recomputing(config.train.recompute);
         let drift = if config.measure.drift {
             Some(drift_from(
                 &model,
@@ -198,6 +200,7 @@ impl<'a> Trainer<'a> {
             objective: Objective {
                 snapshot: None,
                 earlier: earlier_tasks(&config, &model, &gradients)?,
+                frozen: foretell::frozen_layers(&model, &tensors, &rows).map(Frozen::below),
             },
             optimiser,
             trained,
@@ -281,10 +284,12 @@ impl<'a> Trainer<'a> {
 
     /// THE loop. When it is interrupted the run stands where it can be gone on with.
     fn train_epochs(&mut self) -> Result<()> {
+        self.reach_frozen();
         while self.standing.epoch < self.config.train.epochs && !self.may_stop() {
             if self.snapshot_is_due() {
                 self.leave_warm()?;
                 self.take_snapshot()?;
+                self.reach_frozen();
             }
             self.train_epoch()?;
             // What is asked, watched and kept as the best is what would be saved.
@@ -300,6 +305,16 @@ impl<'a> Trainer<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Lets new rows pass below all that is trained; what is learned apart from decoys, whenever these are made.
+    fn reach_frozen(&mut self) {
+        if let Some(frozen) = &mut self.objective.frozen {
+            let (params, a_pass) = (&self.model.params, self.config.train.batch_size);
+            for rows in [&self.rows[..self.learned_rows], &self.rows] {
+                frozen.reach(&mut self.engine, params, rows, a_pass);
+            }
+        }
     }
 
     /// To the end of the epoch's steps, which are to be followed by its evaluation.

@@ -1,6 +1,6 @@
 //! The objective: cross-entropy on the target tokens, and what holds the model to its snapshot (eqs. 1 and 3).
 
-use super::batches::PackedRows;
+use super::{batches::PackedRows, frozen::Frozen};
 use crate::{
     engine::{
         Engine, Gradients, Loss, Weights,
@@ -21,6 +21,8 @@ pub struct Objective {
     pub snapshot: Option<Snapshot>,
     /// What holds the weights to those of earlier runs, from the first step on.
     pub earlier: Vec<Anchor>,
+    /// What rows come to below all that is trained, where that is computed once.
+    pub(super) frozen: Option<Frozen>,
 }
 
 /// The rows of one step.
@@ -87,8 +89,15 @@ impl<'a> Group<'a> {
         labelled: bool,
         term: Option<Distillation>,
         of: &StepRows<'_>,
+        frozen: Option<&Frozen>,
     ) -> Self {
-        let packed = |pass: &[usize]| PackedRows::new(pass.iter().map(|&row| &of.rows[row]));
+        let packed = |pass: &[usize]| {
+            let mut packed = PackedRows::new(pass.iter().map(|&row| &of.rows[row]));
+            if let Some(frozen) = frozen {
+                frozen.begin(&mut packed, pass);
+            }
+            packed
+        };
         let passes = rows.chunks(of.rows_a_pass);
         Self {
             rows,
@@ -133,12 +142,14 @@ impl Objective {
         gradients: &mut Gradients,
     ) -> Loss {
         let term = self.teacher().map(|(term, _)| term.times(of.strength));
-        let mut groups = vec![Group::new(of.batch, true, term, &of)];
+        let group =
+            |rows, labelled, term| Group::new(rows, labelled, term, &of, self.frozen.as_ref());
+        let mut groups = vec![group(of.batch, true, term)];
         groups.extend(of.beside.iter().map(|beside| match beside.held_to {
-            HeldTo::Target => Group::new(beside.rows, true, None, &of),
+            HeldTo::Target => group(beside.rows, true, None),
             HeldTo::Snapshot(strength) => {
                 let term = term.map(|term| term.beside(of.strength * strength));
-                Group::new(beside.rows, false, term, &of)
+                group(beside.rows, false, term)
             }
         }));
         let labelled = groups.iter().filter(|group| group.labelled);

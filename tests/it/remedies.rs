@@ -64,10 +64,8 @@ fn check_on(
     };
     let mut snapshot = Snapshot::empty((method, 0), &layout, run_rows, &gradients, |_| 0);
     fill(&golden, &rows, &mut snapshot);
-    let objective = Objective {
-        snapshot: Some(snapshot),
-        ..Objective::default()
-    };
+    let mut objective = Objective::default();
+    objective.snapshot = Some(snapshot);
     let settings = AdamWSettings {
         weight_decay: golden.number("weight_decay"),
         ..AdamWSettings::default()

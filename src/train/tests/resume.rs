@@ -63,6 +63,15 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
 }
 
 #[test]
+fn resumed_equals_uninterrupted_where_what_is_frozen_below_is_computed_once() {
+    changed_and_resumed_equals_uninterrupted(|config, _| {
+        config.train.trainable = vec!["ffn@1-1".into()];
+        config.train.batch_size = 4;
+        config.method.decoys = Some(Decoys::default());
+    });
+}
+
+#[test]
 fn runs_that_begin_alike_share_their_beginning_and_are_what_they_would_be_alone() {
     let place = temporary();
     let with = |out: &str, method: Method, warm: Option<&str>| {

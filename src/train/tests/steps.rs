@@ -153,6 +153,67 @@ fn steps_within_the_backward_pass_have_the_bits_of_those_after_it() {
 }
 
 #[test]
+fn what_is_computed_again_has_the_bits_of_what_was_kept() {
+    let place = temporary();
+    let changes: [fn(&mut Config); 4] = [
+        |_| (),
+        |c| (c.train.clip, c.train.fused) = (0.0, true),
+        |c| c.train.trainable = vec!["ffn@1-1".into()],
+        |c| (c.method.kind, c.method.project) = (Kind::Sft, Some(Project::default())),
+    ];
+    for family in ["llama", "llama3", "qwen2", "qwen3"] {
+        for (i, change) in changes.into_iter().enumerate() {
+            let run_of = |recompute: bool| {
+                let mut config = config(place.path(), &format!("{family}-{i}-{recompute}"));
+                config.model = tiny_model().replace("llama", family);
+                change(&mut config);
+                config.train.recompute = recompute;
+                run(&config);
+                weights(&config.out)
+            };
+            assert!(run_of(true) == run_of(false), "{family}, {i}");
+        }
+    }
+}
+
+#[test]
+fn what_lies_below_all_that_is_trained_is_computed_once() {
+    let place = temporary();
+    let changes: [fn(&mut Config); 4] = [
+        |c| c.method.kind = Kind::Sft,
+        |c| (c.method.teacher, c.method.decoys) = (Source::Live, Some(Decoys::default())),
+        |c| (c.train.clip, c.train.fused, c.train.recompute) = (0.0, true, true),
+        |c| c.train.trainable = vec!["model.norm.weight".into()],
+    ];
+    for family in ["llama", "llama3", "qwen2", "qwen3"] {
+        for (i, change) in changes.into_iter().enumerate() {
+            let out_of = |once: bool| {
+                let mut config = config(place.path(), &format!("{family}-{i}-{once}"));
+                config.model = tiny_model().replace("llama", family);
+                config.train.trainable = vec!["ffn@1-1".into()];
+                change(&mut config);
+                let quiet = Progress::quiet();
+                let mut trainer = prepare::trainer(&config, KEEP, &quiet).expect("a good config");
+                assert!(
+                    trainer.objective.frozen.is_some(),
+                    "the embedding is frozen, too"
+                );
+                if !once {
+                    trainer.objective.frozen = None;
+                }
+                trainer.run().expect("the run ends well");
+                config.out
+            };
+            // Rows pass in other batches, whose sums are made in another order.
+            assert!(
+                same_steps(&out_of(true), &out_of(false), 1e-4),
+                "{family}, {i}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_fused_step_holds_one_layers_gradient_and_names_what_is_not_finite() {
     let place = temporary();
     let mut config = config(place.path(), "run");

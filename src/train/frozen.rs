@@ -1,0 +1,92 @@
+//! What lies below the lowest layer that is trained: rows pass through it in every epoch and come to the same, so that they do it
+//! once.
+
+use super::batches::PackedRows;
+use crate::{
+    engine::{Begun, Engine},
+    model::{Layout, Params},
+    prompt::Row,
+};
+
+/// The residual stream of every row after the layers below the lowest one that is trained.
+pub(super) struct Frozen {
+    layers: usize,
+    rows: Vec<Vec<f32>>, // of each: (tokens, D)
+}
+
+impl Frozen {
+    /// Layers of which nothing is trained, nor of the embedding below them, by the tensors that are (by index in the layout); one at
+    /// least is not among them.
+    pub fn layers(layout: &Layout, trained: &[bool]) -> usize {
+        let tensors = layout.tensors.iter().zip(trained);
+        let lowest = tensors
+            .filter(|(_, trained)| **trained)
+            .map(|(t, _)| t.range.start)
+            .min();
+        let lowest = lowest.unwrap_or(usize::MAX);
+        if lowest < layout.embed.end {
+            return 0;
+        }
+        let below = layout
+            .layers
+            .iter()
+            .take_while(|layer| layer.range().end <= lowest);
+        below.count().min(layout.layers.len() - 1)
+    }
+
+    /// The numbers that it holds of `rows` for a model of hidden size `d`.
+    pub fn floats(rows: &[Row], d: usize) -> usize {
+        rows.iter().map(|row| row.inputs().len() * d).sum()
+    }
+
+    /// Of no row yet.
+    pub fn below(layers: usize) -> Self {
+        Self {
+            layers,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Lets `rows` pass that it does not know yet, so many at a time, in their order.
+    pub fn reach(
+        &mut self,
+        engine: &mut Engine,
+        params: &Params,
+        rows: &[Row],
+        rows_a_pass: usize,
+    ) {
+        let d = params.layout.norm.len();
+        let new = rows.get(self.rows.len()..).unwrap_or_default();
+        for pass in new.chunks(rows_a_pass) {
+            let packed = PackedRows::new(pass);
+            let all: Vec<usize> = (0..packed.batch.tokens.len()).collect();
+            let stream = engine.residual_after(params, &packed.batch, self.layers, &all);
+            for own in &packed.own {
+                let tokens = packed.batch.row(own);
+                let of = tokens.flat_map(|token| &stream[token * d..][..d]);
+                self.rows.push(of.copied().collect());
+            }
+        }
+    }
+
+    /// Begins a pass of the rows with these numbers where they have come to.
+    pub fn begin(&self, packed: &mut PackedRows, rows: &[usize]) {
+        let Some(d) = rows
+            .first()
+            .map(|row| self.rows[*row].len() / packed.batch.row(&packed.own[0]).count())
+        else {
+            return;
+        };
+        let mut stream = vec![0.0; packed.batch.tokens.len() * d];
+        for (row, own) in rows.iter().zip(&packed.own) {
+            let tokens = packed.batch.row(own);
+            for (token, from) in tokens.zip(self.rows[*row].chunks_exact(d)) {
+                stream[token * d..][..d].copy_from_slice(from);
+            }
+        }
+        packed.batch.begun = Some(Begun {
+            layers: self.layers,
+            stream,
+        });
+    }
+}
