@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, ranks};
 
 /// The user has asked to stop.
 static ASKED: AtomicBool = AtomicBool::new(false);
@@ -38,9 +38,18 @@ pub fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-/// An error once the user has asked to stop; for long work inside of [`Resumable`] work, which knows how to go on.
+/// An error once the user has asked to stop; for long work inside of [`Resumable`] work, which knows how to go on. Work that several
+/// processes share goes on to where all of them can stop.
 pub(crate) fn stop_if_asked() -> Result<()> {
-    if asked() {
+    if ranks::size() > 1 {
+        return Ok(());
+    }
+    stop_together()
+}
+
+/// An error once the user has asked any of the processes to stop that share the work; all of them come here.
+pub(crate) fn stop_together() -> Result<()> {
+    if ranks::any(asked()) {
         return Err(Error::Interrupted {
             hint: "give the same command again".into(),
         });

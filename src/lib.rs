@@ -51,6 +51,7 @@ pub mod model;
 pub mod progress;
 pub mod prompt;
 mod quiet;
+pub mod ranks;
 pub mod remedy;
 pub mod report;
 pub mod run;

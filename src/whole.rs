@@ -1,18 +1,22 @@
 //! Files and folders that are written whole or not at all: under another name beside their own first, which they get once their
 //! bytes are on the disk. The folder that they are in is brought to the disk after them, so that a name outlives a loss of power.
+//! Of several processes that share the work the first one writes.
 
 use std::{fs, io, io::Write, path::Path};
 
 use indicatif::HumanBytes;
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result};
+use crate::{Error, Result, ranks};
 
 /// What the name of a folder under way starts with. A process that was killed leaves it behind.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
 
 /// Writes `bytes` as `path`.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     let mut file = temporary(path)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     keep(file, path)
@@ -34,6 +38,9 @@ pub(crate) fn temporary(path: &Path) -> Result<NamedTempFile> {
 
 /// Puts a finished file in its place, once its bytes are on the disk.
 pub(crate) fn keep(file: NamedTempFile, path: &Path) -> Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     let failed = |e: io::Error| Error::io("write", path)(e);
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
@@ -42,6 +49,9 @@ pub(crate) fn keep(file: NamedTempFile, path: &Path) -> Result<()> {
 
 /// Makes the folder `path`, of which there is none yet, with what `fill` puts into the folder that it is told.
 pub(crate) fn folder(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     let parent = folder_of(path);
     let make = || {
         let unfinished = tempfile::Builder::new()
@@ -59,6 +69,9 @@ pub(crate) fn folder(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) ->
 
 /// Removes the folders that a killed process was making in `parent`; what cannot be removed is left.
 pub(crate) fn clear_unfinished(parent: &Path) {
+    if !ranks::is_first() {
+        return;
+    }
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     for entry in entries {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {

@@ -4,6 +4,8 @@
 //! token and all facts side by side: the beginnings of accepted forms, and the greedy answer. While the greedy answer
 //! is itself such a beginning they are one branch, so that a right answer is proved without being generated.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     AuditSettings,
     forms::{Forms, LineEnds},
@@ -39,7 +41,7 @@ pub struct Asked<'a> {
 }
 
 /// What the model says to a question.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// The greedy answer is right.
     pub greedy_right: bool,

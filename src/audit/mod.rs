@@ -17,6 +17,7 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
+    ranks,
 };
 
 mod cache;
@@ -281,9 +282,13 @@ pub fn audit(
 ) -> Result<Audit> {
     settings.validate()?;
     let place = cache::place(&cache::key(model, facts, exemplars, settings));
-    if let Ok(place) = &place
-        && let Ok(audit) = Audit::read(place)
-    {
+    let kept = place
+        .as_ref()
+        .ok()
+        .and_then(|place| Audit::read(place).ok());
+    // One process alone that had to ask would wait for the others.
+    let all_have = !ranks::any(kept.is_none());
+    if let (Ok(place), Some(audit), true) = (&place, kept, all_have) {
         progress.note(format!(
             "the same audit was made before and is taken from {}",
             place.display()
@@ -496,9 +501,8 @@ impl Plan {
             max_new_tokens,
         };
         self.questions.check(&examiner.generator, max_new_tokens)?;
-        let asked: Vec<Asked<'_>> = self
-            .questions
-            .asked
+        let all = &self.questions.asked;
+        let asked: Vec<Asked<'_>> = all[ranks::share(all.len())]
             .iter()
             .map(|pair| Asked {
                 prefix: pair.prefix,
@@ -508,11 +512,12 @@ impl Plan {
             })
             .collect();
         let prefixes = &self.questions.prefixes;
-        if settings.sampled {
-            examiner.ask_by_sampling(prefixes, &asked, finished)
+        let own = if settings.sampled {
+            examiner.ask_by_sampling(prefixes, &asked, finished)?
         } else {
-            Ok(examiner.ask(prefixes, &asked, finished))
-        }
+            examiner.ask(prefixes, &asked, finished)
+        };
+        Ok(ranks::join(own))
     }
 }
 

@@ -1,9 +1,12 @@
 //! The commands, one file each: arguments -> config -> a library call -> print. stdout is data, stderr is progress.
 
-use std::{error::Error as _, io::Write, num::NonZeroUsize, path::Path, process::ExitCode};
+use std::{
+    error::Error as _, io::Write, num::NonZeroUsize, path::Path, process::ExitCode, thread,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
-use unforget::{Error, Result, interrupt, model::Model, progress::Progress, run::RunDir};
+use unforget::{Error, Result, interrupt, model::Model, progress::Progress, ranks, run::RunDir};
 
 mod ask;
 mod asking;
@@ -122,11 +125,29 @@ struct Context {
 }
 
 /// Parses the arguments, runs the command, and tells an error in one form: what, why, what to do.
+///
+/// Of several processes that share the work the first one speaks; one that fails ends all.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let _together = match ranks::begin() {
+        Ok(together) => together,
+        Err(error) => {
+            tell(&error);
+            return ExitCode::from(error.exit_code());
+        }
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if ranks::size() > 1 => {
+            if !ranks::is_first() {
+                // What is wrong for all of them the first one says.
+                thread::sleep(Duration::from_secs(2));
+                eprint!("process {} of {}: ", ranks::rank() + 1, ranks::size());
+            }
+            tell(&error);
+            ranks::fail(error.exit_code())
+        }
         Err(error) => {
             tell(&error);
             ExitCode::from(error.exit_code())
@@ -153,7 +174,7 @@ fn run(cli: Cli) -> Result<()> {
     let context = Context {
         json: cli.global.json,
         seed: cli.global.seed,
-        progress: if cli.global.quiet {
+        progress: if cli.global.quiet || !ranks::is_first() {
             Progress::quiet()
         } else {
             Progress::stderr()

@@ -10,7 +10,7 @@ use std::{
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use console::{Term, measure_text_width, truncate_str};
 use serde::Serialize;
-use unforget::{Error, Result};
+use unforget::{Error, Result, ranks};
 
 /// Columns between two of a table's.
 const GAP: usize = 2;
@@ -20,6 +20,9 @@ const LONGEST: usize = 80;
 
 /// Prints text and a line break on stdout.
 pub fn line(text: &str) -> Result<()> {
+    if !ranks::is_first() {
+        return Ok(());
+    }
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}")
         .and_then(|()| stdout.flush())

@@ -1,7 +1,7 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
 use super::{Config, Goal, Kind, OnNonFinite, ReplayTarget, TargetToken, Teacher, Tokens};
-use crate::{Error, Result, error::nearest, remedy::freeze::name_and_layers};
+use crate::{Error, Result, error::nearest, ranks, remedy::freeze::name_and_layers};
 
 /// What is wrong with the value of one key.
 #[derive(Debug)]
@@ -344,6 +344,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             "`measure.pulls` needs the whole gradient",
             config.measure.pulls,
         ),
+        ("several processes share whole gradients", ranks::size() > 1),
     ];
     let in_the_way = in_the_way.iter().filter(|(_, is)| *is).map(|(why, _)| *why);
     let in_the_way: Vec<&str> = in_the_way.collect();
@@ -354,6 +355,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             "moves each layer before the next one's gradient is there: {}",
             in_the_way.join("; ")
         ),
+    );
+    check(
+        !(config.measure.pulls && train.lora.is_some() && ranks::size() > 1),
+        "measure.pulls",
+        "is not measured of adapters that several processes train".into(),
     );
     let average = train.average.unwrap_or_default();
     check(

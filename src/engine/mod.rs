@@ -127,6 +127,9 @@ pub trait Weights {
     /// As they are.
     fn params(&self) -> &Params;
 
+    /// A pass begins, after which so many follow before anything moves.
+    fn begin_pass(&mut self, _passes_left: usize) {}
+
     /// The gradient of these of the weights (a stretch of the layout) is complete, and the rest of the pass reads neither.
     fn complete(&mut self, weights: &Range<usize>, gradients: &mut Gradients);
 }
@@ -143,6 +146,10 @@ impl Weights for &Params {
 impl<W: Weights> Weights for &mut W {
     fn params(&self) -> &Params {
         (**self).params()
+    }
+
+    fn begin_pass(&mut self, passes_left: usize) {
+        (**self).begin_pass(passes_left);
     }
 
     fn complete(&mut self, weights: &Range<usize>, gradients: &mut Gradients) {
@@ -299,6 +306,16 @@ impl Gradients {
         self.runs
             .iter()
             .map(|(weights, at)| (weights.clone(), *at..*at + weights.len()))
+    }
+
+    /// Where the weights lie whose place among the trained is in `trained`.
+    pub fn weights_within(&self, trained: &Range<usize>) -> Vec<Range<usize>> {
+        let within = self.stretches().filter_map(|(weights, at)| {
+            let (start, end) = (at.start.max(trained.start), at.end.min(trained.end));
+            let first = weights.start + start.saturating_sub(at.start);
+            (start < end).then(|| first..first + end - start)
+        });
+        within.collect()
     }
 
     /// Those of [`Gradients::stretches`] that lie within `weights`, a layer at most where layers share their place, and where

@@ -20,6 +20,7 @@ use crate::{
     measure::Exam,
     model::Model,
     progress::Progress,
+    ranks,
     remedy::auto,
     run::{RunDir, reset_peak_memory},
     splits::{Sizes, SplitFact, Splits},
@@ -65,23 +66,69 @@ impl Cell<'_> {
         ))
     }
 
-    /// Every arm with every seed.
+    /// Every arm with every seed; of several processes each runs its share of what is left, and the first one has the records.
     pub fn runs(&mut self, records: &mut Vec<Record>) -> Result<()> {
+        if ranks::size() > 1 {
+            self.share_runs()?;
+            if !ranks::is_first() {
+                return Ok(());
+            }
+        }
+        ranks::alone(|| self.all_runs(records))
+    }
+
+    /// Runs this process's share of what is left to be run, and waits for the others.
+    fn share_runs(&mut self) -> Result<()> {
+        let experiment = self.experiment;
+        let mut left = Vec::new();
+        for &seed in &self.scale.seeds {
+            for arm in &experiment.arms {
+                let planned = self.planned(arm, seed)?;
+                if arm.has(self.relation, seed) && planned.is_left()? {
+                    left.push((arm, planned));
+                }
+            }
+        }
+        // Nothing is recorded before all have seen what is left.
+        ranks::wait();
+        if !left.is_empty() {
+            self.data()?;
+        }
+        let (rank, size) = (ranks::rank(), ranks::size());
+        ranks::alone(|| {
+            let mut own = left.into_iter().skip(rank).step_by(size);
+            own.try_for_each(|(arm, planned)| self.run(arm, planned).map(drop))
+        })?;
+        ranks::wait();
+        Ok(())
+    }
+
+    /// What running an arm with a seed comes to.
+    fn planned(&self, arm: &Arm, seed: u64) -> Result<Planned> {
+        let config = self
+            .experiment
+            .config(&self.model.name, self.scale, arm, seed)?;
+        // What `auto` stands for is part of what a record is of.
+        let config = auto::written_out(&config, &self.model.config);
+        let of = (self.scale, arm);
+        Ok(Planned {
+            path: self.place(&format!("{seed}-{}", arm.name)),
+            print: record::fingerprint(&config, of, self.relation, &self.model.checksum),
+            wanted: self.only.is_none_or(|only| only.contains(&arm.name)),
+            config,
+        })
+    }
+
+    fn all_runs(&mut self, records: &mut Vec<Record>) -> Result<()> {
         let (experiment, scale, relation) = (self.experiment, self.scale, self.relation);
         for &seed in &scale.seeds {
             let mut own = Vec::new();
             for arm in experiment.arms.iter().filter(|arm| arm.has(relation, seed)) {
-                // What `auto` stands for is part of what a record is of.
-                let config = experiment.config(&self.model.name, scale, arm, seed)?;
-                let config = auto::written_out(&config, &self.model.config);
-                let path = self.place(&format!("{seed}-{}", arm.name));
-                let print =
-                    record::fingerprint(&config, (scale, arm), relation, &self.model.checksum);
-                let wanted = self.only.is_none_or(|only| only.contains(&arm.name));
-                match Record::read(&path)? {
-                    Some(record) if record.fingerprint == print || !wanted => own.push(record),
-                    None if !wanted => {}
-                    _ => own.push(self.run(arm, config, print, &path)?),
+                let planned = self.planned(arm, seed)?;
+                if planned.is_left()? {
+                    own.push(self.run(arm, planned)?);
+                } else {
+                    own.extend(Record::read(&planned.path)?);
                 }
             }
             if !own.is_empty() {
@@ -126,7 +173,13 @@ impl Cell<'_> {
     }
 
     /// Runs one arm and records it.
-    fn run(&mut self, arm: &Arm, config: Config, print: String, path: &Path) -> Result<Record> {
+    fn run(&mut self, arm: &Arm, planned: Planned) -> Result<Record> {
+        let Planned {
+            config,
+            path,
+            print,
+            ..
+        } = planned;
         let name = path
             .file_stem()
             .expect("a record has a name")
@@ -144,7 +197,7 @@ impl Cell<'_> {
         let run = data.run((model, arm), &config, scale, warm, progress)?;
         let elsewhere = data.elsewhere_right(&run, &config)?;
         let record = Record::of(&run, &arm.name, relation, print, elsewhere)?;
-        record::write(&record, path)?;
+        record::write(&record, &path)?;
         remove(run.path())?;
         Ok(record)
     }
@@ -251,6 +304,22 @@ impl Cell<'_> {
             held,
             elsewhere: elsewhere.into_iter().map(|f| f.fact).collect(),
         })
+    }
+}
+
+/// An arm with a seed, and what is recorded of it under which name.
+struct Planned {
+    config: Config,
+    path: PathBuf,
+    print: String,
+    wanted: bool,
+}
+
+impl Planned {
+    /// Whether it is to be run: it is wanted, and nothing is recorded or something else.
+    fn is_left(&self) -> Result<bool> {
+        let is_recorded = Record::read(&self.path)?.is_some_and(|r| r.fingerprint == self.print);
+        Ok(self.wanted && !is_recorded)
     }
 }
 

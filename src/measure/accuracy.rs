@@ -8,6 +8,7 @@ use crate::{
     generate::{Generator, Request, common_beginning},
     model::TextTokenizer,
     prompt::PromptTemplate,
+    ranks,
 };
 
 /// Tokens of an answer beyond the longest target: other spellings.
@@ -106,14 +107,12 @@ impl Exam {
     /// # Errors
     /// When a row is longer than the model's context.
     pub fn probabilities(&self, generator: &mut Generator<'_>) -> Result<Vec<f64>> {
-        let rows = self
-            .prompts
-            .iter()
-            .cloned()
-            .zip(self.targets.iter().cloned());
+        let own = ranks::share(self.len());
+        let prompts = self.prompts[own.clone()].iter().cloned();
+        let rows = prompts.zip(self.targets[own].iter().cloned());
         let logprobs = generator.score(&rows.collect::<Vec<_>>(), &|_| {})?;
         let of_row = |row: Vec<f32>| row.into_iter().map(f64::from).sum::<f64>().exp();
-        Ok(logprobs.into_iter().map(of_row).collect())
+        Ok(ranks::join(logprobs.into_iter().map(of_row).collect()))
     }
 
     /// The greedy answer to each fact, up to its first line break.
@@ -129,14 +128,16 @@ impl Exam {
         Ok(answered.collect())
     }
 
-    /// What the model writes for each fact, until its line ends or `stop` says so.
+    /// What the model writes for each fact, until its line ends or `stop` says so; of several processes each asks its share of every
+    /// relation.
     fn ask(
         &self,
         generator: &mut Generator<'_>,
         stop: impl Fn(&Judge, &str) -> bool + Sync,
     ) -> Result<Vec<String>> {
         let mut texts = vec![String::new(); self.len()];
-        for facts in &self.relations {
+        for all in &self.relations {
+            let facts = &all[ranks::share(all.len())];
             let shared = common_beginning(facts.iter().map(|i| &self.prompts[*i][..]));
             let rest = |i: &usize| self.prompts[*i][shared.len()..].to_vec();
             let prompts: Vec<Vec<u32>> = facts.iter().map(rest).collect();
@@ -145,8 +146,10 @@ impl Exam {
                 text.contains('\n') || stop(&self.judges[facts[row]], text)
             };
             let generated = generator.generate(&request, done, &|_| {})?;
-            for (i, mut answers) in facts.iter().zip(generated) {
-                texts[*i] = answers.swap_remove(0).text;
+            let own = generated.into_iter();
+            let own = own.map(|mut answers| answers.swap_remove(0).text);
+            for (i, text) in all.iter().zip(ranks::join(own.collect())) {
+                texts[*i] = text;
             }
         }
         Ok(texts)

@@ -11,6 +11,7 @@ use crate::{
     model::{Buffer, Layout, Params},
     progress::Progress,
     prompt::Row,
+    ranks,
     run::RunDir,
     train::batches::PackedRows,
 };
@@ -253,12 +254,26 @@ impl Teacher {
             Self::Hidden(HiddenStates { head, states }) => {
                 head.copy_from_slice(&params.data[params.layout.head.clone()]);
                 let bar = progress.bar(asked.len() as u64, "what the teacher says");
-                let mut done = 0;
-                for pass in passes(&rows[asked], PASS_TOKENS) {
-                    let hidden = hidden_states(engine, params, pass);
-                    states.data[done..done + hidden.len()].copy_from_slice(&hidden);
-                    done += hidden.len();
-                    bar.inc(pass.len() as u64);
+                let (passes, d) = (passes(&rows[asked], PASS_TOKENS), params.layout.norm.len());
+                let mut rest = &mut states.data[..];
+                for owner in 0..ranks::size() {
+                    for pass in &passes[ranks::share_of(owner, passes.len())] {
+                        let targets: usize = pass.iter().map(Row::targets).sum();
+                        let (of_pass, after) = rest.split_at_mut(targets * d);
+                        if owner == ranks::rank() {
+                            of_pass.copy_from_slice(&hidden_states(engine, params, pass));
+                        }
+                        bar.inc(pass.len() as u64);
+                        rest = after;
+                    }
+                }
+                let mut rest = &mut states.data[..];
+                for owner in 0..ranks::size() {
+                    let of_owner = passes[ranks::share_of(owner, passes.len())].iter();
+                    let targets: usize = of_owner.flat_map(|pass| *pass).map(Row::targets).sum();
+                    let (own, after) = rest.split_at_mut(targets * d);
+                    ranks::tell(owner, own);
+                    rest = after;
                 }
             }
             Self::TopLogits(kept) => {

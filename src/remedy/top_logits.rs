@@ -18,6 +18,7 @@ use crate::{
     model::FileMap,
     progress::Progress,
     prompt::Row,
+    ranks,
     run::{RunDir, TEACHER},
 };
 
@@ -85,7 +86,8 @@ impl TopLogits {
         self.count
     }
 
-    /// Makes the parts that `run` does not hold whole already, of the same rows and weights, and maps all of them.
+    /// Makes the parts that `run` does not hold whole already, of the same rows and weights, and maps all of them. Of several processes
+    /// the first makes them for all.
     ///
     /// `weights` is the checksum of the teacher's; `ask` answers stretches of rows, with `count` tokens and logits a target.
     ///
@@ -99,6 +101,10 @@ impl TopLogits {
         progress: &Progress,
         mut ask: impl FnMut(&[Row]) -> Result<Vec<(u32, f32)>>,
     ) -> Result<()> {
+        if !ranks::is_first() {
+            ranks::wait();
+            return self.open(run);
+        }
         let fresh = Index {
             count: self.count,
             rows: self.rows.clone(),
@@ -135,6 +141,7 @@ impl TopLogits {
             self.parts
                 .push(part.ok_or_else(|| not_as_written(run, &part_name(i)))?);
         }
+        ranks::wait();
         Ok(())
     }
 

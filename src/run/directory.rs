@@ -10,7 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{FactRow, Metrics, RunResult, tensorboard};
-use crate::{Error, Result, config::Config, whole};
+use crate::{Error, Result, config::Config, ranks, whole};
 
 /// What a run writes; a new run in its place removes these and nothing else.
 const FILES: [&str; 13] = [
@@ -61,12 +61,17 @@ impl RunDir {
                 "choose another place for the run",
             )
         };
+        if !ranks::is_first() {
+            ranks::wait();
+            return Ok(Self::at(root));
+        }
         fs::create_dir_all(root).map_err(unwritable)?;
         let dir = Self::at(root).locked()?;
         tempfile::tempfile_in(root).map_err(unwritable)?;
         for name in FILES {
             dir.remove(name)?;
         }
+        ranks::wait();
         Ok(dir)
     }
 
@@ -101,7 +106,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Input`] when another process writes it.
     pub fn locked(self) -> Result<Self> {
-        let Ok(directory) = File::open(&self.root) else {
+        let Some(directory) = File::open(&self.root).ok().filter(|_| ranks::is_first()) else {
             return Ok(self);
         };
         match directory.try_lock() {
@@ -238,6 +243,9 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn append(&self, row: &Metrics) -> Result<()> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         let path = self.file("metrics.jsonl");
         let mut text = serde_json::to_vec(row).expect("records have a form in JSON");
         text.push(b'\n');
@@ -259,6 +267,9 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn tell_tensorboard(&self) -> Result<()> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         let events = self.file(TENSORBOARD);
         let begun = self.file("metrics.jsonl").is_file();
         let rows = if begun { self.metrics()? } else { Vec::new() };
@@ -270,6 +281,9 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn sync_metrics(&self) -> Result<()> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         let path = self.file("metrics.jsonl");
         OpenOptions::new()
             .append(true)
@@ -289,6 +303,9 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn truncate_metrics(&self, bytes: u64) -> Result<()> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         let path = self.file("metrics.jsonl");
         OpenOptions::new()
             .write(true)
@@ -313,6 +330,9 @@ impl RunDir {
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         let path = self.file(name);
         let removed = if path.is_dir() {
             fs::remove_dir_all(&path)

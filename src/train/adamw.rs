@@ -4,7 +4,7 @@
 //! Every pass walks fixed chunks in parallel: element-wise work and sums in the order of the chunks give the same bits
 //! at any number of threads.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use rayon::prelude::*;
 
@@ -14,10 +14,14 @@ use crate::{
         simd::{LANES, vectorized},
     },
     model::{Buffer, Layout, Params},
+    ranks,
 };
 
 /// Elements a chunk: four arrays of it lie in a core's second-level cache.
 const CHUNK: usize = 1 << 14;
+
+/// Moments that are brought from one process to another at once.
+const PIECE: usize = 1 << 22;
 
 /// The optimiser's constants, under the names of `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,11 +125,41 @@ impl AdamW {
     /// p <- p - (lr / c1) m / (sqrt(v) / sqrt(c2) + eps)
     /// ```
     ///
-    /// Element-wise in f32, its constants rounded from f64, in `PyTorch`'s order of operations.
+    /// Element-wise in f32, its constants rounded from f64, in `PyTorch`'s order of operations. Of several processes each moves its
+    /// share, of which alone it needs gradients and has moments, and tells the others.
     pub fn step(&mut self, params: &mut Params, gradients: &Gradients, lr: f64, clip_scale: f32) {
         let update = self.begin_step(lr, clip_scale);
-        self.step_within(&(0..params.data.len()), params, gradients, &update);
+        let len = gradients.data.len();
+        for weights in gradients.weights_within(&ranks::share(len)) {
+            self.step_within(&weights, params, gradients, &update);
+        }
+        for owner in 0..ranks::size() {
+            for weights in gradients.weights_within(&ranks::share_of(owner, len)) {
+                ranks::tell(owner, &mut params.data[weights]);
+            }
+        }
         self.end_step(params, gradients);
+    }
+
+    /// Both moments of all weights: its own, or where several processes have a share of them each, brought together at the first; at
+    /// the others of no meaning.
+    pub(super) fn moments(&self) -> [Cow<'_, [f32]>; 2] {
+        [&self.first, &self.second].map(|own| {
+            if ranks::size() == 1 {
+                return Cow::Borrowed(&own[..]);
+            }
+            let mut all = Vec::new();
+            for owner in 0..ranks::size() {
+                for at in pieces(ranks::share_of(owner, own.len())) {
+                    let mut piece = own[at].to_vec();
+                    ranks::tell(owner, &mut piece);
+                    if ranks::is_first() {
+                        all.extend(piece);
+                    }
+                }
+            }
+            Cow::Owned(all)
+        })
     }
 
     /// Counts a step, of which [`AdamW::step_within`] moves the weights part by part.
@@ -219,9 +253,19 @@ vectorized! {
     }
 }
 
-/// Euclidean norm of all gradients together, accumulated in f64.
+/// A stretch in pieces that are copied one at a time.
+fn pieces(of: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = of.end;
+    of.step_by(PIECE)
+        .map(move |start| start..(start + PIECE).min(end))
+}
+
+/// Euclidean norm of all gradients together, accumulated in f64; of several processes each has its share of them.
 pub fn global_norm(gradients: &Gradients) -> f64 {
-    squares(&gradients.data).sqrt()
+    let own = ranks::share(gradients.data.len());
+    let mut sum = [squares(&gradients.data[own])];
+    ranks::sum(&mut sum);
+    sum[0].sqrt()
 }
 
 /// The sum of their squares.

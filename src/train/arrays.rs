@@ -91,14 +91,26 @@ impl ArrayFile {
 
     /// Reads the array called `name`, which must be as long as `into`.
     pub(super) fn read(&mut self, name: &str, into: &mut [f32]) -> io::Result<()> {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
+        self.read_share(name, into, 0..into.len())
+    }
+
+    /// The same, but of the array only `share`; the rest of `into` is not touched.
+    pub(super) fn read_share(
+        &mut self,
+        name: &str,
+        into: &mut [f32],
+        share: Range<usize>,
+    ) -> io::Result<()> {
+        let bytes = size_of_val(into) as u64;
         let range = self
             .ranges
             .get(name)
-            .filter(|range| range.end - range.start == bytes.len() as u64)
+            .filter(|range| range.end - range.start == bytes)
             .ok_or_else(|| io::Error::other(format!("no array `{name}` of the right length")))?;
-        self.file.seek(SeekFrom::Start(range.start))?;
-        self.file.read_exact(bytes)
+        let first = (share.start * size_of::<f32>()) as u64;
+        self.file.seek(SeekFrom::Start(range.start + first))?;
+        self.file
+            .read_exact(bytemuck::cast_slice_mut(&mut into[share]))
     }
 }
 

@@ -12,6 +12,7 @@
 //! Row order depends on seed and epoch alone, so that no generator has a state to keep.
 
 use std::{
+    borrow::Cow,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -26,6 +27,7 @@ use crate::{
     Error, Result, config,
     engine::Gradients,
     model::Params,
+    ranks,
     remedy::{budget::Steering, snapshot::Snapshot},
     run::RunDir,
     whole,
@@ -119,8 +121,12 @@ impl Checkpoints {
         snapshot: Option<&Snapshot>,
         run: &RunDir,
     ) -> Result<()> {
+        let moments = memory.optimiser.moments();
+        if !ranks::is_first() {
+            return Ok(());
+        }
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
-        let arrays = memory.arrays();
+        let arrays = memory.arrays(&moments);
         let bytes = bytes_of(&arrays);
         whole::require_space(&self.root, bytes, "a checkpoint")?;
         if let (Some(snapshot), None) = (snapshot, &self.snapshot) {
@@ -158,7 +164,8 @@ impl Checkpoints {
 
     /// Bytes on the disk while a run goes on: the checkpoints that are kept, and one that is being written.
     pub fn bytes(memory: &Memory<'_>) -> u64 {
-        (KEPT as u64 + 1) * bytes_of(&memory.arrays())
+        let AdamW { first, second, .. } = &*memory.optimiser;
+        (KEPT as u64 + 1) * bytes_of(&memory.arrays(&[Cow::Borrowed(first), Cow::Borrowed(second)]))
     }
 
     /// The name of a checkpoint after `step`: one that there is none of yet.
@@ -233,6 +240,9 @@ impl Checkpoints {
     /// # Errors
     /// When they cannot be written.
     pub fn keep_best(&self, memory: &Memory<'_>) -> Result<()> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
         self.write_whole(BEST, memory.weights()).map(|_| ())
     }
@@ -253,6 +263,9 @@ impl Checkpoints {
     /// # Errors
     /// When they cannot be removed.
     pub fn remove(&self) -> Result<()> {
+        if !ranks::is_first() {
+            return Ok(());
+        }
         match fs::remove_dir_all(&self.root) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io("remove", &self.root)(e))
@@ -313,11 +326,9 @@ fn read_snapshot(
 }
 
 impl Memory<'_> {
-    fn arrays(&self) -> Vec<(&str, &[f32])> {
-        let mut arrays: Vec<(&str, &[f32])> = vec![
-            ("exp_avg", &self.optimiser.first),
-            ("exp_avg_sq", &self.optimiser.second),
-        ];
+    /// With both moments, of all weights.
+    fn arrays<'a>(&'a self, [first, second]: &'a [Cow<'_, [f32]>; 2]) -> Vec<(&'a str, &'a [f32])> {
+        let mut arrays: Vec<(&str, &[f32])> = vec![("exp_avg", first), ("exp_avg_sq", second)];
         if let Some(average) = &self.optimiser.average {
             arrays.push(("average", &average.weights));
         }
@@ -336,8 +347,11 @@ impl Memory<'_> {
 
     fn read(&mut self, path: &Path) -> io::Result<()> {
         let mut file = ArrayFile::open(path)?;
-        file.read("exp_avg", &mut self.optimiser.first)?;
-        file.read("exp_avg_sq", &mut self.optimiser.second)?;
+        let AdamW { first, second, .. } = &mut *self.optimiser;
+        for (name, moments) in [("exp_avg", first), ("exp_avg_sq", second)] {
+            let own = ranks::share(moments.len());
+            file.read_share(name, moments, own)?;
+        }
         if let Some(average) = &mut self.optimiser.average {
             file.read("average", &mut average.weights)?;
         }

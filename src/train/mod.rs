@@ -20,6 +20,7 @@ pub mod objective;
 mod prepare;
 mod schedule;
 mod step;
+mod together;
 mod trained;
 mod visits;
 mod warm;
@@ -49,6 +50,7 @@ use crate::{
     model::Model,
     progress::{Curves, Progress},
     prompt::{PromptTemplate, Row},
+    ranks,
     remedy::{
         anchor::Anchor,
         budget::Steering,
@@ -365,6 +367,8 @@ impl<'a> Trainer<'a> {
         let mut memory =
             self.trained
                 .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        // The first process has written them.
+        ranks::wait();
         self.checkpoints.take_best(&mut memory)?;
         self.trained.merge(&mut self.model.params);
         Ok(())
@@ -387,7 +391,7 @@ impl<'a> Trainer<'a> {
                 bar.message(format_args!("loss {:.4}", loss.total()));
             }
             bar.inc(batch.len() as u64);
-            interrupt::stop_if_asked()?;
+            interrupt::stop_together()?;
         }
         self.project();
         self.standing.epoch += 1;
@@ -488,7 +492,7 @@ impl<'a> Trainer<'a> {
     fn checkpoint_is_due(&self) -> bool {
         match self.config.train.checkpoint_every {
             Some(every) => self.standing.epoch.is_multiple_of(every),
-            None => self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL,
+            None => ranks::as_the_first(self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL),
         }
     }
 

@@ -6,7 +6,9 @@ use crate::{
         Engine, Gradients, Loss, Weights,
         profile::{Part, Work, timed},
     },
+    model::Params,
     prompt::Row,
+    ranks,
     remedy::{
         anchor::Anchor,
         distill::{Distillation, Teacher},
@@ -79,7 +81,11 @@ struct Group<'a> {
     labelled: bool,
     /// The divergence that they have.
     term: Option<Distillation>,
-    /// The rows of each pass, and the same packed.
+    /// Targets of all of them.
+    targets: usize,
+    /// Of them, those before the ones that this process passes.
+    targets_before: usize,
+    /// The rows of each of this process's passes, and the same packed.
     passes: Vec<(&'a [usize], PackedRows)>,
 }
 
@@ -98,17 +104,17 @@ impl<'a> Group<'a> {
             }
             packed
         };
-        let passes = rows.chunks(of.rows_a_pass);
+        let targets = |rows: &[usize]| rows.iter().map(|&row| of.rows[row].targets()).sum();
+        let own = ranks::share(rows.len());
+        let passes = rows[own.clone()].chunks(of.rows_a_pass);
         Self {
             rows,
             labelled,
             term,
+            targets: targets(rows),
+            targets_before: targets(&rows[..own.start]),
             passes: passes.map(|pass| (pass, packed(pass))).collect(),
         }
-    }
-
-    fn targets(&self) -> usize {
-        self.passes.iter().map(|(_, p)| p.targets.len()).sum()
     }
 
     /// Gives every target its weights, `labelled_targets` having a cross-entropy in the whole step.
@@ -118,7 +124,7 @@ impl<'a> Group<'a> {
         } else {
             0.0
         };
-        let (rows, targets, term) = (self.rows.len(), self.targets(), self.term);
+        let (rows, targets, term) = (self.rows.len(), self.targets, self.term);
         for (_, packed) in &mut self.passes {
             packed.weigh(ce_weight, |row_targets| {
                 term.map_or(0.0, |t| t.weight(rows, row_targets, targets))
@@ -133,7 +139,7 @@ impl Objective {
     /// `L = CE + lambda L_distill + penalties`: CE is one mean over all target tokens of the batch and of what is replayed with
     /// its labels, `L_distill` is averaged as [`Distillation::weight`] says, over the batch and over each kind of rows beside it
     /// that the snapshot is asked about, and the penalties are those of [`crate::remedy::anchor`] and [`crate::remedy::tasks`]. Since every weight counts
-    /// the whole batch, the result is that of one pass, to rounding.
+    /// the whole batch, the result is that of one pass, to rounding; of several processes each adds its share, and the sum is that.
     pub fn loss_and_gradients(
         &self,
         engine: &mut Engine,
@@ -153,13 +159,22 @@ impl Objective {
             }
         }));
         let labelled = groups.iter().filter(|group| group.labelled);
-        let labelled_targets = labelled.map(Group::targets).sum();
+        let labelled_targets = labelled.map(|group| group.targets).sum();
 
         let mut loss = Loss::default();
-        let mut first_target = 0;
+        // Of several processes one adds what is about the weights and not about rows.
+        if ranks::is_first() {
+            loss.penalty = self.penalties(weights.params(), gradients, of.strength);
+        }
+        let mut passes_left: usize = groups.iter().map(|group| group.passes.len()).sum();
+        let mut targets_before = 0;
         for group in &mut groups {
             group.weigh(labelled_targets);
+            let mut first_target = targets_before + group.targets_before;
+            targets_before += group.targets;
             for (pass, packed) in &group.passes {
+                passes_left -= 1;
+                weights.begin_pass(passes_left);
                 // Where its answers weigh nothing the teacher is not asked.
                 let weighs = packed.targets.iter().any(|t| t.distill_weight != 0.0);
                 let asked = self.teacher().filter(|_| weighs);
@@ -178,15 +193,22 @@ impl Objective {
                 loss.distill += of_pass.distill;
             }
         }
+        loss
+    }
+
+    /// What holds the weights themselves; its gradient is added to `gradients`.
+    fn penalties(&self, params: &Params, gradients: &mut Gradients, strength: f64) -> f64 {
         let own = self.snapshot.iter().flat_map(Snapshot::anchors);
-        for anchor in self.earlier.iter().chain(own) {
+        let anchors = self.earlier.iter().chain(own);
+        let mut penalty = 0.0;
+        for anchor in anchors {
             // Weight, where it is held, gradient read and written; EWC's importance more.
             let work = Work::floats(4 * gradients.data.len());
-            loss.penalty += timed(Part::Penalties, work, || {
-                anchor.penalty_and_gradient(weights.params(), gradients, of.strength)
+            penalty += timed(Part::Penalties, work, || {
+                anchor.penalty_and_gradient(params, gradients, strength)
             });
         }
-        loss
+        penalty
     }
 
     fn teacher(&self) -> Option<&(Distillation, Teacher)> {

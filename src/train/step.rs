@@ -8,6 +8,8 @@ use super::{
     checkpoint::Memory,
     fused::Fused,
     objective::{Beside, StepRows},
+    together,
+    trained::Trained,
 };
 use crate::{
     Result,
@@ -17,6 +19,7 @@ use crate::{
         profile::{Part, Work, timed},
     },
     prompt::Row,
+    ranks,
     run::Metrics,
 };
 
@@ -169,12 +172,19 @@ impl Trainer<'_> {
     /// The loss of a step and its gradients.
     pub(super) fn loss_and_gradients(&mut self, sees: Sees<'_>) -> Loss {
         self.gradients.clear();
-        self.objective.loss_and_gradients(
-            &mut self.engine,
-            &self.model.params,
-            sees.of(&self.rows, &self.config),
-            &mut self.gradients,
-        )
+        let (objective, engine) = (&self.objective, &mut self.engine);
+        let (params, gradients) = (&self.model.params, &mut self.gradients);
+        let rows = sees.of(&self.rows, &self.config);
+        let own = match self.trained {
+            Trained::Tensors if ranks::size() > 1 => {
+                together::summed(params, gradients, |weights, gradients| {
+                    objective.loss_and_gradients(engine, weights, rows, gradients)
+                })
+            }
+            // Of adapters it is their own gradients that are summed.
+            _ => objective.loss_and_gradients(engine, params, rows, gradients),
+        };
+        together::loss(own)
     }
 
     /// Takes back what was changed within the space of the known facts' inputs, where there is one.

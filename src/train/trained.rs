@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{adamw::AdamW, checkpoint::Memory};
+use super::{adamw::AdamW, checkpoint::Memory, together};
 use crate::{
     Result,
     config::{Config, Train},
@@ -93,10 +93,13 @@ impl Trained {
         }
     }
 
-    /// Takes the gradients of the trained parameters from those of the model's tensors.
+    /// Takes the gradients of the trained parameters from those of the model's tensors, and what other processes have of them.
     pub fn pull_back(&mut self, gradients: &Gradients) {
         if let Self::Adapters(adapters) = self {
             adapters.pull_back(gradients);
+            let own = &mut adapters.gradients.data;
+            let len = own.len();
+            together::sum_at_owners(own, 0, len);
         }
     }
 

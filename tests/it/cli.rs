@@ -48,6 +48,24 @@ pub fn json_lines(output: &Output) -> Vec<serde_json::Value> {
         .collect()
 }
 
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn processes_that_are_started_together_and_cannot_know_of_each_other_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = unforget(dir.path());
+    let output = command
+        .env("OMPI_COMM_WORLD_SIZE", "2")
+        .args(["pull", MODEL])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let told = stderr(&output);
+    assert!(
+        told.contains("one of 2 processes") && told.contains("--features mpi"),
+        "{told}"
+    );
+}
+
 #[test]
 fn the_help_names_every_command_and_each_has_an_example() {
     let dir = tempfile::tempdir().unwrap();
