@@ -118,7 +118,11 @@ pub fn check_free_dir(dir: &Path, force: bool) -> Result<()> {
             "give another `--out`, or `--force` to write into it",
         ));
     }
-    check_writable(dir)
+    // Nobody writes there before all have looked.
+    ranks::wait();
+    check_writable(dir)?;
+    ranks::wait();
+    Ok(())
 }
 
 /// Checks before any compute that a file can be written there. Nothing is left behind.

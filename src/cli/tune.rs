@@ -6,6 +6,7 @@ use clap::Args;
 use unforget::{
     Error, Result,
     config::Config,
+    ranks,
     run::RunResult,
     train::{self, Options},
     watch::Watch,
@@ -173,7 +174,7 @@ fn in_terms_of(flag: &str, error: Error) -> Error {
 
 /// The page about the run in `dir`, where one is wanted; served until it is dropped.
 pub fn watched(wanted: bool, dir: &Path) -> Result<Option<Watch>> {
-    if !wanted {
+    if !wanted || !ranks::is_first() {
         return Ok(None);
     }
     let watch = Watch::serve(dir.to_owned())?;
