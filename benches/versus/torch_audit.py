@@ -16,7 +16,8 @@ from collections import Counter
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from facts import answering, is_right, prompt_text, read_tsv, target_text
+from answers import answering
+from facts import is_right, prompt_text, read_tsv, target_text
 
 
 def label(greedy_right, sampled_right):

@@ -29,7 +29,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import arguments
-from facts import answering, is_right, prompt_text, read_tsv, target_text
+from answers import answering
+from facts import is_right, prompt_text, read_tsv, target_text
 from torch_tune import STEPS, tokenised
 
 WARM_UP = 2

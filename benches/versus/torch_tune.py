@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from facts import answering, is_right, prompt_text, read_tsv, target_text
+from answers import answering
+from facts import is_right, prompt_text, read_tsv, target_text
 
 IGNORED = -100
 
