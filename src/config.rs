@@ -125,7 +125,7 @@ pub struct Train {
     #[serde(skip_serializing_if = "is_default")]
     pub fused: bool,
     /// Compute a layer's activations again in the backward pass instead of keeping those of all layers: the same result with less
-    /// memory for long rows, in about a quarter more time. Default false.
+    /// memory for long rows, in about a fifth more time. Default false.
     #[serde(skip_serializing_if = "is_default")]
     pub recompute: bool,
     /// Batches whose gradients make one step; a step sees `batch_size * accumulate` rows. Default 1.
