@@ -128,7 +128,9 @@ pub fn fail(code: u8) -> ! {
 
 /// For as long as it lives the processes know of each other.
 #[must_use = "the processes part when it is dropped"]
-pub struct Together(#[allow(dead_code, reason = "it is held, not read")] world::Session);
+pub struct Together {
+    _session: world::Session,
+}
 
 /// Finds the other processes, where a launcher started several.
 ///
@@ -148,7 +150,9 @@ pub fn begin() -> Result<Together> {
             "build it with `cargo build --release --features mpi`, or start one process",
         ));
     }
-    Ok(Together(world::begin(started)?))
+    Ok(Together {
+        _session: world::begin(started)?,
+    })
 }
 
 #[cfg(not(feature = "mpi"))]
@@ -201,11 +205,13 @@ mod world {
     /// Number and count, once they are known.
     static PLACE: OnceLock<(usize, usize)> = OnceLock::new();
 
-    pub struct Session(#[allow(dead_code, reason = "it is held, not read")] Option<Universe>);
+    pub struct Session {
+        _universe: Option<Universe>,
+    }
 
     pub fn begin(started: usize) -> Result<Session> {
         if started < 2 {
-            return Ok(Session(None));
+            return Ok(Session { _universe: None });
         }
         // A thread of its own sums gradients while this one computes; never do two call at once.
         let (universe, threading) = mpi::initialize_with_threading(Threading::Serialized)
@@ -216,7 +222,9 @@ mod world {
         let world = universe.world();
         let place = (world.rank() as usize, world.size() as usize);
         PLACE.set(place).expect("it is begun once");
-        Ok(Session(Some(universe)))
+        Ok(Session {
+            _universe: Some(universe),
+        })
     }
 
     fn failed(message: &str) -> Error {

@@ -121,7 +121,6 @@ impl Batch {
 
     /// The tokens of a row that ends with the stretch `own`, in their order.
     pub fn row(&self, own: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
-        // Nothing that ends where a row does comes after it, but for empty ones.
         let last = self.stretches.iter().find(|s| s.tokens == *own);
         let before = |s: &&Stretch| s.after.map(|s| &self.stretches[s]);
         let mut stretches: Vec<_> = std::iter::successors(last, before)

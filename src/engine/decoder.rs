@@ -15,10 +15,9 @@ use super::{
 use crate::model::{Buffer, LinearInput, ModelConfig, Params, params::LayerLayout};
 
 /// What a forward pass keeps of its layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// Nothing: no backward pass follows.
-    #[default]
     Nothing,
     /// All that the backward pass needs.
     States,

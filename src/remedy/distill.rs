@@ -253,27 +253,29 @@ impl Teacher {
             Self::Live(copy) => copy.data.copy_from_slice(&params.data),
             Self::Hidden(HiddenStates { head, states }) => {
                 head.copy_from_slice(&params.data[params.layout.head.clone()]);
-                let bar = progress.bar(asked.len() as u64, "what the teacher says");
                 let (passes, d) = (passes(&rows[asked], PASS_TOKENS), params.layout.norm.len());
-                let mut rest = &mut states.data[..];
-                for owner in 0..ranks::size() {
-                    for pass in &passes[ranks::share_of(owner, passes.len())] {
-                        let targets: usize = pass.iter().map(Row::targets).sum();
-                        let (of_pass, after) = rest.split_at_mut(targets * d);
-                        if owner == ranks::rank() {
-                            of_pass.copy_from_slice(&hidden_states(engine, params, pass));
-                        }
-                        bar.inc(pass.len() as u64);
-                        rest = after;
-                    }
+                let mut end = 0;
+                let shares: Vec<_> = (0..ranks::size())
+                    .map(|owner| {
+                        let of_owner = &passes[ranks::share_of(owner, passes.len())];
+                        let rows = of_owner.iter().flat_map(|pass| pass.iter());
+                        let targets: usize = rows.map(Row::targets).sum();
+                        end += targets * d;
+                        (of_owner, end - targets * d..end)
+                    })
+                    .collect();
+                let (own, at) = &shares[ranks::rank()];
+                let asked: usize = own.iter().map(|pass| pass.len()).sum();
+                let bar = progress.bar(asked as u64, "what the teacher says");
+                let mut done = at.start;
+                for pass in *own {
+                    let hidden = hidden_states(engine, params, pass);
+                    states.data[done..done + hidden.len()].copy_from_slice(&hidden);
+                    done += hidden.len();
+                    bar.inc(pass.len() as u64);
                 }
-                let mut rest = &mut states.data[..];
-                for owner in 0..ranks::size() {
-                    let of_owner = passes[ranks::share_of(owner, passes.len())].iter();
-                    let targets: usize = of_owner.flat_map(|pass| *pass).map(Row::targets).sum();
-                    let (own, after) = rest.split_at_mut(targets * d);
-                    ranks::tell(owner, own);
-                    rest = after;
+                for (owner, (_, at)) in shares.into_iter().enumerate() {
+                    ranks::tell(owner, &mut states.data[at]);
                 }
             }
             Self::TopLogits(kept) => {

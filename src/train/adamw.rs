@@ -20,9 +20,6 @@ use crate::{
 /// Elements a chunk: four arrays of it lie in a core's second-level cache.
 const CHUNK: usize = 1 << 14;
 
-/// Moments that are brought from one process to another at once.
-const PIECE: usize = 1 << 22;
-
 /// The optimiser's constants, under the names of `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWSettings {
@@ -150,12 +147,10 @@ impl AdamW {
             }
             let mut all = Vec::new();
             for owner in 0..ranks::size() {
-                for at in pieces(ranks::share_of(owner, own.len())) {
-                    let mut piece = own[at].to_vec();
-                    ranks::tell(owner, &mut piece);
-                    if ranks::is_first() {
-                        all.extend(piece);
-                    }
+                let mut share = own[ranks::share_of(owner, own.len())].to_vec();
+                ranks::tell(owner, &mut share);
+                if ranks::is_first() {
+                    all.extend(share);
                 }
             }
             Cow::Owned(all)
@@ -251,13 +246,6 @@ vectorized! {
         }
         lanes.iter().sum()
     }
-}
-
-/// A stretch in pieces that are copied one at a time.
-fn pieces(of: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = of.end;
-    of.step_by(PIECE)
-        .map(move |start| start..(start + PIECE).min(end))
 }
 
 /// Euclidean norm of all gradients together, accumulated in f64; of several processes each has its share of them.

@@ -11,6 +11,7 @@ use crate::{
 /// The residual stream of every row after the layers below the lowest one that is trained.
 pub(super) struct Frozen {
     layers: usize,
+    d: usize,
     rows: Vec<Vec<f32>>, // of each: (tokens, D)
 }
 
@@ -39,10 +40,11 @@ impl Frozen {
         rows.iter().map(|row| row.inputs().len() * d).sum()
     }
 
-    /// Of no row yet.
-    pub fn below(layers: usize) -> Self {
+    /// Of no row yet, for a model of hidden size `d`.
+    pub fn below(layers: usize, d: usize) -> Self {
         Self {
             layers,
+            d,
             rows: Vec::new(),
         }
     }
@@ -55,7 +57,7 @@ impl Frozen {
         rows: &[Row],
         rows_a_pass: usize,
     ) {
-        let d = params.layout.norm.len();
+        let d = self.d;
         let new = rows.get(self.rows.len()..).unwrap_or_default();
         for pass in new.chunks(rows_a_pass) {
             let packed = PackedRows::new(pass);
@@ -71,12 +73,7 @@ impl Frozen {
 
     /// Begins a pass of the rows with these numbers where they have come to.
     pub fn begin(&self, packed: &mut PackedRows, rows: &[usize]) {
-        let Some(d) = rows
-            .first()
-            .map(|row| self.rows[*row].len() / packed.batch.row(&packed.own[0]).count())
-        else {
-            return;
-        };
+        let d = self.d;
         let mut stream = vec![0.0; packed.batch.tokens.len() * d];
         for (row, own) in rows.iter().zip(&packed.own) {
             let tokens = packed.batch.row(own);

@@ -202,7 +202,8 @@ impl<'a> Trainer<'a> {
             objective: Objective {
                 snapshot: None,
                 earlier: earlier_tasks(&config, &model, &gradients)?,
-                frozen: foretell::frozen_layers(&model, &tensors, &rows).map(Frozen::below),
+                frozen: foretell::frozen_layers(&model, &tensors, &rows)
+                    .map(|layers| Frozen::below(layers, model.config.hidden_size)),
             },
             optimiser,
             trained,
