@@ -3,7 +3,9 @@
 //! A thread that has called [`begin`] counts what it spends in [`timed`]; on every other thread, and outside of [`Part::Step`],
 //! that only calls. The work itself may use all threads.
 
-use std::{cell::RefCell, fmt, time::Instant};
+use std::{cell::RefCell, fmt, hint::black_box, time::Instant};
+
+use super::simd::{LANES, vectorized};
 
 /// A part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,8 @@ struct Spent {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
     parts: [Spent; Part::ALL.len()],
+    /// What the processor can do at most, in operations a second; 0 where it was not measured.
+    peak: f64,
     /// Seconds of parts within the one that is open.
     within: f64,
     in_step: bool,
@@ -115,9 +119,12 @@ pub fn begin() {
     PROFILE.set(Some(Profile::default()));
 }
 
-/// What was counted since [`begin`]; none where it was not called. Nothing is counted from here on.
+/// What was counted since [`begin`], beside what the processor can do at most; none where it was not called. Nothing is counted from
+/// here on.
 pub fn take() -> Option<Profile> {
-    PROFILE.take()
+    let mut profile = PROFILE.take()?;
+    profile.peak = peak();
+    Some(profile)
 }
 
 /// Calls `f`, and counts what it takes as `part`, without what is counted within it.
@@ -147,6 +154,49 @@ pub fn timed<T>(part: Part, work: Work, f: impl FnOnce() -> T) -> T {
     made
 }
 
+/// Rounds of [`multiply_adds`]: some hundredth of a second.
+const ROUNDS: usize = 5_000_000;
+
+/// Operations a second of fused multiply-adds in registers, on all threads; the best of a few tries.
+fn peak() -> f64 {
+    let once = || {
+        let started = Instant::now();
+        let threads = rayon::broadcast(|_| multiply_adds(black_box(ROUNDS))).len();
+        let operations = threads * ROUNDS * CHAINS * LANES * 2;
+        operations as f64 / started.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| once()).fold(0.0, f64::max)
+}
+
+/// As many multiply-adds of vectors as a processor has under way at most: two at once, each of four cycles.
+const CHAINS: usize = 8;
+
+vectorized! {
+    /// [`CHAINS`] fused multiply-adds of [`LANES`] numbers a round, none of which waits for another.
+    ///
+    /// They are named so that they stay in registers, as in [`super::small`].
+    fn multiply_adds(rounds: usize) -> f32 {
+        let (by, plus) = (black_box(0.5f32), black_box(1.0f32));
+        // Each of its own, or the compiler would make them one.
+        let start = || [black_box(0f32); LANES];
+        let (mut s0, mut s1, mut s2, mut s3) = (start(), start(), start(), start());
+        let (mut s4, mut s5, mut s6, mut s7) = (start(), start(), start(), start());
+        for _ in 0..rounds {
+            for x in 0..LANES {
+                s0[x] = s0[x].mul_add(by, plus);
+                s1[x] = s1[x].mul_add(by, plus);
+                s2[x] = s2[x].mul_add(by, plus);
+                s3[x] = s3[x].mul_add(by, plus);
+                s4[x] = s4[x].mul_add(by, plus);
+                s5[x] = s5[x].mul_add(by, plus);
+                s6[x] = s6[x].mul_add(by, plus);
+                s7[x] = s7[x].mul_add(by, plus);
+            }
+        }
+        [s0, s1, s2, s3, s4, s5, s6, s7].iter().flatten().sum()
+    }
+}
+
 impl Profile {
     fn of(&self, part: Part) -> Spent {
         self.parts[part as usize]
@@ -171,8 +221,8 @@ impl fmt::Display for Profile {
         )?;
         write!(
             f,
-            "{:<32}{:>9}{:>7}{:>9}{:>10}{:>8}{:>8}",
-            "", "s a step", "share", "calls", "GFLOP/s", "GB", "GB/s"
+            "{:<32}{:>9}{:>7}{:>9}{:>10}{:>9}{:>8}{:>8}",
+            "", "s a step", "share", "calls", "GFLOP/s", "of peak", "GB", "GB/s"
         )?;
         for part in Part::ALL {
             let spent = self.of(part);
@@ -186,6 +236,12 @@ impl fmt::Display for Profile {
                     String::new()
                 }
             };
+            let of_peak = if spent.operations > 0.0 && self.peak > 0.0 {
+                let rate = spent.operations / spent.seconds;
+                format!("{:.0}%", 100.0 * rate / self.peak)
+            } else {
+                String::new()
+            };
             let moved = if spent.bytes > 0.0 {
                 format!("{:.2}", spent.bytes / steps / 1e9)
             } else {
@@ -193,12 +249,13 @@ impl fmt::Display for Profile {
             };
             write!(
                 f,
-                "\n{:<32}{:>9.3}{:>6.0}%{:>9.0}{:>10}{:>8}{:>8}",
+                "\n{:<32}{:>9.3}{:>6.0}%{:>9.0}{:>10}{:>9}{:>8}{:>8}",
                 part.name(),
                 spent.seconds / steps,
                 100.0 * spent.seconds / all,
                 spent.calls as f64 / steps,
                 of_time(spent.operations),
+                of_peak,
                 moved,
                 of_time(spent.bytes),
             )?;
@@ -252,6 +309,8 @@ mod tests {
         let told = profile.to_string();
         assert!(told.starts_with("2 steps of "), "{told}");
         assert!(told.contains("products, forward"), "{told}");
+        // Every processor that this runs on does more than one operation in a nanosecond, and none a million.
+        assert!((1e9..1e15).contains(&profile.peak), "{}", profile.peak);
         assert!(!told.contains("projection"), "{told}");
     }
 }
