@@ -104,7 +104,7 @@ pub struct Train {
     pub trainable: Vec<String>,
     /// All of them, the snapshot epochs included. Default 20.
     pub epochs: usize,
-    /// Rows of one forward pass. Default 64.
+    /// Rows of one batch. They pass through the model together, or where they are long in several passes. Default 64.
     pub batch_size: usize,
     /// Learning rate at its highest. Default 5e-5.
     pub lr: f64,

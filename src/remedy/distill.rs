@@ -13,11 +13,8 @@ use crate::{
     prompt::Row,
     ranks,
     run::RunDir,
-    train::batches::PackedRows,
+    train::batches::{PASS_TOKENS, PackedRows, passes},
 };
-
-/// Tokens of a pass that asks the teacher.
-pub(super) const PASS_TOKENS: usize = 2048;
 
 /// The term's strength.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -253,7 +250,10 @@ impl Teacher {
             Self::Live(copy) => copy.data.copy_from_slice(&params.data),
             Self::Hidden(HiddenStates { head, states }) => {
                 head.copy_from_slice(&params.data[params.layout.head.clone()]);
-                let (passes, d) = (passes(&rows[asked], PASS_TOKENS), params.layout.norm.len());
+                let (passes, d) = (
+                    passes(&rows[asked], PASS_TOKENS, Row::len),
+                    params.layout.norm.len(),
+                );
                 let mut end = 0;
                 let shares: Vec<_> = (0..ranks::size())
                     .map(|owner| {
@@ -361,20 +361,6 @@ fn hidden_states(engine: &mut Engine, params: &Params, rows: &[Row]) -> Vec<f32>
     engine.hidden(params, &packed.batch, &packed.positions())
 }
 
-/// `rows` in order, in stretches of about `tokens` tokens, at least one row each.
-pub(super) fn passes(rows: &[Row], tokens: usize) -> Vec<&[Row]> {
-    let mut count = 0;
-    rows.chunk_by(|_, next| {
-        count += next.prompt.len() + next.target.len();
-        let fits = count < tokens;
-        if !fits {
-            count = 0;
-        }
-        fits
-    })
-    .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,18 +393,5 @@ mod tests {
             weights(Reduction::Token),
             [0.1875, 0.1875].map(f32::to_bits)
         );
-    }
-
-    #[test]
-    fn passes_keep_every_row_in_order() {
-        let rows: Vec<Row> = (0..50)
-            .map(|i| Row {
-                prompt: vec![i; 1 + i as usize % 7],
-                target: vec![i],
-            })
-            .collect();
-        let stretches = passes(&rows, 20);
-        assert!(stretches.len() > 5);
-        assert_eq!(stretches.concat(), rows);
     }
 }

@@ -6,13 +6,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::distill::passes;
 use crate::{
     Error, Result,
     engine::{Batch, Engine, Gradients, Moments, eigen, hold_responses, responses},
     model::{Buffer, Layout, LinearInput, Params},
     progress::Progress,
     prompt::Row,
+    train::batches::passes,
 };
 
 /// Rows that the spaces are found from, at most.
@@ -127,7 +127,7 @@ impl Projection {
         );
         for turn in turns {
             let mut moments: Vec<Moments> = turn.iter().map(Space::moments).collect();
-            for pass in passes(&rows, PASS_TOKENS) {
+            for pass in passes(&rows, PASS_TOKENS, Row::len) {
                 // Each row counts with all of its tokens, those that others begin with too.
                 let mut batch = Batch::new();
                 for row in pass {

@@ -12,7 +12,7 @@ use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::distill::{PASS_TOKENS, first_targets, passes};
+use super::distill::first_targets;
 use crate::{
     Error, Result,
     model::FileMap,
@@ -20,6 +20,7 @@ use crate::{
     prompt::Row,
     ranks,
     run::{RunDir, TEACHER},
+    train::batches::{PASS_TOKENS, passes},
 };
 
 /// Tokens whose rows make a part: what is lost at most when the pass is stopped. Few in tests, so that there are several.
@@ -68,7 +69,7 @@ impl TopLogits {
     /// A teacher that has said nothing yet, of `count` logits at each target of those of `rows` that are `asked` about.
     pub fn empty(count: usize, (rows, asked): (&[Row], Range<usize>)) -> Self {
         let (mut end, of) = (asked.start, &rows[asked.clone()]);
-        let stretches = passes(of, PART_TOKENS).into_iter().map(|part| {
+        let stretches = passes(of, PART_TOKENS, Row::len).into_iter().map(|part| {
             end += part.len();
             end - part.len()..end
         });
@@ -128,7 +129,7 @@ impl TopLogits {
                 continue;
             }
             let mut tops = Vec::new();
-            for pass in passes(&rows[stretch], PASS_TOKENS) {
+            for pass in passes(&rows[stretch], PASS_TOKENS, Row::len) {
                 tops.extend(ask(pass)?);
                 bar.inc(pass.len() as u64);
             }

@@ -90,6 +90,28 @@ fn truncated(mut row: Row, max_tokens: usize) -> Row {
     row
 }
 
+/// Tokens of a pass: enough to fill the products, and few enough for what they leave for a backward pass.
+pub const PASS_TOKENS: usize = 2048;
+
+/// Tokens of a training pass. Where weights move in the backward pass they see the whole step in one.
+pub fn training_pass_tokens(train: &Train) -> usize {
+    if train.fused { usize::MAX } else { PASS_TOKENS }
+}
+
+/// `rows` in their order, as they pass through the model together: at most so many `tokens`, of which each has `len`, or one row.
+pub fn passes<T>(rows: &[T], tokens: usize, len: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let mut taken = rows.first().map_or(0, &len);
+    rows.chunk_by(|_, next| {
+        taken += len(next);
+        let fits = taken <= tokens;
+        if !fits {
+            taken = len(next);
+        }
+        fits
+    })
+    .collect()
+}
+
 /// Rows packed for the engine, with the positions whose logits predict their targets.
 pub struct PackedRows {
     /// The rows, each without its last target token, after which nothing is predicted; what prompts have in common is there
@@ -177,6 +199,14 @@ mod tests {
     #[test]
     fn unshuffled_rows_keep_their_order() {
         assert_eq!(epoch_order(4, 7, 3, false), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn passes_keep_every_row_in_order_and_are_as_full_as_fits() {
+        let rows = [3, 4, 2, 9, 30, 1, 1, 8];
+        let passes = passes(&rows, 10, |len| *len);
+        assert_eq!(passes, [&[3, 4, 2][..], &[9], &[30], &[1, 1, 8]]);
+        assert!(super::passes(&[], 10, |len: &usize| *len).is_empty());
     }
 
     #[test]

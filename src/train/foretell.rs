@@ -4,7 +4,12 @@ use std::{fmt, time::Instant};
 
 use serde::Serialize;
 
-use super::{Checkpoints, Trainer, batches::PackedRows, epoch_order, frozen::Frozen};
+use super::{
+    Checkpoints, Trainer,
+    batches::{PackedRows, passes, training_pass_tokens},
+    epoch_order,
+    frozen::Frozen,
+};
 use crate::{
     Error, Result,
     config::{Config, Kind, Teacher as Source},
@@ -245,13 +250,16 @@ pub(super) fn frozen_layers(model: &Model, trained: &[bool], rows: &[Row]) -> Op
 fn largest_pass(config: &Config, rows: &[Row]) -> usize {
     let first = config.method.snapshot_epochs() + 1;
     let train = &config.train;
+    let most = training_pass_tokens(train);
     let tokens = |of: &[usize]| {
         let packed = PackedRows::new(of.iter().map(|row| &rows[*row]));
         packed.batch.tokens.len()
     };
     let largest_of = |epoch| {
         let order = epoch_order(rows.len(), config.seed, epoch, train.shuffle);
-        order.chunks(train.batch_size).map(tokens).max()
+        let batches = order.chunks(train.batch_size);
+        let passes = batches.flat_map(|batch| passes(batch, most, |&row| rows[row].len()));
+        passes.map(tokens).max()
     };
     let largest = (first..first + EPOCHS).filter_map(largest_of).max();
     largest.unwrap_or_default()

@@ -1,7 +1,7 @@
 //! What lies below the lowest layer that is trained: rows pass through it in every epoch and come to the same, so that they do it
 //! once.
 
-use super::batches::PackedRows;
+use super::batches::{PASS_TOKENS, PackedRows, passes};
 use crate::{
     engine::{Begun, Engine},
     model::{Layout, Params},
@@ -49,17 +49,11 @@ impl Frozen {
         }
     }
 
-    /// Lets `rows` pass that it does not know yet, so many at a time, in their order.
-    pub fn reach(
-        &mut self,
-        engine: &mut Engine,
-        params: &Params,
-        rows: &[Row],
-        rows_a_pass: usize,
-    ) {
+    /// Lets `rows` pass that it does not know yet, in their order.
+    pub fn reach(&mut self, engine: &mut Engine, params: &Params, rows: &[Row]) {
         let d = self.d;
         let new = rows.get(self.rows.len()..).unwrap_or_default();
-        for pass in new.chunks(rows_a_pass) {
+        for pass in passes(new, PASS_TOKENS, Row::len) {
             let packed = PackedRows::new(pass);
             let all: Vec<usize> = (0..packed.batch.tokens.len()).collect();
             let stream = engine.residual_after(params, &packed.batch, self.layers, &all);

@@ -313,9 +313,8 @@ impl<'a> Trainer<'a> {
     /// Lets new rows pass below all that is trained; what is learned apart from decoys, whenever these are made.
     fn reach_frozen(&mut self) {
         if let Some(frozen) = &mut self.objective.frozen {
-            let (params, a_pass) = (&self.model.params, self.config.train.batch_size);
             for rows in [&self.rows[..self.learned_rows], &self.rows] {
-                frozen.reach(&mut self.engine, params, rows, a_pass);
+                frozen.reach(&mut self.engine, &self.model.params, rows);
             }
         }
     }

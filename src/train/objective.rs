@@ -1,6 +1,9 @@
 //! The objective: cross-entropy on the target tokens, and what holds the model to its snapshot (eqs. 1 and 3).
 
-use super::{batches::PackedRows, frozen::Frozen};
+use super::{
+    batches::{PackedRows, passes},
+    frozen::Frozen,
+};
 use crate::{
     engine::{
         Engine, Gradients, Loss, Weights,
@@ -40,8 +43,10 @@ pub struct StepRows<'a> {
     pub beside: &'a [Beside<'a>],
     /// What every remedy's weight is multiplied by.
     pub strength: f64,
-    /// How many pass through the model together.
+    /// At most as many pass through the model together.
     pub rows_a_pass: usize,
+    /// And so many tokens, or one row.
+    pub tokens_a_pass: usize,
 }
 
 /// Rows beside what is learned: decoys, or known facts replayed.
@@ -106,7 +111,9 @@ impl<'a> Group<'a> {
         };
         let targets = |rows: &[usize]| rows.iter().map(|&row| of.rows[row].targets()).sum();
         let own = ranks::share(rows.len());
-        let passes = rows[own.clone()].chunks(of.rows_a_pass);
+        let batches = rows[own.clone()].chunks(of.rows_a_pass);
+        let passes =
+            batches.flat_map(|rows| passes(rows, of.tokens_a_pass, |&row| of.rows[row].len()));
         Self {
             rows,
             labelled,

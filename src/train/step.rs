@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{
     Trainer,
     adamw::{clip_scale, global_norm},
+    batches::training_pass_tokens,
     checkpoint::Memory,
     fused::Fused,
     objective::{Beside, StepRows},
@@ -46,6 +47,7 @@ impl<'s> Sees<'s> {
             beside: self.beside,
             strength: self.strength,
             rows_a_pass: config.train.batch_size,
+            tokens_a_pass: training_pass_tokens(&config.train),
         }
     }
 }

@@ -90,6 +90,7 @@ fn ten_steps_of_every_variant_equal_pefts() {
                 beside: &[],
                 strength: 1.0,
                 rows_a_pass: rows.len(),
+                tokens_a_pass: usize::MAX,
             };
             let objective = Objective::default();
             let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);

@@ -105,6 +105,7 @@ fn ten_projected_steps_equal_pytorchs() {
             beside: &[],
             strength: 1.0,
             rows_a_pass: rows.len(),
+            tokens_a_pass: usize::MAX,
         };
         let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
         let own_norm = adamw::global_norm(&gradients);

@@ -87,6 +87,7 @@ fn check_on(
             beside,
             strength: 1.0,
             rows_a_pass: 4,
+            tokens_a_pass: 24,
         };
         let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
         if i == 0 {
