@@ -120,8 +120,8 @@ pub struct Train {
     pub weight_decay: f64,
     /// Global gradient norm to which a larger one is scaled down; 0 is off. Default 1.
     pub clip: f64,
-    /// Take each layer's step as soon as its gradient is there, so that no more than one layer's is held; with `clip = 0` alone,
-    /// and one pass a step. Default false.
+    /// Take each layer's step as soon as its gradient is there, so that no more than one layer's is held; for one pass a step. The
+    /// norm that `clip` asks for is found in a pass before, for twice the time: with `clip = 0` there is none. Default false.
     #[serde(skip_serializing_if = "is_default")]
     pub fused: bool,
     /// Compute a layer's activations again in the backward pass instead of keeping those of all layers: the same result with less

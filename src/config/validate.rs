@@ -311,10 +311,6 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         );
     }
     let in_the_way = [
-        (
-            "`train.clip` must be 0: the norm is known too late",
-            train.clip != 0.0,
-        ),
         ("`train.accumulate` must be 1", train.accumulate != 1),
         (
             "`train.lora` has no layers of its own",

@@ -144,17 +144,14 @@ vectorized! {
         }
     }
 
-    /// One row, every head group; `dqkv` of its own tokens, `d_context` as [`add_to_contexts`] takes it.
-    fn backward_groups(
-        dqkv: &mut [f32],
-        d_context: &mut [f32],
-        of: &Backward<'_>,
-        row: &Reach,
-        scratch: &mut Scratch,
-    ) {
-        dqkv.fill(0.0);
-        for g in 0..of.heads.groups {
-            backward_group(dqkv, d_context, of, row, g, scratch);
+    /// What one head group of a row's queries receives and gives, into `part` (see [`backward`]), which is zero.
+    fn backward_group(part: &mut [f32], of: &Backward<'_>, row: &Reach, g: usize, scratch: &mut Scratch) {
+        let pair = 2 * of.heads.dim;
+        let (d_queries, mut d_rest) = part.split_at_mut(row.tokens.len() * of.heads.shared() * of.heads.dim);
+        for keys in row.context.iter().chain([&row.tokens]) {
+            let (d_keys, after) = d_rest.split_at_mut(keys.len() * pair);
+            backward_keys(d_queries, d_keys, of, row, keys, g, scratch);
+            d_rest = after;
         }
     }
 
@@ -168,16 +165,15 @@ vectorized! {
 /// Memory of one task.
 #[derive(Default)]
 struct Scratch {
-    queries: Vec<f32>,   // (QUERY_BLOCK * R, K), scaled
-    keys: Vec<f32>,      // (K, KEY_BLOCK), transposed
-    scores: Vec<f32>,    // (QUERY_BLOCK * R, KEY_BLOCK)
-    out: Vec<f32>,       // (QUERY_BLOCK * R, K)
-    top: Vec<f32>,       // (QUERY_BLOCK * R): running maximum
-    sum: Vec<f32>,       // (QUERY_BLOCK * R): running denominator
-    d_out: Vec<f32>,     // (QUERY_BLOCK * R, K)
-    d_scores: Vec<f32>,  // (QUERY_BLOCK * R, KEY_BLOCK)
-    d_queries: Vec<f32>, // (row's tokens * R, K)
-    delta: Vec<f32>,     // (QUERY_BLOCK * R)
+    queries: Vec<f32>,  // (QUERY_BLOCK * R, K), scaled
+    keys: Vec<f32>,     // (K, KEY_BLOCK), transposed
+    scores: Vec<f32>,   // (QUERY_BLOCK * R, KEY_BLOCK)
+    out: Vec<f32>,      // (QUERY_BLOCK * R, K)
+    top: Vec<f32>,      // (QUERY_BLOCK * R): running maximum
+    sum: Vec<f32>,      // (QUERY_BLOCK * R): running denominator
+    d_out: Vec<f32>,    // (QUERY_BLOCK * R, K)
+    d_scores: Vec<f32>, // (QUERY_BLOCK * R, KEY_BLOCK)
+    delta: Vec<f32>,    // (QUERY_BLOCK * R)
 }
 
 #[inline(always)]
@@ -365,8 +361,9 @@ pub struct Backward<'a> {
 /// Gradient of [`forward`] over a batch (training): `dqkv` (T, (H + 2G) K), with respect to the projections *before* rope.
 /// Every element is written. `positions`: each token's place in its row.
 ///
-/// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse). What rows that share a context
-/// give to its keys and values is made apart and summed in the order of the rows, so that threads change no bit.
+/// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse). Each head group of each row makes its part
+/// alone: what its queries receive (tokens, R K), unscaled, and what they give to keys and values, (2 K) a token, first of the context,
+/// then of their own row. What several rows give to a context is summed in the order of the rows, so that threads change no bit.
 pub fn backward(
     dqkv: &mut [f32],
     of: &Backward<'_>,
@@ -375,23 +372,43 @@ pub fn backward(
     rope: &Rope,
 ) {
     let heads = of.heads;
-    let (width, pair) = (heads.width(), 2 * heads.groups * heads.dim);
-    let contexts: usize = rows.iter().map(Reach::context_len).sum();
-    let mut d_contexts = vec![0.0; contexts * pair];
+    let width = heads.width();
+    let part_len = |row: &Reach| {
+        let (own, seen) = (row.tokens.len(), row.context_len() + row.tokens.len());
+        (own * heads.shared() + 2 * seen) * heads.dim
+    };
+    let all: usize = rows.iter().map(part_len).sum();
+    let mut parts = vec![0.0; all * heads.groups];
     let mut tasks = Vec::new();
-    let (mut rest, mut contexts_rest) = (&mut *dqkv, &mut d_contexts[..]);
+    let mut rest = &mut parts[..];
     for row in rows {
-        let (own, after) = rest.split_at_mut(row.tokens.len() * width);
-        let (context, contexts_after) = contexts_rest.split_at_mut(row.context_len() * pair);
-        (rest, contexts_rest) = (after, contexts_after);
-        tasks.push((row, own, context));
+        for g in 0..heads.groups {
+            let (part, after) = rest.split_at_mut(part_len(row));
+            rest = after;
+            tasks.push((row, g, part));
+        }
     }
     tasks
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (row, dqkv, d_context)| {
-            backward_groups(dqkv, d_context, of, row, scratch);
+        .for_each_init(Scratch::default, |scratch, (row, g, part)| {
+            backward_group(part, of, row, g, scratch);
         });
-    add_to_contexts(dqkv, &d_contexts, rows, heads);
+
+    let mut tasks = Vec::new();
+    let (mut rest, mut parts_rest) = (&mut *dqkv, &parts[..]);
+    for row in rows {
+        let (own, after) = rest.split_at_mut(row.tokens.len() * width);
+        let (of_row, parts_after) = parts_rest.split_at(part_len(row) * heads.groups);
+        (rest, parts_rest) = (after, parts_after);
+        tasks.push((row, own, of_row));
+    }
+    let in_order: Vec<_> = tasks.iter().map(|(row, _, parts)| (*row, *parts)).collect();
+    tasks
+        .into_par_iter()
+        .for_each(|(row, own, parts)| put_in_place(own, parts, row, heads));
+    for (row, parts) in in_order {
+        add_to_context(dqkv, parts, row, heads);
+    }
     let rotated = (heads.queries + heads.groups) * heads.dim;
     dqkv.par_chunks_mut(width)
         .zip(positions)
@@ -402,65 +419,60 @@ pub fn backward(
         });
 }
 
-/// Adds what every row gave to its context, (context's tokens, 2GK) row after row, to the keys and values there.
-fn add_to_contexts(dqkv: &mut [f32], d_contexts: &[f32], rows: &[Reach], heads: Heads) {
-    let (width, pair) = (heads.width(), 2 * heads.groups * heads.dim);
-    let tokens = rows
-        .iter()
-        .flat_map(|row| row.context.iter().cloned().flatten());
-    for (token, given) in tokens.zip(d_contexts.chunks_exact(pair)) {
-        let end = (token + 1) * width;
-        simd::axpy(&mut dqkv[end - pair..end], 1.0, given);
-    }
+/// The parts of a row's head groups: what queries receive, what the context's keys and values receive, and what its own do.
+fn parts_of<'a>(
+    parts: &'a [f32],
+    row: &Reach,
+    heads: Heads,
+) -> impl Iterator<Item = (&'a [f32], &'a [f32], &'a [f32])> {
+    let queries = row.tokens.len() * heads.shared() * heads.dim;
+    let context = row.context_len() * 2 * heads.dim;
+    parts
+        .chunks_exact((parts.len() / heads.groups).max(1))
+        .map(move |part| {
+            let (queries, pairs) = part.split_at(queries);
+            let (context, own) = pairs.split_at(context);
+            (queries, context, own)
+        })
 }
 
-#[inline(always)]
-fn backward_group(
-    dqkv: &mut [f32],
-    d_context: &mut [f32],
-    of: &Backward<'_>,
-    row: &Reach,
-    g: usize,
-    scratch: &mut Scratch,
-) {
-    let heads = of.heads;
+/// Writes what a row's head groups made to its own tokens' `dqkv`, every element of it.
+fn put_in_place(dqkv: &mut [f32], parts: &[f32], row: &Reach, heads: Heads) {
     let (dim, group) = (heads.dim, heads.shared() * heads.dim);
-    // The queries' gradients are summed over all keys before they are written.
-    let mut d_queries = std::mem::take(&mut scratch.d_queries);
-    let sum = sized(&mut d_queries, row.tokens.len() * group);
-    sum.fill(0.0);
-    let (pair, half) = (2 * heads.groups * dim, heads.groups * dim);
-    let mut d_rest = d_context;
-    for keys in &row.context {
-        let (d_keys, after) = d_rest.split_at_mut(keys.len() * pair);
-        let columns = [g * dim, half + g * dim];
-        backward_keys(sum, d_keys, pair, columns, of, row, keys, g, scratch);
-        d_rest = after;
-    }
-    let first = heads.queries * dim;
-    let columns = [first + g * dim, first + half + g * dim];
-    let width = heads.width();
-    backward_keys(sum, dqkv, width, columns, of, row, &row.tokens, g, scratch);
-    for (t, dq) in sum.chunks_exact(group).enumerate() {
-        for (out, dq) in dqkv[t * width + g * group..][..group].iter_mut().zip(dq) {
-            *out = dq * heads.scale();
+    let [keys, values] = [heads.queries, heads.queries + heads.groups].map(|head| head * dim);
+    for (g, (queries, _, pairs)) in parts_of(parts, row, heads).enumerate() {
+        let tokens = dqkv.chunks_exact_mut(heads.width());
+        let given = queries.chunks_exact(group).zip(pairs.chunks_exact(2 * dim));
+        for (out, (queries, pair)) in tokens.zip(given) {
+            for (out, dq) in out[g * group..][..group].iter_mut().zip(queries) {
+                *out = dq * heads.scale();
+            }
+            out[keys + g * dim..][..dim].copy_from_slice(&pair[..dim]);
+            out[values + g * dim..][..dim].copy_from_slice(&pair[dim..]);
         }
     }
-    scratch.d_queries = d_queries;
 }
 
-/// What the keys and values of the tokens `keys` receive from the row's queries, into `d_keys` (keys, `d_width`) at the
-/// columns of the keys and the values, and these queries from them, into `d_queries` (row's tokens * R, K), unscaled.
+/// Adds what a row's head groups give to its context to the keys and values there.
+fn add_to_context(dqkv: &mut [f32], parts: &[f32], row: &Reach, heads: Heads) {
+    let dim = heads.dim;
+    for (g, (_, pairs, _)) in parts_of(parts, row, heads).enumerate() {
+        let tokens = row.context.iter().cloned().flatten();
+        for (token, pair) in tokens.zip(pairs.chunks_exact(2 * dim)) {
+            let at = token * heads.width() + (heads.queries + g) * dim;
+            simd::axpy(&mut dqkv[at..][..dim], 1.0, &pair[..dim]);
+            let at = at + heads.groups * dim;
+            simd::axpy(&mut dqkv[at..][..dim], 1.0, &pair[dim..]);
+        }
+    }
+}
+
+/// What the keys and values of the tokens `keys` receive from the row's queries, into `d_keys` (keys, 2 K), and these queries from
+/// them, into `d_queries` (row's tokens * R, K), unscaled; both are added.
 #[inline(always)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "two gradients, and one head group of the keys of one row"
-)]
 fn backward_keys(
     d_queries: &mut [f32],
     d_keys: &mut [f32],
-    d_width: usize,
-    [d_key_column, d_value_column]: [usize; 2],
     of: &Backward<'_>,
     row: &Reach,
     all_keys: &Range<usize>,
@@ -568,18 +580,18 @@ fn backward_keys(
             }
 
             // dV += P^T dO, dK += dS^T Q (Q carries the scale), dQ += dS K.
-            let d_keys = &mut d_keys[keys.start * d_width..];
+            let d_keys = &mut d_keys[keys.start * 2 * dim..];
             small_product(
-                &mut d_keys[d_value_column..],
-                d_width,
+                &mut d_keys[dim..],
+                2 * dim,
                 [keys.len(), n, dim],
                 Matrix::columns(p, padded),
                 Matrix::rows(d_out, dim),
                 true,
             );
             small_product(
-                &mut d_keys[d_key_column..],
-                d_width,
+                d_keys,
+                2 * dim,
                 [keys.len(), n, dim],
                 Matrix::columns(d_scores, padded),
                 Matrix::rows(queries, dim),

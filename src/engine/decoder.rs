@@ -114,7 +114,8 @@ impl Decoder {
         let gradient = if keep == Keep::Nothing {
             0
         } else {
-            2 * d + f + h.width() + wide
+            // The last is what attention's parts take.
+            2 * d + f + 2 * h.width() + wide
         };
         tokens * ((streams + 1) * d + states * state + d + f + gradient)
     }

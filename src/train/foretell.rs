@@ -194,8 +194,9 @@ impl Memory {
                 "adapters (`train.lora = {}`) or fewer tensors (`train.trainable = \"ffn@0-9\"`)",
             ));
         }
-        if !config.train.fused && config.train.clip == 0.0 && config.train.lora.is_none() {
-            ways.push((self.gradients, "`train.fused = true`"));
+        if !config.train.fused && config.train.lora.is_none() {
+            let way = "`train.fused = true`, with `train.clip = 0` or in twice the time";
+            ways.push((self.gradients, way));
         }
         if self.held >= self.weights {
             ways.push((

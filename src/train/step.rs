@@ -7,7 +7,7 @@ use super::{
     adamw::{clip_scale, global_norm},
     batches::training_pass_tokens,
     checkpoint::Memory,
-    fused::Fused,
+    fused::{Fused, Norm},
     objective::{Beside, StepRows},
     together,
     trained::Trained,
@@ -54,6 +54,15 @@ impl<'s> Sees<'s> {
 
 /// The loss of a step and the norm of its gradient; or the loss, and what was not finite.
 type Moved = Result<(Loss, f64), (Loss, String)>;
+
+/// What was not finite: the loss, or else the gradient that is named.
+fn not_finite(loss: Loss, gradient: String) -> (Loss, String) {
+    if loss.total().is_finite() {
+        (loss, gradient)
+    } else {
+        (loss, "the loss".into())
+    }
+}
 
 impl Trainer<'_> {
     /// One step on the rows numbered `batch` and those `beside`: gradients, clipping, `AdamW`.
@@ -154,21 +163,24 @@ impl Trainer<'_> {
         Ok((loss, grad_norm))
     }
 
-    /// The same in one, layer by layer, without clipping: what is not finite below a layer is found when that has moved.
+    /// The same in one, layer by layer. The norm by which gradients are clipped is found in a pass before, which moves nothing;
+    /// without it what is not finite below a layer is found when that has moved.
     fn move_in_backward(&mut self, sees: Sees<'_>, lr: f64) -> Moved {
         self.gradients.clear();
-        let mut weights = Fused::new(&mut self.model.params, &mut self.optimiser, lr);
-        let loss = self.objective.loss_and_gradients(
-            &mut self.engine,
-            &mut weights,
-            sees.of(&self.rows, &self.config),
-            &mut self.gradients,
-        );
-        match weights.end(&self.gradients) {
-            Ok(grad_norm) => Ok((loss, grad_norm)),
-            Err(_) if !loss.total().is_finite() => Err((loss, "the loss".into())),
-            Err(what) => Err((loss, what)),
+        let (objective, engine) = (&self.objective, &mut self.engine);
+        let (params, gradients) = (&mut self.model.params, &mut self.gradients);
+        let rows = sees.of(&self.rows, &self.config);
+        let mut scale = 1.0;
+        if self.config.train.clip > 0.0 {
+            let mut norm = Norm::new(params);
+            let loss = objective.loss_and_gradients(engine, &mut norm, rows, gradients);
+            let norm = norm.end().map_err(|what| not_finite(loss, what))?;
+            scale = clip_scale(norm, self.config.train.clip);
         }
+        let mut weights = Fused::new(params, &mut self.optimiser, lr, scale);
+        let loss = objective.loss_and_gradients(engine, &mut weights, rows, gradients);
+        let norm = weights.end(gradients);
+        Ok((loss, norm.map_err(|what| not_finite(loss, what))?))
     }
 
     /// The loss of a step and its gradients.

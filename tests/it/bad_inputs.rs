@@ -287,9 +287,9 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "train.fused=true",
+        "train={fused=true,accumulate=2}",
         &[
-            "`train.fused` moves each layer before the next one's gradient is there: `train.clip` must be 0",
+            "`train.fused` moves each layer before the next one's gradient is there: `train.accumulate` must be 1",
         ],
     ),
     (

@@ -125,8 +125,9 @@ fn an_adapters_gradient_that_is_not_finite_is_named() {
 #[test]
 fn steps_within_the_backward_pass_have_the_bits_of_those_after_it() {
     let place = temporary();
-    let changes: [fn(&mut Config); 7] = [
+    let changes: [fn(&mut Config); 8] = [
         |c| c.method.kind = Kind::Sft,
+        |c| c.train.clip = 0.5,
         |c| (c.train.weight_decay, c.train.average) = (0.1, Some(0.5)),
         |c| (c.method.teacher, c.method.tokens) = (Source::Topk, Tokens::Top(5)),
         |c| c.train.trainable = vec!["ffn".into(), "model.embed_tokens.weight".into()],
