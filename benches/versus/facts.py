@@ -22,6 +22,13 @@ def write_tsv(path, facts):
             file.write("\t".join(cells) + "\n")
 
 
+def chats(count, tokens):
+    """Made-up chats of a question and an answer of so many digits, each of which is a token or two: to be cut to `tokens`."""
+    digits = lambda i, n: " ".join(str((i * 7 + j * j) % 10) for j in range(n))
+    for i in range(count):
+        yield [{"role": "user", "content": digits(i, 20)}, {"role": "assistant", "content": digits(i + 1, tokens)}]
+
+
 def prompt_text(fact):
     """The training prompt."""
     return f"Q: {fact['question']}\nA:"

@@ -2,6 +2,7 @@
 # Ours and PyTorch's, one after the other on an otherwise idle machine; one JSON line for each measurement.
 # usage: run.sh HF_DIR FACTS.tsv    PYTHON: a Python with torch and transformers. UNFORGET: the program.
 # RUNS (1), SAMPLES (16): the audit's; its time is proportional to RUNS + RUNS x SAMPLES on PyTorch's side, to RUNS on ours.
+# CHAT_TOKENS (1024): those of a long row, two of which make a step. AUDIT: empty leaves the audits out, of a model of random weights.
 # AUDIT_FACTS (250): facts that PyTorch audits; ours always audits 1,000.
 set -euo pipefail
 model=${1:?usage: run.sh HF_DIR FACTS.tsv} facts=${2:?usage: run.sh HF_DIR FACTS.tsv}
@@ -16,11 +17,21 @@ big_pages() { # the allocator keeps its memory and takes it in huge pages
 }
 
 audit=(--runs "${RUNS:-1}" --samples "${SAMPLES:-16}")
-for what in sft self-distill evaluate; do
+for what in load sft self-distill evaluate; do
     ours "$what"
     big_pages theirs "$what" --variant best
     theirs "$what" --variant usual
 done
+for teacher in live topk; do
+    ours self-distill --teacher "$teacher"
+done
+chats=(--chat-tokens "${CHAT_TOKENS:-1024}" --batch-size 2 --steps 4)
+for what in sft self-distill; do
+    ours "$what" "${chats[@]}"
+    big_pages theirs "$what" "${chats[@]}" --variant best
+    theirs "$what" "${chats[@]}" --variant usual
+done
+[ -n "${AUDIT-yes}" ] || exit 0
 # PyTorch's audits take long, and their time is proportional to the number of facts: each line says how many it had.
 ours audit "${audit[@]}"
 big_pages theirs audit --variant best "${audit[@]}" --facts "${AUDIT_FACTS:-250}"

@@ -1,11 +1,12 @@
 """Times what PyTorch and transformers take for the work that `unforget` does. One JSON line for each measurement.
 
-usage: torch_steps.py HF_DIR FACTS.tsv WHAT [--variant best|usual] [--batch-size 32] [--steps 10] [--threads 2]
+usage: torch_steps.py HF_DIR FACTS.tsv WHAT [--variant best|usual] [--batch-size 32] [--steps 10] [--chat-tokens 0] [--threads 2]
 
 WHAT is one of
   sft            a training step: forward, cross-entropy, backward, clipping, AdamW
   self-distill   the same with a live teacher's forward and equation 2
   evaluate       greedy answers to `--facts` facts at the training prompt
+  load           the model from its files to its first token; what Python takes to import its libraries is not counted
   audit          SLiCK of `--facts` facts: `--runs` prompts of 3 examples, greedy and `--samples` samples each
 
 `best` is fused AdamW and the head on answer positions alone; `usual` is what a plain training script does: logits at
@@ -30,16 +31,29 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import arguments
 from answers import answering
-from facts import is_right, prompt_text, read_tsv, target_text
+from facts import chats, is_right, prompt_text, read_tsv, target_text
 from torch_tune import STEPS, tokenised
 
 WARM_UP = 2
 TAU = 0.5
 
 
+def tokenised_chat(tokenizer, chat, tokens):
+    """Ids of a chat up to its answer, and of that, both together no more than `tokens`."""
+    as_text = lambda messages, **asked: tokenizer.apply_chat_template(messages, tokenize=False, **asked)
+    ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+    before, whole = as_text(chat[:1], add_generation_prompt=True), as_text(chat)
+    prompt = ids(before)
+    return prompt, ids(whole[len(before) :])[: tokens - len(prompt)]
+
+
 def step_seconds(model, tokenizer, facts, args):
     """Seconds of each timed step, and the tokens of a step (the median)."""
-    rows = [tokenised(tokenizer, fact) for fact in facts]
+    if args.chat_tokens:
+        rows = [tokenised_chat(tokenizer, chat, args.chat_tokens)
+                for chat in chats((WARM_UP + args.steps) * args.batch_size, args.chat_tokens)]
+    else:
+        rows = [tokenised(tokenizer, fact) for fact in facts]
     random.Random(0).shuffle(rows)
     pad = tokenizer.pad_token_id or 0
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if args.what == "self-distill" else None
@@ -83,6 +97,7 @@ def main():
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    began = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     facts = read_tsv(args.facts_file)
@@ -91,6 +106,10 @@ def main():
         seconds, tokens = step_seconds(model, tokenizer, facts, args)
         row |= {"variant": args.variant, "batch_size": args.batch_size, "seconds": round(statistics.median(seconds), 4),
                 "seconds_min": round(min(seconds), 4), "tokens": tokens}
+    elif args.what == "load":
+        with torch.no_grad():
+            model(**tokenizer("Q:", return_tensors="pt")).logits[0, -1].argmax().item()
+        row |= {"variant": args.variant, "seconds": round(time.perf_counter() - began, 2)}
     else:
         facts = facts[: args.facts]
         answer = answering(args.variant)

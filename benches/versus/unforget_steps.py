@@ -1,11 +1,12 @@
 """Times the program itself at the work of `torch_steps.py`: same arguments, same JSON lines, from the records that it writes.
 
-usage: unforget_steps.py HF_DIR FACTS.tsv sft|self-distill|evaluate|audit [--batch-size 32] [--steps 10] [--threads 2] ...
+usage: unforget_steps.py HF_DIR FACTS.tsv sft|self-distill|evaluate|audit|load [--teacher hidden|live|topk] [--batch-size 32] [--steps 10]
+       [--chat-tokens 0] [--threads 2] ...
 UNFORGET names the program (default: unforget).
 
 A step's seconds are those of `metrics.jsonl`; an evaluation's too, of the model as it was given (after one step with a
-vanishing rate); an audit's the whole command's. With self-distillation the teacher is `hidden`: what its one pass over
-the rows took comes beside, as `teacher_seconds` a batch of them. Peak memory is the whole command's, loading and saving included.
+vanishing rate); those of an audit, and of loading (until the first token of an answer is told), the whole command's. What the one pass of a
+teacher that is not `live` took over the rows comes beside, as `teacher_seconds` a batch of them. Peak memory is the whole command's, loading and saving included.
 """
 
 import json
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import arguments
+from facts import chats
 
 WARM_UP = 2
 
@@ -34,9 +36,15 @@ def tune(args, folder, learn, held, method):
     """The rows of `metrics.jsonl` of one epoch on `learn`, beside which `held` is asked."""
     out = folder / method
     settings = {
-        "data.audit": "false", "measure.paraphrase": "false", "method.snapshot_epoch": 0, "method.teacher": "hidden",
+        "data.audit": "false", "measure.paraphrase": "false", "method.snapshot_epoch": 0,
         "train.epochs": 1, "train.batch_size": args.batch_size, "train.lr": 1e-12,
     }
+    if method == "self-distill":
+        settings["method.teacher"] = args.teacher
+    if args.teacher == "topk":
+        settings["method.tokens"] = "{top=76}"
+    if args.chat_tokens:
+        settings |= {"train.max_tokens": args.chat_tokens, "train.truncate": "true"}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     asked = ["--held", held] if held else []
     unforget(folder, "tune", args.model, "--learn", learn, *asked, "--out", out, "--method", method,
@@ -45,7 +53,9 @@ def tune(args, folder, learn, held, method):
 
 
 def main():
-    args = arguments.parser(__doc__).parse_args()
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--teacher", choices=["hidden", "live", "topk"], default="hidden")
+    args = parser.parse_args()
 
     header, *facts = Path(args.facts_file).read_text(encoding="utf-8").splitlines()
     row = {"engine": "unforget", "what": args.what}
@@ -58,12 +68,18 @@ def main():
             return path
 
         if args.what in ("sft", "self-distill"):
-            learn = part("learn.tsv", facts[: (WARM_UP + args.steps) * args.batch_size])
+            count = (WARM_UP + args.steps) * args.batch_size
+            if args.chat_tokens:
+                learn = folder / "chats.jsonl"
+                learn.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats(count, args.chat_tokens)))
+            else:
+                learn = part("learn.tsv", facts[:count])
             metrics = tune(args, folder, learn, None, args.what)
             steps = [m for m in metrics if m["type"] == "step"][WARM_UP:]
             seconds = [m["seconds"] for m in steps]
             row |= {"batch_size": args.batch_size, "seconds": round(statistics.median(seconds), 4),
                     "seconds_min": round(min(seconds), 4), "tokens": statistics.median(m["tokens"] for m in steps)}
+            row |= {"teacher": args.teacher} if args.what == "self-distill" else {}
             row |= {"teacher_seconds": round(m["seconds"] / (WARM_UP + args.steps), 4)
                     for m in metrics if m["type"] == "snapshot"}
         elif args.what == "evaluate":
@@ -71,6 +87,10 @@ def main():
             learn, held = part("learn.tsv", asked[: args.batch_size]), part("held.tsv", asked[args.batch_size :])
             last = [m for m in tune(args, folder, learn, held, "sft") if m["type"] == "eval"][-1]
             row |= {"facts": len(asked), "seconds": round(last["seconds"], 2), "right_held": round(last["accuracy"]["held"], 4)}
+        elif args.what == "load":
+            began = time.perf_counter()
+            unforget(folder, "ask", args.model, "Q:", "--max-new-tokens", 1, "--threads", args.threads)
+            row |= {"seconds": round(time.perf_counter() - began, 2)}
         else:
             asked = part("facts.tsv", facts[: args.facts])
             began = time.perf_counter()

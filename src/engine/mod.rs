@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use self::profile::{Part, Work, timed};
 use crate::model::{Buffer, Layout, LinearInput, ModelConfig, Params};
 
@@ -219,6 +221,12 @@ impl Shared {
     }
 }
 
+/// What both ranges cover, where it is anything.
+pub(crate) fn overlap(a: &Range<usize>, b: &Range<usize>) -> Option<Range<usize>> {
+    let both = a.start.max(b.start)..a.end.min(b.end);
+    (!both.is_empty()).then_some(both)
+}
+
 /// The trained tensors, by index in the layout, and where each lies among the trained; the numbers of all of them.
 fn among_trained(layout: &Layout, trained: &[bool]) -> (Vec<(usize, Range<usize>)>, usize) {
     let mut len = 0;
@@ -297,8 +305,14 @@ impl Gradients {
 
     /// Sets all gradients to zero.
     pub fn clear(&mut self) {
-        use rayon::prelude::*;
-        self.data.par_chunks_mut(1 << 20).for_each(|x| x.fill(0.0));
+        self.clear_part(0..self.data.len());
+    }
+
+    /// Sets a part of `data` to zero.
+    pub fn clear_part(&mut self, part: Range<usize>) {
+        self.data[part]
+            .par_chunks_mut(1 << 20)
+            .for_each(|x| x.fill(0.0));
     }
 
     /// Stretches that lie together both among the weights and among the trained: where in either.
@@ -311,9 +325,9 @@ impl Gradients {
     /// Where the weights lie whose place among the trained is in `trained`.
     pub fn weights_within(&self, trained: &Range<usize>) -> Vec<Range<usize>> {
         let within = self.stretches().filter_map(|(weights, at)| {
-            let (start, end) = (at.start.max(trained.start), at.end.min(trained.end));
-            let first = weights.start + start.saturating_sub(at.start);
-            (start < end).then(|| first..first + end - start)
+            let part = overlap(&at, trained)?;
+            let first = weights.start + part.start - at.start;
+            Some(first..first + part.len())
         });
         within.collect()
     }
@@ -325,13 +339,10 @@ impl Gradients {
         weights: &Range<usize>,
     ) -> Vec<(Range<usize>, Range<usize>, Range<usize>)> {
         let within = self.runs.iter().filter_map(|(run, at)| {
-            let (start, end) = (run.start.max(weights.start), run.end.min(weights.end));
-            let at = at + start.saturating_sub(run.start);
+            let part = overlap(run, weights)?;
+            let (at, len) = (at + part.start - run.start, part.len());
             let place = self.shared.map_or(at, |shared| shared.place(at));
-            (start < end).then(|| {
-                let len = end - start;
-                (start..end, at..at + len, place..place + len)
-            })
+            Some((part, at..at + len, place..place + len))
         });
         within.collect()
     }
@@ -346,17 +357,14 @@ impl Gradients {
         let mut rest: &mut [f32] = &mut self.data;
         let (mut taken, shared) = (0, self.shared);
         self.runs.iter().filter_map(move |(run, at)| {
-            let (start, end) = (run.start.max(group.start), run.end.min(group.end));
-            if start >= end {
-                return None;
-            }
-            let at = at + start - run.start;
+            let part = overlap(run, group)?;
+            let at = at + part.start - run.start;
             let at = shared.map_or(at, |shared| shared.place(at));
             let (_, from) = std::mem::take(&mut rest).split_at_mut(at - taken);
-            let (part, after) = from.split_at_mut(end - start);
+            let (slot, after) = from.split_at_mut(part.len());
             rest = after;
-            taken = at + end - start;
-            Some((start - group.start..end - group.start, part))
+            taken = at + part.len();
+            Some((part.start - group.start..part.end - group.start, slot))
         })
     }
 

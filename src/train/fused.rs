@@ -73,7 +73,7 @@ impl Weights for Norm<'_> {
         timed(Part::Penalties, Work::floats(2 * len), || {
             for (weights, _, gradient) in stretches {
                 self.seen.see(&weights, &gradients.data[gradient.clone()]);
-                gradients.data[gradient].fill(0.0);
+                gradients.clear_part(gradient);
             }
         });
     }
@@ -126,7 +126,7 @@ impl Weights for Fused<'_> {
                     .step_within(weights, self.params, gradients, &self.update);
             }
             for (_, _, gradient) in stretches {
-                gradients.data[gradient].fill(0.0);
+                gradients.clear_part(gradient);
             }
         });
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    engine::{Gradients, Loss, Weights},
+    engine::{Gradients, Loss, Weights, overlap},
     model::{Params, params::LayerLayout},
     ranks,
 };
@@ -51,12 +51,10 @@ pub(super) fn summed(
 
 /// Sums values that lie at `first` among the `len` that the processes share, each at its owner.
 pub(super) fn sum_at_owners(values: &mut [f32], first: usize, len: usize) {
+    let here = first..first + values.len();
     for owner in 0..ranks::size() {
-        let share = ranks::share_of(owner, len);
-        let start = share.start.max(first);
-        let end = share.end.min(first + values.len());
-        if start < end {
-            ranks::sum_at(owner, &mut values[start - first..end - first]);
+        if let Some(part) = overlap(&ranks::share_of(owner, len), &here) {
+            ranks::sum_at(owner, &mut values[part.start - first..part.end - first]);
         }
     }
 }
@@ -128,10 +126,9 @@ impl Summing<'_> {
 /// What of a bucket is this process's is put in its place.
 fn take((at, values): Bucket, gradients: &mut Gradients) {
     let own = ranks::share(gradients.data.len());
-    let (start, end) = (own.start.max(at.start), own.end.min(at.end));
-    if start < end {
-        let from = &values[start - at.start..end - at.start];
-        gradients.data[start..end].copy_from_slice(from);
+    if let Some(part) = overlap(&own, &at) {
+        let from = &values[part.start - at.start..part.end - at.start];
+        gradients.data[part].copy_from_slice(from);
     }
 }
 
