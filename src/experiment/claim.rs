@@ -8,7 +8,7 @@ use super::{
     ONLY_KNOWN, Record, Recorded,
     table::{self, Estimate, Sum, lost},
 };
-use crate::run::Drift;
+use crate::{figures::rounded, run::Drift};
 
 /// A claim about one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -355,13 +355,22 @@ pub(super) fn markdown(judged: &[Judged]) -> String {
 /// A claim's row of such a table, from its first cell's text on.
 pub(super) fn cells(claim: &Judged) -> String {
     let unit = claim.unit;
+    let digits = match unit {
+        "" => 3,
+        " x" => 2,
+        _ => 1,
+    };
+    let figure = |value: f64| rounded(value, digits);
     let here = match (claim.here, claim.interval) {
-        (Some(here), Some([low, high])) if unit.is_empty() => {
-            format!("{here:.3} ({low:.3} to {high:.3})")
+        (Some(here), Some([low, high])) => {
+            format!(
+                "{}{unit} ({} to {})",
+                figure(here),
+                figure(low),
+                figure(high)
+            )
         }
-        (Some(here), Some([low, high])) => format!("{here:.1}{unit} ({low:.1} to {high:.1})"),
-        (Some(here), None) if unit == " x" => format!("{here:.2}{unit}"),
-        (Some(here), None) => format!("{here:.1}{unit}"),
+        (Some(here), None) => format!("{}{unit}", figure(here)),
         (None, _) => String::new(),
     };
     let holds = match claim.verdict {

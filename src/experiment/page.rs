@@ -88,10 +88,11 @@ fn made_on(sections: &[Section]) -> String {
     let mut machines: Vec<String> = environments
         .map(|on: &Environment| {
             format!(
-                "{} ({:.0} M weights) on {} threads of {}, version {}",
+                "{} ({:.0} M weights) on {} {} of {}, version {}",
                 on.model.name,
                 on.model.parameters as f64 / 1e6,
                 on.threads,
+                if on.threads == 1 { "thread" } else { "threads" },
                 on.cpu,
                 on.version
             )

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use super::{AuditRecord, ONLY_KNOWN, Record, claim::Of};
-use crate::measure::bootstrap;
+use crate::{figures::pp, measure::bootstrap};
 
 /// The arm whose time and memory are the unit.
 pub(super) const UNIT: &str = "sft";
@@ -257,10 +257,8 @@ pub fn markdown(rows: &[Row]) -> String {
     );
     let loss = |loss: Option<Estimate>| {
         loss.map_or_else(String::new, |l| {
-            format!(
-                "{:.1} ({:.1} to {:.1})",
-                l.value, l.interval[0], l.interval[1]
-            )
+            let [low, high] = l.interval.map(pp);
+            format!("{} ({low} to {high})", pp(l.value))
         })
     };
     let times = |ratio: Option<f64>| ratio.map_or_else(String::new, |r| format!("{r:.2} x"));
