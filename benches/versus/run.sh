@@ -25,6 +25,8 @@ done
 for teacher in live topk; do
     ours self-distill --teacher "$teacher"
 done
+ours sft --thrifty
+ours self-distill --thrifty
 chats=(--chat-tokens "${CHAT_TOKENS:-1024}" --batch-size 2 --steps 4)
 for what in sft self-distill; do
     ours "$what" "${chats[@]}"

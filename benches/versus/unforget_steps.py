@@ -1,7 +1,7 @@
 """Times the program itself at the work of `torch_steps.py`: same arguments, same JSON lines, from the records that it writes.
 
-usage: unforget_steps.py HF_DIR FACTS.tsv sft|self-distill|evaluate|audit|load [--teacher hidden|live|topk] [--batch-size 32] [--steps 10]
-       [--chat-tokens 0] [--threads 2] ...
+usage: unforget_steps.py HF_DIR FACTS.tsv sft|self-distill|evaluate|audit|load [--teacher hidden|live|topk] [--thrifty]
+       [--batch-size 32] [--steps 10] [--chat-tokens 0] [--threads 2] ...
 UNFORGET names the program (default: unforget).
 
 A step's seconds are those of `metrics.jsonl`; an evaluation's too, of the model as it was given (after one step with a
@@ -43,6 +43,8 @@ def tune(args, folder, learn, held, method):
         settings["method.teacher"] = args.teacher
     if args.teacher == "topk":
         settings["method.tokens"] = "{top=76}"
+    if args.thrifty:
+        settings |= {"train.clip": 0, "train.fused": "true", "train.recompute": "true"}
     if args.chat_tokens:
         settings |= {"train.max_tokens": args.chat_tokens, "train.truncate": "true"}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -55,6 +57,7 @@ def tune(args, folder, learn, held, method):
 def main():
     parser = arguments.parser(__doc__)
     parser.add_argument("--teacher", choices=["hidden", "live", "topk"], default="hidden")
+    parser.add_argument("--thrifty", action="store_true", help="hold one layer's gradients and activations, not those of all")
     args = parser.parse_args()
 
     header, *facts = Path(args.facts_file).read_text(encoding="utf-8").splitlines()
@@ -80,6 +83,7 @@ def main():
             row |= {"batch_size": args.batch_size, "seconds": round(statistics.median(seconds), 4),
                     "seconds_min": round(min(seconds), 4), "tokens": statistics.median(m["tokens"] for m in steps)}
             row |= {"teacher": args.teacher} if args.what == "self-distill" else {}
+            row |= {"thrifty": True} if args.thrifty else {}
             row |= {"teacher_seconds": round(m["seconds"] / (WARM_UP + args.steps), 4)
                     for m in metrics if m["type"] == "snapshot"}
         elif args.what == "evaluate":
