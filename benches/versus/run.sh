@@ -3,6 +3,7 @@
 # usage: run.sh HF_DIR FACTS.tsv    PYTHON: a Python with torch and transformers. UNFORGET: the program.
 # RUNS (1), SAMPLES (16): the audit's; its time is proportional to RUNS + RUNS x SAMPLES on PyTorch's side, to RUNS on ours.
 # CHAT_TOKENS (1024): those of a long row, two of which make a step. AUDIT: empty leaves the audits out, of a model of random weights.
+# STEPS (10), FACTS (1000): steps that are timed, facts that an evaluation asks.
 # AUDIT_FACTS (250): facts that PyTorch audits; ours always audits 1,000.
 set -euo pipefail
 model=${1:?usage: run.sh HF_DIR FACTS.tsv} facts=${2:?usage: run.sh HF_DIR FACTS.tsv}
@@ -17,16 +18,17 @@ big_pages() { # the allocator keeps its memory and takes it in huge pages
 }
 
 audit=(--runs "${RUNS:-1}" --samples "${SAMPLES:-16}")
+short=(--steps "${STEPS:-10}" --facts "${FACTS:-1000}")
 for what in load sft self-distill evaluate; do
-    ours "$what"
-    big_pages theirs "$what" --variant best
-    theirs "$what" --variant usual
+    ours "$what" "${short[@]}"
+    big_pages theirs "$what" "${short[@]}" --variant best
+    theirs "$what" "${short[@]}" --variant usual
 done
 for teacher in live topk; do
-    ours self-distill --teacher "$teacher"
+    ours self-distill "${short[@]}" --teacher "$teacher"
 done
-ours sft --thrifty
-ours self-distill --thrifty
+ours sft "${short[@]}" --thrifty
+ours self-distill "${short[@]}" --thrifty
 chats=(--chat-tokens "${CHAT_TOKENS:-1024}" --batch-size 2 --steps 4)
 for what in sft self-distill; do
     ours "$what" "${chats[@]}"

@@ -1,11 +1,13 @@
 """The whole job on both sides: audit facts, tune on some of them with self-distillation, audit again.
 
-usage: whole_job.py HF_DIR FACTS.tsv [--facts 1000] [--train 500] [--runs 20] [--epochs 10] [--torch-runs 1] [--torch-facts 250] ...
+usage: whole_job.py HF_DIR FACTS.tsv [--facts 1000] [--train 500] [--runs 20] [--epochs 10] [--torch-runs 1] [--torch-facts 250]
+       [--torch-epochs 10] ...
 
 Both sides audit the first `--facts` facts behind `--runs` prompts of 3 examples, greedily and with `--samples` samples; train
 `--epochs` epochs, evaluated after each, on `--train` of them: a fifth that is known best and the others known least, as the
 program's audit found; hold out as many as a tenth, known next best; and audit what came out. PyTorch's audits take hours:
-it audits `--torch-facts` facts behind `--torch-runs` prompts, and `seconds_scaled` is what all would take, the work being proportional to both.
+it audits `--torch-facts` facts behind `--torch-runs` prompts, and `seconds_scaled` is what all would take, the work being
+proportional to both; likewise of its training where `--torch-epochs` are fewer.
 
 UNFORGET names the program (default: unforget). A JSON line for each part, and for each variant of the other side one with the
 ratios of the whole: {"what": "whole job", "variant", "times_as_fast", "of_its_memory"}.
@@ -96,10 +98,13 @@ def theirs(args, folder, variant):
 
     audit("audit", args.model, f"before-{variant}.jsonl")
     command = [sys.executable, HERE / "torch_tune.py", args.model, folder / "splits", "--method", "self-distill"]
-    sizes = ["--epochs", args.epochs, "--batch-size", args.batch_size, "--lr", args.lr, "--save", folder / variant]
+    epochs = min(args.torch_epochs or args.epochs, args.epochs)
+    sizes = ["--epochs", epochs, "--batch-size", args.batch_size, "--lr", args.lr, "--save", folder / variant]
     seconds, peak, printed = measured([*command, *sizes, *shared], **environment)
-    last = json.loads(printed.splitlines()[-1])
-    job.did("tune", seconds, peak, epochs=args.epochs, **{name: last[name] for name in ("known", "unknown", "held")})
+    before, last = (json.loads(line) for line in printed.splitlines()[-2:])
+    scaled = seconds + (args.epochs - epochs) * (last["seconds"] - before["seconds"])
+    right = {name: last[name] for name in ("known", "unknown", "held")}
+    job.did("tune", seconds, peak, seconds_scaled=round(scaled, 1), epochs=epochs, **right)
     audit("audit of what came out", folder / variant, f"after-{variant}.jsonl")
     return job
 
@@ -117,6 +122,7 @@ def main():
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--torch-facts", type=int, default=250)
     parser.add_argument("--torch-runs", type=int, default=1)
+    parser.add_argument("--torch-epochs", type=int, help="the last of them, which is like those after it, stands for the others")
     parser.add_argument("--variants", nargs="*", choices=["best", "usual"], default=["best", "usual"])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
