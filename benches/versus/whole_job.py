@@ -126,6 +126,8 @@ def main():
     parser.add_argument("--variants", nargs="*", choices=["best", "usual"], default=["best", "usual"])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.torch_epochs is not None and args.torch_epochs < 2:
+        parser.error("--torch-epochs: the first epoch, of known facts alone, is not like the others; take 2 or more")
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
