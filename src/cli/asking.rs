@@ -6,7 +6,7 @@ use clap::Args;
 use unforget::{
     Result,
     facts::{self, Fact, Match, ReadOptions},
-    model::Model,
+    model::TextTokenizer,
     prompt::PromptTemplate,
 };
 
@@ -27,7 +27,7 @@ pub struct Asking {
     chat: bool,
     /// Count and list broken rows instead of refusing the file
     #[arg(long)]
-    pub skip_bad_rows: bool,
+    skip_bad_rows: bool,
     /// Keep `EntityQuestions` rows with several answers
     #[arg(long)]
     several_answers: bool,
@@ -45,19 +45,23 @@ enum Rule {
 impl Asking {
     /// Reads `files` as one set of facts; what was left out is noted.
     pub fn facts(&self, files: &[PathBuf], context: &Context) -> Result<Vec<Fact>> {
-        let options = ReadOptions {
-            skip_bad_rows: self.skip_bad_rows,
-            several_answers: self.several_answers,
-        };
-        let set = facts::read(&facts::files_of(files)?, options)?;
+        let set = facts::read(&facts::files_of(files)?, self.reading())?;
         for note in &set.notes {
             context.progress.note(note);
         }
         Ok(set.facts)
     }
 
-    pub fn template(&self, model: &Model) -> Result<PromptTemplate> {
-        PromptTemplate::default().for_model(self.chat, &model.tokenizer)
+    /// What is done with bad rows.
+    pub const fn reading(&self) -> ReadOptions {
+        ReadOptions {
+            skip_bad_rows: self.skip_bad_rows,
+            several_answers: self.several_answers,
+        }
+    }
+
+    pub fn template(&self, tokenizer: &TextTokenizer) -> Result<PromptTemplate> {
+        PromptTemplate::default().for_model(self.chat, tokenizer)
     }
 
     pub const fn rule(&self) -> Match {

@@ -89,7 +89,7 @@ impl Audit {
             sampled: self.sampled,
             whole_answers: self.whole_answers,
             seed: context.seed.unwrap_or(0),
-            template: self.asking.template(&model)?,
+            template: self.asking.template(&model.tokenizer)?,
             rule: self.asking.rule(),
         };
         let mut engine = Engine::new(&model.config);

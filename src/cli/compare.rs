@@ -75,7 +75,7 @@ impl Compare {
     /// What a model answers to every fact at the training prompt.
     fn answers(&self, spec: &str, facts: &[Fact], context: &Context) -> Result<Vec<Answered>> {
         let model = load_model(spec)?;
-        let template = self.asking.template(&model)?;
+        let template = self.asking.template(&model.tokenizer)?;
         let mut engine = Engine::new(&model.config);
         let exam = Exam::new(facts, &template, &model.tokenizer, self.asking.rule())?;
         context.progress.note(format!("asking {spec}"));

@@ -7,12 +7,11 @@ use console::Style;
 use serde_json::json;
 use unforget::{
     Result, facts,
-    facts::ReadOptions,
-    model::{Model, TextTokenizer},
+    model::TextTokenizer,
     prompt::{Row, text_rows},
 };
 
-use super::{Context, asking::Asking, load_model, output};
+use super::{Context, asking::Asking, load_tokenizer, output};
 
 /// Show what would be trained of a file: its rows as the model reads them, with what is trained marked
 #[derive(Debug, Args)]
@@ -43,11 +42,17 @@ pub struct Data {
     asking: Asking,
 }
 
-/// The rows of a file, and of how many items of which kind.
-struct Rows {
+/// What is told of a file's rows; of the rows themselves it keeps those that are shown.
+#[derive(Default)]
+struct Told {
     kind: &'static str,
     items: usize,
-    rows: Vec<Row>,
+    rows: usize,
+    tokens: usize,
+    trained: usize,
+    longest: usize,
+    too_long: usize,
+    shown: Vec<Row>,
 }
 
 /// `1 row`, `2 rows`.
@@ -57,90 +62,97 @@ fn counted(n: usize, what: &str) -> String {
 
 impl Data {
     pub fn run(self, context: &Context) -> Result<()> {
-        let model = load_model(&self.model)?;
+        let tokenizer = load_tokenizer(&self.model)?;
         for file in &facts::files_of(&self.files)? {
-            let rows = self.read(file, &model, context)?;
+            let told = self.read(file, &tokenizer, context)?;
             if context.json {
-                output::json(&self.told(file, &rows, &model.tokenizer))?;
+                output::json(&told.json(file, &tokenizer))?;
             } else {
-                output::line(&self.shown(file, &rows, &model.tokenizer))?;
+                output::line(&self.text(&told, file, &tokenizer))?;
             }
         }
         Ok(())
     }
 
-    fn read(&self, file: &Path, model: &Model, context: &Context) -> Result<Rows> {
+    fn read(&self, file: &Path, tokenizer: &TextTokenizer, context: &Context) -> Result<Told> {
         let files = [file.to_owned()];
-        if !facts::holds_texts(file)? {
-            let template = self.asking.template(model)?;
-            let facts = self.asking.facts(&files, context)?;
-            let rows = facts
-                .iter()
-                .map(|fact| template.row(&model.tokenizer, fact));
-            return Ok(Rows {
-                kind: "facts",
-                items: facts.len(),
-                rows: rows.collect::<Result<_>>()?,
-            });
-        }
-        let options = ReadOptions {
-            skip_bad_rows: self.asking.skip_bad_rows,
-            ..ReadOptions::default()
+        let mut told = Told {
+            kind: "facts",
+            ..Told::default()
         };
-        let set = facts::read_texts(&files, options)?;
-        for note in &set.notes {
+        let notes;
+        if facts::holds_texts(file)? {
+            told.kind = "texts";
+            let set = facts::read_texts(&files, self.asking.reading())?;
+            told.items = set.texts.len();
+            notes = set.notes;
+            for text in &set.texts {
+                for row in text_rows(tokenizer, text)? {
+                    self.count(&mut told, row);
+                }
+            }
+        } else {
+            let template = self.asking.template(tokenizer)?;
+            let read = facts::each(&files, self.asking.reading(), |fact| {
+                self.count(&mut told, template.row(tokenizer, &fact)?);
+                Ok(())
+            })?;
+            told.items = read.facts;
+            notes = read.notes;
+        }
+        for note in &notes {
             context.progress.note(note);
         }
-        let mut rows = Vec::with_capacity(set.texts.len());
-        for text in &set.texts {
-            rows.extend(text_rows(&model.tokenizer, text)?);
+        Ok(told)
+    }
+
+    /// Counts a row in.
+    fn count(&self, told: &mut Told, row: Row) {
+        told.rows += 1;
+        told.tokens += row.len();
+        told.trained += row.targets();
+        told.longest = told.longest.max(row.len());
+        told.too_long += usize::from(row.len() > self.max_tokens);
+        if told.shown.len() < self.rows {
+            told.shown.push(row);
         }
-        Ok(Rows {
-            kind: "texts",
-            items: set.texts.len(),
-            rows,
-        })
     }
 
-    fn told(&self, file: &Path, rows: &Rows, tokenizer: &TextTokenizer) -> serde_json::Value {
-        let shown = rows.rows.iter().take(self.rows).map(|row| {
-            json!({"prompt": tokenizer.decode_whole(&row.prompt), "target": tokenizer.decode_whole(&row.target)})
-        });
-        let lengths = rows.rows.iter().map(Row::len);
-        json!({
-            "file": file, "kind": rows.kind, "items": rows.items, "rows": rows.rows.len(),
-            "tokens": lengths.clone().sum::<usize>(),
-            "trained": rows.rows.iter().map(Row::targets).sum::<usize>(),
-            "longest": lengths.clone().max(),
-            "too_long": lengths.filter(|len| *len > self.max_tokens).count(),
-            "shown": shown.collect::<Vec<_>>(),
-        })
-    }
-
-    fn shown(&self, file: &Path, rows: &Rows, tokenizer: &TextTokenizer) -> String {
-        let lengths = rows.rows.iter().map(Row::len);
-        let mut told = format!(
+    fn text(&self, told: &Told, file: &Path, tokenizer: &TextTokenizer) -> String {
+        let mut text = format!(
             "{}: {} in {}, {} tokens, {} of them trained; the longest row has {}",
             file.display(),
-            counted(rows.items, rows.kind.trim_end_matches('s')),
-            counted(rows.rows.len(), "row"),
-            lengths.clone().sum::<usize>(),
-            rows.rows.iter().map(Row::targets).sum::<usize>(),
-            lengths.clone().max().unwrap_or(0),
+            counted(told.items, told.kind.trim_end_matches('s')),
+            counted(told.rows, "row"),
+            told.tokens,
+            told.trained,
+            told.longest,
         );
-        let too_long = lengths.filter(|len| *len > self.max_tokens).count();
-        if too_long > 0 {
-            told += &format!(
-                "\n{too_long} of them are longer than {}: `tune` refuses them unless `train.truncate = true`",
-                self.max_tokens
+        if told.too_long > 0 {
+            text += &format!(
+                "\n{} of them are longer than {}: `tune` refuses them unless `train.truncate = true`",
+                told.too_long, self.max_tokens
             );
         }
         let trained = Style::new().bold();
-        for (i, row) in rows.rows.iter().take(self.rows).enumerate() {
-            let text = |ids: &[u32]| output::harmless(&tokenizer.decode_whole(ids));
-            let (prompt, target) = (text(&row.prompt), trained.apply_to(text(&row.target)));
-            told += &format!("\n\n── row {} ──\n{prompt}\u{27e6}{target}\u{27e7}", i + 1);
+        for (i, row) in told.shown.iter().enumerate() {
+            let shown = |ids: &[u32]| output::harmless(&tokenizer.decode_whole(ids));
+            let (prompt, target) = (shown(&row.prompt), trained.apply_to(shown(&row.target)));
+            text += &format!("\n\n── row {} ──\n{prompt}\u{27e6}{target}\u{27e7}", i + 1);
         }
-        told
+        text
+    }
+}
+
+impl Told {
+    fn json(&self, file: &Path, tokenizer: &TextTokenizer) -> serde_json::Value {
+        let shown = self.shown.iter().map(|row| {
+            json!({"prompt": tokenizer.decode_whole(&row.prompt), "target": tokenizer.decode_whole(&row.target)})
+        });
+        json!({
+            "file": file, "kind": self.kind, "items": self.items, "rows": self.rows,
+            "tokens": self.tokens, "trained": self.trained, "longest": self.longest,
+            "too_long": self.too_long, "shown": shown.collect::<Vec<_>>(),
+        })
     }
 }

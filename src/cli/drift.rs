@@ -56,7 +56,7 @@ impl Drift {
             layer: self.layer,
             tokens: self.tokens,
             seed: context.seed.unwrap_or(0),
-            template: self.asking.template(&base)?,
+            template: self.asking.template(&base.tokenizer)?,
         };
         let probe = DriftProbe::new(&base, &mut engine, [&new, &held], &settings)?;
         let before = probe.reference(&mut engine, &base, &context.progress);

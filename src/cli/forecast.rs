@@ -85,7 +85,7 @@ impl Forecast {
         let model = load_model(&self.model)?;
         let settings = ForecastSettings {
             seed: context.seed.unwrap_or(0),
-            template: self.asking.template(&model)?,
+            template: self.asking.template(&model.tokenizer)?,
             ..ForecastSettings::default()
         };
         let mut engine = Engine::new(&model.config);

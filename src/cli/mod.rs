@@ -6,7 +6,13 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use unforget::{Error, Result, interrupt, model::Model, progress::Progress, ranks, run::RunDir};
+use unforget::{
+    Error, Result, interrupt,
+    model::{Model, TextTokenizer},
+    progress::Progress,
+    ranks,
+    run::RunDir,
+};
 
 mod ask;
 mod asking;
@@ -210,6 +216,11 @@ fn run(cli: Cli) -> Result<()> {
 /// Loads the model that the user calls `spec`.
 fn load_model(spec: &str) -> Result<Model> {
     Model::load(&model_spec(spec)?)
+}
+
+/// The tokenizer of the model that `spec` names, without its weights.
+fn load_tokenizer(spec: &str) -> Result<TextTokenizer> {
+    TextTokenizer::load(&model_spec(spec)?)
 }
 
 /// What the library calls that model: a run directory stands for the model that came out of it.

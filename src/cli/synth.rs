@@ -13,7 +13,7 @@ use unforget::{
     synth::{Names, SyntheticFacts},
 };
 
-use super::{Context, asking::Asking, load_model};
+use super::{Context, asking::Asking, load_tokenizer};
 
 /// Made-up facts: new names for a relation's subjects, with balanced answers
 #[derive(Debug, Args)]
@@ -82,7 +82,7 @@ impl Synth {
                 Values::Uuid => Names::Uuid,
             },
         );
-        let tokenizer = load_model(&self.model)?.tokenizer;
+        let tokenizer = load_tokenizer(&self.model)?;
         let made = SyntheticFacts::new(&facts, names, &tokenizer, context.seed.unwrap_or(0))?;
         let made = made.take(self.n.get());
         if context.json {

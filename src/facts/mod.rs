@@ -15,7 +15,7 @@ pub use fact::{Fact, Location};
 pub use judge::{Judge, Match, Verdict, WrongKind};
 pub use normalise::normalise;
 pub use read::{
-    FactSet, Message, PACK, ReadOptions, Text, TextKind, TextSet, drop_contradicted, files_of,
-    holds_texts, read, read_texts,
+    FactSet, Message, PACK, ReadOptions, Reading, Text, TextKind, TextSet, drop_contradicted, each,
+    files_of, holds_texts, read, read_texts,
 };
 pub use relations::{Relation, relation};

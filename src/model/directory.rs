@@ -7,8 +7,22 @@ use serde_json::{Map, Value};
 use super::{Model, ModelConfig, TextTokenizer, checksum, files, safetensors::Weights, weights};
 use crate::{Error, Result};
 
-/// Loads `dir`: `config.json`, `tokenizer.json` and safetensors, with what else there is.
-pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
+/// What a directory holds beside its weights.
+struct Described {
+    config: ModelConfig,
+    config_json: Map<String, Value>,
+    generation_config_json: Option<Map<String, Value>>,
+    tokenizer: TextTokenizer,
+    tokenizer_json: Vec<u8>,
+}
+
+/// The tokenizer of the model in `dir`; no weight is read.
+pub(super) fn tokenizer(dir: &Path) -> Result<TextTokenizer> {
+    Ok(describe(dir)?.tokenizer)
+}
+
+/// Reads `config.json`, `tokenizer.json` and what else there is.
+fn describe(dir: &Path) -> Result<Described> {
     let config_path = dir.join("config.json");
     if !config_path.is_file() {
         return Err(Error::input_hint(
@@ -48,7 +62,24 @@ pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
         &model_configs,
     )?;
     super::check_vocabulary(&tokenizer, &config, &tokenizer_path)?;
+    Ok(Described {
+        config,
+        config_json,
+        generation_config_json,
+        tokenizer,
+        tokenizer_json,
+    })
+}
 
+/// Loads `dir`: what describes the model, and safetensors.
+pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
+    let Described {
+        config,
+        config_json,
+        generation_config_json,
+        tokenizer,
+        tokenizer_json,
+    } = describe(dir)?;
     let source = Weights::open(dir)?;
     source.refuse_extra(&config)?;
     let (params, checksum) = rayon::join(

@@ -22,6 +22,28 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
+    /// The tokenizer of a model, named as for [`super::Model::load`]; no weight is read.
+    ///
+    /// ```
+    /// use unforget::model::TextTokenizer;
+    ///
+    /// let tokenizer = TextTokenizer::load("tests/golden/llama")?;
+    /// let ids = tokenizer.encode_prompt("Where is Rome?")?;
+    /// assert_eq!(tokenizer.decode(&ids), "Where is Rome?");
+    /// # Ok::<(), unforget::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`super::Model::load`], but for what is wrong with weights.
+    pub fn load(spec: &str) -> Result<Self> {
+        let path = super::pull(spec)?;
+        if path.is_dir() {
+            super::directory::tokenizer(&path)
+        } else {
+            super::gguf::tokenizer(&path)
+        }
+    }
+
     /// From the bytes of a `tokenizer.json` and the configurations beside it, in which `eos_token` and `eos_token_id` are looked up.
     ///
     /// # Errors

@@ -236,6 +236,26 @@ fn documents_become_facts_that_can_be_read_again() {
 }
 
 #[test]
+fn no_weights_are_read_where_the_tokenizer_is_all_that_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let bare = dir.path().join("bare");
+    fs::create_dir(&bare).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(Path::new(MODEL).join(name), bare.join(name)).unwrap();
+    }
+    let data = |model| stdout(&run(dir.path(), &["data", "learn.tsv", "--model", model]));
+    assert_eq!(data("bare"), data(MODEL));
+    let synth = |model| {
+        let facts = ["--relation", "P17", "--facts", "pack:world", "--n", "5"];
+        stdout(&run(dir.path(), &[&["synth", model], &facts[..]].concat()))
+    };
+    assert_eq!(synth("bare"), synth(MODEL));
+    let told = refused(dir.path(), &["data", "learn.tsv", "--model", "learn.tsv"]);
+    assert!(told.contains("is not a model"), "{told}");
+}
+
+#[test]
 fn what_would_be_trained_of_a_file_is_shown() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());

@@ -17,22 +17,24 @@ use crate::{Error, Result};
 pub(super) fn read(
     path: &Path,
     file: &str,
-    values: Vec<Numbered>,
+    values: impl Iterator<Item = Result<Numbered>>,
     options: ReadOptions,
-) -> Result<Rows> {
+) -> Result<Rows<'static>> {
     let named = named_relation(path, file)?;
     let mut several = 0;
-    let mut found = Rows {
-        lenient: true,
-        ..Rows::default()
-    };
-    for (row, value) in values {
+    let mut list = Vec::new();
+    for value in values {
+        let (row, value) = value?;
         match value.and_then(|value| parse(row, &value, named)) {
             Ok((_, answers)) if answers > 1 && !options.several_answers => several += 1,
-            Ok((row, _)) => found.list.push(Ok(row)),
-            Err(bad) => found.list.push(Err(bad)),
+            Ok((row, _)) => list.push(Ok(row)),
+            Err(bad) => list.push(Err(bad)),
         }
     }
+    let mut found = Rows {
+        lenient: true,
+        ..Rows::new(list.into_iter().map(Ok))
+    };
     if several > 0 {
         let rows = if several == 1 { "row" } else { "rows" };
         found.notes.push(format!(
@@ -165,19 +167,18 @@ mod tests {
 
     use super::*;
 
-    fn numbered(items: &Value) -> Vec<Numbered> {
+    fn found(name: &str, items: &Value, options: ReadOptions) -> Result<Rows<'static>> {
         let items = items.as_array().unwrap().iter().cloned().enumerate();
-        items.map(|(i, item)| (i + 1, Ok(item))).collect()
+        let items = items.map(|(i, item)| Ok((i + 1, Ok(item))));
+        read(Path::new(name), name, items, options)
     }
 
-    fn rows(name: &str, items: &Value) -> Rows {
-        read(
-            Path::new(name),
-            name,
-            numbered(items),
-            ReadOptions::default(),
-        )
-        .unwrap()
+    fn listed(rows: Rows) -> Vec<Result<Row, BadRow>> {
+        rows.list.collect::<Result<_>>().unwrap()
+    }
+
+    fn rows(name: &str, items: &Value) -> Vec<Result<Row, BadRow>> {
+        listed(found(name, items, ReadOptions::default()).unwrap())
     }
 
     #[test]
@@ -188,7 +189,7 @@ mod tests {
                 format!("data/{}.test.json", relation.id),
                 "mine.json".into(),
             ] {
-                let found = rows(&file, &items).list;
+                let found = rows(&file, &items);
                 if file == "mine.json" && matches!(relation.id, "P131" | "P276") {
                     assert!(
                         found[0]
@@ -212,24 +213,18 @@ mod tests {
             {"question": "What is the capital of Bolivia?", "answers": ["Sucre", "La Paz"]},
             {"question": "What is the capital of Peru?", "answers": ["Lima"]},
         ]);
-        let found = rows("P36.dev.json", &items);
-        assert_eq!(found.list.len(), 1);
+        let one = found("P36.dev.json", &items, ReadOptions::default()).unwrap();
         assert_eq!(
-            found.notes,
+            one.notes,
             ["P36.dev.json: 1 row with several answers left out"]
         );
+        assert_eq!(listed(one).len(), 1);
         let options = ReadOptions {
             several_answers: true,
             ..ReadOptions::default()
         };
-        let found = read(
-            Path::new("P36.dev.json"),
-            "P36.dev.json",
-            numbered(&items),
-            options,
-        )
-        .unwrap();
-        assert_eq!(found.list[0].as_ref().unwrap().aliases, ["La Paz"]);
+        let both = listed(found("P36.dev.json", &items, options).unwrap());
+        assert_eq!(both[0].as_ref().unwrap().aliases, ["La Paz"]);
     }
 
     #[test]
@@ -241,7 +236,6 @@ mod tests {
             {"answers": ["B"]},
         ]);
         let fields: Vec<_> = rows("P17.dev.json", &items)
-            .list
             .into_iter()
             .map(|r| r.unwrap_err().field)
             .collect();
@@ -259,14 +253,6 @@ mod tests {
     #[test]
     fn a_file_of_an_unknown_relation_is_refused() {
         let items = json!([{"question": "q", "answers": ["a"]}]);
-        assert!(
-            read(
-                Path::new("P999.dev.json"),
-                "P999.dev.json",
-                numbered(&items),
-                ReadOptions::default()
-            )
-            .is_err()
-        );
+        assert!(found("P999.dev.json", &items, ReadOptions::default()).is_err());
     }
 }

@@ -10,14 +10,11 @@ use super::{
 use crate::{Error, Result, error::nearest};
 
 /// Facts from rows of JSON.
-pub(super) fn facts(values: Vec<Numbered>) -> Rows {
-    let rows = values.into_iter();
-    Rows {
-        list: rows
-            .map(|(line, value)| parse_value(line, &value?))
-            .collect(),
-        ..Rows::default()
-    }
+pub(super) fn facts<'b>(values: impl Iterator<Item = Result<Numbered>> + 'b) -> Rows<'b> {
+    Rows::new(values.map(|value| {
+        let (line, value) = value?;
+        Ok(value.and_then(|value| parse_value(line, &value)))
+    }))
 }
 
 /// Every line that is not blank, with its number, as JSON.
@@ -174,8 +171,8 @@ mod tests {
     #[test]
     fn lists_may_be_lists_or_texts_and_numbers_are_read_as_text() {
         let text = br#"{"subject":"iron","relation":"P1086","object":26,"aliases":["twenty-six"],"paraphrases":"a?|b?","extra":{}}"#;
-        let rows = facts(lines(text).collect()).list;
-        let row = rows[0].as_ref().unwrap();
+        let row = facts(lines(text).map(Ok)).list.next().unwrap();
+        let row = row.unwrap().unwrap();
         assert_eq!(row.object.as_deref(), Some("26"));
         assert_eq!(
             (&row.aliases[..], &row.paraphrases[..]),
@@ -190,11 +187,11 @@ mod tests {
     fn broken_lines_are_told_with_their_line_and_field() {
         let text = b"{\"subject\":\"a\",\"relation\":\"P17\",\"object\":\"b\"}\r\n\n{\n[]\n{\"subject\":\"a\",\"relation\":\"P17\",\"objet\":\"b\"}\n\
             {\"subject\":\"a\",\"relation\":\"P17\",\"object\":[]}\n\xff\n";
-        let told: Vec<_> = facts(lines(text).collect())
+        let told: Vec<_> = facts(lines(text).map(Ok))
             .list
-            .into_iter()
             .map(|r| {
-                r.map(|_| ())
+                r.unwrap()
+                    .map(|_| ())
                     .map_err(|b| (b.line, b.field, b.reason.contains("objet")))
             })
             .collect();

@@ -1,31 +1,61 @@
 //! One set from many rows: duplicates and contradictions.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use super::super::{fact::Fact, normalise};
+use sha2::{Digest, Sha256};
+
+use super::super::{
+    fact::{Fact, Location},
+    normalise,
+};
 use crate::{Error, Result};
 
-/// Collects facts; a question is asked once.
+/// Tells which facts are new; a question is asked once. Of a fact it keeps little, so that millions of them can be read.
 #[derive(Default)]
 pub(super) struct Merger {
-    pub(super) facts: Vec<Fact>,
-    by_question: HashMap<String, usize>,
+    /// By the first half of a question's SHA-256.
+    by_question: BTreeMap<[u8; 16], Seen>,
+    /// Object and aliases of a fact: those of others that have the same ones are these.
+    answers: BTreeSet<Arc<[String]>>,
     duplicates: usize,
     contradictions: usize,
 }
 
+/// What is kept of a fact.
+struct Seen {
+    answers: Arc<[String]>,
+    location: Location,
+}
+
 impl Merger {
-    /// Adds `fact`, unless its question is there already: with the same object it is a duplicate, left out and counted;
-    /// with another it is refused, or where the source is `lenient` left out and counted.
-    pub(super) fn push(&mut self, fact: Fact, lenient: bool) -> Result<()> {
-        let Some(&index) = self.by_question.get(&fact.question) else {
+    /// How many facts were new.
+    pub(super) fn facts(&self) -> usize {
+        self.by_question.len()
+    }
+
+    /// Whether the question of `fact` was not there before. If it was, the fact is left out: with the same object it is a
+    /// duplicate, and counted; with another it is refused, or where the source is `lenient` counted.
+    pub(super) fn is_new(&mut self, fact: &Fact, lenient: bool) -> Result<bool> {
+        let question = Sha256::digest(&fact.question);
+        let question = *question.first_chunk().expect("SHA-256 has 32 bytes");
+        let Some(seen) = self.by_question.get(&question) else {
+            let answers = self.shared(fact);
+            let location = fact.location.clone();
             self.by_question
-                .insert(fact.question.clone(), self.facts.len());
-            self.facts.push(fact);
-            return Ok(());
+                .insert(question, Seen { answers, location });
+            return Ok(true);
         };
-        let first = &self.facts[index];
-        if first.same_object(&fact) {
+        let (object, aliases) = seen.answers.split_first().expect("the object is there");
+        let first = Fact {
+            object: object.clone(),
+            aliases: aliases.to_vec(),
+            location: seen.location.clone(),
+            ..fact.clone()
+        };
+        if first.same_object(fact) {
             self.duplicates += 1;
         } else if lenient {
             self.contradictions += 1;
@@ -38,7 +68,19 @@ impl Merger {
                 "leave one of the rows out, or name the other answer under `aliases` if both are right",
             ));
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Object and aliases of `fact`, one copy for all facts that have the same.
+    fn shared(&mut self, fact: &Fact) -> Arc<[String]> {
+        let mut answers = vec![fact.object.clone()];
+        answers.extend(fact.aliases.iter().cloned());
+        if let Some(known) = self.answers.get(&answers[..]) {
+            return known.clone();
+        }
+        let answers: Arc<[String]> = answers.into();
+        self.answers.insert(answers.clone());
+        answers
     }
 
     /// What was left out.
@@ -122,9 +164,9 @@ mod tests {
     #[test]
     fn a_contradiction_is_refused_with_both_lines() {
         let mut merger = Merger::default();
-        merger.push(fact("Paris", "France", 2), false).unwrap();
+        merger.is_new(&fact("Paris", "France", 2), false).unwrap();
         let error = merger
-            .push(fact("Paris", "United States", 9), false)
+            .is_new(&fact("Paris", "United States", 9), false)
             .unwrap_err()
             .to_string();
         assert!(
@@ -136,11 +178,10 @@ mod tests {
     #[test]
     fn a_duplicate_in_another_spelling_is_left_out_and_counted() {
         let mut merger = Merger::default();
-        merger.push(fact("Boston", "USA", 2), false).unwrap();
-        merger
-            .push(fact("Boston", "United States of America", 3), false)
-            .unwrap();
-        assert_eq!(merger.facts.len(), 1);
+        assert!(merger.is_new(&fact("Boston", "USA", 2), false).unwrap());
+        let again = fact("Boston", "United States of America", 3);
+        assert!(!merger.is_new(&again, false).unwrap());
+        assert_eq!(merger.facts(), 1);
         assert_eq!(
             merger.notes(),
             ["1 row left out: the same question and object came before"]
@@ -150,11 +191,9 @@ mod tests {
     #[test]
     fn a_lenient_source_has_its_later_contradictions_left_out() {
         let mut merger = Merger::default();
-        merger.push(fact("Paris", "France", 1), true).unwrap();
-        merger
-            .push(fact("Paris", "United States", 2), true)
-            .unwrap();
-        assert_eq!(merger.facts[0].object, "France");
+        assert!(merger.is_new(&fact("Paris", "France", 1), true).unwrap());
+        let other = fact("Paris", "United States", 2);
+        assert!(!merger.is_new(&other, true).unwrap());
         assert_eq!(
             merger.notes(),
             ["1 row left out: the same question came before with another object"]

@@ -52,13 +52,35 @@ pub struct FactSet {
     pub checksum: String,
 }
 
-/// What one file held: its rows in order, broken ones among them, and notes about the whole.
-#[derive(Default)]
-struct Rows {
-    list: Vec<Result<row::Row, BadRow>>,
+/// What the user should know about facts that were handed on as they were read.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// How many they were.
+    pub facts: usize,
+    /// As in [`FactSet`].
+    pub notes: Vec<String>,
+    /// As in [`FactSet`].
+    pub checksum: String,
+}
+
+/// What one file holds: its rows in order, made as they are asked for, broken ones among them; and notes about the whole.
+struct Rows<'b> {
+    /// An error outside is one of the file, after which there is no row.
+    list: Box<dyn Iterator<Item = Result<Result<row::Row, BadRow>>> + 'b>,
     notes: Vec<String>,
     /// Contradictions are left out and counted, not refused: the data set is known to hold some.
     lenient: bool,
+}
+
+impl<'b> Rows<'b> {
+    /// Rows without notes, whose contradictions are refused.
+    fn new(list: impl Iterator<Item = Result<Result<row::Row, BadRow>>> + 'b) -> Self {
+        Self {
+            list: Box::new(list),
+            notes: Vec::new(),
+            lenient: false,
+        }
+    }
 }
 
 /// Reads fact files (any format; `pack:world` is the built-in pack) into one set.
@@ -77,6 +99,30 @@ struct Rows {
 /// # Errors
 /// [`crate::Error::Input`] naming file, line and field of a broken row, or both lines of a contradiction.
 pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
+    let mut facts = Vec::new();
+    let read = each(files, options, |fact| {
+        facts.push(fact);
+        Ok(())
+    })?;
+    Ok(FactSet {
+        facts,
+        notes: read.notes,
+        checksum: read.checksum,
+    })
+}
+
+/// As [`read`], but hands every fact to `take` as soon as it is read and holds none: of each row 16 bytes that tell its question and
+/// where it stands remain, and of each answer one copy. A `.json` file is an array, and in memory whole.
+///
+/// A row may be refused when those before it were handed on.
+///
+/// # Errors
+/// As [`read`], and what `take` returns.
+pub fn each(
+    files: &[PathBuf],
+    options: ReadOptions,
+    mut take: impl FnMut(Fact) -> Result<()>,
+) -> Result<Reading> {
     let mut merger = Merger::default();
     let mut notes = Vec::new();
     let mut digest = Sha256::new();
@@ -87,8 +133,12 @@ pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
         notes.extend(found.notes);
         let mut bad: Vec<BadRow> = Vec::new();
         for row in found.list {
-            match row.and_then(|row| row.into_fact(&name)) {
-                Ok(fact) => merger.push(fact, found.lenient)?,
+            match row?.and_then(|row| row.into_fact(&name)) {
+                Ok(fact) => {
+                    if merger.is_new(&fact, found.lenient)? {
+                        take(fact)?;
+                    }
+                }
                 Err(reason) => bad.push(reason),
             }
         }
@@ -98,7 +148,7 @@ pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
         notes.extend(row::listing(&name, &bad));
     }
     notes.extend(merger.notes());
-    if merger.facts.is_empty() && !files.is_empty() {
+    if merger.facts() == 0 && !files.is_empty() {
         let names: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
         let why = if notes.is_empty() {
             String::new()
@@ -110,8 +160,8 @@ pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
             names.join(", ")
         )));
     }
-    Ok(FactSet {
-        facts: merger.facts,
+    Ok(Reading {
+        facts: merger.facts(),
         notes,
         checksum: format!("{:x}", digest.finalize()),
     })
@@ -178,7 +228,12 @@ fn without_bom(bytes: &[u8]) -> &[u8] {
 }
 
 /// Parses `bytes` by the extension of `path`.
-fn parse(path: &Path, name: &str, bytes: &[u8], options: ReadOptions) -> Result<Rows> {
+fn parse<'b>(
+    path: &Path,
+    name: &'b str,
+    bytes: &'b [u8],
+    options: ReadOptions,
+) -> Result<Rows<'b>> {
     let bytes = without_bom(bytes);
     if name == PACK {
         return table::read(name, bytes, table::Format::Tsv);
@@ -192,7 +247,7 @@ fn parse(path: &Path, name: &str, bytes: &[u8], options: ReadOptions) -> Result<
     let values = match &*extension_of(path) {
         "tsv" | "tab" => return table::read(name, bytes, table::Format::Tsv),
         "csv" => return table::read(name, bytes, table::Format::Csv),
-        _ => values(path, bytes, usize::MAX)?,
+        _ => values(name, &extension_of(path), bytes)?,
     };
     let Some(values) = values else {
         let other = extension_of(path);
@@ -205,7 +260,11 @@ fn parse(path: &Path, name: &str, bytes: &[u8], options: ReadOptions) -> Result<
             format!("known are .tsv, .csv, .jsonl, .json and .parquet{meant}"),
         ));
     };
-    let first = values.first().and_then(|(_, value)| value.as_ref().ok());
+    let mut values = values.peekable();
+    let first = match values.peek() {
+        Some(Ok((_, Ok(value)))) => Some(value),
+        _ => None,
+    };
     if let Some(kind) = first.and_then(texts::kind_of_row) {
         return Err(Error::input_hint(
             format!("{name}: these are {kind} rows, and facts are needed here"),
@@ -241,12 +300,13 @@ pub(super) fn table_rows(path: &Path) -> Result<Option<Vec<Cells>>> {
         return Ok(None);
     }
     let (name, bytes) = bytes_of(path)?;
-    let rows = values(path, without_bom(&bytes), usize::MAX)?.unwrap_or_default();
-    let rows: Result<Vec<_>, BadRow> = rows
-        .into_iter()
-        .map(|(_, row)| Ok(json::cells(&row?)))
-        .collect();
-    rows.map(Some).map_err(|bad| row::refusal(&name, &[bad]))
+    let rows = values(&name, &extension, without_bom(&bytes))?;
+    let rows = rows.into_iter().flatten().map(|row| {
+        let (_, row) = row?;
+        let row = row.map_err(|bad| row::refusal(&name, &[bad]))?;
+        Ok(json::cells(&row))
+    });
+    rows.collect::<Result<_>>().map(Some)
 }
 
 /// Whether a row has all that a fact needs.

@@ -21,35 +21,35 @@ pub(super) enum Format {
 }
 
 /// Reads a table.
-pub(super) fn read(file: &str, bytes: &[u8], format: Format) -> Result<Rows> {
-    let mut columns: Option<Vec<Option<&'static str>>> = None;
-    let mut found = Rows::default();
-    for record in records(file, bytes, format) {
-        let (line, record) = record?;
-        match &columns {
-            None => columns = Some(header(file, line, &record, &mut found.notes)?),
-            Some(columns) => found.list.push(row(line, columns, &record, format)),
-        }
-    }
-    if found.list.is_empty() {
+pub(super) fn read<'b>(file: &'b str, bytes: &'b [u8], format: Format) -> Result<Rows<'b>> {
+    let mut notes = Vec::new();
+    let mut records = records(file, bytes, format).peekable();
+    let columns = match records.next().transpose()? {
+        Some((line, record)) => header(file, line, &record, &mut notes)?,
+        None => Vec::new(),
+    };
+    if records.peek().is_none() {
         return Err(Error::input(format!(
             "{file} has a line of column names and no row"
         )));
     }
-    Ok(found)
+    let rows = records.map(move |record| {
+        let (line, record) = record?;
+        Ok(row(line, &columns, &record, format))
+    });
+    Ok(Rows {
+        notes,
+        ..Rows::new(rows)
+    })
 }
 
-/// The first `most` rows of a table as objects of its columns, every field text.
-pub(super) fn objects(
-    file: &str,
-    bytes: &[u8],
+/// The rows of a table as objects of its columns, every field text.
+pub(super) fn objects<'b>(
+    file: &'b str,
+    bytes: &'b [u8],
     format: Format,
-    most: usize,
-) -> Result<Vec<Numbered>> {
-    let mut names: Option<Vec<String>> = None;
-    let mut rows = Vec::new();
-    for record in records(file, bytes, format).take(most.saturating_add(1)) {
-        let (line, record) = record?;
+) -> Result<impl Iterator<Item = Result<Numbered>> + 'b> {
+    let fields = move |record: &csv::ByteRecord| -> Option<Vec<String>> {
         let fields = record.iter().map(|field| {
             let text = std::str::from_utf8(field).ok()?;
             Some(if format == Format::Tsv {
@@ -58,20 +58,21 @@ pub(super) fn objects(
                 text.to_owned()
             })
         });
-        let fields: Option<Vec<String>> = fields.collect();
-        let fields = fields.ok_or_else(|| BadRow::whole(line, "the row is not UTF-8"));
-        match &names {
-            None => names = Some(fields.unwrap_or_default()),
-            Some(names) => rows.push((
-                line,
-                fields.map(|fields| {
-                    let named = names.iter().map(|name| name.trim().to_lowercase());
-                    named.zip(fields.into_iter().map(Value::String)).collect()
-                }),
-            )),
-        }
-    }
-    Ok(rows)
+        fields.collect()
+    };
+    let mut records = records(file, bytes, format);
+    let header = records.next().transpose()?;
+    let names = header.and_then(|(_, record)| fields(&record));
+    let names: Vec<String> = names.into_iter().flatten().collect();
+    Ok(records.map(move |record| {
+        let (line, record) = record?;
+        let row = fields(&record).ok_or_else(|| BadRow::whole(line, "the row is not UTF-8"));
+        let row = row.map(|fields| {
+            let named = names.iter().map(|name| name.trim().to_lowercase());
+            named.zip(fields.into_iter().map(Value::String)).collect()
+        });
+        Ok((line, row))
+    }))
 }
 
 /// Every record, the column names among them, with its line.
@@ -229,13 +230,19 @@ fn unquote(field: &str) -> String {
 mod tests {
     use super::*;
 
-    fn tsv(text: &str) -> Rows {
+    fn tsv(text: &str) -> Rows<'_> {
         read("f.tsv", text.as_bytes(), Format::Tsv).unwrap()
+    }
+
+    fn listed(rows: Rows) -> Vec<Result<Row, BadRow>> {
+        rows.list.collect::<Result<_>>().unwrap()
     }
 
     #[test]
     fn lines_are_counted_over_blank_ones_and_any_line_ends() {
-        let rows = tsv("subject\trelation\tobject\r\n\r\n\na\tP17\tb\n\n\nc\tP17\td").list;
+        let rows = listed(tsv(
+            "subject\trelation\tobject\r\n\r\n\na\tP17\tb\n\n\nc\tP17\td",
+        ));
         let lines: Vec<_> = rows.iter().map(|r| r.as_ref().unwrap().line).collect();
         assert_eq!(lines, [4, 7]);
         assert_eq!(rows[1].as_ref().unwrap().object.as_deref(), Some("d"));
@@ -244,7 +251,7 @@ mod tests {
     #[test]
     fn a_csv_field_may_span_lines_and_the_next_row_is_still_counted_right() {
         let text = "subject,relation,object,question\n\"a, b\",P17,c,\"one\ntwo\"\nd,P17,e,\n";
-        let rows = read("f.csv", text.as_bytes(), Format::Csv).unwrap().list;
+        let rows = listed(read("f.csv", text.as_bytes(), Format::Csv).unwrap());
         assert_eq!(rows[0].as_ref().unwrap().subject.as_deref(), Some("a, b"));
         assert_eq!(rows[1].as_ref().unwrap().line, 4);
     }
@@ -254,13 +261,17 @@ mod tests {
         assert_eq!(unquote("\"Heroes\" (album)"), "\"Heroes\" (album)");
         assert_eq!(unquote("\"a \"\"b\"\"\""), "a \"b\"");
         assert_eq!(unquote("\""), "\"");
-        let rows = tsv("subject\trelation\tobject\n\"open\tP50\tx\nnext\tP50\ty\n").list;
+        let rows = listed(tsv(
+            "subject\trelation\tobject\n\"open\tP50\tx\nnext\tP50\ty\n",
+        ));
         assert_eq!(rows.len(), 2);
     }
 
     #[test]
     fn columns_may_stand_in_any_order_and_case_with_others_between() {
-        let rows = tsv("id\tObject\tsubject\tRELATION\taliases\n7\tb\ta\tP17\tx| y |\n").list;
+        let rows = listed(tsv(
+            "id\tObject\tsubject\tRELATION\taliases\n7\tb\ta\tP17\tx| y |\n",
+        ));
         let row = rows[0].as_ref().unwrap();
         assert_eq!(
             (row.subject.as_deref(), row.object.as_deref()),
@@ -296,9 +307,8 @@ mod tests {
             "f.tsv",
             b"subject\trelation\tobject\na\tP17\nb\tP17\t\xff\nc\tP17\tx\ty\nd\tP\0\tx\n",
             Format::Tsv,
-        )
-        .unwrap()
-        .list;
+        );
+        let rows = listed(rows.unwrap());
         let told: Vec<_> = rows
             .iter()
             .map(|r| r.as_ref().map_err(|b| (b.line, b.field)))
@@ -320,6 +330,6 @@ mod tests {
             "subject\trelation\tobject\na\tP17\t{}\n",
             "x".repeat(MAX_ROW_BYTES)
         );
-        assert_eq!(tsv(&text).list[0].as_ref().unwrap_err().line, 2);
+        assert_eq!(listed(tsv(&text))[0].as_ref().unwrap_err().line, 2);
     }
 }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     super::fact::Location,
-    ReadOptions, bytes_of,
+    ReadOptions, bytes_of, extension_of,
     json::{kind_of, scalar},
     row::{self, BadRow},
     values::values,
@@ -84,10 +84,10 @@ pub struct TextSet {
 /// # Errors
 /// [`Error::Input`] when the file cannot be read.
 pub fn holds_texts(file: &Path) -> Result<bool> {
-    let (_, bytes) = bytes_of(file)?;
+    let (name, bytes) = bytes_of(file)?;
     // What is broken is told when it is read as what it is not found to be here.
-    let rows = values(file, without_bom(&bytes), 1).ok().flatten();
-    let first = rows.and_then(|rows| rows.into_iter().next());
+    let rows = values(&name, &extension_of(file), without_bom(&bytes)).ok();
+    let first = rows.flatten().and_then(|mut rows| rows.next()?.ok());
     Ok(first.is_some_and(|(_, row)| row.is_ok_and(|row| kind_of_row(&row).is_some())))
 }
 
@@ -102,7 +102,9 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
         let (name, bytes) = bytes_of(path)?;
         digest.update(&bytes);
         let mut bad = Vec::new();
-        for (line, value) in values(path, without_bom(&bytes), usize::MAX)?.unwrap_or_default() {
+        let rows = values(&name, &extension_of(path), without_bom(&bytes))?;
+        for row in rows.into_iter().flatten() {
+            let (line, value) = row?;
             match value.and_then(|v| parse(line, &v)) {
                 Ok(kind) => set.texts.push(Text {
                     kind,

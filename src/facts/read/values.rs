@@ -1,10 +1,11 @@
 //! The rows of a file as JSON, whatever its format.
 
-use std::path::Path;
+use std::{iter, panic::AssertUnwindSafe};
 
 use bytes::Bytes;
 use parquet::{
     file::reader::{FileReader as _, SerializedFileReader},
+    record::reader::RowIter,
     schema::types::Type,
 };
 use serde_json::{Map, Value};
@@ -20,38 +21,39 @@ use crate::{Error, Result, quiet};
 /// A row, and its number: its line, or its place in an array or a Parquet file. Both count from 1.
 pub(super) type Numbered = (usize, Result<Value, BadRow>);
 
-/// The rows of `bytes`, the content of `path`, `most` of them at most; none where the extension is no format that is known.
+/// Rows, each made when it is asked for; an error outside is one of the file, after which there is no row.
+pub(super) type Values<'b> = Box<dyn Iterator<Item = Result<Numbered>> + 'b>;
+
+/// The rows of `bytes`, the content of the file `name`; none where `extension` is that of no format that is known.
 ///
 /// # Errors
 /// [`Error::Input`] when it is not what its extension says.
-pub(super) fn values(path: &Path, bytes: &[u8], most: usize) -> Result<Option<Vec<Numbered>>> {
-    let name = path.display().to_string();
-    let rows = match &*super::extension_of(path) {
-        "jsonl" | "ndjson" => lines(bytes).take(most).collect(),
-        "json" => numbered(array(&name, bytes)?, most),
-        "parquet" => numbered(parquet(&name, bytes, most)?, most),
-        "csv" => table::objects(&name, bytes, table::Format::Csv, most)?,
-        "tsv" | "tab" => table::objects(&name, bytes, table::Format::Tsv, most)?,
+pub(super) fn values<'b>(
+    name: &'b str,
+    extension: &str,
+    bytes: &'b [u8],
+) -> Result<Option<Values<'b>>> {
+    Ok(Some(match extension {
+        "jsonl" | "ndjson" => Box::new(lines(bytes).map(Ok)),
+        "json" => Box::new(numbered(array(name, bytes)?.into_iter().map(Ok))),
+        "parquet" => Box::new(numbered(parquet(name, bytes)?)),
+        "csv" => Box::new(table::objects(name, bytes, table::Format::Csv)?),
+        "tsv" | "tab" => Box::new(table::objects(name, bytes, table::Format::Tsv)?),
         _ => return Ok(None),
-    };
-    Ok(Some(rows))
+    }))
 }
 
-fn numbered(values: Vec<Value>, most: usize) -> Vec<Numbered> {
-    let values = values.into_iter().take(most).enumerate();
-    values.map(|(i, value)| (i + 1, Ok(value))).collect()
+fn numbered(values: impl Iterator<Item = Result<Value>>) -> impl Iterator<Item = Result<Numbered>> {
+    values.enumerate().map(|(i, value)| Ok((i + 1, Ok(value?))))
 }
 
-/// The first `most` rows of a Parquet file.
-fn parquet(name: &str, bytes: &[u8], most: usize) -> Result<Vec<Value>> {
-    let broken = |reason: String| {
-        Error::input(format!(
-            "{name}: not a Parquet file that can be read: {reason}"
-        ))
-    };
+/// The rows of a Parquet file.
+fn parquet<'b>(
+    name: &'b str,
+    bytes: &[u8],
+) -> Result<Box<dyn Iterator<Item = Result<Value>> + 'b>> {
     let bytes = Bytes::copy_from_slice(bytes);
-    // The library panics at types that it has no form for, and may at a broken page.
-    let rows = quiet::attempt(move || -> parquet::errors::Result<_> {
+    let rows = attempt(name, move || {
         let reader = SerializedFileReader::new(bytes)?;
         let schema = reader.metadata().file_metadata().schema();
         // Others, pictures say, are not even decoded.
@@ -60,16 +62,39 @@ fn parquet(name: &str, bytes: &[u8], most: usize) -> Result<Vec<Value>> {
         let wanted = schema.get_fields().iter();
         let wanted: Vec<_> = wanted.filter(|field| read(field.name())).cloned().collect();
         if wanted.is_empty() {
-            return Ok(vec![Value::Object(Map::new())]);
+            return Ok(None);
         }
         let wanted = Type::group_type_builder(schema.name())
             .with_fields(wanted)
             .build()?;
-        let rows = reader.get_row_iter(Some(wanted))?;
-        rows.take(most)
-            .map(|row| Ok(row?.to_json_value()))
-            .collect()
-    });
-    rows.ok_or_else(|| broken("a page or a type of it is not understood".into()))?
+        RowIter::from_file_into(Box::new(reader))
+            .project(Some(wanted))
+            .map(Some)
+    })?;
+    let Some(mut rows) = rows else {
+        let nothing = Value::Object(Map::new());
+        return Ok(Box::new(iter::once(Ok(nothing))));
+    };
+    let mut broken = false;
+    Ok(Box::new(iter::from_fn(move || {
+        if broken {
+            return None;
+        }
+        let row = attempt(name, || rows.next().transpose());
+        broken = row.is_err();
+        Some(row.transpose()?.map(|row| row.to_json_value()))
+    })))
+}
+
+/// What `work` returns, its errors as one of the file `name`. The library panics at types that it has no form for, and may at a
+/// broken page.
+fn attempt<T>(name: &str, work: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
+    let broken = |reason: String| {
+        Error::input(format!(
+            "{name}: not a Parquet file that can be read: {reason}"
+        ))
+    };
+    quiet::attempt(AssertUnwindSafe(work))
+        .ok_or_else(|| broken("a page or a type of it is not understood".into()))?
         .map_err(|e| broken(e.to_string()))
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use super::{Dtype, Model, ModelConfig, TextTokenizer, checksum, map::FileMap};
 use crate::Result;
 
@@ -13,6 +15,28 @@ mod write;
 
 pub(super) use write::save;
 
+/// The tokenizer in the GGUF file `path`; no weight is read.
+pub(super) fn tokenizer(path: &Path) -> Result<TextTokenizer> {
+    let map = FileMap::open(path)?;
+    let header = header::Header::parse(path, &map)?;
+    let config_json = config::config_json(&header, None)?;
+    let config = ModelConfig::from_json(&config_json, path)?;
+    tokenizer_of(&header, &config_json, &config, path)
+}
+
+fn tokenizer_of(
+    header: &header::Header,
+    config_json: &Map<String, Value>,
+    config: &ModelConfig,
+    path: &Path,
+) -> Result<TextTokenizer> {
+    let (json, tokenizer_config) = tokenizer::tokenizer_json(header)?;
+    let json = serde_json::to_vec(&json).expect("a JSON value can be written");
+    let tokenizer = TextTokenizer::new(path, &json, tokenizer_config, &[config_json])?;
+    super::check_vocabulary(&tokenizer, config, path)?;
+    Ok(tokenizer)
+}
+
 /// Loads the GGUF file `path`.
 pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
     let map = FileMap::open(path)?;
@@ -22,11 +46,7 @@ pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
     let config = ModelConfig::from_json(&config_json, path)?;
     let source = weights::Weights::new(&header, &map, &config)?;
     let generation_config_json = config::generation_config_json(&config_json);
-
-    let (tokenizer_json, tokenizer_config) = tokenizer::tokenizer_json(&header)?;
-    let tokenizer_json = serde_json::to_vec(&tokenizer_json).expect("a JSON value can be written");
-    let tokenizer = TextTokenizer::new(path, &tokenizer_json, tokenizer_config, &[&config_json])?;
-    super::check_vocabulary(&tokenizer, &config, path)?;
+    let tokenizer = tokenizer_of(&header, &config_json, &config, path)?;
 
     let (params, checksum) = rayon::join(
         || super::weights::read(&source, &config, path),
