@@ -20,6 +20,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from measured import measured, settings
@@ -68,7 +69,8 @@ def synth(args, folder):
 
 def audit(args, folder):
     growing("audit", tens(min(args.most, 10**4)), lambda n: [
-        PROGRAM, "audit", args.model, table(folder / "facts.tsv", n), "--runs", "1", "--force", "--out", folder / "audit"])
+        PROGRAM, "audit", args.model, table(folder / "facts.tsv", n), "--runs", "1", "--force", "--out", folder / "audit",
+        "--seed", time.time_ns() % 2**31])  # an audit that was made before would be taken from the cache
 
 
 def step(model, learn, folder, *sets, threads):

@@ -18,6 +18,8 @@ use super::{
 const QUERY_BLOCK: usize = 32;
 /// Keys a block.
 const KEY_BLOCK: usize = 64;
+/// Keys whose gradients one task makes, so that a long row has work for many threads. Fewer in tests, whose longest rows have several of these.
+const TASK_KEYS: usize = if cfg!(test) { 100 } else { 512 };
 
 /// The heads of a model.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +86,31 @@ impl Reach {
         self.context.iter().map(ExactSizeIterator::len).sum()
     }
 
+    /// What it sees, in order, in pieces of [`TASK_KEYS`] keys.
+    fn pieces(&self) -> Vec<Piece> {
+        let mut pieces = vec![Piece::default()];
+        let mut room = TASK_KEYS;
+        for keys in self.context.iter().chain([&self.tokens]) {
+            let mut start = keys.start;
+            while start < keys.end {
+                if room == 0 {
+                    pieces.push(Piece {
+                        keys: Vec::new(),
+                        // Of its own tokens, those before see none of these keys.
+                        first_query: start.saturating_sub(self.tokens.start),
+                    });
+                    room = TASK_KEYS;
+                }
+                let end = keys.end.min(start + room);
+                let piece = pieces.last_mut().expect("there is one from the start");
+                piece.keys.push(start..end);
+                room -= end - start;
+                start = end;
+            }
+        }
+        pieces
+    }
+
     /// As [`forward`] takes it, with the keys and values of `qkv`.
     pub fn row<'a>(&self, qkv: &'a [f32], heads: Heads) -> Row<'a> {
         let (width, wide) = (heads.width(), heads.queries * heads.dim);
@@ -102,6 +129,24 @@ impl Reach {
             context: self.context.iter().map(span).collect(),
             own: span(&self.tokens),
         }
+    }
+}
+
+/// Keys of a row's context and its own, and the first of its tokens that sees some of them.
+#[derive(Default)]
+struct Piece {
+    keys: Vec<Range<usize>>,
+    first_query: usize,
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        self.keys.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// Queries of the tokens that see some of its keys, in one head group.
+    fn queries(&self, row: &Reach, heads: Heads) -> usize {
+        (row.tokens.len() - self.first_query) * heads.shared()
     }
 }
 
@@ -144,14 +189,31 @@ vectorized! {
         }
     }
 
-    /// What one head group of a row's queries receives and gives, into `part` (see [`backward`]), which is zero.
-    fn backward_group(part: &mut [f32], of: &Backward<'_>, row: &Reach, g: usize, scratch: &mut Scratch) {
-        let pair = 2 * of.heads.dim;
-        let (d_queries, mut d_rest) = part.split_at_mut(row.tokens.len() * of.heads.shared() * of.heads.dim);
-        for keys in row.context.iter().chain([&row.tokens]) {
-            let (d_keys, after) = d_rest.split_at_mut(keys.len() * pair);
-            backward_keys(d_queries, d_keys, of, row, keys, g, scratch);
-            d_rest = after;
+    /// One task of [`backward`]: what the keys and values of a piece receive in one head group, into `d_keys` (keys, 2 K), and what
+    /// queries receive from them, into `d_queries` (tokens from its first * R, K), unscaled. Both are zero before.
+    fn backward_piece(
+        into: [&mut [f32]; 2],
+        of: &Backward<'_>,
+        row: &Reach,
+        piece: &Piece,
+        g: usize,
+        scratch: &mut Scratch,
+    ) {
+        let [d_queries, mut d_keys] = into;
+        let Heads { queries: h, dim, .. } = of.heads;
+        let shared = of.heads.shared();
+        let tokens = row.tokens.start + piece.first_query..row.tokens.end;
+        let delta = sized(&mut scratch.delta, tokens.len() * shared);
+        for (delta, t) in delta.chunks_exact_mut(shared).zip(tokens) {
+            for (r, delta) in delta.iter_mut().enumerate() {
+                let at = (t * h + g * shared + r) * dim;
+                *delta = simd::dot(&of.o[at..][..dim], &of.d_o[at..][..dim]);
+            }
+        }
+        for keys in &piece.keys {
+            let (of_these, after) = d_keys.split_at_mut(keys.len() * 2 * dim);
+            backward_keys(d_queries, of_these, of, row, piece.first_query, keys, g, scratch);
+            d_keys = after;
         }
     }
 
@@ -167,13 +229,14 @@ vectorized! {
 struct Scratch {
     queries: Vec<f32>,  // (QUERY_BLOCK * R, K), scaled
     keys: Vec<f32>,     // (K, KEY_BLOCK), transposed
+    values: Vec<f32>,   // (K, KEY_BLOCK), transposed
     scores: Vec<f32>,   // (QUERY_BLOCK * R, KEY_BLOCK)
     out: Vec<f32>,      // (QUERY_BLOCK * R, K)
     top: Vec<f32>,      // (QUERY_BLOCK * R): running maximum
     sum: Vec<f32>,      // (QUERY_BLOCK * R): running denominator
     d_out: Vec<f32>,    // (QUERY_BLOCK * R, K)
     d_scores: Vec<f32>, // (QUERY_BLOCK * R, KEY_BLOCK)
-    delta: Vec<f32>,    // (QUERY_BLOCK * R)
+    delta: Vec<f32>,    // (T * R): sum(dO * O) of a row's queries
 }
 
 #[inline(always)]
@@ -362,8 +425,9 @@ pub struct Backward<'a> {
 /// Every element is written. `positions`: each token's place in its row.
 ///
 /// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse). Each head group of each row makes its part
-/// alone: what its queries receive (tokens, R K), unscaled, and what they give to keys and values, (2 K) a token, first of the context,
-/// then of their own row. What several rows give to a context is summed in the order of the rows, so that threads change no bit.
+/// alone, piece by piece: what keys and values receive, (2 K) a token, first of the context, then of its own row; then what its queries
+/// receive from each piece (tokens from the first that sees it, R K), unscaled. Pieces, and what several rows give to a context, are summed
+/// in their order, so that threads change no bit.
 pub fn backward(
     dqkv: &mut [f32],
     of: &Backward<'_>,
@@ -373,39 +437,52 @@ pub fn backward(
 ) {
     let heads = of.heads;
     let width = heads.width();
-    let part_len = |row: &Reach| {
-        let (own, seen) = (row.tokens.len(), row.context_len() + row.tokens.len());
-        (own * heads.shared() + 2 * seen) * heads.dim
+    let rows: Vec<(&Reach, Vec<Piece>)> = rows.iter().map(|row| (row, row.pieces())).collect();
+    let part_len = |(row, pieces): &(&Reach, Vec<Piece>)| {
+        let keys_and_queries = pieces.iter().map(|p| 2 * p.len() + p.queries(row, heads));
+        keys_and_queries.sum::<usize>() * heads.dim
     };
     let all: usize = rows.iter().map(part_len).sum();
     let mut parts = vec![0.0; all * heads.groups];
     let mut tasks = Vec::new();
     let mut rest = &mut parts[..];
-    for row in rows {
+    for of_row in &rows {
+        let (row, pieces) = of_row;
         for g in 0..heads.groups {
-            let (part, after) = rest.split_at_mut(part_len(row));
+            let (part, after) = rest.split_at_mut(part_len(of_row));
             rest = after;
-            tasks.push((row, g, part));
+            let seen = row.context_len() + row.tokens.len();
+            let (mut keys, mut queries) = part.split_at_mut(2 * seen * heads.dim);
+            for piece in pieces {
+                let (d_keys, keys_after) = keys.split_at_mut(2 * piece.len() * heads.dim);
+                let (d_queries, queries_after) =
+                    queries.split_at_mut(piece.queries(row, heads) * heads.dim);
+                (keys, queries) = (keys_after, queries_after);
+                tasks.push((*row, piece, g, [d_queries, d_keys]));
+            }
         }
     }
     tasks
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (row, g, part)| {
-            backward_group(part, of, row, g, scratch);
+        .for_each_init(Scratch::default, |scratch, (row, piece, g, parts)| {
+            backward_piece(parts, of, row, piece, g, scratch);
         });
 
     let mut tasks = Vec::new();
     let (mut rest, mut parts_rest) = (&mut *dqkv, &parts[..]);
-    for row in rows {
-        let (own, after) = rest.split_at_mut(row.tokens.len() * width);
-        let (of_row, parts_after) = parts_rest.split_at(part_len(row) * heads.groups);
+    for of_row in &rows {
+        let (own, after) = rest.split_at_mut(of_row.0.tokens.len() * width);
+        let (parts, parts_after) = parts_rest.split_at(part_len(of_row) * heads.groups);
         (rest, parts_rest) = (after, parts_after);
-        tasks.push((row, own, of_row));
+        tasks.push((of_row, own, parts));
     }
-    let in_order: Vec<_> = tasks.iter().map(|(row, _, parts)| (*row, *parts)).collect();
+    let in_order: Vec<_> = tasks
+        .iter()
+        .map(|(of_row, _, parts)| (of_row.0, *parts))
+        .collect();
     tasks
         .into_par_iter()
-        .for_each(|(row, own, parts)| put_in_place(own, parts, row, heads));
+        .for_each(|((row, pieces), own, parts)| put_in_place(own, parts, row, pieces, heads));
     for (row, parts) in in_order {
         add_to_context(dqkv, parts, row, heads);
     }
@@ -419,36 +496,40 @@ pub fn backward(
         });
 }
 
-/// The parts of a row's head groups: what queries receive, what the context's keys and values receive, and what its own do.
+/// The parts of a row's head groups: what the context's keys and values receive, what its own do, and what queries do.
 fn parts_of<'a>(
     parts: &'a [f32],
     row: &Reach,
     heads: Heads,
-) -> impl Iterator<Item = (&'a [f32], &'a [f32], &'a [f32])> {
-    let queries = row.tokens.len() * heads.shared() * heads.dim;
-    let context = row.context_len() * 2 * heads.dim;
+) -> impl Iterator<Item = [&'a [f32]; 3]> {
+    let [context, own] = [row.context_len(), row.tokens.len()].map(|keys| keys * 2 * heads.dim);
     parts
         .chunks_exact((parts.len() / heads.groups).max(1))
         .map(move |part| {
-            let (queries, pairs) = part.split_at(queries);
+            let (pairs, queries) = part.split_at(context + own);
             let (context, own) = pairs.split_at(context);
-            (queries, context, own)
+            [context, own, queries]
         })
 }
 
 /// Writes what a row's head groups made to its own tokens' `dqkv`, every element of it.
-fn put_in_place(dqkv: &mut [f32], parts: &[f32], row: &Reach, heads: Heads) {
-    let (dim, group) = (heads.dim, heads.shared() * heads.dim);
+fn put_in_place(dqkv: &mut [f32], parts: &[f32], row: &Reach, pieces: &[Piece], heads: Heads) {
+    let (dim, group, width) = (heads.dim, heads.shared() * heads.dim, heads.width());
     let [keys, values] = [heads.queries, heads.queries + heads.groups].map(|head| head * dim);
-    for (g, (queries, _, pairs)) in parts_of(parts, row, heads).enumerate() {
-        let tokens = dqkv.chunks_exact_mut(heads.width());
-        let given = queries.chunks_exact(group).zip(pairs.chunks_exact(2 * dim));
-        for (out, (queries, pair)) in tokens.zip(given) {
-            for (out, dq) in out[g * group..][..group].iter_mut().zip(queries) {
-                *out = dq * heads.scale();
-            }
+    for (g, [_, pairs, mut queries]) in parts_of(parts, row, heads).enumerate() {
+        let tokens = dqkv.chunks_exact_mut(width);
+        for (out, pair) in tokens.zip(pairs.chunks_exact(2 * dim)) {
+            out[g * group..][..group].fill(0.0);
             out[keys + g * dim..][..dim].copy_from_slice(&pair[..dim]);
             out[values + g * dim..][..dim].copy_from_slice(&pair[dim..]);
+        }
+        for piece in pieces {
+            let tokens = dqkv[piece.first_query * width..].chunks_exact_mut(width);
+            let (of_piece, after) = queries.split_at(piece.queries(row, heads) * dim);
+            for (out, dq) in tokens.zip(of_piece.chunks_exact(group)) {
+                simd::axpy(&mut out[g * group..][..group], heads.scale(), dq);
+            }
+            queries = after;
         }
     }
 }
@@ -456,7 +537,7 @@ fn put_in_place(dqkv: &mut [f32], parts: &[f32], row: &Reach, heads: Heads) {
 /// Adds what a row's head groups give to its context to the keys and values there.
 fn add_to_context(dqkv: &mut [f32], parts: &[f32], row: &Reach, heads: Heads) {
     let dim = heads.dim;
-    for (g, (_, pairs, _)) in parts_of(parts, row, heads).enumerate() {
+    for (g, [pairs, ..]) in parts_of(parts, row, heads).enumerate() {
         let tokens = row.context.iter().cloned().flatten();
         for (token, pair) in tokens.zip(pairs.chunks_exact(2 * dim)) {
             let at = token * heads.width() + (heads.queries + g) * dim;
@@ -467,24 +548,29 @@ fn add_to_context(dqkv: &mut [f32], parts: &[f32], row: &Reach, heads: Heads) {
     }
 }
 
-/// What the keys and values of the tokens `keys` receive from the row's queries, into `d_keys` (keys, 2 K), and these queries from
-/// them, into `d_queries` (row's tokens * R, K), unscaled; both are added.
+/// What the keys and values of the tokens `all_keys` receive from the row's queries, into `d_keys` (keys, 2 K), and these queries from
+/// them, into `d_queries` (row's tokens from the one numbered `first_of_all` * R, K), unscaled; both are added.
 #[inline(always)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "some keys of one head group: the loop above names them all"
+)]
 fn backward_keys(
     d_queries: &mut [f32],
     d_keys: &mut [f32],
     of: &Backward<'_>,
     row: &Reach,
+    first_of_all: usize,
     all_keys: &Range<usize>,
     g: usize,
     scratch: &mut Scratch,
 ) {
     let Backward {
         d_o,
-        o,
         lse,
         qkv,
         heads,
+        ..
     } = *of;
     let (dim, shared, width) = (heads.dim, heads.shared(), heads.width());
     let wide = heads.queries * dim;
@@ -492,14 +578,29 @@ fn backward_keys(
         (heads.queries + g) * dim,
         (heads.queries + heads.groups + g) * dim,
     );
-    let (tokens, causal) = (&row.tokens, *all_keys == row.tokens);
+    let tokens = &row.tokens;
+    let causal = tokens.contains(&all_keys.start);
 
     for key_start in (0..all_keys.len()).step_by(KEY_BLOCK) {
         let keys = key_start..(key_start + KEY_BLOCK).min(all_keys.len());
         let padded = keys.len().next_multiple_of(LANES);
         let at = (all_keys.start + keys.start) * width;
+        let [keys_across, values_across] = [
+            (&mut scratch.keys, key_column),
+            (&mut scratch.values, value_column),
+        ]
+        .map(|(buffer, column)| {
+            let across = sized(buffer, dim * padded);
+            let source = &qkv[at + column..];
+            pack_transposed(across, source, width, keys.len(), dim, padded);
+            &*across
+        });
         // Of its own row's keys, queries before the block see none.
-        let first_query = if causal { key_start } else { 0 };
+        let first_query = if causal {
+            all_keys.start + keys.start - tokens.start
+        } else {
+            0
+        };
         for query_start in (first_query..tokens.len()).step_by(QUERY_BLOCK) {
             let block = query_start..(query_start + QUERY_BLOCK).min(tokens.len());
             let global = tokens.start + block.start..tokens.start + block.end;
@@ -509,38 +610,21 @@ fn backward_keys(
             pack(queries, qkv, global.clone(), width, g, heads, heads.scale());
             let d_out = sized(&mut scratch.d_out, n * dim);
             pack(d_out, d_o, global.clone(), wide, g, heads, 1.0);
-            let out = sized(&mut scratch.out, n * dim);
-            pack(out, o, global.clone(), wide, g, heads, 1.0);
-            let delta = sized(&mut scratch.delta, n);
-            for (i, delta) in delta.iter_mut().enumerate() {
-                *delta = simd::dot(&out[i * dim..][..dim], &d_out[i * dim..][..dim]);
-            }
 
             // P = exp(S - lse), masked.
-            let packed = sized(&mut scratch.keys, dim * padded);
-            pack_transposed(
-                packed,
-                &qkv[at + key_column..],
-                width,
-                keys.len(),
-                dim,
-                padded,
-            );
             let p = sized(&mut scratch.scores, n * padded);
             small_product(
                 p,
                 padded,
                 [n, dim, padded],
                 Matrix::rows(queries, dim),
-                Matrix::rows(packed, padded),
+                Matrix::rows(keys_across, padded),
                 false,
             );
             for (i, p) in p.chunks_exact_mut(padded).enumerate() {
                 let (t, head) = (i / shared, g * shared + i % shared);
                 let visible = if causal {
-                    (block.start + t + 1)
-                        .saturating_sub(keys.start)
-                        .min(keys.len())
+                    (block.start + t + 1 - first_query).min(keys.len())
                 } else {
                     keys.len()
                 };
@@ -552,27 +636,19 @@ fn backward_keys(
             }
 
             // dP = dO V^T, dS = P * (dP - delta).
-            pack_transposed(
-                packed,
-                &qkv[at + value_column..],
-                width,
-                keys.len(),
-                dim,
-                padded,
-            );
             let d_scores = sized(&mut scratch.d_scores, n * padded);
             small_product(
                 d_scores,
                 padded,
                 [n, dim, padded],
                 Matrix::rows(d_out, dim),
-                Matrix::rows(packed, padded),
+                Matrix::rows(values_across, padded),
                 false,
             );
             for ((ds, p), delta) in d_scores
                 .chunks_exact_mut(padded)
                 .zip(p.chunks_exact(padded))
-                .zip(&*delta)
+                .zip(&scratch.delta[(block.start - first_of_all) * shared..])
             {
                 for (ds, p) in ds.iter_mut().zip(p) {
                     *ds = p * (*ds - delta);
@@ -597,7 +673,7 @@ fn backward_keys(
                 Matrix::rows(queries, dim),
                 true,
             );
-            let d_queries = &mut d_queries[block.start * shared * dim..];
+            let d_queries = &mut d_queries[(block.start - first_of_all) * shared * dim..];
             let key_rows = &qkv[at + key_column..];
             small_product(
                 d_queries,
