@@ -422,7 +422,7 @@ pub struct Backward<'a> {
 }
 
 /// Gradient of [`forward`] over a batch (training): `dqkv` (T, (H + 2G) K), with respect to the projections *before* rope.
-/// Every element is written. `positions`: each token's place in its row.
+/// Every element is written. `positions`: each token's place in its row; `parts`: memory for the parts below, to be used again.
 ///
 /// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse). Each head group of each row makes its part
 /// alone, piece by piece: what keys and values receive, (2 K) a token, first of the context, then of its own row; then what its queries
@@ -434,6 +434,7 @@ pub fn backward(
     rows: &[Reach],
     positions: &[usize],
     rope: &Rope,
+    parts: &mut Vec<f32>,
 ) {
     let heads = of.heads;
     let width = heads.width();
@@ -443,7 +444,8 @@ pub fn backward(
         keys_and_queries.sum::<usize>() * heads.dim
     };
     let all: usize = rows.iter().map(part_len).sum();
-    let mut parts = vec![0.0; all * heads.groups];
+    parts.clear();
+    parts.resize(all * heads.groups, 0.0);
     let mut tasks = Vec::new();
     let mut rest = &mut parts[..];
     for of_row in &rows {

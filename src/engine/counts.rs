@@ -66,7 +66,7 @@ fn counted_attention_backward(
     positions: &[usize],
     rope: &Rope,
 ) {
-    attention::backward(dqkv, of, rows, positions, rope);
+    attention::backward(dqkv, of, rows, positions, rope, &mut Vec::new());
 }
 
 #[inline(never)]

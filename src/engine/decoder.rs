@@ -309,6 +309,7 @@ impl Decoder {
         d_stream[..d_rows.len()].copy_from_slice(d_rows);
 
         let lowest = gradients.lowest();
+        let mut of_attention = Vec::new();
         for layer in (0..c.num_hidden_layers).rev() {
             let params = weights.params();
             let l = &params.layout.layers[layer];
@@ -372,7 +373,7 @@ impl Decoder {
                 heads,
             };
             timed(Part::AttentionBackward, Work::default(), || {
-                attention::backward(d_qkv, &of, &rows, &positions, &self.rope);
+                attention::backward(d_qkv, &of, &rows, &positions, &self.rope, &mut of_attention);
             });
             if let Some((q_norm, k_norm)) = &l.qk_norm {
                 let norms = [weight(q_norm), weight(k_norm)];
