@@ -6,6 +6,7 @@ mod book;
 mod broken_models;
 mod browser;
 mod cli;
+mod data;
 mod demo;
 mod drift;
 mod experiment;

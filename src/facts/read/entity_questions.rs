@@ -173,12 +173,8 @@ mod tests {
         read(Path::new(name), name, items, options)
     }
 
-    fn listed(rows: Rows) -> Vec<Result<Row, BadRow>> {
-        rows.list.collect::<Result<_>>().unwrap()
-    }
-
     fn rows(name: &str, items: &Value) -> Vec<Result<Row, BadRow>> {
-        listed(found(name, items, ReadOptions::default()).unwrap())
+        found(name, items, ReadOptions::default()).unwrap().listed()
     }
 
     #[test]
@@ -218,12 +214,12 @@ mod tests {
             one.notes,
             ["P36.dev.json: 1 row with several answers left out"]
         );
-        assert_eq!(listed(one).len(), 1);
+        assert_eq!(one.listed().len(), 1);
         let options = ReadOptions {
             several_answers: true,
             ..ReadOptions::default()
         };
-        let both = listed(found("P36.dev.json", &items, options).unwrap());
+        let both = found("P36.dev.json", &items, options).unwrap().listed();
         assert_eq!(both[0].as_ref().unwrap().aliases, ["La Paz"]);
     }
 

@@ -81,6 +81,12 @@ impl<'b> Rows<'b> {
             lenient: false,
         }
     }
+
+    /// All rows of a file that can be read.
+    #[cfg(test)]
+    fn listed(self) -> Vec<Result<row::Row, BadRow>> {
+        self.list.collect::<Result<_>>().unwrap()
+    }
 }
 
 /// Reads fact files (any format; `pack:world` is the built-in pack) into one set.

@@ -234,15 +234,9 @@ mod tests {
         read("f.tsv", text.as_bytes(), Format::Tsv).unwrap()
     }
 
-    fn listed(rows: Rows) -> Vec<Result<Row, BadRow>> {
-        rows.list.collect::<Result<_>>().unwrap()
-    }
-
     #[test]
     fn lines_are_counted_over_blank_ones_and_any_line_ends() {
-        let rows = listed(tsv(
-            "subject\trelation\tobject\r\n\r\n\na\tP17\tb\n\n\nc\tP17\td",
-        ));
+        let rows = tsv("subject\trelation\tobject\r\n\r\n\na\tP17\tb\n\n\nc\tP17\td").listed();
         let lines: Vec<_> = rows.iter().map(|r| r.as_ref().unwrap().line).collect();
         assert_eq!(lines, [4, 7]);
         assert_eq!(rows[1].as_ref().unwrap().object.as_deref(), Some("d"));
@@ -251,7 +245,9 @@ mod tests {
     #[test]
     fn a_csv_field_may_span_lines_and_the_next_row_is_still_counted_right() {
         let text = "subject,relation,object,question\n\"a, b\",P17,c,\"one\ntwo\"\nd,P17,e,\n";
-        let rows = listed(read("f.csv", text.as_bytes(), Format::Csv).unwrap());
+        let rows = read("f.csv", text.as_bytes(), Format::Csv)
+            .unwrap()
+            .listed();
         assert_eq!(rows[0].as_ref().unwrap().subject.as_deref(), Some("a, b"));
         assert_eq!(rows[1].as_ref().unwrap().line, 4);
     }
@@ -261,17 +257,13 @@ mod tests {
         assert_eq!(unquote("\"Heroes\" (album)"), "\"Heroes\" (album)");
         assert_eq!(unquote("\"a \"\"b\"\"\""), "a \"b\"");
         assert_eq!(unquote("\""), "\"");
-        let rows = listed(tsv(
-            "subject\trelation\tobject\n\"open\tP50\tx\nnext\tP50\ty\n",
-        ));
+        let rows = tsv("subject\trelation\tobject\n\"open\tP50\tx\nnext\tP50\ty\n").listed();
         assert_eq!(rows.len(), 2);
     }
 
     #[test]
     fn columns_may_stand_in_any_order_and_case_with_others_between() {
-        let rows = listed(tsv(
-            "id\tObject\tsubject\tRELATION\taliases\n7\tb\ta\tP17\tx| y |\n",
-        ));
+        let rows = tsv("id\tObject\tsubject\tRELATION\taliases\n7\tb\ta\tP17\tx| y |\n").listed();
         let row = rows[0].as_ref().unwrap();
         assert_eq!(
             (row.subject.as_deref(), row.object.as_deref()),
@@ -308,7 +300,7 @@ mod tests {
             b"subject\trelation\tobject\na\tP17\nb\tP17\t\xff\nc\tP17\tx\ty\nd\tP\0\tx\n",
             Format::Tsv,
         );
-        let rows = listed(rows.unwrap());
+        let rows = rows.unwrap().listed();
         let told: Vec<_> = rows
             .iter()
             .map(|r| r.as_ref().map_err(|b| (b.line, b.field)))
@@ -330,6 +322,6 @@ mod tests {
             "subject\trelation\tobject\na\tP17\t{}\n",
             "x".repeat(MAX_ROW_BYTES)
         );
-        assert_eq!(listed(tsv(&text))[0].as_ref().unwrap_err().line, 2);
+        assert_eq!(tsv(&text).listed()[0].as_ref().unwrap_err().line, 2);
     }
 }

@@ -80,9 +80,12 @@ fn parquet<'b>(
         if broken {
             return None;
         }
-        let row = attempt(name, || rows.next().transpose());
+        let row = attempt(name, || {
+            let row = rows.next().transpose()?;
+            Ok(row.map(|row| row.to_json_value()))
+        });
         broken = row.is_err();
-        Some(row.transpose()?.map(|row| row.to_json_value()))
+        row.transpose()
     })))
 }
 
