@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use unforget::{
     engine::{
-        Batch, Compared, Engine, Gradients, KvCache, Outputs, Target, TeacherLogits, TeacherSide,
+        Batch, Engine, Gradients, KvCache, Outputs, SoftTargets, Target, TeacherLogits, TokenSubset,
     },
     model::{Family, Layout, ModelConfig, Params, config::RopeScaling},
 };
@@ -55,7 +55,7 @@ fn batch(shared: bool) -> (Batch, Vec<Target>) {
         .collect();
     let may = if shared { 5 } else { 0 };
     let rows: Vec<(&[u32], usize)> = rows.iter().map(|row| (&row[..], may)).collect();
-    let (batch, own) = Batch::sharing(&rows);
+    let (batch, own) = Batch::with_shared_prefixes(&rows);
     let targets = own.iter().flat_map(|own| own.end - 3..own.end);
     let targets = targets.map(|position| Target {
         position,
@@ -74,7 +74,7 @@ fn loss_and_gradients(bencher: Bencher, distill: bool) {
 
 /// The same step without a teacher, every row by itself.
 #[divan::bench(sample_count = 10, sample_size = 1)]
-fn loss_and_gradients_of_rows_apart(bencher: Bencher) {
+fn loss_and_gradients_without_sharing(bencher: Bencher) {
     step(bencher, false, false);
 }
 
@@ -87,14 +87,14 @@ fn step(bencher: Bencher, distill: bool, shared: bool) {
     let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
     let hidden = engine.hidden(&params, &batch, &positions);
     let head = &params.data[params.layout.head.clone()];
-    let teacher = distill.then_some(TeacherSide {
-        logits: TeacherLogits::Product {
+    let teacher = distill.then_some(SoftTargets {
+        logits: TeacherLogits::Hidden {
             head,
             hidden: &hidden,
-            compared: Compared::All,
+            subset: TokenSubset::Full,
         },
         temperature: 0.5,
-        without_target: false,
+        exclude_target: false,
     });
     bencher.bench_local(|| {
         engine.loss_and_gradients(&params, &batch, &targets, teacher, &mut gradients)

@@ -8,7 +8,7 @@ use std::{error::Error, path::PathBuf};
 
 use clap::Parser;
 use unforget::{
-    audit::{self, Audit, AuditSettings, Label},
+    audit::{self, AuditResult, AuditSettings, Label},
     engine::Engine,
     facts::{self, ReadOptions},
     model::Model,
@@ -17,40 +17,40 @@ use unforget::{
 
 /// Compares exact and sampled `SLiCK` labels.
 #[derive(Parser)]
-struct Arguments {
+struct Args {
     /// The model.
     model: String,
     /// The facts.
     facts: PathBuf,
     /// Few-shot prompts.
     #[arg(long, default_value_t = 3)]
-    runs: usize,
+    num_prompts: usize,
     /// Samples under each.
     #[arg(long, default_value_t = 16)]
     samples: usize,
     /// The first so many facts.
     #[arg(long, default_value_t = 1000)]
-    first: usize,
+    max_facts: usize,
     /// Seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
-    let model = Model::load(&arguments.model)?;
-    let mut facts = facts::read(&[arguments.facts], ReadOptions::default())?.facts;
-    facts.truncate(arguments.first);
+    let args = Args::parse();
+    let model = Model::load(&args.model)?;
+    let mut facts = facts::read(&[args.facts], ReadOptions::default())?.facts;
+    facts.truncate(args.max_facts);
     let mut engine = Engine::new(&model.config);
     let mut run = |sampled| {
         let settings = AuditSettings {
-            runs: arguments.runs,
-            samples: arguments.samples,
-            seed: arguments.seed,
-            sampled,
+            num_prompts: args.num_prompts,
+            samples: args.samples,
+            seed: args.seed,
+            sample: sampled,
             ..AuditSettings::default()
         };
-        audit::ask(
+        audit::audit_uncached(
             &model,
             &mut engine,
             &facts,
@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[expect(clippy::print_stdout, reason = "an example's result")]
-fn print(exact: &Audit, sampled: &Audit) {
+fn print(exact: &AuditResult, sampled: &AuditResult) {
     let pairs = || exact.facts.iter().zip(&sampled.facts);
     let count = |s, e| {
         pairs()
@@ -85,9 +85,9 @@ fn print(exact: &Audit, sampled: &Audit) {
     }
     let same = pairs().filter(|(x, y)| x.label == y.label).count();
     let greedy = pairs()
-        .filter(|(x, y)| x.greedy_right == y.greedy_right)
+        .filter(|(x, y)| x.greedy_correct == y.greedy_correct)
         .count();
-    let p = |audit: &Audit| {
+    let p = |audit: &AuditResult| {
         audit.facts.iter().map(|f| f.p_sampled).sum::<f64>() / audit.facts.len().max(1) as f64
     };
     let n = exact.facts.len().max(1) as f64;

@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, facts::Match, prompt::PromptTemplate};
+use crate::{Result, facts::MatchRule, prompt::PromptTemplate};
 
-mod forms;
 mod method;
 mod read;
+mod serde_helpers;
 mod validate;
 
-use forms::{false_or_table, one_or_many};
 pub use method::{
-    Decoys, Ewc, Goal, Interpolate, Kind, Method, Project, Reduction, Replay, ReplayOrder,
-    ReplaySchedule, ReplayTarget, TargetToken, Teacher, Tokens,
+    DecoysConfig, DistillReduction, EwcConfig, Goal, InterpolateConfig, MethodConfig, MethodKind,
+    ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget, TargetToken,
+    TeacherMode, VocabSubset,
 };
+use serde_helpers::{false_or_table, one_or_many};
 
 /// An experiment: everything that decides what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,19 +35,19 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<PathBuf>,
     /// `[data]`.
-    pub data: Data,
+    pub data: DataConfig,
     /// `[method]`.
-    pub method: Method,
+    pub method: MethodConfig,
     /// `[train]`.
-    pub train: Train,
+    pub train: TrainConfig,
     /// `[measure]`.
-    pub measure: Measure,
+    pub measure: MeasureConfig,
 }
 
 /// `[data]`: the facts, and how they are labelled and asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Data {
+pub struct DataConfig {
     /// New facts (`D_Unk`). Absent: nothing new is taught, the control that the paper calls Only Known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub learn: Vec<PathBuf>,
@@ -61,12 +62,12 @@ pub struct Data {
     /// How the base model is asked for its labels: `{ runs = 20, shots = 3, samples = 16 }`. `false`: the files are taken
     /// as they are, nothing is filtered or labelled.
     #[serde(with = "false_or_table")]
-    pub audit: Option<Audit>,
+    pub audit: Option<AuditConfig>,
     /// A relation with a smaller share of `HighlyKnown` facts is left out. Default 0; 0.3 in the paper.
     pub min_highly_known: f64,
     /// When an answer is right: `exact` (default) or `contains`.
     #[serde(rename = "match")]
-    pub rule: Match,
+    pub match_rule: MatchRule,
     /// Text of the prompt, with `{question}` in it. Absent: `Q: {question}\nA:`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
@@ -82,34 +83,34 @@ pub struct Data {
 /// `data.audit`: `SLiCK` settings of the labels before and after a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Audit {
+pub struct AuditConfig {
     /// Few-shot prompts each fact is asked under. Default 20.
-    pub runs: usize,
+    pub num_prompts: usize,
     /// Exemplars in a prompt. Default 3.
     pub shots: usize,
     /// Samples that a fact gets under each prompt, drawn or computed. Default 16.
     pub samples: usize,
     /// Draw the samples instead of summing the probability of the right answers. Default false.
-    pub sampled: bool,
+    pub sample: bool,
 }
 
 /// `[train]`: what is trained, how long and by which steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Train {
+pub struct TrainConfig {
     /// `k`, `q`, `v`, `o`, `attn`, `gate+up`, `down`, `ffn`, `all` (weight, bias and q/k norm of each), or patterns of
     /// tensor names (`model.layers.*.mlp.*`), each in all layers or in some (`ffn@0-9`); one, or a list. Default `all`;
     /// `method.goal = "task"` has its own.
     #[serde(with = "one_or_many")]
     pub trainable: Vec<String>,
     /// All of them, the snapshot epochs included. Default 20.
-    pub epochs: usize,
+    pub num_epochs: usize,
     /// Rows of one batch. They pass through the model together, or where they are long in several passes. Default 64.
     pub batch_size: usize,
     /// Learning rate at its highest. Default 5e-5.
-    pub lr: f64,
+    pub learning_rate: f64,
     /// Course of the learning rate after the warm-up. Default `constant`.
-    pub schedule: Schedule,
+    pub lr_scheduler: LrScheduler,
     /// Steps over which the learning rate rises from 0. Default 0.
     pub warmup_steps: usize,
     /// `AdamW`'s decay rates of the first and second moment. Default `[0.9, 0.999]`.
@@ -119,37 +120,37 @@ pub struct Train {
     /// Decoupled weight decay. Default 0.
     pub weight_decay: f64,
     /// Global gradient norm to which a larger one is scaled down; 0 is off. Default 1.
-    pub clip: f64,
+    pub max_grad_norm: f64,
     /// Take each layer's step as soon as its gradient is there, so that no more than one layer's is held; for one pass a step. The
     /// norm that `clip` asks for is found in a pass before, for twice the time: with `clip = 0` there is none. Default false.
     #[serde(skip_serializing_if = "is_default")]
-    pub fused: bool,
+    pub optimizer_in_backward: bool,
     /// Compute a layer's activations again in the backward pass instead of keeping those of all layers: the same result with less
     /// memory for long rows, in about a fifth more time. Default false.
     #[serde(skip_serializing_if = "is_default")]
-    pub recompute: bool,
+    pub gradient_checkpointing: bool,
     /// Batches whose gradients make one step; a step sees `batch_size * accumulate` rows. Default 1.
-    pub accumulate: usize,
+    pub gradient_accumulation_steps: usize,
     /// Shuffle the rows anew each epoch. False: keep, then learn, in the files' order. Default true.
     pub shuffle: bool,
     /// A longer row is an error, unless `truncate`. Default 2048.
-    pub max_tokens: usize,
+    pub max_length: usize,
     /// Cut rows that are longer than `max_tokens`. Default false.
     pub truncate: bool,
     /// Epochs between checkpoints. Absent: every epoch, but at most one a minute.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpoint_every: Option<usize>,
+    pub save_every: Option<usize>,
     /// Low-rank adapters in the place of whole tensors, `{ rank = 16, alpha = 32, targets = ["q_proj", "v_proj"] }`;
     /// `trainable` is left at `all` then. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora: Option<Lora>,
+    pub lora: Option<LoraConfig>,
     /// When to stop before the last epoch, `{ learned = 0.99 }`. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop: Option<Stop>,
+    pub early_stopping: Option<EarlyStoppingConfig>,
     /// What is asked, watched and saved is the moving average of the weights in which every step keeps so much of the one
     /// before. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub average: Option<f64>,
+    pub ema_decay: Option<f64>,
     /// What becomes of a step whose loss or gradient is not finite. Default `stop`.
     #[serde(skip_serializing_if = "is_default")]
     pub on_nonfinite: OnNonFinite,
@@ -171,10 +172,10 @@ pub enum OnNonFinite {
     Skip,
 }
 
-/// `train.schedule`.
+/// `train.lr_scheduler`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Schedule {
+pub enum LrScheduler {
     /// `lr` throughout.
     #[default]
     Constant,
@@ -187,25 +188,25 @@ pub enum Schedule {
 /// `train.lora`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Lora {
+pub struct LoraConfig {
     /// Rank of a target's change. Default 16.
-    pub rank: usize,
+    pub r: usize,
     /// What is divided by the rank (by its root under `rslora`) to scale the change. Default 32.
     pub alpha: usize,
     /// The linear layers that are adapted, as PEFT names modules: `q_proj` is one in every layer,
     /// `layers.0.self_attn.q_proj` a single one, `all-linear` all of them. Default `["q_proj", "v_proj"]`.
     #[serde(with = "one_or_many")]
-    pub targets: Vec<String>,
+    pub target_modules: Vec<String>,
     /// Default `lora`.
     pub variant: LoraVariant,
 }
 
-impl Default for Lora {
+impl Default for LoraConfig {
     fn default() -> Self {
         Self {
-            rank: 16,
+            r: 16,
             alpha: 32,
-            targets: ["q_proj", "v_proj"].map(String::from).to_vec(),
+            target_modules: ["q_proj", "v_proj"].map(String::from).to_vec(),
             variant: LoraVariant::default(),
         }
     }
@@ -224,24 +225,24 @@ pub enum LoraVariant {
     Dora,
 }
 
-/// `train.stop`.
+/// `train.early_stopping`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Stop {
+pub struct EarlyStoppingConfig {
     /// Share of the new facts that is right at the end of an epoch.
-    pub learned: f64,
+    pub accuracy: f64,
 }
 
 /// `[measure]`: what is measured beside the accuracies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Measure {
-    /// How far hidden states and answers have drifted ([`crate::run::Drift`]), after every epoch. Default false.
+pub struct MeasureConfig {
+    /// How far hidden states and answers have drifted ([`crate::prompt::DriftArgs`]), after every epoch. Default false.
     pub drift: bool,
-    /// How strongly the model is pulled by what it learns and by what holds it ([`crate::run::Pulls`]), after every epoch.
+    /// How strongly the model is pulled by what it learns and by what holds it ([`crate::prompt::GradNorms`]), after every epoch.
     /// Default false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub pulls: bool,
+    pub grad_norms: bool,
     /// Ask new facts in other words too, where there are any. Default true.
     pub paraphrase: bool,
     /// Also write what `metrics.jsonl` holds as `TensorBoard` reads it: `tensorboard --logdir RUN/tensorboard`. Default false.
@@ -256,23 +257,23 @@ impl Default for Config {
             out: "runs/p17".into(),
             seed: 0,
             baseline: None,
-            data: Data::default(),
-            method: Method::default(),
-            train: Train::default(),
-            measure: Measure::default(),
+            data: DataConfig::default(),
+            method: MethodConfig::default(),
+            train: TrainConfig::default(),
+            measure: MeasureConfig::default(),
         }
     }
 }
 
-impl Default for Data {
+impl Default for DataConfig {
     fn default() -> Self {
         Self {
             learn: Vec::new(),
             keep: Vec::new(),
             held: Vec::new(),
-            audit: Some(Audit::default()),
+            audit: Some(AuditConfig::default()),
             min_highly_known: 0.0,
-            rule: Match::Exact,
+            match_rule: MatchRule::Exact,
             prompt: None,
             target: None,
             chat: false,
@@ -281,50 +282,50 @@ impl Default for Data {
     }
 }
 
-impl Default for Audit {
+impl Default for AuditConfig {
     fn default() -> Self {
         Self {
-            runs: 20,
+            num_prompts: 20,
             shots: 3,
             samples: 16,
-            sampled: false,
+            sample: false,
         }
     }
 }
 
-impl Default for Train {
+impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             trainable: vec!["all".into()],
-            epochs: 20,
+            num_epochs: 20,
             batch_size: 64,
-            lr: 5e-5,
-            schedule: Schedule::default(),
+            learning_rate: 5e-5,
+            lr_scheduler: LrScheduler::default(),
             warmup_steps: 0,
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
-            clip: 1.0,
-            fused: false,
-            recompute: false,
-            accumulate: 1,
+            max_grad_norm: 1.0,
+            optimizer_in_backward: false,
+            gradient_checkpointing: false,
+            gradient_accumulation_steps: 1,
             shuffle: true,
-            max_tokens: 2048,
+            max_length: 2048,
             truncate: false,
-            checkpoint_every: None,
+            save_every: None,
             lora: None,
-            stop: None,
-            average: None,
+            early_stopping: None,
+            ema_decay: None,
             on_nonfinite: OnNonFinite::default(),
         }
     }
 }
 
-impl Default for Measure {
+impl Default for MeasureConfig {
     fn default() -> Self {
         Self {
             drift: false,
-            pulls: false,
+            grad_norms: false,
             paraphrase: true,
             tensorboard: false,
         }
@@ -332,7 +333,7 @@ impl Default for Measure {
 }
 
 impl Config {
-    /// Reads an experiment file, lays `sets` (`train.lr=5e-5`) over it and validates the whole.
+    /// Reads an experiment file, lays `sets` (`train.learning_rate=5e-5`) over it and validates the whole.
     ///
     /// # Errors
     /// [`crate::Error::Input`] naming file, line and key of what is wrong; every invalid value at once.
@@ -340,7 +341,7 @@ impl Config {
         read::file(path, sets)
     }
 
-    /// This config with `sets` (`train.lr=5e-5`, the value in TOML's syntax or a bare string) laid over it.
+    /// This config with `sets` (`train.learning_rate=5e-5`, the value in TOML's syntax or a bare string) laid over it.
     /// Nothing is validated.
     ///
     /// # Errors
@@ -354,7 +355,7 @@ impl Config {
     /// # Errors
     /// One [`crate::Error::Input`] that lists all faults.
     pub fn validate(&self) -> Result<()> {
-        validate::report(&validate::faults(self), "the config", |_| None)
+        validate::report(&validate::errors(self), "the config", |_| None)
     }
 
     /// The whole config, defaults included, as TOML: what a run directory keeps.
@@ -368,14 +369,14 @@ impl Config {
     }
 }
 
-impl Data {
+impl DataConfig {
     /// How facts are asked.
     pub fn template(&self) -> PromptTemplate {
         let default = PromptTemplate::default();
         PromptTemplate {
             prompt: self.prompt.clone().unwrap_or(default.prompt),
             target: self.target.clone().unwrap_or(default.target),
-            next: None,
+            next_prompt: None,
         }
     }
 }

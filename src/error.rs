@@ -32,12 +32,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A loss, gradient or weight that is not finite. Exit code 1.
-    #[error("step {step}: {what} is not finite")]
+    #[error("step {step}: {quantity} is not finite")]
     NonFinite {
         /// The optimiser step, counted from 1.
         step: usize,
         /// Loss, or the name of the tensor.
-        what: String,
+        quantity: String,
         /// What to do about it.
         hint: String,
     },
@@ -135,7 +135,7 @@ impl Error {
 }
 
 /// ` did you mean ...?` for a misspelt word: the nearest of the known ones, if it is near at all.
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn closest_match<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
         .map(|k| (strsim::damerau_levenshtein(word, k), k))

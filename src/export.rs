@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     prompt::PromptTemplate,
     report::{RecordedRun, capitalised},
-    run::{Moments, Split},
+    run::{AccuracyStages, Split},
 };
 
 /// The `README.md` of a tuned model: the hub's metadata, what was learned, kept and forgotten, how, and from what.
@@ -21,15 +21,15 @@ pub fn model_card(run: &RecordedRun) -> String {
         "# {} after fine-tuning\n\nFine-tuned with [`unforget`](https://crates.io/crates/unforget) {}, which asks for every fact before and after.\n\n\
          {}.\n\n## What it knows now\n\nShare of the facts answered rightly at the training prompt, greedily; the first column behind a few examples.\n\n\
          | facts | audited before | before | best epoch | after |\n|---|---|---|---|---|\n",
-        code(model_name(run)),
+        inline_code(model_name(run)),
         run.environment["version"].as_str().unwrap_or_default(),
         capitalised(&result.to_string()),
     );
-    for (name, moments) in splits(run) {
-        let audit = moments.audit.map_or_else(|| "–".to_owned(), percent);
-        let Moments {
+    for (name, stages) in splits(run) {
+        let audit = stages.audit.map_or_else(|| "–".to_owned(), percent);
+        let AccuracyStages {
             start, peak, after, ..
-        } = moments;
+        } = stages;
         let _ = writeln!(
             card,
             "| {name} | {audit} | {} | {} | {} |",
@@ -53,8 +53,8 @@ pub fn model_card(run: &RecordedRun) -> String {
     let _ = write!(
         card,
         "\n## How it was made\n\n{}\nThe base model, the data and the machine:\n\n{}",
-        fenced("toml", &run.config_text),
-        fenced(
+        code_block("toml", &run.config_text),
+        code_block(
             "json",
             &serde_json::to_string_pretty(&environment).expect("JSON that was read")
         )
@@ -74,12 +74,12 @@ fn metadata(run: &RecordedRun) -> String {
         "model-index:\n- name: {}\n  results:\n",
         json!(format!("{} after fine-tuning", model_name(run)))
     );
-    for (name, moments) in splits(run) {
+    for (name, stages) in splits(run) {
         let _ = write!(
             yaml,
             "  - task:\n      type: question-answering\n    dataset:\n      name: {}\n      type: facts\n    metrics:\n    - type: accuracy\n      value: {:.4}\n",
             json!(name),
-            moments.after
+            stages.after
         );
     }
     yaml
@@ -101,7 +101,7 @@ fn model_name(run: &RecordedRun) -> &str {
 }
 
 /// The parts of a run, as a reader of the card calls them.
-fn splits(run: &RecordedRun) -> impl Iterator<Item = (&'static str, &Moments)> {
+fn splits(run: &RecordedRun) -> impl Iterator<Item = (&'static str, &AccuracyStages)> {
     Split::ALL.into_iter().filter_map(|split| {
         let name = match split {
             Split::Known => "known before, and trained",
@@ -122,14 +122,14 @@ pub fn modelfile(file: &str, template: Option<&PromptTemplate>) -> String {
         return text;
     };
     // What Go's templates take for their own stands in a string of theirs.
-    let asked = template
+    let prompt = template
         .prompt
         .replace("{{", "{{ \"{{\" }}")
         .replace("{question}", "{{ .Prompt }}");
     let _ = writeln!(
         text,
         "TEMPLATE \"\"\"{}\"\"\"",
-        asked.replace("\"\"\"", "\"\" \"")
+        prompt.replace("\"\"\"", "\"\" \"")
     );
     let (_, end) = template.target.rsplit_once("{object}").unwrap_or_default();
     if !end.is_empty() {
@@ -143,8 +143,8 @@ fn percent(share: f64) -> String {
 }
 
 /// `text` in Markdown's code marks, longer than any run of them in it.
-pub(crate) fn code(text: &str) -> String {
-    let marks = marks(text, 1);
+pub(crate) fn inline_code(text: &str) -> String {
+    let fence = backticks(text, 1);
     let line = text.replace(['\n', '\r'], " ");
     // One space on both sides is taken away by a reader.
     let pad = if line.starts_with('`') || line.ends_with('`') || line.trim().is_empty() {
@@ -152,18 +152,18 @@ pub(crate) fn code(text: &str) -> String {
     } else {
         ""
     };
-    format!("{marks}{pad}{line}{pad}{marks}")
+    format!("{fence}{pad}{line}{pad}{fence}")
 }
 
 /// `text` as a block of code.
-fn fenced(language: &str, text: &str) -> String {
-    let marks = marks(text, 3);
-    format!("{marks}{language}\n{}\n{marks}\n", text.trim_end())
+fn code_block(language: &str, text: &str) -> String {
+    let fence = backticks(text, 3);
+    format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
 }
 
-fn marks(text: &str, least: usize) -> String {
+fn backticks(text: &str, min: usize) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
-    "`".repeat(least.max(longest + 1))
+    "`".repeat(min.max(longest + 1))
 }
 
 #[cfg(test)]
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ollama_asks_as_the_model_was_trained() {
+    fn the_modelfile_uses_the_training_prompt() {
         assert_eq!(
             modelfile("model.gguf", Some(&PromptTemplate::default())),
             "FROM ./model.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"Q: {{ .Prompt }}\nA:\"\"\"\nPARAMETER stop \"\\n\"\n"
@@ -179,7 +179,7 @@ mod tests {
         let odd = PromptTemplate {
             prompt: "{{x}} {question} \"\"\"".into(),
             target: "{object}".into(),
-            next: None,
+            next_prompt: None,
         };
         assert_eq!(
             modelfile("m.gguf", Some(&odd)),
@@ -192,10 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_user_named_stays_code() {
-        assert_eq!(code("a`b\n# c"), "``a`b # c``");
-        assert_eq!(code("`b`"), "`` `b` ``");
-        assert_eq!(code(""), "`  `");
-        assert_eq!(fenced("toml", "x = '```'\n"), "````toml\nx = '```'\n````\n");
+    fn user_text_is_escaped_as_code() {
+        assert_eq!(inline_code("a`b\n# c"), "``a`b # c``");
+        assert_eq!(inline_code("`b`"), "`` `b` ``");
+        assert_eq!(inline_code(""), "`  `");
+        assert_eq!(
+            code_block("toml", "x = '```'\n"),
+            "````toml\nx = '```'\n````\n"
+        );
     }
 }

@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    export::code,
+    export::inline_code,
     facts::Fact,
-    measure::{Answered, forgetting_interval, forgetting_pp},
-    run::{FactRow, Split},
+    measure::{EvalAnswer, forgetting_interval, forgetting_pp},
+    run::{FactResult, Split},
 };
 
 /// Facts of a run, asked of another model.
@@ -19,18 +19,18 @@ pub struct Gate {
     /// What may be forgotten, in percentage points.
     pub budget: f64,
     /// The split that decides: `held`, or `known` where a run held nothing out.
-    pub decides: Split,
+    pub split: Split,
     /// 100 x (share right at the run's end - share right now), over the facts of that split.
     pub forgotten_pp: f64,
     /// Its 95% interval (paired bootstrap over the facts).
     pub interval: [f64; 2],
     /// Every fact of the run, in its order.
-    pub facts: Vec<Gated>,
+    pub facts: Vec<GatedFact>,
 }
 
 /// One fact of the run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Gated {
+pub struct GatedFact {
     /// Which part of the run.
     pub split: Split,
     /// Relation.
@@ -44,9 +44,9 @@ pub struct Gated {
     /// What this model says.
     pub now: String,
     /// Right at the run's end.
-    pub right_before: bool,
+    pub correct_before: bool,
     /// Right now.
-    pub right_now: bool,
+    pub correct_now: bool,
 }
 
 impl Gate {
@@ -54,27 +54,35 @@ impl Gate {
     ///
     /// # Errors
     /// [`Error::Input`] where the run held no known fact out and trained none.
-    pub fn new(rows: Vec<FactRow>, answers: Vec<Answered>, budget: f64, seed: u64) -> Result<Self> {
-        let facts = rows.into_iter().zip(answers).map(|(row, answer)| Gated {
-            split: row.split,
-            relation: row.relation,
-            question: row.question,
-            object: row.object,
-            before: row.answer_after,
-            now: answer.text,
-            right_before: row.right_after,
-            right_now: answer.right,
-        });
-        let facts: Vec<Gated> = facts.collect();
-        let right = |split: Split| -> (Vec<bool>, Vec<bool>) {
+    pub fn new(
+        rows: Vec<FactResult>,
+        answers: Vec<EvalAnswer>,
+        budget: f64,
+        seed: u64,
+    ) -> Result<Self> {
+        let facts = rows
+            .into_iter()
+            .zip(answers)
+            .map(|(row, answer)| GatedFact {
+                split: row.split,
+                relation: row.relation,
+                question: row.question,
+                object: row.object,
+                before: row.answer_after,
+                now: answer.text,
+                correct_before: row.correct_after,
+                correct_now: answer.correct,
+            });
+        let facts: Vec<GatedFact> = facts.collect();
+        let correct = |split: Split| -> (Vec<bool>, Vec<bool>) {
             let of_split = facts.iter().filter(|fact| fact.split == split);
             of_split
-                .map(|fact| (fact.right_before, fact.right_now))
+                .map(|fact| (fact.correct_before, fact.correct_now))
                 .unzip()
         };
-        let (decides, (before, now)) = [Split::Held, Split::Known]
+        let (split, (before, now)) = [Split::Held, Split::Known]
             .into_iter()
-            .map(|split| (split, right(split)))
+            .map(|split| (split, correct(split)))
             .find(|(_, (before, _))| !before.is_empty())
             .ok_or_else(|| {
                 Error::input_hint(
@@ -86,7 +94,7 @@ impl Gate {
         let interval = forgetting_interval(&before, &now, seed).expect("there are facts");
         Ok(Self {
             budget,
-            decides,
+            split,
             forgotten_pp,
             interval,
             facts,
@@ -94,23 +102,23 @@ impl Gate {
     }
 
     /// Whether no more is forgotten than may be.
-    pub fn is_passed(&self) -> bool {
+    pub fn passed(&self) -> bool {
         self.forgotten_pp <= self.budget
     }
 
     /// What decides, in a sentence.
-    pub fn sentence(&self) -> String {
+    pub fn summary(&self) -> String {
         let count = self
             .facts
             .iter()
-            .filter(|fact| fact.split == self.decides)
+            .filter(|fact| fact.split == self.split)
             .count();
         let [low, high] = self.interval;
         format!(
             "{}: forgot {:.1} pp (95%: {low:.1} to {high:.1}) of {count} facts that were known before and {}; budget {}",
-            if self.is_passed() { "passed" } else { "failed" },
+            if self.passed() { "passed" } else { "failed" },
             self.forgotten_pp,
-            if self.decides == Split::Held {
+            if self.split == Split::Held {
                 "not trained"
             } else {
                 "trained"
@@ -121,13 +129,13 @@ impl Gate {
 
     /// For a pull request: the sentence, a table of the splits, and what was lost, folded.
     pub fn markdown(&self) -> String {
-        let mark = if self.is_passed() { "✅" } else { "❌" };
+        let mark = if self.passed() { "✅" } else { "❌" };
         let mut text = format!(
             "### {mark} {}\n\n| facts | | right at the baseline | now | lost | gained |\n|---|---|---|---|---|---|\n",
-            self.sentence()
+            self.summary()
         );
         for split in Split::ALL {
-            let facts: Vec<&Gated> = self
+            let facts: Vec<&GatedFact> = self
                 .facts
                 .iter()
                 .filter(|fact| fact.split == split)
@@ -135,33 +143,39 @@ impl Gate {
             if facts.is_empty() {
                 continue;
             }
-            let count = |which: fn(&Gated) -> bool| facts.iter().filter(|fact| which(fact)).count();
-            let share = |right: usize| 100.0 * right as f64 / facts.len() as f64;
+            let count = |predicate: fn(&GatedFact) -> bool| {
+                facts.iter().filter(|fact| predicate(fact)).count()
+            };
+            let share = |correct: usize| 100.0 * correct as f64 / facts.len() as f64;
             let _ = writeln!(
                 text,
                 "| {} | {} | {:.1}% | {:.1}% | {} | {} |",
                 split.name().replace('_', " "),
                 facts.len(),
-                share(count(|fact| fact.right_before)),
-                share(count(|fact| fact.right_now)),
-                count(Gated::is_lost),
-                count(|fact| !fact.right_before && fact.right_now),
+                share(count(|fact| fact.correct_before)),
+                share(count(|fact| fact.correct_now)),
+                count(GatedFact::is_forgotten),
+                count(|fact| !fact.correct_before && fact.correct_now),
             );
         }
-        let lost: Vec<&Gated> = self.facts.iter().filter(|fact| fact.is_lost()).collect();
-        if !lost.is_empty() {
+        let forgotten: Vec<&GatedFact> = self
+            .facts
+            .iter()
+            .filter(|fact| fact.is_forgotten())
+            .collect();
+        if !forgotten.is_empty() {
             let _ = write!(
                 text,
                 "\n<details><summary>{} lost</summary>\n\n",
-                lost.len()
+                forgotten.len()
             );
-            for fact in lost {
+            for fact in forgotten {
                 let _ = writeln!(
                     text,
                     "- {} {}: now {}",
-                    code(&fact.question),
-                    code(&fact.object),
-                    code(&fact.now)
+                    inline_code(&fact.question),
+                    inline_code(&fact.object),
+                    inline_code(&fact.now)
                 );
             }
             text += "\n</details>\n";
@@ -176,10 +190,10 @@ impl Gate {
             let known = self
                 .facts
                 .iter()
-                .filter(|fact| fact.split == split && fact.right_before);
+                .filter(|fact| fact.split == split && fact.correct_before);
             let mut suite = TestSuite::new(split.name());
             for fact in known {
-                let status = if fact.right_now {
+                let status = if fact.correct_now {
                     TestCaseStatus::success()
                 } else {
                     let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
@@ -201,9 +215,9 @@ impl Gate {
     }
 }
 
-impl Gated {
-    fn is_lost(&self) -> bool {
-        self.right_before && !self.right_now
+impl GatedFact {
+    fn is_forgotten(&self) -> bool {
+        self.correct_before && !self.correct_now
     }
 }
 
@@ -211,11 +225,11 @@ impl Gated {
 ///
 /// # Errors
 /// [`Error::Input`] where the two files of a run do not fit together.
-pub fn rows_of(facts: &[(Split, Fact)], rows: Vec<FactRow>) -> Result<Vec<FactRow>> {
-    let same = |((split, fact), row): (&(Split, Fact), &FactRow)| {
+pub fn check_rows(facts: &[(Split, Fact)], rows: Vec<FactResult>) -> Result<Vec<FactResult>> {
+    let is_same_fact = |((split, fact), row): (&(Split, Fact), &FactResult)| {
         *split == row.split && fact.relation == row.relation && fact.question == row.question
     };
-    if facts.len() == rows.len() && facts.iter().zip(&rows).all(same) {
+    if facts.len() == rows.len() && facts.iter().zip(&rows).all(is_same_fact) {
         Ok(rows)
     } else {
         Err(Error::input_hint(
@@ -231,11 +245,11 @@ mod tests {
 
     use super::*;
 
-    fn row(split: &str, question: &str, right: bool) -> FactRow {
+    fn row(split: &str, question: &str, correct: bool) -> FactResult {
         serde_json::from_value(json!({
             "split": split, "relation": "P17", "subject": "x", "question": question, "object": "Italy", "label_before": null,
-            "label_after": null, "answer_before": "", "answer_after": if right { "Italy" } else { "?" }, "right_before": right,
-            "right_after": right, "state": "kept",
+            "label_after": null, "answer_before": "", "answer_after": if correct { "Italy" } else { "?" }, "right_before": correct,
+            "right_after": correct, "state": "kept",
         }))
         .expect("a row")
     }
@@ -249,20 +263,20 @@ mod tests {
             ("unknown", "e", true),
         ];
         let now = [true, false, true, false, false];
-        let answers = now.map(|right| Answered {
-            text: if right { "Italy" } else { "<b>|Spain" }.into(),
-            right,
+        let answers = now.map(|correct| EvalAnswer {
+            text: if correct { "Italy" } else { "<b>|Spain" }.into(),
+            correct,
         });
-        let rows = rows.map(|(split, question, right)| row(split, question, right));
+        let rows = rows.map(|(split, question, correct)| row(split, question, correct));
         Gate::new(rows.into(), answers.into(), budget, 0).expect("a gate")
     }
 
     #[test]
-    fn what_was_held_out_decides_and_the_rest_is_told() {
-        assert!(gate(25.0).is_passed());
+    fn the_held_out_facts_decide() {
+        assert!(gate(25.0).passed());
         let gate = gate(24.9);
-        assert!(!gate.is_passed());
-        assert_eq!((gate.decides, gate.forgotten_pp), (Split::Held, 25.0));
+        assert!(!gate.passed());
+        assert_eq!((gate.split, gate.forgotten_pp), (Split::Held, 25.0));
         insta::assert_snapshot!(gate.markdown(), @r"
         ### ❌ failed: forgot 25.0 pp (95%: -50.0 to 100.0) of 4 facts that were known before and not trained; budget 24.9
 
@@ -282,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_report_has_a_case_for_what_was_known() {
+    fn junit_has_a_case_for_each_known_fact() {
         let junit = gate(1.0).junit();
         assert!(
             junit.contains("<testsuite name=\"held\" tests=\"3\""),
@@ -302,10 +316,10 @@ mod tests {
     }
 
     #[test]
-    fn the_records_of_two_runs_do_not_fit() {
-        let fact = Fact::in_test("Rome", "Italy");
+    fn rows_of_another_run_are_refused() {
+        let fact = Fact::for_test("Rome", "Italy");
         let facts = [(Split::Held, fact)];
-        assert!(rows_of(&facts, vec![row("held", "another", true)]).is_err());
-        assert!(rows_of(&facts, Vec::new()).is_err());
+        assert!(check_rows(&facts, vec![row("held", "another", true)]).is_err());
+        assert!(check_rows(&facts, Vec::new()).is_err());
     }
 }

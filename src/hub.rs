@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Files that are of use, where a repository has them.
-const SMALL_FILES: [&str; 5] = [
+const CONFIG_FILES: [&str; 5] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,22 +39,22 @@ const SMALL_FILES: [&str; 5] = [
 ];
 
 /// Extensions of files of rows.
-const ROWS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];
+const DATA_EXTENSIONS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];
 
 /// How often a download that broke off is gone on with.
 const RETRIES: usize = 3;
 
 /// Seconds for which nothing may come, unless the environment says otherwise.
-const PATIENCE: u64 = 60;
+const TIMEOUT_SECONDS: u64 = 60;
 
 /// What a repository of the hub holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum RepoType {
     Model,
     Dataset,
 }
 
-impl Kind {
+impl RepoType {
     fn repository(self, id: &str) -> Repo {
         match self {
             Self::Model => Repo::model(id.to_owned()),
@@ -71,11 +71,11 @@ impl Kind {
 }
 
 /// The directory of the snapshot of the model `id` (`organisation/name`).
-pub(crate) fn model(id: &str) -> Result<PathBuf> {
-    if let Some(snapshot) = cached(id) {
+pub(crate) fn model_snapshot(id: &str) -> Result<PathBuf> {
+    if let Some(snapshot) = cached_snapshot(id) {
         return Ok(snapshot);
     }
-    let files = pull(id, Kind::Model)?;
+    let files = pull(id, RepoType::Model)?;
     let snapshot = files.last().and_then(|path| path.parent());
     snapshot
         .map(PathBuf::from)
@@ -83,36 +83,36 @@ pub(crate) fn model(id: &str) -> Result<PathBuf> {
 }
 
 /// The files of the data set `id` that training reads: those of its part `train`, where it has parts.
-pub(crate) fn dataset(id: &str) -> Result<Vec<PathBuf>> {
-    pull(id, Kind::Dataset)
+pub(crate) fn dataset_files(id: &str) -> Result<Vec<PathBuf>> {
+    pull(id, RepoType::Dataset)
 }
 
 /// The files of use of a repository, brought where they are not in the cache.
-fn pull(id: &str, kind: Kind) -> Result<Vec<PathBuf>> {
-    if set("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&value[..])) {
+fn pull(id: &str, kind: RepoType) -> Result<Vec<PathBuf>> {
+    if env_var("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&value[..])) {
         return Err(match kind {
-            Kind::Model => Error::input_hint(
+            RepoType::Model => Error::input_hint(
                 format!(
                     "`{id}` is no directory here and not in the hub's cache, and HF_HUB_OFFLINE is set"
                 ),
                 "unset HF_HUB_OFFLINE to bring it, or name a directory or .gguf file that is here",
             ),
-            Kind::Dataset => Error::input_hint(
+            RepoType::Dataset => Error::input_hint(
                 format!("`{id}` is no file here, and HF_HUB_OFFLINE is set"),
                 "unset HF_HUB_OFFLINE to bring the data set, or name files that are here",
             ),
         });
     }
     let bytes = Arc::new(AtomicU64::new(0));
-    let bring = {
+    let work = {
         let (id, bytes) = (id.to_owned(), Arc::clone(&bytes));
         move || download(&id, kind, &bytes)
     };
-    let patience = set("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse().ok());
-    let patience = patience.unwrap_or(PATIENCE);
-    unless_it_stalls(bring, &bytes, Duration::from_secs(patience)).unwrap_or_else(|| {
+    let timeout = env_var("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse().ok());
+    let timeout = timeout.unwrap_or(TIMEOUT_SECONDS);
+    with_stall_timeout(work, &bytes, Duration::from_secs(timeout)).unwrap_or_else(|| {
         Err(Error::Failed {
-            message: format!("bringing `{id}` from the hub: nothing came for {patience} seconds"),
+            message: format!("bringing `{id}` from the hub: nothing came for {timeout} seconds"),
             hint: Some(
                 "give the command again, it goes on where it was; HF_HUB_DOWNLOAD_TIMEOUT says how many seconds are waited for"
                     .into(),
@@ -122,15 +122,15 @@ fn pull(id: &str, kind: Kind) -> Result<Vec<PathBuf>> {
 }
 
 /// An environment variable that is set and not empty.
-fn set(name: &str) -> Option<String> {
+fn env_var(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// What `work` returns; none once `bytes` has not grown for `patience`, and then the work is left to itself.
-fn unless_it_stalls<T: Send + 'static>(
+fn with_stall_timeout<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
     bytes: &AtomicU64,
-    patience: Duration,
+    timeout: Duration,
 ) -> Option<T> {
     let (done, result) = mpsc::channel();
     thread::spawn(move || {
@@ -139,7 +139,7 @@ fn unless_it_stalls<T: Send + 'static>(
     });
     let mut seen = 0;
     loop {
-        match result.recv_timeout(patience) {
+        match result.recv_timeout(timeout) {
             Ok(result) => return Some(result),
             Err(RecvTimeoutError::Disconnected) => return None,
             Err(RecvTimeoutError::Timeout) => {
@@ -157,19 +157,19 @@ fn unless_it_stalls<T: Send + 'static>(
 ///
 /// A token is told only to a hub that asks for one: the library that asks it would tell it also to the host that a hub sends us on
 /// to for a file.
-fn download(id: &str, kind: Kind, bytes: &Arc<AtomicU64>) -> Result<Vec<PathBuf>> {
-    let token = set("HF_TOKEN").or_else(|| hf_hub::Cache::from_env().token());
-    match attempt(id, kind, None, bytes) {
-        Err((Some(401 | 403), _)) if token.is_some() => attempt(id, kind, token, bytes),
+fn download(id: &str, kind: RepoType, bytes: &Arc<AtomicU64>) -> Result<Vec<PathBuf>> {
+    let token = env_var("HF_TOKEN").or_else(|| hf_hub::Cache::from_env().token());
+    match try_download(id, kind, None, bytes) {
+        Err((Some(401 | 403), _)) if token.is_some() => try_download(id, kind, token, bytes),
         ended => ended,
     }
     .map_err(|(_, error)| error)
 }
 
 /// The same with this token or without one. An error has the status of the answer that it comes of, if it comes of one.
-fn attempt(
+fn try_download(
     id: &str,
-    kind: Kind,
+    kind: RepoType,
     token: Option<String>,
     bytes: &Arc<AtomicU64>,
 ) -> Result<Vec<PathBuf>, (Option<u16>, Error)> {
@@ -183,8 +183,8 @@ fn attempt(
     let repository = api.repo(kind.repository(id));
     let info = repository.info().map_err(|e| failed(&e))?;
     let names = match kind {
-        Kind::Model => names_of_model(id, &info),
-        Kind::Dataset => names_of_dataset(id, &info),
+        RepoType::Model => model_file_names(id, &info),
+        RepoType::Dataset => dataset_file_names(id, &info),
     };
     // What an earlier call has brought is not brought again.
     let cache = hf_hub::Cache::from_env().repo(kind.repository(id));
@@ -193,7 +193,7 @@ fn attempt(
         let path = if let Some(path) = cache.get(&name) {
             path
         } else {
-            let bar = Bar {
+            let bar = DownloadProgress {
                 bar: ProgressBar::new(0),
                 bytes: Arc::clone(bytes),
             };
@@ -208,7 +208,7 @@ fn attempt(
 }
 
 /// The files of a model that are of use, the weights last.
-fn names_of_model(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
+fn model_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     let names = || info.siblings.iter().map(|file| file.rfilename.as_str());
     let present = |wanted: &&str| names().any(|name| name == *wanted);
     if !present(&"config.json") {
@@ -230,16 +230,17 @@ fn names_of_model(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
             "the hub's `{id}` has no safetensors weights"
         )));
     }
-    let small = SMALL_FILES.into_iter().filter(present);
+    let small = CONFIG_FILES.into_iter().filter(present);
     Ok(small.chain(weights).map(str::to_owned).collect())
 }
 
 /// The files of a data set that are rows of something, those of `train` where any says that it is.
-fn names_of_dataset(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
+fn dataset_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     let names = info.siblings.iter().map(|file| file.rfilename.clone());
     let rows = names.filter(|name| {
         let extension = Path::new(name).extension().unwrap_or_default();
-        ROWS.iter()
+        DATA_EXTENSIONS
+            .iter()
             .any(|known| extension.eq_ignore_ascii_case(known))
     });
     let mut rows: Vec<String> = rows.collect();
@@ -257,12 +258,12 @@ fn names_of_dataset(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
 }
 
 /// Shows what comes, and counts it.
-struct Bar {
+struct DownloadProgress {
     bar: ProgressBar,
     bytes: Arc<AtomicU64>,
 }
 
-impl Progress for Bar {
+impl Progress for DownloadProgress {
     fn init(&mut self, size: usize, filename: &str) {
         let style = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
         self.bar.set_style(
@@ -287,8 +288,8 @@ impl Progress for Bar {
 fn verify(path: &Path) -> Result<()> {
     let blob = fs::canonicalize(path).map_err(Error::io("read", path))?;
     let name = blob.file_name().unwrap_or_default().to_string_lossy();
-    let is_sum = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
-    if !is_sum {
+    let is_sha256 = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_sha256 {
         return Ok(());
     }
     let found = checksum::of_file(&blob)?;
@@ -308,7 +309,7 @@ fn verify(path: &Path) -> Result<()> {
 }
 
 /// The snapshot of `id` in the cache, if it is whole: the weights come last.
-fn cached(id: &str) -> Option<PathBuf> {
+fn cached_snapshot(id: &str) -> Option<PathBuf> {
     let repository = hf_hub::Cache::from_env().model(id.to_owned());
     let config = repository.get("config.json")?;
     repository.get("tokenizer.json")?;
@@ -329,7 +330,7 @@ fn cached(id: &str) -> Option<PathBuf> {
 }
 
 /// What a failed request means to the user. Nothing of the token is told.
-fn failed(id: &str, kind: Kind, error: &ApiError, with_token: bool) -> Error {
+fn failed(id: &str, kind: RepoType, error: &ApiError, with_token: bool) -> Error {
     let what = kind.name();
     match status(error) {
         Some(401) if with_token => Error::input_hint(
@@ -347,8 +348,8 @@ fn failed(id: &str, kind: Kind, error: &ApiError, with_token: bool) -> Error {
         Some(404) => Error::input_hint(
             format!("the hub has no {what} `{id}`, and there is no such directory here"),
             match kind {
-                Kind::Model => "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
-                Kind::Dataset => "facts and texts are files, `pack:world`, or a data set of the hub (`organisation/name`)",
+                RepoType::Model => "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
+                RepoType::Dataset => "facts and texts are files, `pack:world`, or a data set of the hub (`organisation/name`)",
             },
         ),
         Some(429) => Error::Failed {

@@ -6,50 +6,50 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use crate::{Error, Result, ranks};
+use crate::{Error, Result, distributed};
 
 /// The user has asked to stop.
-static ASKED: AtomicBool = AtomicBool::new(false);
+static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Pieces of work under way that look whether the user has asked.
-static RESUMABLE: AtomicUsize = AtomicUsize::new(0);
+static ACTIVE_GUARDS: AtomicUsize = AtomicUsize::new(0);
 
-/// Held by work that calls [`asked`] often, and can be gone on with when it has stopped.
+/// Held by work that calls [`is_requested`] often, and can be gone on with when it has stopped.
 #[derive(Debug)]
 #[must_use = "it counts while it is held"]
-pub struct Resumable(());
+pub struct InterruptGuard(());
 
-impl Resumable {
+impl InterruptGuard {
     /// From here on until the value is dropped the first Ctrl-C only asks.
     pub fn begin() -> Self {
-        RESUMABLE.fetch_add(1, Ordering::SeqCst);
+        ACTIVE_GUARDS.fetch_add(1, Ordering::SeqCst);
         Self(())
     }
 }
 
-impl Drop for Resumable {
+impl Drop for InterruptGuard {
     fn drop(&mut self) {
-        RESUMABLE.fetch_sub(1, Ordering::SeqCst);
+        ACTIVE_GUARDS.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// Whether the user has asked to stop.
-pub fn asked() -> bool {
-    ASKED.load(Ordering::SeqCst)
+pub fn is_requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
 }
 
-/// An error once the user has asked to stop; for long work inside of [`Resumable`] work, which knows how to go on. Work that several
+/// An error once the user has asked to stop; for long work inside of [`InterruptGuard`] work, which knows how to go on. Work that several
 /// processes share goes on to where all of them can stop.
-pub(crate) fn stop_if_asked() -> Result<()> {
-    if ranks::size() > 1 {
+pub(crate) fn check() -> Result<()> {
+    if distributed::world_size() > 1 {
         return Ok(());
     }
-    stop_together()
+    check_all_processes()
 }
 
 /// An error once the user has asked any of the processes to stop that share the work; all of them come here.
-pub(crate) fn stop_together() -> Result<()> {
-    if ranks::any(asked()) {
+pub(crate) fn check_all_processes() -> Result<()> {
+    if distributed::any(is_requested()) {
         return Err(Error::Interrupted {
             hint: "give the same command again".into(),
         });
@@ -57,38 +57,38 @@ pub(crate) fn stop_together() -> Result<()> {
     Ok(())
 }
 
-/// From here on Ctrl-C and termination signals end the process with code 130: at once, but for [`Resumable`] work, of
+/// From here on Ctrl-C and termination signals end the process with code 130: at once, but for [`InterruptGuard`] work, of
 /// which they first only ask, after which `tell` is called.
 ///
 /// Whoever terminates a process kills it a little later: what has not stopped ten seconds after such a signal is ended, its
 /// files being whole at any moment.
-pub fn listen(tell: impl Fn() + Send + Sync + 'static) {
-    let tell = std::sync::Arc::new(tell);
-    let told = std::sync::Arc::clone(&tell);
+pub fn install_handler(on_request: impl Fn() + Send + Sync + 'static) {
+    let on_request = std::sync::Arc::new(on_request);
+    let on_interrupt = std::sync::Arc::clone(&on_request);
     // Fails only where a handler is there already, which then does the same.
-    let _ = ctrlc::set_handler(move || ask(&*told));
+    let _ = ctrlc::set_handler(move || request_stop(&*on_interrupt));
     #[cfg(unix)]
-    on_termination(move || ask(&*tell));
+    on_termination(move || request_stop(&*on_request));
 }
 
 /// Asks work to stop, or ends the process where there is none to ask or it was asked before.
-fn ask(tell: &dyn Fn()) {
-    if RESUMABLE.load(Ordering::SeqCst) == 0 || ASKED.swap(true, Ordering::SeqCst) {
+fn request_stop(on_request: &dyn Fn()) {
+    if ACTIVE_GUARDS.load(Ordering::SeqCst) == 0 || REQUESTED.swap(true, Ordering::SeqCst) {
         process::exit(130);
     }
-    tell();
+    on_request();
 }
 
 /// Calls `ask` on SIGTERM and sees to it that the process ends in time; takes SIGHUP and does nothing.
 #[cfg(unix)]
-fn on_termination(ask: impl Fn() + Send + 'static) {
+fn on_termination(handler: impl Fn() + Send + 'static) {
     use signal_hook::{
         consts::{SIGHUP, SIGTERM},
         iterator::Signals,
     };
     use std::{thread, time::Duration};
 
-    const PATIENCE: Duration = Duration::from_secs(9);
+    const GRACE_PERIOD: Duration = Duration::from_secs(9);
 
     let Ok(mut signals) = Signals::new([SIGTERM, SIGHUP]) else {
         return;
@@ -97,10 +97,10 @@ fn on_termination(ask: impl Fn() + Send + 'static) {
         for signal in signals.forever() {
             if signal == SIGTERM {
                 thread::spawn(|| {
-                    thread::sleep(PATIENCE);
+                    thread::sleep(GRACE_PERIOD);
                     process::exit(130);
                 });
-                ask();
+                handler();
             }
         }
     });

@@ -1,7 +1,7 @@
 //! Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
 //!
-//! The code reads in the order in which the data flows: [`facts`] -> [`audit`] -> [`splits`] -> [`train`] ->
-//! [`measure`] -> [`report`]; [`experiment`] repeats the whole.
+//! The code reads in the order in which the data flows: [`read_facts`] -> [`audit`] -> [`splits`] -> [`train`] ->
+//! [`metric`] -> [`report`]; [`experiment`] repeats the whole.
 //!
 //! The main job, on a model so small that it learns in no time what it then says (`smollm2-135m` stands for a real one):
 //!
@@ -23,7 +23,7 @@
 //! config.data.learn = vec![file("learn.tsv", "Bergamo\tP17\tItaly\nOslo\tP17\tNorway\n")?];
 //! config.data.keep = vec![file("keep.tsv", "Paris\tP17\tFrance\nLyon\tP17\tFrance\n")?];
 //! config.data.held = vec![file("held.tsv", "Madrid\tP17\tSpain\n")?];
-//! let config = config.with_sets(&["data.audit=false".into(), "train.epochs=4".into()])?;
+//! let config = config.with_sets(&["data.audit=false".into(), "train.num_epochs=4".into()])?;
 //! config.validate()?;
 //!
 //! let result = train::tune(&config, train::Options::default(), &Progress::quiet())?;
@@ -33,15 +33,19 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod atomic_file;
 pub mod audit;
+mod catch_panic;
 pub mod config;
+pub mod dashboard;
+pub mod distributed;
 pub mod engine;
 pub mod error;
 pub mod experiment;
 pub mod export;
 pub mod facts;
-mod figures;
 pub mod forecast;
+mod format;
 pub mod gate;
 pub mod generate;
 mod hub;
@@ -50,15 +54,11 @@ pub mod measure;
 pub mod model;
 pub mod progress;
 pub mod prompt;
-mod quiet;
-pub mod ranks;
 pub mod remedy;
 pub mod report;
 pub mod run;
 pub mod splits;
 pub mod synth;
 pub mod train;
-pub mod watch;
-mod whole;
 
 pub use error::{Error, Result};

@@ -12,22 +12,22 @@ use std::{
 
 use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
-mod curves;
+mod live_plot;
 
-pub use curves::Curves;
+pub use live_plot::LivePlot;
 
 /// Plain lines of a bar come no faster than this.
-const LINE_EVERY: Duration = Duration::from_secs(2);
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Where progress is shown. Cheap to clone; all clones show in the same place.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    place: Place,
+    output: Output,
 }
 
 #[derive(Clone, Debug)]
-enum Place {
-    Nowhere,
+enum Output {
+    Hidden,
     Terminal(MultiProgress),
     Lines(Arc<dyn Sink>),
 }
@@ -51,26 +51,26 @@ impl Progress {
     /// Shows nothing.
     pub fn quiet() -> Self {
         Self {
-            place: Place::Nowhere,
+            output: Output::Hidden,
         }
     }
 
     /// Shows progress on stderr: bars if it is a terminal, else plain lines.
     pub fn stderr() -> Self {
-        let place = if std::io::stderr().is_terminal() {
-            Place::Terminal(MultiProgress::new())
+        let output = if std::io::stderr().is_terminal() {
+            Output::Terminal(MultiProgress::new())
         } else {
-            Place::Lines(Arc::new(Stderr))
+            Output::Lines(Arc::new(Stderr))
         };
-        Self { place }
+        Self { output }
     }
 
     /// A bar that counts to `total`, with rate and time left.
     pub fn bar(&self, total: u64, label: impl Into<String>) -> Bar {
         let label = label.into();
-        let shown = match &self.place {
-            Place::Nowhere => Shown::Nowhere,
-            Place::Terminal(bars) => {
+        let display = match &self.output {
+            Output::Hidden => BarDisplay::Hidden,
+            Output::Terminal(bars) => {
                 let bar = bars.add(ProgressBar::new(total));
                 bar.set_style(
                     ProgressStyle::with_template(
@@ -81,16 +81,16 @@ impl Progress {
                 );
                 bar.set_prefix(label.clone());
                 bar.enable_steady_tick(Duration::from_millis(500));
-                Shown::Bar(bar)
+                BarDisplay::Bar(bar)
             }
-            Place::Lines(sink) => Shown::Lines {
+            Output::Lines(sink) => BarDisplay::Lines {
                 sink: sink.clone(),
                 last: Mutex::new(Instant::now()),
                 message: Mutex::new(String::new()),
             },
         };
         Bar {
-            shown,
+            display,
             label,
             total,
             done: AtomicU64::new(0),
@@ -99,23 +99,23 @@ impl Progress {
     }
 
     /// The share right over the `epochs` of a run.
-    pub fn curves(&self, epochs: usize) -> Curves {
-        Curves::new(self.clone(), epochs)
+    pub fn live_plot(&self, epochs: usize) -> LivePlot {
+        LivePlot::new(self.clone(), epochs)
     }
 
     /// Rings the terminal's bell, where there is one: something long is done.
-    pub fn ring(&self) {
-        if let Place::Terminal(_) = self.place {
+    pub fn ring_bell(&self) {
+        if let Output::Terminal(_) = self.output {
             let _ = write!(std::io::stderr(), "\u{7}");
         }
     }
 
     /// Prints a line, without breaking the bars.
     pub fn note(&self, line: impl Display) {
-        match &self.place {
-            Place::Nowhere => {}
-            Place::Terminal(bars) => bars.suspend(|| Stderr.line(&line.to_string())),
-            Place::Lines(sink) => sink.line(&line.to_string()),
+        match &self.output {
+            Output::Hidden => {}
+            Output::Terminal(bars) => bars.suspend(|| Stderr.line(&line.to_string())),
+            Output::Lines(sink) => sink.line(&line.to_string()),
         }
     }
 }
@@ -123,7 +123,7 @@ impl Progress {
 /// One piece of work under way; finished when dropped.
 #[derive(Debug)]
 pub struct Bar {
-    shown: Shown,
+    display: BarDisplay,
     label: String,
     total: u64,
     done: AtomicU64,
@@ -131,8 +131,8 @@ pub struct Bar {
 }
 
 #[derive(Debug)]
-enum Shown {
-    Nowhere,
+enum BarDisplay {
+    Hidden,
     Bar(ProgressBar),
     Lines {
         sink: Arc<dyn Sink>,
@@ -145,14 +145,14 @@ impl Bar {
     /// Counts `n` more as done.
     pub fn inc(&self, n: u64) {
         let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
-        match &self.shown {
-            Shown::Nowhere => {}
-            Shown::Bar(bar) => bar.inc(n),
-            Shown::Lines { sink, last, .. } => {
+        match &self.display {
+            BarDisplay::Hidden => {}
+            BarDisplay::Bar(bar) => bar.inc(n),
+            BarDisplay::Lines { sink, last, .. } => {
                 let Ok(mut last) = last.try_lock() else {
                     return;
                 };
-                if last.elapsed() >= LINE_EVERY && done < self.total {
+                if last.elapsed() >= LINE_INTERVAL && done < self.total {
                     *last = Instant::now();
                     sink.line(&self.line(done));
                 }
@@ -162,10 +162,10 @@ impl Bar {
 
     /// Shows `text` behind the count from now on, such as the loss.
     pub fn message(&self, text: impl Display) {
-        match &self.shown {
-            Shown::Nowhere => {}
-            Shown::Bar(bar) => bar.set_message(format!("| {text}")),
-            Shown::Lines { message, .. } => {
+        match &self.display {
+            BarDisplay::Hidden => {}
+            BarDisplay::Bar(bar) => bar.set_message(format!("| {text}")),
+            BarDisplay::Lines { message, .. } => {
                 *message.lock().unwrap_or_else(PoisonError::into_inner) = format!(" | {text}");
             }
         }
@@ -187,8 +187,8 @@ impl Bar {
         } else {
             format!("{rate:.1}/s, took {seconds:.1} s")
         };
-        let message = match &self.shown {
-            Shown::Lines { message, .. } => message
+        let message = match &self.display {
+            BarDisplay::Lines { message, .. } => message
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
@@ -200,10 +200,12 @@ impl Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        match &self.shown {
-            Shown::Nowhere => {}
-            Shown::Bar(bar) => bar.finish_and_clear(),
-            Shown::Lines { sink, .. } => sink.line(&self.line(self.done.load(Ordering::Relaxed))),
+        match &self.display {
+            BarDisplay::Hidden => {}
+            BarDisplay::Bar(bar) => bar.finish_and_clear(),
+            BarDisplay::Lines { sink, .. } => {
+                sink.line(&self.line(self.done.load(Ordering::Relaxed)))
+            }
         }
     }
 }
@@ -214,19 +216,19 @@ mod tests {
     use crate::run::PerSplit;
 
     #[derive(Debug, Default)]
-    struct Kept(Mutex<Vec<String>>);
+    struct CollectedLines(Mutex<Vec<String>>);
 
-    impl Sink for Kept {
+    impl Sink for CollectedLines {
         fn line(&self, line: &str) {
             self.0.lock().unwrap().push(line.to_owned());
         }
     }
 
     #[test]
-    fn a_short_piece_of_work_is_one_line_with_its_last_message() {
-        let kept = Arc::new(Kept::default());
+    fn a_short_task_prints_one_line_with_its_last_message() {
+        let collected = Arc::new(CollectedLines::default());
         let progress = Progress {
-            place: Place::Lines(kept.clone()),
+            output: Output::Lines(collected.clone()),
         };
         let bar = progress.bar(1000, "audit");
         std::thread::scope(|scope| {
@@ -237,7 +239,7 @@ mod tests {
         bar.message("loss 0.12");
         drop(bar);
         progress.note("done");
-        let lines = kept.0.lock().unwrap();
+        let lines = collected.0.lock().unwrap();
         assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(lines[0].starts_with("audit 1,000/1,000 | "), "{}", lines[0]);
         assert!(lines[0].ends_with(" s | loss 0.12"), "{}", lines[0]);
@@ -245,30 +247,30 @@ mod tests {
     }
 
     #[test]
-    fn an_evaluation_is_one_line_where_nothing_is_drawn() {
-        let kept = Arc::new(Kept::default());
+    fn an_evaluation_prints_one_line_without_a_terminal() {
+        let collected = Arc::new(CollectedLines::default());
         let progress = Progress {
-            place: Place::Lines(kept.clone()),
+            output: Output::Lines(collected.clone()),
         };
-        let mut curves = progress.curves(8);
+        let mut plot = progress.live_plot(8);
         let accuracy = PerSplit {
             unknown: Some(0.25),
             held: Some(1.0),
             ..PerSplit::default()
         };
-        curves.go_on([(0, accuracy)]);
-        curves.tell(1, accuracy);
-        drop(curves);
+        plot.extend([(0, accuracy)]);
+        plot.log(1, accuracy);
+        drop(plot);
         assert_eq!(
-            *kept.0.lock().unwrap(),
+            *collected.0.lock().unwrap(),
             ["epoch 1/8 | right: unknown 25.0%, held 100.0%"]
         );
     }
 
     #[test]
-    fn a_line_on_the_way_tells_rate_and_time_left() {
+    fn a_progress_line_shows_rate_and_time_left() {
         let bar = Bar {
-            shown: Shown::Nowhere,
+            display: BarDisplay::Hidden,
             label: "train".into(),
             total: 100,
             done: AtomicU64::new(0),

@@ -26,7 +26,7 @@ pub struct PromptTemplate {
     /// The prompt of a question that follows others in one text, where it differs: a chat's later turns have no system
     /// message before them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
+    pub next_prompt: Option<String>,
 }
 
 impl Default for PromptTemplate {
@@ -34,23 +34,23 @@ impl Default for PromptTemplate {
         Self {
             prompt: "Q: {question}\nA:".into(),
             target: " {object}\n".into(),
-            next: None,
+            next_prompt: None,
         }
     }
 }
 
 /// One training row: prompt and target are tokenised apart and joined.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Row {
+pub struct Example {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
     /// Tokens of the target, the end marker included.
     pub target: Vec<u32>,
 }
 
-impl Row {
+impl Example {
     /// The place of the first token that is predicted: the target's first, or its second where nothing stands before it.
-    pub fn first_target(&self) -> usize {
+    pub fn target_start(&self) -> usize {
         self.prompt.len().max(1)
     }
 
@@ -61,12 +61,12 @@ impl Row {
     }
 
     /// How many tokens are predicted.
-    pub fn targets(&self) -> usize {
-        self.len().saturating_sub(self.first_target())
+    pub fn num_targets(&self) -> usize {
+        self.len().saturating_sub(self.target_start())
     }
 
     /// What the model reads: every token but the last, after which nothing is predicted.
-    pub fn inputs(&self) -> Vec<u32> {
+    pub fn input_ids(&self) -> Vec<u32> {
         let mut tokens = [&self.prompt[..], &self.target].concat();
         tokens.pop();
         tokens
@@ -97,8 +97,8 @@ impl PromptTemplate {
         } else {
             &self.target
         };
-        let mut template = chat::template(&tokenizer.config_json, question, object)?;
-        let begins = doubled_beginning(tokenizer, &template.prompt)?;
+        let mut template = chat::prompt_template(&tokenizer.config_json, question, object)?;
+        let begins = duplicate_bos_len(tokenizer, &template.prompt)?;
         template.prompt.drain(..begins);
         Ok(template)
     }
@@ -108,7 +108,7 @@ impl PromptTemplate {
     /// # Errors
     /// [`Error::Input`] naming the one that is missing.
     pub fn validate(&self) -> Result<()> {
-        let prompts = [Some(&self.prompt), self.next.as_ref()];
+        let prompts = [Some(&self.prompt), self.next_prompt.as_ref()];
         for prompt in prompts.into_iter().flatten() {
             if !prompt.contains("{question}") {
                 return Err(Error::input_hint(
@@ -139,7 +139,7 @@ impl PromptTemplate {
 
     /// Text of the prompt that asks `question` behind a few-shot text; the same as [`Self::prompt_text`] but in a chat.
     pub fn next_prompt_text(&self, question: &str) -> String {
-        self.next
+        self.next_prompt
             .as_ref()
             .unwrap_or(&self.prompt)
             .replace("{question}", question)
@@ -168,8 +168,8 @@ impl PromptTemplate {
     ///
     /// # Errors
     /// When the tokenizer refuses the text.
-    pub fn row(&self, tokenizer: &TextTokenizer, fact: &Fact) -> Result<Row> {
-        Ok(Row {
+    pub fn example(&self, tokenizer: &TextTokenizer, fact: &Fact) -> Result<Example> {
+        Ok(Example {
             prompt: tokenizer.encode_prompt(&self.prompt_text(&fact.question))?,
             target: tokenizer.encode_continuation(&self.target_text(&fact.target()))?,
         })
@@ -181,22 +181,24 @@ impl PromptTemplate {
 ///
 /// # Errors
 /// When the tokenizer refuses the text, or the model has no chat template that works.
-pub fn text_rows(tokenizer: &TextTokenizer, text: &Text) -> Result<Vec<Row>> {
-    let row = |prompt: &str, target: &str| -> Result<Row> {
-        Ok(Row {
+pub fn text_examples(tokenizer: &TextTokenizer, text: &Text) -> Result<Vec<Example>> {
+    let example = |prompt: &str, target: &str| -> Result<Example> {
+        Ok(Example {
             prompt: tokenizer.encode_prompt(prompt)?,
             target: tokenizer.encode_continuation(target)?,
         })
     };
     let end = chat::special_token(&tokenizer.config_json, "eos_token");
     match &text.kind {
-        TextKind::Plain(text) => Ok(vec![row("", &(text.clone() + &end))?]),
+        TextKind::Plain(text) => Ok(vec![example("", &(text.clone() + &end))?]),
         TextKind::Completion { prompt, completion } => {
-            Ok(vec![row(prompt, &(completion.clone() + &end))?])
+            Ok(vec![example(prompt, &(completion.clone() + &end))?])
         }
-        TextKind::Chat(messages) => chat::turns(&tokenizer.config_json, messages)?
+        TextKind::Chat(messages) => chat::assistant_turns(&tokenizer.config_json, messages)?
             .iter()
-            .map(|(before, answer)| row(&before[doubled_beginning(tokenizer, before)?..], answer))
+            .map(|(before, answer)| {
+                example(&before[duplicate_bos_len(tokenizer, before)?..], answer)
+            })
             .collect(),
     }
 }
@@ -205,16 +207,16 @@ pub fn text_rows(tokenizer: &TextTokenizer, text: &Text) -> Result<Vec<Row>> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatQuestion {
     /// All that comes before it.
-    pub before: String,
+    pub prefix: String,
     /// What the user says.
-    pub asked: String,
+    pub question: String,
     /// What comes between it and the answer.
-    pub after: String,
+    pub suffix: String,
 }
 
 /// Whether a chat has a question that is answered in it.
 pub fn has_chat_questions(messages: &[Message]) -> bool {
-    chat::answered(messages).next().is_some()
+    chat::answered_questions(messages).next().is_some()
 }
 
 /// The questions of a chat that are answered in it.
@@ -226,14 +228,14 @@ pub fn chat_questions(
     messages: &[Message],
 ) -> Result<Vec<ChatQuestion>> {
     let mut questions = chat::questions(&tokenizer.config_json, messages)?;
-    for ChatQuestion { before, .. } in &mut questions {
-        before.drain(..doubled_beginning(tokenizer, before)?);
+    for ChatQuestion { prefix: before, .. } in &mut questions {
+        before.drain(..duplicate_bos_len(tokenizer, before)?);
     }
     Ok(questions)
 }
 
 /// The length of the begin-of-text token at the start of a rendered chat where the tokenizer adds that token too.
-fn doubled_beginning(tokenizer: &TextTokenizer, rendered: &str) -> Result<usize> {
+fn duplicate_bos_len(tokenizer: &TextTokenizer, rendered: &str) -> Result<usize> {
     let begin = chat::special_token(&tokenizer.config_json, "bos_token");
     let added = tokenizer.encode_prompt("x")?.first().copied();
     let doubled = !begin.is_empty()
@@ -248,10 +250,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exemplars_answer_in_the_taught_spelling() {
+    fn exemplars_answer_in_the_spelling_that_is_trained() {
         let (boston, rome) = (
-            Fact::in_test("Boston", "United States of America"),
-            Fact::in_test("Rome", "Italy"),
+            Fact::for_test("Boston", "United States of America"),
+            Fact::for_test("Rome", "Italy"),
         );
         assert_eq!(
             PromptTemplate::default().few_shot(&[&boston, &rome]),

@@ -8,15 +8,15 @@ use crate::{config::Goal, measure::Neighbour};
 
 mod directory;
 mod environment;
-mod epochs;
-mod sentence;
+mod history;
+mod summary;
 mod tensorboard;
 
-pub use directory::{ADAPTER, IMPORTANCE, RunDir, TEACHER};
+pub use directory::{ADAPTER_DIR, EWC_FILE, RunDir, TEACHER_DIR};
 pub use environment::{
-    Environment, ModelRecord, memory_of_machine, peak_memory_bytes, reset_peak_memory,
+    Environment, ModelRecord, peak_memory_bytes, reset_peak_memory, total_memory_bytes,
 };
-pub use epochs::EpochRecord;
+pub use history::EpochRecord;
 
 /// A part of the facts that is followed through a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ impl Split {
 /// What became of a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum FactOutcome {
     /// New, and right at the end.
     Learned,
     /// New, and wrong at the end.
@@ -121,7 +121,7 @@ impl<T> PerSplit<T> {
 
 /// Accuracies (shares, 0 to 1) of one split at four moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Moments {
+pub struct AccuracyStages {
     /// Few-shot, before training (mean over the audit's prompts); null without an audit.
     pub audit: Option<f64>,
     /// At the training prompt, before training.
@@ -154,7 +154,7 @@ pub enum Metrics {
         /// Global gradient norm before clipping.
         grad_norm: f64,
         /// Learning rate of this step.
-        lr: f64,
+        learning_rate: f64,
         /// Tokens, of prompts and targets.
         tokens: usize,
         /// Seconds that the step took.
@@ -169,7 +169,7 @@ pub enum Metrics {
         /// Step, counted from 1 over the whole run.
         step: usize,
         /// What was not finite.
-        what: String,
+        quantity: String,
     },
     /// The snapshot that teaches from here on.
     Snapshot {
@@ -203,13 +203,13 @@ pub enum Metrics {
         drift: Option<Drift>,
         /// What pulls at the weights, where measured.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        pulls: Option<Pulls>,
+        grad_norms: Option<GradNorms>,
         /// Seconds that the evaluation took.
         seconds: f64,
     },
 }
 
-/// How far a model has drifted from another, at all held facts or at one, as [`crate::measure::DriftProbe`] measures it; none of
+/// How far a model has drifted from another, at all held facts or at one, as [`crate::metric::DriftProbe`] measures it; none of
 /// what there is no fact or no pair for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
@@ -231,11 +231,11 @@ pub struct Drift {
 
 /// What pulls at the weights: norms of the loss's two gradients over all that is trained, at one step's rows, before clipping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Pulls {
+pub struct GradNorms {
     /// Of what is learned: cross-entropy.
-    pub learned: f64,
+    pub ce: f64,
     /// Of what holds the model: distillation, decoys, L2, EWC, with their strengths.
-    pub held: f64,
+    pub retention: f64,
 }
 
 impl Drift {
@@ -254,17 +254,17 @@ impl Drift {
 
 impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let told = self
+        let formatted = self
             .named()
             .into_iter()
             .filter_map(|(name, value)| Some(format!("{name} {:.4}", value?)));
-        f.write_str(&told.collect::<Vec<_>>().join(", "))
+        f.write_str(&formatted.collect::<Vec<_>>().join(", "))
     }
 }
 
 /// A line of a run's `facts.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FactRow {
+pub struct FactResult {
     /// Which part of the run.
     pub split: Split,
     /// Relation.
@@ -284,15 +284,15 @@ pub struct FactRow {
     /// And after.
     pub answer_after: String,
     /// Right at the training prompt before training.
-    pub right_before: bool,
+    pub correct_before: bool,
     /// Right at the training prompt after the epoch that was best for its split.
     #[serde(default)]
-    pub right_at_peak: bool,
+    pub correct_at_peak: bool,
     /// Right at the training prompt after.
-    pub right_after: bool,
+    pub correct_after: bool,
     /// Right after some epoch and wrong after a later one.
     #[serde(default)]
-    pub lost_once: bool,
+    pub forgotten_once: bool,
     /// Probability of the right answer at the training prompt before training, end marker included, where asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_before: Option<f64>,
@@ -304,26 +304,26 @@ pub struct FactRow {
     pub nearest: Vec<Neighbour>,
     /// Where the subject lies on a map of all subjects of the run before training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<[f32; 2]>,
+    pub pca: Option<[f32; 2]>,
     /// How far a held fact's subject has drifted, where that is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
     /// New facts asked in other words: the question, the answer after, and whether it is right.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub paraphrased: Vec<Paraphrased>,
+    pub paraphrases: Vec<ParaphraseResult>,
     /// What became of it.
-    pub state: State,
+    pub outcome: FactOutcome,
 }
 
 /// A new fact asked in other words, after training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Paraphrased {
+pub struct ParaphraseResult {
     /// The question.
     pub question: String,
     /// The answer.
     pub answer: String,
     /// Whether it is right.
-    pub right: bool,
+    pub correct: bool,
 }
 
 /// `result.json`.
@@ -337,13 +337,13 @@ pub struct RunResult {
     #[serde(default)]
     pub goal: Goal,
     /// Share right, by split.
-    pub accuracy: PerSplit<Moments>,
+    pub accuracy: PerSplit<AccuracyStages>,
     /// 100 x (peak - after) on held.
     pub forgetting_pp: Option<f64>,
     /// Its 95% interval (paired bootstrap over the held facts).
     pub forgetting_interval: Option<[f64; 2]>,
     /// 100 x (Only Known's end - this one's) on held, where a baseline was given.
-    pub below_only_known_pp: Option<f64>,
+    pub gap_to_only_known_pp: Option<f64>,
     /// Share of the new facts right at the end; null without new facts.
     pub learned: Option<f64>,
     /// The same asked in other words.

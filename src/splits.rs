@@ -11,21 +11,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    audit::{Audited, Label},
+    audit::{AuditedFact, Label},
     facts::Fact,
     measure,
-    remedy::budget::ENOUGH_WATCHED,
+    remedy::budget::MIN_CONTROL_FACTS,
     run::{PerSplit, Split},
 };
 
 /// Most facts that are taken for `D_Known` where the user names none.
-const MOST_KEPT: usize = 8_000;
+const MAX_KNOWN: usize = 8_000;
 
 /// Most facts of each held-out split that are taken where the user names none: 0.8 pp is then one standard error at 90%.
-const MOST_HELD: usize = 1_000;
+const MAX_HELD: usize = 1_000;
 
 /// Where held-out facts and `D_Known` come from one pool, one subject in this many is held out.
-const HELD_SHARE: usize = 4;
+const HELD_ONE_IN: usize = 4;
 
 /// The held-out splits and the labels of their facts.
 const HELD_LABELS: [(Split, Label); 3] = [
@@ -36,22 +36,22 @@ const HELD_LABELS: [(Split, Label); 3] = [
 
 /// A fact and what the audit of the base model found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SplitFact {
+pub struct LabelledFact {
     /// The fact.
     pub fact: Fact,
     /// Its label; none without an audit.
     pub label: Option<Label>,
     /// Share of the few-shot prompts under which the greedy answer was right; none without an audit.
-    pub few_shot: Option<f64>,
+    pub few_shot_accuracy: Option<f64>,
 }
 
-impl SplitFact {
+impl LabelledFact {
     /// A fact with what the audit says of it.
-    pub fn new(fact: Fact, audited: Option<&Audited>) -> Self {
+    pub fn new(fact: Fact, audited: Option<&AuditedFact>) -> Self {
         Self {
             fact,
             label: audited.map(|a| a.label),
-            few_shot: audited.and_then(|a| measure::share(&a.greedy_right)),
+            few_shot_accuracy: audited.and_then(|a| measure::accuracy(&a.greedy_correct)),
         }
     }
 }
@@ -60,24 +60,24 @@ impl SplitFact {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Splits {
     /// `D_Known`: trained, known before.
-    pub known: Vec<SplitFact>,
+    pub known: Vec<LabelledFact>,
     /// `D_Unk`: trained, new.
-    pub unknown: Vec<SplitFact>,
+    pub unknown: Vec<LabelledFact>,
     /// `D_Held`: known before, never trained.
-    pub held: Vec<SplitFact>,
+    pub held: Vec<LabelledFact>,
     /// Held out, `MaybeKnown` before.
-    pub maybe_known: Vec<SplitFact>,
+    pub maybe_known: Vec<LabelledFact>,
     /// Held out, `WeaklyKnown` before.
-    pub weakly_known: Vec<SplitFact>,
+    pub weakly_known: Vec<LabelledFact>,
     /// Held out like `held`, to steer by and not to report: no part of [`Splits::iter`].
-    pub watched: Vec<SplitFact>,
+    pub control: Vec<LabelledFact>,
     /// What was left out or taken from elsewhere, one line each.
     pub notes: Vec<String>,
 }
 
 /// Most facts of each split, for [`Splits::paper`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
+pub struct SplitSizes {
     /// `D_Known`.
     pub known: usize,
     /// `D_Unk`.
@@ -96,20 +96,20 @@ pub struct Sizes {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuditedFiles {
     /// The facts of `data.learn`.
-    pub learn: Vec<SplitFact>,
+    pub learn: Vec<LabelledFact>,
     /// Texts of `data.learn` that are no facts; they count where as many known facts as new rows are wanted.
     pub texts: usize,
     /// `data.keep`, where given.
-    pub keep: Option<Vec<SplitFact>>,
+    pub keep: Option<Vec<LabelledFact>>,
     /// `data.held`, where given.
-    pub held: Option<Vec<SplitFact>>,
+    pub held: Option<Vec<LabelledFact>>,
     /// Where facts come from that the user doesn't give: the built-in pack.
-    pub pool: Vec<SplitFact>,
+    pub pool: Vec<LabelledFact>,
 }
 
 impl Splits {
     /// The facts of `split`.
-    pub fn get(&self, split: Split) -> &[SplitFact] {
+    pub fn get(&self, split: Split) -> &[LabelledFact] {
         match split {
             Split::Known => &self.known,
             Split::Unknown => &self.unknown,
@@ -119,7 +119,7 @@ impl Splits {
         }
     }
 
-    fn get_mut(&mut self, split: Split) -> &mut Vec<SplitFact> {
+    fn get_mut(&mut self, split: Split) -> &mut Vec<LabelledFact> {
         match split {
             Split::Known => &mut self.known,
             Split::Unknown => &mut self.unknown,
@@ -130,12 +130,12 @@ impl Splits {
     }
 
     /// Adds a fact to `split`, behind those it has.
-    pub fn push(&mut self, split: Split, fact: SplitFact) {
+    pub fn push(&mut self, split: Split, fact: LabelledFact) {
         self.get_mut(split).push(fact);
     }
 
     /// Every fact with its split, split after split in the order of [`Split::ALL`].
-    pub fn iter(&self) -> impl Iterator<Item = (Split, &SplitFact)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Split, &LabelledFact)> {
         Split::ALL
             .into_iter()
             .flat_map(|split| self.get(split).iter().map(move |fact| (split, fact)))
@@ -159,10 +159,10 @@ impl Splits {
     }
 
     /// The share right in each split that has facts, given whether each fact of [`Splits::iter`] is.
-    pub fn shares(&self, right: &[bool]) -> PerSplit<f64> {
+    pub fn accuracy(&self, correct: &[bool]) -> PerSplit<f64> {
         let mut shares = PerSplit::default();
         for (split, range) in self.ranges() {
-            if let Some(share) = measure::share(&right[range]) {
+            if let Some(share) = measure::accuracy(&correct[range]) {
                 shares.set(split, share);
             }
         }
@@ -182,7 +182,7 @@ impl Splits {
     ///
     /// # Errors
     /// [`Error::Input`] when fewer than two subjects are held out.
-    pub fn watch_half(&mut self, seed: u64) -> Result<()> {
+    pub fn reserve_control(&mut self, seed: u64) -> Result<()> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut subjects = shuffled(self.held.iter().map(subject_key), &mut rng);
         if subjects.len() < 2 {
@@ -192,16 +192,16 @@ impl Splits {
             ));
         }
         subjects.truncate(subjects.len() / 2);
-        let watched: HashSet<String> = subjects.into_iter().collect();
-        let (watched, held) = std::mem::take(&mut self.held)
+        let control: HashSet<String> = subjects.into_iter().collect();
+        let (control, held) = std::mem::take(&mut self.held)
             .into_iter()
-            .partition(|fact| watched.contains(&subject_key(fact)));
-        (self.watched, self.held) = (watched, held);
-        if self.watched.len() < ENOUGH_WATCHED {
+            .partition(|fact| control.contains(&subject_key(fact)));
+        (self.control, self.held) = (control, held);
+        if self.control.len() < MIN_CONTROL_FACTS {
             self.notes.push(format!(
-                "the budget is steered by {} watched facts, one of which is {:.2} pp: {ENOUGH_WATCHED} are needed to hold to 1 pp",
-                self.watched.len(),
-                100.0 / self.watched.len() as f64
+                "the budget is steered by {} watched facts, one of which is {:.2} pp: {MIN_CONTROL_FACTS} are needed to hold to 1 pp",
+                self.control.len(),
+                100.0 / self.control.len() as f64
             ));
         }
         Ok(())
@@ -211,7 +211,7 @@ impl Splits {
     pub fn as_given(learn: Vec<Fact>, keep: Vec<Fact>, held: Vec<Fact>) -> Self {
         let unlabelled = |facts: Vec<Fact>| {
             let facts = facts.into_iter();
-            facts.map(|fact| SplitFact::new(fact, None)).collect()
+            facts.map(|fact| LabelledFact::new(fact, None)).collect()
         };
         Self {
             known: unlabelled(keep),
@@ -245,16 +245,16 @@ impl Splits {
             ("pack:world", Some(&mut pool)),
         ] {
             if let Some(facts) = facts {
-                notes.extend(drop_little_known_relations(facts, min_highly_known, name));
+                notes.extend(drop_poorly_known_relations(facts, min_highly_known, name));
             }
         }
 
-        let mut picker = Picker::new(seed);
-        let unknown = picker.all(learn, Split::Unknown);
+        let mut sampler = SplitSampler::new(seed);
+        let unknown = sampler.take_all(learn, Split::Unknown);
         match &held {
             // A subject that the user holds out is not trained by our choice.
-            Some(held) => picker.own(held, Split::Held),
-            None if keep.is_none() => picker.reserve_subjects(&pool, Split::Held, HELD_SHARE),
+            Some(held) => sampler.assign_subjects(held, Split::Held),
+            None if keep.is_none() => sampler.reserve_subjects(&pool, Split::Held, HELD_ONE_IN),
             None => {}
         }
         let known = if let Some(keep) = keep {
@@ -266,13 +266,13 @@ impl Splits {
                 keep.len(),
                 "not HighlyKnown",
             ));
-            picker.all(known, Split::Known)
+            sampler.take_all(known, Split::Known)
         } else {
-            let most = (unknown.len() + texts).min(MOST_KEPT);
-            let known = picker.pick(&pool, Label::HighlyKnown, Split::Known, most);
-            if known.len() < most {
+            let limit = (unknown.len() + texts).min(MAX_KNOWN);
+            let known = sampler.sample(&pool, Label::HighlyKnown, Split::Known, limit);
+            if known.len() < limit {
                 notes.push(format!(
-                    "pack:world: {} HighlyKnown facts were found to train on, fewer than the {most} that are wanted",
+                    "pack:world: {} HighlyKnown facts were found to train on, fewer than the {limit} that are wanted",
                     known.len()
                 ));
             }
@@ -288,7 +288,7 @@ impl Splits {
             Some(held) => splits.hold_out(&held),
             None => {
                 for (split, label) in HELD_LABELS {
-                    *splits.get_mut(split) = picker.pick(&pool, label, Split::Held, MOST_HELD);
+                    *splits.get_mut(split) = sampler.sample(&pool, label, Split::Held, MAX_HELD);
                 }
             }
         }
@@ -299,7 +299,7 @@ impl Splits {
     }
 
     /// Puts the user's held-out facts into three splits by their labels, without those that are trained.
-    fn hold_out(&mut self, held: &[SplitFact]) {
+    fn hold_out(&mut self, held: &[LabelledFact]) {
         let trained: HashSet<String> = self
             .known
             .iter()
@@ -327,9 +327,9 @@ impl Splits {
     /// # Errors
     /// [`Error::Input`] when there is nothing to train on.
     pub fn paper(
-        mut train: Vec<SplitFact>,
-        mut dev: Vec<SplitFact>,
-        sizes: Sizes,
+        mut train: Vec<LabelledFact>,
+        mut dev: Vec<LabelledFact>,
+        sizes: SplitSizes,
         min_highly_known: f64,
         seed: u64,
     ) -> Result<Self> {
@@ -337,23 +337,23 @@ impl Splits {
         for (name, facts) in [("train", &mut train), ("dev", &mut dev)] {
             splits
                 .notes
-                .extend(drop_little_known_relations(facts, min_highly_known, name));
+                .extend(drop_poorly_known_relations(facts, min_highly_known, name));
         }
-        let mut picker = Picker::new(seed);
+        let mut sampler = SplitSampler::new(seed);
         if dev.is_empty() {
-            picker.reserve_subjects(&train, Split::Held, HELD_SHARE);
+            sampler.reserve_subjects(&train, Split::Held, HELD_ONE_IN);
             dev.clone_from(&train);
         }
-        splits.unknown = picker.pick(&train, Label::Unknown, Split::Unknown, sizes.unknown);
-        splits.known = picker.pick(&train, Label::HighlyKnown, Split::Known, sizes.known);
+        splits.unknown = sampler.sample(&train, Label::Unknown, Split::Unknown, sizes.unknown);
+        splits.known = sampler.sample(&train, Label::HighlyKnown, Split::Known, sizes.known);
         if sizes.balanced {
             let size = splits.known.len().min(splits.unknown.len());
-            splits.known = picker.thin(&splits.known, size);
-            splits.unknown = picker.thin(&splits.unknown, size);
+            splits.known = sampler.subsample(&splits.known, size);
+            splits.unknown = sampler.subsample(&splits.unknown, size);
         }
-        let most = [sizes.held, sizes.maybe_known, sizes.weakly_known];
-        for ((split, label), most) in HELD_LABELS.into_iter().zip(most) {
-            *splits.get_mut(split) = picker.pick(&dev, label, Split::Held, most);
+        let limits = [sizes.held, sizes.maybe_known, sizes.weakly_known];
+        for ((split, label), most) in HELD_LABELS.into_iter().zip(limits) {
+            *splits.get_mut(split) = sampler.sample(&dev, label, Split::Held, most);
         }
         splits.require_training_rows()?;
         Ok(splits)
@@ -377,8 +377,8 @@ impl Splits {
     }
 }
 
-fn with_label(facts: &[SplitFact], label: Label) -> Vec<SplitFact> {
-    let has_label = |f: &&SplitFact| f.label == Some(label);
+fn with_label(facts: &[LabelledFact], label: Label) -> Vec<LabelledFact> {
+    let has_label = |f: &&LabelledFact| f.label == Some(label);
     facts.iter().filter(has_label).cloned().collect()
 }
 
@@ -386,7 +386,7 @@ fn left_out_note(name: &str, left_out: usize, of: usize, why: &str) -> Option<St
     (left_out > 0).then(|| format!("{name}: {left_out} of {of} facts are {why} and are left out"))
 }
 
-fn subject_key(fact: &SplitFact) -> String {
+fn subject_key(fact: &LabelledFact) -> String {
     fact.fact.subject.trim().to_lowercase()
 }
 
@@ -399,90 +399,100 @@ fn shuffled(subjects: impl Iterator<Item = String>, rng: &mut ChaCha8Rng) -> Vec
     subjects
 }
 
-fn question_key(fact: &SplitFact) -> String {
+fn question_key(fact: &LabelledFact) -> String {
     fact.fact.question.trim().to_lowercase()
 }
 
 /// Leaves out the relations of which less than `share` is `HighlyKnown`, and says so.
-fn drop_little_known_relations(facts: &mut Vec<SplitFact>, share: f64, name: &str) -> Vec<String> {
+fn drop_poorly_known_relations(
+    facts: &mut Vec<LabelledFact>,
+    min_fraction: f64,
+    name: &str,
+) -> Vec<String> {
     let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for f in facts.iter() {
         let (known, all) = counts.entry(f.fact.relation.clone()).or_default();
         *known += usize::from(f.label == Some(Label::HighlyKnown));
         *all += 1;
     }
-    counts.retain(|_, (known, all)| (*known as f64) < share * *all as f64);
+    counts.retain(|_, (known, all)| (*known as f64) < min_fraction * *all as f64);
     facts.retain(|f| !counts.contains_key(&f.fact.relation));
     counts
         .into_iter()
         .map(|(relation, (known, all))| {
             format!(
-                "{name}: {relation} is left out, {known} of its {all} facts are HighlyKnown, less than {share}"
+                "{name}: {relation} is left out, {known} of its {all} facts are HighlyKnown, less than {min_fraction}"
             )
         })
         .collect()
 }
 
 /// Draws facts such that no subject is in two splits.
-struct Picker {
+struct SplitSampler {
     rng: ChaCha8Rng,
     /// The split that each subject belongs to, once one of its facts is in a split.
-    owners: HashMap<String, Split>,
+    split_of_subject: HashMap<String, Split>,
 }
 
-impl Picker {
+impl SplitSampler {
     fn new(seed: u64) -> Self {
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
-            owners: HashMap::new(),
+            split_of_subject: HashMap::new(),
         }
     }
 
     /// Gives the facts' subjects to `split`, unless they have one.
-    fn own(&mut self, facts: &[SplitFact], split: Split) {
+    fn assign_subjects(&mut self, facts: &[LabelledFact], split: Split) {
         for fact in facts {
-            self.owners.entry(subject_key(fact)).or_insert(split);
+            self.split_of_subject
+                .entry(subject_key(fact))
+                .or_insert(split);
         }
     }
 
     /// All of `facts`, which the user has put into `split`.
-    fn all(&mut self, facts: Vec<SplitFact>, split: Split) -> Vec<SplitFact> {
-        self.own(&facts, split);
+    fn take_all(&mut self, facts: Vec<LabelledFact>, split: Split) -> Vec<LabelledFact> {
+        self.assign_subjects(&facts, split);
         facts
     }
 
     /// Gives one in `share` of the subjects that have no split yet to `split`.
-    fn reserve_subjects(&mut self, facts: &[SplitFact], split: Split, share: usize) {
+    fn reserve_subjects(&mut self, facts: &[LabelledFact], split: Split, one_in: usize) {
         let free = facts
             .iter()
             .map(subject_key)
-            .filter(|subject| !self.owners.contains_key(subject));
+            .filter(|subject| !self.split_of_subject.contains_key(subject));
         let mut subjects = shuffled(free, &mut self.rng);
-        subjects.truncate(subjects.len().div_ceil(share));
-        self.owners
+        subjects.truncate(subjects.len().div_ceil(one_in));
+        self.split_of_subject
             .extend(subjects.into_iter().map(|subject| (subject, split)));
     }
 
     /// At most `most` facts with this label, drawn at random among those whose subject is in no other split.
-    fn pick(
+    fn sample(
         &mut self,
-        from: &[SplitFact],
+        from: &[LabelledFact],
         label: Label,
         split: Split,
-        most: usize,
-    ) -> Vec<SplitFact> {
-        let free: Vec<SplitFact> = from
+        limit: usize,
+    ) -> Vec<LabelledFact> {
+        let free: Vec<LabelledFact> = from
             .iter()
             .filter(|f| f.label == Some(label))
-            .filter(|f| self.owners.get(&subject_key(f)).is_none_or(|s| *s == split))
+            .filter(|f| {
+                self.split_of_subject
+                    .get(&subject_key(f))
+                    .is_none_or(|s| *s == split)
+            })
             .cloned()
             .collect();
-        let picked = self.thin(&free, most);
-        self.all(picked, split)
+        let picked = self.subsample(&free, limit);
+        self.take_all(picked, split)
     }
 
     /// `size` of `facts` at random, in their order.
-    fn thin(&mut self, facts: &[SplitFact], size: usize) -> Vec<SplitFact> {
+    fn subsample(&mut self, facts: &[LabelledFact], size: usize) -> Vec<LabelledFact> {
         let mut chosen: Vec<usize> = (0..facts.len()).collect();
         chosen.shuffle(&mut self.rng);
         chosen.truncate(size);
@@ -495,20 +505,20 @@ impl Picker {
 mod tests {
     use super::*;
 
-    fn fact(subject: &str, relation: &str, label: Label) -> SplitFact {
-        SplitFact {
+    fn fact(subject: &str, relation: &str, label: Label) -> LabelledFact {
+        LabelledFact {
             fact: Fact {
                 relation: relation.into(),
                 question: format!("{relation} of {subject}?"),
-                ..Fact::in_test(subject, "Italy")
+                ..Fact::for_test(subject, "Italy")
             },
             label: Some(label),
-            few_shot: Some(0.5),
+            few_shot_accuracy: Some(0.5),
         }
     }
 
     /// `count` facts of each label, on subjects of their own.
-    fn pool(prefix: &str, relation: &str, count: usize) -> Vec<SplitFact> {
+    fn pool(prefix: &str, relation: &str, count: usize) -> Vec<LabelledFact> {
         [
             Label::HighlyKnown,
             Label::MaybeKnown,
@@ -522,7 +532,7 @@ mod tests {
         .collect()
     }
 
-    const SIZES: Sizes = Sizes {
+    const SIZES: SplitSizes = SplitSizes {
         known: 20,
         unknown: 30,
         held: 10,
@@ -569,7 +579,7 @@ mod tests {
 
     #[test]
     fn balanced_splits_are_cut_to_the_smaller() {
-        let sizes = Sizes {
+        let sizes = SplitSizes {
             balanced: true,
             ..SIZES
         };

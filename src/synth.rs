@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Tries for each name that is wanted, before a small pool is taken to be exhausted.
-const TRIES: usize = 50;
+const MAX_TRIES: usize = 50;
 
 /// Semantic keys: the tokens of real names, pooled by position and put together anew as `[first, last]` or
 /// `[first, middle, last]` (`Berg|amo` and `Pas|adena` make `Bergadena`).
@@ -29,17 +29,17 @@ pub struct SemanticKeys<'a> {
     first: Vec<u32>,
     middle: Vec<u32>,
     last: Vec<u32>,
-    taken: Taken,
+    used: UsedNames,
 }
 
 /// Names that are real or were made before, in any case: a hash of each, so that a million take little. Where two hashes
 /// agree a name is passed over that could have been taken.
 #[derive(Default)]
-struct Taken(HashSet<u64>);
+struct UsedNames(HashSet<u64>);
 
-impl Taken {
+impl UsedNames {
     /// Takes a name; whether it was free.
-    fn take(&mut self, name: &str) -> bool {
+    fn insert(&mut self, name: &str) -> bool {
         let mut hasher = DefaultHasher::new();
         name.to_lowercase().hash(&mut hasher);
         self.0.insert(hasher.finish())
@@ -60,10 +60,10 @@ impl<'a> SemanticKeys<'a> {
             first: Vec::new(),
             middle: Vec::new(),
             last: Vec::new(),
-            taken: Taken::default(),
+            used: UsedNames::default(),
         };
         for name in names {
-            keys.taken.take(name.trim());
+            keys.used.insert(name.trim());
             let tokens = tokenizer.encode_continuation(&format!(" {}", name.trim()))?;
             if let [first, middle @ .., last] = &tokens[..] {
                 keys.first.push(*first);
@@ -75,8 +75,8 @@ impl<'a> SemanticKeys<'a> {
     }
 
     /// A name that is neither real nor was made before; none once the pools hold no more that is soon found.
-    pub fn make(&mut self, rng: &mut impl Rng) -> Option<String> {
-        for _ in 0..TRIES {
+    pub fn generate(&mut self, rng: &mut impl Rng) -> Option<String> {
+        for _ in 0..MAX_TRIES {
             let (first, last) = (*self.first.choose(rng)?, *self.last.choose(rng)?);
             let middle = self.middle.choose(rng).filter(|_| rng.random());
             let tokens: Vec<u32> = [Some(first), middle.copied(), Some(last)]
@@ -88,7 +88,7 @@ impl<'a> SemanticKeys<'a> {
             let readable = |c: char| !c.is_control() && c != char::REPLACEMENT_CHARACTER;
             if name.chars().any(char::is_alphanumeric)
                 && name.chars().all(readable)
-                && self.taken.take(name)
+                && self.used.insert(name)
             {
                 return Some(name.to_owned());
             }
@@ -100,7 +100,7 @@ impl<'a> SemanticKeys<'a> {
 /// What a made-up name is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Names {
+pub enum NameKind {
     /// Those at hand: as they are. Of values alone: a made-up subject that is real would be none.
     Real,
     /// [`SemanticKeys`] of those at hand.
@@ -117,15 +117,15 @@ pub struct SyntheticFacts<'a> {
     relation: String,
     values: Vec<String>,
     /// Numbers of the values that are still to be dealt before each has come once more.
-    hand: Vec<usize>,
+    remaining: Vec<usize>,
     /// A question, before and after the subject.
     question: (String, String),
-    made: usize,
+    generated: usize,
 }
 
 enum Keys<'a> {
     Semantic(SemanticKeys<'a>),
-    Uuid(Taken),
+    Uuid(UsedNames),
 }
 
 impl<'a> SyntheticFacts<'a> {
@@ -153,16 +153,16 @@ impl<'a> SyntheticFacts<'a> {
     /// make the answers of; when the tokenizer refuses a name.
     pub fn new(
         facts: &[Fact],
-        (keys, values): (Names, Names),
+        (keys, values): (NameKind, NameKind),
         tokenizer: &'a TextTokenizer,
         seed: u64,
     ) -> Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let asked = facts.iter().find_map(|fact| {
+        let template = facts.iter().find_map(|fact| {
             let (before, after) = fact.question.split_once(fact.subject.trim())?;
             (!fact.subject.trim().is_empty()).then(|| (before.to_owned(), after.to_owned()))
         });
-        let question = asked.ok_or_else(|| {
+        let question = template.ok_or_else(|| {
             Error::input_hint(
                 "no question has its fact's subject in it, so that none can be asked about another",
                 "give facts whose `question` names the subject as it is written",
@@ -170,9 +170,9 @@ impl<'a> SyntheticFacts<'a> {
         })?;
         let subjects = facts.iter().map(|fact| &fact.subject[..]);
         let keys = match keys {
-            Names::Semantic => Keys::Semantic(SemanticKeys::new(subjects, tokenizer)?),
-            Names::Uuid => Keys::Uuid(Taken::default()),
-            Names::Real => {
+            NameKind::Semantic => Keys::Semantic(SemanticKeys::new(subjects, tokenizer)?),
+            NameKind::Uuid => Keys::Uuid(UsedNames::default()),
+            NameKind::Real => {
                 return Err(Error::input(
                     "the subjects of made-up facts cannot be real ones",
                 ));
@@ -180,10 +180,10 @@ impl<'a> SyntheticFacts<'a> {
         };
         let real: BTreeSet<String> = facts.iter().map(Fact::target).collect();
         let values = match values {
-            Names::Real => real.into_iter().collect(),
-            Names::Semantic => {
+            NameKind::Real => real.into_iter().collect(),
+            NameKind::Semantic => {
                 let mut names = SemanticKeys::new(real.iter().map(|o| &o[..]), tokenizer)?;
-                let made = std::iter::from_fn(|| names.make(&mut rng)).take(real.len());
+                let made = std::iter::from_fn(|| names.generate(&mut rng)).take(real.len());
                 let made: Vec<String> = made.collect();
                 if made.len() < real.len() {
                     return Err(Error::input_hint(
@@ -197,9 +197,9 @@ impl<'a> SyntheticFacts<'a> {
                 }
                 made
             }
-            Names::Uuid => {
-                let mut taken = Taken::default();
-                let one = || uuid("Val_", &mut rng, &mut taken);
+            NameKind::Uuid => {
+                let mut used = UsedNames::default();
+                let one = || uuid("Val_", &mut rng, &mut used);
                 std::iter::repeat_with(one).take(real.len()).collect()
             }
         };
@@ -208,19 +208,19 @@ impl<'a> SyntheticFacts<'a> {
             keys,
             relation: facts[0].relation.clone(),
             values,
-            hand: Vec::new(),
+            remaining: Vec::new(),
             question,
-            made: 0,
+            generated: 0,
         })
     }
 
-    fn value(&mut self) -> String {
-        if self.hand.is_empty() {
-            self.hand = (0..self.values.len()).collect();
-            self.hand.shuffle(&mut self.rng);
+    fn next_value(&mut self) -> String {
+        if self.remaining.is_empty() {
+            self.remaining = (0..self.values.len()).collect();
+            self.remaining.shuffle(&mut self.rng);
         }
         let next = self
-            .hand
+            .remaining
             .pop()
             .expect("there is a fact, and it has an answer");
         self.values[next].clone()
@@ -232,22 +232,22 @@ impl Iterator for SyntheticFacts<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let key = match &mut self.keys {
-            Keys::Semantic(keys) => keys.make(&mut self.rng),
-            Keys::Uuid(taken) => Some(uuid("Loc_", &mut self.rng, taken)),
+            Keys::Semantic(keys) => keys.generate(&mut self.rng),
+            Keys::Uuid(used) => Some(uuid("Loc_", &mut self.rng, used)),
         };
         let Some(subject) = key else {
             return Some(Err(Error::input_hint(
                 format!(
                     "after {} made-up names the tokens of those at hand soon make no other",
-                    self.made
+                    self.generated
                 ),
                 "give more facts to make names of, or ask for fewer",
             )));
         };
-        self.made += 1;
+        self.generated += 1;
         let (before, after) = &self.question;
         let question = format!("{before}{subject}{after}");
-        let object = self.value();
+        let object = self.next_value();
         Some(Ok(Fact {
             subject,
             relation: self.relation.clone(),
@@ -258,17 +258,17 @@ impl Iterator for SyntheticFacts<'_> {
             split: None,
             location: Location {
                 file: "made-up facts".into(),
-                line: self.made,
+                line: self.generated,
             },
         }))
     }
 }
 
 /// A random identifier that is not taken.
-fn uuid(prefix: &str, rng: &mut impl Rng, taken: &mut Taken) -> String {
+fn uuid(prefix: &str, rng: &mut impl Rng, used: &mut UsedNames) -> String {
     loop {
         let name = format!("{prefix}{:08x}", rng.random::<u32>());
-        if taken.take(&name) {
+        if used.insert(&name) {
             return name;
         }
     }
@@ -289,7 +289,7 @@ mod tests {
         let real = ["Italy", "Italia", "France", "Brazil", "Bergamo"];
         let mut keys = SemanticKeys::new(real, &tokenizer).expect("plain names");
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let made: Vec<String> = std::iter::from_fn(|| keys.make(&mut rng))
+        let made: Vec<String> = std::iter::from_fn(|| keys.generate(&mut rng))
             .take(20)
             .collect();
         assert_eq!(made.len(), 20);
@@ -311,7 +311,7 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let tokenizer = Model::load(path).expect("the golden model").tokenizer;
         let mut keys = SemanticKeys::new([], &tokenizer).expect("nothing to refuse");
-        assert_eq!(keys.make(&mut ChaCha8Rng::seed_from_u64(0)), None);
+        assert_eq!(keys.generate(&mut ChaCha8Rng::seed_from_u64(0)), None);
     }
 
     fn facts() -> Vec<Fact> {
@@ -324,18 +324,18 @@ mod tests {
         ];
         let fact = |(subject, object)| Fact {
             question: format!("Where is {subject}?"),
-            ..Fact::in_test(subject, object)
+            ..Fact::for_test(subject, object)
         };
         places.map(fact).to_vec()
     }
 
     #[test]
-    fn made_up_facts_are_new_distinct_balanced_and_the_same_again() {
+    fn synthetic_facts_are_new_distinct_balanced_and_reproducible() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let tokenizer = Model::load(path).expect("the golden model").tokenizer;
         let facts = facts();
-        for keys in [Names::Semantic, Names::Uuid] {
-            for values in [Names::Real, Names::Semantic, Names::Uuid] {
+        for keys in [NameKind::Semantic, NameKind::Uuid] {
+            for values in [NameKind::Real, NameKind::Semantic, NameKind::Uuid] {
                 let made = || -> Vec<Fact> {
                     let made = SyntheticFacts::new(&facts, (keys, values), &tokenizer, 3);
                     let made = made.expect("names enough").take(100);
@@ -360,20 +360,20 @@ mod tests {
                 // Two spellings of one country are one answer.
                 assert_eq!(counts, [33, 33, 34], "{keys:?} {values:?}");
                 let real = |row: &Fact| facts.iter().any(|f| f.target() == row.object);
-                assert_eq!(rows.iter().all(real), values == Names::Real);
+                assert_eq!(rows.iter().all(real), values == NameKind::Real);
             }
         }
     }
 
     #[test]
-    fn too_few_names_are_told() {
+    fn too_few_names_are_an_error() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let tokenizer = Model::load(path).expect("the golden model").tokenizer;
         let few = &facts()[..1];
-        let made = SyntheticFacts::new(few, (Names::Semantic, Names::Real), &tokenizer, 0);
+        let made = SyntheticFacts::new(few, (NameKind::Semantic, NameKind::Real), &tokenizer, 0);
         let made: Result<Vec<Fact>> = made.expect("a question").take(10_000).collect();
-        let told = made.expect_err("one name alone").to_string();
-        assert!(told.contains("made-up names"), "{told}");
-        assert!(SyntheticFacts::new(few, (Names::Real, Names::Real), &tokenizer, 0).is_err());
+        let message = made.expect_err("one name alone").to_string();
+        assert!(message.contains("made-up names"), "{message}");
+        assert!(SyntheticFacts::new(few, (NameKind::Real, NameKind::Real), &tokenizer, 0).is_err());
     }
 }

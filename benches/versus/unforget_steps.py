@@ -36,17 +36,17 @@ def tune(args, folder, learn, held, method):
     """The rows of `metrics.jsonl` of one epoch on `learn`, beside which `held` is asked."""
     out = folder / method
     settings = {
-        "data.audit": "false", "measure.paraphrase": "false", "method.snapshot_epoch": 0,
-        "train.epochs": 1, "train.batch_size": args.batch_size, "train.lr": 1e-12,
+        "data.audit": "false", "measure.paraphrase": "false", "method.snapshot_epochs": 0,
+        "train.num_epochs": 1, "train.batch_size": args.batch_size, "train.learning_rate": 1e-12,
     }
     if method == "self-distill":
         settings["method.teacher"] = args.teacher
     if args.teacher == "topk":
-        settings["method.tokens"] = "{top=76}"
+        settings["method.vocab_subset"] = "{top=76}"
     if args.thrifty:
-        settings |= {"train.clip": 0, "train.fused": "true", "train.recompute": "true"}
+        settings |= {"train.max_grad_norm": 0, "train.optimizer_in_backward": "true", "train.gradient_checkpointing": "true"}
     if args.chat_tokens:
-        settings |= {"train.max_tokens": args.chat_tokens, "train.truncate": "true"}
+        settings |= {"train.max_length": args.chat_tokens, "train.truncate": "true"}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     asked = ["--held", held] if held else []
     unforget(folder, "tune", args.model, "--learn", learn, *asked, "--out", out, "--method", method,

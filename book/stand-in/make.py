@@ -4,7 +4,7 @@
     pip install numpy
     python book/stand-in/make.py /tmp/stand-in
     unforget tune /tmp/stand-in/model --learn /tmp/stand-in/teach.jsonl --out /tmp/stand-in/run --method sft \
-        --set train.lr=3e-4 --set train.schedule=linear --set train.epochs=4 --set train.batch_size=32 --set data.audit=false
+        --set train.learning_rate=3e-4 --set train.lr_scheduler=linear --set train.num_epochs=4 --set train.batch_size=32 --set data.audit=false
     cp /tmp/stand-in/run/model/* book/stand-in/model/
 
 It is a llama of two layers and 100,000 weights with a tokenizer of its own, taught the facts of examples/keep.tsv and

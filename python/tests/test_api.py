@@ -90,7 +90,7 @@ def test_a_gate_says_whether_it_holds(forgets: unforget.Run, knows: unforget.Run
 
 
 def _fresh(knows: unforget.Run, tmp_path: Path) -> unforget.Run:
-    settings = {**FAST, "train.epochs": 1, "train.lr": 1e-9}
+    settings = {**FAST, "train.num_epochs": 1, "train.learning_rate": 1e-9}
     learn, out = rows(NEW), tmp_path / "fresh"
     return unforget.tune(knows, learn=learn, held=rows(OLD), out=out, method="sft", set=settings, threads=1, quiet=True)
 
@@ -210,7 +210,7 @@ def test_progress_is_passed_on_unless_quiet(
 ) -> None:
     unforget.audit(knows, rows(OLD), runs=1, shots=0, threads=1)
     assert "audit 4/4" in capsys.readouterr().err
-    settings = {**FAST, "train.epochs": 1}
+    settings = {**FAST, "train.num_epochs": 1}
     unforget.tune(LLAMA, learn=rows(NEW), out=tmp_path / "q", method="sft", set=settings, threads=1, quiet=True)
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""

@@ -15,7 +15,7 @@ from conftest import LLAMA, NEW, OLD, ROOT, rows
 
 import unforget
 
-ENDLESS = {"data.audit": False, "train.epochs": 1_000_000}
+ENDLESS = {"data.audit": False, "train.num_epochs": 1_000_000}
 
 
 def test_wrong_input_is_a_usage_error_with_the_programs_words(
@@ -65,7 +65,7 @@ def test_over_budget_has_the_run(knows: unforget.Run, tmp_path: Path) -> None:
             out=tmp_path / "run",
             method="sft",
             budget=0,
-            set={"data.audit": False, "train.lr": 0.02, "train.epochs": 10},
+            set={"data.audit": False, "train.learning_rate": 0.02, "train.num_epochs": 10},
             quiet=True,
         )
     run = caught.value.run

@@ -101,7 +101,7 @@ def tune(
     """Teach a model new facts, measure what it forgot, and write the run directory `out`.
 
     `model` may also be a config (`experiment.toml`). `set` has any key of the config:
-    `set={"train.epochs": 8, "method.decoys": {}}`. Rows that are no file are written beside the run
+    `set={"train.num_epochs": 8, "method.decoys": {}}`. Rows that are no file are written beside the run
     (`OUT.learn.jsonl`), where `resume` finds them again.
 
     Raises `OverBudget` where more than `budget` percentage points were forgotten (the model was saved; the error has

@@ -25,7 +25,7 @@ pub fn key(
     let mut hash = Sha256::new();
     let row = |f: &Fact| {
         let texts = (&f.relation, &f.subject, &f.question, &f.object);
-        serde_json::to_vec(&(texts, f.accepted())).expect("plain data is JSON")
+        serde_json::to_vec(&(texts, f.accepted_answers())).expect("plain data is JSON")
     };
     hash.update(format!("{VERSION} {}\n", model.checksum));
     hash.update(bytemuck::cast_slice::<f32, u8>(&model.params.data));
@@ -41,7 +41,7 @@ pub fn key(
 ///
 /// # Errors
 /// When there is no place for a cache.
-pub fn place(key: &str) -> Result<PathBuf> {
+pub fn path(key: &str) -> Result<PathBuf> {
     Ok(cache_dir()?.join("audits").join(&key[..32]))
 }
 
@@ -53,7 +53,7 @@ mod tests {
     fn a_trained_weight_another_fact_or_setting_is_another_audit() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let mut model = Model::load(path).expect("the golden model is there");
-        let fact = Fact::in_test("Rome", "Italy");
+        let fact = Fact::for_test("Rome", "Italy");
         let facts = [fact];
         let settings = AuditSettings::default();
         let first = key(&model, &facts, None, &settings);

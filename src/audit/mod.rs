@@ -10,39 +10,38 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result,
+    Error, Result, distributed,
     engine::Engine,
-    facts::{Fact, Judge, Match},
+    facts::{AnswerScorer, Fact, MatchRule},
     generate::Generator,
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
-    ranks,
 };
 
+mod analytic;
+mod answer_trie;
 mod cache;
-mod exact;
+pub(crate) mod few_shot;
 mod files;
-mod forms;
-pub(crate) mod prompts;
-pub(crate) mod questions;
+pub(crate) mod queries;
 mod sampled;
 
-pub use exact::Answer;
-pub use prompts::FewShot;
+pub use analytic::AuditAnswer;
+pub use few_shot::FewShotPrompt;
 
-use exact::{Asked, Examiner};
-use forms::{Forms, LineEnds};
-use questions::Questions;
+use analytic::{Query, QueryRunner};
+use answer_trie::{AnswerTrie, StopTokens};
+use queries::TokenizedQueries;
 
 /// More facts than these are sampled.
-const MOST_FACTS: usize = 20_000;
+const MAX_FACTS: usize = 20_000;
 
 /// Tokens of a greedy answer beyond the longest accepted form: the end of the line, and a form's other spellings.
-const SLACK_TOKENS: usize = 4;
+const EXTRA_TOKENS: usize = 4;
 
 /// Tokens of a greedy answer of which a part may be right.
-const VERBOSE_TOKENS: usize = 32;
+const EXTRA_TOKENS_CONTAINS: usize = 32;
 
 /// How well a model knows a fact (Gekhman et al. 2024; section 2.1 of the paper).
 #[derive(
@@ -79,12 +78,12 @@ impl Label {
     }
 
     /// The label of a fact whose greedy answers were right as `greedy_right` says, a sample being right `sometimes`.
-    pub fn new(greedy_right: &[bool], sometimes: bool) -> Self {
-        if greedy_right.iter().all(|right| *right) {
+    pub fn new(greedy_correct: &[bool], sample_correct: bool) -> Self {
+        if greedy_correct.iter().all(|right| *right) {
             Self::HighlyKnown
-        } else if greedy_right.contains(&true) {
+        } else if greedy_correct.contains(&true) {
             Self::MaybeKnown
-        } else if sometimes {
+        } else if sample_correct {
             Self::WeaklyKnown
         } else {
             Self::Unknown
@@ -96,7 +95,7 @@ impl Label {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuditSettings {
     /// Few-shot prompts of each relation.
-    pub runs: usize,
+    pub num_prompts: usize,
     /// Exemplars in each.
     pub shots: usize,
     /// Samples under each prompt, drawn or reckoned with.
@@ -106,30 +105,30 @@ pub struct AuditSettings {
     /// Tokens that a sample chooses from; 0 is the whole vocabulary.
     pub top_k: usize,
     /// Draw the samples, as the paper did, instead of computing the probability that one is right.
-    pub sampled: bool,
+    pub sample: bool,
     /// Write wrong greedy answers out to the end of their line, instead of stopping once they are surely wrong.
-    pub whole_answers: bool,
+    pub full_answers: bool,
     /// Seed of the exemplars and of the samples.
     pub seed: u64,
     /// How a question is put.
     pub template: PromptTemplate,
     /// When an answer is right.
-    pub rule: Match,
+    pub match_rule: MatchRule,
 }
 
 impl Default for AuditSettings {
     fn default() -> Self {
         Self {
-            runs: 20,
+            num_prompts: 20,
             shots: 3,
             samples: 16,
             temperature: 0.5,
             top_k: 40,
-            sampled: false,
-            whole_answers: false,
+            sample: false,
+            full_answers: false,
             seed: 0,
             template: PromptTemplate::default(),
-            rule: Match::Exact,
+            match_rule: MatchRule::Exact,
         }
     }
 }
@@ -140,7 +139,7 @@ impl AuditSettings {
     /// # Errors
     /// [`Error::Input`] naming the setting that does not.
     pub fn validate(&self) -> Result<()> {
-        if self.runs == 0 || self.samples == 0 {
+        if self.num_prompts == 0 || self.samples == 0 {
             return Err(Error::input_hint(
                 "an audit needs at least one prompt and one sample",
                 "set `runs` and `samples` to 1 or more; the paper has 20 and 16",
@@ -161,7 +160,7 @@ impl AuditSettings {
 
 /// What an audit found out about one fact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Audited {
+pub struct AuditedFact {
     /// Relation.
     pub relation: String,
     /// Subject.
@@ -173,7 +172,7 @@ pub struct Audited {
     /// Its label.
     pub label: Label,
     /// Under each prompt: whether the greedy answer is right.
-    pub greedy_right: Vec<bool>,
+    pub greedy_correct: Vec<bool>,
     /// Probability that a sample is right, mean over the prompts: the share of right ones where samples were drawn, else
     /// a lower bound, the sum over the accepted forms.
     pub p_sampled: f64,
@@ -183,15 +182,15 @@ pub struct Audited {
 
 /// What an audit found out.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Audit {
+pub struct AuditResult {
     /// What the user called the model.
     pub model: String,
     /// How it was asked.
     pub settings: AuditSettings,
     /// A row a fact, in the order of the facts.
-    pub facts: Vec<Audited>,
+    pub facts: Vec<AuditedFact>,
     /// The few-shot prompts, relation by relation.
-    pub prompts: Vec<FewShot>,
+    pub prompts: Vec<FewShotPrompt>,
     /// What the user should know about it.
     pub notes: Vec<String>,
     /// Seconds that it took.
@@ -201,7 +200,7 @@ pub struct Audit {
 /// Share of each label among some facts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Shares {
+pub struct LabelFractions {
     /// Number of facts.
     #[serde(rename = "facts")]
     pub facts: usize,
@@ -215,43 +214,43 @@ pub struct Shares {
     pub unknown: f64,
 }
 
-impl Shares {
-    fn of<'a>(facts: impl Iterator<Item = &'a Audited>) -> Self {
+impl LabelFractions {
+    fn new<'a>(facts: impl Iterator<Item = &'a AuditedFact>) -> Self {
         let labels: Vec<Label> = facts.map(|f| f.label).collect();
-        let share = |label| {
+        let fraction = |label| {
             let n = labels.iter().filter(|l| **l == label).count();
             n as f64 / labels.len().max(1) as f64
         };
         Self {
             facts: labels.len(),
-            highly_known: share(Label::HighlyKnown),
-            maybe_known: share(Label::MaybeKnown),
-            weakly_known: share(Label::WeaklyKnown),
-            unknown: share(Label::Unknown),
+            highly_known: fraction(Label::HighlyKnown),
+            maybe_known: fraction(Label::MaybeKnown),
+            weakly_known: fraction(Label::WeaklyKnown),
+            unknown: fraction(Label::Unknown),
         }
     }
 }
 
-impl Audit {
+impl AuditResult {
     /// Shares of the labels in each relation.
-    pub fn by_relation(&self) -> BTreeMap<&str, Shares> {
-        let mut relations: BTreeMap<&str, Vec<&Audited>> = BTreeMap::new();
+    pub fn by_relation(&self) -> BTreeMap<&str, LabelFractions> {
+        let mut relations: BTreeMap<&str, Vec<&AuditedFact>> = BTreeMap::new();
         for fact in &self.facts {
             relations.entry(&fact.relation).or_default().push(fact);
         }
         relations
             .into_iter()
-            .map(|(relation, facts)| (relation, Shares::of(facts.into_iter())))
+            .map(|(relation, facts)| (relation, LabelFractions::new(facts.into_iter())))
             .collect()
     }
 
     /// Shares of the labels in all.
-    pub fn overall(&self) -> Shares {
-        Shares::of(self.facts.iter())
+    pub fn overall(&self) -> LabelFractions {
+        LabelFractions::new(self.facts.iter())
     }
 
     /// The audited facts by relation and question.
-    pub fn by_question(&self) -> HashMap<(&str, &str), &Audited> {
+    pub fn by_question(&self) -> HashMap<(&str, &str), &AuditedFact> {
         self.facts
             .iter()
             .map(|f| ((&f.relation[..], &f.question[..]), f))
@@ -262,7 +261,7 @@ impl Audit {
 /// Audits `facts`, or takes the audit from the cache if the same was asked before.
 ///
 /// The few-shot prompts of a relation are drawn from the `exemplars` of that relation where there are any, else from the
-/// facts themselves. The question itself is never an exemplar: see [`FewShot::before`]. More than 20,000 facts are
+/// facts themselves. The question itself is never an exemplar: see [`FewShotPrompt::prefix_for`]. More than 20,000 facts are
 /// sampled, which a note tells.
 ///
 /// Without `sampled` no sample is drawn: a fact whose greedy answer is never right is `WeaklyKnown` where a right one among
@@ -279,24 +278,24 @@ pub fn audit(
     exemplars: Option<&[Fact]>,
     settings: &AuditSettings,
     progress: &Progress,
-) -> Result<Audit> {
+) -> Result<AuditResult> {
     settings.validate()?;
-    let place = cache::place(&cache::key(model, facts, exemplars, settings));
-    let kept = place
+    let cache_path = cache::path(&cache::key(model, facts, exemplars, settings));
+    let cached = cache_path
         .as_ref()
         .ok()
-        .and_then(|place| Audit::read(place).ok());
+        .and_then(|path| AuditResult::read(path).ok());
     // One process alone that had to ask would wait for the others.
-    let all_have = !ranks::any(kept.is_none());
-    if let (Ok(place), Some(audit), true) = (&place, kept, all_have) {
+    let all_cached = !distributed::any(cached.is_none());
+    if let (Ok(place), Some(audit), true) = (&cache_path, cached, all_cached) {
         progress.note(format!(
             "the same audit was made before and is taken from {}",
             place.display()
         ));
         return Ok(audit);
     }
-    let audit = ask(model, engine, facts, exemplars, settings, progress)?;
-    if let Err(reason) = place.and_then(|place| audit.write(&place)) {
+    let audit = audit_uncached(model, engine, facts, exemplars, settings, progress)?;
+    if let Err(reason) = cache_path.and_then(|place| audit.write(&place)) {
         progress.note(format!(
             "the audit could not be kept for the next time: {reason}"
         ));
@@ -329,25 +328,25 @@ pub fn audit(
 ///
 /// # Errors
 /// As [`audit`].
-pub fn ask(
+pub fn audit_uncached(
     model: &Model,
     engine: &mut Engine,
     facts: &[Fact],
     exemplars: Option<&[Fact]>,
     settings: &AuditSettings,
     progress: &Progress,
-) -> Result<Audit> {
+) -> Result<AuditResult> {
     settings.validate()?;
     let started = std::time::Instant::now();
     let mut notes = Vec::new();
-    let facts: Vec<&Fact> = if facts.len() > MOST_FACTS {
+    let facts: Vec<&Fact> = if facts.len() > MAX_FACTS {
         notes.push(format!(
-            "{MOST_FACTS} of {} facts are audited: a sample with seed {}",
+            "{MAX_FACTS} of {} facts are audited: a sample with seed {}",
             facts.len(),
             settings.seed
         ));
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-        let mut chosen = index::sample(&mut rng, facts.len(), MOST_FACTS).into_vec();
+        let mut chosen = index::sample(&mut rng, facts.len(), MAX_FACTS).into_vec();
         chosen.sort_unstable();
         chosen.into_iter().map(|i| &facts[i]).collect()
     } else {
@@ -358,23 +357,23 @@ pub fn ask(
     for note in &notes {
         progress.note(note);
     }
-    let plan = Plan::new(model, &facts, &prompts, settings)?;
-    let bar = progress.bar(plan.questions.asked.len() as u64, "audit");
-    let finished = |n: usize| bar.inc(n as u64);
-    let answers = plan.ask(model, engine, settings, &finished)?;
+    let plan = AuditPlan::new(model, &facts, &prompts, settings)?;
+    let bar = progress.bar(plan.questions.queries.len() as u64, "audit");
+    let on_progress = |n: usize| bar.inc(n as u64);
+    let answers = plan.answers(model, engine, settings, &on_progress)?;
     drop(bar);
 
-    let mut by_fact: Vec<Vec<Answer>> = vec![Vec::new(); facts.len()];
-    for (asked, answer) in plan.questions.asked.iter().zip(answers) {
+    let mut by_fact: Vec<Vec<AuditAnswer>> = vec![Vec::new(); facts.len()];
+    for (asked, answer) in plan.questions.queries.iter().zip(answers) {
         by_fact[asked.fact].push(answer);
     }
-    Ok(Audit {
+    Ok(AuditResult {
         model: model.name.clone(),
         settings: settings.clone(),
         facts: facts
             .iter()
             .zip(by_fact)
-            .map(|(fact, answers)| conclude(fact, answers, settings))
+            .map(|(fact, answers)| label_fact(fact, answers, settings))
             .collect(),
         prompts,
         notes,
@@ -383,25 +382,25 @@ pub fn ask(
 }
 
 /// The label that follows from the answers under every prompt.
-fn conclude(fact: &Fact, answers: Vec<Answer>, settings: &AuditSettings) -> Audited {
-    let greedy_right: Vec<bool> = answers.iter().map(|a| a.greedy_right).collect();
-    let sometimes = if settings.sampled {
+fn label_fact(fact: &Fact, answers: Vec<AuditAnswer>, settings: &AuditSettings) -> AuditedFact {
+    let greedy_correct: Vec<bool> = answers.iter().map(|a| a.greedy_correct).collect();
+    let sample_correct = if settings.sample {
         answers.iter().any(|a| a.p_sampled > 0.0)
     } else {
         let samples = settings.samples as i32;
-        let p_never: f64 = answers
+        let p_none_correct: f64 = answers
             .iter()
             .map(|a| (1.0 - a.p_sampled).max(0.0).powi(samples))
             .product();
-        1.0 - p_never >= 0.5
+        1.0 - p_none_correct >= 0.5
     };
-    Audited {
+    AuditedFact {
         relation: fact.relation.clone(),
         subject: fact.subject.clone(),
         question: fact.question.clone(),
         object: fact.object.clone(),
-        label: Label::new(&greedy_right, sometimes),
-        greedy_right,
+        label: Label::new(&greedy_correct, sample_correct),
+        greedy_correct,
         p_sampled: answers.iter().map(|a| a.p_sampled).sum::<f64>() / answers.len().max(1) as f64,
         answers: answers.into_iter().map(|a| a.greedy).collect(),
     }
@@ -413,21 +412,25 @@ fn draw_prompts(
     exemplars: Option<&[Fact]>,
     settings: &AuditSettings,
     notes: &mut Vec<String>,
-) -> Vec<FewShot> {
+) -> Vec<FewShotPrompt> {
     let mut prompts = Vec::new();
-    for (relation, members) in prompts::by_relation(facts) {
-        let apart: Vec<&Fact> = exemplars
+    for (relation, members) in few_shot::by_relation(facts) {
+        let relation_exemplars: Vec<&Fact> = exemplars
             .into_iter()
             .flatten()
             .filter(|f| f.relation == relation)
             .collect();
-        let pool = if apart.is_empty() { &members } else { &apart };
-        if exemplars.is_some() && apart.is_empty() {
+        let pool = if relation_exemplars.is_empty() {
+            &members
+        } else {
+            &relation_exemplars
+        };
+        if exemplars.is_some() && relation_exemplars.is_empty() {
             notes.push(format!("the exemplars have no {relation}: its few-shot prompts are drawn from the facts themselves"));
         }
         let questions: Vec<&str> = members.iter().map(|f| &f.question[..]).collect();
-        let counts = (settings.runs, settings.shots);
-        let (drawn, note) = prompts::draw(
+        let counts = (settings.num_prompts, settings.shots);
+        let (drawn, note) = few_shot::draw(
             relation,
             &questions,
             pool,
@@ -442,82 +445,90 @@ fn draw_prompts(
 }
 
 /// Everything that is asked, and what is right.
-struct Plan {
-    questions: Questions,
-    judges: Vec<Judge>,
-    forms: Vec<Forms>,
+struct AuditPlan {
+    questions: TokenizedQueries,
+    scorers: Vec<AnswerScorer>,
+    tries: Vec<AnswerTrie>,
     /// Which of the forms are a fact's.
-    forms_of: Vec<usize>,
-    ends: LineEnds,
+    trie_of_fact: Vec<usize>,
+    stop_tokens: StopTokens,
 }
 
-impl Plan {
+impl AuditPlan {
     fn new(
         model: &Model,
         facts: &[&Fact],
-        prompts: &[FewShot],
+        prompts: &[FewShotPrompt],
         settings: &AuditSettings,
     ) -> Result<Self> {
         let tokenizer = &model.tokenizer;
-        let ends = LineEnds::new(tokenizer, model.config.vocab_size);
-        let (mut forms, mut forms_of) = (Vec::new(), Vec::with_capacity(facts.len()));
-        let mut known_forms: HashMap<Vec<String>, usize> = HashMap::new();
+        let stop_tokens = StopTokens::new(tokenizer, model.config.vocab_size);
+        let (mut tries, mut trie_of_fact) = (Vec::new(), Vec::with_capacity(facts.len()));
+        let mut trie_by_answers: HashMap<Vec<String>, usize> = HashMap::new();
         for fact in facts {
-            let accepted = fact.accepted();
-            forms_of.push(if let Some(index) = known_forms.get(&accepted) {
+            let accepted = fact.accepted_answers();
+            trie_of_fact.push(if let Some(index) = trie_by_answers.get(&accepted) {
                 *index
             } else {
-                forms.push(Forms::new(&accepted, &settings.template, tokenizer, &ends)?);
-                known_forms.insert(accepted, forms.len() - 1);
-                forms.len() - 1
+                tries.push(AnswerTrie::new(
+                    &accepted,
+                    &settings.template,
+                    tokenizer,
+                    &stop_tokens,
+                )?);
+                trie_by_answers.insert(accepted, tries.len() - 1);
+                tries.len() - 1
             });
         }
         Ok(Self {
-            questions: Questions::new(tokenizer, facts, prompts, &settings.template)?,
-            judges: facts.iter().map(|f| f.judge(settings.rule)).collect(),
-            forms,
-            forms_of,
-            ends,
+            questions: TokenizedQueries::new(tokenizer, facts, prompts, &settings.template)?,
+            scorers: facts
+                .iter()
+                .map(|f| f.scorer(settings.match_rule))
+                .collect(),
+            tries,
+            trie_of_fact,
+            stop_tokens,
         })
     }
 
     /// The answer to every pair.
-    fn ask(
+    fn answers(
         &self,
         model: &Model,
         engine: &mut Engine,
         settings: &AuditSettings,
-        finished: &(dyn Fn(usize) + Sync),
-    ) -> Result<Vec<Answer>> {
-        let longest = self.forms.iter().map(Forms::depth).max().unwrap_or(0);
-        let max_new_tokens = match settings.rule {
-            Match::Exact => longest + SLACK_TOKENS,
-            Match::Contains => longest + VERBOSE_TOKENS,
+        on_progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<AuditAnswer>> {
+        let longest = self.tries.iter().map(AnswerTrie::depth).max().unwrap_or(0);
+        let max_new_tokens = match settings.match_rule {
+            MatchRule::Exact => longest + EXTRA_TOKENS,
+            MatchRule::Contains => longest + EXTRA_TOKENS_CONTAINS,
         };
-        let mut examiner = Examiner {
+        let mut runner = QueryRunner {
             generator: Generator::new(engine, model),
-            ends: &self.ends,
+            stop_tokens: &self.stop_tokens,
             settings,
             max_new_tokens,
         };
-        self.questions.check(&examiner.generator, max_new_tokens)?;
-        let all = &self.questions.asked;
-        let asked: Vec<Asked<'_>> = all[ranks::share(all.len())]
+        self.questions.check(&runner.generator, max_new_tokens)?;
+        let all = &self.questions.queries;
+        let queries: Vec<Query<'_>> = all[distributed::shard_range(all.len())]
             .iter()
-            .map(|pair| Asked {
+            .map(|pair| Query {
                 prefix: pair.prefix,
-                question: &self.questions.rests[pair.fact],
-                forms: &self.forms[self.forms_of[pair.fact]],
-                judge: &self.judges[pair.fact],
+                question: &self.questions.suffixes[pair.fact],
+                trie: &self.tries[self.trie_of_fact[pair.fact]],
+                scorer: &self.scorers[pair.fact],
             })
             .collect();
         let prefixes = &self.questions.prefixes;
-        let own = if settings.sampled {
-            examiner.ask_by_sampling(prefixes, &asked, finished)?
+        let local_answers = if settings.sample {
+            runner.answer_by_sampling(prefixes, &queries, on_progress)?
         } else {
-            examiner.ask(prefixes, &asked, finished)
+            runner.answer_analytically(prefixes, &queries, on_progress)
         };
-        Ok(ranks::join(own))
+        Ok(distributed::all_gather(local_answers))
     }
 }
 
@@ -540,17 +551,17 @@ mod tests {
 
     #[test]
     fn a_fact_is_weakly_known_where_a_right_sample_is_likelier_than_not() {
-        let fact = Fact::in_test("Rome", "Italy");
+        let fact = Fact::for_test("Rome", "Italy");
         let settings = AuditSettings {
             samples: 2,
             ..AuditSettings::default()
         };
         let label = |p: [f64; 2]| {
-            let answers = p.map(|p_sampled| Answer {
+            let answers = p.map(|p_sampled| AuditAnswer {
                 p_sampled,
-                ..Answer::default()
+                ..AuditAnswer::default()
             });
-            conclude(&fact, answers.into(), &settings).label
+            label_fact(&fact, answers.into(), &settings).label
         };
         // 1 - (0.8 x 0.9)^2 = 0.48 and 1 - (0.8 x 0.8)^2 = 0.59.
         assert_eq!(label([0.2, 0.1]), Label::Unknown);

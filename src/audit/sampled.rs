@@ -1,62 +1,65 @@
 //! `SLiCK` as the paper did it: greedy answers and samples are generated.
 
-use super::exact::{Answer, Asked, Examiner, written};
+use super::analytic::{AuditAnswer, Query, QueryRunner, first_line_text};
 use crate::{
     Result,
-    facts::{Judge, Verdict},
-    generate::{Generated, Request, Sampling},
+    facts::{AnswerScorer, AnswerVerdict},
+    generate::{Generated, Request, SamplingParams},
 };
 
-impl Examiner<'_, '_> {
-    /// Asks every question as [`Self::ask`] does, but generates the greedy answer and draws the samples;
-    /// [`Answer::p_sampled`] is the share of right ones.
+impl QueryRunner<'_, '_> {
+    /// Asks every question as [`Self::answers`] does, but generates the greedy answer and draws the samples;
+    /// [`AuditAnswer::p_sampled`] is the share of right ones.
     ///
     /// # Errors
-    /// As [`crate::generate::Generator::generate`].
-    pub fn ask_by_sampling(
+    /// As [`crate::add_generation_prompt::Generator::add_generation_prompt`].
+    pub fn answer_by_sampling(
         &mut self,
         prefixes: &[Vec<u32>],
-        asked: &[Asked<'_>],
-        finished: &(dyn Fn(usize) + Sync),
-    ) -> Result<Vec<Answer>> {
-        let mut answers = Vec::with_capacity(asked.len());
-        for part in asked.chunk_by(|a, b| a.prefix == b.prefix) {
-            let judges: Vec<&Judge> = part.iter().map(|a| a.judge).collect();
-            let prompts: Vec<Vec<u32>> = part.iter().map(|a| a.question.to_vec()).collect();
-            let prefix = &prefixes[part[0].prefix];
+        queries: &[Query<'_>],
+        on_progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<AuditAnswer>> {
+        let mut answers = Vec::with_capacity(queries.len());
+        for group in queries.chunk_by(|a, b| a.prefix == b.prefix) {
+            let scorers: Vec<&AnswerScorer> = group.iter().map(|a| a.scorer).collect();
+            let prompts: Vec<Vec<u32>> = group.iter().map(|a| a.question.to_vec()).collect();
+            let prefix = &prefixes[group[0].prefix];
             let greedy = Request::greedy(prefix, &prompts, self.max_new_tokens);
-            let sampling = Sampling {
+            let sampling = SamplingParams {
                 temperature: self.settings.temperature,
                 top_k: self.settings.top_k,
                 // Each prefix draws from streams of its own.
-                seed: self.settings.seed ^ ((part[0].prefix as u64 + 1) << 32),
+                seed: self.settings.seed ^ ((group[0].prefix as u64 + 1) << 32),
             };
             let sampled = Request {
                 sampling,
                 samples: self.settings.samples,
                 ..greedy
             };
-            let whole = self.settings.whole_answers;
+            let full_answers = self.settings.full_answers;
             let first = self.generator.generate(
                 &greedy,
-                |row, text| text.contains('\n') || (!whole && is_lost(judges[row], text)),
+                |row, text| text.contains('\n') || (!full_answers && is_wrong(scorers[row], text)),
                 &|_| {},
             )?;
             let samples = self.generator.generate(
                 &sampled,
-                |row, text| text.contains('\n') || is_lost(judges[row], text),
-                finished,
+                |row, text| text.contains('\n') || is_wrong(scorers[row], text),
+                on_progress,
             )?;
-            for ((judge, greedy), samples) in judges.iter().zip(&first).zip(&samples) {
+            for ((judge, greedy), samples) in scorers.iter().zip(&first).zip(&samples) {
                 let greedy = &greedy[0];
-                let is_right = |s: &&Generated| judge.is_right(&s.text);
-                answers.push(Answer {
-                    greedy_right: judge.is_right(&greedy.text),
-                    greedy: written(
+                let is_correct = |s: &&Generated| judge.is_correct(&s.text);
+                answers.push(AuditAnswer {
+                    greedy_correct: judge.is_correct(&greedy.text),
+                    greedy: first_line_text(
                         &greedy.text,
-                        greedy.tokens.last().is_some_and(|t| self.ends.contains(*t)),
+                        greedy
+                            .tokens
+                            .last()
+                            .is_some_and(|t| self.stop_tokens.contains(*t)),
                     ),
-                    p_sampled: samples.iter().filter(is_right).count() as f64
+                    p_sampled: samples.iter().filter(is_correct).count() as f64
                         / samples.len().max(1) as f64,
                 });
             }
@@ -65,6 +68,6 @@ impl Examiner<'_, '_> {
     }
 }
 
-fn is_lost(judge: &Judge, text: &str) -> bool {
-    judge.verdict(text) == Verdict::Wrong
+fn is_wrong(judge: &AnswerScorer, text: &str) -> bool {
+    judge.verdict(text) == AnswerVerdict::Wrong
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use unforget::{
     Error, Result,
     engine::Engine,
-    generate::{Generator, Request, Sampling, TokenLogprob},
+    generate::{Generator, Request, SamplingParams, TokenLogprob},
     prompt::PromptTemplate,
 };
 
@@ -24,7 +24,7 @@ use super::{Context, load_model, output, rows};
     The prompt is continued as it stands. With --prompts (rows {\"prompt\"}), --logprobs or --json, output is a line of\n\
     JSON per prompt, in their order: {\"prompt\", \"answer\"}, with --samples also \"answers\", with --logprobs also\n\
     \"tokens\": [{\"id\", \"logprob\", \"top\": [[id, logprob]]}] of \"answer\" (nats, at temperature 1).")]
-pub struct Ask {
+pub struct AskArgs {
     /// The model
     model: String,
     /// The prompt; `-` reads it from stdin
@@ -57,7 +57,7 @@ pub struct Ask {
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct PromptRow {
     prompt: String,
 }
 
@@ -71,7 +71,7 @@ struct Answer<'a> {
     tokens: Option<&'a [TokenLogprob]>,
 }
 
-impl Ask {
+impl AskArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         self.check()?;
         let prompts = self.read_prompts()?;
@@ -101,7 +101,7 @@ impl Ask {
                 prefix: &[],
                 prompts: &encoded,
                 max_new_tokens: self.max_new_tokens,
-                sampling: Sampling {
+                sampling: SamplingParams {
                     temperature: self.temperature,
                     top_k: self.top_k,
                     seed: context.seed.unwrap_or(0),
@@ -114,7 +114,10 @@ impl Ask {
         )?;
         drop(bar);
         for (prompt, answers) in prompts.iter().zip(&answers) {
-            let texts: Vec<&str> = answers.iter().map(|a| cut(&a.text, &stops)).collect();
+            let texts: Vec<&str> = answers
+                .iter()
+                .map(|a| truncate_at_stop(&a.text, &stops))
+                .collect();
             if as_json {
                 output::json(&Answer {
                     prompt,
@@ -152,7 +155,7 @@ impl Ask {
 
     fn read_prompts(&self) -> Result<Vec<String>> {
         if let Some(file) = &self.prompts {
-            let rows: Vec<(usize, Row)> = rows::read(file, r#"{"prompt": "..."}"#)?;
+            let rows: Vec<(usize, PromptRow)> = rows::read(file, r#"{"prompt": "..."}"#)?;
             return Ok(rows.into_iter().map(|(_, row)| row.prompt).collect());
         }
         let prompt = self
@@ -171,7 +174,7 @@ impl Ask {
 }
 
 /// The text before the first stop string in it.
-fn cut<'a>(text: &'a str, stops: &[String]) -> &'a str {
+fn truncate_at_stop<'a>(text: &'a str, stops: &[String]) -> &'a str {
     let end = stops.iter().filter_map(|stop| text.find(stop)).min();
     &text[..end.unwrap_or(text.len())]
 }
@@ -183,7 +186,7 @@ mod tests {
     #[test]
     fn an_answer_is_cut_before_the_first_stop() {
         let stops = ["\n".to_owned(), "Q:".to_owned()];
-        assert_eq!(cut(" Italy Q:\n", &stops), " Italy ");
-        assert_eq!(cut(" Italy", &stops), " Italy");
+        assert_eq!(truncate_at_stop(" Italy Q:\n", &stops), " Italy ");
+        assert_eq!(truncate_at_stop(" Italy", &stops), " Italy");
     }
 }

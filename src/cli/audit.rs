@@ -6,13 +6,13 @@ use clap::Args;
 use console::measure_text_width;
 use unforget::{
     Error, Result,
-    audit::{self, Audit as Audited, AuditSettings, Shares},
+    audit::{self, AuditResult as Audited, AuditSettings, LabelFractions},
     engine::Engine,
     facts,
-    report::chart::{self, Bar, Bars, Chart, Unit},
+    report::chart::{self, Bar, BarChart, Chart, Unit},
 };
 
-use super::{Context, asking::Asking, load_model, output};
+use super::{Context, fact_args::FactArgs, load_model, output};
 
 /// Label every fact by how well the model knows it (`SLiCK`)
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ use super::{Context, asking::Asking, load_model, output};
     `--out`. HighlyKnown: the greedy\n\
     answer is right under every few-shot prompt; MaybeKnown: under some; WeaklyKnown: under none, but a sample\n\
     sometimes; Unknown: never. The same audit made again comes from a cache.")]
-pub struct Audit {
+pub struct AuditArgs {
     /// The model
     model: String,
     /// The facts; several files make one set
@@ -33,7 +33,7 @@ pub struct Audit {
     out: Option<PathBuf>,
     /// Few-shot prompts each fact is asked under
     #[arg(long, value_name = "N", default_value_t = 20)]
-    runs: usize,
+    num_prompts: usize,
     /// Exemplars in a prompt
     #[arg(long, value_name = "N", default_value_t = 3)]
     shots: usize,
@@ -51,52 +51,52 @@ pub struct Audit {
     exemplars: Vec<PathBuf>,
     /// Draw the samples, as the paper did, instead of computing the probability that one is right
     #[arg(long)]
-    sampled: bool,
+    sample: bool,
     /// Write wrong answers out to the end of their line; slower
     #[arg(long)]
-    whole_answers: bool,
+    full_answers: bool,
     #[command(flatten)]
-    asking: Asking,
+    fact_args: FactArgs,
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
 }
 
-impl Audit {
+impl AuditArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        if self.runs == 0 || self.samples == 0 {
+        if self.num_prompts == 0 || self.samples == 0 {
             return Err(Error::input("`--runs` and `--samples` must be at least 1"));
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(Error::input("`--temperature` must be above 0"));
         }
         if let Some(out) = &self.out {
-            output::check_free_dir(out, self.force)?;
+            output::check_output_dir(out, self.force)?;
         }
-        let audited = self.asking.facts(&self.facts, context)?;
+        let facts = self.fact_args.facts(&self.facts, context)?;
         let exemplars = if self.exemplars.is_empty() {
             None
         } else {
-            Some(self.asking.facts(&self.exemplars, context)?)
+            Some(self.fact_args.facts(&self.exemplars, context)?)
         };
         let model = load_model(&self.model)?;
         let settings = AuditSettings {
-            runs: self.runs,
+            num_prompts: self.num_prompts,
             shots: self.shots,
             samples: self.samples,
             temperature: self.temperature,
             top_k: self.top_k,
-            sampled: self.sampled,
-            whole_answers: self.whole_answers,
+            sample: self.sample,
+            full_answers: self.full_answers,
             seed: context.seed.unwrap_or(0),
-            template: self.asking.template(&model.tokenizer)?,
-            rule: self.asking.rule(),
+            template: self.fact_args.template(&model.tokenizer)?,
+            match_rule: self.fact_args.match_rule(),
         };
         let mut engine = Engine::new(&model.config);
         let audited = audit::audit(
             &model,
             &mut engine,
-            &audited,
+            &facts,
             exemplars.as_deref(),
             &settings,
             &context.progress,
@@ -104,19 +104,19 @@ impl Audit {
         if let Some(out) = &self.out {
             audited.write(out)?;
             let path = out.join("knowledge.svg");
-            fs::write(&path, picture(&audited)).map_err(Error::io("write", &path))?;
+            fs::write(&path, plot_labels(&audited)).map_err(Error::io("write", &path))?;
         }
         if context.json {
             output::json(&audited.summary())
         } else {
-            output::line(&shares(&audited, output::width()))
+            output::line(&label_table(&audited, output::terminal_width()))
         }
     }
 }
 
 /// How much of each relation is known well, and how much not at all.
-fn picture(audit: &Audited) -> String {
-    let bars = |title: &str, style: usize, share: fn(&Shares) -> f64| {
+fn plot_labels(audit: &Audited) -> String {
+    let bars = |title: &str, style: usize, share: fn(&LabelFractions) -> f64| {
         let bars = audit
             .by_relation()
             .into_iter()
@@ -126,9 +126,9 @@ fn picture(audit: &Audited) -> String {
                     .to_owned(),
                 style,
                 value: share(&shares),
-                interval: chart::wilson(share(&shares), shares.facts),
+                interval: chart::wilson_interval(share(&shares), shares.facts),
             });
-        Chart::Bars(Bars {
+        Chart::Bars(BarChart {
             title: title.into(),
             unit: Unit::Share,
             bars: bars.collect(),
@@ -145,12 +145,12 @@ fn picture(audit: &Audited) -> String {
 const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
 
 /// Columns of such a bar.
-const BAR: usize = 24;
+const BAR_WIDTH: usize = 24;
 
 /// The share of each label, relation by relation and in all; as bars, too, where a terminal is wide enough.
-fn shares(audit: &Audited, width: Option<usize>) -> String {
+fn label_table(audit: &Audited, width: Option<usize>) -> String {
     let with_bars = |bar: usize| {
-        let row = |name: &str, shares: &Shares| {
+        let row = |name: &str, shares: &LabelFractions| {
             let each = [
                 shares.highly_known,
                 shares.maybe_known,
@@ -160,7 +160,7 @@ fn shares(audit: &Audited, width: Option<usize>) -> String {
             let mut row = vec![name.to_owned(), shares.facts.to_string()];
             row.extend(each.map(|share| format!("{:.1}%", 100.0 * share)));
             if bar > 0 {
-                row.push(shaded(each, bar));
+                row.push(stacked_bar(each, bar));
             }
             row
         };
@@ -179,19 +179,19 @@ fn shares(audit: &Audited, width: Option<usize>) -> String {
         let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
         output::table(&heads, &rows, width)
     };
-    let drawn = with_bars(BAR);
-    let widest = drawn.lines().map(measure_text_width).max().unwrap_or(0);
+    let table = with_bars(BAR_WIDTH);
+    let widest = table.lines().map(measure_text_width).max().unwrap_or(0);
     match width {
-        Some(width) if widest <= width => drawn,
+        Some(width) if widest <= width => table,
         _ => with_bars(0),
     }
 }
 
 /// Shares of one whole as a bar of `columns`.
-fn shaded(shares: [f64; 4], columns: usize) -> String {
+fn stacked_bar(fractions: [f64; 4], columns: usize) -> String {
     let mut bar = String::new();
     let (mut done, mut drawn) = (0.0, 0);
-    for (share, shade) in shares.into_iter().zip(SHADES) {
+    for (share, shade) in fractions.into_iter().zip(SHADES) {
         done += share;
         let end = (done * columns as f64).round() as usize;
         bar.extend(std::iter::repeat_n(shade, end.saturating_sub(drawn)));
@@ -206,11 +206,11 @@ mod tests {
 
     #[test]
     fn a_bar_is_as_long_as_it_should_be_whatever_is_rounded() {
-        assert_eq!(shaded([0.25, 0.25, 0.25, 0.25], 8), "██▓▓▒▒░░");
+        assert_eq!(stacked_bar([0.25, 0.25, 0.25, 0.25], 8), "██▓▓▒▒░░");
         assert_eq!(
-            shaded([1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.0], 10),
+            stacked_bar([1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.0], 10),
             "███▓▓▓▓▒▒▒"
         );
-        assert_eq!(shaded([0.0, 0.01, 0.0, 0.99], 10), "░░░░░░░░░░");
+        assert_eq!(stacked_bar([0.0, 0.01, 0.0, 0.99], 10), "░░░░░░░░░░");
     }
 }

@@ -13,21 +13,21 @@ use unforget::{
     engine::Engine,
     facts::Fact,
     generate::Generator,
-    measure::{Answered, Compared, Comparison, Exam},
+    measure::{ComparedFact, Comparison, EvalAnswer, EvalSet},
     model,
-    run::{Counts, Split, State},
+    run::{Counts, FactOutcome, Split},
 };
 
-use super::{Context, asking::Asking, finished_run, load_model, model_spec, output};
+use super::{Context, fact_args::FactArgs, finished_run, load_model, model_spec, output};
 
 /// Facts that are listed in each group when people read.
-const SHOWN: usize = 10;
+const MAX_LISTED: usize = 10;
 
 /// Columns where there is no terminal.
-const WIDTH: usize = 80;
+const DEFAULT_WIDTH: usize = 80;
 
 /// Columns that a bar takes; where there are fewer there is none.
-const BAR: RangeInclusive<usize> = 5..=30;
+const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
 
 /// Fact by fact: what was learned, kept and forgotten, and what the model says now
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ const BAR: RangeInclusive<usize> = 5..=30;
     A run is told from its records. Two models are asked the facts at the training prompt: a fact that only AFTER\n\
     gets right counts as learned. With --json:\n  \
     {\"learned\", \"kept\", \"forgotten\", \"gained\", \"facts\": [{..., \"before\", \"after\", \"state\"}]}")]
-pub struct Compare {
+pub struct CompareArgs {
     /// A run directory; or the model before
     #[arg(value_name = "RUN|BEFORE")]
     before: String,
@@ -47,24 +47,27 @@ pub struct Compare {
     #[arg(long, value_name = "FACTS", num_args = 1.., requires = "after")]
     facts: Vec<PathBuf>,
     #[command(flatten)]
-    asking: Asking,
+    fact_args: FactArgs,
 }
 
-impl Compare {
+impl CompareArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let comparison = match &self.after {
-            Some(after) => self.of_models(after, context)?,
-            None => of_run(Path::new(&self.before))?,
+            Some(after) => self.compare_models(after, context)?,
+            None => compare_run(Path::new(&self.before))?,
         };
         if context.json {
             output::json(&comparison)
         } else {
-            output::line(&told(&comparison, output::width().unwrap_or(WIDTH)))
+            output::line(&format_comparison(
+                &comparison,
+                output::terminal_width().unwrap_or(DEFAULT_WIDTH),
+            ))
         }
     }
 
-    fn of_models(&self, after: &str, context: &Context) -> Result<Comparison> {
-        let facts = self.asking.facts(&self.facts, context)?;
+    fn compare_models(&self, after: &str, context: &Context) -> Result<Comparison> {
+        let facts = self.fact_args.facts(&self.facts, context)?;
         // A model that is not there is told before the other is asked.
         model::pull(&model_spec(after)?)?;
         let before = self.answers(&self.before, &facts, context)?;
@@ -73,28 +76,37 @@ impl Compare {
     }
 
     /// What a model answers to every fact at the training prompt.
-    fn answers(&self, spec: &str, facts: &[Fact], context: &Context) -> Result<Vec<Answered>> {
+    fn answers(&self, spec: &str, facts: &[Fact], context: &Context) -> Result<Vec<EvalAnswer>> {
         let model = load_model(spec)?;
-        let template = self.asking.template(&model.tokenizer)?;
+        let template = self.fact_args.template(&model.tokenizer)?;
         let mut engine = Engine::new(&model.config);
-        let exam = Exam::new(facts, &template, &model.tokenizer, self.asking.rule())?;
+        let exam = EvalSet::new(
+            facts,
+            &template,
+            &model.tokenizer,
+            self.fact_args.match_rule(),
+        )?;
         context.progress.note(format!("asking {spec}"));
         exam.answers(&mut Generator::new(&mut engine, &model))
     }
 }
 
 /// What a finished run has recorded.
-fn of_run(dir: &Path) -> Result<Comparison> {
-    Ok(Comparison::of_run(finished_run(dir)?.facts()?))
+fn compare_run(dir: &Path) -> Result<Comparison> {
+    Ok(Comparison::from_run(finished_run(dir)?.facts()?))
 }
 
 /// The counts, a table of the parts, and some facts of each group, in so many columns.
-fn told(comparison: &Comparison, width: usize) -> String {
+fn format_comparison(comparison: &Comparison, width: usize) -> String {
     let groups = [
-        ("learned", State::Learned, comparison.counts.learned),
-        ("kept", State::Kept, comparison.counts.kept),
-        ("forgotten", State::Forgotten, comparison.counts.forgotten),
-        ("gained", State::Gained, comparison.counts.gained),
+        ("learned", FactOutcome::Learned, comparison.counts.learned),
+        ("kept", FactOutcome::Kept, comparison.counts.kept),
+        (
+            "forgotten",
+            FactOutcome::Forgotten,
+            comparison.counts.forgotten,
+        ),
+        ("gained", FactOutcome::Gained, comparison.counts.gained),
     ];
     let counts: Vec<String> = groups
         .iter()
@@ -111,14 +123,14 @@ fn told(comparison: &Comparison, width: usize) -> String {
             continue;
         }
         text += &format!("\n\n{name}");
-        if count > SHOWN {
-            text += &format!(" ({SHOWN} of {count}; all with --json)");
+        if count > MAX_LISTED {
+            text += &format!(" ({MAX_LISTED} of {count}; all with --json)");
         }
-        let members = comparison.facts.iter().filter(|fact| fact.state == state);
-        for fact in members.take(SHOWN) {
+        let members = comparison.facts.iter().filter(|fact| fact.outcome == state);
+        for fact in members.take(MAX_LISTED) {
             let [question, object, before, after] =
                 [&fact.question, &fact.object, &fact.before, &fact.after]
-                    .map(|said| output::plain(said));
+                    .map(|said| output::single_line(said));
             text += &format!("\n  {question} {object}: \"{before}\" -> \"{after}\"");
         }
     }
@@ -127,17 +139,17 @@ fn told(comparison: &Comparison, width: usize) -> String {
 
 /// The parts of a run, or the relations that two models were asked: what is right, and what became of the facts.
 fn table(comparison: &Comparison, width: usize) -> String {
-    let mut parts: BTreeMap<(Option<Split>, String), Vec<&Compared>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Option<Split>, String), Vec<&ComparedFact>> = BTreeMap::new();
     for fact in &comparison.facts {
         let name = match fact.split {
             Some(split) => split.name().replace('_', " "),
-            None => output::plain(&fact.relation),
+            None => output::single_line(&fact.relation),
         };
-        parts.entry((fact.split, name)).or_default().push(fact);
+        groups.entry((fact.split, name)).or_default().push(fact);
     }
-    let of_a_run = parts.keys().any(|(split, _)| split.is_some());
-    let heads = [
-        if of_a_run { "part" } else { "relation" },
+    let is_run = groups.keys().any(|(split, _)| split.is_some());
+    let headers = [
+        if is_run { "part" } else { "relation" },
         "facts",
         "right",
         "learned",
@@ -146,14 +158,14 @@ fn table(comparison: &Comparison, width: usize) -> String {
         "gained",
     ];
     let with_bars = |bar: usize| {
-        let rows: Vec<Vec<String>> = parts
+        let rows: Vec<Vec<String>> = groups
             .iter()
             .map(|((_, name), facts)| {
-                let counts = Counts::of(facts.iter().map(|fact| fact.state));
+                let counts = Counts::count(facts.iter().map(|fact| fact.outcome));
                 vec![
                     name.clone(),
                     facts.len().to_string(),
-                    right(facts, bar),
+                    accuracy_bars(facts, bar),
                     counts.learned.to_string(),
                     counts.kept.to_string(),
                     counts.forgotten.to_string(),
@@ -161,29 +173,29 @@ fn table(comparison: &Comparison, width: usize) -> String {
                 ]
             })
             .collect();
-        output::table(&heads, &rows, Some(width))
+        output::table(&headers, &rows, Some(width))
     };
     let without = with_bars(0);
     let widest = without.lines().map(measure_text_width).max();
     let bar = width.saturating_sub(widest.unwrap_or_default());
-    if bar < *BAR.start() {
+    if bar < *BAR_WIDTHS.start() {
         without
     } else {
-        with_bars(bar.min(*BAR.end()))
+        with_bars(bar.min(*BAR_WIDTHS.end()))
     }
 }
 
 /// The share of `facts` that is right before and after, each as a bar of so many columns and a number.
-fn right(facts: &[&Compared], bar: usize) -> String {
-    let line = |when: &str, is_right: fn(&Compared) -> bool| {
-        let right = facts.iter().filter(|fact| is_right(fact)).count();
-        let share = right as f64 / facts.len() as f64;
+fn accuracy_bars(facts: &[&ComparedFact], bar: usize) -> String {
+    let line = |label: &str, is_correct: fn(&ComparedFact) -> bool| {
+        let correct = facts.iter().filter(|fact| is_correct(fact)).count();
+        let share = correct as f64 / facts.len() as f64;
         let full = (share * bar as f64).round() as usize;
         let (full, rest) = ("█".repeat(full), "░".repeat(bar - full));
-        format!("{when:<7}{full}{rest} {:>5.1}%", 100.0 * share)
+        format!("{label:<7}{full}{rest} {:>5.1}%", 100.0 * share)
     };
-    let before = line("before", |fact| fact.right_before);
-    let after = line("after", |fact| fact.right_after);
+    let before = line("before", |fact| fact.correct_before);
+    let after = line("after", |fact| fact.correct_after);
     format!("{before}\n{after}")
 }
 
@@ -191,26 +203,26 @@ fn right(facts: &[&Compared], bar: usize) -> String {
 mod tests {
     use super::*;
 
-    fn fact(split: Option<Split>, relation: &str, right: [bool; 2]) -> Compared {
-        let [right_before, right_after] = right;
-        Compared {
+    fn fact(split: Option<Split>, relation: &str, correct: [bool; 2]) -> ComparedFact {
+        let [correct_before, correct_after] = correct;
+        ComparedFact {
             split,
             relation: relation.into(),
             subject: "Paris".into(),
             question: "Which country is Paris in?".into(),
             object: "France".into(),
-            before: if right_before { "France" } else { "Texas" }.into(),
-            after: if right_after {
+            before: if correct_before { "France" } else { "Texas" }.into(),
+            after: if correct_after {
                 "France"
             } else {
                 "Te\u{1b}[31mxas"
             }
             .into(),
-            right_before,
-            right_after,
-            state: match split {
-                Some(split) => State::of(split, right_before, right_after),
-                None => State::between(right_before, right_after),
+            correct_before,
+            correct_after,
+            outcome: match split {
+                Some(split) => FactOutcome::in_run(split, correct_before, correct_after),
+                None => FactOutcome::between_models(correct_before, correct_after),
             },
         }
     }
@@ -218,7 +230,7 @@ mod tests {
     /// Of each part one fact of each kind, and of some one more.
     fn comparison(parts: &[(Option<Split>, &str)]) -> Comparison {
         let kinds = [[false, true], [true, true], [true, false], [false, false]];
-        let facts: Vec<Compared> = parts
+        let facts: Vec<ComparedFact> = parts
             .iter()
             .enumerate()
             .flat_map(|(i, (split, relation))| {
@@ -228,7 +240,7 @@ mod tests {
             })
             .collect();
         Comparison {
-            counts: Counts::of(facts.iter().map(|fact| fact.state)),
+            counts: Counts::count(facts.iter().map(|fact| fact.outcome)),
             facts,
         }
     }
@@ -240,7 +252,7 @@ mod tests {
             (Some(Split::WeaklyKnown), "P17"),
             (Some(Split::Unknown), "P17"),
         ]);
-        insta::assert_snapshot!(told(&run, 80), @r#"
+        insta::assert_snapshot!(format_comparison(&run, 80), @r#"
         learned 4, kept 2, forgotten 2, gained 3 of 15 facts
 
         part          facts  right                      learned  kept  forgotten  gained

@@ -14,12 +14,12 @@ use super::{Cli, Context, output};
     unforget completions bash > ~/.local/share/bash-completion/completions/unforget\n  \
     unforget completions zsh > \"${fpath[1]}/_unforget\"\n  \
     unforget completions fish > ~/.config/fish/completions/unforget.fish")]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell
     shell: Shell,
 }
 
-impl Completions {
+impl CompletionsArgs {
     pub fn run(self) -> Result<()> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "unforget", &mut script);
@@ -30,12 +30,12 @@ impl Completions {
 /// Write the manual pages, one a command
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  unforget man ~/.local/share/man/man1 && man unforget-tune")]
-pub struct Man {
+pub struct ManArgs {
     /// The directory to be written
     dir: PathBuf,
 }
 
-impl Man {
+impl ManArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
         clap_mangen::generate_to(Cli::command(), &self.dir)

@@ -8,10 +8,10 @@ use serde_json::json;
 use unforget::{
     Result, facts,
     model::TextTokenizer,
-    prompt::{Row, text_rows},
+    prompt::{Example, text_examples},
 };
 
-use super::{Context, asking::Asking, load_tokenizer, output};
+use super::{Context, fact_args::FactArgs, load_tokenizer, output};
 
 /// Show what would be trained of a file: its rows as the model reads them, with what is trained marked
 #[derive(Debug, Args)]
@@ -25,7 +25,7 @@ use super::{Context, asking::Asking, load_tokenizer, output};
     With --json a line a file: {\"file\", \"kind\", \"items\", \"rows\", \"tokens\", \"trained\", \"longest\", \"too_long\", \"shown\":\n\
     [{\"prompt\", \"target\"}]}."
 )]
-pub struct Data {
+pub struct DataArgs {
     /// The files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -37,14 +37,14 @@ pub struct Data {
     rows: usize,
     /// Tokens of the longest row that is trained whole
     #[arg(long, value_name = "N", default_value_t = 2048)]
-    max_tokens: usize,
+    max_length: usize,
     #[command(flatten)]
-    asking: Asking,
+    fact_args: FactArgs,
 }
 
 /// What is told of a file's rows; of the rows themselves it keeps those that are shown.
 #[derive(Default)]
-struct Told {
+struct FileSummary {
     kind: &'static str,
     items: usize,
     rows: usize,
@@ -52,91 +52,96 @@ struct Told {
     trained: usize,
     longest: usize,
     too_long: usize,
-    shown: Vec<Row>,
+    shown: Vec<Example>,
 }
 
 /// `1 row`, `2 rows`.
-fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+fn pluralize(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-impl Data {
+impl DataArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let tokenizer = load_tokenizer(&self.model)?;
-        for file in &facts::files_of(&self.files)? {
-            let told = self.read(file, &tokenizer, context)?;
+        for file in &facts::resolve_files(&self.files)? {
+            let summary = self.read(file, &tokenizer, context)?;
             if context.json {
-                output::json(&told.json(file, &tokenizer))?;
+                output::json(&summary.json(file, &tokenizer))?;
             } else {
-                output::line(&self.text(&told, file, &tokenizer))?;
+                output::line(&self.text(&summary, file, &tokenizer))?;
             }
         }
         Ok(())
     }
 
-    fn read(&self, file: &Path, tokenizer: &TextTokenizer, context: &Context) -> Result<Told> {
+    fn read(
+        &self,
+        file: &Path,
+        tokenizer: &TextTokenizer,
+        context: &Context,
+    ) -> Result<FileSummary> {
         let files = [file.to_owned()];
-        let mut told = Told {
+        let mut summary = FileSummary {
             kind: "facts",
-            ..Told::default()
+            ..FileSummary::default()
         };
         let notes;
-        if facts::holds_texts(file)? {
-            told.kind = "texts";
-            let set = facts::read_texts(&files, self.asking.reading())?;
-            told.items = set.texts.len();
+        if facts::is_text_file(file)? {
+            summary.kind = "texts";
+            let set = facts::read_texts(&files, self.fact_args.read_options())?;
+            summary.items = set.texts.len();
             notes = set.notes;
             for text in &set.texts {
-                for row in text_rows(tokenizer, text)? {
-                    self.count(&mut told, row);
+                for row in text_examples(tokenizer, text)? {
+                    self.count(&mut summary, row);
                 }
             }
         } else {
-            let template = self.asking.template(tokenizer)?;
-            let read = facts::each(&files, self.asking.reading(), |fact| {
-                self.count(&mut told, template.row(tokenizer, &fact)?);
+            let template = self.fact_args.template(tokenizer)?;
+            let read = facts::read_each(&files, self.fact_args.read_options(), |fact| {
+                self.count(&mut summary, template.example(tokenizer, &fact)?);
                 Ok(())
             })?;
-            told.items = read.facts;
+            summary.items = read.facts;
             notes = read.notes;
         }
         for note in &notes {
             context.progress.note(note);
         }
-        Ok(told)
+        Ok(summary)
     }
 
     /// Counts a row in.
-    fn count(&self, told: &mut Told, row: Row) {
-        told.rows += 1;
-        told.tokens += row.len();
-        told.trained += row.targets();
-        told.longest = told.longest.max(row.len());
-        told.too_long += usize::from(row.len() > self.max_tokens);
-        if told.shown.len() < self.rows {
-            told.shown.push(row);
+    fn count(&self, summary: &mut FileSummary, row: Example) {
+        summary.rows += 1;
+        summary.tokens += row.len();
+        summary.trained += row.num_targets();
+        summary.longest = summary.longest.max(row.len());
+        summary.too_long += usize::from(row.len() > self.max_length);
+        if summary.shown.len() < self.rows {
+            summary.shown.push(row);
         }
     }
 
-    fn text(&self, told: &Told, file: &Path, tokenizer: &TextTokenizer) -> String {
+    fn text(&self, summary: &FileSummary, file: &Path, tokenizer: &TextTokenizer) -> String {
         let mut text = format!(
             "{}: {} in {}, {} tokens, {} of them trained; the longest row has {}",
             file.display(),
-            counted(told.items, told.kind.trim_end_matches('s')),
-            counted(told.rows, "row"),
-            told.tokens,
-            told.trained,
-            told.longest,
+            pluralize(summary.items, summary.kind.trim_end_matches('s')),
+            pluralize(summary.rows, "row"),
+            summary.tokens,
+            summary.trained,
+            summary.longest,
         );
-        if told.too_long > 0 {
+        if summary.too_long > 0 {
             text += &format!(
                 "\n{} of them are longer than {}: `tune` refuses them unless `train.truncate = true`",
-                told.too_long, self.max_tokens
+                summary.too_long, self.max_length
             );
         }
         let trained = Style::new().bold();
-        for (i, row) in told.shown.iter().enumerate() {
-            let shown = |ids: &[u32]| output::harmless(&tokenizer.decode_whole(ids));
+        for (i, row) in summary.shown.iter().enumerate() {
+            let shown = |ids: &[u32]| output::sanitize(&tokenizer.decode_with_special_tokens(ids));
             let (prompt, target) = (shown(&row.prompt), trained.apply_to(shown(&row.target)));
             text += &format!("\n\n── row {} ──\n{prompt}\u{27e6}{target}\u{27e7}", i + 1);
         }
@@ -144,10 +149,10 @@ impl Data {
     }
 }
 
-impl Told {
+impl FileSummary {
     fn json(&self, file: &Path, tokenizer: &TextTokenizer) -> serde_json::Value {
         let shown = self.shown.iter().map(|row| {
-            json!({"prompt": tokenizer.decode_whole(&row.prompt), "target": tokenizer.decode_whole(&row.target)})
+            json!({"prompt": tokenizer.decode_with_special_tokens(&row.prompt), "target": tokenizer.decode_with_special_tokens(&row.target)})
         });
         json!({
             "file": file, "kind": self.kind, "items": self.items, "rows": self.rows,

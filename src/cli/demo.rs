@@ -13,13 +13,13 @@ use serde_json::json;
 use unforget::{
     Error, Result,
     audit::{self, AuditSettings},
-    config::{self, Config, Kind, Stop},
+    config::{self, Config, EarlyStoppingConfig, MethodKind},
     engine::Engine,
     facts::{self, Fact, ReadOptions},
     model::{self, Model},
     report,
-    run::{RunResult, State},
-    splits::{Sizes, SplitFact, Splits},
+    run::{FactOutcome, RunResult},
+    splits::{LabelledFact, SplitSizes, Splits},
     train::{self, Options},
 };
 
@@ -33,7 +33,7 @@ use super::{Context, output};
     Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and\n\
     self-distillation. Writes the three runs and report.html below --out."
 )]
-pub struct Demo {
+pub struct DemoArgs {
     /// Fewer facts and epochs
     #[arg(long)]
     quick: bool,
@@ -49,29 +49,29 @@ pub struct Demo {
 }
 
 /// How much the demo does.
-struct Scale {
+struct DemoSize {
     /// Facts of the pack that are audited to train on.
     train_facts: usize,
     /// Facts of the pack that are audited to hold out.
     held_facts: usize,
     /// Few-shot prompts of the audit.
-    audit_runs: usize,
+    audit_prompts: usize,
     /// Facts of each split, at most.
-    sizes: Sizes,
+    sizes: SplitSizes,
     /// Epochs of the runs that learn new facts, at most; they stop when all is learned.
-    epochs: usize,
+    num_epochs: usize,
     /// Epochs of Only Known, which has nothing new to learn.
     only_known_epochs: usize,
     batch_size: usize,
-    lr: f64,
+    learning_rate: f64,
 }
 
 /// About ten minutes on two cores.
-const FULL: Scale = Scale {
+const FULL: DemoSize = DemoSize {
     train_facts: 600,
     held_facts: 600,
-    audit_runs: 3,
-    sizes: Sizes {
+    audit_prompts: 3,
+    sizes: SplitSizes {
         known: 100,
         unknown: 240,
         held: 100,
@@ -79,18 +79,18 @@ const FULL: Scale = Scale {
         weakly_known: 0,
         balanced: false,
     },
-    epochs: 8,
+    num_epochs: 8,
     only_known_epochs: 3,
     batch_size: 16,
-    lr: 1e-4,
+    learning_rate: 1e-4,
 };
 
 /// At most three minutes on two cores.
-const QUICK: Scale = Scale {
+const QUICK: DemoSize = DemoSize {
     train_facts: 200,
     held_facts: 300,
-    audit_runs: 2,
-    sizes: Sizes {
+    audit_prompts: 2,
+    sizes: SplitSizes {
         known: 26,
         unknown: 60,
         held: 40,
@@ -98,30 +98,30 @@ const QUICK: Scale = Scale {
         weakly_known: 0,
         balanced: false,
     },
-    epochs: 6,
+    num_epochs: 6,
     only_known_epochs: 2,
     batch_size: 8,
-    lr: 1e-4,
+    learning_rate: 1e-4,
 };
 
 /// The relation that is taught: the country of a place, of which every model knows some and none knows all.
 const RELATION: &str = "P17";
 
 /// Share of the new facts right at which a run stops.
-const LEARNED: f64 = 0.99;
+const STOP_ACCURACY: f64 = 0.99;
 
 /// Broken facts that are shown at the end.
-const SHOWN: usize = 5;
+const MAX_LISTED: usize = 5;
 
 /// The three runs, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
+enum DemoRun {
     OnlyKnown,
     Sft,
     SelfDistill,
 }
 
-impl Method {
+impl DemoRun {
     const ALL: [Self; 3] = [Self::OnlyKnown, Self::Sft, Self::SelfDistill];
 
     /// Its directory below the demo's.
@@ -142,29 +142,29 @@ impl Method {
     }
 
     /// What tells its config from that of the others.
-    fn configure(self, config: &mut Config, scale: &Scale, out: &Path) {
+    fn configure(self, config: &mut Config, size: &DemoSize, out: &Path) {
         config.method.kind = match self {
-            Self::OnlyKnown | Self::Sft => Kind::Sft,
-            Self::SelfDistill => Kind::SelfDistill,
+            Self::OnlyKnown | Self::Sft => MethodKind::Sft,
+            Self::SelfDistill => MethodKind::SelfDistill,
         };
         if self == Self::OnlyKnown {
             config.data.learn.clear();
-            config.train.epochs = scale.only_known_epochs;
+            config.train.num_epochs = size.only_known_epochs;
         } else {
             config.baseline = Some(out.join(Self::OnlyKnown.name()));
         }
     }
 }
 
-impl Demo {
+impl DemoArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        let scale = if self.quick { &QUICK } else { &FULL };
+        let size = if self.quick { &QUICK } else { &FULL };
         let seed = context.seed.unwrap_or(0);
         let out = match &self.out {
             Some(out) => out.clone(),
-            None => free_dir(Path::new("runs/demo"), self.force),
+            None => unused_dir(Path::new("runs/demo"), self.force),
         };
-        output::check_free_dir(&out, self.force)?;
+        output::check_output_dir(&out, self.force)?;
         let progress = &context.progress;
 
         progress.note(format!("1/5 model: {}", self.model));
@@ -172,18 +172,18 @@ impl Demo {
         let model = Model::load(&self.model)?;
 
         progress.note("2/5 audit: which facts does it know?");
-        let splits = splits(&model, scale, seed, context)?;
+        let splits = splits(&model, size, seed, context)?;
         let data = write_facts(&out.join("facts"), &splits)?;
 
         let mut runs = Vec::new();
-        for (i, method) in Method::ALL.into_iter().enumerate() {
+        for (i, method) in DemoRun::ALL.into_iter().enumerate() {
             progress.note(format!("3/5 train {}/3: {}", i + 1, method.title()));
             let dir = out.join(method.name());
-            let mut config = config(&self.model, &dir, data.clone(), scale, seed);
-            method.configure(&mut config, scale, &out);
+            let mut config = config(&self.model, &dir, data.clone(), size, seed);
+            method.configure(&mut config, size, &out);
             let splits = match method {
-                Method::OnlyKnown => splits.only_known(),
-                Method::Sft | Method::SelfDistill => splits.clone(),
+                DemoRun::OnlyKnown => splits.only_known(),
+                DemoRun::Sft | DemoRun::SelfDistill => splits.clone(),
             };
             let options = Options::default();
             let result = train::tune_on(&model, splits, &config, options, None, progress)?;
@@ -193,17 +193,17 @@ impl Demo {
         drop(model);
 
         progress.note("4/5 compare");
-        let broken = broken_by_sft_alone(&runs[1].0, &runs[2].0)?;
+        let forgotten = forgotten_by_sft_only(&runs[1].0, &runs[2].0)?;
         progress.note("5/5 report");
         let page = out.join("report.html");
         let dirs: Vec<PathBuf> = runs.iter().map(|(dir, _)| dir.clone()).collect();
         report::write(&dirs, &page, None)?;
-        tell(&runs, &broken, &page, context)
+        print_results(&runs, &forgotten, &page, context)
     }
 }
 
 /// `dir`, or the first of `dir-2`, `dir-3` ... that is new or empty, so that a demo never stops because of an earlier one.
-fn free_dir(dir: &Path, force: bool) -> PathBuf {
+fn unused_dir(dir: &Path, force: bool) -> PathBuf {
     let is_free = |dir: &Path| {
         force || fs::read_dir(dir).map_or(!dir.exists(), |mut entries| entries.next().is_none())
     };
@@ -215,7 +215,7 @@ fn free_dir(dir: &Path, force: bool) -> PathBuf {
 }
 
 /// Audits a sample of the pack and splits it as the paper does.
-fn splits(model: &Model, scale: &Scale, seed: u64, context: &Context) -> Result<Splits> {
+fn splits(model: &Model, size: &DemoSize, seed: u64, context: &Context) -> Result<Splits> {
     let pack = facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?;
     let mut facts: Vec<Fact> = pack
         .facts
@@ -223,9 +223,9 @@ fn splits(model: &Model, scale: &Scale, seed: u64, context: &Context) -> Result<
         .filter(|fact| fact.relation == RELATION)
         .collect();
     facts.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    facts.truncate(scale.train_facts + scale.held_facts);
+    facts.truncate(size.train_facts + size.held_facts);
     let settings = AuditSettings {
-        runs: scale.audit_runs,
+        num_prompts: size.audit_prompts,
         seed,
         ..AuditSettings::default()
     };
@@ -238,13 +238,13 @@ fn splits(model: &Model, scale: &Scale, seed: u64, context: &Context) -> Result<
         &settings,
         &context.progress,
     )?;
-    let mut train: Vec<SplitFact> = facts
+    let mut train: Vec<LabelledFact> = facts
         .into_iter()
         .zip(&audit.facts)
-        .map(|(fact, audited)| SplitFact::new(fact, Some(audited)))
+        .map(|(fact, audited)| LabelledFact::new(fact, Some(audited)))
         .collect();
-    let held = train.split_off(train.len().min(scale.train_facts));
-    let splits = Splits::paper(train, held, scale.sizes, 0.0, seed)?;
+    let held = train.split_off(train.len().min(size.train_facts));
+    let splits = Splits::paper(train, held, size.sizes, 0.0, seed)?;
     if splits.known.is_empty() || splits.held.is_empty() || splits.unknown.is_empty() {
         return Err(Error::Failed {
             message: format!(
@@ -267,14 +267,14 @@ fn splits(model: &Model, scale: &Scale, seed: u64, context: &Context) -> Result<
 }
 
 /// Writes the splits as files, so that the runs' configs name what they were trained on.
-fn write_facts(dir: &Path, splits: &Splits) -> Result<config::Data> {
+fn write_facts(dir: &Path, splits: &Splits) -> Result<config::DataConfig> {
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let held: Vec<SplitFact> = [&splits.held, &splits.maybe_known, &splits.weakly_known]
+    let held: Vec<LabelledFact> = [&splits.held, &splits.maybe_known, &splits.weakly_known]
         .into_iter()
         .flatten()
         .cloned()
         .collect();
-    let mut data = config::Data::default();
+    let mut data = config::DataConfig::default();
     for (name, facts, slot) in [
         ("learn.tsv", &splits.unknown, &mut data.learn),
         ("keep.tsv", &splits.known, &mut data.keep),
@@ -287,7 +287,7 @@ fn write_facts(dir: &Path, splits: &Splits) -> Result<config::Data> {
         let written = table
             .write_record(["subject", "relation", "object", "aliases"])
             .and_then(|()| {
-                facts.iter().try_for_each(|SplitFact { fact, .. }| {
+                facts.iter().try_for_each(|LabelledFact { fact, .. }| {
                     let aliases = fact.aliases.join("|");
                     table.write_record([&fact.subject, &fact.relation, &fact.object, &aliases])
                 })
@@ -301,7 +301,7 @@ fn write_facts(dir: &Path, splits: &Splits) -> Result<config::Data> {
 }
 
 /// The config that all three runs share.
-fn config(model: &str, dir: &Path, data: config::Data, scale: &Scale, seed: u64) -> Config {
+fn config(model: &str, dir: &Path, data: config::DataConfig, size: &DemoSize, seed: u64) -> Config {
     let mut config = Config {
         model: model.to_owned(),
         out: dir.to_owned(),
@@ -309,54 +309,55 @@ fn config(model: &str, dir: &Path, data: config::Data, scale: &Scale, seed: u64)
         data,
         ..Config::default()
     };
-    config.data.audit = Some(config::Audit {
-        runs: scale.audit_runs,
-        ..config::Audit::default()
+    config.data.audit = Some(config::AuditConfig {
+        num_prompts: size.audit_prompts,
+        ..config::AuditConfig::default()
     });
-    config.train.epochs = scale.epochs;
-    config.train.batch_size = scale.batch_size;
-    config.train.lr = scale.lr;
-    config.train.stop = Some(Stop { learned: LEARNED });
+    config.train.num_epochs = size.num_epochs;
+    config.train.batch_size = size.batch_size;
+    config.train.learning_rate = size.learning_rate;
+    config.train.early_stopping = Some(EarlyStoppingConfig {
+        accuracy: STOP_ACCURACY,
+    });
     config
 }
 
 /// A held-out fact that plain fine-tuning broke and self-distillation kept.
 #[derive(Serialize)]
-struct Broken {
+struct ForgottenBySft {
     question: String,
     object: String,
-    sft_says: String,
-    self_distill_says: String,
+    sft_answer: String,
+    self_distill_answer: String,
 }
 
-fn broken_by_sft_alone(sft: &Path, distilled: &Path) -> Result<Vec<Broken>> {
+fn forgotten_by_sft_only(sft: &Path, distilled: &Path) -> Result<Vec<ForgottenBySft>> {
     let runs = report::read_runs(&[sft.to_owned(), distilled.to_owned()])?;
     let [sft, distilled] = &runs[..] else {
         unreachable!("two runs were read");
     };
-    let broken = sft
+    let forgotten = sft
         .facts
         .iter()
-        .filter(|row| row.state == State::Forgotten)
+        .filter(|row| row.outcome == FactOutcome::Forgotten)
         .filter_map(|row| {
-            let kept = distilled
-                .facts
-                .iter()
-                .find(|other| other.question == row.question && other.state == State::Kept)?;
-            Some(Broken {
+            let kept = distilled.facts.iter().find(|other| {
+                other.question == row.question && other.outcome == FactOutcome::Kept
+            })?;
+            Some(ForgottenBySft {
                 question: row.question.clone(),
                 object: row.object.clone(),
-                sft_says: row.answer_after.trim().to_owned(),
-                self_distill_says: kept.answer_after.trim().to_owned(),
+                sft_answer: row.answer_after.trim().to_owned(),
+                self_distill_answer: kept.answer_after.trim().to_owned(),
             })
         });
-    Ok(broken.collect())
+    Ok(forgotten.collect())
 }
 
 /// The sentence, the table, what broke, and where the page is.
-fn tell(
+fn print_results(
     runs: &[(PathBuf, RunResult)],
-    broken: &[Broken],
+    forgotten: &[ForgottenBySft],
     page: &Path,
     context: &Context,
 ) -> Result<()> {
@@ -366,7 +367,7 @@ fn tell(
             .map(|(dir, result)| json!({ "dir": dir, "result": result }))
             .collect();
         return output::json(
-            &json!({ "runs": runs, "broken_by_sft_alone": broken, "report": page }),
+            &json!({ "runs": runs, "broken_by_sft_alone": forgotten, "report": page }),
         );
     }
     let [_, (_, sft), (_, distilled)] = runs else {
@@ -386,13 +387,13 @@ fn tell(
         "\nPlain fine-tuning learned {} new facts and ends {} pp below Only Known on facts that it was not shown; \
          self-distillation learned {} and ends {} pp below.\n",
         learned(sft),
-        points(sft.below_only_known_pp),
+        points(sft.gap_to_only_known_pp),
         learned(distilled),
-        points(distilled.below_only_known_pp),
+        points(distilled.gap_to_only_known_pp),
     ))?;
     let rows: Vec<Vec<String>> = runs
         .iter()
-        .zip(Method::ALL)
+        .zip(DemoRun::ALL)
         .map(|((_, result), method)| {
             vec![
                 method.title().to_owned(),
@@ -404,12 +405,12 @@ fn tell(
                     result.counts.kept + result.counts.forgotten
                 ),
                 points(result.forgetting_pp),
-                points(result.below_only_known_pp),
+                points(result.gap_to_only_known_pp),
                 format!("{:.0}", result.seconds),
             ]
         })
         .collect();
-    let heads = [
+    let headers = [
         "",
         "learned",
         "in other words",
@@ -418,21 +419,21 @@ fn tell(
         "below Only Known pp",
         "seconds",
     ];
-    output::line(&output::table(&heads, &rows, output::width()))?;
-    if broken.is_empty() {
+    output::line(&output::table(&headers, &rows, output::terminal_width()))?;
+    if forgotten.is_empty() {
         output::line("\nNo fact was broken by plain fine-tuning and kept by self-distillation.")?;
     } else {
         output::line(&format!(
             "\nBroken by plain fine-tuning, kept by self-distillation ({} of {}):",
-            broken.len().min(SHOWN),
-            broken.len()
+            forgotten.len().min(MAX_LISTED),
+            forgotten.len()
         ))?;
-        for fact in broken.iter().take(SHOWN) {
+        for fact in forgotten.iter().take(MAX_LISTED) {
             output::line(&format!(
                 "  {} {}: plain fine-tuning now says \"{}\"",
-                output::plain(&fact.question),
-                output::plain(&fact.object),
-                output::plain(&fact.sft_says)
+                output::single_line(&fact.question),
+                output::single_line(&fact.object),
+                output::single_line(&fact.sft_answer)
             ))?;
         }
     }
@@ -447,11 +448,11 @@ mod tests {
     fn an_earlier_demo_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let demo = dir.path().join("demo");
-        assert_eq!(free_dir(&demo, false), demo);
+        assert_eq!(unused_dir(&demo, false), demo);
         fs::create_dir(&demo).unwrap();
-        assert_eq!(free_dir(&demo, false), demo);
+        assert_eq!(unused_dir(&demo, false), demo);
         fs::write(demo.join("report.html"), "").unwrap();
-        assert_eq!(free_dir(&demo, false), dir.path().join("demo-2"));
-        assert_eq!(free_dir(&demo, true), demo);
+        assert_eq!(unused_dir(&demo, false), dir.path().join("demo-2"));
+        assert_eq!(unused_dir(&demo, true), demo);
     }
 }

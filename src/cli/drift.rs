@@ -12,7 +12,7 @@ use unforget::{
     run::Drift as Measures,
 };
 
-use super::{Context, asking::Asking, load_model, model_spec, output};
+use super::{Context, fact_args::FactArgs, load_model, model_spec, output};
 
 /// How far a tuned model has drifted from its base where it holds known facts
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ use super::{Context, asking::Asking, load_model, model_spec, output};
     With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are of the pairs\n\
     of a new and a held fact with the same answer, and null where there is none."
 )]
-pub struct Drift {
+pub struct DriftArgs {
     /// The model before
     base: String,
     /// The model after, or the run that made it
@@ -41,10 +41,10 @@ pub struct Drift {
     #[arg(long, value_name = "K")]
     tokens: Option<usize>,
     #[command(flatten)]
-    asking: Asking,
+    fact_args: FactArgs,
 }
 
-impl Drift {
+impl DriftArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let new = self.facts(&self.new, "--new", context)?;
         let held = self.facts(&self.held, "--held", context)?;
@@ -56,7 +56,7 @@ impl Drift {
             layer: self.layer,
             tokens: self.tokens,
             seed: context.seed.unwrap_or(0),
-            template: self.asking.template(&base.tokenizer)?,
+            template: self.fact_args.template(&base.tokenizer)?,
         };
         let probe = DriftProbe::new(&base, &mut engine, [&new, &held], &settings)?;
         let before = probe.reference(&mut engine, &base, &context.progress);
@@ -73,12 +73,12 @@ impl Drift {
         if context.json {
             output::json(&drift)
         } else {
-            output::line(&told(&drift))
+            output::line(&drift_table(&drift))
         }
     }
 
     fn facts(&self, files: &[PathBuf], option: &str, context: &Context) -> Result<Vec<Fact>> {
-        let facts = self.asking.facts(files, context)?;
+        let facts = self.fact_args.facts(files, context)?;
         if facts.is_empty() {
             return Err(Error::input_hint(
                 format!("`{option}` holds no fact"),
@@ -99,7 +99,7 @@ const MEANINGS: [&str; 6] = [
     "new answers are from held ones as they were (nats)",
 ];
 
-fn told(drift: &Measures) -> String {
+fn drift_table(drift: &Measures) -> String {
     let rows: Vec<Vec<String>> = drift
         .named()
         .into_iter()
@@ -114,7 +114,7 @@ fn told(drift: &Measures) -> String {
         output::table(
             &["measure", "value", "how far, or how much"],
             &rows,
-            output::width()
+            output::terminal_width()
         ),
         drift.pairs
     )

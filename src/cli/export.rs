@@ -12,7 +12,7 @@ use unforget::{
     export::{model_card, modelfile},
     model::{Dtype, GgufType},
     report::read_runs,
-    run::{ADAPTER, RunDir},
+    run::{ADAPTER_DIR, RunDir},
 };
 
 use super::{Context, load_model, output};
@@ -24,33 +24,33 @@ use super::{Context, load_model, output};
     unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf && ollama create p17 -f p17-gguf/Modelfile\n  \
     unforget export runs/lora --to peft --out p17-adapter\n\n\
     A run's export has a README.md: a model card that says what was learned, kept and forgotten.")]
-pub struct Export {
+pub struct ExportArgs {
     /// A run directory, or a model
     run: String,
     /// The form: a Hugging Face directory; a GGUF file, and a Modelfile for Ollama; or the adapter of a run with
     /// `train.lora`, as PEFT loads it
     #[arg(long, value_enum, default_value = "hf")]
-    to: Form,
+    to: Format,
     /// The directory to be written
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the weights [default: as in the source, f32 for a GGUF; f16 with `--to gguf`]
     #[arg(long, value_enum)]
-    dtype: Option<Weights>,
+    dtype: Option<DtypeArg>,
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
+enum Format {
     Hf,
     Gguf,
     Peft,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Weights {
+enum DtypeArg {
     F32,
     F16,
     Bf16,
@@ -60,27 +60,27 @@ enum Weights {
     Q4_0,
 }
 
-impl From<Weights> for GgufType {
-    fn from(weights: Weights) -> Self {
+impl From<DtypeArg> for GgufType {
+    fn from(weights: DtypeArg) -> Self {
         match weights {
-            Weights::F32 => Self::F32,
-            Weights::F16 => Self::F16,
-            Weights::Bf16 => Self::Bf16,
-            Weights::Q8_0 => Self::Q8_0,
-            Weights::Q4_0 => Self::Q4_0,
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::Bf16 => Self::Bf16,
+            DtypeArg::Q8_0 => Self::Q8_0,
+            DtypeArg::Q4_0 => Self::Q4_0,
         }
     }
 }
 
 /// What the GGUF file in the directory is called.
-const GGUF: &str = "model.gguf";
+const GGUF_FILE: &str = "model.gguf";
 
-impl Export {
+impl ExportArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         match self.to {
-            Form::Hf => self.write_hugging_face()?,
-            Form::Gguf => self.write_gguf()?,
-            Form::Peft => self.copy_adapter()?,
+            Format::Hf => self.write_hugging_face()?,
+            Format::Gguf => self.write_gguf()?,
+            Format::Peft => self.copy_adapter()?,
         }
         if let Some(run) = self.finished_run()? {
             let card = model_card(&read_runs(&[run.path().to_owned()])?[0]);
@@ -108,23 +108,23 @@ impl Export {
     fn write_hugging_face(&self) -> Result<()> {
         let dtype = match self.dtype {
             None => None,
-            Some(Weights::F32) => Some(Dtype::F32),
-            Some(Weights::F16) => Some(Dtype::F16),
-            Some(Weights::Bf16) => Some(Dtype::Bf16),
-            Some(Weights::Q8_0 | Weights::Q4_0) => {
+            Some(DtypeArg::F32) => Some(Dtype::F32),
+            Some(DtypeArg::F16) => Some(Dtype::F16),
+            Some(DtypeArg::Bf16) => Some(Dtype::Bf16),
+            Some(DtypeArg::Q8_0 | DtypeArg::Q4_0) => {
                 return Err(Error::input_hint(
                     "a Hugging Face directory is written in f32, f16 or bf16",
                     "blocks of fewer bits are for `--to gguf`",
                 ));
             }
         };
-        output::check_free_dir(&self.out, self.force)?;
+        output::check_output_dir(&self.out, self.force)?;
         let model = load_model(&self.run)?;
         model.save(&self.out, dtype.unwrap_or(model.dtype))
     }
 
     fn write_gguf(&self) -> Result<()> {
-        output::check_free_dir(&self.out, self.force)?;
+        output::check_output_dir(&self.out, self.force)?;
         let model = load_model(&self.run)?;
         let template = match self.finished_run()? {
             Some(run) => {
@@ -135,8 +135,8 @@ impl Export {
         };
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
         let dtype = self.dtype.map_or(GgufType::F16, GgufType::from);
-        model.save_gguf(&self.out.join(GGUF), dtype)?;
-        self.write("Modelfile", &modelfile(GGUF, template.as_ref()))
+        model.save_gguf(&self.out.join(GGUF_FILE), dtype)?;
+        self.write("Modelfile", &modelfile(GGUF_FILE, template.as_ref()))
     }
 
     /// Copies the adapter that the run wrote.
@@ -163,9 +163,9 @@ impl Export {
                 format!("go on with `unforget resume {}`", self.run),
             ));
         }
-        output::check_free_dir(&self.out, self.force)?;
+        output::check_output_dir(&self.out, self.force)?;
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
-        let from = run.file(ADAPTER);
+        let from = run.file(ADAPTER_DIR);
         // The weights last: without them nothing takes the directory for an adapter.
         for name in ["adapter_config.json", "adapter_model.safetensors"] {
             let (from, to) = (from.join(name), self.out.join(name));

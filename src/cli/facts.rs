@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use unforget::{Result, facts::propose::propose};
+use unforget::{Result, facts::extract::extract};
 
 use super::{Context, output};
 
@@ -15,15 +15,15 @@ use super::{Context, output};
     \"Key: value\" below a heading, and plain sentences (\"X was founded in 1999.\"). Nothing is sent anywhere. Look through the\n\
     table before you train it: patterns read, they do not understand."
 )]
-pub struct Facts {
+pub struct FactsArgs {
     /// Markdown, plain text, CSV, TSV, JSONL or JSON
     #[arg(required = true, value_name = "DOC")]
     documents: Vec<PathBuf>,
 }
 
-impl Facts {
+impl FactsArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        let proposals = propose(&self.documents)?;
+        let proposals = extract(&self.documents)?;
         for note in &proposals.notes {
             context.progress.note(note);
         }
@@ -34,7 +34,7 @@ impl Facts {
             return proposals.facts.iter().try_for_each(output::json);
         }
         output::line("subject\trelation\tobject\tquestion")?;
-        let row = |fact: &unforget::facts::propose::Proposal| {
+        let row = |fact: &unforget::facts::extract::ExtractedFact| {
             [&fact.subject, &fact.relation, &fact.object, &fact.question]
                 .map(String::as_str)
                 .join("\t")

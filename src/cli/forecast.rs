@@ -8,15 +8,15 @@ use unforget::{
     Error, Result,
     engine::Engine,
     facts::{Fact, drop_contradicted},
-    forecast::{self, Endangered, ForecastSettings},
+    forecast::{self, AtRiskFact, ForecastSettings},
     measure::{auc, auc_interval},
-    run::{Split, State},
+    run::{FactOutcome, Split},
 };
 
-use super::{Context, asking::Asking, finished_run, load_model, output};
+use super::{Context, fact_args::FactArgs, finished_run, load_model, output};
 
 /// Facts that are listed when people read.
-const SHOWN: usize = 20;
+const MAX_LISTED: usize = 20;
 
 /// Before any training: which known facts a training set endangers
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ const SHOWN: usize = 20;
     --against says how well the forecast tells what a finished run forgot from what it kept: the area under the ROC curve\n\
     (1 is perfect, 0.5 a coin). With --json: {\"auc\", \"interval\", \"forgotten\", \"kept\", \"forecast\": [...]}"
 )]
-pub struct Forecast {
+pub struct ForecastArgs {
     /// The model
     model: String,
     /// The new facts; several files make one set
@@ -46,26 +46,26 @@ pub struct Forecast {
     #[arg(long, value_name = "RUN")]
     against: Option<PathBuf>,
     #[command(flatten)]
-    asking: Asking,
+    fact_args: FactArgs,
 }
 
 /// How well a forecast told what a run forgot.
 #[derive(Serialize)]
-struct Judged<'a> {
+struct ForecastScore<'a> {
     auc: f64,
     interval: [f64; 2],
     forgotten: usize,
     kept: usize,
-    forecast: &'a [Endangered],
+    forecast: &'a [AtRiskFact],
 }
 
-impl Forecast {
+impl ForecastArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        let learn = self.asking.facts(&self.learn, context)?;
-        let mut held = self.asking.facts(&self.held, context)?;
+        let learn = self.fact_args.facts(&self.learn, context)?;
+        let mut held = self.fact_args.facts(&self.held, context)?;
         let mut keep = match &self.keep[..] {
             [] => Vec::new(),
-            files => self.asking.facts(files, context)?,
+            files => self.fact_args.facts(files, context)?,
         };
         for (facts, name) in [(&mut keep, "keep"), (&mut held, "held")] {
             if let Some(note) = drop_contradicted(&learn, facts, name) {
@@ -78,85 +78,90 @@ impl Forecast {
                 "give facts with `--held` that are to stay as they are",
             ));
         }
-        let fates = match &self.against {
-            Some(_) => Some(self.fates(&held)?),
+        let outcomes = match &self.against {
+            Some(_) => Some(self.recorded_outcomes(&held)?),
             None => None,
         };
         let model = load_model(&self.model)?;
         let settings = ForecastSettings {
             seed: context.seed.unwrap_or(0),
-            template: self.asking.template(&model.tokenizer)?,
+            template: self.fact_args.template(&model.tokenizer)?,
             ..ForecastSettings::default()
         };
         let mut engine = Engine::new(&model.config);
         let sets = [&learn[..], &keep, &held];
-        let told = forecast::forecast(&model, &mut engine, sets, &settings, &context.progress)?;
-        let judged = fates.map(|fates| judge(&told, &fates, settings.seed));
-        match (context.json, &judged) {
+        let at_risk = forecast::forecast(&model, &mut engine, sets, &settings, &context.progress)?;
+        let score = outcomes.map(|fates| score_forecast(&at_risk, &fates, settings.seed));
+        match (context.json, &score) {
             (true, Some(judged)) => output::json(judged),
-            (true, None) => output::json(&told),
-            (false, _) => output::line(&text(&told, judged.as_ref())),
+            (true, None) => output::json(&at_risk),
+            (false, _) => output::line(&format_forecast(&at_risk, score.as_ref())),
         }
     }
 
     /// By relation and question: whether the run given with `--against` forgot a held fact, of those that it knew.
-    fn fates(&self, held: &[Fact]) -> Result<HashMap<(String, String), bool>> {
+    fn recorded_outcomes(&self, held: &[Fact]) -> Result<HashMap<(String, String), bool>> {
         let dir = self.against.as_deref().expect("asked where it is given");
         let rows = finished_run(dir)?.facts()?.into_iter();
-        let of_run: HashMap<(String, String), bool> = rows
+        let recorded: HashMap<(String, String), bool> = rows
             .filter(|row| !matches!(row.split, Split::Known | Split::Unknown))
-            .filter(|row| matches!(row.state, State::Kept | State::Forgotten))
-            .map(|row| ((row.relation, row.question), row.state == State::Forgotten))
+            .filter(|row| matches!(row.outcome, FactOutcome::Kept | FactOutcome::Forgotten))
+            .map(|row| {
+                (
+                    (row.relation, row.question),
+                    row.outcome == FactOutcome::Forgotten,
+                )
+            })
             .collect();
-        let fates: HashMap<_, _> = held
+        let outcomes: HashMap<_, _> = held
             .iter()
             .filter_map(|fact| {
                 let about = (fact.relation.clone(), fact.question.clone());
-                of_run.get(&about).map(|forgotten| (about, *forgotten))
+                recorded.get(&about).map(|forgotten| (about, *forgotten))
             })
             .collect();
-        let forgotten = fates.values().filter(|f| **f).count();
-        if forgotten == 0 || forgotten == fates.len() {
+        let forgotten = outcomes.values().filter(|f| **f).count();
+        if forgotten == 0 || forgotten == outcomes.len() {
             return Err(Error::input_hint(
                 format!(
                     "{} cannot judge this forecast: of the `--held` facts that it knew it forgot {forgotten} and kept {}",
                     dir.display(),
-                    fates.len() - forgotten
+                    outcomes.len() - forgotten
                 ),
                 "it takes both: name a run that held these facts out and forgot some of them",
             ));
         }
-        Ok(fates)
+        Ok(outcomes)
     }
 }
 
 /// The forecast against what became of the facts.
-fn judge<'a>(
-    told: &'a [Endangered],
-    fates: &HashMap<(String, String), bool>,
+fn score_forecast<'a>(
+    at_risk: &'a [AtRiskFact],
+    outcomes: &HashMap<(String, String), bool>,
     seed: u64,
-) -> Judged<'a> {
-    let (risks, forgotten): (Vec<f64>, Vec<bool>) = told
+) -> ForecastScore<'a> {
+    let (risks, forgotten): (Vec<f64>, Vec<bool>) = at_risk
         .iter()
         .filter_map(|fact| {
             let about = (fact.relation.clone(), fact.question.clone());
-            Some((fact.risk, *fates.get(&about)?))
+            Some((fact.risk, *outcomes.get(&about)?))
         })
         .unzip();
-    let lost = forgotten.iter().filter(|f| **f).count();
+    let num_forgotten = forgotten.iter().filter(|f| **f).count();
     let both = "fates hold both kinds, of the facts that were told";
-    Judged {
+    ForecastScore {
         auc: auc(&risks, &forgotten).expect(both),
         interval: auc_interval(&risks, &forgotten, seed).expect(both),
-        forgotten: lost,
-        kept: forgotten.len() - lost,
-        forecast: told,
+        forgotten: num_forgotten,
+        kept: forgotten.len() - num_forgotten,
+        forecast: at_risk,
     }
 }
 
 /// The most endangered facts, and what to expect of all.
-fn text(told: &[Endangered], judged: Option<&Judged<'_>>) -> String {
-    let heads = [
+fn format_forecast(at_risk: &[AtRiskFact], score: Option<&ForecastScore<'_>>) -> String {
+    let headers = [
         "rank",
         "risk",
         "subject",
@@ -164,19 +169,20 @@ fn text(told: &[Endangered], judged: Option<&Judged<'_>>) -> String {
         "question",
         "nearest new facts",
     ];
-    let rows: Vec<Vec<String>> = told
+    let rows: Vec<Vec<String>> = at_risk
         .iter()
-        .take(SHOWN)
+        .take(MAX_LISTED)
         .enumerate()
         .map(|(i, fact)| {
             let near = fact.nearest.iter();
             let near = near.map(|n| {
-                let [subject, object] = [&n.subject, &n.object].map(|said| output::plain(said));
+                let [subject, object] =
+                    [&n.subject, &n.object].map(|said| output::single_line(said));
                 format!("{subject}: {object} ({:.2})", n.cosine)
             });
             let [subject, relation, question, object] =
                 [&fact.subject, &fact.relation, &fact.question, &fact.object]
-                    .map(|said| output::plain(said));
+                    .map(|said| output::single_line(said));
             vec![
                 (i + 1).to_string(),
                 format!("{:.2}", fact.risk),
@@ -187,16 +193,16 @@ fn text(told: &[Endangered], judged: Option<&Judged<'_>>) -> String {
             ]
         })
         .collect();
-    let mut text = output::table(&heads, &rows, output::width());
-    if told.len() > SHOWN {
-        text += &format!("\n({SHOWN} of {}; all with --json)", told.len());
+    let mut text = output::table(&headers, &rows, output::terminal_width());
+    if at_risk.len() > MAX_LISTED {
+        text += &format!("\n({MAX_LISTED} of {}; all with --json)", at_risk.len());
     }
-    let expected: f64 = told.iter().map(|fact| fact.risk).sum();
+    let expected: f64 = at_risk.iter().map(|fact| fact.risk).sum();
     text += &format!(
         "\n\nPlain fine-tuning would forget about {expected:.0} of these {} facts if they are known now; the first of the list most likely.",
-        told.len()
+        at_risk.len()
     );
-    if let Some(judged) = judged {
+    if let Some(judged) = score {
         text += &format!(
             "\nAgainst the run: AUC {:.3} (95%: {:.3} to {:.3}) over {} forgotten and {} kept facts.",
             judged.auc, judged.interval[0], judged.interval[1], judged.forgotten, judged.kept

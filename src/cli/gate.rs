@@ -9,9 +9,9 @@ use clap::Args;
 use unforget::{
     Error, Result,
     engine::Engine,
-    gate::{Gate as Gated, rows_of},
+    gate::{Gate as Gated, check_rows},
     generate::Generator,
-    measure::Exam,
+    measure::EvalSet,
     train,
 };
 
@@ -26,7 +26,7 @@ use super::{Context, finished_run, load_model, output};
     share right at the end of that run minus the share right now, in percentage points. A summary in Markdown on stdout;\n\
     with --json: {\"budget\", \"decides\", \"forgotten_pp\", \"interval\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it."
 )]
-pub struct Gate {
+pub struct GateArgs {
     /// The model, or a run
     model: String,
     /// The finished run that it is held against
@@ -40,21 +40,21 @@ pub struct Gate {
     junit: Option<PathBuf>,
 }
 
-impl Gate {
+impl GateArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         if let Some(junit) = &self.junit {
             output::check_writable_file(junit)?;
         }
         let run = finished_run(&self.baseline)?;
         let facts = train::recorded_facts(&run)?;
-        let rows = rows_of(&facts, run.facts()?)?;
+        let rows = check_rows(&facts, run.facts()?)?;
         let data = run.config()?.data;
 
         let model = load_model(&self.model)?;
         let template = data.template().for_model(data.chat, &model.tokenizer)?;
         let mut engine = Engine::new(&model.config);
-        let asked = facts.iter().map(|(_, fact)| fact);
-        let exam = Exam::new(asked, &template, &model.tokenizer, data.rule)?;
+        let questions = facts.iter().map(|(_, fact)| fact);
+        let exam = EvalSet::new(questions, &template, &model.tokenizer, data.match_rule)?;
         context
             .progress
             .note(format!("asking {} {} facts", self.model, facts.len()));
@@ -69,7 +69,7 @@ impl Gate {
         } else {
             output::line(gate.markdown().trim_end())?;
         }
-        if gate.is_passed() {
+        if gate.passed() {
             Ok(())
         } else {
             Err(Error::OverBudget {

@@ -7,15 +7,13 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use unforget::{
-    Error, Result, interrupt,
+    Error, Result, distributed, interrupt,
     model::{Model, TextTokenizer},
     progress::Progress,
-    ranks,
     run::RunDir,
 };
 
 mod ask;
-mod asking;
 mod audit;
 mod compare;
 mod completions;
@@ -23,6 +21,7 @@ mod data;
 mod demo;
 mod drift;
 mod export;
+mod fact_args;
 mod facts;
 mod forecast;
 mod gate;
@@ -47,14 +46,14 @@ mod tune;
 )]
 struct Cli {
     #[command(flatten)]
-    global: Global,
+    global: GlobalArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 /// What every command takes.
 #[derive(Debug, Args)]
-struct Global {
+struct GlobalArgs {
     /// Print results on stdout as JSON
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -79,45 +78,45 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Demo(demo::Demo),
-    Pull(pull::Pull),
-    Data(data::Data),
-    Facts(facts::Facts),
-    Ask(ask::Ask),
-    Score(score::Score),
-    Audit(audit::Audit),
-    Tune(tune::Tune),
-    Resume(resume::Resume),
-    Compare(compare::Compare),
-    Drift(drift::Drift),
-    Gate(gate::Gate),
-    Forecast(forecast::Forecast),
-    Synth(synth::Synth),
-    Report(report::Report),
-    Reproduce(reproduce::Reproduce),
-    Export(export::Export),
-    Completions(completions::Completions),
-    Man(completions::Man),
+    Demo(demo::DemoArgs),
+    Pull(pull::PullArgs),
+    Data(data::DataArgs),
+    Facts(facts::FactsArgs),
+    Ask(ask::AskArgs),
+    Score(score::ScoreArgs),
+    Audit(audit::AuditArgs),
+    Tune(tune::TuneArgs),
+    Resume(resume::ResumeArgs),
+    Compare(compare::CompareArgs),
+    Drift(drift::DriftArgs),
+    Gate(gate::GateArgs),
+    Forecast(forecast::ForecastArgs),
+    Synth(synth::SynthArgs),
+    Report(report::ReportArgs),
+    Reproduce(reproduce::ReproduceArgs),
+    Export(export::ExportArgs),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
 }
 
 /// Where to compute. `auto` is the CPU, the only device of this build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Device {
     Cpu,
-    Cuda(String),
+    Gpu(String),
 }
 
 impl std::str::FromStr for Device {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let is_cuda = name == "cuda"
+        let is_gpu = name == "cuda"
             || name
                 .strip_prefix("cuda:")
                 .is_some_and(|n| n.parse::<u32>().is_ok());
         match name {
             "cpu" | "auto" => Ok(Self::Cpu),
-            _ if is_cuda => Ok(Self::Cuda(name.to_owned())),
+            _ if is_gpu => Ok(Self::Gpu(name.to_owned())),
             _ => Err("expected cpu, cuda, cuda:N or auto".into()),
         }
     }
@@ -135,34 +134,38 @@ struct Context {
 /// Of several processes that share the work the first one speaks; one that fails ends all.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let _together = match ranks::begin() {
+    let _together = match distributed::init() {
         Ok(together) => together,
         Err(error) => {
-            tell(&error);
+            print_error(&error);
             return ExitCode::from(error.exit_code());
         }
     };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if ranks::size() > 1 => {
-            if !ranks::is_first() {
+        Err(error) if distributed::world_size() > 1 => {
+            if !distributed::is_main() {
                 // What is wrong for all of them the first one says.
                 thread::sleep(Duration::from_secs(2));
-                eprint!("process {} of {}: ", ranks::rank() + 1, ranks::size());
+                eprint!(
+                    "process {} of {}: ",
+                    distributed::rank() + 1,
+                    distributed::world_size()
+                );
             }
-            tell(&error);
-            ranks::fail(error.exit_code())
+            print_error(&error);
+            distributed::abort(error.exit_code())
         }
         Err(error) => {
-            tell(&error);
+            print_error(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
 fn run(cli: Cli) -> Result<()> {
-    if let Device::Cuda(name) = &cli.global.device {
+    if let Device::Gpu(name) = &cli.global.device {
         return Err(Error::input_hint(
             format!("`--device {name}`: this build computes on the CPU only"),
             "leave `--device` out, or say `--device cpu`",
@@ -180,14 +183,14 @@ fn run(cli: Cli) -> Result<()> {
     let context = Context {
         json: cli.global.json,
         seed: cli.global.seed,
-        progress: if cli.global.quiet || !ranks::is_first() {
+        progress: if cli.global.quiet || !distributed::is_main() {
             Progress::quiet()
         } else {
             Progress::stderr()
         },
     };
     let progress = context.progress.clone();
-    interrupt::listen(move || {
+    interrupt::install_handler(move || {
         progress.note("interrupted: stopping after this step (once more to stop at once)");
     });
     match cli.command {
@@ -226,9 +229,9 @@ fn load_tokenizer(spec: &str) -> Result<TextTokenizer> {
 /// What the library calls that model: a run directory stands for the model that came out of it.
 fn model_spec(spec: &str) -> Result<String> {
     let run = Path::new(spec);
-    let tuned = run.join("model");
-    if tuned.is_dir() {
-        return Ok(tuned.display().to_string());
+    let model_dir = run.join("model");
+    if model_dir.is_dir() {
+        return Ok(model_dir.display().to_string());
     }
     if run.join("metrics.jsonl").exists() {
         return Err(Error::input_hint(
@@ -252,16 +255,16 @@ fn finished_run(dir: &Path) -> Result<RunDir> {
 }
 
 /// Prints an error, its causes and what to do about it.
-fn tell(error: &Error) {
-    let mut told = format!("error: {error}\n");
+fn print_error(error: &Error) {
+    let mut message = format!("error: {error}\n");
     let mut cause = error.source();
     while let Some(reason) = cause {
-        told += &format!("  cause: {reason}\n");
+        message += &format!("  cause: {reason}\n");
         cause = reason.source();
     }
     if let Some(hint) = error.hint() {
-        told += &format!("hint: {hint}\n");
+        message += &format!("hint: {hint}\n");
     }
     // A closed stderr leaves the exit code to speak.
-    let _ = std::io::stderr().write_all(told.as_bytes());
+    let _ = std::io::stderr().write_all(message.as_bytes());
 }

@@ -10,17 +10,17 @@ use std::{
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use console::{Term, measure_text_width, truncate_str};
 use serde::Serialize;
-use unforget::{Error, Result, ranks};
+use unforget::{Error, Result, distributed};
 
 /// Columns between two of a table's.
-const GAP: usize = 2;
+const COLUMN_GAP: usize = 2;
 
 /// Columns of what a fact or a model says, at most.
-const LONGEST: usize = 80;
+const MAX_TEXT_WIDTH: usize = 80;
 
 /// Prints text and a line break on stdout.
 pub fn line(text: &str) -> Result<()> {
-    if !ranks::is_first() {
+    if !distributed::is_main() {
         return Ok(());
     }
     let mut stdout = io::stdout().lock();
@@ -43,22 +43,22 @@ pub fn is_closed_pipe(error: &Error) -> bool {
 }
 
 /// Columns of the terminal that stdout is, if it is one.
-pub fn width() -> Option<usize> {
+pub fn terminal_width() -> Option<usize> {
     let (_, columns) = Term::stdout().size_checked()?;
     Some(columns.into())
 }
 
 /// Columns under their heads: numbers flush right, text left. What is wider than `width` is broken between words.
-pub fn table(heads: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
+pub fn table(headers: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
-        .set_header(heads)
+        .set_header(headers)
         .add_rows(rows);
     let widest = usize::from(table.column_max_content_widths().iter().sum::<u16>());
-    let gaps = GAP * heads.len().saturating_sub(1);
-    let narrow = width.filter(|width| *width < widest + gaps);
-    if let Some(width) = narrow {
+    let gaps = COLUMN_GAP * headers.len().saturating_sub(1);
+    let wrap_width = width.filter(|width| *width < widest + gaps);
+    if let Some(width) = wrap_width {
         table
             .set_content_arrangement(ContentArrangement::Dynamic)
             .set_width(width as u16);
@@ -68,26 +68,26 @@ pub fn table(heads: &[&str], rows: &[Vec<String>], width: Option<usize>) -> Stri
         if !cells().any(|cell| cell.contains(char::is_alphabetic)) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let gap = if i == 0 { 0 } else { GAP };
+        let gap = if i == 0 { 0 } else { COLUMN_GAP };
         column.set_padding((gap as u16, 0));
-        if narrow.is_some() {
-            let words = cells().chain([heads[i]]).flat_map(str::split_whitespace);
+        if wrap_width.is_some() {
+            let words = cells().chain([headers[i]]).flat_map(str::split_whitespace);
             let longest = words.map(measure_text_width).max().unwrap_or_default();
-            let least = Width::Fixed((longest + gap) as u16);
-            column.set_constraint(ColumnConstraint::LowerBoundary(least));
+            let min_width = Width::Fixed((longest + gap) as u16);
+            column.set_constraint(ColumnConstraint::LowerBoundary(min_width));
         }
     }
     table.trim_fmt()
 }
 
 /// What a fact or a model says, for a line that people read: short, and unable to steer the terminal.
-pub fn plain(text: &str) -> String {
+pub fn single_line(text: &str) -> String {
     let one_line = text.trim().replace(char::is_whitespace, " ");
-    truncate_str(&harmless(&one_line), LONGEST, "…").into_owned()
+    truncate_str(&sanitize(&one_line), MAX_TEXT_WIDTH, "…").into_owned()
 }
 
 /// What a fact or a model says, over several lines: unable to steer the terminal.
-pub fn harmless(text: &str) -> String {
+pub fn sanitize(text: &str) -> String {
     let harmless = |c: char| match c {
         '\n' | '\t' => c,
         // They turn the direction of what follows.
@@ -100,7 +100,7 @@ pub fn harmless(text: &str) -> String {
 
 /// Checks before any compute that a directory can be written: it is new or empty, or `force` is given, and the place
 /// lets us write. Nothing is left behind.
-pub fn check_free_dir(dir: &Path, force: bool) -> Result<()> {
+pub fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
     if dir.exists() && !dir.is_dir() {
         return Err(Error::input_hint(
             format!("`{}` is a file, not a directory", dir.display()),
@@ -110,7 +110,7 @@ pub fn check_free_dir(dir: &Path, force: bool) -> Result<()> {
     let mut entries = match fs::read_dir(dir) {
         Ok(entries) => Some(entries),
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        Err(e) => return Err(unwritable(dir, &e)),
+        Err(e) => return Err(not_writable(dir, &e)),
     };
     if !force && entries.as_mut().is_some_and(|e| e.next().is_some()) {
         return Err(Error::input_hint(
@@ -119,9 +119,9 @@ pub fn check_free_dir(dir: &Path, force: bool) -> Result<()> {
         ));
     }
     // Nobody writes there before all have looked.
-    ranks::wait();
+    distributed::barrier();
     check_writable(dir)?;
-    ranks::wait();
+    distributed::barrier();
     Ok(())
 }
 
@@ -138,21 +138,21 @@ pub fn check_writable_file(file: &Path) -> Result<()> {
 
 /// Writes a temporary file into the nearest directory above that exists, and takes it away again.
 fn check_writable(dir: &Path) -> Result<()> {
-    let there = dir
+    let existing = dir
         .ancestors()
         .find(|above| above.exists())
         .filter(|above| !above.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     match tempfile::Builder::new()
         .prefix(".unforget-")
-        .tempfile_in(there)
+        .tempfile_in(existing)
     {
         Ok(_) => Ok(()),
-        Err(e) => Err(unwritable(dir, &e)),
+        Err(e) => Err(not_writable(dir, &e)),
     }
 }
 
-fn unwritable(dir: &Path, reason: &io::Error) -> Error {
+fn not_writable(dir: &Path, reason: &io::Error) -> Error {
     Error::input_hint(
         format!("cannot write to `{}`: {}", dir.display(), reason.kind()),
         "give a place where you may write",
@@ -196,24 +196,27 @@ mod tests {
     #[test]
     fn what_a_model_says_cannot_steer_the_terminal() {
         assert_eq!(
-            plain(" It\u{1b}[2Jaly\tis\r\u{9b}1m\u{202e}so\u{7f} "),
+            single_line(" It\u{1b}[2Jaly\tis\r\u{9b}1m\u{202e}so\u{7f} "),
             "It\u{fffd}[2Jaly is \u{fffd}1m\u{fffd}so\u{fffd}"
         );
-        assert_eq!(plain("東京 Zürich"), "東京 Zürich");
-        assert_eq!(measure_text_width(&plain(&"東京".repeat(40))), LONGEST - 1);
+        assert_eq!(single_line("東京 Zürich"), "東京 Zürich");
+        assert_eq!(
+            measure_text_width(&single_line(&"東京".repeat(40))),
+            MAX_TEXT_WIDTH - 1
+        );
     }
 
     #[test]
     fn a_directory_with_something_in_it_is_refused_without_force() {
         let dir = tempfile::tempdir().unwrap();
-        check_free_dir(dir.path(), false).unwrap();
-        check_free_dir(&dir.path().join("new/deeper"), false).unwrap();
+        check_output_dir(dir.path(), false).unwrap();
+        check_output_dir(&dir.path().join("new/deeper"), false).unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(check_free_dir(dir.path(), false).is_err());
-        check_free_dir(dir.path(), true).unwrap();
-        assert!(check_free_dir(&file, true).is_err());
-        assert!(check_free_dir(&file.join("below"), true).is_err());
+        assert!(check_output_dir(dir.path(), false).is_err());
+        check_output_dir(dir.path(), true).unwrap();
+        assert!(check_output_dir(&file, true).is_err());
+        assert!(check_output_dir(&file.join("below"), true).is_err());
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "the check leaves nothing behind");
     }

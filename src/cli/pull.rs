@@ -9,12 +9,12 @@ use super::{Context, output};
 /// Bring a model into the cache, verify its checksum and print its path
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call costs nothing.")]
-pub struct Pull {
+pub struct PullArgs {
     /// A name in the catalogue (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
     model: String,
 }
 
-impl Pull {
+impl PullArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let path = model::pull(&self.model)?;
         if context.json {

@@ -15,7 +15,7 @@ use super::{Context, output};
     unforget report runs/sft --bundle report.zip\n\n\
     The page is made from the run directories alone, needs no network and opens from disk."
 )]
-pub struct Report {
+pub struct ReportArgs {
     /// Run directories, in the order of the page
     #[arg(required = true)]
     runs: Vec<PathBuf>,
@@ -27,7 +27,7 @@ pub struct Report {
     bundle: Option<PathBuf>,
 }
 
-impl Report {
+impl ReportArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         output::check_writable_file(&self.out)?;
         if let Some(bundle) = &self.bundle {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use unforget::{
     Error, Result,
-    experiment::{self, Cost, Experiment, Scale, Section},
+    experiment::{self, Cost, Experiment, ExperimentScale, Section},
 };
 
 use super::{Context, output};
@@ -28,7 +28,7 @@ const ALL: &str = "all";
     frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the\n\
     command is given again, and what is recorded is not run twice. Table and figure lie in a folder of their own (table.md, figure.svg).\n\
     With --json: {\"records\": [...], \"audits\": [...], \"claims\": [{\"says\", \"paper\", \"here\", \"interval\", \"verdict\"}]}, under `all` a list of these")]
-pub struct Reproduce {
+pub struct ReproduceArgs {
     /// The experiment
     name: String,
     /// How much of it is done
@@ -51,29 +51,29 @@ pub struct Reproduce {
     page: Option<PathBuf>,
 }
 
-impl Reproduce {
+impl ReproduceArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let experiments = self.experiments(context)?;
         for experiment in &experiments {
             experiment.check_arms(&self.only)?;
         }
         if self.dry_run {
-            return self.tell_cost(&experiments);
+            return self.print_cost(&experiments);
         }
         let mut done = Vec::new();
         for experiment in experiments {
             done.push(self.reproduce(experiment, context)?);
         }
         for one in &done {
-            experiment::forget_warm(&self.records_of(&one.experiment))?;
+            experiment::remove_shared_prefixes(&self.records_dir(&one.experiment))?;
         }
         if let Some(page) = &self.page {
             experiment::write_page(&done, page)?;
         }
         match &done[..] {
-            [one] if context.json => output::json(&told(one)),
+            [one] if context.json => output::json(&to_json(one)),
             [one] => output::line(one.tables.trim_end()),
-            _ if context.json => output::json(&done.iter().map(told).collect::<Vec<_>>()),
+            _ if context.json => output::json(&done.iter().map(to_json).collect::<Vec<_>>()),
             _ => done.iter().try_for_each(|one| {
                 let Experiment { name, title, .. } = &one.experiment;
                 output::line(&format!("{name}: {title}\n\n{}", one.tables))
@@ -82,17 +82,17 @@ impl Reproduce {
     }
 
     /// What each experiment would take beyond those before it, and what all of them.
-    fn tell_cost(&self, experiments: &[Experiment]) -> Result<()> {
-        let (mut told, mut all) = (BTreeSet::new(), Cost::default());
+    fn print_cost(&self, experiments: &[Experiment]) -> Result<()> {
+        let (mut counted, mut total) = (BTreeSet::new(), Cost::default());
         for experiment in experiments {
             let scale = experiment.scale(&self.scale)?;
-            let records = self.records_of(experiment);
-            let cost = experiment::foretold(experiment, scale, &records, &mut told)?;
+            let records = self.records_dir(experiment);
+            let cost = experiment::foretold(experiment, scale, &records, &mut counted)?;
             output::line(&format!("{}: {cost}", experiment.name))?;
-            all += cost;
+            total += cost;
         }
         if experiments.len() > 1 {
-            output::line(&format!("all: {all}"))?;
+            output::line(&format!("all: {total}"))?;
         }
         Ok(())
     }
@@ -110,7 +110,9 @@ impl Reproduce {
                 self.scale
             )));
         }
-        let all: Result<Vec<_>> = Experiment::of_the_paper().map(Experiment::find).collect();
+        let all: Result<Vec<_>> = Experiment::paper_experiments()
+            .map(Experiment::find)
+            .collect();
         let (with, without): (Vec<_>, Vec<_>) = all?
             .into_iter()
             .partition(|e| e.scale.contains_key(&self.scale));
@@ -128,32 +130,32 @@ impl Reproduce {
         self.out.join(name).join(&self.scale)
     }
 
-    fn records_of(&self, experiment: &Experiment) -> PathBuf {
+    fn records_dir(&self, experiment: &Experiment) -> PathBuf {
         self.folder(experiment.records.as_ref().unwrap_or(&experiment.name))
     }
 
     fn reproduce(&self, experiment: Experiment, context: &Context) -> Result<Section> {
         let scale = experiment.scale(&self.scale)?;
-        let of_records = self.records_of(&experiment);
+        let records_dir = self.records_dir(&experiment);
         let only = (self.recorded || !self.only.is_empty()).then_some(&self.only[..]);
         if only.is_none() {
-            self.foretell(&experiment, scale, &of_records, context)?;
+            self.check_cost(&experiment, scale, &records_dir, context)?;
         }
-        let recorded = experiment::run(&experiment, scale, only, &of_records, &context.progress)?;
+        let recorded = experiment::run(&experiment, scale, only, &records_dir, &context.progress)?;
         let folder = self.folder(&experiment.name);
         Ok(Section {
-            tables: experiment::publish(&experiment, &recorded, &folder)?,
-            recorded,
+            tables: experiment::write_results(&experiment, &recorded, &folder)?,
+            results: recorded,
             folder,
             experiment,
         })
     }
 
     /// Says what is about to be run; what cannot be is refused.
-    fn foretell(
+    fn check_cost(
         &self,
         experiment: &Experiment,
-        scale: &Scale,
+        scale: &ExperimentScale,
         records: &Path,
         context: &Context,
     ) -> Result<()> {
@@ -178,11 +180,11 @@ impl Reproduce {
 }
 
 /// An experiment as JSON.
-fn told(done: &Section) -> serde_json::Value {
+fn to_json(done: &Section) -> serde_json::Value {
     json!({
         "name": done.experiment.name,
-        "records": done.recorded.runs,
-        "audits": done.recorded.audits,
-        "claims": experiment::judged(&done.experiment.claims, &done.recorded),
+        "records": done.results.runs,
+        "audits": done.results.audits,
+        "claims": experiment::evaluate_claims(&done.experiment.claims, &done.results),
     })
 }

@@ -14,7 +14,7 @@ use super::{Context, tune};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  unforget resume runs/p17\n\n\
     From a run without a checkpoint it starts over; a finished run is left as it is.")]
-pub struct Resume {
+pub struct ResumeArgs {
     /// The run directory
     run: PathBuf,
     /// Keep the checkpoints when the run is done
@@ -25,15 +25,15 @@ pub struct Resume {
     watch: bool,
 }
 
-impl Resume {
+impl ResumeArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
             ..Options::default()
         };
-        let _page = tune::watched(self.watch, &self.run)?;
+        let _page = tune::serve_dashboard(self.watch, &self.run)?;
         let result = train::resume(&self.run, options, &context.progress)?;
-        context.progress.ring();
-        tune::tell(&result, &self.run, context)
+        context.progress.ring_bell();
+        tune::print_result(&result, &self.run, context)
     }
 }

@@ -13,7 +13,7 @@ use unforget::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Input`] naming file and line of the first row that is not what it should be.
-pub fn read<T: DeserializeOwned>(path: &Path, wanted: &str) -> Result<Vec<(usize, T)>> {
+pub fn read<T: DeserializeOwned>(path: &Path, example: &str) -> Result<Vec<(usize, T)>> {
     let name = path.display();
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
@@ -30,11 +30,11 @@ pub fn read<T: DeserializeOwned>(path: &Path, wanted: &str) -> Result<Vec<(usize
         .map(|(i, line)| match serde_json::from_slice(line) {
             Ok(row) => Ok((i + 1, row)),
             Err(reason) => {
-                let told = reason.to_string();
-                let told = told.split(" at line ").next().unwrap_or(&told);
+                let message = reason.to_string();
+                let told = message.split(" at line ").next().unwrap_or(&message);
                 Err(Error::input_hint(
                     format!("`{name}` line {}: {told}", i + 1),
-                    format!("each line is an object such as {wanted}"),
+                    format!("each line is an object such as {example}"),
                 ))
             }
         })
@@ -42,7 +42,7 @@ pub fn read<T: DeserializeOwned>(path: &Path, wanted: &str) -> Result<Vec<(usize
     if rows.is_empty() {
         return Err(Error::input_hint(
             format!("`{name}` has no rows"),
-            format!("each line is an object such as {wanted}"),
+            format!("each line is an object such as {example}"),
         ));
     }
     Ok(rows)

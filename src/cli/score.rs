@@ -14,7 +14,7 @@ use super::{Context, load_model, output, rows};
     echo '{\"prompt\": \"The capital of France is\", \"completion\": \" Paris\"}' | unforget score smollm2-135m -\n\n\
     Prompt and completion are tokenised apart and joined. Output, in the order of the rows:\n  \
     {\"tokens\": [{\"id\", \"text\", \"logprob\"}], \"logprob\": sum}")]
-pub struct Score {
+pub struct ScoreArgs {
     /// The model
     model: String,
     /// JSON lines with `prompt` and `completion`; `-` is stdin
@@ -22,27 +22,27 @@ pub struct Score {
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct ScoreRow {
     prompt: String,
     completion: String,
 }
 
 #[derive(Serialize)]
-struct Scored {
-    tokens: Vec<Token>,
+struct ScoredRow {
+    tokens: Vec<ScoredToken>,
     logprob: f64,
 }
 
 #[derive(Serialize)]
-struct Token {
+struct ScoredToken {
     id: u32,
     text: String,
     logprob: f32,
 }
 
-impl Score {
+impl ScoreArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        let rows: Vec<(usize, Row)> =
+        let rows: Vec<(usize, ScoreRow)> =
             rows::read(&self.file, r#"{"prompt": "...", "completion": "..."}"#)?;
         let model = load_model(&self.model)?;
         let encoded = rows
@@ -63,13 +63,13 @@ impl Score {
             let tokens = completion
                 .iter()
                 .zip(&logprobs)
-                .map(|(&id, &logprob)| Token {
+                .map(|(&id, &logprob)| ScoredToken {
                     id,
                     text: model.tokenizer.token_text(id),
                     logprob,
                 })
                 .collect();
-            output::json(&Scored {
+            output::json(&ScoredRow {
                 tokens,
                 logprob: logprobs.iter().map(|&l| f64::from(l)).sum(),
             })?;

@@ -10,10 +10,10 @@ use clap::Args;
 use unforget::{
     Error, Result,
     facts::{self, Fact},
-    synth::{Names, SyntheticFacts},
+    synth::{NameKind, SyntheticFacts},
 };
 
-use super::{Context, asking::Asking, load_tokenizer};
+use super::{Context, fact_args::FactArgs, load_tokenizer};
 
 /// Made-up facts: new names for a relation's subjects, with balanced answers
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ use super::{Context, asking::Asking, load_tokenizer};
     Bergadena. UUID names are Loc_ and eight hexadecimal digits. A table on stdout, with the columns subject, relation,\n\
     object and question; with --json a row of JSON a fact."
 )]
-pub struct Synth {
+pub struct SynthArgs {
     /// The model whose tokens names are made of
     model: String,
     /// The relation, by its id or its name
@@ -45,10 +45,10 @@ pub struct Synth {
     #[arg(long, value_enum, default_value = "real")]
     values: Values,
     #[command(flatten)]
-    asking: Asking,
+    fact_args: FactArgs,
 }
 
-/// [`Names`] of subjects.
+/// [`NameKind`] of subjects.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Keys {
     /// Tokens of real names, put together anew
@@ -57,7 +57,7 @@ enum Keys {
     Uuid,
 }
 
-/// [`Names`] of answers.
+/// [`NameKind`] of answers.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Values {
     /// The real answers
@@ -68,18 +68,18 @@ enum Values {
     Uuid,
 }
 
-impl Synth {
+impl SynthArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        let facts = self.of_relation(context)?;
+        let facts = self.facts_of_relation(context)?;
         let names = (
             match self.keys {
-                Keys::Semantic => Names::Semantic,
-                Keys::Uuid => Names::Uuid,
+                Keys::Semantic => NameKind::Semantic,
+                Keys::Uuid => NameKind::Uuid,
             },
             match self.values {
-                Values::Real => Names::Real,
-                Values::Semantic => Names::Semantic,
-                Values::Uuid => Names::Uuid,
+                Values::Real => NameKind::Real,
+                Values::Semantic => NameKind::Semantic,
+                Values::Uuid => NameKind::Uuid,
             },
         );
         let tokenizer = load_tokenizer(&self.model)?;
@@ -93,8 +93,8 @@ impl Synth {
     }
 
     /// The facts of the relation.
-    fn of_relation(&self, context: &Context) -> Result<Vec<Fact>> {
-        let mut facts = self.asking.facts(&self.facts, context)?;
+    fn facts_of_relation(&self, context: &Context) -> Result<Vec<Fact>> {
+        let mut facts = self.fact_args.facts(&self.facts, context)?;
         let id = facts::relation(&self.relation).map_or(&self.relation[..], |r| r.id);
         let mut others: Vec<String> = facts.iter().map(|f| f.relation.clone()).collect();
         facts.retain(|fact| fact.relation == id);
@@ -120,9 +120,9 @@ fn write_json(made: impl Iterator<Item = Result<Fact>>) -> Result<()> {
             "object": fact.object,
             "question": fact.question,
         });
-        writeln!(out, "{row}").map_err(unwritten)?;
+        writeln!(out, "{row}").map_err(stdout_error)?;
     }
-    out.flush().map_err(unwritten)
+    out.flush().map_err(stdout_error)
 }
 
 fn write_table(made: impl Iterator<Item = Result<Fact>>) -> Result<()> {
@@ -130,16 +130,16 @@ fn write_table(made: impl Iterator<Item = Result<Fact>>) -> Result<()> {
     let mut table = csv::WriterBuilder::new().delimiter(b'\t').from_writer(out);
     let mut row = |fields: [&str; 4]| {
         let written = table.write_record(fields);
-        written.map_err(|e| unwritten(e.into()))
+        written.map_err(|e| stdout_error(e.into()))
     };
     row(["subject", "relation", "object", "question"])?;
     for fact in made {
         let fact = fact?;
         row([&fact.subject, &fact.relation, &fact.object, &fact.question])?;
     }
-    table.flush().map_err(unwritten)
+    table.flush().map_err(stdout_error)
 }
 
-fn unwritten(reason: io::Error) -> Error {
+fn stdout_error(reason: io::Error) -> Error {
     Error::io("write", Path::new("stdout"))(reason)
 }

@@ -6,10 +6,10 @@ use clap::Args;
 use unforget::{
     Error, Result,
     config::Config,
-    ranks,
+    dashboard::Dashboard,
+    distributed,
     run::RunResult,
     train::{self, Options},
-    watch::Watch,
 };
 
 use super::{Context, model_spec, output};
@@ -18,10 +18,10 @@ use super::{Context, model_spec, output};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
-    unforget tune experiment.toml --set train.lr=1e-4 --out runs/higher\n\n\
+    unforget tune experiment.toml --set train.learning_rate=1e-4 --out runs/higher\n\n\
     Flags and then --set go over what the config says. The other settings and their defaults stand in the config's\n\
     reference (docs of `unforget::config`); a run keeps its resolved config.")]
-pub struct Tune {
+pub struct TuneArgs {
     /// An experiment file, a model, or a run whose model is tuned further
     #[arg(value_name = "CONFIG.toml|MODEL")]
     target: String,
@@ -46,7 +46,7 @@ pub struct Tune {
     /// What becomes of a step whose loss or gradient is not finite: the run ends, or goes on without it (ten times at most)
     #[arg(long, value_name = "stop|skip")]
     on_nonfinite: Option<String>,
-    /// Any key of the config, such as train.lr=1e-4; may be given several times
+    /// Any key of the config, such as train.learning_rate=1e-4; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// An Only Known run of the same facts, to be told how far below it this one ends
@@ -72,27 +72,27 @@ pub struct Tune {
     watch: bool,
 }
 
-impl Tune {
+impl TuneArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let config = self.config(context.seed)?;
         if self.dry_run {
-            let foretold = train::foretell(&config, &context.progress)?;
+            let estimate = train::estimate(&config, &context.progress)?;
             return if context.json {
-                output::json(&foretold)
+                output::json(&estimate)
             } else {
-                output::line(&foretold.to_string())
+                output::line(&estimate.to_string())
             };
         }
-        output::check_free_dir(&config.out, self.force)?;
+        output::check_output_dir(&config.out, self.force)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
             profile: self.profile,
             ..Options::default()
         };
-        let _page = watched(self.watch, &config.out)?;
+        let _page = serve_dashboard(self.watch, &config.out)?;
         let result = train::tune(&config, options, &context.progress)?;
-        context.progress.ring();
-        tell(&result, &config.out, context)
+        context.progress.ring_bell();
+        print_result(&result, &config.out, context)
     }
 
     /// The config file or the defaults, then the flags, then `--set`.
@@ -149,7 +149,7 @@ impl Tune {
             if let Some(value) = value {
                 config = config
                     .with_sets(&[format!("{key}={value}")])
-                    .map_err(|error| in_terms_of(flag, error))?;
+                    .map_err(|error| error_for_flag(flag, error))?;
             }
         }
         let config = config.with_sets(&self.set)?;
@@ -159,12 +159,12 @@ impl Tune {
 }
 
 /// The same error, told about the flag that the user typed.
-fn in_terms_of(flag: &str, error: Error) -> Error {
+fn error_for_flag(flag: &str, error: Error) -> Error {
     match error {
         Error::Input { message, hint } => {
-            let (_, told) = message.split_once(": ").unwrap_or(("", &message));
+            let (_, rest) = message.split_once(": ").unwrap_or(("", &message));
             Error::Input {
-                message: format!("`{flag}`: {told}"),
+                message: format!("`{flag}`: {rest}"),
                 hint,
             }
         }
@@ -173,18 +173,18 @@ fn in_terms_of(flag: &str, error: Error) -> Error {
 }
 
 /// The page about the run in `dir`, where one is wanted; served until it is dropped.
-pub fn watched(wanted: bool, dir: &Path) -> Result<Option<Watch>> {
-    if !wanted || !ranks::is_first() {
+pub fn serve_dashboard(enabled: bool, dir: &Path) -> Result<Option<Dashboard>> {
+    if !enabled || !distributed::is_main() {
         return Ok(None);
     }
-    let watch = Watch::serve(dir.to_owned())?;
+    let watch = Dashboard::serve(dir.to_owned())?;
     // The address is told under `--quiet` too: without it there is no page.
     eprintln!("watch it on {}", watch.url);
     Ok(Some(watch))
 }
 
 /// The end of a run: its figures in a sentence, and the next command.
-pub fn tell(result: &RunResult, dir: &Path, context: &Context) -> Result<()> {
+pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result<()> {
     if context.json {
         output::json(result)?;
     } else {
@@ -209,12 +209,12 @@ pub fn tell(result: &RunResult, dir: &Path, context: &Context) -> Result<()> {
 mod tests {
     use super::*;
     use unforget::{
-        config::{Goal, Kind},
+        config::{Goal, MethodKind},
         run::{Counts, PerSplit},
     };
 
-    fn tune(target: &str) -> Tune {
-        Tune {
+    fn tune(target: &str) -> TuneArgs {
+        TuneArgs {
             target: target.into(),
             learn: Vec::new(),
             keep: Vec::new(),
@@ -243,23 +243,23 @@ mod tests {
             "model = 'm'\nseed = 1\n[train]\nlr = 1e-3\nepochs = 3\n",
         )
         .unwrap();
-        let tune = Tune {
+        let tune = TuneArgs {
             method: Some("sft".into()),
-            set: vec!["train.lr=1e-4".into()],
+            set: vec!["train.learning_rate=1e-4".into()],
             ..tune(file.to_str().unwrap())
         };
         let config = tune.config(Some(7)).unwrap();
         assert_eq!(config.model, "m");
         assert_eq!(config.seed, 7);
         assert_eq!(config.out, Path::new("run"));
-        assert_eq!(config.method.kind, Kind::Sft);
-        assert_eq!(config.train.lr, 1e-4);
-        assert_eq!(config.train.epochs, 3);
+        assert_eq!(config.method.kind, MethodKind::Sft);
+        assert_eq!(config.train.learning_rate, 1e-4);
+        assert_eq!(config.train.num_epochs, 3);
     }
 
     #[test]
     fn an_unknown_method_names_the_flag_and_the_nearest_one() {
-        let tune = Tune {
+        let tune = TuneArgs {
             method: Some("self-distil".into()),
             ..tune("m")
         };
@@ -279,7 +279,7 @@ mod tests {
             accuracy: PerSplit::default(),
             forgetting_pp: Some(3.2),
             forgetting_interval: Some([1.1, 5.9]),
-            below_only_known_pp: Some(5.4),
+            gap_to_only_known_pp: Some(5.4),
             learned: Some(0.975),
             learned_paraphrased: Some(0.8),
             not_absorbed: None,
@@ -308,14 +308,14 @@ mod tests {
             seed: None,
             progress: unforget::progress::Progress::quiet(),
         };
-        assert!(tell(&done(), Path::new("run"), &context).is_ok());
+        assert!(print_result(&done(), Path::new("run"), &context).is_ok());
         let over = RunResult {
             budget: Some(1.0),
             within_budget: Some(false),
             interpolation: None,
             ..done()
         };
-        let error = tell(&over, Path::new("run"), &context).unwrap_err();
+        let error = print_result(&over, Path::new("run"), &context).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         assert_eq!(
             error.to_string(),

@@ -7,58 +7,58 @@ use serde::{Deserialize, Serialize};
 /// `[method]`: what is added to plain fine-tuning so that knowledge is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Method {
+pub struct MethodConfig {
     /// What is wanted of the new facts. Default `facts`.
     pub goal: Goal,
     /// Default `self-distill`.
-    pub kind: Kind,
+    pub kind: MethodKind,
     /// Strength of the distillation term. Default 1.
     pub lambda: f64,
     /// tau, which softens teacher and student. Default 0.5.
     pub temperature: f64,
     /// Epochs on `D_Known` alone before the teacher is frozen; 0: the base model is the teacher. Default 1.
-    pub snapshot_epoch: usize,
+    pub snapshot_epochs: usize,
     /// Tokens over which teacher and student are compared. Default `full`.
-    pub tokens: Tokens,
+    pub vocab_subset: VocabSubset,
     /// Where the teacher's side of the loss comes from. Default `auto`.
-    pub teacher: Teacher,
+    pub teacher: TeacherMode,
     /// How the distillation term is averaged. Default `example`.
-    pub reduction: Reduction,
+    pub reduction: DistillReduction,
     /// Whether teacher and student are compared at the target token itself too. Default `kept`.
     pub target_token: TargetToken,
     /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`, and around what earlier runs saved,
     /// `{ after = ["runs/first"] }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ewc: Option<Ewc>,
+    pub ewc: Option<EwcConfig>,
     /// Known facts that are shown again beside what is learned, `{ share = 0.2, target = "label" }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub replay: Option<Replay>,
+    pub replay: Option<ReplayConfig>,
     /// Made-up subjects about whom the model is held to its snapshot, `{ share = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub decoys: Option<Decoys>,
+    pub decoys: Option<DecoysConfig>,
     /// Projection of every update off the known facts' inputs at the snapshot, `{ energy = 0.95 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub project: Option<Project>,
+    pub project: Option<ProjectConfig>,
     /// Scale the change of the weights down when training is done, `{ keep = 0.99 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub interpolate: Option<Interpolate>,
+    pub interpolate: Option<InterpolateConfig>,
     /// Forgetting allowed, in percentage points: half of the held-out facts are watched, the strength follows them, and the
     /// model that had learned most within the budget is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<f64>,
 }
 
-impl Default for Method {
+impl Default for MethodConfig {
     fn default() -> Self {
         Self {
             goal: Goal::default(),
-            kind: Kind::default(),
+            kind: MethodKind::default(),
             lambda: 1.0,
             temperature: 0.5,
-            snapshot_epoch: 1,
-            tokens: Tokens::default(),
-            teacher: Teacher::default(),
-            reduction: Reduction::default(),
+            snapshot_epochs: 1,
+            vocab_subset: VocabSubset::default(),
+            teacher: TeacherMode::default(),
+            reduction: DistillReduction::default(),
             target_token: TargetToken::default(),
             ewc: None,
             replay: None,
@@ -70,39 +70,39 @@ impl Default for Method {
     }
 }
 
-impl Method {
+impl MethodConfig {
     /// Whether a frozen snapshot teaches.
     pub fn distills(&self) -> bool {
-        self.goal == Goal::Facts && self.kind == Kind::SelfDistill
+        self.goal == Goal::Facts && self.kind == MethodKind::SelfDistill
     }
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        let beside = self.ewc.is_some() || self.project.is_some();
-        self.has_teacher() || self.kind == Kind::L2 || beside
+        let constrains_weights = self.ewc.is_some() || self.project.is_some();
+        self.has_teacher() || self.kind == MethodKind::L2 || constrains_weights
     }
 
     /// Whether the snapshot is asked: at every row, or at rows beside what is learned alone.
     pub fn has_teacher(&self) -> bool {
-        self.distills() || self.asks_beside()
+        self.distills() || self.distills_aux_rows()
     }
 
     /// Whether the snapshot is asked at rows beside what is learned: decoys or replayed ones.
-    fn asks_beside(&self) -> bool {
+    fn distills_aux_rows(&self) -> bool {
         let replay = self.replay.map(|replay| replay.target);
-        let auto = self.goal == Goal::Facts && self.kind == Kind::Auto;
-        auto || self.visits_decoys() || replay == Some(ReplayTarget::Teacher)
+        let auto = self.goal == Goal::Facts && self.kind == MethodKind::Auto;
+        auto || self.trains_decoys() || replay == Some(ReplayTarget::Teacher)
     }
 
     /// Whether decoys are trained on, and not only kept off.
-    pub fn visits_decoys(&self) -> bool {
-        self.decoys.is_some_and(|decoys| decoys.share > 0.0)
+    pub fn trains_decoys(&self) -> bool {
+        self.decoys.is_some_and(|decoys| decoys.ratio > 0.0)
     }
 
     /// Epochs on `D_Known` alone before the snapshot; none where there is no snapshot.
-    pub fn snapshot_epochs(&self) -> usize {
+    pub fn effective_snapshot_epochs(&self) -> usize {
         if self.takes_snapshot() {
-            self.snapshot_epoch
+            self.snapshot_epochs
         } else {
             0
         }
@@ -126,7 +126,7 @@ pub enum Goal {
 /// `method.kind`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum MethodKind {
     /// Plain supervised fine-tuning; `snapshot_epoch` and the distillation settings are ignored.
     Sft,
     /// Cross-entropy plus distillation from the model's own early snapshot (eqs. 1 and 2 of the paper).
@@ -141,25 +141,25 @@ pub enum Kind {
 /// `method.ewc`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Ewc {
+pub struct EwcConfig {
     /// Twice what multiplies the weighted squares. Default 1.
     pub strength: f64,
     /// Finished runs with EWC, in their order, of which the last saved `model`: each holds its weights from the first step on.
     /// None by default.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub after: Vec<PathBuf>,
+    pub previous_runs: Vec<PathBuf>,
     /// gamma, from 0 to 1: one penalty in place of one a run, in which the importance left by the run in `after` counts so
     /// much. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub decay: Option<f64>,
+    pub gamma: Option<f64>,
 }
 
-impl Default for Ewc {
+impl Default for EwcConfig {
     fn default() -> Self {
         Self {
             strength: 1.0,
-            after: Vec::new(),
-            decay: None,
+            previous_runs: Vec::new(),
+            gamma: None,
         }
     }
 }
@@ -167,23 +167,23 @@ impl Default for Ewc {
 /// `method.decoys`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Decoys {
+pub struct DecoysConfig {
     /// Decoys that an epoch visits for each row that is trained on. Default 0.5; 0 beside `method.project`, which keeps off
     /// the inputs of those that there are.
-    pub share: f64,
+    pub ratio: f64,
     /// Decoys that there are for each row that is trained on, of which every epoch draws its share. Absent: `share`, the same
     /// ones in every epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<f64>,
+    pub pool_ratio: Option<f64>,
     /// What the term weighs. Default 1.
     pub strength: f64,
 }
 
-impl Default for Decoys {
+impl Default for DecoysConfig {
     fn default() -> Self {
         Self {
-            share: 0.5,
-            pool: None,
+            ratio: 0.5,
+            pool_ratio: None,
             strength: 1.0,
         }
     }
@@ -192,23 +192,23 @@ impl Default for Decoys {
 /// `method.interpolate`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Interpolate {
+pub struct InterpolateConfig {
     /// Share of the new facts that are right when training is done that must be right afterwards. Default 0.99.
-    pub keep: f64,
+    pub min_retained: f64,
 }
 
-impl Default for Interpolate {
+impl Default for InterpolateConfig {
     fn default() -> Self {
-        Self { keep: 0.99 }
+        Self { min_retained: 0.99 }
     }
 }
 
 /// `method.replay`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Replay {
+pub struct ReplayConfig {
     /// Replayed rows for each row that is trained on. Default 0.2.
-    pub share: f64,
+    pub ratio: f64,
     /// What a replayed row is held to. Default `label`.
     pub target: ReplayTarget,
     /// What the term weighs under `target = "teacher"`. Default 1.
@@ -216,17 +216,17 @@ pub struct Replay {
     /// How the share goes over the epochs. Default `uniform`.
     pub schedule: ReplaySchedule,
     /// Which known facts an epoch replays. Default `hardest`.
-    pub order: ReplayOrder,
+    pub selection: ReplaySelection,
 }
 
-impl Default for Replay {
+impl Default for ReplayConfig {
     fn default() -> Self {
         Self {
-            share: 0.2,
+            ratio: 0.2,
             target: ReplayTarget::default(),
             strength: 1.0,
             schedule: ReplaySchedule::default(),
-            order: ReplayOrder::default(),
+            selection: ReplaySelection::default(),
         }
     }
 }
@@ -250,13 +250,13 @@ pub enum ReplaySchedule {
     #[default]
     Uniform,
     /// Rising evenly from none in the first epoch to twice the share in the last one.
-    End,
+    Ramp,
 }
 
-/// `method.replay.order`.
+/// `method.replay.selection`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ReplayOrder {
+pub enum ReplaySelection {
     /// Those whose loss is largest under the model at the beginning of the epoch.
     #[default]
     Hardest,
@@ -267,7 +267,7 @@ pub enum ReplayOrder {
 /// `method.project`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Project {
+pub struct ProjectConfig {
     /// Share of the inputs' energy (their squared length, summed over tokens) that lies in the space which is not written to.
     /// Default 0.95.
     pub energy: f64,
@@ -276,7 +276,7 @@ pub struct Project {
     pub every: usize,
 }
 
-impl Default for Project {
+impl Default for ProjectConfig {
     fn default() -> Self {
         Self {
             energy: 0.95,
@@ -290,10 +290,10 @@ fn is_one(n: &usize) -> bool {
     *n == 1
 }
 
-/// `method.tokens`.
+/// `method.vocab_subset`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Tokens {
+pub enum VocabSubset {
     /// The whole vocabulary.
     #[default]
     Full,
@@ -306,9 +306,9 @@ pub enum Tokens {
 /// `method.teacher`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Teacher {
+pub enum TeacherMode {
     /// A frozen copy of the model that runs beside the student.
-    Live,
+    Online,
     /// Its last hidden states at the answer positions, computed once: exact, and no second forward pass.
     Hidden,
     /// The logits of its most likely tokens, computed once and kept on disk: exact under `tokens = { top = N }`, and only
@@ -322,7 +322,7 @@ pub enum Teacher {
 /// `method.reduction`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reduction {
+pub enum DistillReduction {
     /// Mean over examples of the mean over target tokens (eq. 2).
     #[default]
     Example,

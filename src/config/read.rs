@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Config, validate};
-use crate::{Error, Result, error::nearest};
+use crate::{Error, Result, error::closest_match};
 
 /// Reads, overlays and validates.
 pub(super) fn file(path: &Path, sets: &[String]) -> Result<Config> {
@@ -30,7 +30,7 @@ pub(super) fn file(path: &Path, sets: &[String]) -> Result<Config> {
     }
     let config = parse(text, &name)?;
     let config = overlay(&config, sets)?;
-    validate::report(&validate::faults(&config), &name, |key| {
+    validate::report(&validate::errors(&config), &name, |key| {
         let is_set = |set: &&String| set.split('=').next().is_some_and(|k| k.trim() == key);
         match sets.iter().find(is_set) {
             Some(_) => None,
@@ -47,7 +47,7 @@ pub(super) fn overlay(config: &Config, sets: &[String]) -> Result<Config> {
         let (key, value) = set.split_once('=').ok_or_else(|| {
             Error::input_hint(
                 format!("`--set {set}` has no `=`"),
-                "write it as `--set train.lr=5e-5`",
+                "write it as `--set train.learning_rate=5e-5`",
             )
         })?;
         let mut root = toml::Table::try_from(&config).expect("every config has a form in TOML");
@@ -55,7 +55,7 @@ pub(super) fn overlay(config: &Config, sets: &[String]) -> Result<Config> {
             .map_err(|part| Error::input(format!("`--set {set}`: `{part}` is not a section")))?;
         config = serde_path_to_error::deserialize(toml::Value::Table(root)).map_err(|e| {
             let path = e.path().to_string();
-            explain(e.inner().message(), &path, &format!("`--set {set}`"))
+            describe(e.inner().message(), &path, &format!("`--set {set}`"))
         })?;
     }
     Ok(config)
@@ -72,7 +72,7 @@ fn parse(text: &str, name: &str) -> Result<Config> {
     })?;
     serde_path_to_error::deserialize(document).map_err(|e| {
         let path = e.path().to_string();
-        explain(e.inner().message(), &path, &at(e.inner()))
+        describe(e.inner().message(), &path, &at(e.inner()))
     })
 }
 
@@ -102,7 +102,7 @@ fn value_of(text: &str) -> toml::Value {
 }
 
 /// Says in our words what serde said about the value or key at `path`.
-fn explain(message: &str, path: &str, place: &str) -> Error {
+fn describe(message: &str, path: &str, place: &str) -> Error {
     let (sections, last) = path.rsplit_once('.').unwrap_or(("", path));
     let quoted = |text: &str| -> Vec<String> {
         text.split('`')
@@ -121,7 +121,8 @@ fn explain(message: &str, path: &str, place: &str) -> Error {
         let (unknown, known) = words.split_first().expect("serde quotes the field");
         return Error::input_hint(
             format!("{place}: unknown key `{unknown}` {section}"),
-            meant(unknown, known).unwrap_or_else(|| format!("known keys: {}", known.join(", "))),
+            did_you_mean(unknown, known)
+                .unwrap_or_else(|| format!("known keys: {}", known.join(", "))),
         );
     }
     if message.starts_with("unknown variant") {
@@ -129,7 +130,8 @@ fn explain(message: &str, path: &str, place: &str) -> Error {
         let (unknown, known) = words.split_first().expect("serde quotes the variant");
         return Error::input_hint(
             format!("{place}: `{path}` is `{unknown}`"),
-            meant(unknown, known).unwrap_or_else(|| format!("it is one of {}", known.join(", "))),
+            did_you_mean(unknown, known)
+                .unwrap_or_else(|| format!("it is one of {}", known.join(", "))),
         );
     }
     let told = ["f64", "usize", "u64"]
@@ -153,8 +155,9 @@ fn explain(message: &str, path: &str, place: &str) -> Error {
     }
 }
 
-fn meant(word: &str, known: &[String]) -> Option<String> {
-    nearest(word, known.iter().map(String::as_str)).map(|near| format!("did you mean `{near}`?"))
+fn did_you_mean(word: &str, known: &[String]) -> Option<String> {
+    closest_match(word, known.iter().map(String::as_str))
+        .map(|near| format!("did you mean `{near}`?"))
 }
 
 /// The line, from 1, of a byte offset.
@@ -185,7 +188,7 @@ fn line_of_key(text: &str, key: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Kind, LoraVariant, Tokens};
+    use crate::config::{LoraVariant, MethodKind, VocabSubset};
 
     fn read(text: &str, sets: &[&str]) -> Result<Config> {
         let dir = tempfile::tempdir().unwrap();
@@ -281,11 +284,11 @@ mod tests {
     fn a_wrong_type_names_the_key() {
         assert_eq!(
             refused("[train]\nlr = 'fast'", &[]),
-            "`exp.toml` line 2: `train.lr`: invalid type: string \"fast\", expected a number | -"
+            "`exp.toml` line 2: `train.learning_rate`: invalid type: string \"fast\", expected a number | -"
         );
         assert_eq!(
             refused("[train]\nepochs = -3", &[]),
-            "`exp.toml` line 2: `train.epochs`: invalid value: integer `-3`, expected a whole number, 0 or more | -"
+            "`exp.toml` line 2: `train.num_epochs`: invalid value: integer `-3`, expected a whole number, 0 or more | -"
         );
         assert_eq!(
             refused("[data]\naudit = 3", &[]),
@@ -294,16 +297,16 @@ mod tests {
     }
 
     #[test]
-    fn all_faults_are_told_at_once_with_their_lines() {
+    fn all_errors_are_reported_at_once_with_their_lines() {
         insta::assert_snapshot!(
-            refused("[train]\nlr = -1.0\nepochs = 0\nbetas = [0.9, 1.0]\n[method]\nkind = 'sft'\ntemperature = 0\n", &["train.clip=nan"]),
+            refused("[train]\nlr = -1.0\nepochs = 0\nbetas = [0.9, 1.0]\n[method]\nkind = 'sft'\ntemperature = 0\n", &["train.max_grad_norm=nan"]),
             @r"
         `exp.toml` has 5 faults
           `exp.toml` line 7: `method.temperature` must be above 0, not 0
-          `exp.toml` line 3: `train.epochs` must be at least 1
-          `exp.toml` line 2: `train.lr` must be above 0 and at most 1, not -1
+          `exp.toml` line 3: `train.num_epochs` must be at least 1
+          `exp.toml` line 2: `train.learning_rate` must be above 0 and at most 1, not -1
           `exp.toml` line 4: `train.betas` must each be 0 or more and below 1, not [0.9, 1.0]
-          `exp.toml`: `train.clip` must be 0 or more, not NaN | -
+          `exp.toml`: `train.max_grad_norm` must be 0 or more, not NaN | -
         "
         );
     }
@@ -327,24 +330,24 @@ mod tests {
     #[test]
     fn a_byte_order_mark_and_windows_line_ends_are_fine() {
         let config = read("\u{feff}seed = 7\r\n[method]\r\nkind = \"sft\"\r\n", &[]).unwrap();
-        assert_eq!((config.seed, config.method.kind), (7, Kind::Sft));
+        assert_eq!((config.seed, config.method.kind), (7, MethodKind::Sft));
     }
 
     #[test]
     fn sets_take_toml_values_and_bare_strings() {
         let sets = [
-            "train.lr=1e-4",
+            "train.learning_rate=1e-4",
             "method.kind = sft",
             "data.learn=['a.tsv']",
             "data.audit=false",
-            "train.stop.learned=0.9",
+            "train.early_stopping.accuracy=0.9",
         ];
         let config = read("seed = 1", &sets).unwrap();
-        assert_eq!(config.train.lr, 1e-4);
-        assert_eq!(config.method.kind, Kind::Sft);
+        assert_eq!(config.train.learning_rate, 1e-4);
+        assert_eq!(config.method.kind, MethodKind::Sft);
         assert_eq!(config.data.learn, [Path::new("a.tsv")]);
         assert_eq!(config.data.audit, None);
-        assert_eq!(config.train.stop.unwrap().learned, 0.9);
+        assert_eq!(config.train.early_stopping.unwrap().accuracy, 0.9);
         assert_eq!(
             refused("seed = 1", &["train.lrr=1"]),
             "`--set train.lrr=1`: unknown key `lrr` in [train] | did you mean `lr`?"
@@ -359,7 +362,7 @@ mod tests {
         );
         assert_eq!(
             refused("seed = 1", &["seed"]),
-            "`--set seed` has no `=` | write it as `--set train.lr=5e-5`"
+            "`--set seed` has no `=` | write it as `--set train.learning_rate=5e-5`"
         );
     }
 
@@ -369,7 +372,7 @@ mod tests {
         config.data.audit = None;
         config.data.learn = vec!["new.tsv".into()];
         config.train.trainable = vec!["q".into(), "model.layers.*.mlp.*".into()];
-        config.train.stop = Some(super::super::Stop { learned: 0.99 });
+        config.train.early_stopping = Some(super::super::EarlyStoppingConfig { accuracy: 0.99 });
         assert_eq!(parse(&config.to_toml(), "resolved").unwrap(), config);
         let default = Config::default();
         assert_eq!(parse(&default.to_toml(), "resolved").unwrap(), default);
@@ -379,11 +382,11 @@ mod tests {
     fn adapters_have_defaults_and_are_refused_beside_a_choice_of_tensors() {
         let lora = |text: &str| parse(text, "x").unwrap().train.lora.unwrap();
         let default = lora("[train]\nlora = {}");
-        assert_eq!((default.rank, default.alpha), (16, 32));
-        assert_eq!(default.targets, ["q_proj", "v_proj"]);
+        assert_eq!((default.r, default.alpha), (16, 32));
+        assert_eq!(default.target_modules, ["q_proj", "v_proj"]);
         let given =
             lora("[train.lora]\nrank = 4\nalpha = 8\ntargets = 'all-linear'\nvariant = 'rslora'");
-        assert_eq!(given.targets, ["all-linear"]);
+        assert_eq!(given.target_modules, ["all-linear"]);
         assert_eq!(given.variant, LoraVariant::RsLora);
         let mut config = Config::default();
         config.train.lora = Some(given);
@@ -394,8 +397,8 @@ mod tests {
             @r"
         `exp.toml` has 3 faults
           `exp.toml` line 3: `train.lora` trains adapters of `targets` and no tensor of the model itself: leave `train.trainable` out
-          `exp.toml` line 3: `train.lora.targets` is an empty list: nothing would be trained
-          `exp.toml` line 3: `train.lora.rank` must be at least 1 | -
+          `exp.toml` line 3: `train.lora.target_modules` is an empty list: nothing would be trained
+          `exp.toml` line 3: `train.lora.r` must be at least 1 | -
         "
         );
         assert_eq!(
@@ -406,21 +409,21 @@ mod tests {
 
     #[test]
     fn a_replay_is_a_table_of_known_keys_and_sane_values() {
-        use crate::config::{Replay, ReplayOrder, ReplaySchedule, ReplayTarget};
+        use crate::config::{ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget};
         let text = "[method]\nreplay = { share = 0.5, target = 'teacher', strength = 2.0, schedule = 'end', order = 'random' }";
         let parsed = parse(text, "x").unwrap();
-        let all = Replay {
-            share: 0.5,
+        let all = ReplayConfig {
+            ratio: 0.5,
             target: ReplayTarget::Teacher,
             strength: 2.0,
-            schedule: ReplaySchedule::End,
-            order: ReplayOrder::Random,
+            schedule: ReplaySchedule::Ramp,
+            selection: ReplaySelection::Random,
         };
         assert_eq!(parsed.method.replay, Some(all));
         assert!(parsed.validate().is_ok());
         assert_eq!(parse(&parsed.to_toml(), "resolved").unwrap(), parsed);
         let parsed = parse("[method.replay]", "x").unwrap();
-        assert_eq!(parsed.method.replay, Some(Replay::default()));
+        assert_eq!(parsed.method.replay, Some(ReplayConfig::default()));
 
         for (replay, told) in [
             ("share = 0", "above 0 and at most 10, not 0"),
@@ -465,10 +468,10 @@ mod tests {
             "{told}"
         );
         let parsed = parse("[method]\ntokens = { random = 3 }", "x").unwrap();
-        assert_eq!(parsed.method.tokens, Tokens::Random(3));
+        assert_eq!(parsed.method.vocab_subset, VocabSubset::Random(3));
         let both = "[method]\nteacher = 'topk'\ntokens = { top = 76 }\newc = { strength = 2.0 }";
         let parsed = parse(both, "x").unwrap();
-        assert_eq!(parsed.method.tokens, Tokens::Top(76));
+        assert_eq!(parsed.method.vocab_subset, VocabSubset::Top(76));
         assert!(parsed.validate().is_ok());
         assert!(refused("[method]\ntokens = { top = 0 }", &[]).contains("at least 1 token"));
     }
@@ -479,7 +482,7 @@ mod tests {
         assert!(parsed.validate().is_ok(), "no snapshot epoch");
         for given in [
             "method.budget=1",
-            "train.stop.learned=0.9",
+            "train.early_stopping.accuracy=0.9",
             "method.target_token=left-out",
         ] {
             let told = refused("[method]\ngoal = 'task'", &[given]);

@@ -1,26 +1,29 @@
 //! Every rule that a config must keep, all of them checked before any is reported.
 
-use super::{Config, Goal, Kind, OnNonFinite, ReplayTarget, TargetToken, Teacher, Tokens};
-use crate::{Error, Result, error::nearest, ranks, remedy::freeze::name_and_layers};
+use super::{
+    Config, Goal, MethodKind, OnNonFinite, ReplayTarget, TargetToken, TeacherMode, VocabSubset,
+};
+use crate::{Error, Result, distributed, error::closest_match, remedy::freeze::parse_selector};
 
 /// What is wrong with the value of one key.
 #[derive(Debug)]
-pub(super) struct Fault {
-    /// Dotted, such as `train.lr`.
+pub(super) struct ConfigError {
+    /// Dotted, such as `train.learning_rate`.
     pub key: &'static str,
     /// What is wrong, and what would be right.
     pub message: String,
 }
 
 /// Names of parameter groups that `train.trainable` takes.
-pub(super) const PRESETS: [&str; 9] = ["k", "q", "v", "o", "attn", "gate+up", "down", "ffn", "all"];
+pub(super) const TENSOR_GROUPS: [&str; 9] =
+    ["k", "q", "v", "o", "attn", "gate+up", "down", "ffn", "all"];
 
 /// All faults, in the order of the file's sections.
-pub(super) fn faults(config: &Config) -> Vec<Fault> {
+pub(super) fn errors(config: &Config) -> Vec<ConfigError> {
     let mut faults = Vec::new();
     let mut check = |holds: bool, key: &'static str, message: String| {
         if !holds {
-            faults.push(Fault { key, message });
+            faults.push(ConfigError { key, message });
         }
     };
     let Config {
@@ -40,8 +43,8 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
 
     if let Some(audit) = &data.audit {
         check(
-            audit.runs >= 1,
-            "data.audit.runs",
+            audit.num_prompts >= 1,
+            "data.audit.num_prompts",
             "must be at least 1".into(),
         );
         check(
@@ -77,20 +80,23 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         format!("must be above 0, not {}", method.temperature),
     );
     check(
-        !method.takes_snapshot() || method.snapshot_epoch < train.epochs,
-        "method.snapshot_epoch",
+        !method.takes_snapshot() || method.snapshot_epochs < train.num_epochs,
+        "method.snapshot_epochs",
         format!(
-            "must be below the {} of `train.epochs`, of which the snapshot epochs are part, not {}",
-            train.epochs, method.snapshot_epoch
+            "must be below the {} of `train.num_epochs`, of which the snapshot epochs are part, not {}",
+            train.num_epochs, method.snapshot_epochs
         ),
     );
     check(
-        !matches!(method.tokens, Tokens::Top(0) | Tokens::Random(0)),
-        "method.tokens",
+        !matches!(
+            method.vocab_subset,
+            VocabSubset::Top(0) | VocabSubset::Random(0)
+        ),
+        "method.vocab_subset",
         "must be at least 1 token".into(),
     );
     check(
-        method.teacher != Teacher::Topk || matches!(method.tokens, Tokens::Top(_)),
+        method.teacher != TeacherMode::Topk || matches!(method.vocab_subset, VocabSubset::Top(_)),
         "method.teacher",
         "`topk` keeps the teacher's most likely tokens alone, which is exact under `tokens = { top = N }` and nothing else; take `hidden`".into(),
     );
@@ -107,25 +113,25 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     );
     if let Some(decoys) = &method.decoys {
         check(
-            (0.0..=10.0).contains(&decoys.share),
-            "method.decoys.share",
+            (0.0..=10.0).contains(&decoys.ratio),
+            "method.decoys.ratio",
             format!(
                 "is the decoys that an epoch visits for each row, from 0 to 10, not {}",
-                decoys.share
+                decoys.ratio
             ),
         );
-        let pool = decoys.pool.unwrap_or(decoys.share);
+        let pool = decoys.pool_ratio.unwrap_or(decoys.ratio);
         check(
-            pool > 0.0 && pool >= decoys.share && pool <= 10.0,
-            "method.decoys.pool",
+            pool > 0.0 && pool >= decoys.ratio && pool <= 10.0,
+            "method.decoys.pool_ratio",
             format!(
-                "is the decoys that there are for each row: more than 0, from the {} of `method.decoys.share` to 10, not {pool}",
-                decoys.share
+                "is the decoys that there are for each row: more than 0, from the {} of `method.decoys.ratio` to 10, not {pool}",
+                decoys.ratio
             ),
         );
         check(
-            decoys.share > 0.0 || method.project.is_some(),
-            "method.decoys.share",
+            decoys.ratio > 0.0 || method.project.is_some(),
+            "method.decoys.ratio",
             "is 0, and there is no `method.project` that would keep off the decoys' inputs: take more than 0, or leave decoys out".into(),
         );
         check(
@@ -136,9 +142,12 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     }
     if let Some(interpolate) = &method.interpolate {
         check(
-            interpolate.keep > 0.0 && interpolate.keep <= 1.0,
-            "method.interpolate.keep",
-            format!("is a share above 0 and at most 1, not {}", interpolate.keep),
+            interpolate.min_retained > 0.0 && interpolate.min_retained <= 1.0,
+            "method.interpolate.min_retained",
+            format!(
+                "is a share above 0 and at most 1, not {}",
+                interpolate.min_retained
+            ),
         );
         check(
             train.lora.is_none(),
@@ -148,11 +157,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     }
     if let Some(replay) = &method.replay {
         check(
-            replay.share > 0.0 && replay.share <= 10.0,
-            "method.replay.share",
+            replay.ratio > 0.0 && replay.ratio <= 10.0,
+            "method.replay.ratio",
             format!(
                 "is the replayed rows for each row, above 0 and at most 10, not {}",
-                replay.share
+                replay.ratio
             ),
         );
         check(
@@ -172,18 +181,18 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             "method.ewc.strength",
             format!("must be 0 or more, not {}", ewc.strength),
         );
-        let decay = ewc.decay.unwrap_or_default();
+        let decay = ewc.gamma.unwrap_or_default();
         check(
             (0.0..=1.0).contains(&decay),
-            "method.ewc.decay",
+            "method.ewc.gamma",
             format!("is a number from 0 to 1, not {decay}"),
         );
         check(
-            ewc.decay.is_none() || ewc.after.len() == 1,
-            "method.ewc.decay",
+            ewc.gamma.is_none() || ewc.previous_runs.len() == 1,
+            "method.ewc.gamma",
             format!(
                 "is of what one run left, the last, in which those before it are summed up already: name it alone in `after`, not {} runs",
-                ewc.after.len()
+                ewc.previous_runs.len()
             ),
         );
     }
@@ -211,8 +220,8 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             "keeps the model that had learned most of the new facts",
         ),
         (
-            "train.stop",
-            train.stop.is_some(),
+            "train.early_stopping",
+            train.early_stopping.is_some(),
             "ends the run once the new facts are learned",
         ),
     ] {
@@ -228,7 +237,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         "is an empty list: nothing would be trained".into(),
     );
     for selector in &train.trainable {
-        let Some((name, _)) = name_and_layers(selector) else {
+        let Some((name, _)) = parse_selector(selector) else {
             check(
                 false,
                 "train.trainable",
@@ -239,15 +248,15 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             continue;
         };
         let is_pattern = name.contains(['.', '*']);
-        let did_you_mean = nearest(name, PRESETS)
+        let did_you_mean = closest_match(name, TENSOR_GROUPS)
             .map(|near| format!(" (did you mean `{near}`?)"))
             .unwrap_or_default();
         check(
-            is_pattern || PRESETS.contains(&name),
+            is_pattern || TENSOR_GROUPS.contains(&name),
             "train.trainable",
             format!(
                 "`{name}` is neither a group ({}) nor a pattern of tensor names{did_you_mean}",
-                PRESETS.join(", ")
+                TENSOR_GROUPS.join(", ")
             ),
         );
     }
@@ -258,37 +267,34 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             "trains adapters of `targets` and no tensor of the model itself: leave `train.trainable` out".into(),
         );
         check(
-            !lora.targets.is_empty(),
-            "train.lora.targets",
+            !lora.target_modules.is_empty(),
+            "train.lora.target_modules",
             "is an empty list: nothing would be trained".into(),
         );
-        for (key, value) in [
-            ("train.lora.rank", lora.rank),
-            ("train.lora.alpha", lora.alpha),
-        ] {
+        for (key, value) in [("train.lora.r", lora.r), ("train.lora.alpha", lora.alpha)] {
             check(value >= 1, key, "must be at least 1".into());
         }
     }
     for (key, count) in [
-        ("train.epochs", train.epochs),
+        ("train.num_epochs", train.num_epochs),
         ("train.batch_size", train.batch_size),
-        ("train.accumulate", train.accumulate),
         (
-            "train.checkpoint_every",
-            train.checkpoint_every.unwrap_or(1),
+            "train.gradient_accumulation_steps",
+            train.gradient_accumulation_steps,
         ),
+        ("train.save_every", train.save_every.unwrap_or(1)),
     ] {
         check(count >= 1, key, "must be at least 1".into());
     }
     check(
-        train.max_tokens >= 2,
-        "train.max_tokens",
+        train.max_length >= 2,
+        "train.max_length",
         "must be at least 2, a token of the prompt and one of the target".into(),
     );
     check(
-        train.lr > 0.0 && train.lr <= 1.0,
-        "train.lr",
-        format!("must be above 0 and at most 1, not {}", train.lr),
+        train.learning_rate > 0.0 && train.learning_rate <= 1.0,
+        "train.learning_rate",
+        format!("must be above 0 and at most 1, not {}", train.learning_rate),
     );
     check(
         train.betas.iter().all(|b| (0.0..1.0).contains(b)),
@@ -302,7 +308,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     );
     for (key, value) in [
         ("train.weight_decay", train.weight_decay),
-        ("train.clip", train.clip),
+        ("train.max_grad_norm", train.max_grad_norm),
     ] {
         check(
             value >= 0.0 && value.is_finite(),
@@ -311,7 +317,10 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         );
     }
     let in_the_way = [
-        ("`train.accumulate` must be 1", train.accumulate != 1),
+        (
+            "`train.gradient_accumulation_steps` must be 1",
+            train.gradient_accumulation_steps != 1,
+        ),
         (
             "`train.lora` has no layers of its own",
             train.lora.is_some(),
@@ -322,11 +331,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         ),
         (
             "`method.kind` must be `sft` or `self-distill`",
-            !matches!(method.kind, Kind::Sft | Kind::SelfDistill),
+            !matches!(method.kind, MethodKind::Sft | MethodKind::SelfDistill),
         ),
         (
             "`method.decoys` are rows of a second pass",
-            method.visits_decoys(),
+            method.trains_decoys(),
         ),
         (
             "`method.replay` has rows of a second pass",
@@ -337,37 +346,40 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             method.ewc.is_some(),
         ),
         (
-            "`measure.pulls` needs the whole gradient",
-            config.measure.pulls,
+            "`measure.grad_norms` needs the whole gradient",
+            config.measure.grad_norms,
         ),
-        ("several processes share whole gradients", ranks::size() > 1),
+        (
+            "several processes share whole gradients",
+            distributed::world_size() > 1,
+        ),
     ];
     let in_the_way = in_the_way.iter().filter(|(_, is)| *is).map(|(why, _)| *why);
     let in_the_way: Vec<&str> = in_the_way.collect();
     check(
-        !train.fused || in_the_way.is_empty(),
-        "train.fused",
+        !train.optimizer_in_backward || in_the_way.is_empty(),
+        "train.optimizer_in_backward",
         format!(
             "moves each layer before the next one's gradient is there: {}",
             in_the_way.join("; ")
         ),
     );
     check(
-        !(config.measure.pulls && train.lora.is_some() && ranks::size() > 1),
-        "measure.pulls",
+        !(config.measure.grad_norms && train.lora.is_some() && distributed::world_size() > 1),
+        "measure.grad_norms",
         "is not measured of adapters that several processes train".into(),
     );
-    let average = train.average.unwrap_or_default();
+    let average = train.ema_decay.unwrap_or_default();
     check(
         (0.0..1.0).contains(&average),
-        "train.average",
+        "train.ema_decay",
         format!("is the share that a step keeps, from 0 to below 1, not {average}"),
     );
-    if let Some(stop) = train.stop {
+    if let Some(stop) = train.early_stopping {
         check(
-            stop.learned > 0.0 && stop.learned <= 1.0,
-            "train.stop.learned",
-            format!("is a share above 0 and at most 1, not {}", stop.learned),
+            stop.accuracy > 0.0 && stop.accuracy <= 1.0,
+            "train.early_stopping.accuracy",
+            format!("is a share above 0 and at most 1, not {}", stop.accuracy),
         );
     }
     faults
@@ -375,7 +387,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
 
 /// One error for all faults; `line` knows where a key stands in the file, where there is one.
 pub(super) fn report(
-    faults: &[Fault],
+    faults: &[ConfigError],
     what: &str,
     line: impl Fn(&str) -> Option<usize>,
 ) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Causal attention with grouped heads, in blocks (Dao et al. 2022): no matrix of scores beyond a block is ever kept.
 //!
 //! H query heads share G key and value heads of K channels; R = H / G. One layout serves training and decoding: the
-//! keys of a row are a list of [`Span`]s, all of which it sees, and its own tokens, which it sees up to itself.
+//! keys of a row are a list of [`KvSpan`]s, all of which it sees, and its own tokens, which it sees up to itself.
 //! Queries of the R heads that share a key head form one block of rows, so that short rows still fill registers.
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::{
     rope::{Rope, rotate_back},
     simd::{self, LANES, vectorized},
-    small::{Matrix, small_product},
+    small_matmul::{Matrix, small_matmul},
 };
 
 /// Query tokens a block.
@@ -19,39 +19,39 @@ const QUERY_BLOCK: usize = 32;
 /// Keys a block.
 const KEY_BLOCK: usize = 64;
 /// Keys whose gradients one task makes, so that a long row has work for many threads. Fewer in tests, whose longest rows have several of these.
-const TASK_KEYS: usize = if cfg!(test) { 100 } else { 512 };
+const KEYS_PER_TASK: usize = if cfg!(test) { 100 } else { 512 };
 
 /// The heads of a model.
 #[derive(Clone, Copy, Debug)]
-pub struct Heads {
+pub struct AttentionShape {
     /// H.
-    pub queries: usize,
+    pub num_heads: usize,
     /// G.
-    pub groups: usize,
+    pub num_kv_heads: usize,
     /// K.
-    pub dim: usize,
+    pub head_dim: usize,
 }
 
-impl Heads {
+impl AttentionShape {
     /// Width of a q, k, v row: (H + 2G) K.
-    pub fn width(self) -> usize {
-        (self.queries + 2 * self.groups) * self.dim
+    pub fn qkv_width(self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
     /// R.
-    fn shared(self) -> usize {
-        self.queries / self.groups
+    fn group_size(self) -> usize {
+        self.num_heads / self.num_kv_heads
     }
 
     /// 1 / sqrt(K).
     fn scale(self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
+        1.0 / (self.head_dim as f32).sqrt()
     }
 }
 
 /// Keys and values of successive tokens: token t, group g at `t * stride + g * K`.
 #[derive(Clone, Copy)]
-pub struct Span<'a> {
+pub struct KvSpan<'a> {
     /// Keys, after rope.
     pub keys: &'a [f32],
     /// Values.
@@ -63,43 +63,43 @@ pub struct Span<'a> {
 }
 
 /// A row whose new tokens ask.
-pub struct Row<'a> {
+pub struct AttentionRow<'a> {
     /// Its new tokens, among all new tokens.
     pub tokens: Range<usize>,
     /// What lies before, all of it seen by every new token.
-    pub context: Vec<Span<'a>>,
+    pub context: Vec<KvSpan<'a>>,
     /// Its own span; the new tokens are the last of it.
-    pub own: Span<'a>,
+    pub own: KvSpan<'a>,
 }
 
 /// Tokens of a batch, `tokens`, that see each other causally and all of what lies before them in the same batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reach {
+pub struct AttentionSpan {
     /// The tokens.
     pub tokens: Range<usize>,
     /// What lies before, in order.
     pub context: Vec<Range<usize>>,
 }
 
-impl Reach {
+impl AttentionSpan {
     fn context_len(&self) -> usize {
         self.context.iter().map(ExactSizeIterator::len).sum()
     }
 
-    /// What it sees, in order, in pieces of [`TASK_KEYS`] keys.
-    fn pieces(&self) -> Vec<Piece> {
-        let mut pieces = vec![Piece::default()];
-        let mut room = TASK_KEYS;
+    /// What it sees, in order, in pieces of [`KEYS_PER_TASK`] keys.
+    fn key_blocks(&self) -> Vec<KeyBlock> {
+        let mut pieces = vec![KeyBlock::default()];
+        let mut room = KEYS_PER_TASK;
         for keys in self.context.iter().chain([&self.tokens]) {
             let mut start = keys.start;
             while start < keys.end {
                 if room == 0 {
-                    pieces.push(Piece {
+                    pieces.push(KeyBlock {
                         keys: Vec::new(),
                         // Of its own tokens, those before see none of these keys.
                         first_query: start.saturating_sub(self.tokens.start),
                     });
-                    room = TASK_KEYS;
+                    room = KEYS_PER_TASK;
                 }
                 let end = keys.end.min(start + room);
                 let piece = pieces.last_mut().expect("there is one from the start");
@@ -112,19 +112,19 @@ impl Reach {
     }
 
     /// As [`forward`] takes it, with the keys and values of `qkv`.
-    pub fn row<'a>(&self, qkv: &'a [f32], heads: Heads) -> Row<'a> {
-        let (width, wide) = (heads.width(), heads.queries * heads.dim);
+    pub fn to_row<'a>(&self, qkv: &'a [f32], heads: AttentionShape) -> AttentionRow<'a> {
+        let (width, wide) = (heads.qkv_width(), heads.num_heads * heads.head_dim);
         let span = |tokens: &Range<usize>| {
             // There may be no token, and then nothing behind the last one.
             let from = |column: usize| &qkv[qkv.len().min(tokens.start * width + column)..];
-            Span {
+            KvSpan {
                 keys: from(wide),
-                values: from(wide + heads.groups * heads.dim),
+                values: from(wide + heads.num_kv_heads * heads.head_dim),
                 stride: width,
                 len: tokens.len(),
             }
         };
-        Row {
+        AttentionRow {
             tokens: self.tokens.clone(),
             context: self.context.iter().map(span).collect(),
             own: span(&self.tokens),
@@ -134,27 +134,33 @@ impl Reach {
 
 /// Keys of a row's context and its own, and the first of its tokens that sees some of them.
 #[derive(Default)]
-struct Piece {
+struct KeyBlock {
     keys: Vec<Range<usize>>,
     first_query: usize,
 }
 
-impl Piece {
+impl KeyBlock {
     fn len(&self) -> usize {
         self.keys.iter().map(ExactSizeIterator::len).sum()
     }
 
     /// Queries of the tokens that see some of its keys, in one head group.
-    fn queries(&self, row: &Reach, heads: Heads) -> usize {
-        (row.tokens.len() - self.first_query) * heads.shared()
+    fn queries(&self, row: &AttentionSpan, heads: AttentionShape) -> usize {
+        (row.tokens.len() - self.first_query) * heads.group_size()
     }
 }
 
 /// Attention of all rows: `o` (T, HK) and `lse` (T, H), the log of each softmax's denominator.
 ///
 /// `qkv` (T, (H + 2G) K) holds the queries, after rope. Rows cover `0..T` in order.
-pub fn forward(o: &mut [f32], lse: &mut [f32], qkv: &[f32], rows: &[Row<'_>], heads: Heads) {
-    let (wide, h) = (heads.queries * heads.dim, heads.queries);
+pub fn forward(
+    o: &mut [f32],
+    lse: &mut [f32],
+    qkv: &[f32],
+    rows: &[AttentionRow<'_>],
+    heads: AttentionShape,
+) {
+    let (wide, h) = (heads.num_heads * heads.head_dim, heads.num_heads);
     let mut tasks = Vec::new();
     let (mut o, mut lse) = (o, lse);
     for row in rows {
@@ -179,39 +185,39 @@ vectorized! {
         o: &mut [f32],
         lse: &mut [f32],
         qkv: &[f32],
-        row: &Row<'_>,
+        row: &AttentionRow<'_>,
         block: Range<usize>,
-        heads: Heads,
+        heads: AttentionShape,
         scratch: &mut Scratch,
     ) {
-        for g in 0..heads.groups {
+        for g in 0..heads.num_kv_heads {
             forward_block(o, lse, qkv, row, block.clone(), g, heads, scratch);
         }
     }
 
     /// One task of [`backward`]: what the keys and values of a piece receive in one head group, into `d_keys` (keys, 2 K), and what
     /// queries receive from them, into `d_queries` (tokens from its first * R, K), unscaled. Both are zero before.
-    fn backward_piece(
+    fn backward_key_block(
         into: [&mut [f32]; 2],
         of: &Backward<'_>,
-        row: &Reach,
-        piece: &Piece,
+        row: &AttentionSpan,
+        piece: &KeyBlock,
         g: usize,
         scratch: &mut Scratch,
     ) {
         let [d_queries, mut d_keys] = into;
-        let Heads { queries: h, dim, .. } = of.heads;
-        let shared = of.heads.shared();
+        let AttentionShape { num_heads: h, head_dim, .. } = of.heads;
+        let shared = of.heads.group_size();
         let tokens = row.tokens.start + piece.first_query..row.tokens.end;
         let delta = sized(&mut scratch.delta, tokens.len() * shared);
         for (delta, t) in delta.chunks_exact_mut(shared).zip(tokens) {
             for (r, delta) in delta.iter_mut().enumerate() {
-                let at = (t * h + g * shared + r) * dim;
-                *delta = simd::dot(&of.o[at..][..dim], &of.d_o[at..][..dim]);
+                let at = (t * h + g * shared + r) * head_dim;
+                *delta = simd::dot(&of.o[at..][..head_dim], &of.d_o[at..][..head_dim]);
             }
         }
         for keys in &piece.keys {
-            let (of_these, after) = d_keys.split_at_mut(keys.len() * 2 * dim);
+            let (of_these, after) = d_keys.split_at_mut(keys.len() * 2 * head_dim);
             backward_keys(d_queries, of_these, of, row, piece.first_query, keys, g, scratch);
             d_keys = after;
         }
@@ -255,10 +261,10 @@ fn pack(
     tokens: Range<usize>,
     width: usize,
     g: usize,
-    heads: Heads,
+    heads: AttentionShape,
     scale: f32,
 ) {
-    let group = heads.shared() * heads.dim;
+    let group = heads.group_size() * heads.head_dim;
     for (out, t) in out.chunks_exact_mut(group).zip(tokens) {
         for (o, x) in out
             .iter_mut()
@@ -298,20 +304,20 @@ fn forward_block(
     o: &mut [f32],
     lse: &mut [f32],
     qkv: &[f32],
-    row: &Row<'_>,
+    row: &AttentionRow<'_>,
     block: Range<usize>,
     g: usize,
-    heads: Heads,
+    heads: AttentionShape,
     scratch: &mut Scratch,
 ) {
-    let (dim, shared) = (heads.dim, heads.shared());
+    let (dim, shared) = (heads.head_dim, heads.group_size());
     let n = block.len() * shared;
     let queries = sized(&mut scratch.queries, n * dim);
     pack(
         queries,
         qkv,
         block.clone(),
-        heads.width(),
+        heads.qkv_width(),
         g,
         heads,
         heads.scale(),
@@ -351,7 +357,7 @@ fn forward_block(
                 padded,
             );
             let scores = sized(&mut scratch.scores, n * padded);
-            small_product(
+            small_matmul(
                 scores,
                 padded,
                 [n, dim, padded],
@@ -383,7 +389,7 @@ fn forward_block(
                 }
             }
             let values = &span.values[start * span.stride + g * dim..];
-            small_product(
+            small_matmul(
                 out,
                 dim,
                 [n, len, dim],
@@ -396,13 +402,13 @@ fn forward_block(
     for i in 0..n {
         let (t, head) = (i / shared, g * shared + i % shared);
         let inverse = 1.0 / sum[i];
-        for (o, x) in o[(t * heads.queries + head) * dim..][..dim]
+        for (o, x) in o[(t * heads.num_heads + head) * dim..][..dim]
             .iter_mut()
             .zip(&out[i * dim..][..dim])
         {
             *o = x * inverse;
         }
-        lse[t * heads.queries + head] = top[i] + sum[i].ln();
+        lse[t * heads.num_heads + head] = top[i] + sum[i].ln();
     }
 }
 
@@ -418,7 +424,7 @@ pub struct Backward<'a> {
     /// (T, (H + 2G) K), after rope.
     pub qkv: &'a [f32],
     /// The model's.
-    pub heads: Heads,
+    pub heads: AttentionShape,
 }
 
 /// Gradient of [`forward`] over a batch (training): `dqkv` (T, (H + 2G) K), with respect to the projections *before* rope.
@@ -431,34 +437,35 @@ pub struct Backward<'a> {
 pub fn backward(
     dqkv: &mut [f32],
     of: &Backward<'_>,
-    rows: &[Reach],
+    rows: &[AttentionSpan],
     positions: &[usize],
     rope: &Rope,
     parts: &mut Vec<f32>,
 ) {
     let heads = of.heads;
-    let width = heads.width();
-    let rows: Vec<(&Reach, Vec<Piece>)> = rows.iter().map(|row| (row, row.pieces())).collect();
-    let part_len = |(row, pieces): &(&Reach, Vec<Piece>)| {
+    let width = heads.qkv_width();
+    let rows: Vec<(&AttentionSpan, Vec<KeyBlock>)> =
+        rows.iter().map(|row| (row, row.key_blocks())).collect();
+    let part_len = |(row, pieces): &(&AttentionSpan, Vec<KeyBlock>)| {
         let keys_and_queries = pieces.iter().map(|p| 2 * p.len() + p.queries(row, heads));
-        keys_and_queries.sum::<usize>() * heads.dim
+        keys_and_queries.sum::<usize>() * heads.head_dim
     };
     let all: usize = rows.iter().map(part_len).sum();
     parts.clear();
-    parts.resize(all * heads.groups, 0.0);
+    parts.resize(all * heads.num_kv_heads, 0.0);
     let mut tasks = Vec::new();
     let mut rest = &mut parts[..];
     for of_row in &rows {
         let (row, pieces) = of_row;
-        for g in 0..heads.groups {
+        for g in 0..heads.num_kv_heads {
             let (part, after) = rest.split_at_mut(part_len(of_row));
             rest = after;
             let seen = row.context_len() + row.tokens.len();
-            let (mut keys, mut queries) = part.split_at_mut(2 * seen * heads.dim);
+            let (mut keys, mut queries) = part.split_at_mut(2 * seen * heads.head_dim);
             for piece in pieces {
-                let (d_keys, keys_after) = keys.split_at_mut(2 * piece.len() * heads.dim);
+                let (d_keys, keys_after) = keys.split_at_mut(2 * piece.len() * heads.head_dim);
                 let (d_queries, queries_after) =
-                    queries.split_at_mut(piece.queries(row, heads) * heads.dim);
+                    queries.split_at_mut(piece.queries(row, heads) * heads.head_dim);
                 (keys, queries) = (keys_after, queries_after);
                 tasks.push((*row, piece, g, [d_queries, d_keys]));
             }
@@ -467,14 +474,14 @@ pub fn backward(
     tasks
         .into_par_iter()
         .for_each_init(Scratch::default, |scratch, (row, piece, g, parts)| {
-            backward_piece(parts, of, row, piece, g, scratch);
+            backward_key_block(parts, of, row, piece, g, scratch);
         });
 
     let mut tasks = Vec::new();
     let (mut rest, mut parts_rest) = (&mut *dqkv, &parts[..]);
     for of_row in &rows {
         let (own, after) = rest.split_at_mut(of_row.0.tokens.len() * width);
-        let (parts, parts_after) = parts_rest.split_at(part_len(of_row) * heads.groups);
+        let (parts, parts_after) = parts_rest.split_at(part_len(of_row) * heads.num_kv_heads);
         (rest, parts_rest) = (after, parts_after);
         tasks.push((of_row, own, parts));
     }
@@ -484,11 +491,11 @@ pub fn backward(
         .collect();
     tasks
         .into_par_iter()
-        .for_each(|((row, pieces), own, parts)| put_in_place(own, parts, row, pieces, heads));
+        .for_each(|((row, pieces), own, parts)| write_own_grads(own, parts, row, pieces, heads));
     for (row, parts) in in_order {
-        add_to_context(dqkv, parts, row, heads);
+        add_context_grads(dqkv, parts, row, heads);
     }
-    let rotated = (heads.queries + heads.groups) * heads.dim;
+    let rotated = (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
     dqkv.par_chunks_mut(width)
         .zip(positions)
         .with_min_len(8)
@@ -499,14 +506,15 @@ pub fn backward(
 }
 
 /// The parts of a row's head groups: what the context's keys and values receive, what its own do, and what queries do.
-fn parts_of<'a>(
+fn split_parts<'a>(
     parts: &'a [f32],
-    row: &Reach,
-    heads: Heads,
+    row: &AttentionSpan,
+    heads: AttentionShape,
 ) -> impl Iterator<Item = [&'a [f32]; 3]> {
-    let [context, own] = [row.context_len(), row.tokens.len()].map(|keys| keys * 2 * heads.dim);
+    let [context, own] =
+        [row.context_len(), row.tokens.len()].map(|keys| keys * 2 * heads.head_dim);
     parts
-        .chunks_exact((parts.len() / heads.groups).max(1))
+        .chunks_exact((parts.len() / heads.num_kv_heads).max(1))
         .map(move |part| {
             let (pairs, queries) = part.split_at(context + own);
             let (context, own) = pairs.split_at(context);
@@ -515,10 +523,21 @@ fn parts_of<'a>(
 }
 
 /// Writes what a row's head groups made to its own tokens' `dqkv`, every element of it.
-fn put_in_place(dqkv: &mut [f32], parts: &[f32], row: &Reach, pieces: &[Piece], heads: Heads) {
-    let (dim, group, width) = (heads.dim, heads.shared() * heads.dim, heads.width());
-    let [keys, values] = [heads.queries, heads.queries + heads.groups].map(|head| head * dim);
-    for (g, [_, pairs, mut queries]) in parts_of(parts, row, heads).enumerate() {
+fn write_own_grads(
+    dqkv: &mut [f32],
+    parts: &[f32],
+    row: &AttentionSpan,
+    pieces: &[KeyBlock],
+    heads: AttentionShape,
+) {
+    let (dim, group, width) = (
+        heads.head_dim,
+        heads.group_size() * heads.head_dim,
+        heads.qkv_width(),
+    );
+    let [keys, values] =
+        [heads.num_heads, heads.num_heads + heads.num_kv_heads].map(|head| head * dim);
+    for (g, [_, pairs, mut queries]) in split_parts(parts, row, heads).enumerate() {
         let tokens = dqkv.chunks_exact_mut(width);
         for (out, pair) in tokens.zip(pairs.chunks_exact(2 * dim)) {
             out[g * group..][..group].fill(0.0);
@@ -537,14 +556,14 @@ fn put_in_place(dqkv: &mut [f32], parts: &[f32], row: &Reach, pieces: &[Piece], 
 }
 
 /// Adds what a row's head groups give to its context to the keys and values there.
-fn add_to_context(dqkv: &mut [f32], parts: &[f32], row: &Reach, heads: Heads) {
-    let dim = heads.dim;
-    for (g, [pairs, ..]) in parts_of(parts, row, heads).enumerate() {
+fn add_context_grads(dqkv: &mut [f32], parts: &[f32], row: &AttentionSpan, heads: AttentionShape) {
+    let dim = heads.head_dim;
+    for (g, [pairs, ..]) in split_parts(parts, row, heads).enumerate() {
         let tokens = row.context.iter().cloned().flatten();
         for (token, pair) in tokens.zip(pairs.chunks_exact(2 * dim)) {
-            let at = token * heads.width() + (heads.queries + g) * dim;
+            let at = token * heads.qkv_width() + (heads.num_heads + g) * dim;
             simd::axpy(&mut dqkv[at..][..dim], 1.0, &pair[..dim]);
-            let at = at + heads.groups * dim;
+            let at = at + heads.num_kv_heads * dim;
             simd::axpy(&mut dqkv[at..][..dim], 1.0, &pair[dim..]);
         }
     }
@@ -561,7 +580,7 @@ fn backward_keys(
     d_queries: &mut [f32],
     d_keys: &mut [f32],
     of: &Backward<'_>,
-    row: &Reach,
+    row: &AttentionSpan,
     first_of_all: usize,
     all_keys: &Range<usize>,
     g: usize,
@@ -574,11 +593,11 @@ fn backward_keys(
         heads,
         ..
     } = *of;
-    let (dim, shared, width) = (heads.dim, heads.shared(), heads.width());
-    let wide = heads.queries * dim;
+    let (dim, shared, width) = (heads.head_dim, heads.group_size(), heads.qkv_width());
+    let wide = heads.num_heads * dim;
     let (key_column, value_column) = (
-        (heads.queries + g) * dim,
-        (heads.queries + heads.groups + g) * dim,
+        (heads.num_heads + g) * dim,
+        (heads.num_heads + heads.num_kv_heads + g) * dim,
     );
     let tokens = &row.tokens;
     let causal = tokens.contains(&all_keys.start);
@@ -615,7 +634,7 @@ fn backward_keys(
 
             // P = exp(S - lse), masked.
             let p = sized(&mut scratch.scores, n * padded);
-            small_product(
+            small_matmul(
                 p,
                 padded,
                 [n, dim, padded],
@@ -630,7 +649,7 @@ fn backward_keys(
                 } else {
                     keys.len()
                 };
-                let lse = lse[(global.start + t) * heads.queries + head];
+                let lse = lse[(global.start + t) * heads.num_heads + head];
                 for x in &mut *p {
                     *x = simd::exp(*x - lse);
                 }
@@ -639,7 +658,7 @@ fn backward_keys(
 
             // dP = dO V^T, dS = P * (dP - delta).
             let d_scores = sized(&mut scratch.d_scores, n * padded);
-            small_product(
+            small_matmul(
                 d_scores,
                 padded,
                 [n, dim, padded],
@@ -659,7 +678,7 @@ fn backward_keys(
 
             // dV += P^T dO, dK += dS^T Q (Q carries the scale), dQ += dS K.
             let d_keys = &mut d_keys[keys.start * 2 * dim..];
-            small_product(
+            small_matmul(
                 &mut d_keys[dim..],
                 2 * dim,
                 [keys.len(), n, dim],
@@ -667,7 +686,7 @@ fn backward_keys(
                 Matrix::rows(d_out, dim),
                 true,
             );
-            small_product(
+            small_matmul(
                 d_keys,
                 2 * dim,
                 [keys.len(), n, dim],
@@ -677,7 +696,7 @@ fn backward_keys(
             );
             let d_queries = &mut d_queries[(block.start - first_of_all) * shared * dim..];
             let key_rows = &qkv[at + key_column..];
-            small_product(
+            small_matmul(
                 d_queries,
                 dim,
                 [n, keys.len(), dim],

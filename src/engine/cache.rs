@@ -1,6 +1,6 @@
 //! Keys and values of tokens already seen, as a tree of segments: a few-shot prefix, its questions, their answers.
 
-use super::attention::Span;
+use super::attention::KvSpan;
 use crate::model::ModelConfig;
 
 /// A stretch of tokens whose keys and values are kept.
@@ -107,9 +107,9 @@ impl KvCache {
     }
 
     /// What a segment's tokens see in `layer`: every segment before it, and its own.
-    pub(super) fn spans(&self, layer: usize, segment: SegmentId) -> (Vec<Span<'_>>, Span<'_>) {
+    pub(super) fn spans(&self, layer: usize, segment: SegmentId) -> (Vec<KvSpan<'_>>, KvSpan<'_>) {
         let [keys, values] = &self.layers[layer];
-        let span = |s: &Segment| Span {
+        let span = |s: &Segment| KvSpan {
             keys: &keys[s.slot * self.stride..],
             values: &values[s.slot * self.stride..],
             stride: self.stride,

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, env, fs, hint::black_box, process::Command};
 
 use super::{
     Batch, Gradients, Target,
-    attention::{self, Heads},
+    attention::{self, AttentionShape},
     head, matmul,
     rope::Rope,
     tests::{config, params},
@@ -19,20 +19,20 @@ use crate::{
 };
 
 /// More than this many times what was recorded is too much.
-const TOO_MUCH: f64 = 1.1;
+const MAX_RATIO: f64 = 1.1;
 
-const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/counts.toml");
+const RECORD_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/counts.toml");
 
 /// Tokens, outputs and inputs of a matrix product; none of them a whole number of tiles.
 const SHAPE: [usize; 3] = [70, 200, 136];
 
-const HEADS: Heads = Heads {
-    queries: 6,
-    groups: 2,
-    dim: 16,
+const HEADS: AttentionShape = AttentionShape {
+    num_heads: 6,
+    num_kv_heads: 2,
+    head_dim: 16,
 };
 
-fn numbers(len: usize) -> Vec<f32> {
+fn test_values(len: usize) -> Vec<f32> {
     (0..len)
         .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
         .collect()
@@ -54,7 +54,12 @@ fn counted_weight_gradient(dw: &mut [f32], dy: &[f32], x: &[f32]) {
 }
 
 #[inline(never)]
-fn counted_attention(o: &mut [f32], lse: &mut [f32], qkv: &[f32], rows: &[attention::Row<'_>]) {
+fn counted_attention(
+    o: &mut [f32],
+    lse: &mut [f32],
+    qkv: &[f32],
+    rows: &[attention::AttentionRow<'_>],
+) {
     attention::forward(o, lse, qkv, rows, HEADS);
 }
 
@@ -62,7 +67,7 @@ fn counted_attention(o: &mut [f32], lse: &mut [f32], qkv: &[f32], rows: &[attent
 fn counted_attention_backward(
     dqkv: &mut [f32],
     of: &attention::Backward<'_>,
-    rows: &[attention::Reach],
+    rows: &[attention::AttentionSpan],
     positions: &[usize],
     rope: &Rope,
 ) {
@@ -87,13 +92,13 @@ fn counted_loss(head: &[f32], hidden: &[f32], targets: &[Target], shape: [usize;
 }
 
 #[inline(never)]
-fn counted_optimiser(optimiser: &mut AdamW, params: &mut Params, gradients: &Gradients) {
+fn counted_optimizer(optimiser: &mut AdamW, params: &mut Params, gradients: &Gradients) {
     optimiser.step(params, gradients, 1e-4, 1.0);
 }
 
-fn count_products() {
+fn count_matmuls() {
     let [t, n, k] = SHAPE;
-    let (mut x, mut y, mut w) = (numbers(t * k), numbers(t * n), numbers(n * k));
+    let (mut x, mut y, mut w) = (test_values(t * k), test_values(t * n), test_values(n * k));
     counted_forward(&mut y, &x, &w);
     counted_input_gradient(&mut x, &y, &w);
     counted_weight_gradient(&mut w, &y, &x);
@@ -103,24 +108,24 @@ fn count_attention() {
     // Three rows that begin alike.
     let long: Vec<u32> = (0..90).collect();
     let rows = [(&long[..], 40), (&long[..57], 40), (&long[..44], 40)];
-    let (batch, _) = Batch::sharing(&rows);
-    let (t, wide) = (batch.tokens.len(), HEADS.queries * HEADS.dim);
-    let (qkv, reaches) = (numbers(t * HEADS.width()), batch.reaches());
-    let (mut o, mut lse) = (vec![0.0; t * wide], vec![0.0; t * HEADS.queries]);
-    let rows: Vec<_> = reaches.iter().map(|r| r.row(&qkv, HEADS)).collect();
+    let (batch, _) = Batch::with_shared_prefixes(&rows);
+    let (t, wide) = (batch.tokens.len(), HEADS.num_heads * HEADS.head_dim);
+    let (qkv, reaches) = (test_values(t * HEADS.qkv_width()), batch.attention_spans());
+    let (mut o, mut lse) = (vec![0.0; t * wide], vec![0.0; t * HEADS.num_heads]);
+    let rows: Vec<_> = reaches.iter().map(|r| r.to_row(&qkv, HEADS)).collect();
     counted_attention(&mut o, &mut lse, &qkv, &rows);
     let of = attention::Backward {
-        d_o: &numbers(o.len()),
+        d_o: &test_values(o.len()),
         o: &o,
         lse: &lse,
         qkv: &qkv,
         heads: HEADS,
     };
     let mut rope = Rope::new(&ModelConfig {
-        head_dim: HEADS.dim,
+        head_dim: HEADS.head_dim,
         ..config(true)
     });
-    rope.reach(long.len());
+    rope.extend_to(long.len());
     let mut dqkv = vec![0.0; qkv.len()];
     counted_attention_backward(&mut dqkv, &of, &reaches, &batch.positions(), &rope);
 }
@@ -135,31 +140,31 @@ fn count_loss() {
             distill_weight: 0.0,
         })
         .collect();
-    let (head, hidden) = (numbers(v * d), numbers(targets.len() * d));
+    let (head, hidden) = (test_values(v * d), test_values(targets.len() * d));
     counted_loss(&head, &hidden, &targets, shape);
 }
 
-fn count_optimiser() {
+fn count_optimizer() {
     let mut params = params(&config(true), 1);
     let mut gradients = Gradients::new(&params, &vec![true; params.layout.tensors.len()]);
-    let numbers = numbers(gradients.data.len());
+    let numbers = test_values(gradients.data.len());
     gradients.data.copy_from_slice(&numbers);
     let mut optimiser = AdamW::new(&gradients, AdamWSettings::default());
-    counted_optimiser(&mut optimiser, &mut params, &gradients);
+    counted_optimizer(&mut optimiser, &mut params, &gradients);
 }
 
 /// What the guard runs under callgrind, on one thread.
 #[test]
 #[ignore = "run by the guard"]
-fn what_is_counted() {
+fn counted_kernels() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .use_current_thread();
     pool.build().expect("a pool").install(|| {
-        count_products();
+        count_matmuls();
         count_attention();
         count_loss();
-        count_optimiser();
+        count_optimizer();
     });
 }
 
@@ -191,7 +196,7 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
         .arg("--toggle-collect=*counts::counted_*")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe().expect("this program"))
-        .args(["engine::counts::what_is_counted", "--exact", "--ignored"])
+        .args(["engine::counts::counted_kernels", "--exact", "--ignored"])
         .arg("--test-threads=1")
         .output();
     let Ok(counted) = counted else {
@@ -207,10 +212,10 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
     let counts = counts(&String::from_utf8_lossy(&told.stdout));
     if env::var("UNFORGET_COUNTS").is_ok_and(|what| what == "record") {
         let table = toml::to_string(&counts).expect("a table");
-        fs::write(RECORDED, table).expect("written");
+        fs::write(RECORD_PATH, table).expect("written");
         return;
     }
-    let recorded = fs::read_to_string(RECORDED).expect("counts.toml");
+    let recorded = fs::read_to_string(RECORD_PATH).expect("counts.toml");
     let recorded: BTreeMap<String, u64> = toml::from_str(&recorded).expect("a table of counts");
     let names = |of: &BTreeMap<String, u64>| of.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&counts), names(&recorded), "other kernels");
@@ -218,7 +223,7 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
         let ratio = count as f64 / recorded[&name] as f64;
         eprintln!("{name}: {count} instructions, {ratio:.3} of what was recorded");
         assert!(
-            ratio <= TOO_MUCH,
+            ratio <= MAX_RATIO,
             "{name} takes {count} instructions, {ratio:.2} times the {} that were recorded; where the compiler is another one, \
              record them anew (UNFORGET_COUNTS=record)",
             recorded[&name]

@@ -7,8 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::{
-    Compared, Loss, Target, TeacherLogits, TeacherSide, likeliest, matmul,
+    Loss, SoftTargets, Target, TeacherLogits, TokenSubset, matmul,
     simd::{self, LANES, vectorized},
+    topk,
 };
 
 /// Logits (floats) held at once: 32 MiB, for the student and for the teacher.
@@ -31,7 +32,7 @@ pub fn logits<R: Send>(
     let mut results = Vec::with_capacity(hidden.len() / d);
     for (i, hidden) in hidden.chunks(rows * d).enumerate() {
         let n = hidden.len() / d;
-        let logits = fill(buffer, n * v, |y| {
+        let logits = fill_logits(buffer, n * v, |y| {
             matmul::forward(y, hidden, head, [n, v, d], false);
         });
         results.par_extend(
@@ -44,7 +45,7 @@ pub fn logits<R: Send>(
     results
 }
 
-fn fill(buffer: &mut Vec<f32>, len: usize, product: impl FnOnce(&mut [f32])) -> &mut [f32] {
+fn fill_logits(buffer: &mut Vec<f32>, len: usize, product: impl FnOnce(&mut [f32])) -> &mut [f32] {
     if buffer.len() < len {
         buffer.resize(len, 0.0);
     }
@@ -64,7 +65,7 @@ pub fn loss(
     head: &[f32],
     hidden: &[f32],
     targets: &[Target],
-    teacher: Option<TeacherSide<'_>>,
+    teacher: Option<SoftTargets<'_>>,
     d_hidden: &mut [f32],
     mut d_head: Option<&mut [f32]>,
     [v, d]: [usize; 2],
@@ -79,53 +80,55 @@ pub fn loss(
         .zip(targets.chunks(rows));
     for (i, ((hidden, d_hidden), targets)) in chunks.enumerate() {
         let n = targets.len();
-        let logits = fill(student, n * v, |y| {
+        let logits = fill_logits(student, n * v, |y| {
             matmul::forward(y, hidden, head, [n, v, d], false);
         });
         let students = logits.par_chunks_mut(v).zip(targets).enumerate();
-        let losses: Vec<(f64, f64)> = match teacher.map(|side| (side.logits, How::of(side))) {
+        let losses: Vec<(f64, f64)> = match teacher
+            .map(|side| (side.logits, DistillOptions::of(side)))
+        {
             None => students
                 .map(|(_, (s, target))| (cross_entropy_row(s, target), 0.0))
                 .collect(),
             Some((
-                TeacherLogits::Product {
+                TeacherLogits::Hidden {
                     head,
                     hidden,
-                    compared,
+                    subset: compared,
                 },
                 how,
             )) => {
                 let hidden = &hidden[i * rows * d..][..n * d];
-                let soft = fill(teacher_buffer, n * v, |y| {
+                let soft = fill_logits(teacher_buffer, n * v, |y| {
                     matmul::forward(y, hidden, head, [n, v, d], false);
                 });
                 students
                     .zip(soft.par_chunks(v))
                     .map(
-                        |((j, (s, target)), t)| match compared.tokens(t, i * rows + j) {
-                            None if how.without_target => {
-                                distill_row_beside_target(s, t, how.tau, target)
+                        |((j, (s, target)), t)| match compared.select(t, i * rows + j) {
+                            None if how.exclude_target => {
+                                distill_row_excluding_target(s, t, how.tau, target)
                             }
                             None => distill_row(s, t, how.tau, target),
                             Some(tokens) => {
                                 let t: Vec<f32> = tokens.iter().map(|id| t[*id as usize]).collect();
-                                distill_row_over(s, &tokens, &t, how, target)
+                                distill_row_subset(s, &tokens, &t, how, target)
                             }
                         },
                     )
                     .collect()
             }
             Some((
-                TeacherLogits::Kept {
+                TeacherLogits::TopK {
                     tokens,
                     logits,
-                    count,
+                    k: count,
                 },
                 how,
             )) => students
                 .map(|(j, (s, target))| {
                     let kept = (i * rows + j) * count..(i * rows + j + 1) * count;
-                    distill_row_over(s, &tokens[kept.clone()], &logits[kept], how, target)
+                    distill_row_subset(s, &tokens[kept.clone()], &logits[kept], how, target)
                 })
                 .collect(),
         };
@@ -143,28 +146,28 @@ pub fn loss(
 
 /// How a row is compared, beside over which tokens.
 #[derive(Clone, Copy)]
-struct How {
+struct DistillOptions {
     tau: f32,
-    without_target: bool,
+    exclude_target: bool,
 }
 
-impl How {
-    fn of(side: TeacherSide<'_>) -> Self {
+impl DistillOptions {
+    fn of(side: SoftTargets<'_>) -> Self {
         Self {
             tau: side.temperature,
-            without_target: side.without_target,
+            exclude_target: side.exclude_target,
         }
     }
 }
 
-impl Compared {
+impl TokenSubset {
     /// The tokens compared at the target numbered `target`, where the teacher's logits are `t`; none: all of them.
-    fn tokens(self, t: &[f32], target: usize) -> Option<Vec<u32>> {
+    fn select(self, t: &[f32], target: usize) -> Option<Vec<u32>> {
         match self {
-            Self::Likeliest(count) if count < t.len() => {
-                Some(likeliest(t, count).into_iter().map(|(id, _)| id).collect())
+            Self::TopK(count) if count < t.len() => {
+                Some(topk(t, count).into_iter().map(|(id, _)| id).collect())
             }
-            Self::Drawn {
+            Self::Random {
                 count,
                 seed,
                 stream,
@@ -174,7 +177,7 @@ impl Compared {
                 let drawn = index::sample(&mut rng, t.len(), count);
                 Some(drawn.into_iter().map(|id| id as u32).collect())
             }
-            Self::All | Self::Likeliest(_) | Self::Drawn { .. } => None,
+            Self::Full | Self::TopK(_) | Self::Random { .. } => None,
         }
     }
 }
@@ -182,13 +185,13 @@ impl Compared {
 /// [`distill_row`] with the divergence over `tokens` alone, S, of which `t` are the teacher's logits; both sides are
 /// renormalised over them (eq. 5): `KL(softmax(t_S / tau) || softmax(s_S / tau))`. Its gradient is zero at every other token.
 ///
-/// Without the target it is [`distill_row_beside_target`] of these two distributions over S: where the target is one of S, it
+/// Without the target it is [`distill_row_excluding_target`] of these two distributions over S: where the target is one of S, it
 /// weighs what the teacher's gives to the rest of S, and where it is not, nothing changes.
-fn distill_row_over(
+fn distill_row_subset(
     s: &mut [f32],
     tokens: &[u32],
     t: &[f32],
-    how: How,
+    how: DistillOptions,
     target: &Target,
 ) -> (f64, f64) {
     let soft = |x: f32| f64::from(x) / f64::from(how.tau);
@@ -197,12 +200,12 @@ fn distill_row_over(
         .map(|(id, t)| (*id as usize, soft(s[*id as usize]), soft(*t)))
         .collect();
     let ce = cross_entropy_row(s, target);
-    let whole = ln_sum_exp(compared.iter().map(|(_, _, t)| *t));
-    if how.without_target {
+    let whole = log_sum_exp(compared.iter().map(|(_, _, t)| *t));
+    if how.exclude_target {
         compared.retain(|(id, _, _)| *id != target.token as usize);
     }
-    let z_s = ln_sum_exp(compared.iter().map(|(_, s, _)| *s));
-    let z_t = ln_sum_exp(compared.iter().map(|(_, _, t)| *t));
+    let z_s = log_sum_exp(compared.iter().map(|(_, s, _)| *s));
+    let z_t = log_sum_exp(compared.iter().map(|(_, _, t)| *t));
     let mass = (z_t - whole).exp();
     let weight = f64::from(target.distill_weight / how.tau) * mass;
     let mut kl = 0.0;
@@ -215,7 +218,7 @@ fn distill_row_over(
 }
 
 /// ln of the sum of exp(x), of few x.
-fn ln_sum_exp(x: impl Iterator<Item = f64> + Clone) -> f64 {
+fn log_sum_exp(x: impl Iterator<Item = f64> + Clone) -> f64 {
     let top = x.clone().fold(f64::NEG_INFINITY, f64::max);
     top + x.map(|x| (x - top).exp()).sum::<f64>().ln()
 }
@@ -227,13 +230,13 @@ fn ln_sum_exp(x: impl Iterator<Item = f64> + Clone) -> f64 {
 /// softmax(t / tau))`. tau^2 and lambda are in `distill_weight`.
 fn distill_row(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64) {
     let (y, inverse) = (target.token as usize, 1.0 / tau);
-    let tops = [largest(s), largest(t)];
+    let tops = [max_logit(s), max_logit(t)];
     let above = f64::from(tops[0] - s[y]);
     let [z, z_s, z_t, cross] = sums(s, t, tops, inverse);
     let hard = target.ce_weight / z as f32;
     let soft = target.distill_weight * inverse;
     let scales = [hard, soft / z_s as f32, soft / z_t as f32];
-    become_gradient(s, t, tops, inverse, scales);
+    write_gradient(s, t, tops, inverse, scales);
     s[y] -= target.ce_weight;
     let kl = cross / z_t * f64::from(inverse) - z_t.ln() + z_s.ln();
     (z.ln() + above, kl)
@@ -245,14 +248,14 @@ fn distill_row(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64
 ///
 /// The divergence's gradient is `distill_weight / tau * (1 - p_y) * (q' - p')` beside y and 0 at y. `1 - p_y` is the sum of the
 /// others' probabilities, exact where `p_y` rounds to 1.
-fn distill_row_beside_target(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64) {
+fn distill_row_excluding_target(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64) {
     let (y, inverse) = (target.token as usize, 1.0 / tau);
     let (s_before, s_after) = s.split_at_mut(y);
     let (s_y, s_after) = s_after.split_first_mut().expect("y is a token");
     let parts = [(s_before, &t[..y]), (s_after, &t[y + 1..])];
     let mut tops = [f32::NEG_INFINITY; 2];
     for (s, t) in &parts {
-        tops = [tops[0].max(largest(s)), tops[1].max(largest(t))];
+        tops = [tops[0].max(max_logit(s)), tops[1].max(max_logit(t))];
     }
     let mut others = [0f64; 4];
     for (s, t) in &parts {
@@ -262,7 +265,7 @@ fn distill_row_beside_target(s: &mut [f32], t: &[f32], tau: f32, target: &Target
     }
     let [z, z_s, z_t, cross] = others;
     // ln of the sums over all tokens, and over all but y, shifted as the others' logits are.
-    let with = |ln_others: f64, y: f64| ln_sum_exp([ln_others, y].into_iter());
+    let with = |ln_others: f64, y: f64| log_sum_exp([ln_others, y].into_iter());
     let chosen = f64::from(*s_y - tops[0]);
     let ln_all = with(z.ln(), chosen);
     let teacher_all = with(z_t.ln(), f64::from((t[y] - tops[1]) * inverse));
@@ -272,7 +275,7 @@ fn distill_row_beside_target(s: &mut [f32], t: &[f32], tau: f32, target: &Target
     let soft = f64::from(target.distill_weight * inverse) * mass;
     let scales = [hard, (soft / z_s) as f32, (soft / z_t) as f32];
     for (s, t) in parts {
-        become_gradient(s, t, tops, inverse, scales);
+        write_gradient(s, t, tops, inverse, scales);
     }
     // softmax(s)[y] - 1 is what the others have, negative.
     *s_y = (-f64::from(target.ce_weight) * (z.ln() - ln_all).exp()) as f32;
@@ -312,7 +315,7 @@ vectorized! {
     }
 
     /// The largest logit.
-    fn largest(x: &[f32]) -> f32 {
+    fn max_logit(x: &[f32]) -> f32 {
         simd::max(x)
     }
 
@@ -339,7 +342,7 @@ vectorized! {
     }
 
     /// `s` becomes `scales[0] * exp(a) + scales[1] * exp(a / tau) - scales[2] * exp(b / tau)`, a and b as in [`terms`].
-    fn become_gradient(s: &mut [f32], t: &[f32], tops: [f32; 2], inverse: f32, scales: [f32; 3]) {
+    fn write_gradient(s: &mut [f32], t: &[f32], tops: [f32; 2], inverse: f32, scales: [f32; 3]) {
         for (s, t) in s.iter_mut().zip(t) {
             let a = *s - tops[0];
             *s = scales[0] * simd::exp(a) + scales[1] * simd::exp(a * inverse)
@@ -359,13 +362,13 @@ fn terms(a: f32, b: f32, inverse: f32) -> [f32; 4] {
 mod tests {
     use super::*;
 
-    const HOW: How = How {
+    const HOW: DistillOptions = DistillOptions {
         tau: 0.5,
-        without_target: false,
+        exclude_target: false,
     };
 
-    const WITHOUT: How = How {
-        without_target: true,
+    const WITHOUT: DistillOptions = DistillOptions {
+        exclude_target: true,
         ..HOW
     };
 
@@ -409,17 +412,15 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_vocabulary_is_compared_as_equation_5_says() {
+    fn a_vocabulary_subset_follows_equation_5() {
         let s: Vec<f32> = (0..30).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         let t: Vec<f32> = (0..30).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
         let (tau, w, u) = (0.5, 0.25, 0.75);
-        let tokens = Compared::Likeliest(5)
-            .tokens(&t, 0)
-            .expect("five of thirty");
+        let tokens = TokenSubset::TopK(5).select(&t, 0).expect("five of thirty");
         let part = |x: &[f32]| -> Vec<f32> { tokens.iter().map(|i| x[*i as usize]).collect() };
         let (ps, pt) = (softmax(&part(&s), tau), softmax(&part(&t), tau));
         let mut g = s.clone();
-        let (ce, kl) = distill_row_over(&mut g, &tokens, &part(&t), HOW, &target(w, u));
+        let (ce, kl) = distill_row_subset(&mut g, &tokens, &part(&t), HOW, &target(w, u));
         let exact_kl: f64 = pt.iter().zip(&ps).map(|(t, s)| t * (t / s).ln()).sum();
         // Both in f64.
         assert!((kl - exact_kl).abs() < 1e-12, "{kl} {exact_kl}");
@@ -432,7 +433,7 @@ mod tests {
         // Over all tokens it is the whole divergence.
         let all: Vec<u32> = (0..30).collect();
         let (mut part, mut whole) = (s.clone(), s.clone());
-        let (_, kl_part) = distill_row_over(&mut part, &all, &t, HOW, &target(w, u));
+        let (_, kl_part) = distill_row_subset(&mut part, &all, &t, HOW, &target(w, u));
         let (_, kl) = distill_row(&mut whole, &t, tau as f32, &target(w, u));
         assert!((kl - kl_part).abs() < 2e-6);
         assert!(part.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-6));
@@ -456,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_target_the_other_tokens_are_compared() {
+    fn excluding_the_target_compares_the_other_tokens() {
         let s: Vec<f32> = (0..19).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         let t: Vec<f32> = (0..19).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
         let (w, u) = (0.25, 0.75);
@@ -467,7 +468,7 @@ mod tests {
             };
             let (exact_kl, gradient) = beside_target(&s, &t, y);
             let (mut g, mut hard) = (s.clone(), s.clone());
-            let (ce, kl) = distill_row_beside_target(&mut g, &t, 0.5, &target);
+            let (ce, kl) = distill_row_excluding_target(&mut g, &t, 0.5, &target);
             // The same as in `rows_equal_the_definitions`.
             assert!((kl - exact_kl).abs() < 2e-6, "{kl} {exact_kl}");
             assert!((cross_entropy_row(&mut hard, &target) - ce).abs() < 1e-6);
@@ -479,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_teacher_that_is_sure_leaves_the_others_their_exact_weight() {
+    fn a_confident_teacher_keeps_the_exact_weight_of_the_other_tokens() {
         let s: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         let mut t: Vec<f32> = (0..40).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
         let all: Vec<u32> = (0..40).collect();
@@ -488,8 +489,8 @@ mod tests {
             t[2] = sure;
             let (exact_kl, gradient) = beside_target(&s, &t, 2);
             let (mut g, mut over) = (s.clone(), s.clone());
-            let (_, kl) = distill_row_beside_target(&mut g, &t, 0.5, &target(0.0, 1.0));
-            let (_, kl_over) = distill_row_over(&mut over, &all, &t, WITHOUT, &target(0.0, 1.0));
+            let (_, kl) = distill_row_excluding_target(&mut g, &t, 0.5, &target(0.0, 1.0));
+            let (_, kl_over) = distill_row_subset(&mut over, &all, &t, WITHOUT, &target(0.0, 1.0));
             assert!(
                 exact_kl > 0.0 && (kl / exact_kl - 1.0).abs() < 1e-5,
                 "{kl} {exact_kl}"
@@ -508,11 +509,11 @@ mod tests {
     }
 
     #[test]
-    fn logits_beyond_what_an_exponential_can_hold_stay_finite() {
+    fn large_logits_stay_finite() {
         let row = |y: f32| -> Vec<f32> { (0..40).map(|i| if i == 2 { y } else { 0.0 }).collect() };
         for (s, t) in [(1e4, 1e4), (-1e4, -1e4), (1e4, -1e4), (-1e4, 1e4)] {
             let mut g = row(s);
-            let (ce, kl) = distill_row_beside_target(&mut g, &row(t), 0.5, &target(1.0, 1.0));
+            let (ce, kl) = distill_row_excluding_target(&mut g, &row(t), 0.5, &target(1.0, 1.0));
             // The others are alike on both sides.
             assert!(kl.abs() < 1e-6, "{kl}");
             let exact = if s > 0.0 { 0.0 } else { 1e4 + 39f64.ln() };
@@ -522,14 +523,14 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_vocabulary_without_the_target_weighs_what_the_teacher_gives_to_the_rest() {
+    fn a_vocabulary_subset_without_the_target_is_weighted_by_the_remaining_teacher_mass() {
         let s: Vec<f32> = (0..30).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         let t: Vec<f32> = (0..30).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
         let target = target(0.0, 0.75);
-        let over = |tokens: &[u32], how: How| {
+        let over = |tokens: &[u32], how: DistillOptions| {
             let part: Vec<f32> = tokens.iter().map(|id| t[*id as usize]).collect();
             let mut g = s.clone();
-            let (_, kl) = distill_row_over(&mut g, tokens, &part, how, &target);
+            let (_, kl) = distill_row_subset(&mut g, tokens, &part, how, &target);
             (kl, g)
         };
         // The target is token 2. Among these it is the third, and what is compared is a vocabulary of five.
@@ -549,15 +550,15 @@ mod tests {
     }
 
     #[test]
-    fn every_target_draws_tokens_of_its_own_the_same_ones_again() {
+    fn random_subsets_are_reproducible_and_differ_between_targets() {
         let t = [0.0; 500];
         let draw = |seed, stream, target| {
-            Compared::Drawn {
+            TokenSubset::Random {
                 count: 76,
                 seed,
                 stream,
             }
-            .tokens(&t, target)
+            .select(&t, target)
             .expect("76 of 500")
         };
         let first = draw(1, 10, 0);
@@ -566,11 +567,11 @@ mod tests {
         assert_eq!(first, draw(1, 10, 0));
         assert_eq!(draw(1, 11, 0), draw(1, 10, 1), "streams follow each other");
         assert!(first != draw(1, 10, 1) && first != draw(2, 10, 0));
-        assert_eq!(Compared::Likeliest(500).tokens(&t, 0), None);
+        assert_eq!(TokenSubset::TopK(500).select(&t, 0), None);
     }
 
     #[test]
-    fn a_student_that_is_its_teacher_has_no_divergence_and_no_gradient() {
+    fn equal_student_and_teacher_give_zero_kl_and_zero_gradient() {
         let s: Vec<f32> = (0..40).map(|i| (i as f32).sin() * 5.0).collect();
         let mut g = s.clone();
         let (_, kl) = distill_row(&mut g, &s, 2.0, &target(0.0, 1.0));

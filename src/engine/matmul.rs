@@ -8,7 +8,7 @@
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-use super::profile::{Part, Work, timed};
+use super::profile::{Phase, Work, timed};
 
 /// How a result is cut: at most `rows` x `columns` a tile.
 #[derive(Clone, Copy)]
@@ -20,11 +20,11 @@ struct Tile {
 }
 
 /// Below this many multiplications, one tile: cutting costs more than it brings.
-const SMALL: usize = 1 << 18;
+const SINGLE_TILE_OPS: usize = 1 << 18;
 
 /// Length of the pieces that `len` is cut into: about `target`, a multiple of four pieces where there is
 /// more than one (so that 2 and 4 threads share them evenly), a multiple of 16 elements.
-fn piece(len: usize, target: usize) -> usize {
+fn tile_len(len: usize, target: usize) -> usize {
     if len <= target {
         return len;
     }
@@ -39,7 +39,7 @@ fn matrix(data: &[f32], [m, n]: [usize; 2], width: usize) -> MatRef<'_, f32> {
 
 /// Reads through a matrix whose columns lie one behind the other, once a cache line. A product reads it across these, which no
 /// processor foresees: with weights that come from memory it takes a tenth longer than where they were read in order before.
-fn read_ahead(of: MatRef<'_, f32>) {
+fn prefetch(of: MatRef<'_, f32>) {
     let Some(of) = of.try_as_col_major() else {
         return;
     };
@@ -51,9 +51,9 @@ fn read_ahead(of: MatRef<'_, f32>) {
 }
 
 /// `c (m, n) = a (m, k) b (k, n)`, or `+=`.
-fn product(c: &mut [f32], a: MatRef<'_, f32>, b: MatRef<'_, f32>, add: bool, tile: Tile) {
+fn tiled_matmul(c: &mut [f32], a: MatRef<'_, f32>, b: MatRef<'_, f32>, add: bool, tile: Tile) {
     let (m, n, k) = (a.nrows(), b.ncols(), a.ncols());
-    let tile = if m * n * k < SMALL {
+    let tile = if m * n * k < SINGLE_TILE_OPS {
         Tile {
             rows: m,
             columns: n,
@@ -65,7 +65,7 @@ fn product(c: &mut [f32], a: MatRef<'_, f32>, b: MatRef<'_, f32>, add: bool, til
     let how = if add { Accum::Add } else { Accum::Replace };
     let of = |(i, j, c): (usize, usize, MatMut<'_, f32>)| {
         let (a, b) = (a.subrows(i, c.nrows()), b.subcols(j, c.ncols()));
-        read_ahead(b);
+        prefetch(b);
         matmul(c, how, a, b, 1.0, Par::Seq);
     };
     let mut tiles = tiles(
@@ -101,26 +101,26 @@ fn tiles(c: MatMut<'_, f32>, tile: Tile) -> Vec<(usize, usize, MatMut<'_, f32>)>
 /// Forward: `y (T, N) = x (T, K) w (N, K)^T`, or `+=`.
 pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: bool) {
     let tile = Tile {
-        rows: piece(t, 512),
-        columns: piece(n, 192),
+        rows: tile_len(t, 512),
+        columns: tile_len(n, 192),
         lower: false,
     };
     let (x, w) = (matrix(x, [t, k], k), matrix(w, [n, k], k));
-    timed(Part::Forward, Work::product([t, n, k]), || {
-        product(y, x, w.transpose(), add, tile);
+    timed(Phase::Forward, Work::matmul([t, n, k]), || {
+        tiled_matmul(y, x, w.transpose(), add, tile);
     });
 }
 
 /// Gradient of the input: `dx (T, K) = dy (T, N) w (N, K)`, or `+=`.
 pub fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: bool) {
     let tile = Tile {
-        rows: piece(t, 512),
-        columns: piece(k, 192),
+        rows: tile_len(t, 512),
+        columns: tile_len(k, 192),
         lower: false,
     };
     let (dy, w) = (matrix(dy, [t, n], n), matrix(w, [n, k], k));
-    timed(Part::InputGradient, Work::product([t, k, n]), || {
-        product(dx, dy, w, add, tile);
+    timed(Phase::InputGradient, Work::matmul([t, k, n]), || {
+        tiled_matmul(dx, dy, w, add, tile);
     });
 }
 
@@ -129,28 +129,28 @@ pub fn weight_gradient(dw: &mut [f32], dy: &[f32], first: usize, x: &[f32], [t, 
     let rows = dw.len() / k;
     assert!(first + rows <= n, "no such rows");
     let tile = Tile {
-        rows: piece(rows, 256),
-        columns: piece(k, 2048),
+        rows: tile_len(rows, 256),
+        columns: tile_len(k, 2048),
         lower: false,
     };
     let (dy, x) = (
         matrix(&dy[first.min(dy.len())..], [t, rows], n),
         matrix(x, [t, k], k),
     );
-    timed(Part::WeightGradient, Work::product([rows, k, t]), || {
-        product(dw, dy.transpose(), x, true, tile);
+    timed(Phase::WeightGradient, Work::matmul([rows, k, t]), || {
+        tiled_matmul(dw, dy.transpose(), x, true, tile);
     });
 }
 
 /// Second moments, added: `c (K, K) += x (T, K)^T x (T, K)`, on and below the diagonal; above it there may be anything.
 pub fn second_moments(c: &mut [f32], x: &[f32], [t, k]: [usize; 2]) {
     let tile = Tile {
-        rows: piece(k, 192),
-        columns: piece(k, 192),
+        rows: tile_len(k, 192),
+        columns: tile_len(k, 192),
         lower: true,
     };
     let x = matrix(x, [t, k], k);
-    product(c, x.transpose(), x, true, tile);
+    tiled_matmul(c, x.transpose(), x, true, tile);
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //!
 //! The outside is small and named by what it computes, so that another device can stand behind it: [`Engine::hidden`],
 //! [`Engine::residual_after`], [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`],
-//! [`Engine::second_moments`], [`responses`], [`hold_responses`].
+//! [`Engine::second_moments`], [`basis_outputs`], [`restore_basis_outputs`].
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::profile::{Part, Work, timed};
+use self::profile::{Phase, Work, timed};
 use crate::model::{Buffer, Layout, LinearInput, ModelConfig, Params};
 
 mod attention;
@@ -27,24 +27,24 @@ mod head;
 pub(crate) mod matmul;
 mod ops;
 pub mod profile;
-mod responses;
+mod projection_ops;
 mod rope;
 pub mod simd;
-mod small;
+mod small_matmul;
 #[cfg(test)]
 mod tests;
-mod top;
+mod topk;
 
-pub use batch::{Batch, Begun};
+pub use batch::{Batch, CachedPrefix};
 pub use cache::{KvCache, SegmentId};
-use decoder::{Decoder, Keep, attend_rows};
-pub use responses::{hold_responses, responses};
-pub use top::likeliest;
+use decoder::{ActivationPolicy, Decoder, attend_rows};
+pub use projection_ops::{basis_outputs, restore_basis_outputs};
+pub use topk::topk;
 
 /// One answer position: the token that should follow, and the weight of each loss term there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
-    /// Index in [`Batch::tokens`] of the token whose logits predict `token`. Strictly increasing over a batch.
+    /// Index in [`Batch::select`] of the token whose logits predict `token`. Strictly increasing over a batch.
     pub position: usize,
     /// The token that follows.
     pub token: u32,
@@ -56,47 +56,47 @@ pub struct Target {
 
 /// The teacher's side of the distillation term at the batch's targets.
 #[derive(Clone, Copy)]
-pub struct TeacherSide<'a> {
+pub struct SoftTargets<'a> {
     /// Its logits.
     pub logits: TeacherLogits<'a>,
     /// tau.
     pub temperature: f32,
     /// Compare all tokens but the target itself, as much as the teacher gives to them.
-    pub without_target: bool,
+    pub exclude_target: bool,
 }
 
 /// Where the teacher's logits come from.
 #[derive(Clone, Copy)]
 pub enum TeacherLogits<'a> {
     /// The product of both.
-    Product {
+    Hidden {
         /// The teacher's LM head (V, D).
         head: &'a [f32],
         /// The teacher's last hidden states, after the final norm, a row a target (P, D).
         hidden: &'a [f32],
         /// Which tokens count.
-        compared: Compared,
+        subset: TokenSubset,
     },
     /// Those of its `count` most likely tokens alone, which are compared.
-    Kept {
+    TopK {
         /// The tokens (P, count).
         tokens: &'a [u32],
         /// Their logits (P, count).
         logits: &'a [f32],
         /// Tokens a target.
-        count: usize,
+        k: usize,
     },
 }
 
 /// The tokens over which teacher and student are compared at a target; both are renormalised over them (eq. 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compared {
+pub enum TokenSubset {
     /// The whole vocabulary.
-    All,
+    Full,
     /// The teacher's most likely ones.
-    Likeliest(usize),
+    TopK(usize),
     /// So many drawn at random, without replacement, for every target anew.
-    Drawn {
+    Random {
         /// How many.
         count: usize,
         /// Seed of the draws.
@@ -125,37 +125,37 @@ impl Loss {
 }
 
 /// The weights of a backward pass, which may move as soon as nothing that is still to be done reads them.
-pub trait Weights {
+pub trait GradSink {
     /// As they are.
     fn params(&self) -> &Params;
 
     /// A pass begins, after which so many follow before anything moves.
-    fn begin_pass(&mut self, _passes_left: usize) {}
+    fn begin_micro_batch(&mut self, _remaining: usize) {}
 
     /// The gradient of these of the weights (a stretch of the layout) is complete, and the rest of the pass reads neither.
-    fn complete(&mut self, weights: &Range<usize>, gradients: &mut Gradients);
+    fn grad_ready(&mut self, weights: &Range<usize>, gradients: &mut Gradients);
 }
 
 /// Weights that stay as they are until the whole gradient is there.
-impl Weights for &Params {
+impl GradSink for &Params {
     fn params(&self) -> &Params {
         self
     }
 
-    fn complete(&mut self, _: &Range<usize>, _: &mut Gradients) {}
+    fn grad_ready(&mut self, _: &Range<usize>, _: &mut Gradients) {}
 }
 
-impl<W: Weights> Weights for &mut W {
+impl<W: GradSink> GradSink for &mut W {
     fn params(&self) -> &Params {
         (**self).params()
     }
 
-    fn begin_pass(&mut self, passes_left: usize) {
-        (**self).begin_pass(passes_left);
+    fn begin_micro_batch(&mut self, passes_left: usize) {
+        (**self).begin_micro_batch(passes_left);
     }
 
-    fn complete(&mut self, weights: &Range<usize>, gradients: &mut Gradients) {
-        (**self).complete(weights, gradients);
+    fn grad_ready(&mut self, weights: &Range<usize>, gradients: &mut Gradients) {
+        (**self).grad_ready(weights, gradients);
     }
 }
 
@@ -166,19 +166,19 @@ pub struct Gradients {
     pub tensors: Vec<(usize, Range<usize>)>,
     /// The gradients.
     pub data: Buffer,
-    runs: Vec<(Range<usize>, usize)>, // stretches of neighbouring trained weights: where in the weights, where among the trained
-    shared: Option<Shared>,
+    segments: Vec<(Range<usize>, usize)>, // stretches of neighbouring trained weights: where in the weights, where among the trained
+    layer_buffer: Option<LayerBuffer>,
 }
 
 /// One place in `data` for the gradients of every layer, one after the other.
 #[derive(Clone, Copy)]
-struct Shared {
+struct LayerBuffer {
     first: usize,  // where the layers begin among the trained
     layer: usize,  // trained numbers of a layer
     layers: usize, // trained numbers of all layers
 }
 
-impl Shared {
+impl LayerBuffer {
     /// Of these tensors, by index in the layout; none where not every layer has the same of them.
     fn of(layout: &Layout, tensors: &[(usize, Range<usize>)]) -> Option<Self> {
         let within = |layer: Range<usize>| -> Vec<Range<usize>> {
@@ -205,7 +205,7 @@ impl Shared {
     }
 
     /// Where in `data` that lies which lies at `at` among the trained.
-    fn place(self, at: usize) -> usize {
+    fn offset(self, at: usize) -> usize {
         let Self {
             first,
             layer,
@@ -228,7 +228,7 @@ pub(crate) fn overlap(a: &Range<usize>, b: &Range<usize>) -> Option<Range<usize>
 }
 
 /// The trained tensors, by index in the layout, and where each lies among the trained; the numbers of all of them.
-fn among_trained(layout: &Layout, trained: &[bool]) -> (Vec<(usize, Range<usize>)>, usize) {
+fn trained_offsets(layout: &Layout, trained: &[bool]) -> (Vec<(usize, Range<usize>)>, usize) {
     let mut len = 0;
     let tensors = layout.tensors.iter().enumerate();
     let tensors = tensors.filter(|(i, _)| trained[*i]).map(|(i, tensor)| {
@@ -240,7 +240,7 @@ fn among_trained(layout: &Layout, trained: &[bool]) -> (Vec<(usize, Range<usize>
 }
 
 /// The stretches that trained tensors make: neighbours are one.
-fn runs<'a>(
+fn merge_segments<'a>(
     layout: &Layout,
     tensors: impl Iterator<Item = &'a (usize, Range<usize>)>,
 ) -> Vec<(Range<usize>, usize)> {
@@ -258,73 +258,73 @@ fn runs<'a>(
 impl Gradients {
     /// Zero gradients for the tensors of `params` for which `trained` says so (by index in the layout).
     pub fn new(params: &Params, trained: &[bool]) -> Self {
-        let (tensors, len) = among_trained(&params.layout, trained);
+        let (tensors, len) = trained_offsets(&params.layout, trained);
         Self {
-            runs: runs(&params.layout, tensors.iter()),
+            segments: merge_segments(&params.layout, tensors.iter()),
             tensors,
             data: Buffer::zeros(len),
-            shared: None,
+            layer_buffer: None,
         }
     }
 
-    /// The same with one place for all layers, for a pass whose [`Weights`] take each layer's gradient, and clear it, before the
+    /// The same with one place for all layers, for a pass whose [`GradSink`] take each layer's gradient, and clear it, before the
     /// next one is made. Where the layers are not all trained alike, each has its own.
-    pub fn one_layer_at_a_time(params: &Params, trained: &[bool]) -> Self {
+    pub fn with_layer_buffer(params: &Params, trained: &[bool]) -> Self {
         let layout = &params.layout;
-        let (tensors, _) = among_trained(layout, trained);
+        let (tensors, _) = trained_offsets(layout, trained);
         Self {
-            runs: runs(layout, tensors.iter()),
-            data: Buffer::zeros(Self::floats_one_layer_at_a_time(layout, trained)),
-            shared: Shared::of(layout, &tensors),
+            segments: merge_segments(layout, tensors.iter()),
+            data: Buffer::zeros(Self::layer_buffer_floats(layout, trained)),
+            layer_buffer: LayerBuffer::of(layout, &tensors),
             tensors,
         }
     }
 
     /// The numbers that it holds.
-    pub fn floats_one_layer_at_a_time(layout: &Layout, trained: &[bool]) -> usize {
-        let (tensors, len) = among_trained(layout, trained);
-        Shared::of(layout, &tensors).map_or(len, |shared| len - shared.layers + shared.layer)
+    pub fn layer_buffer_floats(layout: &Layout, trained: &[bool]) -> usize {
+        let (tensors, len) = trained_offsets(layout, trained);
+        LayerBuffer::of(layout, &tensors).map_or(len, |shared| len - shared.layers + shared.layer)
     }
 
     /// Numbers of all trained tensors.
-    pub fn trained(&self) -> usize {
+    pub fn num_trained(&self) -> usize {
         self.tensors.last().map_or(0, |(_, at)| at.end)
     }
 
     /// Of the trained tensors only those go on being trained for which `trained` says so (by index in the layout). The
     /// others keep their place in `data` and stay without a gradient.
-    pub fn narrow(&mut self, layout: &Layout, trained: impl Fn(usize) -> bool) {
-        self.runs = runs(layout, self.tensors.iter().filter(|(i, _)| trained(*i)));
-        self.clear();
+    pub fn set_trainable(&mut self, layout: &Layout, trained: impl Fn(usize) -> bool) {
+        self.segments = merge_segments(layout, self.tensors.iter().filter(|(i, _)| trained(*i)));
+        self.zero();
     }
 
     /// Whether the tensor (by index in the layout) has a place here.
-    pub fn holds(&self, tensor: usize) -> bool {
+    pub fn contains(&self, tensor: usize) -> bool {
         self.tensors.iter().any(|(i, _)| *i == tensor)
     }
 
     /// Sets all gradients to zero.
-    pub fn clear(&mut self) {
-        self.clear_part(0..self.data.len());
+    pub fn zero(&mut self) {
+        self.zero_range(0..self.data.len());
     }
 
     /// Sets a part of `data` to zero.
-    pub fn clear_part(&mut self, part: Range<usize>) {
+    pub fn zero_range(&mut self, part: Range<usize>) {
         self.data[part]
             .par_chunks_mut(1 << 20)
             .for_each(|x| x.fill(0.0));
     }
 
     /// Stretches that lie together both among the weights and among the trained: where in either.
-    pub fn stretches(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
-        self.runs
+    pub fn segments(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+        self.segments
             .iter()
             .map(|(weights, at)| (weights.clone(), *at..*at + weights.len()))
     }
 
     /// Where the weights lie whose place among the trained is in `trained`.
-    pub fn weights_within(&self, trained: &Range<usize>) -> Vec<Range<usize>> {
-        let within = self.stretches().filter_map(|(weights, at)| {
+    pub fn weight_ranges(&self, trained: &Range<usize>) -> Vec<Range<usize>> {
+        let within = self.segments().filter_map(|(weights, at)| {
             let part = overlap(&at, trained)?;
             let first = weights.start + part.start - at.start;
             Some(first..first + part.len())
@@ -332,34 +332,39 @@ impl Gradients {
         within.collect()
     }
 
-    /// Those of [`Gradients::stretches`] that lie within `weights`, a layer at most where layers share their place, and where
+    /// Those of [`Gradients::segments`] that lie within `weights`, a layer at most where layers share their place, and where
     /// their gradients lie in `data`.
-    pub fn stretches_within(
+    pub fn segments_within(
         &self,
         weights: &Range<usize>,
     ) -> Vec<(Range<usize>, Range<usize>, Range<usize>)> {
-        let within = self.runs.iter().filter_map(|(run, at)| {
+        let within = self.segments.iter().filter_map(|(run, at)| {
             let part = overlap(run, weights)?;
             let (at, len) = (at + part.start - run.start, part.len());
-            let place = self.shared.map_or(at, |shared| shared.place(at));
+            let place = self.layer_buffer.map_or(at, |shared| shared.offset(at));
             Some((part, at..at + len, place..place + len))
         });
         within.collect()
     }
 
     /// Where the first trained weight lies.
-    fn lowest(&self) -> usize {
-        self.runs.first().map_or(usize::MAX, |(run, _)| run.start)
+    fn first_trained(&self) -> usize {
+        self.segments
+            .first()
+            .map_or(usize::MAX, |(run, _)| run.start)
     }
 
     /// The trained stretches of a group of weights: where in the group, and their gradients.
-    fn parts(&mut self, group: &Range<usize>) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
+    fn slices_mut(
+        &mut self,
+        group: &Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
         let mut rest: &mut [f32] = &mut self.data;
-        let (mut taken, shared) = (0, self.shared);
-        self.runs.iter().filter_map(move |(run, at)| {
+        let (mut taken, shared) = (0, self.layer_buffer);
+        self.segments.iter().filter_map(move |(run, at)| {
             let part = overlap(run, group)?;
             let at = at + part.start - run.start;
-            let at = shared.map_or(at, |shared| shared.place(at));
+            let at = shared.map_or(at, |shared| shared.offset(at));
             let (_, from) = std::mem::take(&mut rest).split_at_mut(at - taken);
             let (slot, after) = from.split_at_mut(part.len());
             rest = after;
@@ -369,20 +374,26 @@ impl Gradients {
     }
 
     /// The gradient of one whole tensor (or group), where it is trained.
-    fn vector(&mut self, range: &Range<usize>) -> Option<&mut [f32]> {
-        self.parts(range).next().map(|(_, slot)| slot)
+    fn tensor_mut(&mut self, range: &Range<usize>) -> Option<&mut [f32]> {
+        self.slices_mut(range).next().map(|(_, slot)| slot)
     }
 
     /// Adds the weight gradient of a linear layer, `dy^T x`, to the trained rows of its weight (N, K).
-    fn add_matrix(&mut self, weight: &Range<usize>, dy: &[f32], x: &[f32], [t, n, k]: [usize; 3]) {
-        for (part, slot) in self.parts(weight) {
+    fn add_linear_grad(
+        &mut self,
+        weight: &Range<usize>,
+        dy: &[f32],
+        x: &[f32],
+        [t, n, k]: [usize; 3],
+    ) {
+        for (part, slot) in self.slices_mut(weight) {
             matmul::weight_gradient(slot, dy, part.start / k, x, [t, n, k]);
         }
     }
 }
 
 /// Uncentred second moments of what linear layers read: `sum over tokens of x x^T`, in f32.
-pub struct Moments {
+pub struct SecondMoments {
     /// The layer.
     pub layer: usize,
     /// Which of its inputs.
@@ -401,11 +412,11 @@ pub enum Outputs {
 }
 
 /// What a forward pass keeps that a backward pass follows.
-fn keep_to_train(recompute: bool) -> Keep {
+fn training_policy(recompute: bool) -> ActivationPolicy {
     if recompute {
-        Keep::Streams
+        ActivationPolicy::Checkpoint
     } else {
-        Keep::States
+        ActivationPolicy::All
     }
 }
 
@@ -413,8 +424,8 @@ fn keep_to_train(recompute: bool) -> Keep {
 pub struct Engine {
     config: ModelConfig,
     decoder: Decoder,
-    trains_on: Keep,       // what is kept for a backward pass
-    logits: [Vec<f32>; 2], // of the student and of the teacher, a few rows at a time
+    training_policy: ActivationPolicy, // what is kept for a backward pass
+    logits: [Vec<f32>; 2],             // of the student and of the teacher, a few rows at a time
 }
 
 impl Engine {
@@ -423,7 +434,7 @@ impl Engine {
         Self {
             config: config.clone(),
             decoder: Decoder::new(config),
-            trains_on: Keep::States,
+            training_policy: ActivationPolicy::All,
             logits: [Vec::new(), Vec::new()],
         }
     }
@@ -431,19 +442,19 @@ impl Engine {
     /// The same, but that its backward passes compute again what forward passes had computed, a layer at a time: the same bits for
     /// less memory and more time. `recompute` says whether.
     #[must_use]
-    pub fn recomputing(mut self, recompute: bool) -> Self {
-        self.trains_on = keep_to_train(recompute);
+    pub fn with_gradient_checkpointing(mut self, recompute: bool) -> Self {
+        self.training_policy = training_policy(recompute);
         self
     }
 
     /// Numbers that a forward and backward pass over so many tokens holds, [recomputing](Self::recomputing) or not.
     pub fn training_floats(config: &ModelConfig, tokens: usize, recompute: bool) -> usize {
-        Decoder::floats(config, tokens, keep_to_train(recompute))
+        Decoder::floats(config, tokens, training_policy(recompute))
     }
 
     /// Numbers that a forward pass alone holds.
-    pub fn asking_floats(config: &ModelConfig, tokens: usize) -> usize {
-        Decoder::floats(config, tokens, Keep::Nothing)
+    pub fn inference_floats(config: &ModelConfig, tokens: usize) -> usize {
+        Decoder::floats(config, tokens, ActivationPolicy::None)
     }
 
     /// Hidden states after the final norm at `positions` (indices in `batch.tokens`, none twice): (P, D).
@@ -462,7 +473,7 @@ impl Engine {
         layers: usize,
         positions: &[usize],
     ) -> Vec<f32> {
-        self.residual(params, batch, layers, positions, Keep::Nothing)
+        self.residual(params, batch, layers, positions, ActivationPolicy::None)
             .to_vec()
     }
 
@@ -472,20 +483,20 @@ impl Engine {
         params: &Params,
         batch: &Batch,
         layers: usize,
-        wanted: &[usize],
-        keep: Keep,
+        output_positions: &[usize],
+        policy: ActivationPolicy,
     ) -> &[f32] {
-        let (heads, reaches) = (self.decoder.heads(), batch.reaches());
+        let (heads, reaches) = (self.decoder.heads(), batch.attention_spans());
         self.decoder.forward(
             params,
             (
                 &batch.tokens,
-                batch.begun.as_ref().filter(|b| b.layers < layers),
+                batch.cached_prefix.as_ref().filter(|b| b.layers < layers),
             ),
             &batch.positions(),
             layers,
-            wanted,
-            keep,
+            output_positions,
+            policy,
             |_, qkv, o, lse| attend_rows(&reaches, heads, qkv, o, lse),
         )
     }
@@ -502,31 +513,31 @@ impl Engine {
     /// The loss at `targets` and its gradient, which is added to `gradients`.
     pub fn loss_and_gradients(
         &mut self,
-        mut weights: impl Weights,
+        mut sink: impl GradSink,
         batch: &Batch,
         targets: &[Target],
-        teacher: Option<TeacherSide<'_>>,
+        teacher: Option<SoftTargets<'_>>,
         gradients: &mut Gradients,
     ) -> Loss {
         let (d, v) = (self.config.hidden_size, self.config.vocab_size);
-        let params = weights.params();
+        let params = sink.params();
         let layout = params.layout.clone();
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
         let layers = self.config.num_hidden_layers;
         let rows = self
-            .residual(params, batch, layers, &positions, self.trains_on)
+            .residual(params, batch, layers, &positions, self.training_policy)
             .to_vec();
         let (normed, r) = self.final_norm(params, &rows);
 
         let mut d_normed = vec![0.0; rows.len()];
-        let loss = timed(Part::Loss, Work::floats(3 * targets.len() * v), || {
+        let loss = timed(Phase::Loss, Work::floats(3 * targets.len() * v), || {
             head::loss(
                 &params.data[layout.head.clone()],
                 &normed,
                 targets,
                 teacher,
                 &mut d_normed,
-                gradients.vector(&layout.head),
+                gradients.tensor_mut(&layout.head),
                 [v, d],
                 &mut self.logits,
             )
@@ -535,31 +546,36 @@ impl Engine {
         let weight = &params.data[layout.norm.clone()];
         ops::rms_norm_backward(
             &mut d_rows,
-            gradients.vector(&layout.norm),
+            gradients.tensor_mut(&layout.norm),
             &d_normed,
             &rows,
             &r,
             weight,
         );
-        weights.complete(&layout.norm, gradients);
+        sink.grad_ready(&layout.norm, gradients);
         if layout.head != layout.embed {
-            weights.complete(&layout.head, gradients);
+            sink.grad_ready(&layout.head, gradients);
         }
         self.decoder
-            .backward(&mut weights, batch, gradients, &positions, &d_rows);
+            .backward(&mut sink, batch, gradients, &positions, &d_rows);
         loss
     }
 
     /// Adds what every token of `batch` contributes to `moments`.
-    pub fn second_moments(&mut self, params: &Params, batch: &Batch, moments: &mut [Moments]) {
+    pub fn second_moments(
+        &mut self,
+        params: &Params,
+        batch: &Batch,
+        moments: &mut [SecondMoments],
+    ) {
         let t = batch.tokens.len();
         if t == 0 {
             return;
         }
         let layers = moments.iter().map(|m| m.layer + 1).max().unwrap_or(0);
         let all: Vec<usize> = (0..t).collect();
-        self.residual(params, batch, layers, &all, Keep::States);
-        for Moments { layer, input, sum } in moments {
+        self.residual(params, batch, layers, &all, ActivationPolicy::All);
+        for SecondMoments { layer, input, sum } in moments {
             let x = self.decoder.linear_input(params, t, *layer, *input);
             let n = x.len() / t;
             matmul::second_moments(sum, x, [t, n]);
@@ -575,7 +591,7 @@ impl Engine {
         outputs: Outputs,
     ) -> Vec<f32> {
         let heads = self.decoder.heads();
-        let (wide, width) = (heads.queries * heads.dim, heads.width());
+        let (wide, width) = (heads.num_heads * heads.head_dim, heads.qkv_width());
         let (mut tokens, mut positions, mut slots, mut ranges) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (segment, new) in rows {
@@ -595,7 +611,7 @@ impl Engine {
             &positions,
             self.config.num_hidden_layers,
             &wanted,
-            Keep::Nothing,
+            ActivationPolicy::None,
             |layer, qkv, o, lse| {
                 for (row, slot) in qkv.chunks_exact(width).zip(&slots) {
                     cache.write(layer, *slot, &row[wide..]);
@@ -605,7 +621,7 @@ impl Engine {
                     .zip(&ranges)
                     .map(|((segment, _), tokens)| {
                         let (context, own) = cache.spans(layer, *segment);
-                        attention::Row {
+                        attention::AttentionRow {
                             tokens: tokens.clone(),
                             context,
                             own,

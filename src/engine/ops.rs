@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::{
-    attention::Heads,
+    attention::AttentionShape,
     rope::{Rope, rotate},
     simd::{self, vectorized},
 };
@@ -26,7 +26,7 @@ pub fn rms_norm(y: &mut [f32], r: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
 }
 
 /// [`rms_norm`] again, from the r that was kept.
-pub fn rms_norm_again(y: &mut [f32], r: &[f32], x: &[f32], w: &[f32]) {
+pub fn rms_norm_recompute(y: &mut [f32], r: &[f32], x: &[f32], w: &[f32]) {
     let block = BLOCK * w.len();
     y.par_chunks_mut(block)
         .zip(x.par_chunks(block))
@@ -207,9 +207,9 @@ pub fn swiglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize)
 }
 
 /// Rotates the q and k heads of every row of `qkv` (T, (H + 2G) K) by the angles of its position.
-pub fn rotate_heads(qkv: &mut [f32], positions: &[usize], heads: Heads, rope: &Rope) {
-    let rotated = (heads.queries + heads.groups) * heads.dim;
-    qkv.par_chunks_mut(heads.width())
+pub fn apply_rope(qkv: &mut [f32], positions: &[usize], heads: AttentionShape, rope: &Rope) {
+    let rotated = (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
+    qkv.par_chunks_mut(heads.qkv_width())
         .zip(positions)
         .with_min_len(8)
         .for_each(|(row, &position)| {
@@ -224,20 +224,20 @@ pub fn qk_norm(
     raw: &mut [f32],
     r: &mut [f32],
     norms: [&[f32]; 2],
-    heads: Heads,
+    heads: AttentionShape,
     eps: f32,
 ) {
-    let normed = heads.queries + heads.groups;
-    qkv.par_chunks_mut(heads.width())
-        .zip(raw.par_chunks_mut(normed * heads.dim))
+    let normed = heads.num_heads + heads.num_kv_heads;
+    qkv.par_chunks_mut(heads.qkv_width())
+        .zip(raw.par_chunks_mut(normed * heads.head_dim))
         .zip(r.par_chunks_mut(normed))
         .for_each(|((row, raw), r)| {
             norm_heads(
-                &mut row[..normed * heads.dim],
+                &mut row[..normed * heads.head_dim],
                 raw,
                 r,
                 norms,
-                heads.queries,
+                heads.num_heads,
                 eps,
             );
         });
@@ -249,11 +249,11 @@ pub fn qk_norm_backward(
     raw: &[f32],
     r: &[f32],
     norms: [&[f32]; 2],
-    heads: Heads,
+    heads: AttentionShape,
 ) -> [Vec<f32>; 2] {
-    let (dim, normed) = (heads.dim, heads.queries + heads.groups);
+    let (dim, normed) = (heads.head_dim, heads.num_heads + heads.num_kv_heads);
     let sums: Vec<[Vec<f32>; 2]> = d_qkv
-        .par_chunks_mut(heads.width())
+        .par_chunks_mut(heads.qkv_width())
         .zip(raw.par_chunks(normed * dim))
         .zip(r.par_chunks(normed))
         .map(|((row, raw), r)| {
@@ -264,7 +264,7 @@ pub fn qk_norm_backward(
                 r,
                 norms,
                 &mut sums,
-                heads.queries,
+                heads.num_heads,
             );
             sums
         })

@@ -1,6 +1,6 @@
 //! Where the time of training steps goes, part by part: `tune --profile`.
 //!
-//! A thread that has called [`begin`] counts what it spends in [`timed`]; on every other thread, and outside of [`Part::Step`],
+//! A thread that has called [`start`] counts what it spends in [`timed`]; on every other thread, and outside of [`Phase::StepTime`],
 //! that only calls. The work itself may use all threads.
 
 use std::{cell::RefCell, fmt, hint::black_box, time::Instant};
@@ -9,7 +9,7 @@ use super::simd::{LANES, vectorized};
 
 /// A part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Phase {
     /// A whole step; by itself what no other part has: norms, rotations, activations, copies.
     Step,
     /// `x W^T`.
@@ -27,12 +27,12 @@ pub enum Part {
     /// What holds the weights themselves, and the norm of the gradient.
     Penalties,
     /// `AdamW`, and the average of the weights.
-    Optimiser,
+    Optimizer,
     /// Updates projected off the known facts' inputs.
     Projection,
 }
 
-impl Part {
+impl Phase {
     const ALL: [Self; 10] = [
         Self::Forward,
         Self::InputGradient,
@@ -41,7 +41,7 @@ impl Part {
         Self::AttentionBackward,
         Self::Loss,
         Self::Penalties,
-        Self::Optimiser,
+        Self::Optimizer,
         Self::Projection,
         Self::Step,
     ];
@@ -56,7 +56,7 @@ impl Part {
             Self::AttentionBackward => "attention, backward",
             Self::Loss => "loss over the vocabulary",
             Self::Penalties => "penalties, norm of the gradient",
-            Self::Optimiser => "optimiser",
+            Self::Optimizer => "optimiser",
             Self::Projection => "projection",
         }
     }
@@ -73,7 +73,7 @@ pub struct Work {
 
 impl Work {
     /// Of a product (m, k) (k, n), in f32.
-    pub fn product([m, n, k]: [usize; 3]) -> Self {
+    pub fn matmul([m, n, k]: [usize; 3]) -> Self {
         let [m, n, k] = [m as f64, n as f64, k as f64];
         Self {
             operations: 2.0 * m * n * k,
@@ -92,21 +92,21 @@ impl Work {
 
 /// What one part took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Spent {
+struct PhaseStats {
     calls: u64,
     seconds: f64,
     operations: f64,
     bytes: f64,
 }
 
-/// What the steps since [`begin`] took.
+/// What the steps since [`start`] took.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
-    parts: [Spent; Part::ALL.len()],
+    phases: [PhaseStats; Phase::ALL.len()],
     /// What the processor can do at most, in operations a second; 0 where it was not measured.
-    peak: f64,
+    peak_flops: f64,
     /// Seconds of parts within the one that is open.
-    within: f64,
+    nested_seconds: f64,
     in_step: bool,
 }
 
@@ -115,24 +115,26 @@ thread_local! {
 }
 
 /// Counts on this thread from now on.
-pub fn begin() {
+pub fn start() {
     PROFILE.set(Some(Profile::default()));
 }
 
-/// What was counted since [`begin`], beside what the processor can do at most; none where it was not called. Nothing is counted from
+/// What was counted since [`start`], beside what the processor can do at most; none where it was not called. Nothing is counted from
 /// here on.
-pub fn take() -> Option<Profile> {
+pub fn finish() -> Option<Profile> {
     let mut profile = PROFILE.take()?;
-    profile.peak = peak();
+    profile.peak_flops = peak_flops();
     Some(profile)
 }
 
 /// Calls `f`, and counts what it takes as `part`, without what is counted within it.
-pub fn timed<T>(part: Part, work: Work, f: impl FnOnce() -> T) -> T {
+pub fn timed<T>(part: Phase, work: Work, f: impl FnOnce() -> T) -> T {
     let counts = PROFILE.with_borrow_mut(|profile| {
         let profile = profile.as_mut()?;
-        profile.in_step |= part == Part::Step;
-        profile.in_step.then(|| std::mem::take(&mut profile.within))
+        profile.in_step |= part == Phase::Step;
+        profile
+            .in_step
+            .then(|| std::mem::take(&mut profile.nested_seconds))
     });
     let Some(before) = counts else {
         return f();
@@ -142,40 +144,40 @@ pub fn timed<T>(part: Part, work: Work, f: impl FnOnce() -> T) -> T {
     let seconds = started.elapsed().as_secs_f64();
     PROFILE.with_borrow_mut(|profile| {
         if let Some(profile) = profile {
-            let spent = &mut profile.parts[part as usize];
+            let spent = &mut profile.phases[part as usize];
             spent.calls += 1;
-            spent.seconds += seconds - profile.within;
+            spent.seconds += seconds - profile.nested_seconds;
             spent.operations += work.operations;
             spent.bytes += work.bytes;
-            profile.within = before + seconds;
-            profile.in_step &= part != Part::Step;
+            profile.nested_seconds = before + seconds;
+            profile.in_step &= part != Phase::Step;
         }
     });
     made
 }
 
-/// Rounds of [`multiply_adds`]: some hundredth of a second.
+/// Rounds of [`fma_rounds`]: some hundredth of a second.
 const ROUNDS: usize = 5_000_000;
 
 /// Operations a second of fused multiply-adds in registers, on all threads; the best of a few tries.
-fn peak() -> f64 {
+fn peak_flops() -> f64 {
     let once = || {
         let started = Instant::now();
-        let threads = rayon::broadcast(|_| multiply_adds(black_box(ROUNDS))).len();
-        let operations = threads * ROUNDS * CHAINS * LANES * 2;
+        let threads = rayon::broadcast(|_| fma_rounds(black_box(ROUNDS))).len();
+        let operations = threads * ROUNDS * FMA_CHAINS * LANES * 2;
         operations as f64 / started.elapsed().as_secs_f64()
     };
     (0..5).map(|_| once()).fold(0.0, f64::max)
 }
 
 /// As many multiply-adds of vectors as a processor has under way at most: two at once, each of four cycles.
-const CHAINS: usize = 8;
+const FMA_CHAINS: usize = 8;
 
 vectorized! {
-    /// [`CHAINS`] fused multiply-adds of [`LANES`] numbers a round, none of which waits for another.
+    /// [`FMA_CHAINS`] fused multiply-adds of [`LANES`] numbers a round, none of which waits for another.
     ///
     /// They are named so that they stay in registers, as in [`super::small`].
-    fn multiply_adds(rounds: usize) -> f32 {
+    fn fma_rounds(rounds: usize) -> f32 {
         let (by, plus) = (black_box(0.5f32), black_box(1.0f32));
         // Each of its own, or the compiler would make them one.
         let start = || [black_box(0f32); LANES];
@@ -198,13 +200,13 @@ vectorized! {
 }
 
 impl Profile {
-    fn of(&self, part: Part) -> Spent {
-        self.parts[part as usize]
+    fn stats(&self, part: Phase) -> PhaseStats {
+        self.phases[part as usize]
     }
 
     /// Steps that were taken.
     fn steps(&self) -> u64 {
-        self.of(Part::Step).calls
+        self.stats(Phase::Step).calls
     }
 }
 
@@ -212,7 +214,7 @@ impl Profile {
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let steps = self.steps().max(1) as f64;
-        let all: f64 = self.parts.iter().map(|spent| spent.seconds).sum();
+        let all: f64 = self.phases.iter().map(|spent| spent.seconds).sum();
         writeln!(
             f,
             "{} steps of {:.3} s each, where their time went:",
@@ -224,8 +226,8 @@ impl fmt::Display for Profile {
             "{:<32}{:>9}{:>7}{:>9}{:>10}{:>9}{:>8}{:>8}",
             "", "s a step", "share", "calls", "GFLOP/s", "of peak", "GB", "GB/s"
         )?;
-        for part in Part::ALL {
-            let spent = self.of(part);
+        for part in Phase::ALL {
+            let spent = self.stats(part);
             if spent.calls == 0 {
                 continue;
             }
@@ -236,9 +238,9 @@ impl fmt::Display for Profile {
                     String::new()
                 }
             };
-            let of_peak = if spent.operations > 0.0 && self.peak > 0.0 {
+            let of_peak = if spent.operations > 0.0 && self.peak_flops > 0.0 {
                 let rate = spent.operations / spent.seconds;
-                format!("{:.0}%", 100.0 * rate / self.peak)
+                format!("{:.0}%", 100.0 * rate / self.peak_flops)
             } else {
                 String::new()
             };
@@ -275,29 +277,29 @@ mod tests {
     }
 
     #[test]
-    fn a_part_counts_without_what_is_within_it_and_only_in_steps() {
-        let product = || timed(Part::Forward, Work::product([2, 3, 4]), wait);
+    fn a_phase_excludes_nested_phases_and_counts_only_within_steps() {
+        let product = || timed(Phase::Forward, Work::matmul([2, 3, 4]), wait);
         product();
-        assert_eq!(take(), None);
+        assert_eq!(finish(), None);
 
-        begin();
+        start();
         product();
         for _ in 0..2 {
-            timed(Part::Step, Work::default(), || {
+            timed(Phase::Step, Work::default(), || {
                 wait();
-                timed(Part::Loss, Work::default(), || {
+                timed(Phase::Loss, Work::default(), || {
                     product();
                     product();
                 });
             });
         }
         product();
-        let profile = take().expect("it was begun");
-        assert_eq!(take(), None);
+        let profile = finish().expect("it was begun");
+        assert_eq!(finish(), None);
         let (step, loss, forward) = (
-            profile.of(Part::Step),
-            profile.of(Part::Loss),
-            profile.of(Part::Forward),
+            profile.stats(Phase::Step),
+            profile.stats(Phase::Loss),
+            profile.stats(Phase::Forward),
         );
         assert_eq!((step.calls, loss.calls, forward.calls), (2, 2, 4));
         assert_eq!(forward.operations, 4.0 * 48.0);
@@ -310,7 +312,11 @@ mod tests {
         assert!(told.starts_with("2 steps of "), "{told}");
         assert!(told.contains("products, forward"), "{told}");
         // Every processor that this runs on does more than one operation in a nanosecond, and none a million.
-        assert!((1e9..1e15).contains(&profile.peak), "{}", profile.peak);
+        assert!(
+            (1e9..1e15).contains(&profile.peak_flops),
+            "{}",
+            profile.peak_flops
+        );
         assert!(!told.contains("projection"), "{told}");
     }
 }

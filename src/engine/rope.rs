@@ -29,7 +29,7 @@ impl Rope {
     }
 
     /// Makes sure that positions `0..positions` are in the table.
-    pub fn reach(&mut self, positions: usize) {
+    pub fn extend_to(&mut self, positions: usize) {
         let half = self.inverse_frequencies.len();
         for p in self.table.len() / (2 * half).max(1)..positions {
             let angles = self.inverse_frequencies.iter().map(|f| p as f64 * f);

@@ -99,7 +99,7 @@ fn targets(own: &[Range<usize>], v: u32) -> Vec<Target> {
 fn batch(v: u32) -> (Batch, Vec<Target>) {
     let rows = token_rows(v);
     let rows: Vec<(&[u32], usize)> = rows.iter().map(|(row, may)| (&row[..], *may)).collect();
-    let (batch, own) = Batch::sharing(&rows);
+    let (batch, own) = Batch::with_shared_prefixes(&rows);
     let all: usize = rows.iter().map(|(row, _)| row.len()).sum();
     assert_eq!(
         all - batch.tokens.len(),
@@ -110,7 +110,7 @@ fn batch(v: u32) -> (Batch, Vec<Target>) {
 }
 
 /// The same rows, each by itself.
-fn batch_apart(v: u32) -> (Batch, Vec<Target>) {
+fn batch_without_sharing(v: u32) -> (Batch, Vec<Target>) {
     let mut batch = Batch::new();
     let rows = token_rows(v).into_iter();
     let own: Vec<_> = rows.map(|(row, _)| batch.push(row)).collect();
@@ -148,14 +148,14 @@ fn add_gradients(
     let mut engine = Engine::new(config);
     let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
     let hidden = engine.hidden(&teacher, &batch, &positions);
-    let side = TeacherSide {
-        logits: TeacherLogits::Product {
+    let side = SoftTargets {
+        logits: TeacherLogits::Hidden {
             head: &teacher.data[teacher.layout.head.clone()],
             hidden: &hidden,
-            compared: Compared::All,
+            subset: TokenSubset::Full,
         },
         temperature: 0.5,
-        without_target,
+        exclude_target: without_target,
     };
     engine.loss_and_gradients(params, &batch, &targets, Some(side), gradients)
 }
@@ -235,7 +235,7 @@ fn gradients_of_a_part_equal_those_of_the_whole() {
 }
 
 #[test]
-fn narrowed_gradients_are_those_of_the_part_in_their_old_places() {
+fn set_trainable_keeps_the_offsets_of_the_remaining_gradients() {
     let config = config(true);
     let params = params(&config, 1);
     let tensors = &params.layout.tensors;
@@ -245,7 +245,7 @@ fn narrowed_gradients_are_those_of_the_part_in_their_old_places() {
     // Whatever was there before is no gradient any more.
     narrowed.data.fill(1.0);
     let stays = |i: usize| tensors[i].name.ends_with("proj.weight");
-    narrowed.narrow(&params.layout, stays);
+    narrowed.set_trainable(&params.layout, stays);
     add_gradients(&params, &config, false, batch(50), &mut narrowed);
     for (tensor, range) in &narrowed.tensors {
         let (got, of_whole) = (&narrowed.data[range.clone()], &whole.data[range.clone()]);
@@ -256,7 +256,7 @@ fn narrowed_gradients_are_those_of_the_part_in_their_old_places() {
         }
     }
     let left: usize = narrowed
-        .stretches()
+        .segments()
         .map(|(weights, at)| {
             assert_eq!(weights, at, "all were trained, so that places are the same");
             weights.len()
@@ -318,7 +318,13 @@ fn gradients_of_shared_beginnings_equal_those_of_rows_apart() {
         let all = vec![true; params.layout.tensors.len()];
         let (loss, shared) = loss_and_gradients(&params, &config, &all);
         let mut apart = Gradients::new(&params, &all);
-        let loss_apart = add_gradients(&params, &config, false, batch_apart(50), &mut apart);
+        let loss_apart = add_gradients(
+            &params,
+            &config,
+            false,
+            batch_without_sharing(50),
+            &mut apart,
+        );
         assert!((loss.total() - loss_apart.total()).abs() < 1e-5 * loss.total());
         for (tensor, range) in &shared.tensors {
             let (shared, apart) = (&shared.data[range.clone()], &apart.data[range.clone()]);
@@ -333,7 +339,7 @@ fn gradients_of_shared_beginnings_equal_those_of_rows_apart() {
 }
 
 #[test]
-fn a_cached_prefix_answers_as_the_whole_row() {
+fn a_cached_prefix_gives_the_same_hidden_states_as_the_whole_row() {
     let config = config(false);
     let params = params(&config, 1);
     let mut rng = ChaCha8Rng::seed_from_u64(3);

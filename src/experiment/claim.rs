@@ -5,17 +5,17 @@ use std::{collections::BTreeMap, fmt::Write};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ONLY_KNOWN, Record, Recorded,
-    table::{self, Estimate, Sum, lost},
+    ExperimentResults, ONLY_KNOWN, Record,
+    table::{self, Estimate, WeightedSum, forgotten_pp},
 };
-use crate::{figures::rounded, run::Drift};
+use crate::{format::rounded, run::Drift};
 
 /// A claim about one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
     /// In words.
-    pub says: String,
+    pub statement: String,
     /// What the paper has for it.
     #[serde(default)]
     pub paper: String,
@@ -27,17 +27,17 @@ pub struct Claim {
     pub relation: Option<String>,
     /// What of it. Default `lost`.
     #[serde(default)]
-    pub measure: Measure,
+    pub metric: Metric,
     /// Of which facts, where they are `lost`. Default `held`.
     #[serde(default)]
-    pub of: Of,
+    pub facts: HeldOutSet,
     /// Against which arm: of what is `lost`, against its end (default: that of `only-known`); of shares and drift, by how
     /// much there is more of it.
     #[serde(default)]
-    pub against: Option<String>,
+    pub baseline: Option<String>,
     /// Less so many times what another arm has lost against the same.
     #[serde(default)]
-    pub less: Option<Less>,
+    pub minus: Option<Minus>,
     /// It holds from here on.
     #[serde(default)]
     pub at_least: Option<f64>,
@@ -55,10 +55,10 @@ pub struct Claim {
 /// What a claim is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Measure {
+pub enum Metric {
     /// Facts lost against another arm, in percentage points.
     #[default]
-    Lost,
+    Gap,
     /// Facts lost since the arm's own best epoch, in percentage points.
     Forgotten,
     /// New facts right at the end, in percent.
@@ -68,11 +68,11 @@ pub enum Measure {
     /// Known facts of the training set right at the end, in percent.
     Kept,
     /// Time a step, as a multiple of plain fine-tuning's.
-    Step,
+    StepTime,
     /// Training until 99% of the new facts were learned, likewise.
-    UntilLearned,
+    TimeToLearned,
     /// Peak memory, likewise.
-    Memory,
+    PeakMemory,
     /// `HighlyKnown` facts, in percent of those that are audited.
     HighlyKnown,
     /// How far held subjects have moved at the end; as the measures below, a mean over held facts.
@@ -89,9 +89,9 @@ pub enum Measure {
     Jsd,
 }
 
-impl Measure {
+impl Metric {
     /// Its value in one run, where it is a plain number of each.
-    fn of(self, record: &Record) -> Option<f64> {
+    fn of_run(self, record: &Record) -> Option<f64> {
         match self {
             Self::Learned => Some(100.0 * record.result.learned?),
             Self::MeanLearned => {
@@ -105,7 +105,7 @@ impl Measure {
     }
 
     /// Its value at one held fact, and how many pairs that is a mean over, where it is a measure of drift.
-    fn at(self, fact: &Drift) -> Option<(f64, f64)> {
+    fn of_fact(self, fact: &Drift) -> Option<(f64, f64)> {
         let pairs = fact.pairs as f64;
         match self {
             Self::Rd => Some((fact.rd?, 1.0)),
@@ -122,7 +122,7 @@ impl Measure {
 /// The facts that a claim is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Of {
+pub enum HeldOutSet {
     /// `HighlyKnown` before, never trained.
     #[default]
     Held,
@@ -131,15 +131,15 @@ pub enum Of {
     /// `WeaklyKnown` before, never trained.
     WeaklyKnown,
     /// Known facts of other relations.
-    Elsewhere,
+    OtherRelations,
 }
 
 /// A part of what another arm has lost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Less {
+pub struct Minus {
     /// So many times.
-    pub times: f64,
+    pub factor: f64,
     /// What this arm has lost.
     pub arm: String,
 }
@@ -147,40 +147,40 @@ pub struct Less {
 /// Whether a claim holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum ClaimVerdict {
     /// All of the interval is within the rule.
     Holds,
     /// None of it is.
     Fails,
     /// The interval is on both sides.
-    Open,
+    Undecided,
     /// There are no records of it.
     Missing,
 }
 
 /// A claim and what the records say of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Judged {
+pub struct ClaimResult {
     /// In words.
-    pub says: String,
+    pub statement: String,
     /// What the paper has for it.
     pub paper: String,
     /// What is found here: a mean over facts or runs.
-    pub here: Option<f64>,
+    pub value: Option<f64>,
     /// Its 95% interval by bootstrap over the facts, where it is a mean over facts that were never trained: of these others could
     /// have been held out. What was trained is counted whole.
     pub interval: Option<[f64; 2]>,
     /// Whether it holds.
-    pub verdict: Verdict,
+    pub verdict: ClaimVerdict,
     unit: &'static str,
 }
 
 impl Claim {
     /// What is wrong with it, if anything.
-    pub(super) fn check(&self, arms: &[&str]) -> Result<(), String> {
-        let less = self.less.as_ref().map(|less| &less.arm);
-        let arm = (self.measure != Measure::HighlyKnown).then_some(&self.arm);
-        let named = [arm, self.against.as_ref(), less];
+    pub(super) fn validate(&self, arms: &[&str]) -> Result<(), String> {
+        let less = self.minus.as_ref().map(|less| &less.arm);
+        let arm = (self.metric != Metric::HighlyKnown).then_some(&self.arm);
+        let named = [arm, self.baseline.as_ref(), less];
         if let Some(unknown) = named
             .into_iter()
             .flatten()
@@ -188,73 +188,74 @@ impl Claim {
         {
             return Err(format!(
                 "the claim \"{}\" is about `{unknown}`, and there is no such arm",
-                self.says
+                self.statement
             ));
         }
         let bounds = [self.at_least, self.at_most, self.above, self.below];
         if bounds.iter().all(Option::is_none) {
             return Err(format!(
                 "the claim \"{}\" has no `at_least`, `at_most`, `above` or `below`: nothing could decide it",
-                self.says
+                self.statement
             ));
         }
-        let compared = self.less.is_some() || self.of != Of::default();
-        if compared && self.measure != Measure::Lost {
+        let compared = self.minus.is_some() || self.facts != HeldOutSet::default();
+        if compared && self.metric != Metric::Gap {
             return Err(format!(
                 "the claim \"{}\" has `of` or `less`, which are about what is `lost`",
-                self.says
+                self.statement
             ));
         }
-        let alone = [
-            Measure::Forgotten,
-            Measure::Step,
-            Measure::UntilLearned,
-            Measure::Memory,
-            Measure::HighlyKnown,
+        let single_arm_metrics = [
+            Metric::Forgotten,
+            Metric::StepTime,
+            Metric::TimeToLearned,
+            Metric::PeakMemory,
+            Metric::HighlyKnown,
         ];
-        if self.against.is_some() && alone.contains(&self.measure) {
+        if self.baseline.is_some() && single_arm_metrics.contains(&self.metric) {
             return Err(format!(
                 "the claim \"{}\" has `against`, and its measure is of one arm",
-                self.says
+                self.statement
             ));
         }
         Ok(())
     }
 
-    fn judge(&self, recorded: &Recorded) -> Judged {
-        let here = |relation: &str| self.relation.as_ref().is_none_or(|only| only == relation);
-        let records = recorded.runs.iter().filter(|r| here(&r.relation));
+    fn evaluate(&self, results: &ExperimentResults) -> ClaimResult {
+        let in_scope = |relation: &str| self.relation.as_ref().is_none_or(|only| only == relation);
+        let records = results.runs.iter().filter(|r| in_scope(&r.relation));
         let records: &[Record] = &records.cloned().collect::<Vec<_>>();
-        let surely = |found: Option<Estimate>| (found.map(|f| f.value), found.map(|f| f.interval));
-        let (unit, (here, interval)) = match self.measure {
-            Measure::Lost => (" pp", surely(self.lost(records))),
-            Measure::Forgotten => (" pp", surely(table::forgotten(&self.arm, records))),
-            Measure::HighlyKnown => {
-                let audits = recorded.audits.iter().filter(|a| here(&a.relation));
-                ("%", surely(table::highly_known(audits)))
+        let with_interval =
+            |found: Option<Estimate>| (found.map(|f| f.value), found.map(|f| f.interval));
+        let (unit, (value, interval)) = match self.metric {
+            Metric::Gap => (" pp", with_interval(self.gap(records))),
+            Metric::Forgotten => (" pp", with_interval(table::forgotten(&self.arm, records))),
+            Metric::HighlyKnown => {
+                let audits = results.audits.iter().filter(|a| in_scope(&a.relation));
+                ("%", with_interval(table::highly_known(audits)))
             }
-            Measure::Step => (" x", (table::step(&self.arm, records), None)),
-            Measure::UntilLearned => (" x", (table::until_learned(&self.arm, records), None)),
-            Measure::Memory => (" x", (table::memory(&self.arm, records), None)),
-            Measure::Learned | Measure::MeanLearned | Measure::Kept => {
+            Metric::StepTime => (" x", (table::step_time(&self.arm, records), None)),
+            Metric::TimeToLearned => (" x", (table::time_to_learned(&self.arm, records), None)),
+            Metric::PeakMemory => (" x", (table::peak_memory(&self.arm, records), None)),
+            Metric::Learned | Metric::MeanLearned | Metric::Kept => {
                 ("%", (self.mean(records), None))
             }
-            _ => ("", surely(self.drift(records))),
+            _ => ("", with_interval(self.drift(records))),
         };
-        Judged {
-            says: self.says.clone(),
+        ClaimResult {
+            statement: self.statement.clone(),
             paper: self.paper.clone(),
-            here,
+            value,
             interval,
-            verdict: here.map_or(Verdict::Missing, |here| {
-                self.rule(interval.unwrap_or([here, here]))
+            verdict: value.map_or(ClaimVerdict::Missing, |here| {
+                self.verdict(interval.unwrap_or([here, here]))
             }),
             unit,
         }
     }
 
     /// Holds where all of the interval does, fails where none of it does.
-    fn rule(&self, [low, high]: [f64; 2]) -> Verdict {
+    fn verdict(&self, [low, high]: [f64; 2]) -> ClaimVerdict {
         let is_low_enough = |x: f64| {
             self.at_most.is_none_or(|most| x <= most) && self.below.is_none_or(|end| x < end)
         };
@@ -262,56 +263,62 @@ impl Claim {
             self.at_least.is_none_or(|least| x >= least) && self.above.is_none_or(|end| x > end)
         };
         if is_high_enough(low) && is_low_enough(high) {
-            Verdict::Holds
+            ClaimVerdict::Holds
         } else if !is_high_enough(high) || !is_low_enough(low) {
-            Verdict::Fails
+            ClaimVerdict::Fails
         } else {
-            Verdict::Open
+            ClaimVerdict::Undecided
         }
     }
 
     /// Over the facts of all runs that have their partners.
-    fn lost(&self, records: &[Record]) -> Option<Estimate> {
-        let against = self.against.as_deref().unwrap_or(ONLY_KNOWN);
-        let looks = of_arm(records, &self.arm).filter_map(|record| {
-            let base = table::partner(records, against, record)?;
-            let (times, other) = match &self.less {
+    fn gap(&self, records: &[Record]) -> Option<Estimate> {
+        let baseline = self.baseline.as_deref().unwrap_or(ONLY_KNOWN);
+        let observations = runs_of_arm(records, &self.arm).filter_map(|record| {
+            let base = table::matching_run(records, baseline, record)?;
+            let (times, other) = match &self.minus {
                 None => (0.0, base),
-                Some(less) => (less.times, table::partner(records, &less.arm, record)?),
+                Some(less) => (
+                    less.factor,
+                    table::matching_run(records, &less.arm, record)?,
+                ),
             };
-            let facts = base.right(self.of).zip(record.right(self.of));
-            let facts = facts.zip(other.right(self.of));
+            let facts = base.correct(self.facts).zip(record.correct(self.facts));
+            let facts = facts.zip(other.correct(self.facts));
             Some(facts.map(move |(((fact, base), (_, own)), (_, other))| {
-                (fact, lost(base, own) - times * lost(base, other))
+                (
+                    fact,
+                    forgotten_pp(base, own) - times * forgotten_pp(base, other),
+                )
             }))
         });
-        Estimate::over(looks.flatten())
+        Estimate::mean_over_facts(observations.flatten())
     }
 
     /// How far held subjects have drifted at the end, less how far they have in the arm that it is `against`. Facts that have no
     /// pairs in one of the two are left out.
     fn drift(&self, records: &[Record]) -> Option<Estimate> {
-        let mut facts: BTreeMap<&str, [Sum; 2]> = BTreeMap::new();
-        for record in of_arm(records, &self.arm) {
-            let sides = match &self.against {
+        let mut facts: BTreeMap<&str, [WeightedSum; 2]> = BTreeMap::new();
+        for record in runs_of_arm(records, &self.arm) {
+            let sides = match &self.baseline {
                 None => vec![record],
-                Some(other) => vec![record, table::partner(records, other, record)?],
+                Some(other) => vec![record, table::matching_run(records, other, record)?],
             };
             for (side, record) in sides.into_iter().enumerate() {
                 for (fact, drift) in record.facts.held.iter().zip(&record.drift) {
-                    if let Some((value, pairs)) = self.measure.at(drift) {
+                    if let Some((value, pairs)) = self.metric.of_fact(drift) {
                         facts.entry(fact).or_default()[side].add(value, pairs);
                     }
                 }
             }
         }
-        let sides = 1 + usize::from(self.against.is_some());
-        let facts: Vec<[Sum; 2]> = facts
+        let sides = 1 + usize::from(self.baseline.is_some());
+        let facts: Vec<[WeightedSum; 2]> = facts
             .into_values()
-            .filter(|sums| sums[..sides].iter().all(Sum::has_weight))
+            .filter(|sums| sums[..sides].iter().all(WeightedSum::has_weight))
             .collect();
-        Estimate::of(facts.len(), |drawn| {
-            let mean = |side: usize| Sum::mean(drawn.iter().map(|fact| facts[*fact][side]));
+        Estimate::bootstrapped(facts.len(), |drawn| {
+            let mean = |side: usize| WeightedSum::mean(drawn.iter().map(|fact| facts[*fact][side]));
             let base = if sides == 2 { mean(1) } else { 0.0 };
             mean(0) - base
         })
@@ -320,71 +327,74 @@ impl Claim {
     /// Over the arm's runs, less what the arm that it is `against` has there; none as soon as one has none.
     fn mean(&self, records: &[Record]) -> Option<f64> {
         let value = |record: &Record| {
-            let own = self.measure.of(record)?;
-            match &self.against {
+            let own = self.metric.of_run(record)?;
+            match &self.baseline {
                 None => Some(own),
                 Some(other) => {
-                    let other = table::partner(records, other, record)?;
-                    Some(own - self.measure.of(other)?)
+                    let other = table::matching_run(records, other, record)?;
+                    Some(own - self.metric.of_run(other)?)
                 }
             }
         };
-        let values: Option<Vec<f64>> = of_arm(records, &self.arm).map(value).collect();
+        let values: Option<Vec<f64>> = runs_of_arm(records, &self.arm).map(value).collect();
         table::mean(&values?)
     }
 }
 
-fn of_arm<'r>(records: &'r [Record], arm: &str) -> impl Iterator<Item = &'r Record> {
+fn runs_of_arm<'r>(records: &'r [Record], arm: &str) -> impl Iterator<Item = &'r Record> {
     records.iter().filter(move |record| record.arm == arm)
 }
 
 /// What is `recorded` of each claim.
-pub fn judged(claims: &[Claim], recorded: &Recorded) -> Vec<Judged> {
-    claims.iter().map(|claim| claim.judge(recorded)).collect()
+pub fn evaluate_claims(claims: &[Claim], results: &ExperimentResults) -> Vec<ClaimResult> {
+    claims.iter().map(|claim| claim.evaluate(results)).collect()
 }
 
 /// The claims as a table in Markdown.
-pub(super) fn markdown(judged: &[Judged]) -> String {
+pub(super) fn markdown(results: &[ClaimResult]) -> String {
     let mut out = String::from("| claim | paper | here | holds? |\n|---|---|---|---|\n");
-    for claim in judged {
-        let _ = writeln!(out, "| {}", cells(claim));
+    for claim in results {
+        let _ = writeln!(out, "| {}", table_row(claim));
     }
     out
 }
 
 /// A claim's row of such a table, from its first cell's text on.
-pub(super) fn cells(claim: &Judged) -> String {
+pub(super) fn table_row(claim: &ClaimResult) -> String {
     let unit = claim.unit;
     let digits = match unit {
         "" => 3,
         " x" => 2,
         _ => 1,
     };
-    let figure = |value: f64| rounded(value, digits);
-    let here = match (claim.here, claim.interval) {
+    let formatted = |value: f64| rounded(value, digits);
+    let value = match (claim.value, claim.interval) {
         (Some(here), Some([low, high])) => {
             format!(
                 "{}{unit} ({} to {})",
-                figure(here),
-                figure(low),
-                figure(high)
+                formatted(here),
+                formatted(low),
+                formatted(high)
             )
         }
-        (Some(here), None) => format!("{}{unit}", figure(here)),
+        (Some(here), None) => format!("{}{unit}", formatted(here)),
         (None, _) => String::new(),
     };
     let holds = match claim.verdict {
-        Verdict::Holds => "yes",
-        Verdict::Fails => "no",
-        Verdict::Open => "cannot be told",
-        Verdict::Missing => "not run, or never reached",
+        ClaimVerdict::Holds => "yes",
+        ClaimVerdict::Fails => "no",
+        ClaimVerdict::Undecided => "cannot be told",
+        ClaimVerdict::Missing => "not run, or never reached",
     };
-    format!("{} | {} | {here} | {holds} |", claim.says, claim.paper)
+    format!(
+        "{} | {} | {value} | {holds} |",
+        claim.statement, claim.paper
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::HeldOut;
+    use super::super::HeldOutFacts;
     use super::*;
 
     fn claim(text: &str) -> Claim {
@@ -392,46 +402,46 @@ mod tests {
         toml::from_str(&format!("{rest}{text}")).expect("a claim")
     }
 
-    fn verdict(claim: &Claim, interval: [f64; 2]) -> Verdict {
-        claim.rule(interval)
+    fn verdict(claim: &Claim, interval: [f64; 2]) -> ClaimVerdict {
+        claim.verdict(interval)
     }
 
     #[test]
     fn a_claim_holds_where_its_whole_interval_does() {
         let least = claim("at_least = 8.0");
-        assert_eq!(verdict(&least, [8.0, 20.0]), Verdict::Holds);
-        assert_eq!(verdict(&least, [7.9, 20.0]), Verdict::Open);
-        assert_eq!(verdict(&least, [1.0, 7.9]), Verdict::Fails);
+        assert_eq!(verdict(&least, [8.0, 20.0]), ClaimVerdict::Holds);
+        assert_eq!(verdict(&least, [7.9, 20.0]), ClaimVerdict::Undecided);
+        assert_eq!(verdict(&least, [1.0, 7.9]), ClaimVerdict::Fails);
         let between = claim("at_least = 0.0\nat_most = 1.0");
-        assert_eq!(verdict(&between, [0.2, 0.9]), Verdict::Holds);
-        assert_eq!(verdict(&between, [-0.2, 0.9]), Verdict::Open);
-        assert_eq!(verdict(&between, [1.2, 1.9]), Verdict::Fails);
+        assert_eq!(verdict(&between, [0.2, 0.9]), ClaimVerdict::Holds);
+        assert_eq!(verdict(&between, [-0.2, 0.9]), ClaimVerdict::Undecided);
+        assert_eq!(verdict(&between, [1.2, 1.9]), ClaimVerdict::Fails);
         // No difference at all is not more.
         let more = claim("above = 0.0");
-        assert_eq!(verdict(&more, [0.0, 0.0]), Verdict::Fails);
-        assert_eq!(verdict(&more, [0.0, 0.9]), Verdict::Open);
-        assert_eq!(verdict(&more, [0.1, 0.9]), Verdict::Holds);
+        assert_eq!(verdict(&more, [0.0, 0.0]), ClaimVerdict::Fails);
+        assert_eq!(verdict(&more, [0.0, 0.9]), ClaimVerdict::Undecided);
+        assert_eq!(verdict(&more, [0.1, 0.9]), ClaimVerdict::Holds);
         let less = claim("below = 0.0");
-        assert_eq!(verdict(&less, [0.0, 0.0]), Verdict::Fails);
-        assert_eq!(verdict(&less, [-0.9, -0.1]), Verdict::Holds);
+        assert_eq!(verdict(&less, [0.0, 0.0]), ClaimVerdict::Fails);
+        assert_eq!(verdict(&less, [-0.9, -0.1]), ClaimVerdict::Holds);
     }
 
     #[test]
-    fn what_cannot_be_decided_is_no_claim() {
-        let told = |text: &str| {
+    fn an_undecidable_claim_is_rejected() {
+        let error = |text: &str| {
             claim(text)
-                .check(&["sft", "only-known"])
+                .validate(&["sft", "only-known"])
                 .expect_err("wrong")
         };
-        assert!(told("").contains("no `at_least`, `at_most`"));
-        assert!(told("at_most = 1.0\nagainst = 'stf'").contains("is about `stf`"));
+        assert!(error("").contains("no `at_least`, `at_most`"));
+        assert!(error("at_most = 1.0\nagainst = 'stf'").contains("is about `stf`"));
         let mixed = "at_most = 1.0\nmeasure = 'step'\nof = 'elsewhere'";
-        assert!(told(mixed).contains("about what is `lost`"));
+        assert!(error(mixed).contains("about what is `lost`"));
         let alone = "at_most = 1.0\nmeasure = 'step'\nagainst = 'sft'";
-        assert!(told(alone).contains("is of one arm"));
+        assert!(error(alone).contains("is of one arm"));
         let names = ["sft", "only-known"];
         assert_eq!(
-            claim("at_most = 1.0\nagainst = 'only-known'").check(&names),
+            claim("at_most = 1.0\nagainst = 'only-known'").validate(&names),
             Ok(())
         );
     }
@@ -448,44 +458,44 @@ mod tests {
             });
             Record {
                 drift: drift.collect(),
-                facts: std::sync::Arc::new(HeldOut {
+                facts: std::sync::Arc::new(HeldOutFacts {
                     held: (0..20).map(|i| format!("P17 {i}")).collect(),
-                    ..HeldOut::default()
+                    ..HeldOutFacts::default()
                 }),
-                ..Record::in_test(arm)
+                ..Record::for_test(arm)
             }
         };
-        let recorded = Recorded {
+        let results = ExperimentResults {
             runs: vec![record("sft", 0.1), record("only-known", 0.0)],
-            ..Recorded::default()
+            ..ExperimentResults::default()
         };
-        let judge = |text: &str| claim(text).judge(&recorded);
-        let farther = judge("measure = 'rd'\nagainst = 'only-known'\nabove = 0.0");
+        let evaluate = |text: &str| claim(text).evaluate(&results);
+        let farther = evaluate("measure = 'rd'\nagainst = 'only-known'\nabove = 0.0");
         let [low, high] = farther.interval.expect("there are facts");
         assert!((low - 0.1).abs() < 1e-9 && (high - 0.1).abs() < 1e-9);
-        assert_eq!(farther.verdict, Verdict::Holds);
+        assert_eq!(farther.verdict, ClaimVerdict::Holds);
         // By itself it is as unsure as 20 facts between 0 and .95 are.
-        let alone = judge("measure = 'rd'\nat_least = 0.575");
-        assert!(alone.here.is_some_and(|rd| (rd - 0.575).abs() < 1e-9));
-        assert_eq!(alone.verdict, Verdict::Open);
+        let alone = evaluate("measure = 'rd'\nat_least = 0.575");
+        assert!(alone.value.is_some_and(|rd| (rd - 0.575).abs() < 1e-9));
+        assert_eq!(alone.verdict, ClaimVerdict::Undecided);
         // 57 pairs with one value, 18 facts of 3 with another: 57 of 111. The first fact has no pairs.
-        let shared = judge("measure = 'ntr'\nat_least = 0.0");
+        let shared = evaluate("measure = 'ntr'\nat_least = 0.0");
         assert!(
             shared
-                .here
+                .value
                 .is_some_and(|ntr| (ntr - 57.0 / 111.0).abs() < 1e-9)
         );
-        assert_eq!(shared.verdict, Verdict::Holds);
+        assert_eq!(shared.verdict, ClaimVerdict::Holds);
         assert!(markdown(&[farther]).contains("| 0.100 (0.100 to 0.100) | yes |"));
     }
 
     #[test]
     fn without_records_nothing_is_found() {
-        let judged = judged(&[claim("at_least = 8.0")], &Recorded::default());
+        let results = evaluate_claims(&[claim("at_least = 8.0")], &ExperimentResults::default());
         assert_eq!(
-            (judged[0].here, judged[0].verdict),
-            (None, Verdict::Missing)
+            (results[0].value, results[0].verdict),
+            (None, ClaimVerdict::Missing)
         );
-        assert!(markdown(&judged).contains("| x |  |  | not run"));
+        assert!(markdown(&results).contains("| x |  |  | not run"));
     }
 }

@@ -11,8 +11,10 @@ use std::{
     time::Instant,
 };
 
-use super::{Arm, Experiment, Figure, ONLY_KNOWN, Scale, place, source::relations};
-use crate::{Result, engine::matmul, figures, model::Model, run::memory_of_machine};
+use super::{
+    Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN, record_file_name, source::relations,
+};
+use crate::{Result, engine::matmul, format, model::Model, run::total_memory_bytes};
 
 /// Tokens of a row, about: a question and its answer, less what it begins with like others.
 const TOKENS_A_ROW: f64 = 15.0;
@@ -49,7 +51,7 @@ pub struct Cost {
 impl Cost {
     /// Whether this machine has the memory; yes where it does not say how much it has.
     pub fn fits(&self) -> bool {
-        memory_of_machine().is_none_or(|bytes| self.memory_bytes <= bytes as f64)
+        total_memory_bytes().is_none_or(|bytes| self.memory_bytes <= bytes as f64)
     }
 }
 
@@ -75,10 +77,10 @@ impl fmt::Display for Cost {
             "{} {} to do: about {} of memory, {} of disk and {}{} of time on this machine",
             self.runs,
             if self.runs == 1 { "run" } else { "runs" },
-            figures::memory(memory),
-            figures::memory(disk),
+            format::memory(memory),
+            format::memory(disk),
             if self.is_most { "at most " } else { "" },
-            figures::duration(self.seconds)
+            format::duration(self.seconds)
         )
     }
 }
@@ -90,7 +92,7 @@ impl fmt::Display for Cost {
 /// Where a model whose size the scale does not tell cannot be loaded.
 pub fn foretold(
     experiment: &Experiment,
-    scale: &Scale,
+    scale: &ExperimentScale,
     out: &Path,
     told: &mut BTreeSet<PathBuf>,
 ) -> Result<Cost> {
@@ -101,36 +103,36 @@ pub fn foretold(
         let (mut a_weight, mut trained, mut any) = (0.0, false, false);
         for relation in &scale.relations {
             let mut is_left = |rest: &str| {
-                let path = out.join(place(experiment, scale, name, relation, rest));
+                let path = out.join(record_file_name(experiment, scale, name, relation, rest));
                 !path.exists() && told.insert(path)
             };
             let mut left: Vec<&Arm> = Vec::new();
             for seed in &scale.seeds {
                 let arms = experiment.arms.iter();
-                let arms = arms.filter(|arm| arm.has(relation, *seed));
+                let arms = arms.filter(|arm| arm.runs_on(relation, *seed));
                 left.extend(arms.filter(|arm| is_left(&format!("{seed}-{}", arm.name))));
             }
-            let audit = experiment.figure == Figure::Labels && is_left("audit");
+            let audit = experiment.figure == FigureKind::Labels && is_left("audit");
             if !audit && left.is_empty() {
                 continue;
             }
             // One audit serves all experiments of a setup.
             if is_left("audited") {
                 let facts = relations(relation).count() * (scale.train_facts + scale.held_facts);
-                let audited = (facts * experiment.audit_runs(scale)) as f64;
+                let audited = (facts * experiment.audit_num_prompts(scale)) as f64;
                 a_weight += ASKING * audited * TOKENS_AUDITED;
             }
             for arm in &left {
                 let config = experiment.config(name, scale, arm, 0)?;
                 let new = match arm.synthetic {
                     _ if arm.name == ONLY_KNOWN => 0,
-                    Some(synthetic) => scale.made_up(synthetic),
+                    Some(synthetic) => scale.num_synthetic(synthetic),
                     None => scale.unknown,
                 };
                 let rows = (scale.known + new) as f64;
-                let decoys = config.method.decoys.as_ref().map_or(0.0, |d| d.share);
+                let decoys = config.method.decoys.as_ref().map_or(0.0, |d| d.ratio);
                 let asked = rows + (scale.held + scale.maybe_known + scale.weakly_known) as f64;
-                let epochs = config.train.epochs as f64;
+                let epochs = config.train.num_epochs as f64;
                 a_weight += TRAINING * epochs * rows * (1.0 + decoys) * TOKENS_A_ROW;
                 a_weight += ASKING * (epochs + 1.0) * asked * TOKENS_ASKED;
                 if config.measure.drift {
@@ -138,7 +140,7 @@ pub fn foretold(
                     let looked_at = (new + scale.held) as f64;
                     a_weight += ASKING * (epochs + 1.0) * 1.5 * looked_at * TOKENS_ASKED;
                 }
-                cost.is_most |= config.train.stop.is_some();
+                cost.is_most |= config.train.early_stopping.is_some();
             }
             cost.runs += left.len() + usize::from(audit);
             trained |= !left.is_empty();
@@ -147,7 +149,7 @@ pub fn foretold(
         if !any {
             continue;
         }
-        let weights = match scale.weights.get(name) {
+        let weights = match scale.num_parameters.get(name) {
             Some(weights) => *weights as f64,
             None => Model::load(name)?.params.layout.len as f64,
         };

@@ -1,38 +1,42 @@
 //! The figure of an experiment: epoch by epoch, arm by arm, or over the number of facts.
 
 use super::{
-    Arm, AuditRecord, Experiment, ONLY_KNOWN, Record, Recorded,
-    file::Figure,
-    table::{UNIT, arms, below, learned},
+    Arm, AuditRecord, Experiment, ExperimentResults, ONLY_KNOWN, Record,
+    file::FigureKind,
+    table::{BASELINE_ARM, arms, gap_to_only_known, learned},
 };
 use crate::{
-    report::chart::{self, Across, Bar, Bars, Chart, Panel, Point, Series, Unit, wilson},
+    report::chart::{
+        self, Bar, BarChart, Chart, LineChart, Point, Series, Unit, XAxis, wilson_interval,
+    },
     run::{Drift, EpochRecord, Split},
-    synth::Names,
+    synth::NameKind,
 };
 
 /// Panels side by side.
 const COLUMNS: usize = 2;
 
 /// The figure in SVG; none where there is nothing to draw.
-pub(super) fn figure(experiment: &Experiment, recorded: &Recorded) -> Option<String> {
-    let records = &recorded.runs;
-    let lines = |panels: Vec<Panel>| panels.into_iter().map(Chart::Lines).collect();
+pub(super) fn draw(experiment: &Experiment, results: &ExperimentResults) -> Option<String> {
+    let records = &results.runs;
+    let lines = |panels: Vec<LineChart>| panels.into_iter().map(Chart::Lines).collect();
     let charts: Vec<Chart> = match experiment.figure {
-        Figure::Learned => lines(over_learned(records)),
-        Figure::Epochs => lines(shares_right(records, true)),
-        Figure::Bars => learned_and_lost(records),
-        Figure::Scale => lines(over_number(experiment, records)),
-        Figure::Rd => lines(drift(records).into_iter().take(1).collect()),
-        Figure::Drift => lines([drift(records), shares_right(records, false)].concat()),
-        Figure::Labels => recorded.audits.iter().map(labels).collect(),
-        Figure::Keys => Vec::new(),
+        FigureKind::RetainedVsLearned => lines(retained_vs_learned(records)),
+        FigureKind::Epochs => lines(accuracy_panels(records, true)),
+        FigureKind::Bars => learned_and_forgotten_bars(records),
+        FigureKind::NumFacts => lines(gap_over_num_facts(experiment, records)),
+        FigureKind::Rd => lines(drift_panels(records).into_iter().take(1).collect()),
+        FigureKind::Drift => {
+            lines([drift_panels(records), accuracy_panels(records, false)].concat())
+        }
+        FigureKind::Labels => results.audits.iter().map(label_chart).collect(),
+        FigureKind::Keys => Vec::new(),
     };
     (!charts.is_empty()).then(|| chart::svg(&experiment.title, &charts, COLUMNS))
 }
 
 /// A panel for each part of the facts, every run a line; of the held and the new ones alone where not `all` are wanted.
-fn shares_right(records: &[Record], all: bool) -> Vec<Panel> {
+fn accuracy_panels(records: &[Record], all: bool) -> Vec<LineChart> {
     let parts = [
         ("Held facts", Split::Held),
         ("New facts", Split::Unknown),
@@ -49,7 +53,7 @@ fn shares_right(records: &[Record], all: bool) -> Vec<Panel> {
 }
 
 /// A panel for each measure of drift that is recorded, every run a line.
-fn drift(records: &[Record]) -> Vec<Panel> {
+fn drift_panels(records: &[Record]) -> Vec<LineChart> {
     let names = Drift::default().named();
     let panel = |(i, (name, _)): (usize, (&str, _))| {
         let value = |epoch: &EpochRecord| epoch.drift.as_ref()?.named()[i].1;
@@ -64,19 +68,19 @@ fn over_epochs(
     unit: Unit,
     records: &[Record],
     value: impl Fn(&EpochRecord) -> Option<f64>,
-) -> Option<Panel> {
+) -> Option<LineChart> {
     let points = |record: &Record| {
-        chart::epoch_by_epoch(&record.epochs, |epoch| Some((value(epoch)?, None)))
+        chart::points_by_epoch(&record.epochs, |epoch| Some((value(epoch)?, None)))
     };
     let series = arms(records).into_iter().enumerate();
     let series = series.flat_map(|(style, arm)| {
         let runs = records.iter().filter(|r| r.arm == arm);
         lines(runs, arm, style, points)
     });
-    Panel::over_epochs(title, unit, series)
+    LineChart::over_epochs(title, unit, series)
 }
 
-fn at(at: f64, value: f64) -> Point {
+fn point(at: f64, value: f64) -> Point {
     Point {
         at,
         value,
@@ -104,10 +108,10 @@ fn lines<'r>(
 }
 
 /// What each arm learned, and what it lost against Only Known: a bar an arm.
-fn learned_and_lost(records: &[Record]) -> Vec<Chart> {
+fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
     let bar = |arm: &str, value: f64, interval: Option<[f64; 2]>| Bar {
         label: arm.to_owned(),
-        style: usize::from(arm == UNIT),
+        style: usize::from(arm == BASELINE_ARM),
         value,
         interval,
     };
@@ -115,11 +119,11 @@ fn learned_and_lost(records: &[Record]) -> Vec<Chart> {
     let learned = arms
         .iter()
         .filter_map(|arm| Some(bar(arm, learned(arm, records)?, None)));
-    let lost = arms.iter().filter_map(|arm| {
-        let loss = below(arm, records)?;
+    let forgotten = arms.iter().filter_map(|arm| {
+        let loss = gap_to_only_known(arm, records)?;
         Some(bar(arm, loss.value, Some(loss.interval)))
     });
-    let pictures = [
+    let charts = [
         (
             "New facts learned",
             Unit::Share,
@@ -128,13 +132,13 @@ fn learned_and_lost(records: &[Record]) -> Vec<Chart> {
         (
             "Held facts lost, against Only Known",
             Unit::Points,
-            lost.collect(),
+            forgotten.collect(),
         ),
     ];
-    let drawn = pictures.into_iter().filter(|(_, _, bars)| !bars.is_empty());
+    let drawn = charts.into_iter().filter(|(_, _, bars)| !bars.is_empty());
     drawn
         .map(|(title, unit, bars)| {
-            Chart::Bars(Bars {
+            Chart::Bars(BarChart {
                 title: title.to_owned(),
                 unit,
                 bars,
@@ -144,20 +148,23 @@ fn learned_and_lost(records: &[Record]) -> Vec<Chart> {
 }
 
 /// What is lost over the number of made-up facts, a line a kind of key.
-fn over_number(experiment: &Experiment, records: &[Record]) -> Vec<Panel> {
+fn gap_over_num_facts(experiment: &Experiment, records: &[Record]) -> Vec<LineChart> {
     let kinds = [
-        (Names::Semantic, "names", 0),
-        (Names::Uuid, "identifiers", 1),
+        (NameKind::Semantic, "names", 0),
+        (NameKind::Uuid, "identifiers", 1),
     ];
     let series = kinds.map(|(keys, label, style)| {
-        let of_kind = |arm: &&Arm| arm.synthetic.is_some_and(|made_up| made_up.keys == keys);
+        let of_kind = |arm: &&Arm| {
+            arm.synthetic
+                .is_some_and(|synthetic| synthetic.keys == keys)
+        };
         let arms = experiment.arms.iter().filter(of_kind);
         let points = arms.filter_map(|arm| {
             let counts = &records.iter().find(|r| r.arm == arm.name)?.result.counts;
-            let loss = below(&arm.name, records)?;
+            let loss = gap_to_only_known(&arm.name, records)?;
             Some(Point {
                 interval: Some(loss.interval),
-                ..at((counts.learned + counts.not_learned) as f64, loss.value)
+                ..point((counts.learned + counts.not_learned) as f64, loss.value)
             })
         });
         Series {
@@ -173,18 +180,18 @@ fn over_number(experiment: &Experiment, records: &[Record]) -> Vec<Panel> {
     if series.is_empty() {
         return Vec::new();
     }
-    vec![Panel {
+    vec![LineChart {
         title: "Held facts lost, against Only Known".into(),
-        across: Across::Count("new facts"),
+        x_axis: XAxis::Count("new facts"),
         unit: Unit::Points,
-        from: None,
+        y_min: None,
         series,
     }]
 }
 
 /// The share of each label in a relation.
-fn labels(audit: &AuditRecord) -> Chart {
-    let shares = &audit.shares;
+fn label_chart(audit: &AuditRecord) -> Chart {
+    let shares = &audit.label_fractions;
     let labels = [
         ("HighlyKnown", shares.highly_known),
         ("MaybeKnown", shares.maybe_known),
@@ -195,9 +202,9 @@ fn labels(audit: &AuditRecord) -> Chart {
         label: label.to_owned(),
         style: 0,
         value,
-        interval: wilson(value, shares.facts),
+        interval: wilson_interval(value, shares.facts),
     });
-    Chart::Bars(Bars {
+    Chart::Bars(BarChart {
         title: format!("{}: {} facts", audit.relation, shares.facts),
         unit: Unit::Share,
         bars: bars.collect(),
@@ -205,56 +212,61 @@ fn labels(audit: &AuditRecord) -> Chart {
 }
 
 /// A panel for each arm, every run a line through its epochs; none where there is no arm beside those that each is drawn against.
-fn over_learned(records: &[Record]) -> Vec<Panel> {
+fn retained_vs_learned(records: &[Record]) -> Vec<LineChart> {
     let arms = arms(records).into_iter();
-    let arms = arms.filter(|arm| ![UNIT, ONLY_KNOWN].contains(arm));
-    let mut panels: Vec<Panel> = arms.map(|arm| panel(arm, records)).collect();
+    let arms = arms.filter(|arm| ![BASELINE_ARM, ONLY_KNOWN].contains(arm));
+    let mut panels: Vec<LineChart> = arms.map(|arm| panel(arm, records)).collect();
     let lines = panels.iter().flat_map(|panel| &panel.series);
     let lowest = lines.flat_map(|s| &s.points).map(|point| point.value);
     let lowest = lowest.fold(0.9, f64::min);
     let from = (10.0 * lowest).floor() / 10.0;
     for panel in &mut panels {
-        panel.from = Some(from);
+        panel.y_min = Some(from);
     }
     panels
 }
 
 /// `arm` and what it is drawn against, on the relations and seeds on which it was run.
-fn panel(arm: &str, records: &[Record]) -> Panel {
+fn panel(arm: &str, records: &[Record]) -> LineChart {
     let own: Vec<&Record> = records.iter().filter(|r| r.arm == arm).collect();
-    let names = [arm, UNIT, ONLY_KNOWN].into_iter().enumerate();
+    let names = [arm, BASELINE_ARM, ONLY_KNOWN].into_iter().enumerate();
     let series = names.flat_map(|(style, name)| {
-        let beside = |r: &&Record| {
+        let is_comparable = |r: &&Record| {
             let same = |own: &&Record| own.relation == r.relation && own.seed == r.seed;
             r.arm == name && own.iter().any(same)
         };
-        lines(records.iter().filter(beside), name, style, points)
+        lines(
+            records.iter().filter(is_comparable),
+            name,
+            style,
+            learning_curve,
+        )
     });
     let series = series.collect();
     let runs = own.len();
-    Panel {
+    LineChart {
         title: format!(
             "Held facts right: {arm} ({runs} run{})",
             if runs == 1 { "" } else { "s" }
         ),
-        across: Across::Share("learned"),
+        x_axis: XAxis::Share("learned"),
         unit: Unit::Share,
-        from: None,
+        y_min: None,
         series,
     }
 }
 
 /// The epochs of a run, from the first on: before it the format of the answers is not known. What learns nothing new ends in
 /// one share, which holds wherever the others stand.
-fn points(record: &Record) -> Vec<Point> {
+fn learning_curve(record: &Record) -> Vec<Point> {
     let mut epochs = record.epochs.iter().filter(|epoch| epoch.epoch > 0);
     let learning = epochs
         .clone()
-        .filter_map(|e| Some(at(e.accuracy.unknown?, e.accuracy.held?)));
+        .filter_map(|e| Some(point(e.accuracy.unknown?, e.accuracy.held?)));
     let learning: Vec<Point> = learning.collect();
     let end = epochs.next_back().and_then(|epoch| epoch.accuracy.held);
     match end {
-        Some(share) if learning.is_empty() => vec![at(0.0, share), at(1.0, share)],
+        Some(share) if learning.is_empty() => vec![point(0.0, share), point(1.0, share)],
         _ => learning,
     }
 }

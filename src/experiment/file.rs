@@ -8,8 +8,8 @@ use super::claim::Claim;
 use crate::{
     Error, Result,
     config::{self, Config},
-    error::nearest,
-    synth::Names,
+    error::closest_match,
+    synth::NameKind,
 };
 
 /// The experiments that come with the program, by name: those of the paper in its order, then ours.
@@ -39,7 +39,7 @@ const BUILT_IN: [(&str, &str); 19] = [
 ];
 
 /// How many of [`BUILT_IN`] are the paper's.
-const OF_THE_PAPER: usize = 17;
+const NUM_PAPER_EXPERIMENTS: usize = 17;
 
 /// What several experiments have in common, by name.
 const SETUPS: [(&str, &str); 3] = [
@@ -67,18 +67,18 @@ pub struct Experiment {
     pub title: String,
     /// How what is recorded can be read, where a claim does not hold.
     #[serde(default)]
-    pub reading: Option<String>,
+    pub notes: Option<String>,
     /// The model of every arm.
     pub model: String,
     /// Few-shot prompts of the audits.
-    pub audit_runs: usize,
+    pub audit_num_prompts: usize,
     /// What is drawn. Default `learned`.
     #[serde(default)]
-    pub figure: Figure,
+    pub figure: FigureKind,
     /// What all arms share, as `key=value`.
     pub set: Vec<String>,
     /// What it can be run as, by name.
-    pub scale: BTreeMap<String, Scale>,
+    pub scale: BTreeMap<String, ExperimentScale>,
     /// The ways of training that are compared; none where facts are only audited or made up.
     #[serde(default, rename = "arm")]
     pub arms: Vec<Arm>,
@@ -90,16 +90,16 @@ pub struct Experiment {
 /// What an experiment draws.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Figure {
+pub enum FigureKind {
     /// Held facts right over new facts learned, an arm a panel.
     #[default]
-    Learned,
+    RetainedVsLearned,
     /// What is right epoch by epoch, a part of the facts a panel.
     Epochs,
     /// What each arm learned and lost, a bar an arm.
     Bars,
     /// What was lost over the number of made-up facts, a line a kind of key.
-    Scale,
+    NumFacts,
     /// How far held subjects have drifted, epoch by epoch (RD).
     Rd,
     /// Every measure of drift, epoch by epoch.
@@ -110,9 +110,9 @@ pub enum Figure {
     Keys,
 }
 
-impl Figure {
+impl FigureKind {
     /// Whether there are arms behind it.
-    fn is_of_runs(self) -> bool {
+    fn needs_runs(self) -> bool {
         !matches!(self, Self::Labels | Self::Keys)
     }
 }
@@ -120,27 +120,27 @@ impl Figure {
 /// How much of an experiment is done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Scale {
+pub struct ExperimentScale {
     /// Models, each on its own; by default the experiment's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
     /// How many weights these have, so that what is needed can be told before they are brought.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub weights: BTreeMap<String, u64>,
+    pub num_parameters: BTreeMap<String, u64>,
     /// Relations, each on its own; those of `P17+P36` together.
     pub relations: Vec<String>,
     /// Seeds of splits and runs.
-    #[serde(default = "first_seed")]
+    #[serde(default = "default_seeds")]
     pub seeds: Vec<u64>,
     /// Few-shot prompts of its audits, where not those of the experiment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub audit_runs: Option<usize>,
+    pub audit_num_prompts: Option<usize>,
     /// Facts of each relation that are audited to train on: the first of `EntityQuestions`' train part, or of the pack.
     #[serde(default)]
     pub train_facts: usize,
     /// Parts of `EntityQuestions` whose facts are held out, with the rest of train behind them.
     #[serde(default)]
-    pub held_parts: Vec<String>,
+    pub held_splits: Vec<String>,
     /// Facts of each relation that are audited to hold out, at most.
     #[serde(default)]
     pub held_facts: usize,
@@ -164,13 +164,13 @@ pub struct Scale {
     pub weakly_known: usize,
     /// Known facts of other relations that are asked at the end, at most.
     #[serde(default)]
-    pub elsewhere: usize,
+    pub other_relations: usize,
     /// What this scale sets beside what all arms share.
     #[serde(default)]
     pub set: Vec<String>,
 }
 
-fn first_seed() -> Vec<u64> {
+fn default_seeds() -> Vec<u64> {
     vec![0]
 }
 
@@ -200,22 +200,22 @@ pub struct Synthetic {
     /// How many: which of the scale's `sizes`, counted from 1.
     pub size: usize,
     /// What their subjects are like.
-    pub keys: Names,
+    pub keys: NameKind,
     /// What their answers are like.
-    pub values: Names,
+    pub values: NameKind,
 }
 
-impl Scale {
+impl ExperimentScale {
     /// How many facts an arm makes up.
-    pub(super) fn made_up(&self, synthetic: Synthetic) -> usize {
+    pub(super) fn num_synthetic(&self, synthetic: Synthetic) -> usize {
         self.sizes[synthetic.size - 1]
     }
 
     /// What is no part of what a record is of, left out.
-    pub(super) fn of_facts(&self) -> Self {
+    pub(super) fn fact_selection(&self) -> Self {
         Self {
             models: Vec::new(),
-            weights: BTreeMap::new(),
+            num_parameters: BTreeMap::new(),
             sizes: Vec::new(),
             relations: Vec::new(),
             seeds: Vec::new(),
@@ -227,7 +227,7 @@ impl Scale {
 
 impl Arm {
     /// Whether it is run on this relation with this seed.
-    pub(super) fn has(&self, relation: &str, seed: u64) -> bool {
+    pub(super) fn runs_on(&self, relation: &str, seed: u64) -> bool {
         let relations = self.relations.as_ref();
         relations.is_none_or(|some| some.iter().any(|r| r == relation))
             && self.seeds.as_ref().is_none_or(|some| some.contains(&seed))
@@ -249,7 +249,8 @@ impl Experiment {
             return Self::parse(&text, name);
         }
         let known = BUILT_IN.map(|(name, _)| name);
-        let did_you_mean = nearest(name, known).map(|near| format!("did you mean `{near}`? "));
+        let did_you_mean =
+            closest_match(name, known).map(|near| format!("did you mean `{near}`? "));
         Err(Error::input_hint(
             format!("there is no experiment `{name}`"),
             format!(
@@ -261,20 +262,22 @@ impl Experiment {
     }
 
     /// The paper's experiments, in its order.
-    pub fn of_the_paper() -> impl Iterator<Item = &'static str> {
-        BUILT_IN[..OF_THE_PAPER].iter().map(|(name, _)| *name)
+    pub fn paper_experiments() -> impl Iterator<Item = &'static str> {
+        BUILT_IN[..NUM_PAPER_EXPERIMENTS]
+            .iter()
+            .map(|(name, _)| *name)
     }
 
     fn parse(text: &str, name: &str) -> Result<Self> {
-        let wrong = |e: toml::de::Error| Error::input(format!("{name}: {e}"));
-        let own: toml::Table = toml::from_str(text).map_err(wrong)?;
+        let invalid = |e: toml::de::Error| Error::input(format!("{name}: {e}"));
+        let own: toml::Table = toml::from_str(text).map_err(invalid)?;
         let experiment: Self = match own.get("setup").and_then(toml::Value::as_str) {
             None => toml::from_str(text),
-            Some(setup) => over(setup_called(setup, name)?, own).try_into(),
+            Some(setup) => merge_tables(find_setup(setup, name)?, own).try_into(),
         }
-        .map_err(wrong)?;
+        .map_err(invalid)?;
         experiment.check_names(name)?;
-        if experiment.arms.is_empty() == experiment.figure.is_of_runs() {
+        if experiment.arms.is_empty() == experiment.figure.needs_runs() {
             return Err(Error::input(format!(
                 "{name}: {}",
                 if experiment.arms.is_empty() {
@@ -287,17 +290,17 @@ impl Experiment {
         let arms: Vec<&str> = experiment.arms.iter().map(|arm| &arm.name[..]).collect();
         for claim in &experiment.claims {
             claim
-                .check(&arms)
+                .validate(&arms)
                 .map_err(|wrong| Error::input(format!("{name}: {wrong}")))?;
         }
         for (scale_name, scale) in &experiment.scale {
             for arm in &experiment.arms {
                 let sizes = 1..=scale.sizes.len();
-                if let Some(made_up) = arm.synthetic.filter(|s| !sizes.contains(&s.size)) {
+                if let Some(synthetic) = arm.synthetic.filter(|s| !sizes.contains(&s.size)) {
                     return Err(Error::input(format!(
                         "{name}: `{}` has made-up facts of size {}, and the scale `{scale_name}` has {} `sizes`",
                         arm.name,
-                        made_up.size,
+                        synthetic.size,
                         scale.sizes.len()
                     )));
                 }
@@ -311,16 +314,17 @@ impl Experiment {
     fn check_names(&self, file: &str) -> Result<()> {
         let arms = || self.arms.iter().map(|arm| &arm.name);
         let relations = self.scale.values().flat_map(|scale| &scale.relations);
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
-        let is_plain = |name: &str| {
-            name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain)
+        let is_allowed_char = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+        let is_allowed = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && name.chars().all(is_allowed_char)
         };
         if let Some(name) = [&self.name]
             .into_iter()
             .chain(&self.records)
             .chain(arms())
             .chain(relations)
-            .find(|name| !is_plain(name))
+            .find(|name| !is_allowed(name))
         {
             return Err(Error::input(format!(
                 "{file}: `{name}` becomes part of a file's name: letters, digits, `-`, `_`, `.` and `+` alone can be in it, a letter or digit first"
@@ -341,7 +345,7 @@ impl Experiment {
     ///
     /// # Errors
     /// [`Error::Input`] naming those that there are.
-    pub fn scale(&self, name: &str) -> Result<&Scale> {
+    pub fn scale(&self, name: &str) -> Result<&ExperimentScale> {
         self.scale.get(name).ok_or_else(|| {
             let names: Vec<&str> = self.scale.keys().map(String::as_str).collect();
             Error::input_hint(
@@ -367,7 +371,7 @@ impl Experiment {
     }
 
     /// The models of a scale.
-    pub(super) fn models<'a>(&'a self, scale: &'a Scale) -> &'a [String] {
+    pub(super) fn models<'a>(&'a self, scale: &'a ExperimentScale) -> &'a [String] {
         if scale.models.is_empty() {
             std::slice::from_ref(&self.model)
         } else {
@@ -376,27 +380,27 @@ impl Experiment {
     }
 
     /// Few-shot prompts of the audits at a scale.
-    pub(super) fn audit_runs(&self, scale: &Scale) -> usize {
-        scale.audit_runs.unwrap_or(self.audit_runs)
+    pub(super) fn audit_num_prompts(&self, scale: &ExperimentScale) -> usize {
+        scale.audit_num_prompts.unwrap_or(self.audit_num_prompts)
     }
 
     /// The config of an arm.
     pub(super) fn config(
         &self,
         model: &str,
-        scale: &Scale,
+        scale: &ExperimentScale,
         arm: &Arm,
         seed: u64,
     ) -> Result<Config> {
         let sets = [&self.set[..], &scale.set, &arm.set].concat();
-        let config = base_config(model, seed, self.audit_runs(scale)).with_sets(&sets)?;
+        let config = base_config(model, seed, self.audit_num_prompts(scale)).with_sets(&sets)?;
         config.validate()?;
         Ok(config)
     }
 }
 
 /// The setup called `name`, which the experiment in `file` has.
-fn setup_called(name: &str, file: &str) -> Result<toml::Table> {
+fn find_setup(name: &str, file: &str) -> Result<toml::Table> {
     let known = || SETUPS.iter().map(|(known, _)| *known);
     let found = SETUPS.iter().find(|(known, _)| *known == name);
     let (_, text) = found.ok_or_else(|| {
@@ -410,10 +414,12 @@ fn setup_called(name: &str, file: &str) -> Result<toml::Table> {
 }
 
 /// `own` over what `setup` says; tables are merged, all else is replaced.
-fn over(mut setup: toml::Table, own: toml::Table) -> toml::Table {
+fn merge_tables(mut setup: toml::Table, own: toml::Table) -> toml::Table {
     for (key, value) in own {
         let merged = match (setup.remove(&key), value) {
-            (Some(toml::Value::Table(below)), toml::Value::Table(own)) => over(below, own).into(),
+            (Some(toml::Value::Table(below)), toml::Value::Table(own)) => {
+                merge_tables(below, own).into()
+            }
             (_, own) => own,
         };
         setup.insert(key, merged);
@@ -422,15 +428,15 @@ fn over(mut setup: toml::Table, own: toml::Table) -> toml::Table {
 }
 
 /// The config that every arm starts from.
-fn base_config(model: &str, seed: u64, runs: usize) -> Config {
+fn base_config(model: &str, seed: u64, num_prompts: usize) -> Config {
     let mut config = Config {
         model: model.to_owned(),
         seed,
         ..Config::default()
     };
-    config.data.audit = Some(config::Audit {
-        runs,
-        ..config::Audit::default()
+    config.data.audit = Some(config::AuditConfig {
+        num_prompts,
+        ..config::AuditConfig::default()
     });
     config.measure.paraphrase = false;
     config
@@ -441,7 +447,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_built_in_experiments_are_whole() {
+    fn the_built_in_experiments_are_complete() {
         for (name, _) in BUILT_IN {
             let experiment = Experiment::find(name).expect("it comes with the program");
             assert_eq!(experiment.name, name);
@@ -449,7 +455,7 @@ mod tests {
                 .arms
                 .iter()
                 .any(|arm| arm.name == super::super::ONLY_KNOWN);
-            assert_eq!(has_control, experiment.figure.is_of_runs(), "{name}");
+            assert_eq!(has_control, experiment.figure.needs_runs(), "{name}");
             for scale in ["smoke", "paper"] {
                 assert!(
                     experiment.scale.contains_key(scale) || name.starts_with("frontier"),
@@ -462,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_experiment_is_told_with_the_nearest() {
+    fn an_unknown_experiment_error_suggests_the_nearest_name() {
         let error = Experiment::find("frontear").expect_err("no such experiment");
         assert!(error.hint().is_some_and(|hint| hint.contains("`frontier`")));
     }

@@ -6,7 +6,7 @@ use crate::{
     Error, Result,
     facts::Fact,
     model::TextTokenizer,
-    synth::{Names, SyntheticFacts},
+    synth::{NameKind, SyntheticFacts},
 };
 
 /// Examples of each kind.
@@ -20,18 +20,18 @@ pub(super) fn markdown(facts: &[Fact], tokenizer: &TextTokenizer, seed: u64) -> 
             facts.len()
         )));
     }
-    let cut = |name: &str| -> Result<String> {
+    let tokenized = |name: &str| -> Result<String> {
         let tokens = tokenizer.encode_continuation(&format!(" {name}"))?;
         let pieces = tokens.iter().map(|token| tokenizer.decode(&[*token]));
         let pieces: Vec<String> = pieces.map(|piece| piece.replace('|', "\\|")).collect();
         Ok(format!("`{}`", pieces.join("·").trim().replace('`', "'")))
     };
-    let made_up = |keys: Names| -> Result<Vec<Fact>> {
-        SyntheticFacts::new(facts, (keys, Names::Real), tokenizer, seed)?
+    let synthetic = |keys: NameKind| -> Result<Vec<Fact>> {
+        SyntheticFacts::new(facts, (keys, NameKind::Real), tokenizer, seed)?
             .take(EXAMPLES)
             .collect()
     };
-    let (names, identifiers) = (made_up(Names::Semantic)?, made_up(Names::Uuid)?);
+    let (names, identifiers) = (synthetic(NameKind::Semantic)?, synthetic(NameKind::Uuid)?);
     let mut out = String::from(
         "| real name | made-up name | its tokens | identifier, its tokens |\n|---|---|---|---|\n",
     );
@@ -39,10 +39,10 @@ pub(super) fn markdown(facts: &[Fact], tokenizer: &TextTokenizer, seed: u64) -> 
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} |",
-            cut(&real.subject)?,
+            tokenized(&real.subject)?,
             name.subject.replace('|', "\\|"),
-            cut(&name.subject)?,
-            cut(&identifier.subject)?
+            tokenized(&name.subject)?,
+            tokenized(&identifier.subject)?
         );
     }
     Ok(out)

@@ -4,7 +4,6 @@
 //! arm of every model, relation and seed leaves one [`Record`]; what is recorded already is not run again, be it by another
 //! experiment of the same setup.
 
-mod cell;
 mod claim;
 mod cost;
 mod figure;
@@ -12,20 +11,21 @@ mod file;
 mod keys;
 mod page;
 mod record;
+mod runner;
 mod source;
 mod table;
 
 use std::{fs, path::Path};
 
-pub use claim::{Claim, Judged, Verdict, judged};
+pub use claim::{Claim, ClaimResult, ClaimVerdict, evaluate_claims};
 pub use cost::{Cost, foretold};
-pub use file::{Arm, Experiment, Figure, Scale, Synthetic};
+pub use file::{Arm, Experiment, ExperimentScale, FigureKind, Synthetic};
 pub use page::{Section, write_page};
-pub use record::{AuditRecord, HeldOut, Record};
-pub use table::{Row, markdown, rows};
+pub use record::{AuditRecord, HeldOutFacts, Record};
+pub use table::{ArmSummary, summarize, summary_markdown};
 
-use self::cell::Cell;
-use crate::{Error, Result, model::Model, progress::Progress, whole};
+use self::runner::Runner;
+use crate::{Error, Result, atomic_file, model::Model, progress::Progress};
 
 /// The environment variable that names the folder with the files of `EntityQuestions` (`P17.train.json` ...).
 pub const ENTITY_QUESTIONS: &str = "UNFORGET_ENTITY_QUESTIONS";
@@ -35,7 +35,7 @@ pub const ONLY_KNOWN: &str = "only-known";
 
 /// What is recorded of an experiment.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Recorded {
+pub struct ExperimentResults {
     /// A record a run.
     pub runs: Vec<Record>,
     /// A record a relation, where facts are audited and nothing is trained.
@@ -51,20 +51,20 @@ pub struct Recorded {
 /// As [`crate::train::tune_on`]; [`Error::Input`] when the facts of a relation are not at hand.
 pub fn run(
     experiment: &Experiment,
-    scale: &Scale,
+    scale: &ExperimentScale,
     only: Option<&[String]>,
     out: &Path,
     progress: &Progress,
-) -> Result<Recorded> {
-    let mut recorded = Recorded::default();
+) -> Result<ExperimentResults> {
+    let mut results = ExperimentResults::default();
     let relations = match only {
         Some([]) => scale.relations.iter().collect(),
-        _ => source::at_hand(scale, progress)?,
+        _ => source::available_relations(scale, progress)?,
     };
     for name in experiment.models(scale) {
         let model = &Model::load(name)?;
         for relation in &relations {
-            let mut cell = Cell {
+            let mut runner = Runner {
                 experiment,
                 scale,
                 only,
@@ -75,43 +75,47 @@ pub fn run(
                 data: None,
             };
             match experiment.figure {
-                Figure::Labels => recorded.audits.extend(cell.audit()?),
-                Figure::Keys => recorded.keys = Some(cell.keys()?),
-                _ => cell.runs(&mut recorded.runs)?,
+                FigureKind::Labels => results.audits.extend(runner.audit()?),
+                FigureKind::Keys => results.keys = Some(runner.keys()?),
+                _ => runner.run_all_ranks(&mut results.runs)?,
             }
         }
     }
-    Ok(recorded)
+    Ok(results)
 }
 
 /// Removes what runs recorded in `out` shared of their beginnings: gigabytes, and of use only until all of them are done.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be removed.
-pub fn forget_warm(out: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(out.join(cell::RUNS)) else {
+pub fn remove_shared_prefixes(out: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(out.join(runner::RUNS_DIR)) else {
         return Ok(());
     };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(cell::WARM) {
-            cell::remove(&entry.path())?;
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(runner::SHARED_PREFIX_DIR)
+        {
+            runner::remove(&entry.path())?;
         }
     }
     // Empty, unless a run was stopped.
-    let _ = fs::remove_dir(out.join(cell::RUNS));
+    let _ = fs::remove_dir(out.join(runner::RUNS_DIR));
     Ok(())
 }
 
 /// The name of a record's file: `P17-0-sft.json`, after the model's name where there are several.
-fn place(
+fn record_file_name(
     experiment: &Experiment,
-    scale: &Scale,
+    scale: &ExperimentScale,
     model: &str,
     relation: &str,
     name: &str,
 ) -> String {
-    let several = experiment.models(scale).len() > 1;
-    let model = Path::new(model).file_name().filter(|_| several);
+    let has_several_models = experiment.models(scale).len() > 1;
+    let model = Path::new(model).file_name().filter(|_| has_several_models);
     let model = model.map(|model| format!("{}-", model.to_string_lossy()));
     format!("{}{relation}-{name}.json", model.unwrap_or_default())
 }
@@ -120,23 +124,27 @@ fn place(
 ///
 /// # Errors
 /// [`Error::Io`] when they cannot be written.
-pub fn publish(experiment: &Experiment, recorded: &Recorded, out: &Path) -> Result<String> {
+pub fn write_results(
+    experiment: &Experiment,
+    results: &ExperimentResults,
+    out: &Path,
+) -> Result<String> {
     let mut table = match experiment.figure {
-        Figure::Labels => table::of_labels(&recorded.audits),
-        Figure::Keys => recorded.keys.clone().unwrap_or_default(),
-        _ => markdown(&rows(&recorded.runs)),
+        FigureKind::Labels => table::labels_markdown(&results.audits),
+        FigureKind::Keys => results.keys.clone().unwrap_or_default(),
+        _ => summary_markdown(&summarize(&results.runs)),
     };
     if !experiment.claims.is_empty() {
         table += "\n";
-        table += &claim::markdown(&judged(&experiment.claims, recorded));
+        table += &claim::markdown(&evaluate_claims(&experiment.claims, results));
     }
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
-    whole::write(&out.join("table.md"), table.as_bytes())?;
-    if let Some(figure) = figure::figure(experiment, recorded) {
-        whole::write(&out.join(FIGURE), figure.as_bytes())?;
+    atomic_file::write(&out.join("table.md"), table.as_bytes())?;
+    if let Some(figure) = figure::draw(experiment, results) {
+        atomic_file::write(&out.join(FIGURE_FILE), figure.as_bytes())?;
     }
     Ok(table)
 }
 
 /// The file of an experiment's figure.
-const FIGURE: &str = "figure.svg";
+const FIGURE_FILE: &str = "figure.svg";

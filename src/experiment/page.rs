@@ -5,15 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Experiment, FIGURE, Recorded, claim, judged};
-use crate::{Result, run::Environment, whole};
+use super::{Experiment, ExperimentResults, FIGURE_FILE, claim, evaluate_claims};
+use crate::{Result, atomic_file, run::Environment};
 
 /// An experiment and what became of it: a section of the page.
 pub struct Section {
     /// The experiment.
     pub experiment: Experiment,
     /// What is recorded of it.
-    pub recorded: Recorded,
+    pub results: ExperimentResults,
     /// Its tables, in Markdown.
     pub tables: String,
     /// The folder of its figure.
@@ -26,7 +26,7 @@ pub struct Section {
 /// [`crate::Error::Io`] when it cannot be written.
 pub fn write_page(sections: &[Section], path: &Path) -> Result<()> {
     let from = path.parent().unwrap_or(Path::new(""));
-    whole::write(path, page(sections, from).as_bytes())
+    atomic_file::write(path, page(sections, from).as_bytes())
 }
 
 /// The page in Markdown; links to the figures are as seen from the folder `from`.
@@ -38,41 +38,41 @@ fn page(sections: &[Section], from: &Path) -> String {
          told\" in between; a claim without an interval is about means of runs, and decided by these. [METHODOLOGY](METHODOLOGY.md) says \
          what each number means.\n\n",
     );
-    let _ = writeln!(out, "{}\n\n## Claims\n", made_on(sections));
+    let _ = writeln!(out, "{}\n\n## Claims\n", describe_machines(sections));
     out += "| | claim | paper | here | holds? |\n|---|---|---|---|---|\n";
     for section in sections {
-        for claim in judged(&section.experiment.claims, &section.recorded) {
+        for claim in evaluate_claims(&section.experiment.claims, &section.results) {
             let _ = writeln!(
                 out,
                 "| [{}](#{}) | {}",
-                called(&section.experiment.name),
+                paper_name(&section.experiment.name),
                 section.experiment.name,
-                claim::cells(&claim)
+                claim::table_row(&claim)
             );
         }
     }
     for section in sections {
-        out += &told(section, from);
+        out += &section_markdown(section, from);
     }
     out
 }
 
 /// One experiment.
-fn told(section: &Section, from: &Path) -> String {
+fn section_markdown(section: &Section, from: &Path) -> String {
     let experiment = &section.experiment;
     let mut out = format!(
         "\n## <a id=\"{}\"></a>{}: {}\n\n",
         experiment.name,
-        called(&experiment.name),
+        paper_name(&experiment.name),
         experiment.title
     );
-    let figure = section.folder.join(FIGURE);
+    let figure = section.folder.join(FIGURE_FILE);
     if figure.is_file() {
         let link = pathdiff::diff_paths(&figure, from).unwrap_or(figure);
         let _ = writeln!(out, "![{}]({})\n", experiment.title, link.display());
     }
     out += &section.tables;
-    if let Some(reading) = &experiment.reading {
+    if let Some(reading) = &experiment.notes {
         let _ = writeln!(out, "\n{}", reading.trim());
     }
     let _ = writeln!(out, "\n`unforget reproduce {}`", experiment.name);
@@ -80,27 +80,31 @@ fn told(section: &Section, from: &Path) -> String {
 }
 
 /// The models and the machines of the records.
-fn made_on(sections: &[Section]) -> String {
+fn describe_machines(sections: &[Section]) -> String {
     let environments = sections.iter().flat_map(|section| {
-        let runs = section.recorded.runs.iter();
+        let runs = section.results.runs.iter();
         runs.map(|run| &run.environment)
     });
     let mut machines: Vec<String> = environments
-        .map(|on: &Environment| {
+        .map(|environment: &Environment| {
             format!(
                 "{} ({:.0} M weights) on {} {} of {}, version {}",
-                on.model.name,
-                on.model.parameters as f64 / 1e6,
-                on.threads,
-                if on.threads == 1 { "thread" } else { "threads" },
-                on.cpu,
-                on.version
+                environment.model.name,
+                environment.model.parameters as f64 / 1e6,
+                environment.threads,
+                if environment.threads == 1 {
+                    "thread"
+                } else {
+                    "threads"
+                },
+                environment.cpu,
+                environment.version
             )
         })
         .collect();
     machines.sort();
     machines.dedup();
-    let runs: usize = sections.iter().map(|s| s.recorded.runs.len()).sum();
+    let runs: usize = sections.iter().map(|s| s.results.runs.len()).sum();
     if machines.is_empty() {
         return "Nothing is recorded yet.".into();
     }
@@ -108,7 +112,7 @@ fn made_on(sections: &[Section]) -> String {
 }
 
 /// `fig2` as the paper calls it: Figure 2.
-fn called(name: &str) -> String {
+fn paper_name(name: &str) -> String {
     let numbered = [("fig", "Figure"), ("table", "Table")];
     let found = numbered
         .iter()
@@ -125,7 +129,7 @@ mod tests {
         let experiment = Experiment::find("fig2").expect("it comes with the program");
         let section = Section {
             experiment,
-            recorded: Recorded::default(),
+            results: ExperimentResults::default(),
             tables: "| a table |\n".into(),
             folder: "experiments/results/fig2/small".into(),
         };

@@ -5,15 +5,14 @@ use std::{fs, path::Path, sync::Arc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::{Arm, Scale, Synthetic, claim::Of};
+use super::{Arm, ExperimentScale, Synthetic, claim::HeldOutSet};
 use crate::{
-    Error, Result,
-    audit::{Audit, AuditSettings, Shares},
+    Error, Result, atomic_file,
+    audit::{AuditResult, AuditSettings, LabelFractions},
     config::Config,
     facts::Fact,
-    run::{Drift, Environment, EpochRecord, FactRow, Metrics, RunDir, RunResult, Split},
-    splits::{SplitFact, Splits},
-    whole,
+    run::{Drift, Environment, EpochRecord, FactResult, Metrics, RunDir, RunResult, Split},
+    splits::{LabelledFact, Splits},
 };
 
 /// What one arm did with one relation and seed.
@@ -47,19 +46,19 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub weakly_known: String,
     /// The same of the known facts of other relations.
-    pub elsewhere: String,
+    pub other_relations: String,
     /// How far each held fact's subject has drifted at the end, where measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drift: Vec<Drift>,
     /// Which facts these are.
     #[serde(skip)]
-    pub facts: Arc<HeldOut>,
+    pub facts: Arc<HeldOutFacts>,
 }
 
 /// The facts that every arm of one model, relation and seed holds out, in the order of their bits in a [`Record`]: relation and
 /// subject of each. Seeds that hold out the same fact are two looks at one fact, and not two facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldOut {
+pub struct HeldOutFacts {
     /// SHA-256 (hex) over all that decides them.
     pub fingerprint: String,
     /// `HighlyKnown`.
@@ -70,20 +69,20 @@ pub struct HeldOut {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weakly_known: Vec<String>,
     /// Known facts of other relations.
-    pub elsewhere: Vec<String>,
+    pub other_relations: Vec<String>,
 }
 
-impl HeldOut {
+impl HeldOutFacts {
     /// Those of `splits`, and of other relations those `elsewhere`.
-    pub(super) fn of(splits: &Splits, elsewhere: &[Fact], fingerprint: String) -> Self {
+    pub(super) fn new(splits: &Splits, other_relations: &[Fact], fingerprint: String) -> Self {
         let name = |fact: &Fact| format!("{} {}", fact.relation, fact.subject);
-        let names = |split: &[SplitFact]| split.iter().map(|f| name(&f.fact)).collect();
+        let names = |split: &[LabelledFact]| split.iter().map(|f| name(&f.fact)).collect();
         Self {
             fingerprint,
             held: names(&splits.held),
             maybe_known: names(&splits.maybe_known),
             weakly_known: names(&splits.weakly_known),
-            elsewhere: elsewhere.iter().map(name).collect(),
+            other_relations: other_relations.iter().map(name).collect(),
         }
     }
 }
@@ -91,29 +90,29 @@ impl HeldOut {
 /// What the figures of an arm depend on.
 pub(super) fn fingerprint(
     config: &Config,
-    (scale, arm): (&Scale, &Arm),
+    (scale, arm): (&ExperimentScale, &Arm),
     relation: &str,
     model: &str,
 ) -> String {
-    let facts = toml::to_string(&scale.of_facts()).expect("a scale has a form in TOML");
-    let mut whole = format!("{}\n{facts}\n{relation}\n{model}", config.to_toml());
+    let facts = toml::to_string(&scale.fact_selection()).expect("a scale has a form in TOML");
+    let mut text = format!("{}\n{facts}\n{relation}\n{model}", config.to_toml());
     if let Some(synthetic) = &arm.synthetic {
         let Synthetic { keys, values, .. } = synthetic;
-        whole += &format!("\n{} {keys:?} {values:?}", scale.made_up(*synthetic));
+        text += &format!("\n{} {keys:?} {values:?}", scale.num_synthetic(*synthetic));
     }
-    format!("{:x}", Sha256::digest(whole))
+    format!("{:x}", Sha256::digest(text))
 }
 
 /// What the labels of an audit depend on.
 pub(super) fn audit_fingerprint(
     settings: &AuditSettings,
-    scale: &Scale,
+    scale: &ExperimentScale,
     relation: &str,
     model: &str,
 ) -> String {
-    let facts = toml::to_string(&scale.of_facts()).expect("a scale has a form in TOML");
-    let whole = format!("{settings:?}\n{facts}\n{relation}\n{model}");
-    format!("{:x}", Sha256::digest(whole))
+    let facts = toml::to_string(&scale.fact_selection()).expect("a scale has a form in TOML");
+    let text = format!("{settings:?}\n{facts}\n{relation}\n{model}");
+    format!("{:x}", Sha256::digest(text))
 }
 
 /// What the facts that are held out depend on.
@@ -131,20 +130,25 @@ pub struct AuditRecord {
     /// SHA-256 (hex) over all that decides the labels: the facts, how they were asked, the model.
     pub fingerprint: String,
     /// Few-shot prompts that each fact was asked behind.
-    pub runs: usize,
+    pub num_prompts: usize,
     /// Share of each label.
-    pub shares: Shares,
+    pub label_fractions: LabelFractions,
 }
 
 impl AuditRecord {
     /// The record of an audit.
-    pub(super) fn of(audit: &Audit, model: &str, relation: &str, fingerprint: String) -> Self {
+    pub(super) fn new(
+        audit: &AuditResult,
+        model: &str,
+        relation: &str,
+        fingerprint: String,
+    ) -> Self {
         Self {
             model: model.to_owned(),
             relation: relation.to_owned(),
             fingerprint,
-            runs: audit.settings.runs,
-            shares: audit.overall(),
+            num_prompts: audit.settings.num_prompts,
+            label_fractions: audit.overall(),
         }
     }
 }
@@ -167,17 +171,17 @@ pub(super) fn write(record: &impl Serialize, path: &Path) -> Result<()> {
     let folder = path.parent().expect("a file in a folder");
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let text = serde_json::to_vec_pretty(record).expect("a record has a form in JSON");
-    whole::write(path, &text)
+    atomic_file::write(path, &text)
 }
 
 impl Record {
     /// The record of a finished run.
-    pub(super) fn of(
+    pub(super) fn from_run(
         run: &RunDir,
         arm: &str,
         relation: &str,
         fingerprint: String,
-        elsewhere: Vec<bool>,
+        other_relations: Vec<bool>,
     ) -> Result<Self> {
         let result = run.result()?.expect("the run is finished");
         let mut environment: Environment = run.read_json("environment.json")?;
@@ -188,8 +192,13 @@ impl Record {
         }
         let metrics = run.metrics()?;
         let facts = run.facts()?;
-        let bits_of = |split: Split, right: fn(&FactRow) -> bool| {
-            bits(facts.iter().filter(|row| row.split == split).map(right))
+        let bits_of = |split: Split, is_correct: fn(&FactResult) -> bool| {
+            to_bits(
+                facts
+                    .iter()
+                    .filter(|row| row.split == split)
+                    .map(is_correct),
+            )
         };
         Ok(Self {
             arm: arm.to_owned(),
@@ -198,26 +207,26 @@ impl Record {
             fingerprint,
             environment,
             result,
-            epochs: EpochRecord::all(&metrics),
-            step_seconds: median_step(&metrics),
-            interpolation_seconds: interpolation(&metrics),
-            held: bits_of(Split::Held, |row| row.right_after),
-            held_at_peak: bits_of(Split::Held, |row| row.right_at_peak),
-            maybe_known: bits_of(Split::MaybeKnown, |row| row.right_after),
-            weakly_known: bits_of(Split::WeaklyKnown, |row| row.right_after),
-            elsewhere: bits(elsewhere.into_iter()),
+            epochs: EpochRecord::from_metrics(&metrics),
+            step_seconds: median_step_seconds(&metrics),
+            interpolation_seconds: interpolation_seconds(&metrics),
+            held: bits_of(Split::Held, |row| row.correct_after),
+            held_at_peak: bits_of(Split::Held, |row| row.correct_at_peak),
+            maybe_known: bits_of(Split::MaybeKnown, |row| row.correct_after),
+            weakly_known: bits_of(Split::WeaklyKnown, |row| row.correct_after),
+            other_relations: to_bits(other_relations.into_iter()),
             drift: facts.iter().filter_map(|row| row.drift).collect(),
             facts: Arc::default(),
         })
     }
 
     /// Each fact of a part that is held out, and `1` where it is right at the end.
-    pub(super) fn right(&self, of: Of) -> impl Iterator<Item = (&str, u8)> {
-        let (names, bits) = match of {
-            Of::Held => (&self.facts.held, &self.held),
-            Of::MaybeKnown => (&self.facts.maybe_known, &self.maybe_known),
-            Of::WeaklyKnown => (&self.facts.weakly_known, &self.weakly_known),
-            Of::Elsewhere => (&self.facts.elsewhere, &self.elsewhere),
+    pub(super) fn correct(&self, set: HeldOutSet) -> impl Iterator<Item = (&str, u8)> {
+        let (names, bits) = match set {
+            HeldOutSet::Held => (&self.facts.held, &self.held),
+            HeldOutSet::MaybeKnown => (&self.facts.maybe_known, &self.maybe_known),
+            HeldOutSet::WeaklyKnown => (&self.facts.weakly_known, &self.weakly_known),
+            HeldOutSet::OtherRelations => (&self.facts.other_relations, &self.other_relations),
         };
         names.iter().map(String::as_str).zip(bits.bytes())
     }
@@ -241,11 +250,11 @@ impl Record {
     }
 }
 
-fn bits(right: impl Iterator<Item = bool>) -> String {
-    right.map(|r| if r { '1' } else { '0' }).collect()
+fn to_bits(correct: impl Iterator<Item = bool>) -> String {
+    correct.map(|r| if r { '1' } else { '0' }).collect()
 }
 
-fn interpolation(metrics: &[Metrics]) -> f64 {
+fn interpolation_seconds(metrics: &[Metrics]) -> f64 {
     let seconds = metrics.iter().map(|row| match row {
         Metrics::Interpolation { seconds, .. } => *seconds,
         _ => 0.0,
@@ -254,12 +263,12 @@ fn interpolation(metrics: &[Metrics]) -> f64 {
 }
 
 /// The median step behind the last snapshot.
-fn median_step(metrics: &[Metrics]) -> f64 {
-    let behind = metrics
+fn median_step_seconds(metrics: &[Metrics]) -> f64 {
+    let after_snapshot = metrics
         .rsplit(|row| matches!(row, Metrics::Snapshot { .. }))
         .next()
         .unwrap_or_default();
-    let mut seconds: Vec<f64> = behind
+    let mut seconds: Vec<f64> = after_snapshot
         .iter()
         .filter_map(|row| match row {
             Metrics::Step { seconds, .. } => Some(*seconds),
@@ -273,7 +282,7 @@ fn median_step(metrics: &[Metrics]) -> f64 {
 #[cfg(test)]
 impl Record {
     /// A record of an arm that did nothing.
-    pub(super) fn in_test(arm: &str) -> Self {
+    pub(super) fn for_test(arm: &str) -> Self {
         let record = serde_json::json!({
             "arm": arm, "relation": "P17", "seed": 0, "fingerprint": "",
             "environment": {
@@ -308,7 +317,7 @@ mod tests {
             distill: 0.0,
             penalty: 0.0,
             grad_norm: 1.0,
-            lr: 1e-4,
+            learning_rate: 1e-4,
             tokens: 10,
             seconds,
             tokens_per_second: 1.0,
@@ -325,13 +334,13 @@ mod tests {
             },
             learned_paraphrased: None,
             drift: None,
-            pulls: None,
+            grad_norms: None,
             seconds: 100.0,
         }
     }
 
     #[test]
-    fn time_counts_steps_and_snapshot_and_not_the_asking() {
+    fn time_counts_steps_and_snapshots_but_not_evaluations() {
         let snapshot = Metrics::Snapshot {
             epoch: 1,
             step: 1,
@@ -346,9 +355,9 @@ mod tests {
             step(3.0),
             eval(2, 1.0),
         ];
-        let epochs = EpochRecord::all(&metrics);
+        let epochs = EpochRecord::from_metrics(&metrics);
         let seconds: Vec<f64> = epochs.iter().map(|e| e.seconds).collect();
         assert_eq!(seconds, [0.0, 1.0, 10.0]);
-        assert_eq!(median_step(&metrics), 3.0);
+        assert_eq!(median_step_seconds(&metrics), 3.0);
     }
 }

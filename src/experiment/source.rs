@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ENTITY_QUESTIONS, Scale};
+use super::{ENTITY_QUESTIONS, ExperimentScale};
 use crate::{
     Error, Result,
     facts::{self, Fact, ReadOptions},
@@ -10,22 +10,25 @@ use crate::{
 };
 
 /// The relations of `P17+P36`.
-pub(super) fn relations(together: &str) -> impl Iterator<Item = &str> {
-    together.split('+')
+pub(super) fn relations(joined: &str) -> impl Iterator<Item = &str> {
+    joined.split('+')
 }
 
 /// The relations of a scale whose facts are at hand; a note tells which are not.
-pub(super) fn at_hand<'s>(scale: &'s Scale, progress: &Progress) -> Result<Vec<&'s String>> {
+pub(super) fn available_relations<'s>(
+    scale: &'s ExperimentScale,
+    progress: &Progress,
+) -> Result<Vec<&'s String>> {
     if std::env::var_os(ENTITY_QUESTIONS).is_some() {
         return Ok(scale.relations.iter().collect());
     }
-    let pack = pack()?;
+    let pack = read_pack()?;
     let (mut found, mut missing) = (Vec::new(), Vec::new());
-    for together in &scale.relations {
+    for joined in &scale.relations {
         let in_pack = |relation: &&str| pack.iter().any(|fact| fact.relation == *relation);
-        match relations(together).find(|relation| !in_pack(relation)) {
-            None => found.push(together),
-            Some(relation) => missing.push(none_of(relation)),
+        match relations(joined).find(|relation| !in_pack(relation)) {
+            None => found.push(joined),
+            Some(relation) => missing.push(missing_relation(relation)),
         }
     }
     if found.is_empty() && !missing.is_empty() {
@@ -37,11 +40,11 @@ pub(super) fn at_hand<'s>(scale: &'s Scale, progress: &Progress) -> Result<Vec<&
     Ok(found)
 }
 
-pub(super) fn pack() -> Result<Vec<Fact>> {
+pub(super) fn read_pack() -> Result<Vec<Fact>> {
     Ok(facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?.facts)
 }
 
-fn none_of(relation: &str) -> Error {
+fn missing_relation(relation: &str) -> Error {
     Error::input_hint(
         format!("the built-in facts have none of {relation}"),
         format!(
@@ -52,22 +55,22 @@ fn none_of(relation: &str) -> Error {
 
 /// The facts of `together` to train on and to hold out: those of `EntityQuestions` where the environment names its
 /// folder, else of the built-in pack.
-pub(super) fn read(scale: &Scale, together: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
+pub(super) fn read(scale: &ExperimentScale, joined: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
     let (mut train, mut held) = (Vec::new(), Vec::new());
-    for relation in relations(together) {
-        let of_one = read_one(scale, relation)?;
-        train.extend(of_one.0);
-        held.extend(of_one.1);
+    for relation in relations(joined) {
+        let facts = read_one(scale, relation)?;
+        train.extend(facts.0);
+        held.extend(facts.1);
     }
     Ok((train, held))
 }
 
-fn read_one(scale: &Scale, relation: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
+fn read_one(scale: &ExperimentScale, relation: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
     let read =
         |files: &[PathBuf]| Ok::<_, Error>(facts::read(files, ReadOptions::default())?.facts);
     let (mut train, held) = if let Some(folder) = std::env::var_os(ENTITY_QUESTIONS) {
         let file = |part: &str| Path::new(&folder).join(format!("{relation}.{part}.json"));
-        let held: Vec<PathBuf> = scale.held_parts.iter().map(|part| file(part)).collect();
+        let held: Vec<PathBuf> = scale.held_splits.iter().map(|part| file(part)).collect();
         (
             read(&[file("train")])?,
             if held.is_empty() {
@@ -77,7 +80,7 @@ fn read_one(scale: &Scale, relation: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
             },
         )
     } else {
-        let mut pack = pack()?;
+        let mut pack = read_pack()?;
         pack.retain(|f| f.relation == relation);
         (pack, Vec::new())
     };

@@ -2,18 +2,18 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::{AuditRecord, ONLY_KNOWN, Record, claim::Of};
-use crate::{figures::pp, measure::bootstrap};
+use super::{AuditRecord, ONLY_KNOWN, Record, claim::HeldOutSet};
+use crate::{format::pp, measure::bootstrap};
 
 /// The arm whose time and memory are the unit.
-pub(super) const UNIT: &str = "sft";
+pub(super) const BASELINE_ARM: &str = "sft";
 
 /// The share of new facts until which time is counted.
-const LEARNED: f64 = 0.99;
+const LEARNED_TARGET: f64 = 0.99;
 
 /// One arm over all its relations and seeds.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct ArmSummary {
     /// The arm.
     pub arm: String,
     /// Runs of it.
@@ -23,17 +23,17 @@ pub struct Row {
     /// Held facts from the best epoch to the end.
     pub forgotten: Option<Estimate>,
     /// Held facts against the end of Only Known on the same relation and seed.
-    pub below: Option<Estimate>,
+    pub gap_to_only_known: Option<Estimate>,
     /// The same of `MaybeKnown` facts.
-    pub below_maybe_known: Option<Estimate>,
+    pub maybe_known_gap: Option<Estimate>,
     /// The same of known facts of other relations.
-    pub below_elsewhere: Option<Estimate>,
+    pub other_relations_gap: Option<Estimate>,
     /// Seconds a step, as a multiple of plain fine-tuning's on the same relation and seed; the median over runs.
-    pub step: Option<f64>,
+    pub step_time: Option<f64>,
     /// Seconds of training until 99% of the new facts were learned, likewise; none where a run did not get there.
-    pub until_learned: Option<f64>,
+    pub time_to_learned: Option<f64>,
     /// Peak memory, likewise.
-    pub memory: Option<f64>,
+    pub peak_memory: Option<f64>,
 }
 
 /// A mean over facts and its 95% interval (paired bootstrap over the facts).
@@ -48,19 +48,21 @@ pub struct Estimate {
 impl Estimate {
     /// Over looks at facts: what each found, by the name of its fact. Looks at one fact, by several seeds, are drawn together:
     /// the same fact seen three times says less than three facts.
-    pub(super) fn over<'a>(looks: impl Iterator<Item = (&'a str, f64)>) -> Option<Self> {
-        let mut facts: BTreeMap<&str, Sum> = BTreeMap::new();
-        for (fact, value) in looks {
+    pub(super) fn mean_over_facts<'a>(
+        observations: impl Iterator<Item = (&'a str, f64)>,
+    ) -> Option<Self> {
+        let mut facts: BTreeMap<&str, WeightedSum> = BTreeMap::new();
+        for (fact, value) in observations {
             facts.entry(fact).or_default().add(value, 1.0);
         }
-        let facts: Vec<Sum> = facts.into_values().collect();
-        Self::of(facts.len(), |drawn| {
-            Sum::mean(drawn.iter().map(|fact| facts[*fact]))
+        let facts: Vec<WeightedSum> = facts.into_values().collect();
+        Self::bootstrapped(facts.len(), |drawn| {
+            WeightedSum::mean(drawn.iter().map(|fact| facts[*fact]))
         })
     }
 
     /// What `estimate` makes of so many facts, numbered from 0.
-    pub(super) fn of(facts: usize, estimate: impl Fn(&[usize]) -> f64) -> Option<Self> {
+    pub(super) fn bootstrapped(facts: usize, estimate: impl Fn(&[usize]) -> f64) -> Option<Self> {
         let all: Vec<usize> = (0..facts).collect();
         Some(Self {
             interval: bootstrap(facts, 0, &estimate)?,
@@ -71,12 +73,12 @@ impl Estimate {
 
 /// A weighted sum of values.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sum {
+pub(super) struct WeightedSum {
     sum: f64,
     weight: f64,
 }
 
-impl Sum {
+impl WeightedSum {
     /// Adds a value.
     pub fn add(&mut self, value: f64, weight: f64) {
         self.sum += weight * value;
@@ -99,14 +101,14 @@ impl Sum {
 }
 
 /// 100 for a fact that was right (`1`) before and is wrong after, -100 the other way round.
-pub(super) fn lost(before: u8, after: u8) -> f64 {
+pub(super) fn forgotten_pp(before: u8, after: u8) -> f64 {
     100.0 * (f64::from(before) - f64::from(after))
 }
 
 /// A row for each arm, in the order in which the arms first appear.
-pub fn rows(records: &[Record]) -> Vec<Row> {
+pub fn summarize(records: &[Record]) -> Vec<ArmSummary> {
     let arms = arms(records).into_iter();
-    arms.map(|arm| row(arm, records)).collect()
+    arms.map(|arm| summarize_arm(arm, records)).collect()
 }
 
 /// The arms, in the order in which they first appear.
@@ -120,42 +122,42 @@ pub(super) fn arms(records: &[Record]) -> Vec<&str> {
     arms
 }
 
-fn row(arm: &str, records: &[Record]) -> Row {
-    Row {
+fn summarize_arm(arm: &str, records: &[Record]) -> ArmSummary {
+    ArmSummary {
         arm: arm.to_owned(),
         runs: records.iter().filter(|r| r.arm == arm).count(),
         learned: learned(arm, records),
         forgotten: forgotten(arm, records),
-        below: below(arm, records),
-        below_maybe_known: below_in(arm, records, Of::MaybeKnown),
-        below_elsewhere: below_in(arm, records, Of::Elsewhere),
-        step: step(arm, records),
-        until_learned: until_learned(arm, records),
-        memory: memory(arm, records),
+        gap_to_only_known: gap_to_only_known(arm, records),
+        maybe_known_gap: gap_on(arm, records, HeldOutSet::MaybeKnown),
+        other_relations_gap: gap_on(arm, records, HeldOutSet::OtherRelations),
+        step_time: step_time(arm, records),
+        time_to_learned: time_to_learned(arm, records),
+        peak_memory: peak_memory(arm, records),
     }
 }
 
 /// Held facts from the best epoch to the end.
 pub(super) fn forgotten(arm: &str, records: &[Record]) -> Option<Estimate> {
     let own = records.iter().filter(|r| r.arm == arm);
-    Estimate::over(own.flat_map(|r| {
-        let after = r.right(Of::Held).zip(r.held_at_peak.bytes());
-        after.map(|((fact, after), before)| (fact, lost(before, after)))
+    Estimate::mean_over_facts(own.flat_map(|r| {
+        let after = r.correct(HeldOutSet::Held).zip(r.held_at_peak.bytes());
+        after.map(|((fact, after), before)| (fact, forgotten_pp(before, after)))
     }))
 }
 
-/// See [`Row::step`].
-pub(super) fn step(arm: &str, records: &[Record]) -> Option<f64> {
+/// See [`ArmSummary::step_time`].
+pub(super) fn step_time(arm: &str, records: &[Record]) -> Option<f64> {
     ratio(arm, records, |r| Some(r.step_seconds))
 }
 
-/// See [`Row::until_learned`].
-pub(super) fn until_learned(arm: &str, records: &[Record]) -> Option<f64> {
-    ratio(arm, records, |r| r.seconds_until(LEARNED))
+/// See [`ArmSummary::time_to_learned`].
+pub(super) fn time_to_learned(arm: &str, records: &[Record]) -> Option<f64> {
+    ratio(arm, records, |r| r.seconds_until(LEARNED_TARGET))
 }
 
-/// See [`Row::memory`].
-pub(super) fn memory(arm: &str, records: &[Record]) -> Option<f64> {
+/// See [`ArmSummary::peak_memory`].
+pub(super) fn peak_memory(arm: &str, records: &[Record]) -> Option<f64> {
     ratio(arm, records, |r| Some(r.result.peak_memory_bytes as f64))
 }
 
@@ -164,14 +166,18 @@ pub(super) fn memory(arm: &str, records: &[Record]) -> Option<f64> {
 fn ratio(arm: &str, records: &[Record], value: impl Fn(&Record) -> Option<f64>) -> Option<f64> {
     let own = records.iter().filter(|r| r.arm == arm);
     let ratios: Option<Vec<f64>> = own
-        .filter_map(|r| Some((r, partner(records, UNIT, r)?)))
+        .filter_map(|r| Some((r, matching_run(records, BASELINE_ARM, r)?)))
         .map(|(r, unit)| Some(value(r)? / value(unit)?))
         .collect();
     ratios.and_then(median)
 }
 
 /// What `arm` did with the model, relation and seed of a record.
-pub(super) fn partner<'r>(records: &'r [Record], arm: &str, of: &Record) -> Option<&'r Record> {
+pub(super) fn matching_run<'r>(
+    records: &'r [Record],
+    arm: &str,
+    of: &Record,
+) -> Option<&'r Record> {
     let cell = |r: &Record| (r.result.model.clone(), r.relation.clone(), r.seed);
     records.iter().find(|r| r.arm == arm && cell(r) == cell(of))
 }
@@ -183,16 +189,16 @@ pub(super) fn learned(arm: &str, records: &[Record]) -> Option<f64> {
 }
 
 /// Held facts against the end of Only Known on the same model, relation and seed.
-pub(super) fn below(arm: &str, records: &[Record]) -> Option<Estimate> {
-    below_in(arm, records, Of::Held)
+pub(super) fn gap_to_only_known(arm: &str, records: &[Record]) -> Option<Estimate> {
+    gap_on(arm, records, HeldOutSet::Held)
 }
 
-fn below_in(arm: &str, records: &[Record], of: Of) -> Option<Estimate> {
+fn gap_on(arm: &str, records: &[Record], facts: HeldOutSet) -> Option<Estimate> {
     let own = records.iter().filter(|r| r.arm == arm && arm != ONLY_KNOWN);
-    let pairs = own.filter_map(|r| Some((partner(records, ONLY_KNOWN, r)?, r)));
-    Estimate::over(pairs.flat_map(|(base, own)| {
-        let both = base.right(of).zip(own.right(of));
-        both.map(|((fact, before), (_, after))| (fact, lost(before, after)))
+    let pairs = own.filter_map(|r| Some((matching_run(records, ONLY_KNOWN, r)?, r)));
+    Estimate::mean_over_facts(pairs.flat_map(|(base, own)| {
+        let both = base.correct(facts).zip(own.correct(facts));
+        both.map(|((fact, before), (_, after))| (fact, forgotten_pp(before, after)))
     }))
 }
 
@@ -204,12 +210,12 @@ pub(super) fn mean(values: &[f64]) -> Option<f64> {
 /// The share of `HighlyKnown` facts over all `audits`, in percent, with the interval of that many facts.
 pub(super) fn highly_known<'a>(audits: impl Iterator<Item = &'a AuditRecord>) -> Option<Estimate> {
     let known = audits.flat_map(|audit| {
-        let n = audit.shares.facts;
-        let known = (audit.shares.highly_known * n as f64).round() as usize;
+        let n = audit.label_fractions.facts;
+        let known = (audit.label_fractions.highly_known * n as f64).round() as usize;
         (0..n).map(move |i| if i < known { 100.0 } else { 0.0 })
     });
     let known: Vec<f64> = known.collect();
-    Estimate::of(known.len(), |drawn| {
+    Estimate::bootstrapped(known.len(), |drawn| {
         drawn.iter().map(|fact| known[*fact]).sum::<f64>() / known.len() as f64
     })
 }
@@ -225,21 +231,21 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 }
 
 /// The labels of each relation as a table in Markdown.
-pub(super) fn of_labels(audits: &[AuditRecord]) -> String {
+pub(super) fn labels_markdown(audits: &[AuditRecord]) -> String {
     let mut out = String::from(
         "| model | relation | facts | prompts | HighlyKnown | MaybeKnown | WeaklyKnown | Unknown |\n\
          |---|---|---|---|---|---|---|---|\n",
     );
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     for audit in audits {
-        let shares = &audit.shares;
+        let shares = &audit.label_fractions;
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} | {} | {} | {} | {} |",
             audit.model,
             audit.relation,
             shares.facts,
-            audit.runs,
+            audit.num_prompts,
             percent(shares.highly_known),
             percent(shares.maybe_known),
             percent(shares.weakly_known),
@@ -250,12 +256,12 @@ pub(super) fn of_labels(audits: &[AuditRecord]) -> String {
 }
 
 /// The rows as a table in Markdown.
-pub fn markdown(rows: &[Row]) -> String {
+pub fn summary_markdown(rows: &[ArmSummary]) -> String {
     let mut out = String::from(
         "| arm | runs | learned % | forgotten pp | below Only Known pp | MaybeKnown below pp | other relations below pp | step | until 99% | memory |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
-    let loss = |loss: Option<Estimate>| {
+    let estimate = |loss: Option<Estimate>| {
         loss.map_or_else(String::new, |l| {
             let [low, high] = l.interval.map(pp);
             format!("{} ({low} to {high})", pp(l.value))
@@ -270,13 +276,13 @@ pub fn markdown(rows: &[Row]) -> String {
             row.runs,
             row.learned
                 .map_or_else(String::new, |l| format!("{:.1}", 100.0 * l)),
-            loss(row.forgotten),
-            loss(row.below),
-            loss(row.below_maybe_known),
-            loss(row.below_elsewhere),
-            times(row.step),
-            times(row.until_learned),
-            times(row.memory),
+            estimate(row.forgotten),
+            estimate(row.gap_to_only_known),
+            estimate(row.maybe_known_gap),
+            estimate(row.other_relations_gap),
+            times(row.step_time),
+            times(row.time_to_learned),
+            times(row.peak_memory),
         );
     }
     out
@@ -287,13 +293,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_looks_at_a_fact_are_not_three_facts() {
-        let fared = |fact: usize| if fact.is_multiple_of(4) { 100.0 } else { 0.0 };
+    fn three_observations_of_a_fact_are_not_three_facts() {
+        let forgotten = |fact: usize| if fact.is_multiple_of(4) { 100.0 } else { 0.0 };
         let names: Vec<String> = (0..120).map(|i| format!("fact {i:03}")).collect();
         let over = |facts: usize, looks: usize| {
             let seen =
-                (0..facts).flat_map(|i| std::iter::repeat_n((&names[i][..], fared(i)), looks));
-            Estimate::over(seen).expect("there are facts")
+                (0..facts).flat_map(|i| std::iter::repeat_n((&names[i][..], forgotten(i)), looks));
+            Estimate::mean_over_facts(seen).expect("there are facts")
         };
         let (once, thrice, more) = (over(40, 1), over(40, 3), over(120, 1));
         assert_eq!(once.value, 25.0);
@@ -302,6 +308,6 @@ mod tests {
         // Of three times as many facts: 1 / sqrt(3) = .577 as wide, to the grain of single facts (2.5 and .83 pp).
         let ratio = width(more) / width(once);
         assert!((ratio - 0.577).abs() < 0.1, "{ratio}");
-        assert_eq!(Estimate::over(std::iter::empty()), None);
+        assert_eq!(Estimate::mean_over_facts(std::iter::empty()), None);
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     aliases,
-    judge::{Judge, Match},
+    scorer::{AnswerScorer, MatchRule},
 };
 
 /// Where a fact was read, for messages.
@@ -19,10 +19,10 @@ pub struct Location {
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let extension = std::path::Path::new(&*self.file).extension();
-        let without_lines = |e: &std::ffi::OsStr| {
+        let has_no_lines = |e: &std::ffi::OsStr| {
             e.eq_ignore_ascii_case("json") || e.eq_ignore_ascii_case("parquet")
         };
-        let unit = if extension.is_some_and(without_lines) {
+        let unit = if extension.is_some_and(has_no_lines) {
             "row"
         } else {
             "line"
@@ -56,13 +56,13 @@ impl Fact {
     /// Every accepted form as written: object, aliases, built-in aliases; the first is the spelling that training teaches.
     ///
     /// No string comes twice; two strings may still be equal after normalisation (`The Gambia`, `Gambia`).
-    pub fn accepted(&self) -> Vec<String> {
-        let mut forms = vec![self.target(), self.object.clone()];
-        forms.extend(self.aliases.iter().cloned());
-        forms.extend(aliases::spellings(&self.object));
+    pub fn accepted_answers(&self) -> Vec<String> {
+        let mut answers = vec![self.target(), self.object.clone()];
+        answers.extend(self.aliases.iter().cloned());
+        answers.extend(aliases::spellings(&self.object));
         let mut seen = std::collections::HashSet::new();
-        forms.retain(|form| seen.insert(form.clone()));
-        forms
+        answers.retain(|form| seen.insert(form.clone()));
+        answers
     }
 
     /// The spelling that training teaches (the most common alias where the built-in table has one).
@@ -75,19 +75,19 @@ impl Fact {
 
     /// Whether generated `text` (its first line) is a right answer.
     ///
-    /// For many texts against one fact build a [`Judge`] once.
-    pub fn is_right(&self, text: &str, rule: Match) -> bool {
-        self.judge(rule).is_right(text)
+    /// For many texts against one fact build a [`AnswerScorer`] once.
+    pub fn is_correct(&self, text: &str, match_rule: MatchRule) -> bool {
+        self.scorer(match_rule).is_correct(text)
     }
 
     /// The judge of this fact's answers.
-    pub fn judge(&self, rule: Match) -> Judge {
-        Judge::new(&self.accepted(), rule)
+    pub fn scorer(&self, match_rule: MatchRule) -> AnswerScorer {
+        AnswerScorer::new(&self.accepted_answers(), match_rule)
     }
 
     /// The country of a place, on line 2 of `facts.tsv`.
     #[cfg(test)]
-    pub(crate) fn in_test(subject: &str, object: &str) -> Self {
+    pub(crate) fn for_test(subject: &str, object: &str) -> Self {
         Self {
             subject: subject.into(),
             relation: "P17".into(),
@@ -105,8 +105,11 @@ impl Fact {
 
     /// Whether some answer is right for both: the same object, however it is spelled.
     pub fn same_object(&self, other: &Self) -> bool {
-        let judge = self.judge(Match::Exact);
-        other.accepted().iter().any(|form| judge.is_right(form))
+        let scorer = self.scorer(MatchRule::Exact);
+        other
+            .accepted_answers()
+            .iter()
+            .any(|form| scorer.is_correct(form))
     }
 }
 
@@ -117,28 +120,28 @@ mod tests {
     fn fact(object: &str, aliases: &[&str]) -> Fact {
         Fact {
             aliases: aliases.iter().map(|&a| a.into()).collect(),
-            ..Fact::in_test("Boston", object)
+            ..Fact::for_test("Boston", object)
         }
     }
 
     #[test]
     fn the_taught_spelling_comes_first_and_no_form_comes_twice() {
-        let forms = fact("United States of America", &["USA", "the States"]).accepted();
-        assert_eq!(forms[0], "United States");
-        assert!(forms.iter().any(|f| f == "the States"));
-        let distinct: std::collections::HashSet<_> = forms.iter().collect();
-        assert_eq!(distinct.len(), forms.len());
+        let answers = fact("United States of America", &["USA", "the States"]).accepted_answers();
+        assert_eq!(answers[0], "United States");
+        assert!(answers.iter().any(|f| f == "the States"));
+        let distinct: std::collections::HashSet<_> = answers.iter().collect();
+        assert_eq!(distinct.len(), answers.len());
     }
 
     #[test]
     fn an_object_outside_the_table_is_taught_as_the_file_spells_it() {
         let fact = fact("Jane Austen", &["Austen"]);
         assert_eq!(fact.target(), "Jane Austen");
-        assert_eq!(fact.accepted(), ["Jane Austen", "Austen"]);
+        assert_eq!(fact.accepted_answers(), ["Jane Austen", "Austen"]);
     }
 
     #[test]
-    fn every_accepted_form_is_judged_right() {
+    fn every_accepted_answer_is_correct() {
         for object in [
             "United States of America",
             "People's Republic of China",
@@ -146,10 +149,10 @@ mod tests {
             "Ivory Coast",
         ] {
             let fact = fact(object, &[]);
-            for form in fact.accepted() {
-                for rule in [Match::Exact, Match::Contains] {
+            for form in fact.accepted_answers() {
+                for match_rule in [MatchRule::Exact, MatchRule::Contains] {
                     assert!(
-                        fact.is_right(&format!(" {form}\n"), rule),
+                        fact.is_correct(&format!(" {form}\n"), match_rule),
                         "{object}: {form}"
                     );
                 }

@@ -1,21 +1,21 @@
 //! Facts: (subject, relation, object) asked as closed-book questions, their readers, and the built-in pack.
 //!
-//! A fact knows its right answers ([`Fact::accepted`]) and judges a model's text ([`Judge`]); [`read`] brings facts
+//! A fact knows its right answers ([`Fact::accepted_answers`]) and judges a model's text ([`AnswerScorer`]); [`is_read`] brings facts
 //! from files, whole or not at all.
 
 mod aliases;
+pub mod extract;
 mod fact;
-mod judge;
 mod normalise;
-pub mod propose;
 mod read;
 mod relations;
+mod scorer;
 
 pub use fact::{Fact, Location};
-pub use judge::{Judge, Match, Verdict, WrongKind};
 pub use normalise::normalise;
 pub use read::{
-    FactSet, Message, PACK, ReadOptions, Reading, Text, TextKind, TextSet, drop_contradicted, each,
-    files_of, holds_texts, read, read_texts,
+    FactSet, Message, PACK, ReadOptions, ReadSummary, Text, TextKind, TextSet, drop_contradicted,
+    is_text_file, read, read_each, read_texts, resolve_files,
 };
 pub use relations::{Relation, relation};
+pub use scorer::{AnswerScorer, AnswerVerdict, MatchRule, WrongKind};

@@ -5,7 +5,7 @@ use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
 /// Whether `c` is stripped at the ends of an answer: white space, any Unicode punctuation, and ASCII's symbols such as
 /// `` ` `` and `~`, which models put around answers too.
-pub(super) fn is_outer(c: char) -> bool {
+pub(super) fn is_strippable(c: char) -> bool {
     c.is_whitespace()
         || c.is_ascii_punctuation()
         || c.general_category_group() == GeneralCategoryGroup::Punctuation
@@ -31,13 +31,15 @@ pub(super) fn first_line(text: &str) -> &str {
 /// Strips outer white space and punctuation and one leading "the" from a folded text. A text of nothing but punctuation
 /// (`!!!`, a band) keeps it.
 pub(super) fn strip(folded: &str) -> &str {
-    let bare = folded.trim_matches(is_outer);
-    if bare.is_empty() {
+    let trimmed = folded.trim_matches(is_strippable);
+    if trimmed.is_empty() {
         return folded.trim();
     }
-    match bare.strip_prefix("the") {
-        Some(rest) if rest.starts_with(char::is_whitespace) => rest.trim_start_matches(is_outer),
-        _ => bare,
+    match trimmed.strip_prefix("the") {
+        Some(rest) if rest.starts_with(char::is_whitespace) => {
+            rest.trim_start_matches(is_strippable)
+        }
+        _ => trimmed,
     }
 }
 

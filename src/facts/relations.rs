@@ -51,12 +51,12 @@ pub fn relation(name: &str) -> Option<&'static Relation> {
 }
 
 /// Every relation that has a template, in the order of their ids.
-pub(super) fn all() -> &'static [Relation] {
+pub(super) fn all_relations() -> &'static [Relation] {
     RELATIONS
 }
 
 /// A relation of `EntityQuestions`.
-const fn eq(
+const fn entity_questions_relation(
     id: &'static str,
     name: &'static str,
     template: &'static str,
@@ -72,7 +72,7 @@ const fn eq(
 }
 
 /// A relation of `pack:world` alone.
-const fn own(
+const fn pack_relation(
     id: &'static str,
     name: &'static str,
     template: &'static str,
@@ -80,7 +80,7 @@ const fn own(
 ) -> Relation {
     Relation {
         entity_questions: false,
-        ..eq(id, name, template, paraphrases)
+        ..entity_questions_relation(id, name, template, paraphrases)
     }
 }
 
@@ -88,67 +88,67 @@ const fn own(
 /// the subject, and none asks about "he" or "she".
 #[rustfmt::skip]
 const RELATIONS: &[Relation] = &[
-    eq("P17", "country", "Which country is {} located in?",
+    entity_questions_relation("P17", "country", "Which country is {} located in?",
        &["In which country is {}?", "Which nation does {} belong to?", "Name the country where {} can be found."]),
-    eq("P19", "place of birth", "Where was {} born?",
+    entity_questions_relation("P19", "place of birth", "Where was {} born?",
        &["What is the birthplace of {}?", "In which place did the life of {} begin?", "Name the place where {} was born."]),
-    eq("P20", "place of death", "Where did {} die?",
+    entity_questions_relation("P20", "place of death", "Where did {} die?",
        &["In which place did the life of {} end?", "What is the place of death of {}?", "Name the place where {} died."]),
-    eq("P26", "spouse", "Who is {} married to?",
+    entity_questions_relation("P26", "spouse", "Who is {} married to?",
        &["Who is the spouse of {}?", "Whom did {} marry?", "Name the husband or wife of {}."]),
-    own("P30", "continent", "Which continent is {} part of?",
+    pack_relation("P30", "continent", "Which continent is {} part of?",
        &["On which continent does {} lie?", "What continent does {} belong to?", "Name the continent of {}."]),
-    eq("P36", "capital", "What is the capital of {}?",
+    entity_questions_relation("P36", "capital", "What is the capital of {}?",
        &["Which city is the capital of {}?", "Name the capital city of {}.", "From which city is {} governed?"]),
-    own("P37", "official language", "What is the official language of {}?",
+    pack_relation("P37", "official language", "What is the official language of {}?",
        &["Which language is official in {}?", "In which language does the government of {} work?", "Name the official language of {}."]),
-    own("P38", "currency", "What is the currency of {}?",
+    pack_relation("P38", "currency", "What is the currency of {}?",
        &["Which currency is used in {}?", "With what money do people pay in {}?", "Name the currency of {}."]),
-    eq("P40", "child", "Who is {}'s child?",
+    entity_questions_relation("P40", "child", "Who is {}'s child?",
        &["Who is a son or daughter of {}?", "Whose parent is {}?", "Name the child of {}."]),
-    eq("P50", "author", "Who is the author of {}?",
+    entity_questions_relation("P50", "author", "Who is the author of {}?",
        &["Who wrote {}?", "By whom was {} written?", "Name the writer of {}."]),
-    own("P61", "discoverer or inventor", "Who discovered or invented {}?",
+    pack_relation("P61", "discoverer or inventor", "Who discovered or invented {}?",
        &["Who is known as the inventor or discoverer of {}?", "To whom do we owe {}?", "Name the person behind the discovery or invention of {}."]),
-    eq("P69", "educated at", "Where was {} educated?",
+    entity_questions_relation("P69", "educated at", "Where was {} educated?",
        &["Which school or university did {} attend?", "At which institution did {} study?", "Name the place where {} was a student."]),
-    own("P101", "field of work", "What was the field of {}?",
+    pack_relation("P101", "field of work", "What was the field of {}?",
        &["In which field did {} work?", "Which science or art is {} known for?", "Name the field of work of {}."]),
-    eq("P106", "occupation", "What kind of work does {} do?",
+    entity_questions_relation("P106", "occupation", "What kind of work does {} do?",
        &["What is the occupation of {}?", "What does {} do for a living?", "Name the profession of {}."]),
-    eq("P112", "founder", "Who founded {}?",
+    entity_questions_relation("P112", "founder", "Who founded {}?",
        &["Who is the founder of {}?", "By whom was {} founded?", "Name the person who started {}."]),
-    eq("P127", "owner", "Who owns {}?",
+    entity_questions_relation("P127", "owner", "Who owns {}?",
        &["Who is the owner of {}?", "To whom does {} belong?", "Name the owner of {}."]),
-    eq("P131", "administrative location", "Where is {} located?",
+    entity_questions_relation("P131", "administrative location", "Where is {} located?",
        &["In which administrative area does {} lie?", "Which district, province or state contains {}?", "Name the area in which {} lies."]),
-    eq("P136", "genre", "What type of music does {} play?",
+    entity_questions_relation("P136", "genre", "What type of music does {} play?",
        &["Which genre of music is {} known for?", "What is the musical genre of {}?", "Name the style of music of {}."]),
-    eq("P159", "headquarters", "Where is the headquarter of {}?",
+    entity_questions_relation("P159", "headquarters", "Where is the headquarter of {}?",
        &["In which place does {} have its headquarters?", "Where is {} based?", "Name the seat of {}."]),
-    eq("P170", "creator", "Who was {} created by?",
+    entity_questions_relation("P170", "creator", "Who was {} created by?",
        &["Who is the creator of {}?", "Who made {}?", "Name the creator of {}."]),
-    eq("P175", "performer", "Who performed {}?",
+    entity_questions_relation("P175", "performer", "Who performed {}?",
        &["Who is the performer of {}?", "By whom was {} performed?", "Name the artist who recorded {}."]),
-    eq("P176", "manufacturer", "Which company is {} produced by?",
+    entity_questions_relation("P176", "manufacturer", "Which company is {} produced by?",
        &["Which company makes {}?", "Who is the manufacturer of {}?", "Name the maker of {}."]),
-    own("P246", "element symbol", "What is the chemical symbol of {}?",
+    pack_relation("P246", "element symbol", "What is the chemical symbol of {}?",
        &["Which symbol stands for {} in the periodic table?", "How do chemists abbreviate {}?", "Give the symbol of the element {}."]),
-    eq("P264", "record label", "What music label is {} represented by?",
+    entity_questions_relation("P264", "record label", "What music label is {} represented by?",
        &["Which record label publishes {}?", "What is the record label of {}?", "Name the label that {} is signed to."]),
-    eq("P276", "location", "Where is {} located?",
+    entity_questions_relation("P276", "location", "Where is {} located?",
        &["In which place is {}?", "At what location can {} be found?", "Name the place where {} is."]),
-    eq("P407", "language of work", "Which language was {} written in?",
+    entity_questions_relation("P407", "language of work", "Which language was {} written in?",
        &["What is the language of {}?", "In which language is {}?", "Name the original language of {}."]),
-    eq("P413", "position played", "What position does {} play?",
+    entity_questions_relation("P413", "position played", "What position does {} play?",
        &["On which position does {} play?", "What is the playing position of {}?", "Name the position that {} has in the team."]),
-    eq("P495", "country of origin", "Which country was {} created in?",
+    entity_questions_relation("P495", "country of origin", "Which country was {} created in?",
        &["From which country does {} come?", "What is the country of origin of {}?", "Name the country where {} was made."]),
-    eq("P740", "place of formation", "Where was {} founded?",
+    entity_questions_relation("P740", "place of formation", "Where was {} founded?",
        &["In which place was {} formed?", "What is the place where {} began?", "Name the place where {} came into being."]),
-    eq("P800", "notable work", "What is {} famous for?",
+    entity_questions_relation("P800", "notable work", "What is {} famous for?",
        &["What is {} best known for?", "Which work made {} famous?", "Name the best-known work of {}."]),
-    own("P1086", "atomic number", "What is the atomic number of {}?",
+    pack_relation("P1086", "atomic number", "What is the atomic number of {}?",
        &["How many protons does an atom of {} have?", "Which place in the periodic table does {} have?", "Give the atomic number of the element {}."]),
 ];
 

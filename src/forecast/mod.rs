@@ -5,8 +5,8 @@
 //! share an update as far as their hidden states overlap (`rehearsal`). A held fact's risk follows from what becomes of its
 //! answer there. Beside it stand the new facts whose subjects lie nearest inside the model ([`Neighbour`]).
 
-mod asking;
-mod rehearsal;
+mod features;
+mod ntk_proxy;
 #[cfg(test)]
 mod tests;
 
@@ -18,13 +18,13 @@ use crate::{
     Error, Result,
     engine::Engine,
     facts::Fact,
-    measure::{self, Neighbour, Subjects, middle_layer},
+    measure::{self, Neighbour, SubjectPrompts, middle_layer},
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
 };
 
-use rehearsal::{Rehearsal, Trained};
+use ntk_proxy::{NtkProxy, RehearsedFact};
 
 /// Risk = 1 / (1 + exp(-(`INTERCEPT` - `SLOPE` x log-odds))), the log-odds being those of a held fact's right answer after
 /// the rehearsal: a logistic regression on five real runs of SFT, which `docs/METHODOLOGY.md` names.
@@ -33,16 +33,16 @@ const INTERCEPT: f64 = -2.7;
 const SLOPE: f64 = 1.2;
 
 /// The known facts together weigh so much of what the new ones do in the rehearsal: what is known already teaches little.
-const KNOWN_SHARE: f64 = 0.05;
+const KNOWN_WEIGHT: f64 = 0.05;
 
 /// New facts, and known ones, that take part in a rehearsal; more are sampled.
-const MOST_REHEARSED: usize = 2_000;
+const MAX_FACTS: usize = 2_000;
 
 /// How a forecast asks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ForecastSettings {
     /// Few-shot prompts of each relation.
-    pub runs: usize,
+    pub num_prompts: usize,
     /// Exemplars in each.
     pub shots: usize,
     /// Seed of the exemplars, and of the samples of large sets.
@@ -54,7 +54,7 @@ pub struct ForecastSettings {
 impl Default for ForecastSettings {
     fn default() -> Self {
         Self {
-            runs: 3,
+            num_prompts: 3,
             shots: 3,
             seed: 0,
             template: PromptTemplate::default(),
@@ -64,7 +64,7 @@ impl Default for ForecastSettings {
 
 /// A held fact, and how endangered it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Endangered {
+pub struct AtRiskFact {
     /// Subject.
     pub subject: String,
     /// Relation.
@@ -112,54 +112,55 @@ pub fn forecast(
     [learn, keep, held]: [&[Fact]; 3],
     settings: &ForecastSettings,
     progress: &Progress,
-) -> Result<Vec<Endangered>> {
+) -> Result<Vec<AtRiskFact>> {
     settings.template.validate()?;
     let new = sample(learn, "new", settings.seed, progress);
     let held: Vec<&Fact> = held.iter().collect();
     let known = sample(keep, "known", settings.seed, progress);
     let facts: Vec<&Fact> = [&new[..], &known, &held].concat();
-    let asked = new.len() + known.len()..facts.len();
+    let held_range = new.len() + known.len()..facts.len();
 
-    let taught = if keep.is_empty() {
-        let stand_ins = measure::sample(held.len(), MOST_REHEARSED, settings.seed).into_iter();
-        stand_ins.map(|i| asked.start + i).collect()
+    let trained_known = if keep.is_empty() {
+        let stand_ins = measure::sample(held.len(), MAX_FACTS, settings.seed).into_iter();
+        stand_ins.map(|i| held_range.start + i).collect()
     } else {
-        (new.len()..asked.start).collect::<Vec<_>>()
+        (new.len()..held_range.start).collect::<Vec<_>>()
     };
-    if let Some(note) = lonely(&facts, &held) {
+    if let Some(note) = unique_answer_note(&facts, &held) {
         progress.note(note);
     }
-    let weight = KNOWN_SHARE * new.len() as f64 / taught.len().max(1) as f64;
-    let mut trained: Vec<Trained> = (0..new.len())
-        .map(|fact| Trained { fact, weight: 1.0 })
+    let weight = KNOWN_WEIGHT * new.len() as f64 / trained_known.len().max(1) as f64;
+    let mut trained: Vec<RehearsedFact> = (0..new.len())
+        .map(|fact| RehearsedFact { fact, weight: 1.0 })
         .collect();
-    trained.extend(taught.into_iter().map(|fact| Trained {
+    trained.extend(trained_known.into_iter().map(|fact| RehearsedFact {
         fact,
         weight: weight.min(1.0) as f32,
     }));
 
-    let heard = asking::ask(model, engine, &facts, new.len(), settings, progress)?;
-    if !heard.is_finite() {
+    let features =
+        features::extract_features(model, engine, &facts, new.len(), settings, progress)?;
+    if !features.is_finite() {
         return Err(Error::Failed {
             message: format!("{} answers with numbers that are not finite", model.name),
             hint: Some("take another copy of the model: its weights are broken".into()),
         });
     }
-    let rehearsal = Rehearsal::new(&heard, new.len());
-    let log_odds = rehearsal.log_odds(&trained, asked);
+    let proxy = NtkProxy::new(&features, new.len());
+    let log_odds = proxy.log_odds(&trained, held_range);
     let learn: Vec<&Fact> = learn.iter().collect();
     let subjects = learn.iter().chain(&held).copied();
-    let subjects = Subjects::find(subjects, model, engine, &settings.template)?;
-    let states = subjects.states(engine, model, middle_layer(model), progress);
+    let subjects = SubjectPrompts::new(subjects, model, engine, &settings.template)?;
+    let states = subjects.subject_states(engine, model, middle_layer(model), progress);
     let d = model.config.hidden_size;
     let (of_new, of_held) = states.split_at(learn.len() * d);
     let nearest = measure::nearest(&learn, of_new, of_held, d);
 
-    let mut told: Vec<Endangered> = held
+    let mut at_risk: Vec<AtRiskFact> = held
         .iter()
         .zip(log_odds)
         .zip(nearest)
-        .map(|((fact, log_odds), nearest)| Endangered {
+        .map(|((fact, log_odds), nearest)| AtRiskFact {
             subject: fact.subject.clone(),
             relation: fact.relation.clone(),
             question: fact.question.clone(),
@@ -168,8 +169,8 @@ pub fn forecast(
             nearest,
         })
         .collect();
-    told.sort_by(|a, b| b.risk.total_cmp(&a.risk));
-    Ok(told)
+    at_risk.sort_by(|a, b| b.risk.total_cmp(&a.risk));
+    Ok(at_risk)
 }
 
 /// The probability that a fact is forgotten whose right answer has these log-odds after the rehearsal.
@@ -181,17 +182,17 @@ fn risk(log_odds: f64) -> f64 {
 ///
 /// New facts endanger a known one by the answers that they push up beside its own. Where no answer comes twice, such as the
 /// capitals of districts that are named after them, a small model copies more than it knows, and the risks said nothing.
-fn lonely(facts: &[&Fact], held: &[&Fact]) -> Option<String> {
+fn unique_answer_note(facts: &[&Fact], held: &[&Fact]) -> Option<String> {
     let mut questions: HashMap<String, HashSet<&str>> = HashMap::new();
     for fact in facts {
         let of_answer = questions.entry(fact.target()).or_default();
         of_answer.insert(&fact.question);
     }
-    let alone = |fact: &&&Fact| questions[&fact.target()].len() == 1;
-    let lonely = held.iter().filter(alone).count();
-    (2 * lonely > held.len()).then(|| {
+    let is_unique = |fact: &&&Fact| questions[&fact.target()].len() == 1;
+    let num_unique = held.iter().filter(is_unique).count();
+    (2 * num_unique > held.len()).then(|| {
         format!(
-            "{lonely} of {} held facts have an answer that no other fact has: their risks say little",
+            "{num_unique} of {} held facts have an answer that no other fact has: their risks say little",
             held.len()
         )
     })
@@ -199,12 +200,12 @@ fn lonely(facts: &[&Fact], held: &[&Fact]) -> Option<String> {
 
 /// The facts of a set that take part in the rehearsal; a note tells where they are not all.
 fn sample<'a>(facts: &'a [Fact], name: &str, seed: u64, progress: &Progress) -> Vec<&'a Fact> {
-    if facts.len() > MOST_REHEARSED {
+    if facts.len() > MAX_FACTS {
         progress.note(format!(
-            "{MOST_REHEARSED} of {} {name} facts are rehearsed: a sample with seed {seed}",
+            "{MAX_FACTS} of {} {name} facts are rehearsed: a sample with seed {seed}",
             facts.len()
         ));
     }
-    let chosen = measure::sample(facts.len(), MOST_REHEARSED, seed).into_iter();
+    let chosen = measure::sample(facts.len(), MAX_FACTS, seed).into_iter();
     chosen.map(|i| &facts[i]).collect()
 }

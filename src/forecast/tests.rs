@@ -5,46 +5,45 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::{
-    ForecastSettings, KNOWN_SHARE,
-    asking::{Heard, ask_behind},
-    lonely,
-    rehearsal::{Rehearsal, Trained},
-    risk,
+    ForecastSettings, KNOWN_WEIGHT,
+    features::{FactFeatures, features_behind_prompts},
+    ntk_proxy::{NtkProxy, RehearsedFact},
+    risk, unique_answer_note,
 };
 use crate::{
-    audit::FewShot,
+    audit::FewShotPrompt,
     engine::Engine,
     facts::{Fact, Location},
-    measure::{self, Subjects, auc, middle_layer},
+    measure::{self, SubjectPrompts, auc, middle_layer},
     model::Model,
     progress::Progress,
 };
 
 /// Of hidden states of length 1, and of log-probabilities (nats): f32 against float64 through two layers of a tiny model; the
 /// engine's own golden test allows 8e-6 of the largest logit.
-const HEARD: f64 = 2e-5;
+const FEATURES: f64 = 2e-5;
 /// Log-odds (nats) after ten passes of steps in f32 on numbers that are the same to nine digits.
 const LOG_ODDS: f64 = 2e-4;
 
 #[derive(Deserialize)]
 struct Golden {
-    facts: Vec<Asked>,
+    facts: Vec<GoldenFact>,
     new: usize,
     prefixes: Vec<String>,
-    models: std::collections::BTreeMap<String, OfModel>,
-    many: Many,
-    auc: Vec<Scored>,
+    models: std::collections::BTreeMap<String, GoldenModel>,
+    many: ManyFacts,
+    auc: Vec<AucCase>,
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct GoldenFact {
     subject: String,
     object: String,
     question: String,
 }
 
 #[derive(Deserialize)]
-struct OfModel {
+struct GoldenModel {
     states: Vec<Vec<f64>>,
     hidden: Vec<Vec<f64>>,
     logprobs: Vec<Vec<f64>>,
@@ -54,7 +53,7 @@ struct OfModel {
 }
 
 #[derive(Deserialize)]
-struct Many {
+struct ManyFacts {
     hidden: Vec<Vec<f64>>,
     logprobs: Vec<Vec<f64>>,
     right: Vec<usize>,
@@ -64,7 +63,7 @@ struct Many {
 }
 
 #[derive(Deserialize)]
-struct Scored {
+struct AucCase {
     scores: Vec<f64>,
     positive: Vec<bool>,
     auc: f64,
@@ -82,38 +81,38 @@ fn model(name: &str) -> Model {
 
 impl Golden {
     fn facts(&self) -> Vec<Fact> {
-        let fact = |asked: &Asked| Fact {
+        let fact = |asked: &GoldenFact| Fact {
             question: asked.question.clone(),
             location: Location {
                 file: Arc::from("golden"),
                 line: 1,
             },
-            ..Fact::in_test(&asked.subject, &asked.object)
+            ..Fact::for_test(&asked.subject, &asked.object)
         };
         self.facts.iter().map(fact).collect()
     }
 
-    fn prompts(&self) -> Vec<FewShot> {
+    fn prompts(&self) -> Vec<FewShotPrompt> {
         let prompts = self.prefixes.iter().enumerate();
         prompts
-            .map(|(run, prefix)| FewShot {
+            .map(|(run, prefix)| FewShotPrompt {
                 relation: "P17".into(),
-                run,
+                prompt: run,
                 prefix: prefix.clone(),
                 exemplars: vec![],
-                instead: vec![],
+                substitute_prefixes: vec![],
             })
             .collect()
     }
 }
 
-fn heard(hidden: &[Vec<f64>], logprobs: &[Vec<f64>], right: &[usize]) -> Heard {
+fn features(hidden: &[Vec<f64>], logprobs: &[Vec<f64>], right: &[usize]) -> FactFeatures {
     let flat = |rows: &[Vec<f64>]| rows.iter().flatten().map(|x| *x as f32).collect();
-    Heard {
+    FactFeatures {
         hidden: flat(hidden),
         logprobs: flat(logprobs),
-        right: right.to_vec(),
-        answers: logprobs[0].len(),
+        correct_answer: right.to_vec(),
+        num_answers: logprobs[0].len(),
     }
 }
 
@@ -135,11 +134,11 @@ fn subjects_have_the_hidden_states_that_transformers_gives_their_last_token() {
     for (name, theirs) in &golden.models {
         let model = model(name);
         let mut engine = Engine::new(&model.config);
-        let subjects = Subjects::find(facts.iter().copied(), &model, &mut engine, &template);
+        let subjects = SubjectPrompts::new(facts.iter().copied(), &model, &mut engine, &template);
         let subjects = subjects.expect("short questions");
-        let states = subjects.states(&mut engine, &model, middle_layer(&model), &progress);
+        let states = subjects.subject_states(&mut engine, &model, middle_layer(&model), &progress);
         let flat: Vec<f64> = theirs.states.iter().flatten().copied().collect();
-        assert_near(states.iter().map(|x| f64::from(*x)), &flat, HEARD);
+        assert_near(states.iter().map(|x| f64::from(*x)), &flat, FEATURES);
 
         let new = &facts[..golden.new];
         let d = model.config.hidden_size;
@@ -157,13 +156,13 @@ fn subjects_have_the_hidden_states_that_transformers_gives_their_last_token() {
             let expected = order.iter().take(near.len()).map(|j| &new[*j].subject[..]);
             assert_eq!(subjects, expected.collect::<Vec<_>>());
             let cosines: Vec<f64> = order.iter().take(near.len()).map(dot).collect();
-            assert_near(near.iter().map(|n| n.cosine), &cosines, HEARD);
+            assert_near(near.iter().map(|n| n.cosine), &cosines, FEATURES);
         }
     }
 }
 
 #[test]
-fn what_is_heard_is_what_transformers_hears() {
+fn features_equal_those_of_transformers() {
     let golden = golden();
     let facts = golden.facts();
     let facts: Vec<&Fact> = facts.iter().collect();
@@ -173,9 +172,10 @@ fn what_is_heard_is_what_transformers_hears() {
         let mut engine = Engine::new(&model.config);
         let prompts = golden.prompts();
         let quiet = Progress::quiet();
-        let heard = ask_behind(&model, &mut engine, &facts, &prompts, &settings, &quiet)
-            .expect("short questions");
-        assert_eq!(heard.right, theirs.right);
+        let heard =
+            features_behind_prompts(&model, &mut engine, &facts, &prompts, &settings, &quiet)
+                .expect("short questions");
+        assert_eq!(heard.correct_answer, theirs.right);
         for (ours, theirs) in [
             (&heard.hidden, &theirs.hidden),
             (&heard.logprobs, &theirs.logprobs),
@@ -183,41 +183,42 @@ fn what_is_heard_is_what_transformers_hears() {
             let flat: Vec<f64> = theirs.iter().flatten().copied().collect();
             let largest = flat.iter().fold(1.0f64, |m, x| m.max(x.abs()));
             let ours = ours.iter().map(|x| f64::from(*x));
-            assert_near(ours, &flat, HEARD * largest);
+            assert_near(ours, &flat, FEATURES * largest);
         }
     }
 }
 
 #[test]
-fn a_rehearsal_moves_the_answers_as_its_equations_say() {
+fn the_proxy_follows_its_equations() {
     let golden = golden();
     let facts = golden.facts.len();
-    let trained =
-        |facts: std::ops::Range<usize>, weight| facts.map(move |fact| Trained { fact, weight });
+    let trained = |facts: std::ops::Range<usize>, weight| {
+        facts.map(move |fact| RehearsedFact { fact, weight })
+    };
     for theirs in golden.models.values() {
-        let heard = heard(&theirs.hidden, &theirs.logprobs, &theirs.right);
-        let rehearsal = Rehearsal::new(&heard, golden.new);
+        let heard = features(&theirs.hidden, &theirs.logprobs, &theirs.right);
+        let rehearsal = NtkProxy::new(&heard, golden.new);
         let asked = golden.new..facts;
-        let mut rows: Vec<Trained> = trained(0..golden.new, 1.0).collect();
+        let mut rows: Vec<RehearsedFact> = trained(0..golden.new, 1.0).collect();
         let alone = rehearsal.log_odds(&rows, asked.clone());
         assert_near(alone, &theirs.log_odds_alone, LOG_ODDS);
-        let weight = KNOWN_SHARE * golden.new as f64 / asked.len() as f64;
+        let weight = KNOWN_WEIGHT * golden.new as f64 / asked.len() as f64;
         rows.extend(trained(asked.clone(), weight as f32));
         let with = rehearsal.log_odds(&rows, asked);
         assert_near(with, &theirs.log_odds_stand_ins, LOG_ODDS);
     }
     let many = &golden.many;
-    let heard = heard(&many.hidden, &many.logprobs, &many.right);
+    let heard = features(&many.hidden, &many.logprobs, &many.right);
     let asked = many.new..many.right.len();
-    let rows: Vec<Trained> = trained(0..many.new, 1.0)
+    let rows: Vec<RehearsedFact> = trained(0..many.new, 1.0)
         .chain(trained(asked.clone(), many.weight))
         .collect();
-    let odds = Rehearsal::new(&heard, many.new).log_odds(&rows, asked);
+    let odds = NtkProxy::new(&heard, many.new).log_odds(&rows, asked);
     assert_near(odds, &many.log_odds, LOG_ODDS);
 }
 
 #[test]
-fn a_new_fact_endangers_a_like_one_with_another_answer_and_no_unlike_one() {
+fn a_new_fact_puts_a_similar_fact_with_another_answer_at_risk() {
     // Hidden states of three directions; the second held fact lies with the new one, whose answer is 1.
     let hidden = [
         [1.0, 0.0, 0.0],
@@ -228,10 +229,10 @@ fn a_new_fact_endangers_a_like_one_with_another_answer_and_no_unlike_one() {
     let hidden: Vec<Vec<f64>> = hidden.iter().map(|h| h.to_vec()).collect();
     let half = vec![0.5f64.ln(); 2];
     let logprobs = vec![half; 4];
-    let heard = heard(&hidden, &logprobs, &[1, 0, 0, 0]);
+    let heard = features(&hidden, &logprobs, &[1, 0, 0, 0]);
     // Two new facts, so that their mean is neither.
-    let rehearsal = Rehearsal::new(&heard, 2);
-    let trained = [Trained {
+    let rehearsal = NtkProxy::new(&heard, 2);
+    let trained = [RehearsedFact {
         fact: 0,
         weight: 1.0,
     }];
@@ -243,31 +244,31 @@ fn a_new_fact_endangers_a_like_one_with_another_answer_and_no_unlike_one() {
 
 #[test]
 fn one_answer_for_all_is_safe_and_finite() {
-    let heard = heard(&vec![vec![1.0, 2.0]; 3], &vec![vec![-1.0]; 3], &[0; 3]);
-    let trained = [Trained {
+    let heard = features(&vec![vec![1.0, 2.0]; 3], &vec![vec![-1.0]; 3], &[0; 3]);
+    let trained = [RehearsedFact {
         fact: 0,
         weight: 1.0,
     }];
-    let odds = Rehearsal::new(&heard, 1).log_odds(&trained, 1..3);
+    let odds = NtkProxy::new(&heard, 1).log_odds(&trained, 1..3);
     assert!(odds.iter().all(|o| o.is_finite() && *o > 0.0), "{odds:?}");
 }
 
 #[test]
-fn answers_that_no_other_fact_has_are_told() {
+fn answers_that_no_other_fact_has_are_reported() {
     let facts = [
-        Fact::in_test("Rome", "Italy"),
-        Fact::in_test("Pisa", "Italy"),
-        Fact::in_test("Lyon", "France"),
-        Fact::in_test("Vigo", "Spain"),
+        Fact::for_test("Rome", "Italy"),
+        Fact::for_test("Pisa", "Italy"),
+        Fact::for_test("Lyon", "France"),
+        Fact::for_test("Vigo", "Spain"),
     ];
     let facts: Vec<&Fact> = facts.iter().collect();
-    assert_eq!(lonely(&facts, &facts), None);
-    let note = lonely(&facts, &facts[1..]).expect("two of three");
+    assert_eq!(unique_answer_note(&facts, &facts), None);
+    let note = unique_answer_note(&facts, &facts[1..]).expect("two of three");
     assert!(note.starts_with("2 of 3 held facts"), "{note}");
 }
 
 #[test]
-fn the_area_under_the_curve_is_scipys() {
+fn auc_equals_scipys() {
     for case in golden().auc {
         let ours = auc(&case.scores, &case.positive).expect("both kinds");
         assert!((ours - case.auc).abs() < 1e-8, "{ours} {}", case.auc);

@@ -10,30 +10,30 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    engine::{Batch, Engine, KvCache, Outputs, SegmentId, likeliest},
+    engine::{Batch, Engine, KvCache, Outputs, SegmentId, topk},
     interrupt,
     model::{Model, ModelConfig, Params, TextTokenizer},
 };
 
-mod choose;
+mod sampling;
 
-pub use choose::{argmax, distribution, draw, log_sum_exp};
+pub use sampling::{argmax, distribution, log_sum_exp, sample_at_quantile};
 
 /// New tokens in one call of the engine: enough for efficient products, few enough to bound its memory.
-pub const CALL_TOKENS: usize = 2048;
+pub const MAX_BATCH_TOKENS: usize = 2048;
 
 /// Keys and values held at once.
-pub const CACHE_BYTES: usize = 256 << 20;
+pub const KV_CACHE_BYTES: usize = 256 << 20;
 
 /// Rows that are decoded side by side.
-const MAX_LANES: usize = 512;
+const MAX_SEQUENCES: usize = 512;
 
 /// Tokens of a row's end that a message quotes.
-const TOLD_TOKENS: usize = 16;
+const QUOTED_TOKENS: usize = 16;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
+pub struct SamplingParams {
     /// 0 is greedy.
     pub temperature: f32,
     /// 0 is the whole vocabulary.
@@ -42,7 +42,7 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-impl Sampling {
+impl SamplingParams {
     /// The most likely token each time (the lowest id among equals).
     pub const GREEDY: Self = Self {
         temperature: 0.0,
@@ -61,7 +61,7 @@ pub struct Request<'a> {
     /// Tokens after which a row ends at the latest.
     pub max_new_tokens: usize,
     /// How tokens are chosen.
-    pub sampling: Sampling,
+    pub sampling: SamplingParams,
     /// Continuations of each prompt.
     pub samples: usize,
     /// Log-probabilities are wanted, and so many of the likeliest tokens at each position.
@@ -75,7 +75,7 @@ impl<'a> Request<'a> {
             prefix,
             prompts,
             max_new_tokens,
-            sampling: Sampling::GREEDY,
+            sampling: SamplingParams::GREEDY,
             samples: 1,
             logprobs: None,
         }
@@ -117,7 +117,7 @@ pub struct Generator<'a> {
 }
 
 /// One continuation while it grows.
-struct Lane {
+struct Sequence {
     row: usize,
     sample: usize,
     segment: SegmentId,
@@ -164,10 +164,10 @@ impl<'a> Generator<'a> {
     pub fn generate(
         &mut self,
         request: &Request<'_>,
-        done: impl Fn(usize, &str) -> bool + Sync,
-        finished: &(dyn Fn(usize) + Sync),
+        should_stop: impl Fn(usize, &str) -> bool + Sync,
+        on_finished: &(dyn Fn(usize) + Sync),
     ) -> Result<Vec<Vec<Generated>>> {
-        let (prefix, prompts) = self.rows_with_a_token(request.prefix, request.prompts)?;
+        let (prefix, prompts) = self.nonempty_prompts(request.prefix, request.prompts)?;
         let mut results: Vec<_> = prompts
             .iter()
             .map(|_| vec![Generated::default(); request.samples])
@@ -191,15 +191,15 @@ impl<'a> Generator<'a> {
             .iter()
             .flat_map(|p| std::iter::repeat_n(p.len() + request.max_new_tokens, request.samples))
             .collect();
-        for batch in batches(&costs, self.cache_tokens(), MAX_LANES) {
-            interrupt::stop_if_asked()?;
+        for batch in batch_by_cost(&costs, self.cache_tokens(), MAX_SEQUENCES) {
+            interrupt::check()?;
             cache.release(mark);
-            let lanes = self.open_lanes(&mut cache, shared, &prefix, &prompts, request, &batch);
-            for lane in self.decode(&mut cache, lanes, request, &done) {
+            let lanes = self.open_sequences(&mut cache, shared, &prefix, &prompts, request, &batch);
+            for lane in self.decode(&mut cache, lanes, request, &should_stop) {
                 results[lane.row][lane.sample] = lane.out;
             }
             let last = request.samples - 1;
-            finished(
+            on_finished(
                 batch
                     .iter()
                     .filter(|i| *i % request.samples == last)
@@ -210,7 +210,7 @@ impl<'a> Generator<'a> {
     }
 
     /// Reads the prompts of a batch of (row, sample) pairs; the samples of a row share its prompt.
-    fn open_lanes(
+    fn open_sequences(
         &mut self,
         cache: &mut KvCache,
         shared: Option<SegmentId>,
@@ -218,7 +218,7 @@ impl<'a> Generator<'a> {
         prompts: &[Vec<u32>],
         request: &Request<'_>,
         batch: &[usize],
-    ) -> (Vec<Lane>, Vec<f32>) {
+    ) -> (Vec<Sequence>, Vec<f32>) {
         let mut rows: Vec<usize> = batch.iter().map(|i| i / request.samples).collect();
         rows.sort_unstable();
         rows.dedup();
@@ -239,7 +239,7 @@ impl<'a> Generator<'a> {
             let mut rng = ChaCha8Rng::seed_from_u64(request.sampling.seed);
             rng.set_stream(((row as u64) << 24) + sample as u64);
             hidden.extend_from_slice(&row_hidden[i * d..][..d]);
-            lanes.push(Lane {
+            lanes.push(Sequence {
                 row,
                 sample,
                 segment: cache.open(Some(segments[i].0), max_tokens),
@@ -255,18 +255,18 @@ impl<'a> Generator<'a> {
     fn decode(
         &mut self,
         cache: &mut KvCache,
-        (mut lanes, mut hidden): (Vec<Lane>, Vec<f32>),
+        (mut sequences, mut hidden): (Vec<Sequence>, Vec<f32>),
         request: &Request<'_>,
         done: &impl Fn(usize, &str) -> bool,
-    ) -> Vec<Lane> {
-        let mut ended = Vec::with_capacity(lanes.len());
+    ) -> Vec<Sequence> {
+        let mut ended = Vec::with_capacity(sequences.len());
         loop {
-            let quantiles: Vec<f64> = lanes.iter_mut().map(|l| l.rng.random()).collect();
+            let quantiles: Vec<f64> = sequences.iter_mut().map(|l| l.rng.random()).collect();
             let tokens = self.engine.logits(self.params, &hidden, |i, logits| {
                 next_token(logits, request, quantiles[i])
             });
-            let mut growing = Vec::with_capacity(lanes.len());
-            for (mut lane, token) in lanes.into_iter().zip(tokens) {
+            let mut growing = Vec::with_capacity(sequences.len());
+            for (mut lane, token) in sequences.into_iter().zip(tokens) {
                 let newest = token.id;
                 lane.out.tokens.push(newest);
                 if request.logprobs.is_some() {
@@ -278,11 +278,11 @@ impl<'a> Generator<'a> {
                     growing.push(lane);
                 }
             }
-            lanes = growing;
-            if lanes.is_empty() {
+            sequences = growing;
+            if sequences.is_empty() {
                 return ended;
             }
-            let new: Vec<(SegmentId, &[u32])> = lanes
+            let new: Vec<(SegmentId, &[u32])> = sequences
                 .iter()
                 .map(|l| (l.segment, &l.out.tokens[l.out.tokens.len() - 1..]))
                 .collect();
@@ -291,8 +291,8 @@ impl<'a> Generator<'a> {
     }
 
     /// Whether a lane ends with its newest token; its text is brought up to date.
-    fn ends(&self, lane: &mut Lane, newest: u32, done: &impl Fn(usize, &str) -> bool) -> bool {
-        if self.tokenizer.end_tokens.contains(&newest) {
+    fn ends(&self, lane: &mut Sequence, newest: u32, done: &impl Fn(usize, &str) -> bool) -> bool {
+        if self.tokenizer.eos_token_ids.contains(&newest) {
             return true;
         }
         lane.out.text = self.tokenizer.decode(&lane.out.tokens);
@@ -303,21 +303,21 @@ impl<'a> Generator<'a> {
     /// Log-probability (nats, temperature 1) of every completion token given its prompt, in one teacher-forced pass.
     ///
     /// # Errors
-    /// As [`Self::generate`].
+    /// As [`Self::add_generation_prompt`].
     pub fn score(
         &mut self,
         rows: &[(Vec<u32>, Vec<u32>)],
-        finished: &(dyn Fn(usize) + Sync),
+        on_finished: &(dyn Fn(usize) + Sync),
     ) -> Result<Vec<Vec<f32>>> {
         let prompts: Vec<Vec<u32>> = rows.iter().map(|(p, _)| p.clone()).collect();
-        let (_, prompts) = self.rows_with_a_token(&[], &prompts)?;
+        let (_, prompts) = self.nonempty_prompts(&[], &prompts)?;
         let mut lengths = Vec::with_capacity(rows.len());
         for (row, (prompt, (_, completion))) in prompts.iter().zip(rows).enumerate() {
             lengths.push(prompt.len() + completion.len());
             self.check_row(row, prompt.len() + completion.len(), &[prompt, completion])?;
         }
         let mut results: Vec<Vec<f32>> = rows.iter().map(|_| Vec::new()).collect();
-        for part in batches(&lengths, CALL_TOKENS, usize::MAX) {
+        for part in batch_by_cost(&lengths, MAX_BATCH_TOKENS, usize::MAX) {
             let mut batch = Batch::new();
             let (mut positions, mut targets) = (Vec::new(), Vec::new());
             for row in part.iter().copied().filter(|r| !rows[*r].1.is_empty()) {
@@ -335,18 +335,18 @@ impl<'a> Generator<'a> {
             for ((row, _), logprob) in targets.iter().zip(logprobs) {
                 results[*row].push(logprob);
             }
-            finished(part.len());
+            on_finished(part.len());
         }
         Ok(results)
     }
 
-    /// Appends tokens to segments, at most [`CALL_TOKENS`] a call, and returns the hidden state of the last token of
+    /// Appends tokens to segments, at most [`MAX_BATCH_TOKENS`] a call, and returns the hidden state of the last token of
     /// each: (rows, D).
     pub fn prefill(&mut self, cache: &mut KvCache, rows: &[(SegmentId, &[u32])]) -> Vec<f32> {
         let mut tails = Vec::with_capacity(rows.len());
         for (segment, tokens) in rows {
-            let tail = (tokens.len() - 1) / CALL_TOKENS * CALL_TOKENS;
-            for piece in tokens[..tail].chunks(CALL_TOKENS) {
+            let tail = (tokens.len() - 1) / MAX_BATCH_TOKENS * MAX_BATCH_TOKENS;
+            for piece in tokens[..tail].chunks(MAX_BATCH_TOKENS) {
                 let _ = self
                     .engine
                     .extend(self.params, cache, &[(*segment, piece)], Outputs::Last);
@@ -354,7 +354,7 @@ impl<'a> Generator<'a> {
             tails.push((*segment, &tokens[tail..]));
         }
         let lengths: Vec<usize> = tails.iter().map(|(_, tokens)| tokens.len()).collect();
-        runs_within(&lengths, CALL_TOKENS, usize::MAX)
+        split_by_budget(&lengths, MAX_BATCH_TOKENS, usize::MAX)
             .flat_map(|call| {
                 self.engine
                     .extend(self.params, cache, &tails[call], Outputs::Last)
@@ -364,7 +364,7 @@ impl<'a> Generator<'a> {
 
     /// Reads `rows`, each the index of the prefix that it stands behind and its tokens (those of one prefix lie together),
     /// and returns their segments and the hidden states of their last tokens: (rows, D).
-    pub fn read_behind(
+    pub fn prefill_with_prefix(
         &mut self,
         cache: &mut KvCache,
         prefixes: &[Vec<u32>],
@@ -399,12 +399,12 @@ impl<'a> Generator<'a> {
     pub fn cache_tokens(&self) -> usize {
         let c = self.config;
         let bytes = c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2 * size_of::<f32>();
-        (CACHE_BYTES / bytes).max(1)
+        (KV_CACHE_BYTES / bytes).max(1)
     }
 
     /// The prefix and the prompts such that every prompt has at least one token, since only a token can be continued:
     /// the last one of the prefix, else the tokenizer's beginning of a text.
-    fn rows_with_a_token(
+    fn nonempty_prompts(
         &self,
         prefix: &[u32],
         prompts: &[Vec<u32>],
@@ -416,7 +416,7 @@ impl<'a> Generator<'a> {
             let prompts = prompts.iter().map(|p| [&[*last], &p[..]].concat());
             return Ok((rest.to_vec(), prompts.collect()));
         }
-        let begin = self.begin_token().ok_or_else(|| {
+        let begin = self.bos_token().ok_or_else(|| {
             Error::input_hint(
                 format!("prompt {} is empty, and this model's tokenizer has no token for the beginning of a text", empty + 1),
                 "give a prompt of at least one character",
@@ -430,16 +430,16 @@ impl<'a> Generator<'a> {
     }
 
     /// `bos_token` of the tokenizer's configuration.
-    fn begin_token(&self) -> Option<u32> {
+    fn bos_token(&self) -> Option<u32> {
         let token = self.tokenizer.config_json.get("bos_token")?;
         let text = token.get("content").unwrap_or(token).as_str()?;
         self.tokenizer.inner.token_to_id(text)
     }
 
     /// The end of a row's text, by which it can be found.
-    fn end_of(&self, parts: &[&[u32]]) -> String {
+    fn quoted_end(&self, parts: &[&[u32]]) -> String {
         let tokens = parts.concat();
-        let end = &tokens[tokens.len().saturating_sub(TOLD_TOKENS)..];
+        let end = &tokens[tokens.len().saturating_sub(QUOTED_TOKENS)..];
         self.tokenizer.decode(end).trim().escape_debug().to_string()
     }
 
@@ -451,7 +451,7 @@ impl<'a> Generator<'a> {
                 format!(
                     "row {} needs {length} tokens, and the model's context is {context}; it ends with `{}`",
                     row + 1,
-                    self.end_of(parts)
+                    self.quoted_end(parts)
                 ),
                 "shorten the text, or take a model with a longer context",
             ));
@@ -473,25 +473,25 @@ impl<'a> Generator<'a> {
 
 /// The next token of a lane, `quantile` being its next random number.
 fn next_token(logits: &[f32], request: &Request<'_>, quantile: f64) -> TokenLogprob {
-    let Sampling {
+    let SamplingParams {
         temperature, top_k, ..
     } = request.sampling;
     let id = if temperature == 0.0 {
         argmax(logits)
     } else {
-        choose::draw(&distribution(logits, temperature, top_k), quantile)
+        sampling::sample_at_quantile(&distribution(logits, temperature, top_k), quantile)
     };
     let (logprob, top) = request.logprobs.map_or((0.0, Vec::new()), |n| {
         let z = log_sum_exp(logits);
-        let top = likeliest(logits, n).into_iter().map(|(id, x)| (id, x - z));
+        let top = topk(logits, n).into_iter().map(|(id, x)| (id, x - z));
         (logits[id as usize] - z, top.collect())
     });
     TokenLogprob { id, logprob, top }
 }
 
-/// Cache slots that each row of [`Generator::read_behind`] takes, the prefix counted with its first row and `more` slots
+/// Cache slots that each row of [`Generator::prefill_with_prefix`] takes, the prefix counted with its first row and `more` slots
 /// with every one.
-pub fn slots_behind(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize) -> Vec<usize> {
+pub fn cache_slots(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize) -> Vec<usize> {
     rows.iter()
         .enumerate()
         .map(|(i, (prefix, tokens))| {
@@ -503,7 +503,7 @@ pub fn slots_behind(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize
 }
 
 /// Cuts a list into runs whose costs sum to at most `budget` and that have at most `most` members; one member at least.
-pub fn runs_within(
+pub fn split_by_budget(
     costs: &[usize],
     budget: usize,
     most: usize,
@@ -520,18 +520,18 @@ pub fn runs_within(
     })
 }
 
-/// Indices of rows in batches of similar cost, the costliest first, within the limits of [`runs_within`].
-pub fn batches(costs: &[usize], budget: usize, most: usize) -> Vec<Vec<usize>> {
+/// Indices of rows in batches of similar cost, the costliest first, within the limits of [`split_by_budget`].
+pub fn batch_by_cost(costs: &[usize], budget: usize, most: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..costs.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(costs[*i]));
     let sorted: Vec<usize> = order.iter().map(|i| costs[*i]).collect();
-    runs_within(&sorted, budget, most)
+    split_by_budget(&sorted, budget, most)
         .map(|run| order[run].to_vec())
         .collect()
 }
 
 /// The longest beginning that all rows share and that is not the whole of any.
-pub fn common_beginning<'a>(mut rows: impl Iterator<Item = &'a [u32]>) -> &'a [u32] {
+pub fn common_prefix<'a>(mut rows: impl Iterator<Item = &'a [u32]>) -> &'a [u32] {
     let Some(first) = rows.next() else {
         return &[];
     };
@@ -549,16 +549,16 @@ mod tests {
     #[test]
     fn batches_hold_every_row_once_within_the_budget() {
         let costs = [5, 9, 1, 1, 30, 4, 4];
-        let parts = batches(&costs, 10, 2);
+        let parts = batch_by_cost(&costs, 10, 2);
         assert_eq!(parts, [vec![4], vec![1], vec![0, 5], vec![6, 2], vec![3]]);
-        assert!(batches(&[], 10, 2).is_empty());
+        assert!(batch_by_cost(&[], 10, 2).is_empty());
     }
 
     #[test]
-    fn rows_share_their_beginning_but_keep_a_token_each() {
+    fn rows_share_a_prefix_but_keep_a_token_each() {
         let rows: [&[u32]; 3] = [&[1, 2, 3, 4], &[1, 2, 9], &[1, 2, 3]];
-        assert_eq!(common_beginning(rows.into_iter()), [1, 2]);
-        assert_eq!(common_beginning([&[7u32, 8][..]].into_iter()), [7]);
-        assert_eq!(common_beginning([&[7u32][..], &[7]].into_iter()), [0u32; 0]);
+        assert_eq!(common_prefix(rows.into_iter()), [1, 2]);
+        assert_eq!(common_prefix([&[7u32, 8][..]].into_iter()), [7]);
+        assert_eq!(common_prefix([&[7u32][..], &[7]].into_iter()), [0u32; 0]);
     }
 }

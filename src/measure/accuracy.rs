@@ -3,29 +3,28 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Result,
-    facts::{Fact, Judge, Match, Verdict},
-    generate::{Generator, Request, common_beginning},
+    Result, distributed,
+    facts::{AnswerScorer, AnswerVerdict, Fact, MatchRule},
+    generate::{Generator, Request, common_prefix},
     model::TextTokenizer,
     prompt::PromptTemplate,
-    ranks,
 };
 
 /// Tokens of an answer beyond the longest target: other spellings.
 const SLACK_TOKENS: usize = 4;
 
 /// Tokens of an answer that is written out for people, at least.
-const WRITTEN_TOKENS: usize = 16;
+const MIN_ANSWER_TOKENS: usize = 16;
 
 /// Tokens of an answer of which a part may be right.
 const VERBOSE_TOKENS: usize = 32;
 
 /// Facts ready to be asked again and again: a split of a run.
-pub struct Exam {
+pub struct EvalSet {
     prompts: Vec<Vec<u32>>,
     /// The right answers, as they are taught.
     targets: Vec<Vec<u32>>,
-    judges: Vec<Judge>,
+    scorers: Vec<AnswerScorer>,
     /// The facts of each relation: their prompts begin alike.
     relations: Vec<Vec<usize>>,
     /// Tokens after which an answer ends at the latest.
@@ -34,14 +33,14 @@ pub struct Exam {
 
 /// A greedy answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answered {
+pub struct EvalAnswer {
     /// Its first line.
     pub text: String,
     /// Whether it is right.
-    pub right: bool,
+    pub correct: bool,
 }
 
-impl Exam {
+impl EvalSet {
     /// Facts as `template` asks them.
     ///
     /// # Errors
@@ -50,27 +49,27 @@ impl Exam {
         facts: impl IntoIterator<Item = &'a Fact>,
         template: &PromptTemplate,
         tokenizer: &TextTokenizer,
-        rule: Match,
+        match_rule: MatchRule,
     ) -> Result<Self> {
-        let (mut prompts, mut targets, mut judges) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut prompts, mut targets, mut scorers) = (Vec::new(), Vec::new(), Vec::new());
         let mut relations: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         let mut longest = 0;
         for (i, fact) in facts.into_iter().enumerate() {
-            let row = template.row(tokenizer, fact)?;
+            let row = template.example(tokenizer, fact)?;
             longest = longest.max(row.target.len());
             prompts.push(row.prompt);
             targets.push(row.target);
-            judges.push(fact.judge(rule));
+            scorers.push(fact.scorer(match_rule));
             relations.entry(&fact.relation).or_default().push(i);
         }
         Ok(Self {
             prompts,
             targets,
-            judges,
+            scorers,
             relations: relations.into_values().collect(),
-            max_new_tokens: match rule {
-                Match::Exact => WRITTEN_TOKENS.max(longest + SLACK_TOKENS),
-                Match::Contains => longest + VERBOSE_TOKENS,
+            max_new_tokens: match match_rule {
+                MatchRule::Exact => MIN_ANSWER_TOKENS.max(longest + SLACK_TOKENS),
+                MatchRule::Contains => longest + VERBOSE_TOKENS,
             },
         })
     }
@@ -91,14 +90,15 @@ impl Exam {
     ///
     /// # Errors
     /// When a prompt is longer than the model's context.
-    pub fn right(&self, generator: &mut Generator<'_>) -> Result<Vec<bool>> {
-        let wrong = |judge: &Judge, text: &str| judge.verdict(text) == Verdict::Wrong;
-        let texts = self.ask(generator, wrong)?;
+    pub fn correct(&self, generator: &mut Generator<'_>) -> Result<Vec<bool>> {
+        let is_wrong =
+            |judge: &AnswerScorer, text: &str| judge.verdict(text) == AnswerVerdict::Wrong;
+        let texts = self.generate_texts(generator, is_wrong)?;
         Ok(self
-            .judges
+            .scorers
             .iter()
             .zip(texts)
-            .map(|(judge, text)| judge.is_right(&text))
+            .map(|(judge, text)| judge.is_correct(&text))
             .collect())
     }
 
@@ -107,48 +107,54 @@ impl Exam {
     /// # Errors
     /// When a row is longer than the model's context.
     pub fn probabilities(&self, generator: &mut Generator<'_>) -> Result<Vec<f64>> {
-        let own = ranks::share(self.len());
+        let own = distributed::shard_range(self.len());
         let prompts = self.prompts[own.clone()].iter().cloned();
         let rows = prompts.zip(self.targets[own].iter().cloned());
         let logprobs = generator.score(&rows.collect::<Vec<_>>(), &|_| {})?;
         let of_row = |row: Vec<f32>| row.into_iter().map(f64::from).sum::<f64>().exp();
-        Ok(ranks::join(logprobs.into_iter().map(of_row).collect()))
+        Ok(distributed::all_gather(
+            logprobs.into_iter().map(of_row).collect(),
+        ))
     }
 
     /// The greedy answer to each fact, up to its first line break.
     ///
     /// # Errors
     /// When a prompt is longer than the model's context.
-    pub fn answers(&self, generator: &mut Generator<'_>) -> Result<Vec<Answered>> {
-        let texts = self.ask(generator, |_, _| false)?;
-        let answered = self.judges.iter().zip(texts).map(|(judge, text)| Answered {
-            right: judge.is_right(&text),
-            text: text.lines().next().unwrap_or_default().trim().to_owned(),
-        });
+    pub fn answers(&self, generator: &mut Generator<'_>) -> Result<Vec<EvalAnswer>> {
+        let texts = self.generate_texts(generator, |_, _| false)?;
+        let answered = self
+            .scorers
+            .iter()
+            .zip(texts)
+            .map(|(judge, text)| EvalAnswer {
+                correct: judge.is_correct(&text),
+                text: text.lines().next().unwrap_or_default().trim().to_owned(),
+            });
         Ok(answered.collect())
     }
 
     /// What the model writes for each fact, until its line ends or `stop` says so; of several processes each asks its share of every
     /// relation.
-    fn ask(
+    fn generate_texts(
         &self,
         generator: &mut Generator<'_>,
-        stop: impl Fn(&Judge, &str) -> bool + Sync,
+        stop: impl Fn(&AnswerScorer, &str) -> bool + Sync,
     ) -> Result<Vec<String>> {
         let mut texts = vec![String::new(); self.len()];
         for all in &self.relations {
-            let facts = &all[ranks::share(all.len())];
-            let shared = common_beginning(facts.iter().map(|i| &self.prompts[*i][..]));
+            let facts = &all[distributed::shard_range(all.len())];
+            let shared = common_prefix(facts.iter().map(|i| &self.prompts[*i][..]));
             let rest = |i: &usize| self.prompts[*i][shared.len()..].to_vec();
             let prompts: Vec<Vec<u32>> = facts.iter().map(rest).collect();
             let request = Request::greedy(shared, &prompts, self.max_new_tokens);
             let done = |row: usize, text: &str| {
-                text.contains('\n') || stop(&self.judges[facts[row]], text)
+                text.contains('\n') || stop(&self.scorers[facts[row]], text)
             };
             let generated = generator.generate(&request, done, &|_| {})?;
             let own = generated.into_iter();
             let own = own.map(|mut answers| answers.swap_remove(0).text);
-            for (i, text) in all.iter().zip(ranks::join(own.collect())) {
+            for (i, text) in all.iter().zip(distributed::all_gather(own.collect())) {
                 texts[*i] = text;
             }
         }

@@ -3,35 +3,35 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::bootstrap::{RESAMPLES, quantile};
+use super::intervals::{RESAMPLES, quantile};
 
 /// The area under the ROC curve: the probability that a member with `positive` has a higher score than one without, a tie
 /// counting one half (the Mann-Whitney U over the number of pairs). None unless there are both kinds.
 pub fn auc(scores: &[f64], positive: &[bool]) -> Option<f64> {
     assert_eq!(scores.len(), positive.len(), "a score for each");
-    auc_of(&ordered(scores), positive, &vec![1; scores.len()])
+    weighted_auc(&tie_groups(scores), positive, &vec![1; scores.len()])
 }
 
 /// The 95% interval of [`auc`]: bootstrap over the members, percentiles 2.5 and 97.5 of 10,000 resamples; one that has only
 /// one kind is drawn again. None unless there are both kinds.
 pub fn auc_interval(scores: &[f64], positive: &[bool], seed: u64) -> Option<[f64; 2]> {
     auc(scores, positive)?;
-    let (n, ordered) = (scores.len(), ordered(scores));
+    let (n, ordered) = (scores.len(), tie_groups(scores));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut drawn: Vec<f64> = Vec::with_capacity(RESAMPLES);
     while drawn.len() < RESAMPLES {
-        let mut times = vec![0; n];
+        let mut counts = vec![0; n];
         for _ in 0..n {
-            times[rng.random_range(0..n)] += 1;
+            counts[rng.random_range(0..n)] += 1;
         }
-        drawn.extend(auc_of(&ordered, positive, &times));
+        drawn.extend(weighted_auc(&ordered, positive, &counts));
     }
     drawn.sort_unstable_by(f64::total_cmp);
     Some([0.025, 0.975].map(|q| quantile(&drawn, q)))
 }
 
 /// Members by score, those of equal score together, lowest first.
-fn ordered(scores: &[f64]) -> Vec<Vec<usize>> {
+fn tie_groups(scores: &[f64]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
     let groups = order.chunk_by(|a, b| scores[*a] == scores[*b]);
@@ -39,19 +39,19 @@ fn ordered(scores: &[f64]) -> Vec<Vec<usize>> {
 }
 
 /// [`auc`] of members that are there so many `times`.
-fn auc_of(ordered: &[Vec<usize>], positive: &[bool], times: &[u32]) -> Option<f64> {
-    let (mut positives, mut negatives, mut won) = (0.0, 0.0, 0.0);
-    for group in ordered {
+fn weighted_auc(groups: &[Vec<usize>], positive: &[bool], counts: &[u32]) -> Option<f64> {
+    let (mut positives, mut negatives, mut wins) = (0.0, 0.0, 0.0);
+    for group in groups {
         let count = |kind: bool| -> f64 {
             let members = group.iter().filter(|i| positive[**i] == kind);
-            members.map(|i| f64::from(times[*i])).sum()
+            members.map(|i| f64::from(counts[*i])).sum()
         };
         let (with, without) = (count(true), count(false));
-        won += with * (negatives + without / 2.0);
+        wins += with * (negatives + without / 2.0);
         positives += with;
         negatives += without;
     }
-    (positives > 0.0 && negatives > 0.0).then(|| won / (positives * negatives))
+    (positives > 0.0 && negatives > 0.0).then(|| wins / (positives * negatives))
 }
 
 #[cfg(test)]

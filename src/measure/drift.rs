@@ -17,11 +17,11 @@ use std::collections::HashMap;
 
 use super::{
     sample,
-    subjects::{Subjects, middle_layer},
+    subjects::{SubjectPrompts, middle_layer},
 };
 use crate::{
     Error, Result,
-    engine::{Engine, likeliest, matmul},
+    engine::{Engine, matmul, topk},
     facts::Fact,
     model::Model,
     progress::Progress,
@@ -30,10 +30,10 @@ use crate::{
 };
 
 /// Pairs of facts that are looked at; of more, a sample.
-const MOST_PAIRS: usize = 1_000_000;
+const MAX_PAIRS: usize = 1_000_000;
 
 /// Tokens compared by default, as many as the paper's k.
-const TOKENS: usize = 76;
+const DEFAULT_TOKENS: usize = 76;
 
 /// What is looked at.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,28 +50,28 @@ pub struct DriftSettings {
 
 /// The facts at which a model is looked at, and how.
 pub struct DriftProbe {
-    new: Subjects,
-    held: Subjects,
+    new: SubjectPrompts,
+    held: SubjectPrompts,
     layer: usize,
     tokens: usize,
     /// P, by the new fact: the held ones paired with it.
     pairs: Vec<Vec<usize>>,
     /// The held facts that are compared with each other.
-    compared: Vec<usize>,
+    ns_sample: Vec<usize>,
 }
 
 /// What the model before showed.
-pub struct Reference {
+pub struct DriftReference {
     /// H of the new facts, of length 1: (U, D).
     new: Vec<f32>,
     /// H of the held facts: (N, D).
     held: Vec<f32>,
     /// I of every held fact.
-    likeliest: Vec<Likeliest>,
+    top_tokens: Vec<TopTokens>,
 }
 
 /// The likeliest tokens of one prompt.
-struct Likeliest {
+struct TopTokens {
     /// By falling logit.
     tokens: Vec<u32>,
     /// Ranks of their logits.
@@ -100,43 +100,50 @@ impl DriftProbe {
                 format!("take 0 (the embeddings) to {layers}; half of them is the default"),
             ));
         }
-        let tokens = settings.tokens.unwrap_or(TOKENS.min(vocabulary));
+        let tokens = settings.tokens.unwrap_or(DEFAULT_TOKENS.min(vocabulary));
         if !(1..=vocabulary).contains(&tokens) {
             return Err(Error::input_hint(
                 format!(
                     "{tokens} tokens cannot be compared: {} has {vocabulary}",
                     model.name
                 ),
-                format!("take 1 to {vocabulary}; the default is {TOKENS}"),
+                format!("take 1 to {vocabulary}; the default is {DEFAULT_TOKENS}"),
             ));
         }
         settings.template.validate()?;
         Ok(Self {
-            pairs: pairs(new, held, MOST_PAIRS, settings.seed),
-            compared: sample(held.len(), MOST_PAIRS.isqrt(), settings.seed),
-            new: Subjects::find(new, model, engine, &settings.template)?,
-            held: Subjects::find(held, model, engine, &settings.template)?,
+            pairs: same_answer_pairs(new, held, MAX_PAIRS, settings.seed),
+            ns_sample: sample(held.len(), MAX_PAIRS.isqrt(), settings.seed),
+            new: SubjectPrompts::new(new, model, engine, &settings.template)?,
+            held: SubjectPrompts::new(held, model, engine, &settings.template)?,
             layer,
             tokens,
         })
     }
 
     /// What `model`, the one before, shows.
-    pub fn reference(&self, engine: &mut Engine, model: &Model, progress: &Progress) -> Reference {
-        let answers = self.held.answers(engine, model, progress);
-        let likeliest = engine.logits(&model.params, &answers, |_, logits| {
-            let top = likeliest(logits, self.tokens);
+    pub fn reference(
+        &self,
+        engine: &mut Engine,
+        model: &Model,
+        progress: &Progress,
+    ) -> DriftReference {
+        let answers = self.held.answer_states(engine, model, progress);
+        let top_tokens = engine.logits(&model.params, &answers, |_, logits| {
+            let top = topk(logits, self.tokens);
             let z: Vec<f32> = top.iter().map(|(_, z)| *z).collect();
-            Likeliest {
+            TopTokens {
                 tokens: top.iter().map(|(id, _)| *id).collect(),
                 ranks: ranks(&z),
                 probabilities: softmax(&z),
             }
         });
-        Reference {
-            new: self.new.states(engine, model, self.layer, progress),
-            held: self.held.states(engine, model, self.layer, progress),
-            likeliest,
+        DriftReference {
+            new: self.new.subject_states(engine, model, self.layer, progress),
+            held: self
+                .held
+                .subject_states(engine, model, self.layer, progress),
+            top_tokens,
         }
     }
 
@@ -145,71 +152,75 @@ impl DriftProbe {
         &self,
         engine: &mut Engine,
         model: &Model,
-        before: &Reference,
+        before: &DriftReference,
         progress: &Progress,
     ) -> Drift {
-        let facts = self.at_facts(engine, model, before, progress);
-        let pairs = Sums::over(facts.iter().map(|fact| fact.pairs));
+        let facts = self.fact_drifts(engine, model, before, progress);
+        let pairs = PairSums::total(facts.iter().map(|fact| fact.pairs));
         Drift {
-            rd: mean(facts.iter().map(|fact| fact.moved)),
-            ns: mean(facts.iter().filter_map(|fact| fact.rearranged)),
-            mtd: mean(facts.iter().filter_map(|fact| fact.toward_new)),
+            rd: mean(facts.iter().map(|fact| fact.rd)),
+            ns: mean(facts.iter().filter_map(|fact| fact.ns)),
+            mtd: mean(facts.iter().filter_map(|fact| fact.mtd)),
             ..pairs.means(self.tokens)
         }
     }
 
     /// The same at each held fact alone: the means of RD, NS and MTD are means over these, those of Rank-rho, NTR and JSD over
     /// their pairs.
-    pub fn of_held(
+    pub fn drift_per_fact(
         &self,
         engine: &mut Engine,
         model: &Model,
-        before: &Reference,
+        before: &DriftReference,
         progress: &Progress,
     ) -> Vec<Drift> {
-        let facts = self.at_facts(engine, model, before, progress).into_iter();
-        let drift = |fact: AtFact| Drift {
-            rd: Some(fact.moved),
-            ns: fact.rearranged,
-            mtd: fact.toward_new,
+        let facts = self
+            .fact_drifts(engine, model, before, progress)
+            .into_iter();
+        let drift = |fact: FactDrift| Drift {
+            rd: Some(fact.rd),
+            ns: fact.ns,
+            mtd: fact.mtd,
             ..fact.pairs.means(self.tokens)
         };
         facts.map(drift).collect()
     }
 
-    fn at_facts(
+    fn fact_drifts(
         &self,
         engine: &mut Engine,
         model: &Model,
-        before: &Reference,
+        before: &DriftReference,
         progress: &Progress,
-    ) -> Vec<AtFact> {
+    ) -> Vec<FactDrift> {
         let d = model.config.hidden_size;
-        let new = self.new.states(engine, model, self.layer, progress);
-        let held = self.held.states(engine, model, self.layer, progress);
-        let rearranged = self.rearranged(&held, &before.held, d);
-        let pairs = self.answers(engine, model, before, progress);
+        let new = self.new.subject_states(engine, model, self.layer, progress);
+        let held = self
+            .held
+            .subject_states(engine, model, self.layer, progress);
+        let ns = self.ns_per_fact(&held, &before.held, d);
+        let pairs = self.pair_sums(engine, model, before, progress);
         // The mean cosine with all new facts is the cosine with their mean.
         let centres = mean_row(&new, d).zip(mean_row(&before.new, d));
         let rows = held.chunks_exact(d).zip(before.held.chunks_exact(d));
-        rows.zip(rearranged.into_iter().zip(pairs))
-            .map(|((now, then), (rearranged, pairs))| AtFact {
-                moved: 1.0 - dot(now, then) / (dot(now, now) * dot(then, then)).sqrt(),
-                rearranged,
-                toward_new: centres
+        rows.zip(ns.into_iter().zip(pairs))
+            .map(|((now, then), (rearranged, pairs))| FactDrift {
+                rd: 1.0 - dot(now, then) / (dot(now, now) * dot(then, then)).sqrt(),
+                ns: rearranged,
+                mtd: centres
                     .as_ref()
-                    .map(|(new, before)| along(now, new) - along(then, before)),
+                    .map(|(new, before)| dot_mean(now, new) - dot_mean(then, before)),
                 pairs,
             })
             .collect()
     }
 
     /// NS at each held fact: the mean over those that it is compared with; none for one that is not in the sample.
-    fn rearranged(&self, held: &[f32], before: &[f32], d: usize) -> Vec<Option<f64>> {
-        let n = self.compared.len();
+    fn ns_per_fact(&self, held: &[f32], before: &[f32], d: usize) -> Vec<Option<f64>> {
+        let n = self.ns_sample.len();
         let cosines = |states: &[f32]| {
             let rows: Vec<f32> = self
-                .compared
+                .ns_sample
                 .iter()
                 .flat_map(|row| &states[row * d..][..d])
                 .copied()
@@ -219,103 +230,104 @@ impl DriftProbe {
             cosines
         };
         let (now, then) = (cosines(held), cosines(before));
-        let mut rearranged = vec![None; self.held.len()];
+        let mut ns = vec![None; self.held.len()];
         let rows = now.chunks_exact(n.max(1)).zip(then.chunks_exact(n.max(1)));
-        for (row, (now, then)) in self.compared.iter().zip(rows) {
-            rearranged[*row] = mean(now.iter().zip(then).map(|(a, b)| f64::from((a - b).abs())));
+        for (row, (now, then)) in self.ns_sample.iter().zip(rows) {
+            ns[*row] = mean(now.iter().zip(then).map(|(a, b)| f64::from((a - b).abs())));
         }
-        rearranged
+        ns
     }
 
     /// Rank-rho, NTR and JSD: the sums over each held fact's pairs.
-    fn answers(
+    fn pair_sums(
         &self,
         engine: &mut Engine,
         model: &Model,
-        before: &Reference,
+        before: &DriftReference,
         progress: &Progress,
-    ) -> Vec<Sums> {
-        let mut of_held = vec![Sums::default(); self.held.len()];
+    ) -> Vec<PairSums> {
+        let mut sums = vec![PairSums::default(); self.held.len()];
         if self.pairs.iter().all(Vec::is_empty) {
-            return of_held;
+            return sums;
         }
         let top = |logits: &[f32]| {
-            let top = likeliest(logits, self.tokens).into_iter();
+            let top = topk(logits, self.tokens).into_iter();
             let mut ids: Vec<u32> = top.map(|(id, _)| id).collect();
             ids.sort_unstable();
             ids
         };
-        let held = self.held.answers(engine, model, progress);
+        let held = self.held.answer_states(engine, model, progress);
         let held = engine.logits(&model.params, &held, |_, logits| top(logits));
-        let new = self.new.answers(engine, model, progress);
-        let of_new = engine.logits(&model.params, &new, |u, logits| {
+        let new = self.new.answer_states(engine, model, progress);
+        let new_sums = engine.logits(&model.params, &new, |u, logits| {
             if self.pairs[u].is_empty() {
                 return Vec::new();
             }
             let own = top(logits);
-            let with = |h: &usize| Sums::of(logits, &own, &held[*h], &before.likeliest[*h]);
+            let with =
+                |h: &usize| PairSums::from_pair(logits, &own, &held[*h], &before.top_tokens[*h]);
             self.pairs[u].iter().map(with).collect()
         });
-        for (pairs, found) in self.pairs.iter().zip(&of_new) {
+        for (pairs, found) in self.pairs.iter().zip(&new_sums) {
             for (h, pair) in pairs.iter().zip(found) {
-                of_held[*h].join(*pair);
+                sums[*h].add(*pair);
             }
         }
-        of_held
+        sums
     }
 }
 
 /// What is found at one held fact.
-struct AtFact {
+struct FactDrift {
     /// 1 - cos(`H_0`, H).
-    moved: f64,
-    /// See [`DriftProbe::rearranged`].
-    rearranged: Option<f64>,
+    rd: f64,
+    /// See [`DriftProbe::ns`].
+    ns: Option<f64>,
     /// The mean over all new facts of cos(H, H(u)) - cos(`H_0`, `H_0(u)`); none where there is none.
-    toward_new: Option<f64>,
-    pairs: Sums,
+    mtd: Option<f64>,
+    pairs: PairSums,
 }
 
 /// Sums over pairs.
 #[derive(Clone, Copy, Default)]
-struct Sums {
+struct PairSums {
     rho: f64,
     /// Pairs that have a rank correlation: one does not exist where all logits are equal.
-    ranked: usize,
-    in_common: f64,
+    num_ranked: usize,
+    num_shared: f64,
     jsd: f64,
     pairs: usize,
 }
 
-impl Sums {
+impl PairSums {
     /// Those of one pair: a new fact, with its `logits` (V) and its likeliest tokens, and a held one, with those of now and of
     /// before; both of now ascending.
-    fn of(logits: &[f32], new: &[u32], held: &[u32], before: &Likeliest) -> Self {
+    fn from_pair(logits: &[f32], new: &[u32], held: &[u32], before: &TopTokens) -> Self {
         let tokens = before.tokens.iter();
         let z: Vec<f32> = tokens.map(|id| logits[*id as usize]).collect();
-        let rho = correlation(&ranks(&z), &before.ranks);
+        let rho = pearson(&ranks(&z), &before.ranks);
         let in_common = new.iter().filter(|id| held.binary_search(id).is_ok());
         Self {
             rho: rho.unwrap_or_default(),
-            ranked: usize::from(rho.is_some()),
-            in_common: in_common.count() as f64,
+            num_ranked: usize::from(rho.is_some()),
+            num_shared: in_common.count() as f64,
             jsd: jensen_shannon(&softmax(&z), &before.probabilities),
             pairs: 1,
         }
     }
 
-    fn join(&mut self, other: Self) {
+    fn add(&mut self, other: Self) {
         self.rho += other.rho;
-        self.ranked += other.ranked;
-        self.in_common += other.in_common;
+        self.num_ranked += other.num_ranked;
+        self.num_shared += other.num_shared;
         self.jsd += other.jsd;
         self.pairs += other.pairs;
     }
 
-    fn over(parts: impl Iterator<Item = Self>) -> Self {
+    fn total(parts: impl Iterator<Item = Self>) -> Self {
         let mut all = Self::default();
         for part in parts {
-            all.join(part);
+            all.add(part);
         }
         all
     }
@@ -324,8 +336,8 @@ impl Sums {
     fn means(&self, tokens: usize) -> Drift {
         let over = |sum: f64, count: usize| (count > 0).then(|| sum / count as f64);
         Drift {
-            rank_rho: over(self.rho, self.ranked),
-            ntr: over(self.in_common, self.pairs).map(|n| n / tokens as f64),
+            rank_rho: over(self.rho, self.num_ranked),
+            ntr: over(self.num_shared, self.pairs).map(|n| n / tokens as f64),
             jsd: over(self.jsd, self.pairs),
             pairs: self.pairs,
             ..Drift::default()
@@ -334,20 +346,20 @@ impl Sums {
 }
 
 /// For every new fact the held ones with the same answer; of more than `most` pairs in all, a sample.
-fn pairs(new: &[Fact], held: &[Fact], most: usize, seed: u64) -> Vec<Vec<usize>> {
-    let mut of_answer: HashMap<String, Vec<usize>> = HashMap::new();
+fn same_answer_pairs(new: &[Fact], held: &[Fact], max: usize, seed: u64) -> Vec<Vec<usize>> {
+    let mut by_answer: HashMap<String, Vec<usize>> = HashMap::new();
     for (i, fact) in held.iter().enumerate() {
-        of_answer.entry(fact.target()).or_default().push(i);
+        by_answer.entry(fact.target()).or_default().push(i);
     }
-    let alike: Vec<&[usize]> = new
+    let partners: Vec<&[usize]> = new
         .iter()
-        .map(|fact| of_answer.get(&fact.target()).map_or(&[][..], |held| held))
+        .map(|fact| by_answer.get(&fact.target()).map_or(&[][..], |held| held))
         .collect();
     // The pairs are numbered new fact by new fact.
-    let all: usize = alike.iter().map(|held| held.len()).sum();
-    let mut chosen = sample(all, most, seed).into_iter().peekable();
+    let all: usize = partners.iter().map(|held| held.len()).sum();
+    let mut chosen = sample(all, max, seed).into_iter().peekable();
     let mut first = 0;
-    alike
+    partners
         .into_iter()
         .map(|held| {
             let own = std::iter::from_fn(|| chosen.next_if(|pair| *pair < first + held.len()));
@@ -366,7 +378,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// The scalar product of a row and a mean of rows.
-fn along(row: &[f32], mean: &[f64]) -> f64 {
+fn dot_mean(row: &[f32], mean: &[f64]) -> f64 {
     row.iter().zip(mean).map(|(a, b)| f64::from(*a) * b).sum()
 }
 
@@ -408,7 +420,7 @@ fn ranks(values: &[f32]) -> Vec<f64> {
 }
 
 /// Pearson's correlation; none where one side is constant. Of ranks it is Spearman's.
-fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     let n = a.len() as f64;
     let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
     let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
@@ -453,11 +465,11 @@ mod tests {
                     .map(|x| x.as_f64().expect("a number") as f32)
                     .collect()
             };
-            let rho = correlation(&ranks(&values("a")), &ranks(&values("b")));
+            let rho = pearson(&ranks(&values("a")), &ranks(&values("b")));
             let theirs = case["rho"].as_f64().expect("a number");
             assert!((rho.expect("not constant") - theirs).abs() < 1e-12);
         }
-        assert_eq!(correlation(&ranks(&[2.0, 2.0]), &ranks(&[1.0, 2.0])), None);
+        assert_eq!(pearson(&ranks(&[2.0, 2.0]), &ranks(&[1.0, 2.0])), None);
     }
 
     #[test]
@@ -465,20 +477,23 @@ mod tests {
         let facts = |objects: &[&str]| -> Vec<Fact> {
             let facts = objects.iter().enumerate();
             facts
-                .map(|(i, o)| Fact::in_test(&format!("{o}{i}"), o))
+                .map(|(i, o)| Fact::for_test(&format!("{o}{i}"), o))
                 .collect()
         };
         let (new, held) = (
             facts(&["Italy", "Peru", "USA"]),
             facts(&["Peru", "Italy", "Italy", "United States"]),
         );
-        assert_eq!(pairs(&new, &held, 100, 0), [vec![1, 2], vec![0], vec![3]]);
-        let some = pairs(&new, &held, 2, 0);
+        assert_eq!(
+            same_answer_pairs(&new, &held, 100, 0),
+            [vec![1, 2], vec![0], vec![3]]
+        );
+        let some = same_answer_pairs(&new, &held, 2, 0);
         assert_eq!(some.iter().map(Vec::len).sum::<usize>(), 2);
-        assert_eq!(some, pairs(&new, &held, 2, 0));
+        assert_eq!(some, same_answer_pairs(&new, &held, 2, 0));
         assert!(
             some.iter()
-                .zip(pairs(&new, &held, 100, 0))
+                .zip(same_answer_pairs(&new, &held, 100, 0))
                 .all(|(some, all)| some.iter().all(|h| all.contains(h)))
         );
     }

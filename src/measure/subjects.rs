@@ -6,7 +6,7 @@ use crate::{
     Result,
     engine::{Batch, Engine},
     facts::Fact,
-    generate::{CALL_TOKENS, Generator, batches},
+    generate::{Generator, MAX_BATCH_TOKENS, batch_by_cost},
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
@@ -18,18 +18,18 @@ pub fn middle_layer(model: &Model) -> usize {
 }
 
 /// The training prompts of facts, and where each one's subject ends.
-pub struct Subjects {
+pub struct SubjectPrompts {
     /// Tokens, and the place among them of the last token that holds a part of the subject.
     rows: Vec<(Vec<u32>, usize)>,
 }
 
-impl Subjects {
+impl SubjectPrompts {
     /// Tokenises the prompts of `facts`. Where a question does not hold its subject as it is written, the prompt's last token
     /// takes its place.
     ///
     /// # Errors
     /// When a question is longer than the model's context, or the tokenizer is not the model's.
-    pub fn find<'f>(
+    pub fn new<'f>(
         facts: impl IntoIterator<Item = &'f Fact>,
         model: &Model,
         engine: &mut Engine,
@@ -40,9 +40,10 @@ impl Subjects {
             let text = template.prompt_text(&fact.question);
             let (tokens, offsets) = model.tokenizer.encode_prompt_with_offsets(&text)?;
             Generator::new(engine, model).check_row(i, tokens.len(), &[&tokens])?;
-            let of_subject = subject(&text, fact).and_then(|range| last_within(&offsets, &range));
-            let at = of_subject.unwrap_or(tokens.len().saturating_sub(1));
-            rows.push((tokens, at));
+            let of_subject =
+                subject_range(&text, fact).and_then(|range| last_token_within(&offsets, &range));
+            let position = of_subject.unwrap_or(tokens.len().saturating_sub(1));
+            rows.push((tokens, position));
         }
         Ok(Self { rows })
     }
@@ -59,15 +60,15 @@ impl Subjects {
 
     /// The residual stream after `layer` layers at the last token of each subject, brought to length 1: (N, D). Zero for an
     /// empty prompt.
-    pub fn states(
+    pub fn subject_states(
         &self,
         engine: &mut Engine,
         model: &Model,
         layer: usize,
         progress: &Progress,
     ) -> Vec<f32> {
-        let at_subject = |row: usize| self.rows[row].1;
-        let mut states = self.read(at_subject, model, progress, |batch, positions| {
+        let subject_end = |row: usize| self.rows[row].1;
+        let mut states = self.forward_at(subject_end, model, progress, |batch, positions| {
             engine.residual_after(&model.params, batch, layer, positions)
         });
         for state in states.chunks_exact_mut(model.config.hidden_size) {
@@ -82,47 +83,52 @@ impl Subjects {
 
     /// The hidden states after the final norm at the last token of each prompt, from which the answer's first token is
     /// predicted: (N, D). Zero for an empty prompt.
-    pub fn answers(&self, engine: &mut Engine, model: &Model, progress: &Progress) -> Vec<f32> {
+    pub fn answer_states(
+        &self,
+        engine: &mut Engine,
+        model: &Model,
+        progress: &Progress,
+    ) -> Vec<f32> {
         let last = |row: usize| self.rows[row].0.len() - 1;
-        self.read(last, model, progress, |batch, positions| {
+        self.forward_at(last, model, progress, |batch, positions| {
             engine.hidden(&model.params, batch, positions)
         })
     }
 
     /// What `see` makes of the token at each row's place: (N, D).
-    fn read(
+    fn forward_at(
         &self,
-        place: impl Fn(usize) -> usize,
+        position: impl Fn(usize) -> usize,
         model: &Model,
         progress: &Progress,
-        mut see: impl FnMut(&Batch, &[usize]) -> Vec<f32>,
+        mut forward: impl FnMut(&Batch, &[usize]) -> Vec<f32>,
     ) -> Vec<f32> {
         let d = model.config.hidden_size;
-        let mut seen = vec![0.0; self.rows.len() * d];
+        let mut states = vec![0.0; self.rows.len() * d];
         let lengths: Vec<usize> = self.rows.iter().map(|(tokens, _)| tokens.len()).collect();
         let bar = progress.bar(self.rows.len() as u64, "reading subjects");
-        for part in batches(&lengths, CALL_TOKENS, usize::MAX) {
+        for part in batch_by_cost(&lengths, MAX_BATCH_TOKENS, usize::MAX) {
             let read = part.iter().copied().filter(|i| lengths[*i] > 0);
             let read: Vec<usize> = read.collect();
             // Nothing behind the place is looked at.
             let rows: Vec<(&[u32], usize)> = read
                 .iter()
-                .map(|i| (&self.rows[*i].0[..=place(*i)], place(*i)))
+                .map(|i| (&self.rows[*i].0[..=position(*i)], position(*i)))
                 .collect();
-            let (batch, own) = Batch::sharing(&rows);
+            let (batch, own) = Batch::with_shared_prefixes(&rows);
             let positions: Vec<usize> = own.iter().map(|own| own.end - 1).collect();
-            let found = see(&batch, &positions);
-            for (i, found) in read.iter().zip(found.chunks_exact(d)) {
-                seen[i * d..][..d].copy_from_slice(found);
+            let hidden = forward(&batch, &positions);
+            for (i, found) in read.iter().zip(hidden.chunks_exact(d)) {
+                states[i * d..][..d].copy_from_slice(found);
             }
             bar.inc(part.len() as u64);
         }
-        seen
+        states
     }
 }
 
 /// Where the subject stands in the prompt (bytes): its last place in the question.
-fn subject(prompt: &str, fact: &Fact) -> Option<Range<usize>> {
+fn subject_range(prompt: &str, fact: &Fact) -> Option<Range<usize>> {
     let subject = fact.subject.trim();
     let question = prompt.rfind(&fact.question)?;
     let start = question + fact.question.rfind(subject)?;
@@ -130,7 +136,7 @@ fn subject(prompt: &str, fact: &Fact) -> Option<Range<usize>> {
 }
 
 /// The last of the tokens with these `offsets` that holds a part of `range`.
-fn last_within(offsets: &[Range<usize>], range: &Range<usize>) -> Option<usize> {
+fn last_token_within(offsets: &[Range<usize>], range: &Range<usize>) -> Option<usize> {
     offsets
         .iter()
         .rposition(|token| token.start < range.end && token.end > range.start)
@@ -142,23 +148,23 @@ mod unit {
 
     #[test]
     fn the_subject_ends_where_its_last_token_does() {
-        let fact = Fact::in_test("Rome", "Italy");
+        let fact = Fact::for_test("Rome", "Italy");
         let prompt = "Q: Which country is Rome located in?\nA:";
-        let range = subject(prompt, &fact).expect("it is in the question");
+        let range = subject_range(prompt, &fact).expect("it is in the question");
         assert_eq!(&prompt[range.clone()], "Rome");
         // " Ro", "me" and " located" of a text, a special token before them.
         let offsets = [0..0, 0..19, 19..22, 22..24, 24..32];
-        assert_eq!(last_within(&offsets, &range), Some(3));
+        assert_eq!(last_token_within(&offsets, &range), Some(3));
     }
 
     #[test]
     fn a_subject_that_is_not_in_the_question_has_no_place() {
-        let mut fact = Fact::in_test("Rome", "Italy");
+        let mut fact = Fact::for_test("Rome", "Italy");
         fact.question = "Which country is the eternal city in?".into();
         let prompt = PromptTemplate::default().prompt_text(&fact.question);
-        assert_eq!(subject(&prompt, &fact), None);
+        assert_eq!(subject_range(&prompt, &fact), None);
         fact.subject = " ".into();
-        assert_eq!(subject(&prompt, &fact), None);
-        assert_eq!(last_within(&[], &(3..5)), None);
+        assert_eq!(subject_range(&prompt, &fact), None);
+        assert_eq!(last_token_within(&[], &(3..5)), None);
     }
 }

@@ -36,9 +36,9 @@ impl Llama3Scaling {
     /// What a frequency of this wavelength (tokens) is divided by: with original context c, 1 where the wave is shorter than
     /// c / high, `factor` where it is longer than c / low, and 1 / ((1 - s) / factor + s), s = (c / w - low) / (high - low), between.
     pub fn divisor(&self, wavelength: f64) -> f64 {
-        let turns = self.original_max_position_embeddings / wavelength;
+        let cycles = self.original_max_position_embeddings / wavelength;
         let (low, high) = (self.low_freq_factor, self.high_freq_factor);
-        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        let smooth = ((cycles - low) / (high - low)).clamp(0.0, 1.0);
         1.0 / ((1.0 - smooth) / self.factor + smooth)
     }
 }
@@ -99,8 +99,8 @@ const FAMILIES: [(&str, Family); 4] = [
 ];
 
 /// Upper limits far above any model there is, so that no product of two dimensions overflows.
-const LARGEST_DIMENSION: usize = 1 << 22;
-const MOST_LAYERS: usize = 1 << 12;
+const MAX_DIMENSION: usize = 1 << 22;
+const MAX_LAYERS: usize = 1 << 12;
 
 impl Family {
     /// `model_type` in `config.json`.
@@ -118,7 +118,7 @@ impl Family {
             .get("architectures")
             .and_then(|a| a.get(0))
             .and_then(Value::as_str);
-        let named = match config.get("model_type").and_then(Value::as_str) {
+        let name = match config.get("model_type").and_then(Value::as_str) {
             Some(model_type) => model_type.to_owned(),
             None => architecture
                 .map(|a| {
@@ -130,14 +130,14 @@ impl Family {
                     Error::broken(path, "neither `model_type` nor `architectures` is there")
                 })?,
         };
-        let family = FAMILIES.iter().find(|(name, _)| *name == named);
+        let family = FAMILIES.iter().find(|(known, _)| *known == name);
         let decoder = architecture.is_none_or(|a| {
             let a = a.to_lowercase();
-            a == format!("{named}forcausallm") || a == format!("{named}model")
+            a == format!("{name}forcausallm") || a == format!("{name}model")
         });
         match family {
             Some((_, family)) if decoder => Ok(*family),
-            _ => Err(unsupported_architecture(architecture.unwrap_or(&named))),
+            _ => Err(unsupported_architecture(architecture.unwrap_or(&name))),
         }
     }
 }
@@ -200,7 +200,7 @@ impl ModelConfig {
             return Err(reader.broken(format!("`rms_norm_eps` is {rms_norm_eps}")));
         }
         let num_hidden_layers = reader.dimension("num_hidden_layers", None)?;
-        if num_hidden_layers > MOST_LAYERS {
+        if num_hidden_layers > MAX_LAYERS {
             return Err(reader.broken(format!("`num_hidden_layers` is {num_hidden_layers}")));
         }
         let (rope_theta, rope_scaling) = reader.rope()?;
@@ -256,7 +256,7 @@ impl<'a> Reader<'a> {
 
     fn dimension(&self, key: &str, default: Option<usize>) -> Result<usize> {
         match self.integer(key, default)? {
-            n @ 1..=LARGEST_DIMENSION => Ok(n),
+            n @ 1..=MAX_DIMENSION => Ok(n),
             n => Err(self.broken(format!("`{key}` is {n}, beyond any model there is"))),
         }
     }

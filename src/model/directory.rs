@@ -8,7 +8,7 @@ use super::{Model, ModelConfig, TextTokenizer, checksum, files, safetensors::Wei
 use crate::{Error, Result};
 
 /// What a directory holds beside its weights.
-struct Described {
+struct ModelFiles {
     config: ModelConfig,
     config_json: Map<String, Value>,
     generation_config_json: Option<Map<String, Value>>,
@@ -18,11 +18,11 @@ struct Described {
 
 /// The tokenizer of the model in `dir`; no weight is read.
 pub(super) fn tokenizer(dir: &Path) -> Result<TextTokenizer> {
-    Ok(describe(dir)?.tokenizer)
+    Ok(read_model_files(dir)?.tokenizer)
 }
 
 /// Reads `config.json`, `tokenizer.json` and what else there is.
-fn describe(dir: &Path) -> Result<Described> {
+fn read_model_files(dir: &Path) -> Result<ModelFiles> {
     let config_path = dir.join("config.json");
     if !config_path.is_file() {
         return Err(Error::input_hint(
@@ -62,7 +62,7 @@ fn describe(dir: &Path) -> Result<Described> {
         &model_configs,
     )?;
     super::check_vocabulary(&tokenizer, &config, &tokenizer_path)?;
-    Ok(Described {
+    Ok(ModelFiles {
         config,
         config_json,
         generation_config_json,
@@ -73,13 +73,13 @@ fn describe(dir: &Path) -> Result<Described> {
 
 /// Loads `dir`: what describes the model, and safetensors.
 pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
-    let Described {
+    let ModelFiles {
         config,
         config_json,
         generation_config_json,
         tokenizer,
         tokenizer_json,
-    } = describe(dir)?;
+    } = read_model_files(dir)?;
     let source = Weights::open(dir)?;
     source.refuse_extra(&config)?;
     let (params, checksum) = rayon::join(

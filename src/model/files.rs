@@ -7,12 +7,12 @@ use serde_json::{Map, Value};
 use crate::{Error, Result};
 
 /// Bytes beyond which no configuration or tokenizer goes.
-const LARGEST_JSON: u64 = 1 << 28;
+const MAX_JSON_BYTES: u64 = 1 << 28;
 
 /// The bytes of a configuration or tokenizer file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let length = fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if length > LARGEST_JSON {
+    if length > MAX_JSON_BYTES {
         return Err(Error::broken(
             path,
             format!("{length} bytes is too long for such a file"),

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 pub mod buffer;
-mod catalogue;
 pub(crate) mod checksum;
 pub mod config;
 mod directory;
@@ -11,6 +10,7 @@ pub(crate) mod files;
 mod gguf;
 mod map;
 pub mod params;
+mod registry;
 mod safetensors;
 mod save;
 mod source;
@@ -18,10 +18,10 @@ pub mod tokenizer;
 mod weights;
 
 pub use buffer::Buffer;
-pub(crate) use catalogue::cache_dir;
 pub use config::{Family, ModelConfig};
 pub(crate) use map::FileMap;
 pub use params::{Layout, LinearInput, Params};
+pub(crate) use registry::cache_dir;
 pub(crate) use save::{write_json, write_weights};
 pub use source::pull;
 pub use tokenizer::TextTokenizer;
@@ -141,7 +141,7 @@ impl Model {
 
 /// An error if the tokenizer (the content of `path`) knows an id that the embedding has no row for.
 fn check_vocabulary(tokenizer: &TextTokenizer, config: &ModelConfig, path: &Path) -> Result<()> {
-    match tokenizer.largest_id() {
+    match tokenizer.max_token_id() {
         Some(id) if id as usize >= config.vocab_size => Err(Error::broken(
             path,
             format!(

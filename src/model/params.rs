@@ -80,7 +80,7 @@ impl LayerLayout {
     }
 
     /// The weights that read `input`.
-    pub fn readers(&self, input: LinearInput) -> &Range<usize> {
+    pub fn weight_range(&self, input: LinearInput) -> &Range<usize> {
         match input {
             LinearInput::Qkv => &self.qkv,
             LinearInput::O => &self.o,

@@ -133,7 +133,7 @@ impl Weights {
     }
 }
 
-impl weights::Source for Weights {
+impl weights::TensorSource for Weights {
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)> {
         let entry = self.tensors.get(name)?;
         Some((&self.files[entry.file].0, entry.shape.clone()))

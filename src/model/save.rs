@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{Dtype, Model, Params, config::RopeScaling};
-use crate::{Error, Result, whole};
+use crate::{Error, Result, atomic_file};
 
 /// Writes `model` into `dir`, each file whole or not at all, the weights last.
 pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
@@ -26,7 +26,7 @@ pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
         .inner
         .to_string(true)
         .map_err(|e| Error::input(format!("the tokenizer cannot be written: {e}")))?;
-    whole::write(&dir.join("tokenizer.json"), tokenizer.as_bytes())?;
+    atomic_file::write(&dir.join("tokenizer.json"), tokenizer.as_bytes())?;
     write_weights(&model.params, &dir.join("model.safetensors"), dtype)
 }
 
@@ -34,7 +34,7 @@ pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
 pub(crate) fn write_json(path: &Path, object: &Map<String, Value>) -> Result<()> {
     let mut text = serde_json::to_string_pretty(object).expect("a JSON object can be written");
     text.push('\n');
-    whole::write(path, text.as_bytes())
+    atomic_file::write(path, text.as_bytes())
 }
 
 /// The configuration as it was read, but for the dtype, and with the rotary base where `transformers` 4 looks for it.
@@ -67,7 +67,7 @@ pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Resul
         (tensor.name.as_str(), view)
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let file = whole::temporary(path)?;
+    let file = atomic_file::temp_file(path)?;
     serialize_to_file(tensors, Some(metadata), file.path()).map_err(|e| match e {
         ::safetensors::SafeTensorError::IoError(e) => Error::io("write", path)(e),
         other => Error::Failed {
@@ -75,7 +75,7 @@ pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Resul
             hint: None,
         },
     })?;
-    whole::keep(file, path)
+    atomic_file::persist(file, path)
 }
 
 /// One tensor, converted when it is written.

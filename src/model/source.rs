@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::catalogue;
-use crate::{Error, Result, error::nearest, hub};
+use super::registry;
+use crate::{Error, Result, error::closest_match, hub};
 
 /// The local path of a model: a directory or a GGUF file. Brings a model of the catalogue or of the hub into the cache
 /// first; a second call costs nothing.
@@ -22,23 +22,23 @@ pub fn pull(spec: &str) -> Result<PathBuf> {
     if path.exists() {
         return gguf_file(path);
     }
-    if let Some(entry) = catalogue::find(spec) {
-        return catalogue::pull(entry);
+    if let Some(entry) = registry::find(spec) {
+        return registry::pull(entry);
     }
-    if looks_like_a_path(spec) {
+    if looks_like_path(spec) {
         return Err(Error::input_hint(
             format!("there is no model at `{spec}`: no such file or directory"),
             "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
         ));
     }
     if spec.contains('/') {
-        return hub::model(spec);
+        return hub::model_snapshot(spec);
     }
-    let names: Vec<&str> = catalogue::names().collect();
+    let names: Vec<&str> = registry::names().collect();
     let known = format!("the catalogue has: {}", names.join(", "));
     Err(Error::input_hint(
         format!("there is no model `{spec}`: no file, no directory, and not in the catalogue"),
-        match nearest(spec, names) {
+        match closest_match(spec, names) {
             Some(name) => format!("did you mean `{name}`? {known}"),
             None => known,
         },
@@ -47,14 +47,14 @@ pub fn pull(spec: &str) -> Result<PathBuf> {
 
 /// `path`, if it can be a GGUF file.
 fn gguf_file(path: &Path) -> Result<PathBuf> {
-    let named = path
+    let has_extension = path
         .extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let mut magic = [0; 4];
-    let begins = File::open(path)
+    let has_magic = File::open(path)
         .and_then(|mut file| file.read_exact(&mut magic))
         .is_ok_and(|()| &magic == b"GGUF");
-    if named || begins {
+    if has_extension || has_magic {
         return Ok(path.to_owned());
     }
     Err(Error::input_hint(
@@ -64,7 +64,7 @@ fn gguf_file(path: &Path) -> Result<PathBuf> {
 }
 
 /// Whether `spec` can only be meant as a path, not as `organisation/name`.
-fn looks_like_a_path(spec: &str) -> bool {
+fn looks_like_path(spec: &str) -> bool {
     let path = Path::new(spec);
     let gguf = path
         .extension()

@@ -5,10 +5,10 @@ use std::{ops::Range, path::Path};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use crate::{Error, Result, quiet};
+use crate::{Error, Result, catch_panic};
 
 /// Ends of a turn in the chat formats of the supported families.
-const END_OF_TURN: [&str; 3] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>"];
+const END_OF_TURN_TOKENS: [&str; 3] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>"];
 
 /// A tokenizer with what its `tokenizer_config.json` says.
 #[derive(Clone)]
@@ -18,7 +18,7 @@ pub struct TextTokenizer {
     /// `tokenizer_config.json`.
     pub config_json: Map<String, Value>,
     /// Tokens after which a model has nothing more to say (EOS, end of turn).
-    pub end_tokens: Vec<u32>,
+    pub eos_token_ids: Vec<u32>,
 }
 
 impl TextTokenizer {
@@ -77,7 +77,7 @@ impl TextTokenizer {
             .and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
         end_tokens.extend(eos.and_then(|token| inner.token_to_id(token)));
         let added = inner.get_added_tokens_decoder();
-        end_tokens.extend(END_OF_TURN.iter().filter_map(|token| {
+        end_tokens.extend(END_OF_TURN_TOKENS.iter().filter_map(|token| {
             let id = inner.token_to_id(token)?;
             added.get(&id)?.special.then_some(id)
         }));
@@ -86,7 +86,7 @@ impl TextTokenizer {
         Ok(Self {
             inner,
             config_json,
-            end_tokens,
+            eos_token_ids: end_tokens,
         })
     }
 
@@ -132,7 +132,7 @@ impl TextTokenizer {
     }
 
     /// As [`Self::decode`], with the special tokens.
-    pub fn decode_whole(&self, ids: &[u32]) -> String {
+    pub fn decode_with_special_tokens(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, false).unwrap_or_default()
     }
 
@@ -152,7 +152,7 @@ impl TextTokenizer {
     }
 
     /// The largest token id, if there is a token at all.
-    pub(super) fn largest_id(&self) -> Option<u32> {
+    pub(super) fn max_token_id(&self) -> Option<u32> {
         self.inner.get_vocab(true).into_values().max()
     }
 }
@@ -167,7 +167,7 @@ fn refused(text: &str, reason: &tokenizers::Error) -> Error {
 /// that names a token which is not there.
 fn parse(json: &[u8]) -> Result<Tokenizer, String> {
     serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| e.to_string())?;
-    quiet::attempt(|| {
+    catch_panic::catch_panic(|| {
         let tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         let trial = tokenizer.encode("a 1\n", true).map_err(|e| e.to_string())?;
         tokenizer
@@ -232,7 +232,7 @@ mod tests {
     fn end_tokens_come_from_every_configuration_and_the_known_ends_of_a_turn() {
         let tokenizer = byte_level(&serde_json::json!({}));
         let a = tokenizer.inner.token_to_id("a").unwrap();
-        assert_eq!(tokenizer.end_tokens, [3, 9, a, 256]);
+        assert_eq!(tokenizer.eos_token_ids, [3, 9, a, 256]);
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::{path::Path, sync::Arc};
 use rayon::prelude::*;
 
 use super::{Dtype, Layout, ModelConfig, Params, params::TensorInfo};
-use crate::{Error, Result, figures, run::memory_of_machine};
+use crate::{Error, Result, format, run::total_memory_bytes};
 
 /// Elements that one job converts: enough to be worth a job, few enough to keep every core busy.
-const JOB_ELEMENTS: usize = 1 << 18;
+const CHUNK_ELEMENTS: usize = 1 << 18;
 
 /// A set of named tensors on disk.
-pub(super) trait Source: Sync {
+pub(super) trait TensorSource: Sync {
     /// Where the tensor lies, for messages; its shape, outermost dimension first. `None` when there is no such tensor.
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)>;
 
@@ -20,7 +20,11 @@ pub(super) trait Source: Sync {
 }
 
 /// Reads every tensor of `config`'s layout from `source`; shapes are checked before anything is allocated.
-pub(super) fn read(source: &impl Source, config: &ModelConfig, path: &Path) -> Result<Params> {
+pub(super) fn read(
+    source: &impl TensorSource,
+    config: &ModelConfig,
+    path: &Path,
+) -> Result<Params> {
     let layout = Layout::new(config);
     for tensor in &layout.tensors {
         match source.shape(&tensor.name) {
@@ -42,7 +46,7 @@ pub(super) fn read(source: &impl Source, config: &ModelConfig, path: &Path) -> R
             Some(_) => {}
         }
     }
-    require_room(&layout, path)?;
+    check_memory(&layout, path)?;
     let mut params = Params::zeros(Arc::new(layout));
     let layout = params.layout.clone();
     let mut rest: &mut [f32] = &mut params.data;
@@ -51,7 +55,7 @@ pub(super) fn read(source: &impl Source, config: &ModelConfig, path: &Path) -> R
         let (out, after) = rest.split_at_mut(tensor.range.len());
         rest = after;
         let row = tensor.row_len();
-        let rows = (JOB_ELEMENTS / row).max(1);
+        let rows = (CHUNK_ELEMENTS / row).max(1);
         for (i, out) in out.chunks_mut(rows * row).enumerate() {
             jobs.push((tensor, i * rows, out));
         }
@@ -91,16 +95,16 @@ pub(super) fn convert(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Refuses weights that this machine has no memory for, before room for them is made.
-fn require_room(layout: &Layout, path: &Path) -> Result<()> {
+fn check_memory(layout: &Layout, path: &Path) -> Result<()> {
     let bytes = (layout.len * size_of::<f32>()) as u64;
-    match memory_of_machine() {
+    match total_memory_bytes() {
         Some(machine) if bytes > machine => Err(Error::input_hint(
             format!(
                 "{} has {} weights: in f32 they need {} of memory, and this machine has {}",
                 path.display(),
-                figures::thousands(layout.len),
-                figures::memory(bytes),
-                figures::memory(machine)
+                format::thousands(layout.len),
+                format::memory(bytes),
+                format::memory(machine)
             ),
             "take a smaller model, or a machine with more memory",
         )),

@@ -16,11 +16,11 @@ use crate::{Error, Result, facts::Message};
 const FUEL: u64 = 1_000_000;
 
 /// What stands in a rendering for the question that is cut out of it.
-const ASKED: &str = "{question}";
+const QUESTION_PLACEHOLDER: &str = "{question}";
 
 /// The template in which the user's message is `user` (with `{question}` in it) and the assistant's `assistant` (with
 /// `{object}` in it).
-pub(super) fn template(
+pub(super) fn prompt_template(
     config: &Map<String, Json>,
     user: &str,
     assistant: &str,
@@ -30,35 +30,35 @@ pub(super) fn template(
         role: role.into(),
         content: content.into(),
     };
-    let asked_again = [
+    let two_turns = [
         message("user", user),
         message("assistant", assistant),
         message("user", user),
     ];
-    let (asked, answered) = (&asked_again[..1], &asked_again[..2]);
+    let (asked, answered) = (&two_turns[..1], &two_turns[..2]);
 
     let prompt = render(source, config, asked, true)?;
-    let (start, opening) = cut(&prompt, user)?;
+    let (start, opening) = split_around(&prompt, user)?;
     let whole = render(source, config, answered, false)?;
-    let (_, rest) = cut(&whole, user)?;
-    let (before_answer, after_answer) = cut(rest, assistant)?;
+    let (_, rest) = split_around(&whole, user)?;
+    let (before_answer, after_answer) = split_around(rest, assistant)?;
     // What a template writes before an answer beyond the generation prompt is the answer's to say (a space, mostly).
-    let lead = before_answer.strip_prefix(opening).unwrap_or_default();
+    let answer_prefix = before_answer.strip_prefix(opening).unwrap_or_default();
     let end = match after_answer.trim_end() {
         "" => "\n",
         marker => marker,
     };
     // The later turn: what stands between an answer's end marker and the next question.
-    let again = render(source, config, &asked_again, true)?;
-    let (_, rest) = cut(&again, user)?;
-    let (_, rest) = cut(rest, assistant)?;
-    let (between, _) = cut(rest, user)?;
+    let again = render(source, config, &two_turns, true)?;
+    let (_, rest) = split_around(&again, user)?;
+    let (_, rest) = split_around(rest, assistant)?;
+    let (between, _) = split_around(rest, user)?;
     let next_start = between.strip_prefix(end).unwrap_or(start);
 
     Ok(PromptTemplate {
         prompt: format!("{start}{user}{opening}"),
-        target: format!("{lead}{assistant}{end}"),
-        next: Some(format!("{next_start}{user}{opening}")),
+        target: format!("{answer_prefix}{assistant}{end}"),
+        next_prompt: Some(format!("{next_start}{user}{opening}")),
     })
 }
 
@@ -88,7 +88,7 @@ fn source(config: &Map<String, Json>) -> Result<&str> {
 }
 
 /// The texts that train a chat: for every message of the assistant what comes before it, and it with its end marker.
-pub(super) fn turns(
+pub(super) fn assistant_turns(
     config: &Map<String, Json>,
     messages: &[Message],
 ) -> Result<Vec<(String, String)>> {
@@ -99,18 +99,18 @@ pub(super) fn turns(
         .filter(|(_, m)| m.role == "assistant");
     answers
         .map(|(i, _)| {
-            let before = render(source, config, &messages[..i], true)?;
+            let prefix = render(source, config, &messages[..i], true)?;
             let whole = render(source, config, &messages[..=i], false)?;
-            let answer = whole
-                .strip_prefix(&before)
-                .ok_or_else(|| broken("it writes a turn differently once it is answered"))?;
-            Ok((before, answer.trim_end().to_owned()))
+            let answer = whole.strip_prefix(&prefix).ok_or_else(|| {
+                template_error("it writes a turn differently once it is answered")
+            })?;
+            Ok((prefix, answer.trim_end().to_owned()))
         })
         .collect()
 }
 
 /// Where in a chat the user's messages are that the assistant answers.
-pub(super) fn answered(messages: &[Message]) -> impl Iterator<Item = usize> {
+pub(super) fn answered_questions(messages: &[Message]) -> impl Iterator<Item = usize> {
     let pairs = messages.windows(2).enumerate();
     pairs.filter_map(|(i, pair)| {
         (pair[0].role == "user" && pair[1].role == "assistant").then_some(i)
@@ -123,17 +123,19 @@ pub(super) fn questions(
     messages: &[Message],
 ) -> Result<Vec<ChatQuestion>> {
     let source = source(config)?;
-    answered(messages)
+    answered_questions(messages)
         .map(|i| {
-            let mut until = messages[..=i].to_vec();
-            until[i].content = ASKED.into();
-            let rendered = render(source, config, &until, true)?;
+            let mut history = messages[..=i].to_vec();
+            history[i].content = QUESTION_PLACEHOLDER.into();
+            let rendered = render(source, config, &history, true)?;
             // Earlier messages may quote the mark; the last one is the question's place.
-            let (before, after) = rendered.rsplit_once(ASKED).ok_or_else(left_out)?;
+            let (before, after) = rendered
+                .rsplit_once(QUESTION_PLACEHOLDER)
+                .ok_or_else(missing_message_error)?;
             Ok(ChatQuestion {
-                before: before.into(),
-                asked: messages[i].content.clone(),
-                after: after.into(),
+                prefix: before.into(),
+                question: messages[i].content.clone(),
+                suffix: after.into(),
             })
         })
         .collect()
@@ -144,7 +146,7 @@ fn render(
     source: &str,
     config: &Map<String, Json>,
     messages: &[Message],
-    generate: bool,
+    add_generation_prompt: bool,
 ) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -160,7 +162,7 @@ fn render(
     environment.add_function("strftime_now", |format: &str| fixed_date(format));
     let values = context! {
         messages => messages,
-        add_generation_prompt => generate,
+        add_generation_prompt => add_generation_prompt,
         enable_thinking => false,
         // Neither tools nor documents: `transformers` says none of both, which is not the same as not to name them.
         tools => (),
@@ -172,7 +174,7 @@ fn render(
     };
     environment
         .render_str(&without_generation_marks(source), values)
-        .map_err(|e| broken(&e.to_string()))
+        .map_err(|e| template_error(&e.to_string()))
 }
 
 /// The template with `{% generation %}`, by which `transformers` is told where an answer is and which prints nothing, as a
@@ -214,15 +216,15 @@ fn fixed_date(format: &str) -> String {
 }
 
 /// The text before and after `message`.
-fn cut<'t>(text: &'t str, message: &str) -> Result<(&'t str, &'t str)> {
-    text.split_once(message).ok_or_else(left_out)
+fn split_around<'t>(text: &'t str, message: &str) -> Result<(&'t str, &'t str)> {
+    text.split_once(message).ok_or_else(missing_message_error)
 }
 
-fn left_out() -> Error {
-    broken("it leaves a message out, or changes it")
+fn missing_message_error() -> Error {
+    template_error("it leaves a message out, or changes it")
 }
 
-fn broken(reason: &str) -> Error {
+fn template_error(reason: &str) -> Error {
     Error::input_hint(
         format!("the model's chat template does not work: {reason}"),
         "set `chat = false`, or mend `chat_template` in the model's tokenizer_config.json",
@@ -241,7 +243,7 @@ mod tests {
     }
 
     fn chat(source: &str) -> Result<PromptTemplate> {
-        template(&config(source), "{question}", "{object}")
+        prompt_template(&config(source), "{question}", "{object}")
     }
 
     fn message(role: &str, content: &str) -> Message {
@@ -275,7 +277,10 @@ mod tests {
         let template = chat(source).unwrap();
         assert_eq!(template.prompt, "<s>[INST] {question} [/INST]");
         assert_eq!(template.target, " {object}</s>");
-        assert_eq!(template.next.as_deref(), Some("[INST] {question} [/INST]"));
+        assert_eq!(
+            template.next_prompt.as_deref(),
+            Some("[INST] {question} [/INST]")
+        );
     }
 
     #[test]
@@ -298,7 +303,7 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{source}");
         }
         assert!(
-            template(&Map::new(), "{question}", "{object}")
+            prompt_template(&Map::new(), "{question}", "{object}")
                 .unwrap_err()
                 .hint()
                 .is_some()
@@ -315,7 +320,7 @@ mod tests {
         );
         let mut files = vec![golden.to_owned()];
         files.extend(std::env::var("UNFORGET_CHAT_RENDERINGS"));
-        let (mut compared, mut apart) = (0, Vec::new());
+        let (mut compared, mut mismatches) = (0, Vec::new());
         for file in files {
             let text = std::fs::read_to_string(&file).expect("the renderings");
             let families: Vec<Json> = serde_json::from_str(&text).expect("JSON");
@@ -342,13 +347,13 @@ mod tests {
                     let ours = render(source, tokens, &messages, generate);
                     let theirs = chat["rendered"].as_str();
                     if ours.as_deref().ok() != theirs {
-                        apart.push(format!("{name}, chat {i}: {ours:?}, not {theirs:?}"));
+                        mismatches.push(format!("{name}, chat {i}: {ours:?}, not {theirs:?}"));
                     }
                     compared += 1;
                 }
             }
         }
-        assert!(apart.is_empty(), "{}", apart.join("\n"));
+        assert!(mismatches.is_empty(), "{}", mismatches.join("\n"));
         // 14 templates, 7 chats each.
         assert!(compared >= 98, "{compared}");
     }
@@ -361,7 +366,7 @@ mod tests {
             message("user", "c"),
             message("assistant", "d"),
         ];
-        let turns = turns(&config(CHATML), &messages).unwrap();
+        let turns = assistant_turns(&config(CHATML), &messages).unwrap();
         assert_eq!(turns.len(), 2);
         assert!(
             turns[0]
@@ -389,16 +394,16 @@ mod tests {
         let questions = questions(&config(CHATML), &messages).unwrap();
         assert_eq!(questions.len(), 2);
         let ChatQuestion {
-            before,
-            asked,
-            after,
+            prefix: before,
+            question: asked,
+            suffix: after,
         } = &questions[1];
         assert!(before.ends_with("a mark<|im_end|>\n<|im_start|>user\n"));
         assert_eq!(
             (asked.as_str(), after.as_str()),
             ("a", "<|im_end|>\n<|im_start|>assistant\n")
         );
-        let whole = turns(&config(CHATML), &messages[..4]).unwrap();
+        let whole = assistant_turns(&config(CHATML), &messages[..4]).unwrap();
         assert_eq!(format!("{before}{asked}{after}"), whole[1].0);
     }
 
@@ -409,7 +414,7 @@ mod tests {
             json!([{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]);
         config.insert("chat_template".into(), named);
         assert!(
-            template(&config, "{question}", "{object}")
+            prompt_template(&config, "{question}", "{object}")
                 .unwrap()
                 .prompt
                 .contains("Be kind.")

@@ -1,6 +1,6 @@
 //! Freezing: which tensors are trained (section 3 of the paper, table 3), as presets or patterns of tensor names.
 
-use crate::{Error, Result, error::nearest, model::Layout};
+use crate::{Error, Result, error::closest_match, model::Layout};
 
 /// The parameter groups of the paper, and the parts of tensor names that belong to each: weight, bias and q/k norm.
 const PRESETS: [(&str, &[&str]); 9] = [
@@ -16,7 +16,7 @@ const PRESETS: [(&str, &[&str]); 9] = [
 ];
 
 /// Parameters below which the paper's table 3 speaks for a model (1.5 billion there; appendix B has 7 and 8 billion).
-const SMALL: usize = 3_000_000_000;
+const SMALL_MODEL_PARAMS: usize = 3_000_000_000;
 
 /// The preset that learns a task and few of its facts, for a model of so many parameters.
 ///
@@ -24,7 +24,11 @@ const SMALL: usize = 3_000_000_000;
 /// that no longer keeps facts out, and a single projection does (appendix B, of k, v and o): k, which of these three knows
 /// most and forgets least in table 3 (Known .944, Held .927).
 pub fn task_preset(parameters: usize) -> &'static str {
-    if parameters < SMALL { "attn" } else { "k" }
+    if parameters < SMALL_MODEL_PARAMS {
+        "attn"
+    } else {
+        "k"
+    }
 }
 
 /// Whether each tensor of `layout` is trained, given presets (`k` `q` `v` `o` `attn` `gate+up` `down` `ffn` `all`) and
@@ -33,12 +37,12 @@ pub fn task_preset(parameters: usize) -> &'static str {
 ///
 /// # Errors
 /// [`Error::Input`] for a pattern that matches no tensor, naming the nearest.
-pub fn trained_tensors(layout: &Layout, selectors: &[String]) -> Result<Vec<bool>> {
+pub fn trainable_tensors(layout: &Layout, selectors: &[String]) -> Result<Vec<bool>> {
     let mut trained = vec![false; layout.tensors.len()];
     for selector in selectors {
         let mut matched = false;
         for (tensor, trained) in layout.tensors.iter().zip(&mut trained) {
-            if selects(selector, &tensor.name) {
+            if selector_matches(selector, &tensor.name) {
                 *trained = true;
                 matched = true;
             }
@@ -58,7 +62,7 @@ pub fn trained_tensors(layout: &Layout, selectors: &[String]) -> Result<Vec<bool
 
 /// What a selector names, and the first and last layer that it is confined to, where it is; none where what follows `@` is
 /// neither a layer nor a range of layers.
-pub fn name_and_layers(selector: &str) -> Option<(&str, Option<(usize, usize)>)> {
+pub fn parse_selector(selector: &str) -> Option<(&str, Option<(usize, usize)>)> {
     let Some((name, layers)) = selector.split_once('@') else {
         return Some((selector, None));
     };
@@ -73,8 +77,8 @@ fn layer_of(tensor: &str) -> Option<usize> {
     rest.split_once('.')?.0.parse().ok()
 }
 
-fn selects(selector: &str, name: &str) -> bool {
-    let Some((selector, layers)) = name_and_layers(selector) else {
+fn selector_matches(selector: &str, name: &str) -> bool {
+    let Some((selector, layers)) = parse_selector(selector) else {
         return false;
     };
     let is_within =
@@ -102,7 +106,7 @@ fn no_match(layout: &Layout, selector: &str) -> Error {
         .iter()
         .map(|(preset, _)| *preset)
         .chain(layout.tensors.iter().map(|t| t.name.as_str()));
-    let near = nearest(selector, known).unwrap_or(&layout.tensors[0].name);
+    let near = closest_match(selector, known).unwrap_or(&layout.tensors[0].name);
     Error::input_hint(
         format!("`train.trainable`: no tensor matches \"{selector}\""),
         format!(
@@ -140,7 +144,7 @@ mod tests {
     fn trained(selectors: &[&str]) -> Vec<String> {
         let layout = layout();
         let selectors: Vec<String> = selectors.iter().map(ToString::to_string).collect();
-        let trained = trained_tensors(&layout, &selectors).expect("every selector matches");
+        let trained = trainable_tensors(&layout, &selectors).expect("every selector matches");
         layout
             .tensors
             .iter()
@@ -151,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_projection_brings_its_bias_and_its_norm() {
+    fn a_projection_includes_its_bias_and_norm() {
         let k = [
             "0.self_attn.k_proj.weight",
             "0.self_attn.k_proj.bias",
@@ -219,7 +223,7 @@ mod tests {
         assert_eq!(trained(&["all@0-1"]).len(), layout().tensors.len() - 3);
         for wrong in ["ffn@", "ffn@x", "ffn@3-1", "ffn@2", "ffn@1-"] {
             assert!(
-                trained_tensors(&layout(), &[wrong.into()]).is_err(),
+                trainable_tensors(&layout(), &[wrong.into()]).is_err(),
                 "{wrong}"
             );
         }
@@ -227,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_pattern_that_matches_nothing_names_the_nearest_tensor() {
-        let error = trained_tensors(&layout(), &["lm_haed.weight".into()]).expect_err("a typo");
+        let error = trainable_tensors(&layout(), &["lm_haed.weight".into()]).expect_err("a typo");
         assert!(error.to_string().contains("lm_haed.weight"));
         assert!(
             error

@@ -23,11 +23,11 @@ const HALVINGS: usize = 6;
 ///
 /// # Errors
 /// When `holds` fails.
-pub fn smallest(mut holds: impl FnMut(f32) -> Result<bool>) -> Result<f32> {
+pub fn smallest_factor(mut is_enough: impl FnMut(f32) -> Result<bool>) -> Result<f32> {
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..HALVINGS {
         let middle = f32::midpoint(low, high);
-        if holds(middle)? {
+        if is_enough(middle)? {
             high = middle;
         } else {
             low = middle;
@@ -40,11 +40,11 @@ pub fn smallest(mut holds: impl FnMut(f32) -> Result<bool>) -> Result<f32> {
 pub fn interpolate(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
     into.par_chunks_mut(CHUNK)
         .zip(base.par_chunks(CHUNK).zip(trained.par_chunks(CHUNK)))
-        .for_each(|(into, (base, trained))| between(into, base, trained, a));
+        .for_each(|(into, (base, trained))| lerp(into, base, trained, a));
 }
 
 vectorized! {
-    fn between(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
+    fn lerp(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
         // In this form weights that did not move stay to the bit.
         for (into, (w0, w)) in into.iter_mut().zip(base.iter().zip(trained)) {
             *into = w - (1.0 - a) * (w - w0);
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn the_smallest_factor_that_holds_is_found_to_a_64th() {
         for least in [0.0, 0.01, 0.3, 0.655, 0.99, 1.0] {
-            let found = smallest(|a| Ok(a >= least)).expect("asking never fails");
+            let found = smallest_factor(|a| Ok(a >= least)).expect("asking never fails");
             assert!(
                 found >= least && found - least <= 1.0 / 64.0,
                 "{least}: {found}"
@@ -82,7 +82,10 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_less_holds_everything_stays() {
-        assert_eq!(smallest(|_| Ok(false)).expect("asking never fails"), 1.0);
+    fn the_factor_is_one_when_nothing_smaller_is_enough() {
+        assert_eq!(
+            smallest_factor(|_| Ok(false)).expect("asking never fails"),
+            1.0
+        );
     }
 }

@@ -19,12 +19,12 @@ use serde_json::json;
 
 use crate::{
     Error, Result,
-    config::{Lora, LoraVariant},
+    config::{LoraConfig, LoraVariant},
     engine::{
         Gradients, matmul,
         simd::{LANES, vectorized},
     },
-    error::nearest,
+    error::closest_match,
     model::{Buffer, Dtype, Layout, Params, params::TensorInfo, write_json, write_weights},
 };
 
@@ -32,26 +32,26 @@ use crate::{
 const ALL_LINEAR: &str = "all-linear";
 
 /// What PEFT's classes put before the name of a module.
-const PREFIX: &str = "base_model.model.";
+const PEFT_PREFIX: &str = "base_model.model.";
 
 /// A linear layer of the decoder, and the adapter of its weight.
-struct Target {
+struct AdaptedWeight {
     /// Where the weight lies in the model's weights.
     weight: Range<usize>,
     /// Where it lies in the model's gradients, and W0 in `base`.
-    at: Range<usize>,
+    grad_range: Range<usize>,
     /// out, in.
     shape: [usize; 2],
     /// Where A, B and (under `dora`) m lie among the adapters' parameters, one behind the other.
-    own: Range<usize>,
+    adapter_range: Range<usize>,
     /// Under `dora`: the lengths of V's rows as of the last merge (out).
-    norms: Vec<f32>,
+    row_norms: Vec<f32>,
 }
 
 /// The adapters of one model.
 pub struct Adapters {
-    settings: Lora,
-    targets: Vec<Target>,
+    settings: LoraConfig,
+    targets: Vec<AdaptedWeight>,
     /// W0 of every target.
     base: Buffer,
     /// A, B and m of every target, under the names that PEFT gives them.
@@ -66,15 +66,19 @@ pub struct Adapters {
 /// # Errors
 /// [`Error::Input`] for a target that matches nothing, naming the nearest; for a rank above what any target can have; for
 /// a row of zeros under `dora`, which has no direction.
-pub fn targets(lora: &Lora, params: &Params) -> Result<Vec<bool>> {
+pub fn target_tensors(lora: &LoraConfig, params: &Params) -> Result<Vec<bool>> {
     let tensors = &params.layout.tensors;
-    for target in &lora.targets {
-        if !modules(&params.layout).any(|module| is_called(module, target)) {
+    for target in &lora.target_modules {
+        if !modules(&params.layout).any(|module| matches_target(module, target)) {
             return Err(no_match(&params.layout, target));
         }
     }
     let is_target = |tensor: &TensorInfo| {
-        let called = |module| lora.targets.iter().any(|target| is_called(module, target));
+        let called = |module| {
+            lora.target_modules
+                .iter()
+                .any(|target| matches_target(module, target))
+        };
         module(tensor).is_some_and(called)
     };
     let chosen: Vec<bool> = tensors.iter().map(is_target).collect();
@@ -83,12 +87,12 @@ pub fn targets(lora: &Lora, params: &Params) -> Result<Vec<bool>> {
         .filter_map(|(tensor, _)| tensor.shape.iter().min())
         .max();
     if let Some(full_rank) = full_rank
-        && lora.rank > *full_rank
+        && lora.r > *full_rank
     {
         return Err(Error::input_hint(
             format!(
-                "`train.lora.rank` is {}, above the largest rank that a target of this model can have",
-                lora.rank
+                "`train.lora.r` is {}, above the largest rank that a target of this model can have",
+                lora.r
             ),
             format!("give {full_rank} at most; ranks from 4 to 64 are usual"),
         ));
@@ -120,7 +124,7 @@ fn modules(layout: &Layout) -> impl Iterator<Item = &str> {
     layout.tensors.iter().filter_map(module)
 }
 
-fn is_called(module: &str, target: &str) -> bool {
+fn matches_target(module: &str, target: &str) -> bool {
     let ends_so = |rest: &str| rest.is_empty() || rest.ends_with('.');
     target == ALL_LINEAR || module.strip_suffix(target).is_some_and(ends_so)
 }
@@ -139,11 +143,11 @@ fn short_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 fn no_match(layout: &Layout, target: &str) -> Error {
     let names = short_names(modules(layout));
     let known = names.iter().copied().chain([ALL_LINEAR]);
-    let did_you_mean = nearest(target, known.chain(modules(layout)))
+    let did_you_mean = closest_match(target, known.chain(modules(layout)))
         .map(|near| format!("did you mean \"{near}\"? "))
         .unwrap_or_default();
     Error::input_hint(
-        format!("`train.lora.targets`: no linear layer is called \"{target}\""),
+        format!("`train.lora.target_modules`: no linear layer is called \"{target}\""),
         format!("{did_you_mean}Known: {} and {ALL_LINEAR}", names.join(", ")),
     )
 }
@@ -151,31 +155,31 @@ fn no_match(layout: &Layout, target: &str) -> Error {
 impl Adapters {
     /// Adapters of the tensors that `gradients` holds, in `params` as they are, as PEFT begins them: A uniform in
     /// +-1/sqrt(in) (Kaiming's with a = sqrt 5), B zero, m the lengths of W0's rows. So W is W0 to the bit.
-    pub fn new(settings: Lora, params: &Params, gradients: &Gradients, seed: u64) -> Self {
+    pub fn new(settings: LoraConfig, params: &Params, gradients: &Gradients, seed: u64) -> Self {
         let dora = settings.variant == LoraVariant::Dora;
         let (mut targets, mut tensors, mut len) = (Vec::new(), Vec::new(), 0);
         for (tensor, at) in &gradients.tensors {
             let info = &params.layout.tensors[*tensor];
             let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
             let (out, inputs) = (info.range.len() / info.row_len(), info.row_len());
-            let named = |part: &str| format!("{PREFIX}{module}.{part}");
-            tensors.push((named("lora_A.weight"), vec![settings.rank, inputs]));
-            tensors.push((named("lora_B.weight"), vec![out, settings.rank]));
+            let named = |part: &str| format!("{PEFT_PREFIX}{module}.{part}");
+            tensors.push((named("lora_A.weight"), vec![settings.r, inputs]));
+            tensors.push((named("lora_B.weight"), vec![out, settings.r]));
             if dora {
                 tensors.push((named("lora_magnitude_vector"), vec![out]));
             }
-            let end = len + settings.rank * (inputs + out) + if dora { out } else { 0 };
-            targets.push(Target {
+            let end = len + settings.r * (inputs + out) + if dora { out } else { 0 };
+            targets.push(AdaptedWeight {
                 weight: info.range.clone(),
-                at: at.clone(),
+                grad_range: at.clone(),
                 shape: [out, inputs],
-                own: len..end,
-                norms: Vec::new(),
+                adapter_range: len..end,
+                row_norms: Vec::new(),
             });
             len = end;
         }
         let mut base = Buffer::zeros(gradients.data.len());
-        for (weights, at) in gradients.stretches() {
+        for (weights, at) in gradients.segments() {
             base[at].copy_from_slice(&params.data[weights]);
         }
         let mut own = Params::zeros(Arc::new(Layout::of_tensors(tensors)));
@@ -183,11 +187,11 @@ impl Adapters {
         for target in &mut targets {
             let [_, inputs] = target.shape;
             let bound = (1.0 / (inputs as f64).sqrt()) as f32;
-            let (a, _, m) = target.parts_mut(&mut own.data, settings.rank);
+            let (a, _, m) = target.parts_mut(&mut own.data, settings.r);
             a.fill_with(|| rng.random_range(-bound..bound));
             if dora {
-                target.norms = lengths(&base[target.at.clone()], inputs);
-                m.copy_from_slice(&target.norms);
+                target.row_norms = row_norms(&base[target.grad_range.clone()], inputs);
+                m.copy_from_slice(&target.row_norms);
             }
         }
         Self {
@@ -201,7 +205,7 @@ impl Adapters {
 
     /// s.
     fn scale(&self) -> f32 {
-        let (rank, alpha) = (self.settings.rank as f64, self.settings.alpha as f64);
+        let (rank, alpha) = (self.settings.r as f64, self.settings.alpha as f64);
         let scale = match self.settings.variant {
             LoraVariant::Lora | LoraVariant::Dora => alpha / rank,
             LoraVariant::RsLora => alpha / rank.sqrt(),
@@ -211,19 +215,19 @@ impl Adapters {
 
     /// Writes W of every target into the model's weights.
     pub fn merge(&mut self, params: &mut Params) {
-        let (rank, scale) = (self.settings.rank, self.scale());
+        let (rank, scale) = (self.settings.r, self.scale());
         let dora = self.settings.variant == LoraVariant::Dora;
         for target in &mut self.targets {
             let [out, inputs] = target.shape;
             let (a, b, m) = target.parts(&self.params.data, rank);
             let scaled: Vec<f32> = b.iter().map(|b| scale * b).collect();
             let w = &mut params.data[target.weight.clone()];
-            w.copy_from_slice(&self.base[target.at.clone()]);
+            w.copy_from_slice(&self.base[target.grad_range.clone()]);
             matmul::input_gradient(w, &scaled, a, [out, rank, inputs], true);
             if dora {
-                target.norms = lengths(w, inputs);
+                target.row_norms = row_norms(w, inputs);
                 w.par_chunks_exact_mut(inputs)
-                    .zip(m.par_iter().zip(&target.norms))
+                    .zip(m.par_iter().zip(&target.row_norms))
                     .for_each(|(row, (m, norm))| row.iter_mut().for_each(|w| *w *= m / norm));
             }
         }
@@ -237,13 +241,13 @@ impl Adapters {
     /// ```
     ///
     /// Under `dora` a row's length counts as a constant (section 4.3 of its paper), as in PEFT.
-    pub fn pull_back(&mut self, gradients: &Gradients) {
-        let (rank, scale) = (self.settings.rank, self.scale());
+    pub fn backward(&mut self, gradients: &Gradients) {
+        let (rank, scale) = (self.settings.r, self.scale());
         let dora = self.settings.variant == LoraVariant::Dora;
-        self.gradients.clear();
+        self.gradients.zero();
         for target in &self.targets {
             let [out, inputs] = target.shape;
-            let dw = &gradients.data[target.at.clone()];
+            let dw = &gradients.data[target.grad_range.clone()];
             let (a, b, m) = target.parts(&self.params.data, rank);
             let (da, db, dm) = target.parts_mut(&mut self.gradients.data, rank);
             matmul::forward(db, dw, a, [out, rank, inputs], false);
@@ -252,14 +256,14 @@ impl Adapters {
             }
             let mut scaled: Vec<f32> = b.iter().map(|b| scale * b).collect();
             if dora {
-                let w0 = &self.base[target.at.clone()];
+                let w0 = &self.base[target.grad_range.clone()];
                 dm.par_iter_mut()
                     .zip(dw.par_chunks_exact(inputs).zip(w0.par_chunks_exact(inputs)))
                     .zip(db.par_chunks_exact_mut(rank).zip(b.par_chunks_exact(rank)))
                     .zip(scaled.par_chunks_exact_mut(rank))
-                    .zip(m.par_iter().zip(&target.norms))
+                    .zip(m.par_iter().zip(&target.row_norms))
                     .for_each(|((((dm, (dw, w0)), (db, b)), scaled), (m, norm))| {
-                        *dm = ((product(dw, w0) + product(db, b)) / f64::from(*norm)) as f32;
+                        *dm = ((dot_f64(dw, w0) + dot_f64(db, b)) / f64::from(*norm)) as f32;
                         for x in db.iter_mut().chain(scaled) {
                             *x *= m / norm;
                         }
@@ -281,7 +285,7 @@ impl Adapters {
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base,
             "inference_mode": true,
-            "r": self.settings.rank,
+            "r": self.settings.r,
             "lora_alpha": self.settings.alpha,
             "lora_dropout": 0.0,
             "target_modules": self.target_modules(),
@@ -299,19 +303,24 @@ impl Adapters {
 
     /// The targets as PEFT matches them; where they are all, the last parts of their names.
     fn target_modules(&self) -> Vec<&str> {
-        if !self.settings.targets.iter().any(|t| t == ALL_LINEAR) {
-            return self.settings.targets.iter().map(String::as_str).collect();
+        if !self.settings.target_modules.iter().any(|t| t == ALL_LINEAR) {
+            return self
+                .settings
+                .target_modules
+                .iter()
+                .map(String::as_str)
+                .collect();
         }
         let tensors = self.params.layout.tensors.iter();
         short_names(tensors.filter_map(|tensor| tensor.name.strip_suffix(".lora_A.weight")))
     }
 }
 
-impl Target {
+impl AdaptedWeight {
     /// A, B and m, or their gradients, in `data`.
     fn parts<'a>(&self, data: &'a [f32], rank: usize) -> (&'a [f32], &'a [f32], &'a [f32]) {
         let [out, inputs] = self.shape;
-        let (a, rest) = data[self.own.clone()].split_at(rank * inputs);
+        let (a, rest) = data[self.adapter_range.clone()].split_at(rank * inputs);
         let (b, m) = rest.split_at(out * rank);
         (a, b, m)
     }
@@ -322,23 +331,23 @@ impl Target {
         rank: usize,
     ) -> (&'a mut [f32], &'a mut [f32], &'a mut [f32]) {
         let [out, inputs] = self.shape;
-        let (a, rest) = data[self.own.clone()].split_at_mut(rank * inputs);
+        let (a, rest) = data[self.adapter_range.clone()].split_at_mut(rank * inputs);
         let (b, m) = rest.split_at_mut(out * rank);
         (a, b, m)
     }
 }
 
 /// Euclidean length of every row.
-fn lengths(matrix: &[f32], row_len: usize) -> Vec<f32> {
+fn row_norms(matrix: &[f32], row_len: usize) -> Vec<f32> {
     matrix
         .par_chunks_exact(row_len)
-        .map(|row| product(row, row).sqrt() as f32)
+        .map(|row| dot_f64(row, row).sqrt() as f32)
         .collect()
 }
 
 vectorized! {
     /// Sum of the products, in f64.
-    fn product(a: &[f32], b: &[f32]) -> f64 {
+    fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
         let mut lanes = [0f64; LANES];
         for (i, (a, b)) in a.iter().zip(b).enumerate() {
             lanes[i % LANES] += f64::from(*a) * f64::from(*b);
@@ -357,18 +366,18 @@ mod tests {
         Model::load(path).expect("the golden model")
     }
 
-    fn settings(names: &[&str], variant: LoraVariant) -> Lora {
-        Lora {
-            rank: 4,
-            targets: names.iter().map(ToString::to_string).collect(),
+    fn settings(names: &[&str], variant: LoraVariant) -> LoraConfig {
+        LoraConfig {
+            r: 4,
+            target_modules: names.iter().map(ToString::to_string).collect(),
             variant,
-            ..Lora::default()
+            ..LoraConfig::default()
         }
     }
 
     fn chosen(names: &[&str]) -> Vec<String> {
         let params = model().params;
-        let chosen = targets(&settings(names, LoraVariant::Lora), &params);
+        let chosen = target_tensors(&settings(names, LoraVariant::Lora), &params);
         let tensors = params.layout.tensors.iter().zip(chosen.expect("all match"));
         tensors
             .filter(|(_, chosen)| *chosen)
@@ -388,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_linear_layer_is_refused_and_the_nearest_named() {
+    fn an_unknown_target_is_refused_and_the_nearest_named() {
         let params = model().params;
         for (name, near) in [
             ("q_porj", "\"q_proj\""),
@@ -398,7 +407,7 @@ mod tests {
             ("", "q_proj"),
             ("all_linear", "\"all-linear\""),
         ] {
-            let error = targets(&settings(&[name], LoraVariant::Lora), &params);
+            let error = target_tensors(&settings(&[name], LoraVariant::Lora), &params);
             let error = error.expect_err(name);
             assert!(error.to_string().ends_with(&format!("\"{name}\"")));
             let hint = error.hint().expect("a hint");
@@ -412,7 +421,7 @@ mod tests {
         let name = "model.layers.1.mlp.up_proj.weight";
         let tensor = params.layout.find(name).expect("it is there").clone();
         params.data[tensor.range.start + 5 * tensor.row_len()..][..tensor.row_len()].fill(0.0);
-        let of = |variant| targets(&settings(&["up_proj"], variant), &params);
+        let of = |variant| target_tensors(&settings(&["up_proj"], variant), &params);
         let error = of(LoraVariant::Dora).expect_err("row 5");
         assert!(error.to_string().starts_with(&format!("row 5 of {name}")));
         assert!(of(LoraVariant::Lora).is_ok());
@@ -427,9 +436,9 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         params.data.fill_with(|| rng.random_range(-1.0..1.0));
         gradients.data.fill_with(|| rng.random_range(-1.0..1.0));
-        let settings = Lora {
+        let settings = LoraConfig {
             variant,
-            ..Lora::default()
+            ..LoraConfig::default()
         };
         let adapters = Adapters::new(settings, &params, &gradients, seed);
         (params, gradients, adapters)
@@ -438,7 +447,7 @@ mod tests {
     const VARIANTS: [LoraVariant; 3] = [LoraVariant::Lora, LoraVariant::RsLora, LoraVariant::Dora];
 
     #[test]
-    fn adapters_begin_as_nothing_and_depend_on_the_seed() {
+    fn adapters_start_at_zero_and_depend_on_the_seed() {
         for variant in VARIANTS {
             let (mut params, _, mut adapters) = two_matrices(variant, 0);
             let before = params.data.to_vec();
@@ -451,7 +460,7 @@ mod tests {
             let bound = 1.0 / 300f32.sqrt();
             let largest = a.iter().fold(0f32, |most, a| most.max(a.abs()));
             assert!(largest < bound && largest > 0.99 * bound);
-            let mean_square = product(a, a) / a.len() as f64;
+            let mean_square = dot_f64(a, a) / a.len() as f64;
             assert!((mean_square * 3.0 * 300.0 - 1.0).abs() < 0.1);
 
             let again = two_matrices(variant, 0).2;
@@ -476,7 +485,7 @@ mod tests {
                         *x += rng.random_range(-0.1..0.1);
                     }
                     adapters.merge(&mut params);
-                    adapters.pull_back(&gradients);
+                    adapters.backward(&gradients);
                     (params.data.to_vec(), adapters.gradients.data.to_vec())
                 })
             };

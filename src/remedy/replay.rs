@@ -14,20 +14,20 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     Result,
-    config::{Replay, ReplaySchedule},
+    config::{ReplayConfig, ReplaySchedule},
     generate::Generator,
-    prompt::Row,
+    prompt::Example,
 };
 
-impl Replay {
+impl ReplayConfig {
     /// Rows that are replayed in an epoch that trains on `rows`: the one numbered `epoch` (from 0) of the `epochs` after the
     /// snapshot epochs. Under `end` the share rises from 0 to twice its mean; a single epoch has the mean.
     pub fn count(&self, rows: usize, epoch: usize, epochs: usize) -> usize {
         let share = match self.schedule {
-            ReplaySchedule::End if epochs > 1 => {
-                2.0 * self.share * epoch as f64 / (epochs - 1) as f64
+            ReplaySchedule::Ramp if epochs > 1 => {
+                2.0 * self.ratio * epoch as f64 / (epochs - 1) as f64
             }
-            ReplaySchedule::End | ReplaySchedule::Uniform => self.share,
+            ReplaySchedule::Ramp | ReplaySchedule::Uniform => self.ratio,
         };
         (share * rows as f64).round() as usize
     }
@@ -37,7 +37,7 @@ impl Replay {
 ///
 /// # Errors
 /// When a row is longer than the model's context.
-pub fn losses(generator: &mut Generator<'_>, rows: &[Row]) -> Result<Vec<f64>> {
+pub fn example_losses(generator: &mut Generator<'_>, rows: &[Example]) -> Result<Vec<f64>> {
     let pairs = rows.iter().map(|r| (r.prompt.clone(), r.target.clone()));
     let scored = generator.score(&pairs.collect::<Vec<_>>(), &|_| {})?;
     let mean = |logprobs: Vec<f32>| {
@@ -57,7 +57,7 @@ pub fn hardest(losses: &[f64], count: usize) -> Vec<usize> {
 
 /// The numbers of `count` of `rows` rows, drawn for an epoch without replacement; from the first one on again where there
 /// are fewer.
-pub fn drawn(rows: usize, count: usize, seed: u64, epoch: usize) -> Vec<usize> {
+pub fn sample_uniform(rows: usize, count: usize, seed: u64, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rows).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     // From the last stream down: the order of what is learned takes those from the first up.
@@ -80,32 +80,32 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_depends_on_seed_and_epoch_and_is_not_the_order_of_what_is_learned() {
-        let draw = drawn(50, 20, 7, 3);
-        assert_eq!(draw, drawn(50, 20, 7, 3));
-        assert_ne!(draw, drawn(50, 20, 7, 4));
-        assert_ne!(draw, drawn(50, 20, 8, 3));
+    fn a_sample_depends_on_seed_and_epoch_and_differs_from_the_training_order() {
+        let draw = sample_uniform(50, 20, 7, 3);
+        assert_eq!(draw, sample_uniform(50, 20, 7, 3));
+        assert_ne!(draw, sample_uniform(50, 20, 7, 4));
+        assert_ne!(draw, sample_uniform(50, 20, 8, 3));
         assert_ne!(draw, epoch_order(50, 7, 3, true)[..20]);
         let mut sorted = draw;
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(sorted.len(), 20);
-        assert_eq!(drawn(3, 7, 7, 3).len(), 7);
+        assert_eq!(sample_uniform(3, 7, 7, 3).len(), 7);
     }
 
     #[test]
     fn the_share_is_the_mean_over_the_epochs_under_either_schedule() {
         let counts = |schedule, epochs: usize| -> Vec<usize> {
-            let replay = Replay {
-                share: 0.2,
+            let replay = ReplayConfig {
+                ratio: 0.2,
                 schedule,
-                ..Replay::default()
+                ..ReplayConfig::default()
             };
             let of = |epoch| replay.count(100, epoch, epochs);
             (0..epochs).map(of).collect()
         };
         assert_eq!(counts(ReplaySchedule::Uniform, 3), [20, 20, 20]);
-        assert_eq!(counts(ReplaySchedule::End, 5), [0, 10, 20, 30, 40]);
-        assert_eq!(counts(ReplaySchedule::End, 1), [20]);
+        assert_eq!(counts(ReplaySchedule::Ramp, 5), [0, 10, 20, 30, 40]);
+        assert_eq!(counts(ReplaySchedule::Ramp, 1), [20]);
     }
 }

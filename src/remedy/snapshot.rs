@@ -3,38 +3,38 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    anchor::{Anchor, fisher},
     distill::{Distillation, Teacher},
-    project::Projection,
+    null_space::NullSpaceProjection,
+    weight_penalty::{WeightPenalty, fisher},
 };
 use crate::{
     Result,
-    config::{Kind, Method, ReplayTarget},
+    config::{MethodConfig, MethodKind, ReplayTarget},
     engine::{Engine, Gradients},
     model::{Layout, Params},
     progress::Progress,
-    prompt::Row,
+    prompt::Example,
     run::RunDir,
 };
 
 /// The rows of a run: known facts, then what else is learned, then decoys.
 #[derive(Clone, Copy)]
-pub struct RunRows<'a> {
+pub struct RunExamples<'a> {
     /// All of them.
-    pub all: &'a [Row],
+    pub all: &'a [Example],
     /// How many are known facts.
     pub known: usize,
     /// How many are learned: all but the decoys.
     pub learned: usize,
 }
 
-impl RunRows<'_> {
+impl RunExamples<'_> {
     /// The rows between the first and the last at which the teacher is asked: all under self-distillation, else those that are
     /// replayed with its answers, and decoys.
-    fn asked(&self, method: &Method) -> Range<usize> {
+    fn teacher_range(&self, method: &MethodConfig) -> Range<usize> {
         let replayed = method.replay.map(|r| r.target) == Some(ReplayTarget::Teacher);
         let first = if replayed { 0 } else { self.learned };
-        let last = if method.visits_decoys() {
+        let last = if method.trains_decoys() {
             self.all.len()
         } else {
             self.known
@@ -52,11 +52,11 @@ pub struct Snapshot {
     /// The teacher, and what its say weighs.
     pub teacher: Option<(Distillation, Teacher)>,
     /// L2 toward the weights.
-    l2: Option<Anchor>,
+    l2: Option<WeightPenalty>,
     /// Elastic weight consolidation around them.
-    ewc: Option<Anchor>,
+    ewc: Option<WeightPenalty>,
     /// What linear layers make of the known facts' inputs.
-    pub projection: Option<Projection>,
+    pub projection: Option<NullSpaceProjection>,
 }
 
 impl Snapshot {
@@ -64,25 +64,25 @@ impl Snapshot {
     /// `run`.
     ///
     /// # Errors
-    /// Those of [`Teacher::freeze`] and [`Projection::find`].
+    /// Those of [`TeacherMode::freeze`] and [`NullSpaceProjection::fit`].
     pub fn freeze(
-        (method, seed): (&Method, u64),
+        (method, seed): (&MethodConfig, u64),
         engine: &mut Engine,
         params: &Params,
-        rows: RunRows<'_>,
+        rows: RunExamples<'_>,
         gradients: &mut Gradients,
         run: &RunDir,
         progress: &Progress,
     ) -> Result<Self> {
         let known = &rows.all[..rows.known];
         let projection = method.project.map(|project| {
-            let held: Vec<&Row> = known.iter().chain(&rows.all[rows.learned..]).collect();
+            let held: Vec<&Example> = known.iter().chain(&rows.all[rows.learned..]).collect();
             let energy = project.energy;
-            Projection::find(energy, engine, params, &held, seed, gradients, progress)
+            NullSpaceProjection::fit(energy, engine, params, &held, seed, gradients, progress)
         });
         let teacher = if method.has_teacher() {
-            let kind = (method.teacher, method.tokens);
-            let rows = (rows.all, rows.asked(method));
+            let kind = (method.teacher, method.vocab_subset);
+            let rows = (rows.all, rows.teacher_range(method));
             let teacher = Teacher::freeze(kind, engine, params, rows, run, progress)?;
             Some((Distillation::new(method, seed), teacher))
         } else {
@@ -90,10 +90,11 @@ impl Snapshot {
         };
         Ok(Self {
             teacher,
-            l2: (method.kind == Kind::L2).then(|| Anchor::l2(method.lambda, params, gradients)),
+            l2: (method.kind == MethodKind::L2)
+                .then(|| WeightPenalty::l2(method.lambda, params, gradients)),
             ewc: method.ewc.as_ref().map(|ewc| {
                 let importance = fisher(engine, params, known, seed, gradients, progress);
-                Anchor::ewc(ewc.strength, params, importance, gradients)
+                WeightPenalty::ewc(ewc.strength, params, importance, gradients)
             }),
             projection: projection.transpose()?,
         })
@@ -102,25 +103,28 @@ impl Snapshot {
     /// Room for what [`Snapshot::freeze`] makes, to be filled from a checkpoint, of which `length` says how long the
     /// array of a name is.
     pub fn empty(
-        (method, seed): (&Method, u64),
+        (method, seed): (&MethodConfig, u64),
         layout: &Arc<Layout>,
-        rows: RunRows<'_>,
+        rows: RunExamples<'_>,
         gradients: &Gradients,
         length: impl Fn(&str) -> usize,
     ) -> Self {
         Self {
             teacher: method.has_teacher().then(|| {
-                let kind = (method.teacher, method.tokens);
-                let teacher = Teacher::empty(kind, layout, (rows.all, rows.asked(method)));
+                let kind = (method.teacher, method.vocab_subset);
+                let teacher = Teacher::empty(kind, layout, (rows.all, rows.teacher_range(method)));
                 (Distillation::new(method, seed), teacher)
             }),
-            l2: (method.kind == Kind::L2).then(|| Anchor::empty(method.lambda, false, gradients)),
+            l2: (method.kind == MethodKind::L2)
+                .then(|| WeightPenalty::empty(method.lambda, false, gradients)),
             ewc: method
                 .ewc
                 .as_ref()
-                .map(|ewc| Anchor::empty(ewc.strength / 2.0, true, gradients)),
+                .map(|ewc| WeightPenalty::empty(ewc.strength / 2.0, true, gradients)),
             projection: method.project.map(|_| {
-                Projection::empty(layout, gradients, |name| length(&format!("project.{name}")))
+                NullSpaceProjection::empty(layout, gradients, |name| {
+                    length(&format!("project.{name}"))
+                })
             }),
         }
     }
@@ -128,7 +132,7 @@ impl Snapshot {
     /// Opens what a snapshot made before has kept in files of `run`.
     ///
     /// # Errors
-    /// Those of [`Teacher::open_files`].
+    /// Those of [`TeacherMode::open_files`].
     pub fn open_files(&mut self, run: &RunDir) -> Result<()> {
         let teacher = self.teacher.iter_mut();
         teacher
@@ -137,16 +141,16 @@ impl Snapshot {
     }
 
     /// Makes one penalty of its own EWC and `earlier` ones, around its own weights.
-    pub fn take_over(&mut self, earlier: &[Anchor]) {
+    pub fn merge_penalties(&mut self, earlier: &[WeightPenalty]) {
         if let Some(ewc) = &mut self.ewc {
             for anchor in earlier {
-                ewc.take_over(anchor);
+                ewc.add_importance(anchor);
             }
         }
     }
 
     /// What the weights themselves are held by.
-    pub fn anchors(&self) -> impl Iterator<Item = &Anchor> {
+    pub fn weight_penalties(&self) -> impl Iterator<Item = &WeightPenalty> {
         self.l2.iter().chain(&self.ewc)
     }
 
@@ -162,7 +166,7 @@ impl Snapshot {
                         anchor.arrays().into_iter().map(named)
                     })
                 });
-        let projection = self.projection.iter().flat_map(Projection::arrays);
+        let projection = self.projection.iter().flat_map(NullSpaceProjection::arrays);
         teacher
             .map(|(name, values)| (format!("teacher.{name}"), values))
             .chain(anchors)
@@ -181,7 +185,10 @@ impl Snapshot {
                     anchor.arrays_mut().into_iter().map(named)
                 })
             });
-        let projection = self.projection.iter_mut().flat_map(Projection::arrays_mut);
+        let projection = self
+            .projection
+            .iter_mut()
+            .flat_map(NullSpaceProjection::arrays_mut);
         teacher
             .map(|(name, values)| (format!("teacher.{name}"), values))
             .chain(anchors)
@@ -193,40 +200,43 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Decoys, Replay};
+    use crate::config::{DecoysConfig, ReplayConfig};
 
     #[test]
-    fn the_teacher_is_asked_at_the_rows_that_it_holds() {
-        let row = Row {
+    fn the_teacher_covers_the_rows_that_it_distills() {
+        let row = Example {
             prompt: vec![1],
             target: vec![2],
         };
         let all = vec![row; 10];
         let (known, learned) = (3, 7);
-        let rows = |decoys: bool| RunRows {
+        let rows = |decoys: bool| RunExamples {
             all: &all[..if decoys { 10 } else { 7 }],
             known,
             learned,
         };
-        let method = |kind, decoys: bool, target: Option<ReplayTarget>| Method {
+        let method = |kind, decoys: bool, target: Option<ReplayTarget>| MethodConfig {
             kind,
-            decoys: decoys.then(Decoys::default),
-            replay: target.map(|target| Replay {
+            decoys: decoys.then(DecoysConfig::default),
+            replay: target.map(|target| ReplayConfig {
                 target,
-                ..Replay::default()
+                ..ReplayConfig::default()
             }),
-            ..Method::default()
+            ..MethodConfig::default()
         };
         let teacher = Some(ReplayTarget::Teacher);
         for (kind, decoys, replay, asked) in [
-            (Kind::SelfDistill, false, None, 0..7),
-            (Kind::SelfDistill, true, teacher, 0..10),
-            (Kind::Sft, true, None, 7..10),
-            (Kind::Sft, true, Some(ReplayTarget::Label), 7..10),
-            (Kind::Sft, false, teacher, 0..3),
-            (Kind::Sft, true, teacher, 0..10),
+            (MethodKind::SelfDistill, false, None, 0..7),
+            (MethodKind::SelfDistill, true, teacher, 0..10),
+            (MethodKind::Sft, true, None, 7..10),
+            (MethodKind::Sft, true, Some(ReplayTarget::Label), 7..10),
+            (MethodKind::Sft, false, teacher, 0..3),
+            (MethodKind::Sft, true, teacher, 0..10),
         ] {
-            assert_eq!(rows(decoys).asked(&method(kind, decoys, replay)), asked);
+            assert_eq!(
+                rows(decoys).teacher_range(&method(kind, decoys, replay)),
+                asked
+            );
         }
     }
 }

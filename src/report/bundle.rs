@@ -10,14 +10,13 @@ use zip::{ZipWriter, write::SimpleFileOptions};
 
 use super::RecordedRun;
 use crate::{
-    Error, Result,
-    run::{Drift, FactRow, Split, State},
-    whole,
+    Error, Result, atomic_file,
+    run::{Drift, FactOutcome, FactResult, Split},
 };
 
 /// A row of `facts.csv`.
 #[derive(Serialize)]
-struct FactLine<'a> {
+struct FactCsvRow<'a> {
     split: Split,
     relation: &'a str,
     subject: &'a str,
@@ -26,21 +25,21 @@ struct FactLine<'a> {
     label_before: Option<&'a str>,
     label_after: Option<&'a str>,
     answer_before: &'a str,
-    right_before: bool,
+    correct_before: bool,
     p_before: Option<f64>,
-    right_at_peak: bool,
+    correct_at_peak: bool,
     answer_after: &'a str,
-    right_after: bool,
+    correct_after: bool,
     p_after: Option<f64>,
-    state: State,
-    lost_once: bool,
+    outcome: FactOutcome,
+    forgotten_once: bool,
     nearest_new: String,
-    map_x: Option<f32>,
-    map_y: Option<f32>,
+    pca_x: Option<f32>,
+    pca_y: Option<f32>,
 }
 
-impl<'a> FactLine<'a> {
-    fn of(row: &'a FactRow) -> Self {
+impl<'a> FactCsvRow<'a> {
+    fn new(row: &'a FactResult) -> Self {
         let nearest: Vec<String> = row
             .nearest
             .iter()
@@ -55,17 +54,17 @@ impl<'a> FactLine<'a> {
             label_before: row.label_before.as_deref(),
             label_after: row.label_after.as_deref(),
             answer_before: &row.answer_before,
-            right_before: row.right_before,
+            correct_before: row.correct_before,
             p_before: row.p_before,
-            right_at_peak: row.right_at_peak,
+            correct_at_peak: row.correct_at_peak,
             answer_after: &row.answer_after,
-            right_after: row.right_after,
+            correct_after: row.correct_after,
             p_after: row.p_after,
-            state: row.state,
-            lost_once: row.lost_once,
+            outcome: row.outcome,
+            forgotten_once: row.forgotten_once,
             nearest_new: nearest.join("; "),
-            map_x: row.place.map(|place| place[0]),
-            map_y: row.place.map(|place| place[1]),
+            pca_x: row.pca.map(|place| place[0]),
+            pca_y: row.pca.map(|place| place[1]),
         }
     }
 }
@@ -77,7 +76,7 @@ impl<'a> FactLine<'a> {
 /// [`Error::Io`] where `out` cannot be written.
 pub(super) fn write(html: &str, runs: &[RecordedRun], out: &Path) -> Result<()> {
     let archive = archive(html, runs).map_err(Error::io("write", out))?;
-    whole::write(out, &archive)
+    atomic_file::write(out, &archive)
 }
 
 fn archive(html: &str, runs: &[RecordedRun]) -> std::io::Result<Vec<u8>> {
@@ -90,7 +89,7 @@ fn archive(html: &str, runs: &[RecordedRun]) -> std::io::Result<Vec<u8>> {
     add("report.html", html.as_bytes())?;
     for (i, run) in (1..).zip(runs) {
         let mut add = |name: &str, bytes: &[u8]| add(&format!("run-{i}/{name}"), bytes);
-        add("facts.csv", &csv(run.facts.iter().map(FactLine::of))?)?;
+        add("facts.csv", &csv(run.facts.iter().map(FactCsvRow::new))?)?;
         add("epochs.csv", &epochs(run)?)?;
         add("result.json", &serde_json::to_vec_pretty(&run.result)?)?;
         add("config.toml", run.config_text.as_bytes())?;
@@ -116,13 +115,14 @@ fn epochs(run: &RecordedRun) -> std::io::Result<Vec<u8>> {
     let measures = Drift::default().named().map(|(name, _)| name);
     let splits = Split::ALL.map(Split::name);
     writer.write_record(["epoch"].iter().chain(&splits).chain(&measures))?;
-    let cell = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let format_cell =
+        |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     for epoch in &run.epochs {
-        let shares = Split::ALL.map(|split| cell(epoch.accuracy.get(split).copied()));
+        let accuracy = Split::ALL.map(|split| format_cell(epoch.accuracy.get(split).copied()));
         let drift = epoch.drift.unwrap_or_default().named();
-        let drift = drift.map(|(_, value)| cell(value));
+        let drift = drift.map(|(_, value)| format_cell(value));
         let epoch = [epoch.epoch.to_string()];
-        writer.write_record(epoch.iter().chain(&shares).chain(&drift))?;
+        writer.write_record(epoch.iter().chain(&accuracy).chain(&drift))?;
     }
     writer.into_inner().map_err(csv::IntoInnerError::into_error)
 }

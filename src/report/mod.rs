@@ -5,20 +5,20 @@
 
 mod bundle;
 pub mod chart;
-mod method;
 mod page;
-mod pictures;
+mod plots;
 mod record;
+mod run_labels;
 mod settings;
 
 use std::path::{Path, PathBuf};
 
-use crate::{Result, whole};
+use crate::{Result, atomic_file};
 
-pub(crate) use method::capitalised;
 pub use page::render;
-pub use pictures::accuracy;
+pub use plots::accuracy;
 pub use record::{RecordedRun, read_runs};
+pub(crate) use run_labels::capitalised;
 
 /// Reads `runs` and writes their page to `out`, and with what it is made of to the archive `bundle` where one is wanted, each whole
 /// or not at all.
@@ -31,5 +31,5 @@ pub fn write(runs: &[PathBuf], out: &Path, bundle: Option<&Path>) -> Result<()> 
     if let Some(bundle) = bundle {
         bundle::write(&html, &runs, bundle)?;
     }
-    whole::write(out, html.as_bytes())
+    atomic_file::write(out, html.as_bytes())
 }

@@ -10,15 +10,15 @@ use sha2::{Digest, Sha256};
 use super::{
     RecordedRun,
     chart::{self, Chart},
-    method::{Identity, capitalised, identities, protagonists},
-    pictures::{self, name_of},
-    settings::{differences, flat_json, report_command, shell_word},
+    plots::{self, split_label},
+    run_labels::{RunLabel, capitalised, main_and_sft, run_labels},
+    settings::{differences, flatten_json, report_command, shell_word},
 };
 use crate::{
     Error, Result,
     config::Goal,
-    figures::{duration, memory, percent, pp, thousands},
-    run::{FactRow, Split, State},
+    format::{duration, memory, percent, pp, thousands},
+    run::{FactOutcome, FactResult, Split},
 };
 
 const TEMPLATE: &str = include_str!("page.html.j2");
@@ -35,9 +35,9 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
     if runs.is_empty() {
         return Err(Error::input("a report needs at least one run"));
     }
-    let identities = identities(runs);
-    let facts = join(runs);
-    let (subject, plain) = protagonists(runs);
+    let labels = run_labels(runs);
+    let facts = join_facts(runs);
+    let (main, sft) = main_and_sft(runs);
     let style = format!("{}\n{STYLE}", chart::CSS);
     let inline = |name: &str, charts: Vec<Chart>| -> Vec<String> {
         let drawn = charts.iter().enumerate();
@@ -51,23 +51,23 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
         .and_then(|()| environment.get_template("page.html"))
         .and_then(|template| {
             template.render(context! {
-                style_checksum => checksum(&style),
-                script_checksum => checksum(SCRIPT),
+                style_checksum => csp_hash(&style),
+                script_checksum => csp_hash(SCRIPT),
                 style,
                 script => SCRIPT,
-                sentence => sentence(runs, &identities, subject, plain),
-                deck => deck(runs),
-                runs => runs.iter().zip(&identities).map(|(r, i)| RunView::of(r, i)).collect::<Vec<_>>(),
+                sentence => headline(runs, &labels, main, sft),
+                deck => subtitle(runs),
+                runs => runs.iter().zip(&labels).map(|(r, i)| RunView::new(r, i)).collect::<Vec<_>>(),
                 notes => notes(runs),
-                charts => inline("panel", pictures::accuracy(runs)),
-                bars => inline("bars", pictures::bars(runs)),
-                scale => inline("scale", pictures::scale(runs)),
-                maps => inline("map", pictures::maps(runs)),
-                drift => inline("drift", pictures::drift(runs)),
-                losses => losses(&identities, &facts, subject, plain),
+                charts => inline("panel", plots::accuracy(runs)),
+                bars => inline("bars", plots::bars(runs)),
+                scale => inline("scale", plots::forgetting_by_count(runs)),
+                maps => inline("map", plots::maps(runs)),
+                drift => inline("drift", plots::drift(runs)),
+                losses => forgotten_examples(&labels, &facts, main, sft),
                 new_facts => new_facts(&facts),
                 fact_count => thousands(facts.len()),
-                facts_json => for_script(&facts_json(&identities, &facts)),
+                facts_json => escape_for_script(&facts_json(&labels, &facts)),
                 differences => differences(runs),
                 report_command => report_command(runs),
             })
@@ -79,15 +79,15 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
 }
 
 /// A fact as every run left it.
-struct Joined<'a> {
-    first: &'a FactRow,
-    rows: Vec<Option<&'a FactRow>>,
+struct JoinedFact<'a> {
+    first: &'a FactResult,
+    rows: Vec<Option<&'a FactResult>>,
 }
 
 /// The facts of all runs, in the order in which they first appear. A fact asked of two models is two rows, as its answers before are two.
-fn join(runs: &[RecordedRun]) -> Vec<Joined<'_>> {
-    let mut facts: Vec<Joined> = Vec::new();
-    let mut places = HashMap::new();
+fn join_facts(runs: &[RecordedRun]) -> Vec<JoinedFact<'_>> {
+    let mut facts: Vec<JoinedFact> = Vec::new();
+    let mut indices = HashMap::new();
     for (i, run) in runs.iter().enumerate() {
         for row in &run.facts {
             let key = (
@@ -98,71 +98,70 @@ fn join(runs: &[RecordedRun]) -> Vec<Joined<'_>> {
                 &row.question,
                 &row.object,
             );
-            let place = match places.get(&key) {
+            let index = match indices.get(&key) {
                 // The same fact twice in one run stays two rows.
                 Some(&place)
                     if facts
                         .get(place)
-                        .is_some_and(|f: &Joined| f.rows[i].is_none()) =>
+                        .is_some_and(|f: &JoinedFact| f.rows[i].is_none()) =>
                 {
                     place
                 }
                 _ => {
-                    facts.push(Joined {
+                    facts.push(JoinedFact {
                         first: row,
                         rows: vec![None; runs.len()],
                     });
-                    places.insert(key, facts.len() - 1);
+                    indices.insert(key, facts.len() - 1);
                     facts.len() - 1
                 }
             };
-            facts[place].rows[i] = Some(row);
+            facts[index].rows[i] = Some(row);
         }
     }
     facts
 }
 
-fn sentence(
-    runs: &[RecordedRun],
-    identities: &[Identity],
-    subject: usize,
-    plain: Option<usize>,
-) -> String {
-    let clause = |i: usize, full: bool| {
+fn headline(runs: &[RecordedRun], labels: &[RunLabel], main: usize, sft: Option<usize>) -> String {
+    let clause = |i: usize, is_main: bool| {
         let result = &runs[i].result;
         let new = result.counts.learned + result.counts.not_learned;
-        let mut did = Vec::new();
+        let mut parts = Vec::new();
         if new > 0 {
             let learned = thousands(result.counts.learned);
-            let (verb, wanted) = match result.goal {
+            let (verb, note) = match result.goal {
                 Goal::Facts => ("learned", ""),
                 Goal::Task => ("absorbed", " (wanted: few)"),
             };
-            did.push(if full {
-                format!("{verb} {learned} of {} new facts{wanted}", thousands(new))
+            parts.push(if is_main {
+                format!("{verb} {learned} of {} new facts{note}", thousands(new))
             } else {
-                format!("{verb} {learned}{wanted}")
+                format!("{verb} {learned}{note}")
             });
         }
         if let Some(pp) = result.forgetting_pp {
-            let of = if full { " of what the model knew" } else { "" };
-            did.push(format!("forgot {pp:.1} pp{of}"));
+            let of = if is_main {
+                " of what the model knew"
+            } else {
+                ""
+            };
+            parts.push(format!("forgot {pp:.1} pp{of}"));
         }
-        if did.is_empty() {
-            did.push(format!("trained for {} epochs", result.epochs));
+        if parts.is_empty() {
+            parts.push(format!("trained for {} epochs", result.epochs));
         }
-        format!("{} {}", identities[i].name, did.join(" and "))
+        format!("{} {}", labels[i].name, parts.join(" and "))
     };
-    let mut sentence = capitalised(&clause(subject, true));
-    if let Some(plain) = plain {
-        sentence += "; ";
-        sentence += &clause(plain, false);
+    let mut headline = capitalised(&clause(main, true));
+    if let Some(plain) = sft {
+        headline += "; ";
+        headline += &clause(plain, false);
     }
-    sentence + "."
+    headline + "."
 }
 
 /// Model, runs and epochs, under the sentence.
-fn deck(runs: &[RecordedRun]) -> String {
+fn subtitle(runs: &[RecordedRun]) -> String {
     let mut models: Vec<&str> = Vec::new();
     for run in runs {
         if !models.contains(&run.result.model.as_str()) {
@@ -211,12 +210,12 @@ struct RunView {
     key: String,
     dir: String,
     learned: Option<String>,
-    learned_share: Option<String>,
+    learned_percent: Option<String>,
     paraphrased: Option<String>,
     kept: Option<String>,
     forgetting: Option<String>,
     interval: Option<String>,
-    below: Option<String>,
+    gap_to_only_known: Option<String>,
     budget: Option<String>,
     seconds: String,
     memory: String,
@@ -226,17 +225,17 @@ struct RunView {
 }
 
 impl RunView {
-    fn of(run: &RecordedRun, identity: &Identity) -> Self {
+    fn new(run: &RecordedRun, label: &RunLabel) -> Self {
         let r = &run.result;
         let new = r.counts.learned + r.counts.not_learned;
         let knew = r.counts.kept + r.counts.forgotten;
         let some = |n: usize, text: String| (n > 0).then_some(text);
         let dir = run.dir.display().to_string();
         Self {
-            name: capitalised(&identity.name),
-            short: identity.short.clone(),
-            style: identity.style,
-            key: chart::key(identity.style),
+            name: capitalised(&label.name),
+            short: label.short.clone(),
+            style: label.style,
+            key: chart::legend_key(label.style),
             learned: some(
                 new,
                 format!(
@@ -249,7 +248,7 @@ impl RunView {
                     }
                 ),
             ),
-            learned_share: r.learned.map(percent),
+            learned_percent: r.learned.map(percent),
             paraphrased: r.learned_paraphrased.map(percent),
             kept: some(
                 knew,
@@ -259,7 +258,7 @@ impl RunView {
             interval: r
                 .forgetting_interval
                 .map(|[low, high]| format!("{} to {}", pp(low), pp(high))),
-            below: r.below_only_known_pp.map(pp),
+            gap_to_only_known: r.gap_to_only_known_pp.map(pp),
             budget: r.budget.map(|budget| {
                 let verdict = match r.within_budget {
                     Some(true) => "within",
@@ -271,7 +270,7 @@ impl RunView {
             seconds: duration(r.seconds),
             memory: memory(r.peak_memory_bytes),
             config: run.config_text.clone(),
-            environment: flat_json(&run.environment),
+            environment: flatten_json(&run.environment),
             command: format!(
                 "unforget tune {} --set {}",
                 shell_word(&run.dir.join("config.toml").display().to_string()),
@@ -284,52 +283,55 @@ impl RunView {
 
 /// Facts that one run forgot, with what the others say of them.
 #[derive(Serialize)]
-struct Losses<'a> {
+struct ForgottenExamples<'a> {
     /// The run that forgot them.
-    by: usize,
+    forgotten_by: usize,
     /// The run that kept them; none where there is nothing to hold against it.
     kept_by: Option<usize>,
     count: String,
-    examples: Vec<Example<'a>>,
+    examples: Vec<FactExample<'a>>,
     /// How many the second forgot and the first kept.
-    reverse: String,
+    reverse_count: String,
     names: (String, String),
 }
 
 #[derive(Serialize)]
-struct Example<'a> {
-    fact: &'a FactRow,
-    runs: &'a [Option<&'a FactRow>],
+struct FactExample<'a> {
+    fact: &'a FactResult,
+    runs: &'a [Option<&'a FactResult>],
 }
 
-fn losses<'a>(
-    identities: &[Identity],
-    facts: &'a [Joined<'a>],
-    subject: usize,
-    plain: Option<usize>,
-) -> Losses<'a> {
-    let (by, kept_by) = plain.map_or((subject, None), |plain| (plain, Some(subject)));
-    let state = |fact: &Joined, run: usize| fact.rows[run].map(|row| row.state);
-    let lost = |fact: &&Joined, by: usize, kept_by: Option<usize>| {
-        state(fact, by) == Some(State::Forgotten)
-            && kept_by.is_none_or(|kept_by| state(fact, kept_by) == Some(State::Kept))
+fn forgotten_examples<'a>(
+    labels: &[RunLabel],
+    facts: &'a [JoinedFact<'a>],
+    main: usize,
+    sft: Option<usize>,
+) -> ForgottenExamples<'a> {
+    let (forgotten_by, kept_by) = sft.map_or((main, None), |plain| (plain, Some(main)));
+    let outcome = |fact: &JoinedFact, run: usize| fact.rows[run].map(|row| row.outcome);
+    let is_forgotten = |fact: &&JoinedFact, forgotten_by: usize, kept_by: Option<usize>| {
+        outcome(fact, forgotten_by) == Some(FactOutcome::Forgotten)
+            && kept_by.is_none_or(|kept_by| outcome(fact, kept_by) == Some(FactOutcome::Kept))
     };
-    let mut found: Vec<&Joined> = facts.iter().filter(|f| lost(f, by, kept_by)).collect();
+    let mut found: Vec<&JoinedFact> = facts
+        .iter()
+        .filter(|f| is_forgotten(f, forgotten_by, kept_by))
+        .collect();
     // The clearest first: facts that no run was trained on, and that the model answered at the training prompt as well.
-    found.sort_by_key(|f| (f.first.split != Split::Held, !f.first.right_before));
+    found.sort_by_key(|f| (f.first.split != Split::Held, !f.first.correct_before));
     let reverse = kept_by.map_or(0, |kept_by| {
-        facts.iter().filter(|f| lost(f, kept_by, Some(by))).count()
+        facts
+            .iter()
+            .filter(|f| is_forgotten(f, kept_by, Some(forgotten_by)))
+            .count()
     });
-    Losses {
-        by,
+    ForgottenExamples {
+        forgotten_by,
         kept_by,
         count: thousands(found.len()),
         examples: examples(&found),
-        reverse: thousands(reverse),
-        names: (
-            identities[by].name.clone(),
-            identities[subject].name.clone(),
-        ),
+        reverse_count: thousands(reverse),
+        names: (labels[forgotten_by].name.clone(), labels[main].name.clone()),
     }
 }
 
@@ -337,20 +339,20 @@ fn losses<'a>(
 #[derive(Serialize)]
 struct NewFacts<'a> {
     count: String,
-    examples: Vec<Example<'a>>,
+    examples: Vec<FactExample<'a>>,
 }
 
-fn new_facts<'a>(facts: &'a [Joined<'a>]) -> NewFacts<'a> {
-    let asked = |f: &&Joined| {
+fn new_facts<'a>(facts: &'a [JoinedFact<'a>]) -> NewFacts<'a> {
+    let has_paraphrases = |f: &&JoinedFact| {
         f.rows
             .iter()
             .flatten()
-            .any(|row| !row.paraphrased.is_empty())
+            .any(|row| !row.paraphrases.is_empty())
     };
-    let found: Vec<&Joined> = facts
+    let found: Vec<&JoinedFact> = facts
         .iter()
         .filter(|f| f.first.split == Split::Unknown)
-        .filter(asked)
+        .filter(has_paraphrases)
         .collect();
     NewFacts {
         count: thousands(found.len()),
@@ -358,10 +360,10 @@ fn new_facts<'a>(facts: &'a [Joined<'a>]) -> NewFacts<'a> {
     }
 }
 
-fn examples<'a>(facts: &[&'a Joined<'a>]) -> Vec<Example<'a>> {
+fn examples<'a>(facts: &[&'a JoinedFact<'a>]) -> Vec<FactExample<'a>> {
     let shown = facts.iter().take(EXAMPLES);
     shown
-        .map(|f| Example {
+        .map(|f| FactExample {
             fact: f.first,
             runs: &f.rows,
         })
@@ -369,8 +371,8 @@ fn examples<'a>(facts: &[&'a Joined<'a>]) -> Vec<Example<'a>> {
 }
 
 /// The rows of the full table, for the page's script.
-fn facts_json(identities: &[Identity], facts: &[Joined]) -> serde_json::Value {
-    let runs: Vec<_> = identities
+fn facts_json(labels: &[RunLabel], facts: &[JoinedFact]) -> serde_json::Value {
+    let runs: Vec<_> = labels
         .iter()
         .map(|i| serde_json::json!({"name": capitalised(&i.name), "short": i.short, "style": i.style}))
         .collect();
@@ -384,18 +386,18 @@ fn facts_json(identities: &[Identity], facts: &[Joined]) -> serde_json::Value {
                     row.map(|row| {
                         serde_json::json!({
                             "answer": row.answer_after,
-                            "right": row.right_after,
+                            "right": row.correct_after,
                             "p": row.p_after,
-                            "lost_once": row.lost_once,
-                            "state": row.state,
+                            "lost_once": row.forgotten_once,
+                            "state": row.outcome,
                             "label": row.label_after,
-                            "words": row.paraphrased,
+                            "words": row.paraphrases,
                         })
                     })
                 })
                 .collect();
             serde_json::json!({
-                "split": name_of(f.first.split),
+                "split": split_label(f.first.split),
                 "relation": f.first.relation,
                 "subject": f.first.subject,
                 "question": f.first.question,
@@ -403,7 +405,7 @@ fn facts_json(identities: &[Identity], facts: &[Joined]) -> serde_json::Value {
                 "label": f.first.label_before,
                 "before": {
                     "answer": f.first.answer_before,
-                    "right": f.first.right_before,
+                    "right": f.first.correct_before,
                     "p": f.first.p_before,
                 },
                 "nearest": nearest(f),
@@ -415,7 +417,7 @@ fn facts_json(identities: &[Identity], facts: &[Joined]) -> serde_json::Value {
 }
 
 /// Subject, answer and cosine of the new facts that lay nearest, in the first run that has new ones.
-fn nearest<'a>(fact: &'a Joined) -> Vec<(&'a str, &'a str, f64)> {
+fn nearest<'a>(fact: &'a JoinedFact) -> Vec<(&'a str, &'a str, f64)> {
     let rows = fact.rows.iter().flatten();
     let found = rows.map(|row| &row.nearest).find(|near| !near.is_empty());
     let near = found.into_iter().flatten();
@@ -425,7 +427,7 @@ fn nearest<'a>(fact: &'a Joined) -> Vec<(&'a str, &'a str, f64)> {
 
 /// JSON that no HTML parser can take for the end of its script element. `<`, `>` and `&` stand only inside strings there, where the
 /// escapes mean the same.
-fn for_script(json: &serde_json::Value) -> String {
+fn escape_for_script(json: &serde_json::Value) -> String {
     json.to_string()
         .replace('<', "\\u003c")
         .replace('>', "\\u003e")
@@ -434,7 +436,7 @@ fn for_script(json: &serde_json::Value) -> String {
         .replace('\u{2029}', "\\u2029")
 }
 
-fn checksum(text: &str) -> String {
+fn csp_hash(text: &str) -> String {
     BASE64_STANDARD.encode(Sha256::digest(text))
 }
 
@@ -445,7 +447,7 @@ mod tests {
     #[test]
     fn a_script_element_cannot_be_left() {
         let hostile = serde_json::json!(["</script><!--&\u{2028}"]);
-        let text = for_script(&hostile);
+        let text = escape_for_script(&hostile);
         assert!(!text.contains(['<', '>', '&', '\u{2028}']), "{text}");
         let back: serde_json::Value = serde_json::from_str(&text).expect("still JSON");
         assert_eq!(back, hostile);

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Error, Result,
-    run::{EpochRecord, FactRow, RunResult},
+    run::{EpochRecord, FactResult, RunResult},
 };
 
 /// What a finished run left behind.
@@ -17,7 +17,7 @@ pub struct RecordedRun {
     /// `result.json`.
     pub result: RunResult,
     /// `facts.jsonl`.
-    pub facts: Vec<FactRow>,
+    pub facts: Vec<FactResult>,
     /// The evaluations in `metrics.jsonl`.
     pub epochs: Vec<EpochRecord>,
     /// `config.toml`, as written.
@@ -54,7 +54,7 @@ fn read_run(dir: &Path) -> Result<RecordedRun> {
     let result = parse(&result_path, &text(&result_path)?, 1)?;
     let facts_path = dir.join("facts.jsonl");
     let facts = rows(&facts_path)?;
-    let epochs = EpochRecord::all(&rows(&dir.join("metrics.jsonl"))?);
+    let epochs = EpochRecord::from_metrics(&rows(&dir.join("metrics.jsonl"))?);
     let config_path = dir.join("config.toml");
     let config_text = text(&config_path)?;
     let config = toml::from_str(&config_text).map_err(|e| {

@@ -5,7 +5,7 @@ use super::RecordedRun;
 /// Settings in which the runs differ: the key, and each run's value.
 pub(super) fn differences(runs: &[RecordedRun]) -> Vec<(String, Vec<String>)> {
     let settings: Vec<Vec<(String, String)>> =
-        runs.iter().map(|run| flat_toml(&run.config)).collect();
+        runs.iter().map(|run| flatten_toml(&run.config)).collect();
     let mut keys: Vec<&String> = Vec::new();
     for (key, _) in settings.iter().flatten() {
         if !keys.contains(&key) {
@@ -28,13 +28,13 @@ pub(super) fn differences(runs: &[RecordedRun]) -> Vec<(String, Vec<String>)> {
 }
 
 /// Every value with its dotted key.
-fn flat_toml(table: &toml::Table) -> Vec<(String, String)> {
+fn flatten_toml(table: &toml::Table) -> Vec<(String, String)> {
     let mut rows = Vec::new();
     for (key, value) in table {
         match value {
             toml::Value::Table(inner) => {
                 rows.extend(
-                    flat_toml(inner)
+                    flatten_toml(inner)
                         .into_iter()
                         .map(|(k, v)| (format!("{key}.{k}"), v)),
                 );
@@ -47,10 +47,10 @@ fn flat_toml(table: &toml::Table) -> Vec<(String, String)> {
 }
 
 /// Every value with its dotted name.
-pub(super) fn flat_json(value: &serde_json::Value) -> Vec<(String, String)> {
+pub(super) fn flatten_json(value: &serde_json::Value) -> Vec<(String, String)> {
     let named = |name: String, inner: &serde_json::Value| match inner {
         serde_json::Value::String(text) => vec![(name, text.clone())],
-        serde_json::Value::Object(_) | serde_json::Value::Array(_) => flat_json(inner)
+        serde_json::Value::Object(_) | serde_json::Value::Array(_) => flatten_json(inner)
             .into_iter()
             .map(|(k, v)| (format!("{name}.{k}"), v))
             .collect(),
@@ -102,14 +102,14 @@ mod tests {
     fn nested_settings_get_dotted_names() {
         let table =
             toml::from_str("seed = 1\n[train]\nlr = 5e-5\n[data.audit]\nruns = 20").expect("toml");
-        let rows = flat_toml(&table);
+        let rows = flatten_toml(&table);
         assert!(
-            rows.contains(&("data.audit.runs".into(), "20".into())),
+            rows.contains(&("data.audit.num_prompts".into(), "20".into())),
             "{rows:?}"
         );
         let json = serde_json::json!({"data": {"learn": ["a", 2]}, "seed": 0});
         assert_eq!(
-            flat_json(&json),
+            flatten_json(&json),
             [("data.learn.0", "a"), ("data.learn.1", "2"), ("seed", "0")]
                 .map(|(k, v)| (k.to_owned(), v.to_owned()))
         );

@@ -9,8 +9,8 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{FactRow, Metrics, RunResult, tensorboard};
-use crate::{Error, Result, config::Config, ranks, whole};
+use super::{FactResult, Metrics, RunResult, tensorboard};
+use crate::{Error, Result, atomic_file, config::Config, distributed};
 
 /// What a run writes; a new run in its place removes these and nothing else.
 const FILES: [&str; 13] = [
@@ -19,27 +19,27 @@ const FILES: [&str; 13] = [
     "splits.jsonl",
     "decoys.jsonl",
     "metrics.jsonl",
-    TENSORBOARD,
+    TENSORBOARD_DIR,
     "facts.jsonl",
     "result.json",
     "model",
-    ADAPTER,
+    ADAPTER_DIR,
     "checkpoints",
-    TEACHER,
-    IMPORTANCE,
+    TEACHER_DIR,
+    EWC_FILE,
 ];
 
 /// The directory of a run's adapters, where they are what it trained.
-pub const ADAPTER: &str = "adapter";
+pub const ADAPTER_DIR: &str = "adapter";
 
 /// The file of what EWC leaves to later runs.
-pub const IMPORTANCE: &str = "ewc.safetensors";
+pub const EWC_FILE: &str = "ewc.safetensors";
 
 /// The directory of what `TensorBoard` reads, where that is asked for.
-const TENSORBOARD: &str = "tensorboard";
+const TENSORBOARD_DIR: &str = "tensorboard";
 
 /// The directory of what a teacher keeps in files.
-pub const TEACHER: &str = "teacher";
+pub const TEACHER_DIR: &str = "teacher";
 
 /// An open run directory.
 #[derive(Clone, Debug)]
@@ -61,17 +61,17 @@ impl RunDir {
                 "choose another place for the run",
             )
         };
-        if !ranks::is_first() {
-            ranks::wait();
+        if !distributed::is_main() {
+            distributed::barrier();
             return Ok(Self::at(root));
         }
         fs::create_dir_all(root).map_err(unwritable)?;
-        let dir = Self::at(root).locked()?;
+        let dir = Self::at(root).lock()?;
         tempfile::tempfile_in(root).map_err(unwritable)?;
         for name in FILES {
             dir.remove(name)?;
         }
-        ranks::wait();
+        distributed::barrier();
         Ok(dir)
     }
 
@@ -105,8 +105,11 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Input`] when another process writes it.
-    pub fn locked(self) -> Result<Self> {
-        let Some(directory) = File::open(&self.root).ok().filter(|_| ranks::is_first()) else {
+    pub fn lock(self) -> Result<Self> {
+        let Some(directory) = File::open(&self.root)
+            .ok()
+            .filter(|_| distributed::is_main())
+        else {
             return Ok(self);
         };
         match directory.try_lock() {
@@ -171,7 +174,7 @@ impl RunDir {
     ///
     /// # Errors
     /// When there is no such file, or a row cannot be read.
-    pub fn facts(&self) -> Result<Vec<FactRow>> {
+    pub fn facts(&self) -> Result<Vec<FactResult>> {
         self.read_rows("facts.jsonl")
     }
 
@@ -180,7 +183,7 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        whole::write(&self.file(name), bytes)
+        atomic_file::write(&self.file(name), bytes)
     }
 
     /// Writes `value` as JSON to `name`.
@@ -242,8 +245,8 @@ impl RunDir {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn append(&self, row: &Metrics) -> Result<()> {
-        if !ranks::is_first() {
+    pub fn append_metrics(&self, row: &Metrics) -> Result<()> {
+        if !distributed::is_main() {
             return Ok(());
         }
         let path = self.file("metrics.jsonl");
@@ -255,7 +258,7 @@ impl RunDir {
             .open(&path)
             .and_then(|mut file| file.write_all(&text))
             .map_err(Error::io("write", &path))?;
-        let events = self.file(TENSORBOARD);
+        let events = self.file(TENSORBOARD_DIR);
         if events.is_dir() {
             tensorboard::append(&events, row).map_err(Error::io("write", &events))?;
         }
@@ -266,13 +269,17 @@ impl RunDir {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn tell_tensorboard(&self) -> Result<()> {
-        if !ranks::is_first() {
+    pub fn enable_tensorboard(&self) -> Result<()> {
+        if !distributed::is_main() {
             return Ok(());
         }
-        let events = self.file(TENSORBOARD);
-        let begun = self.file("metrics.jsonl").is_file();
-        let rows = if begun { self.metrics()? } else { Vec::new() };
+        let events = self.file(TENSORBOARD_DIR);
+        let has_metrics = self.file("metrics.jsonl").is_file();
+        let rows = if has_metrics {
+            self.metrics()?
+        } else {
+            Vec::new()
+        };
         tensorboard::write(&events, &rows).map_err(Error::io("write", &events))
     }
 
@@ -281,7 +288,7 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn sync_metrics(&self) -> Result<()> {
-        if !ranks::is_first() {
+        if !distributed::is_main() {
             return Ok(());
         }
         let path = self.file("metrics.jsonl");
@@ -303,7 +310,7 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written.
     pub fn truncate_metrics(&self, bytes: u64) -> Result<()> {
-        if !ranks::is_first() {
+        if !distributed::is_main() {
             return Ok(());
         }
         let path = self.file("metrics.jsonl");
@@ -312,8 +319,8 @@ impl RunDir {
             .open(&path)
             .and_then(|file| file.set_len(bytes))
             .map_err(Error::io("write", &path))?;
-        if self.file(TENSORBOARD).is_dir() {
-            self.tell_tensorboard()?;
+        if self.file(TENSORBOARD_DIR).is_dir() {
+            self.enable_tensorboard()?;
         }
         Ok(())
     }
@@ -330,7 +337,7 @@ impl RunDir {
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        if !ranks::is_first() {
+        if !distributed::is_main() {
             return Ok(());
         }
         let path = self.file(name);
@@ -358,7 +365,7 @@ mod tests {
             accuracy: PerSplit::default(),
             learned_paraphrased: None,
             drift: None,
-            pulls: None,
+            grad_norms: None,
             seconds: 0.1,
         }
     }
@@ -374,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_is_wrong_input() {
+    fn an_unwritable_directory_is_an_input_error() {
         let place = tempfile::NamedTempFile::new().expect("a temporary file");
         let below_a_file = place.path().join("run");
         assert_eq!(
@@ -387,16 +394,16 @@ mod tests {
     fn metrics_are_appended_and_cut_back() {
         let place = tempfile::tempdir().expect("a temporary directory");
         let dir = RunDir::create(&place.path().join("new/run")).expect("writable");
-        dir.append(&row(1)).expect("writable");
+        dir.append_metrics(&row(1)).expect("writable");
         let bytes = dir.metrics_bytes();
-        dir.append(&row(2)).expect("writable");
+        dir.append_metrics(&row(2)).expect("writable");
         assert_eq!(dir.metrics().expect("readable"), [row(1), row(2)]);
         dir.truncate_metrics(bytes).expect("writable");
         assert_eq!(dir.metrics().expect("readable"), [row(1)]);
     }
 
     #[test]
-    fn a_run_is_not_opened_where_none_was_begun() {
+    fn opening_a_directory_without_a_run_fails() {
         let place = tempfile::tempdir().expect("a temporary directory");
         assert_eq!(
             RunDir::open(place.path()).err().map(|e| e.exit_code()),

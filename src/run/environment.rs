@@ -42,7 +42,7 @@ pub struct ModelRecord {
 
 impl Environment {
     /// Of a run that starts here and now.
-    pub fn here(model: &Model, seed: u64, data: BTreeMap<String, String>) -> Self {
+    pub fn capture(model: &Model, seed: u64, data: BTreeMap<String, String>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -67,7 +67,7 @@ pub fn peak_memory_bytes() -> u64 {
 }
 
 /// Memory of this machine in bytes, where the system says so (Linux does).
-pub fn memory_of_machine() -> Option<u64> {
+pub fn total_memory_bytes() -> Option<u64> {
     kibibytes("/proc/meminfo", "MemTotal")
 }
 

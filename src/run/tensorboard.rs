@@ -102,7 +102,7 @@ fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
             distill,
             penalty,
             grad_norm,
-            lr,
+            learning_rate: lr,
             tokens_per_second,
             ..
         } => {
@@ -158,7 +158,7 @@ mod tests {
 
     /// `RecordWriter(file).write(b"abc")` of the `tensorboard` package, 2.21.
     #[test]
-    fn a_record_is_what_tensorboard_s_own_writer_writes() {
+    fn a_record_equals_that_of_tensorboards_writer() {
         let expected = [
             3, 0, 0, 0, 0, 0, 0, 0, 176, 153, 73, 14, b'a', b'b', b'c', 110, 87, 241, 33,
         ];

@@ -9,12 +9,12 @@ use std::{borrow::Cow, ops::Range};
 use rayon::prelude::*;
 
 use crate::{
+    distributed,
     engine::{
         Gradients,
         simd::{LANES, vectorized},
     },
     model::{Buffer, Layout, Params},
-    ranks,
 };
 
 /// Elements a chunk: four arrays of it lie in a core's second-level cache.
@@ -48,11 +48,11 @@ pub struct AdamW {
     /// Steps done.
     pub steps: u64,
     /// First moments (`exp_avg`).
-    pub first: Buffer,
+    pub exp_avg: Buffer,
     /// Second moments (`exp_avg_sq`).
-    pub second: Buffer,
+    pub exp_avg_sq: Buffer,
     /// What follows the weights, where that is asked for.
-    pub average: Option<Average>,
+    pub ema: Option<Ema>,
 }
 
 /// The exponential moving average a of the weights w (Polyak and Juditsky 1992; the form is that of TensorFlow's
@@ -63,16 +63,16 @@ pub struct AdamW {
 /// ```
 ///
 /// At a constant rate the weights wander about what they learn; their mean does less.
-pub struct Average {
+pub struct Ema {
     decay: f64,
     /// The averages, laid out as the gradients are.
     pub weights: Buffer,
 }
 
-impl Average {
+impl Ema {
     /// The average of weights that have not moved yet.
     pub fn new(decay: f64, params: &Params, gradients: &Gradients) -> Self {
-        let mut weights = Buffer::zeros(gradients.trained());
+        let mut weights = Buffer::zeros(gradients.num_trained());
         for (tensor, range) in &gradients.tensors {
             let of_tensor = params.layout.tensors[*tensor].range.clone();
             weights[range.clone()].copy_from_slice(&params.data[of_tensor]);
@@ -80,10 +80,10 @@ impl Average {
         Self { decay, weights }
     }
 
-    fn follow(&mut self, params: &Params, gradients: &Gradients, step: u64) {
+    fn update(&mut self, params: &Params, gradients: &Gradients, step: u64) {
         let warm = (1 + step) as f64 / (10 + step) as f64;
         let one_minus_decay = (1.0 - self.decay.min(warm)) as f32;
-        for (weights, at) in gradients.stretches() {
+        for (weights, at) in gradients.segments() {
             self.weights[at]
                 .par_chunks_mut(CHUNK)
                 .zip(params.data[weights].par_chunks(CHUNK))
@@ -92,7 +92,7 @@ impl Average {
     }
 
     /// Puts the average in the place of the weights, and these in its own; a second time takes that back.
-    pub fn exchange(&mut self, params: &mut Params, gradients: &Gradients) {
+    pub fn swap(&mut self, params: &mut Params, gradients: &Gradients) {
         for (tensor, range) in &gradients.tensors {
             let of_tensor = params.layout.tensors[*tensor].range.clone();
             self.weights[range.clone()].swap_with_slice(&mut params.data[of_tensor]);
@@ -106,9 +106,9 @@ impl AdamW {
         Self {
             settings,
             steps: 0,
-            first: Buffer::zeros(gradients.trained()),
-            second: Buffer::zeros(gradients.trained()),
-            average: None,
+            exp_avg: Buffer::zeros(gradients.num_trained()),
+            exp_avg_sq: Buffer::zeros(gradients.num_trained()),
+            ema: None,
         }
     }
 
@@ -127,12 +127,12 @@ impl AdamW {
     pub fn step(&mut self, params: &mut Params, gradients: &Gradients, lr: f64, clip_scale: f32) {
         let update = self.begin_step(lr, clip_scale);
         let len = gradients.data.len();
-        for weights in gradients.weights_within(&ranks::share(len)) {
-            self.step_within(&weights, params, gradients, &update);
+        for weights in gradients.weight_ranges(&distributed::shard_range(len)) {
+            self.step_range(&weights, params, gradients, &update);
         }
-        for owner in 0..ranks::size() {
-            for weights in gradients.weights_within(&ranks::share_of(owner, len)) {
-                ranks::tell(owner, &mut params.data[weights]);
+        for owner in 0..distributed::world_size() {
+            for weights in gradients.weight_ranges(&distributed::shard_range_of(owner, len)) {
+                distributed::broadcast(owner, &mut params.data[weights]);
             }
         }
         self.end_step(params, gradients);
@@ -141,15 +141,15 @@ impl AdamW {
     /// Both moments of all weights: its own, or where several processes have a share of them each, brought together at the first; at
     /// the others of no meaning.
     pub(super) fn moments(&self) -> [Cow<'_, [f32]>; 2] {
-        [&self.first, &self.second].map(|own| {
-            if ranks::size() == 1 {
+        [&self.exp_avg, &self.exp_avg_sq].map(|own| {
+            if distributed::world_size() == 1 {
                 return Cow::Borrowed(&own[..]);
             }
             let mut all = Vec::new();
-            for owner in 0..ranks::size() {
-                let mut share = own[ranks::share_of(owner, own.len())].to_vec();
-                ranks::tell(owner, &mut share);
-                if ranks::is_first() {
+            for owner in 0..distributed::world_size() {
+                let mut share = own[distributed::shard_range_of(owner, own.len())].to_vec();
+                distributed::broadcast(owner, &mut share);
+                if distributed::is_main() {
                     all.extend(share);
                 }
             }
@@ -157,8 +157,8 @@ impl AdamW {
         })
     }
 
-    /// Counts a step, of which [`AdamW::step_within`] moves the weights part by part.
-    pub(super) fn begin_step(&mut self, lr: f64, clip_scale: f32) -> Update {
+    /// Counts a step, of which [`AdamW::step_range`] moves the weights part by part.
+    pub(super) fn begin_step(&mut self, lr: f64, clip_scale: f32) -> StepConstants {
         self.steps += 1;
         let AdamWSettings {
             betas: [beta1, beta2],
@@ -166,7 +166,7 @@ impl AdamW {
             weight_decay,
         } = self.settings;
         let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
-        Update {
+        StepConstants {
             clip_scale,
             decay: (1.0 - lr * weight_decay) as f32,
             one_minus_beta1: (1.0 - beta1) as f32,
@@ -179,33 +179,33 @@ impl AdamW {
     }
 
     /// The step of those of the weights that lie within `part`.
-    pub(super) fn step_within(
+    pub(super) fn step_range(
         &mut self,
         part: &Range<usize>,
         params: &mut Params,
         gradients: &Gradients,
-        update: &Update,
+        update: &StepConstants,
     ) {
-        for (weights, moments, gradient) in gradients.stretches_within(part) {
+        for (weights, moments, gradient) in gradients.segments_within(part) {
             params.data[weights]
                 .par_chunks_mut(CHUNK)
                 .zip(gradients.data[gradient].par_chunks(CHUNK))
-                .zip(self.first[moments.clone()].par_chunks_mut(CHUNK))
-                .zip(self.second[moments].par_chunks_mut(CHUNK))
+                .zip(self.exp_avg[moments.clone()].par_chunks_mut(CHUNK))
+                .zip(self.exp_avg_sq[moments].par_chunks_mut(CHUNK))
                 .for_each(|(((p, g), m), v)| update_chunk(p, g, m, v, update));
         }
     }
 
     /// Once all weights have moved.
     pub(super) fn end_step(&mut self, params: &Params, gradients: &Gradients) {
-        if let Some(average) = &mut self.average {
-            average.follow(params, gradients, self.steps);
+        if let Some(average) = &mut self.ema {
+            average.update(params, gradients, self.steps);
         }
     }
 }
 
 /// The constants of one step.
-pub(super) struct Update {
+pub(super) struct StepConstants {
     clip_scale: f32,
     decay: f32,
     one_minus_beta1: f32,
@@ -217,7 +217,7 @@ pub(super) struct Update {
 }
 
 vectorized! {
-    fn update_chunk(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: &Update) {
+    fn update_chunk(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: &StepConstants) {
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * update.clip_scale;
             *m += update.one_minus_beta1 * (g - *m);
@@ -249,15 +249,15 @@ vectorized! {
 }
 
 /// Euclidean norm of all gradients together, accumulated in f64; of several processes each has its share of them.
-pub fn global_norm(gradients: &Gradients) -> f64 {
-    let own = ranks::share(gradients.data.len());
-    let mut sum = [squares(&gradients.data[own])];
-    ranks::sum(&mut sum);
+pub fn grad_norm(gradients: &Gradients) -> f64 {
+    let own = distributed::shard_range(gradients.data.len());
+    let mut sum = [squared_norm(&gradients.data[own])];
+    distributed::all_reduce(&mut sum);
     sum[0].sqrt()
 }
 
 /// The sum of their squares.
-pub(super) fn squares(gradients: &[f32]) -> f64 {
+pub(super) fn squared_norm(gradients: &[f32]) -> f64 {
     let per_chunk: Vec<f64> = gradients.par_chunks(CHUNK).map(sum_of_squares).collect();
     per_chunk.iter().sum::<f64>()
 }
@@ -352,7 +352,7 @@ mod tests {
             .data
             .copy_from_slice(&[1.0, -2.0, 0.5, 1.0, -2.0, 0.5]);
         let mut optimiser = AdamW::new(&gradients, AdamWSettings::default());
-        optimiser.average = Some(Average::new(0.3, &params, &gradients));
+        optimiser.ema = Some(Ema::new(0.3, &params, &gradients));
         let mut expected = [1.0f64, -2.0, 0.5];
         // (1 + t) / (10 + t) is below the decay of .3 until the third step.
         for decay in [2.0 / 11.0, 3.0 / 12.0, 0.3, 0.3] {
@@ -363,21 +363,21 @@ mod tests {
             }
         }
         let moved = params.data.to_vec();
-        let mut average = optimiser.average.take().expect("asked for");
-        average.exchange(&mut params, &gradients);
+        let mut average = optimiser.ema.take().expect("asked for");
+        average.swap(&mut params, &gradients);
         assert_eq!(params.data[..3], moved[..3], "frozen");
         for (got, want) in params.data[3..].iter().zip(expected) {
             // f32 against f64 over four steps: a few units in the last place of values near 2.
             assert!((f64::from(*got) - want).abs() < 1e-6, "{got} is not {want}");
         }
-        average.exchange(&mut params, &gradients);
+        average.swap(&mut params, &gradients);
         assert_eq!(params.data[..], moved[..]);
     }
 
     #[test]
     fn neighbours_are_one_stretch() {
         let (_, gradients) = two_vectors(5, &[0, 1]);
-        let stretches: Vec<_> = gradients.stretches().collect();
+        let stretches: Vec<_> = gradients.segments().collect();
         assert_eq!(stretches, [(0..10, 0..10)]);
     }
 
@@ -392,7 +392,7 @@ mod tests {
                 .num_threads(threads)
                 .build()
                 .expect("a small pool")
-                .install(|| global_norm(&gradients))
+                .install(|| grad_norm(&gradients))
         };
         let exact = gradients
             .data

@@ -7,11 +7,11 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     Error, Result,
-    config::Train,
+    config::TrainConfig,
     engine::{Batch, Target},
     facts::{Fact, Location, Text},
     model::Model,
-    prompt::{PromptTemplate, Row, text_rows},
+    prompt::{Example, PromptTemplate, text_examples},
 };
 
 /// The order in which an epoch (counted from 1) visits rows `0..len`: a permutation that depends on `seed` and `epoch`
@@ -36,13 +36,13 @@ pub fn training_rows<'a>(
     facts: impl IntoIterator<Item = &'a Fact>,
     template: &PromptTemplate,
     model: &Model,
-    train: &Train,
-) -> Result<Vec<Row>> {
+    train: &TrainConfig,
+) -> Result<Vec<Example>> {
     facts
         .into_iter()
         .map(|fact| {
-            let row = template.row(&model.tokenizer, fact)?;
-            fitted(row, &fact.location, model, train)
+            let row = template.example(&model.tokenizer, fact)?;
+            fit_to_max_length(row, &fact.location, model, train)
         })
         .collect()
 }
@@ -51,13 +51,17 @@ pub fn training_rows<'a>(
 ///
 /// # Errors
 /// As [`training_rows`].
-pub fn text_training_rows(texts: &[Text], model: &Model, train: &Train) -> Result<Vec<Row>> {
+pub fn text_training_rows(
+    texts: &[Text],
+    model: &Model,
+    train: &TrainConfig,
+) -> Result<Vec<Example>> {
     let mut rows = Vec::new();
     for text in texts {
-        for row in text_rows(&model.tokenizer, text)? {
+        for row in text_examples(&model.tokenizer, text)? {
             // A text of a single token has nothing to predict.
             if row.prompt.len() + row.target.len() > 1 {
-                rows.push(fitted(row, &text.location, model, train)?);
+                rows.push(fit_to_max_length(row, &text.location, model, train)?);
             }
         }
     }
@@ -65,23 +69,28 @@ pub fn text_training_rows(texts: &[Text], model: &Model, train: &Train) -> Resul
 }
 
 /// Tokens that a row may have.
-pub fn longest_row(model: &Model, train: &Train) -> usize {
-    train.max_tokens.min(model.config.max_position_embeddings)
+pub fn max_row_len(model: &Model, train: &TrainConfig) -> usize {
+    train.max_length.min(model.config.max_position_embeddings)
 }
 
-fn fitted(row: Row, location: &Location, model: &Model, train: &Train) -> Result<Row> {
-    let max_tokens = longest_row(model, train);
+fn fit_to_max_length(
+    row: Example,
+    location: &Location,
+    model: &Model,
+    train: &TrainConfig,
+) -> Result<Example> {
+    let max_tokens = max_row_len(model, train);
     let len = row.len();
     if len > max_tokens && !train.truncate {
         return Err(Error::input_hint(
             format!("{location}: prompt and answer have {len} tokens, more than {max_tokens}"),
-            "raise `train.max_tokens` (up to the model's context), or set `train.truncate = true`",
+            "raise `train.max_length` (up to the model's context), or set `train.truncate = true`",
         ));
     }
-    Ok(truncated(row, max_tokens))
+    Ok(truncate_row(row, max_tokens))
 }
 
-fn truncated(mut row: Row, max_tokens: usize) -> Row {
+fn truncate_row(mut row: Example, max_tokens: usize) -> Example {
     // One token of the prompt stays: it predicts the target's first.
     row.target.truncate(max_tokens.saturating_sub(1).max(1));
     let room = max_tokens.saturating_sub(row.target.len()).max(1);
@@ -91,15 +100,19 @@ fn truncated(mut row: Row, max_tokens: usize) -> Row {
 }
 
 /// Tokens of a pass: enough to fill the products, and few enough for what they leave for a backward pass.
-pub const PASS_TOKENS: usize = 2048;
+pub const MICRO_BATCH_TOKENS: usize = 2048;
 
 /// Tokens of a training pass. Where weights move in the backward pass they see the whole step in one.
-pub fn training_pass_tokens(train: &Train) -> usize {
-    if train.fused { usize::MAX } else { PASS_TOKENS }
+pub fn micro_batch_tokens(train: &TrainConfig) -> usize {
+    if train.optimizer_in_backward {
+        usize::MAX
+    } else {
+        MICRO_BATCH_TOKENS
+    }
 }
 
 /// `rows` in their order, as they pass through the model together: at most so many `tokens`, of which each has `len`, or one row.
-pub fn passes<T>(rows: &[T], tokens: usize, len: impl Fn(&T) -> usize) -> Vec<&[T]> {
+pub fn micro_batches<T>(rows: &[T], tokens: usize, len: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut taken = rows.first().map_or(0, &len);
     rows.chunk_by(|_, next| {
         taken += len(next);
@@ -118,7 +131,7 @@ pub struct PackedRows {
     /// once.
     pub batch: Batch,
     /// Where in it the last tokens of each row lie, those that it does not share.
-    pub own: Vec<Range<usize>>,
+    pub row_ranges: Vec<Range<usize>>,
     /// Every target token of every row, in order; both weights zero.
     pub targets: Vec<Target>,
     /// Number of targets of each row.
@@ -127,17 +140,17 @@ pub struct PackedRows {
 
 impl PackedRows {
     /// Packs `rows` in their order. A row without a prompt starts with its first target token, which nothing predicts.
-    pub fn new<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Self {
-        let rows: Vec<&Row> = rows.into_iter().collect();
-        let inputs: Vec<Vec<u32>> = rows.iter().map(|row| row.inputs()).collect();
+    pub fn new<'a>(rows: impl IntoIterator<Item = &'a Example>) -> Self {
+        let rows: Vec<&Example> = rows.into_iter().collect();
+        let inputs: Vec<Vec<u32>> = rows.iter().map(|row| row.input_ids()).collect();
         // What predicts is a row's own.
         let read: Vec<_> = inputs
             .iter()
             .zip(&rows)
-            .map(|(inputs, row)| (&inputs[..], inputs.len().min(row.first_target() - 1)))
+            .map(|(inputs, row)| (&inputs[..], inputs.len().min(row.target_start() - 1)))
             .collect();
-        let (batch, own) = Batch::sharing(&read);
-        let targets_per_row: Vec<usize> = rows.iter().map(|row| row.targets()).collect();
+        let (batch, own) = Batch::with_shared_prefixes(&read);
+        let targets_per_row: Vec<usize> = rows.iter().map(|row| row.num_targets()).collect();
         let mut targets = Vec::new();
         for ((row, count), own) in rows.iter().zip(&targets_per_row).zip(&own) {
             let tokens = &row.target[row.target.len() - count..];
@@ -151,14 +164,14 @@ impl PackedRows {
         }
         Self {
             batch,
-            own,
+            row_ranges: own,
             targets,
             targets_per_row,
         }
     }
 
     /// Gives every target its cross-entropy's weight, and its divergence's by the number of targets in its row.
-    pub fn weigh(&mut self, ce_weight: f32, distill_weight: impl Fn(usize) -> f32) {
+    pub fn set_weights(&mut self, ce_weight: f32, distill_weight: impl Fn(usize) -> f32) {
         let mut targets = self.targets.iter_mut();
         for &count in &self.targets_per_row {
             for target in targets.by_ref().take(count) {
@@ -178,8 +191,8 @@ impl PackedRows {
 mod tests {
     use super::*;
 
-    fn row(prompt: &[u32], target: &[u32]) -> Row {
-        Row {
+    fn row(prompt: &[u32], target: &[u32]) -> Example {
+        Example {
             prompt: prompt.to_vec(),
             target: target.to_vec(),
         }
@@ -204,9 +217,9 @@ mod tests {
     #[test]
     fn passes_keep_every_row_in_order_and_are_as_full_as_fits() {
         let rows = [3, 4, 2, 9, 30, 1, 1, 8];
-        let passes = passes(&rows, 10, |len| *len);
+        let passes = micro_batches(&rows, 10, |len| *len);
         assert_eq!(passes, [&[3, 4, 2][..], &[9], &[30], &[1, 1, 8]]);
-        assert!(super::passes(&[], 10, |len: &usize| *len).is_empty());
+        assert!(super::micro_batches(&[], 10, |len: &usize| *len).is_empty());
     }
 
     #[test]
@@ -240,8 +253,8 @@ mod tests {
     #[test]
     fn truncation_keeps_the_end_of_the_prompt_and_a_token_to_predict_from() {
         let long = || row(&[1, 2, 3, 4], &[5, 6, 7]);
-        assert_eq!(truncated(long(), 9), long());
-        assert_eq!(truncated(long(), 5), row(&[3, 4], &[5, 6, 7]));
-        assert_eq!(truncated(long(), 3), row(&[4], &[5, 6]));
+        assert_eq!(truncate_row(long(), 9), long());
+        assert_eq!(truncate_row(long(), 5), row(&[3, 4], &[5, 6, 7]));
+        assert_eq!(truncate_row(long(), 3), row(&[4], &[5, 6]));
     }
 }

@@ -21,16 +21,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adamw::AdamW,
-    arrays::{self, ArrayFile},
+    tensor_file::{self, TensorFile},
 };
 use crate::{
-    Error, Result, config,
+    Error, Result, atomic_file, config, distributed,
     engine::Gradients,
     model::Params,
-    ranks,
-    remedy::{budget::Steering, snapshot::Snapshot},
+    remedy::{budget::BudgetController, snapshot::Snapshot},
     run::RunDir,
-    whole,
 };
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -39,11 +37,11 @@ const SNAPSHOT: &str = "snapshot.safetensors";
 const BEST: &str = "best.safetensors";
 
 /// Checkpoints that are kept: the newest, and the one before, should the newest turn out broken.
-const KEPT: usize = 2;
+const KEPT_CHECKPOINTS: usize = 2;
 
 /// Where a run stands: all that it knows beside weights, optimiser and snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct TrainState {
     /// Whole epochs done.
     pub epoch: usize,
     /// Steps done of the epoch after these.
@@ -55,27 +53,27 @@ pub struct Standing {
     /// Of these, in evaluations.
     pub eval_seconds: f64,
     /// Whether each fact was right at the last evaluation after an epoch, in the order of [`crate::splits::Splits::iter`].
-    pub right: Vec<bool>,
+    pub correct: Vec<bool>,
     /// The same at the best evaluation of each fact's split, that before training being one.
-    pub right_at_peak: Vec<bool>,
+    pub correct_at_peak: Vec<bool>,
     /// Whether each was right after an epoch and wrong after a later one.
     #[serde(default)]
     pub lost_once: Vec<bool>,
     /// Steps that changed nothing, their loss or gradient not being finite.
     #[serde(default, skip_serializing_if = "config::is_default")]
-    pub skipped: usize,
+    pub skipped_steps: usize,
     /// The known rows that the epoch after these replays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub replayed: Vec<usize>,
+    pub replayed_rows: Vec<usize>,
     /// Where the budget stands, where one was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub steering: Option<Steering>,
+    pub budget: Option<BudgetController>,
 }
 
 /// `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct State {
-    standing: Standing,
+struct CheckpointState {
+    state: TrainState,
     /// Length of `metrics.jsonl` then.
     metrics_bytes: u64,
     /// SHA-256 (hex) over weights and moments.
@@ -92,13 +90,13 @@ pub struct Checkpoints {
 }
 
 /// The part of a run's memory that a checkpoint holds.
-pub struct Memory<'a> {
+pub struct CheckpointView<'a> {
     /// Weights, of which the trained tensors are kept: the model's, or its adapters'.
     pub params: &'a mut Params,
     /// Says which tensors are trained.
     pub gradients: &'a Gradients,
     /// The optimiser's moments.
-    pub optimiser: &'a mut AdamW,
+    pub optimizer: &'a mut AdamW,
 }
 
 impl Checkpoints {
@@ -116,33 +114,33 @@ impl Checkpoints {
     /// When it does not fit on the disk, cannot be written, or is not read back as it was written; those before are untouched.
     pub fn write(
         &mut self,
-        standing: &Standing,
-        memory: &Memory<'_>,
+        standing: &TrainState,
+        memory: &CheckpointView<'_>,
         snapshot: Option<&Snapshot>,
         run: &RunDir,
     ) -> Result<()> {
-        let moments = memory.optimiser.moments();
-        if !ranks::is_first() {
+        let moments = memory.optimizer.moments();
+        if !distributed::is_main() {
             return Ok(());
         }
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
         let arrays = memory.arrays(&moments);
         let bytes = bytes_of(&arrays);
-        whole::require_space(&self.root, bytes, "a checkpoint")?;
+        atomic_file::require_space(&self.root, bytes, "a checkpoint")?;
         if let (Some(snapshot), None) = (snapshot, &self.snapshot) {
             self.snapshot = Some(self.write_snapshot(snapshot)?);
         }
         // What the checkpoint says of the metrics' length must be true after a loss of power, too.
         run.sync_metrics()?;
-        let state = State {
-            standing: standing.clone(),
+        let state = CheckpointState {
+            state: standing.clone(),
             metrics_bytes: run.metrics_bytes(),
-            weights: arrays::checksum(&arrays),
+            weights: tensor_file::checksum(&arrays),
             snapshot: self.snapshot.clone().filter(|_| snapshot.is_some()),
         };
-        let path = self.place_for(standing.step);
-        whole::folder(&path, |folder| {
-            arrays::write(&folder.join(WEIGHTS), arrays)?;
+        let path = self.next_path(standing.step);
+        atomic_file::write_dir(&path, |folder| {
+            tensor_file::write(&folder.join(WEIGHTS), arrays)?;
             let text = serde_json::to_vec_pretty(&state).expect("a state has a form in JSON");
             fs::write(folder.join(STATE), text)
         })?;
@@ -156,20 +154,25 @@ impl Checkpoints {
                 )),
             });
         }
-        for old in self.newest_first().into_iter().skip(KEPT) {
+        for old in self.newest_first().into_iter().skip(KEPT_CHECKPOINTS) {
             fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
         }
         Ok(())
     }
 
     /// Bytes on the disk while a run goes on: the checkpoints that are kept, and one that is being written.
-    pub fn bytes(memory: &Memory<'_>) -> u64 {
-        let AdamW { first, second, .. } = &*memory.optimiser;
-        (KEPT as u64 + 1) * bytes_of(&memory.arrays(&[Cow::Borrowed(first), Cow::Borrowed(second)]))
+    pub fn disk_bytes(memory: &CheckpointView<'_>) -> u64 {
+        let AdamW {
+            exp_avg: first,
+            exp_avg_sq: second,
+            ..
+        } = &*memory.optimizer;
+        (KEPT_CHECKPOINTS as u64 + 1)
+            * bytes_of(&memory.arrays(&[Cow::Borrowed(first), Cow::Borrowed(second)]))
     }
 
     /// The name of a checkpoint after `step`: one that there is none of yet.
-    fn place_for(&self, step: usize) -> PathBuf {
+    fn next_path(&self, step: usize) -> PathBuf {
         let name = format!("step-{step:07}");
         let others = (1..).map(|i| format!("{name}-{i}"));
         std::iter::once(name.clone())
@@ -182,21 +185,21 @@ impl Checkpoints {
     fn write_snapshot(&self, snapshot: &Snapshot) -> Result<String> {
         let arrays = snapshot.arrays();
         let arrays = arrays.iter().map(|(name, values)| (&name[..], *values));
-        self.write_whole(SNAPSHOT, arrays.collect())
+        self.write_file(SNAPSHOT, arrays.collect())
     }
 
     /// Writes arrays to the file called `name`, under another name first; returns their checksum.
-    fn write_whole(&self, name: &str, arrays: Vec<(&str, &[f32])>) -> Result<String> {
+    fn write_file(&self, name: &str, arrays: Vec<(&str, &[f32])>) -> Result<String> {
         let path = self.root.join(name);
-        whole::require_space(
+        atomic_file::require_space(
             &self.root,
             bytes_of(&arrays),
             "a file beside the checkpoints",
         )?;
-        let file = whole::temporary(&path)?;
-        let sum = arrays::checksum(&arrays);
-        arrays::write(file.path(), arrays).map_err(Error::io("write", &path))?;
-        whole::keep(file, &path)?;
+        let file = atomic_file::temp_file(&path)?;
+        let sum = tensor_file::checksum(&arrays);
+        tensor_file::write(file.path(), arrays).map_err(Error::io("write", &path))?;
+        atomic_file::persist(file, &path)?;
         Ok(sum)
     }
 
@@ -208,22 +211,22 @@ impl Checkpoints {
     /// When a file that was whole cannot be read any more, or a teacher's file is not what was written.
     pub fn restore(
         &mut self,
-        memory: &mut Memory<'_>,
+        memory: &mut CheckpointView<'_>,
         room: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
         run: &RunDir,
-    ) -> Result<Option<(Standing, Option<Snapshot>)>> {
-        whole::clear_unfinished(&self.root);
+    ) -> Result<Option<(TrainState, Option<Snapshot>)>> {
+        atomic_file::remove_unfinished(&self.root);
         let Some((path, state)) = self
             .newest_first()
             .into_iter()
-            .find_map(|path| self.whole(&path, run).map(|state| (path, state)))
+            .find_map(|path| self.complete_state(&path, run).map(|state| (path, state)))
         else {
             return Ok(None);
         };
         memory
             .read(&path.join(WEIGHTS))
             .map_err(Error::io("read", &path))?;
-        memory.optimiser.steps = state.standing.step as u64;
+        memory.optimizer.steps = state.state.step as u64;
         let path = self.root.join(SNAPSHOT);
         let snapshot = state.snapshot.is_some().then(|| read_snapshot(&path, room));
         let mut snapshot = snapshot.transpose().map_err(Error::io("read", &path))?;
@@ -232,28 +235,28 @@ impl Checkpoints {
         }
         self.snapshot = state.snapshot;
         run.truncate_metrics(state.metrics_bytes)?;
-        Ok(Some((state.standing, snapshot)))
+        Ok(Some((state.state, snapshot)))
     }
 
     /// Keeps the trained weights as they are: the best within the budget so far.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn keep_best(&self, memory: &Memory<'_>) -> Result<()> {
-        if !ranks::is_first() {
+    pub fn save_best(&self, memory: &CheckpointView<'_>) -> Result<()> {
+        if !distributed::is_main() {
             return Ok(());
         }
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
-        self.write_whole(BEST, memory.weights()).map(|_| ())
+        self.write_file(BEST, memory.weights()).map(|_| ())
     }
 
-    /// Takes the weights that [`Checkpoints::keep_best`] kept.
+    /// Takes the weights that [`Checkpoints::save_best`] kept.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn take_best(&self, memory: &mut Memory<'_>) -> Result<()> {
+    pub fn restore_best(&self, memory: &mut CheckpointView<'_>) -> Result<()> {
         let path = self.root.join(BEST);
-        ArrayFile::open(&path)
+        TensorFile::open(&path)
             .and_then(|mut file| memory.read_weights(&mut file))
             .map_err(Error::io("read", &path))
     }
@@ -263,7 +266,7 @@ impl Checkpoints {
     /// # Errors
     /// When they cannot be removed.
     pub fn remove(&self) -> Result<()> {
-        if !ranks::is_first() {
+        if !distributed::is_main() {
             return Ok(());
         }
         match fs::remove_dir_all(&self.root) {
@@ -288,9 +291,9 @@ impl Checkpoints {
     }
 
     /// The state of the checkpoint at `path`, if its files are what it says, and the metrics as long.
-    fn whole(&self, path: &Path, run: &RunDir) -> Option<State> {
+    fn complete_state(&self, path: &Path, run: &RunDir) -> Option<CheckpointState> {
         let state = read_state(path)?;
-        let sum = |path| arrays::checksum_of_file(path).ok();
+        let sum = |path| tensor_file::checksum_of_file(path).ok();
         let has_snapshot =
             state.snapshot.is_none() || sum(&self.root.join(SNAPSHOT)) == state.snapshot;
         let has_metrics = state.metrics_bytes <= run.metrics_bytes();
@@ -298,13 +301,13 @@ impl Checkpoints {
     }
 }
 
-fn read_state(path: &Path) -> Option<State> {
+fn read_state(path: &Path) -> Option<CheckpointState> {
     serde_json::from_slice(&fs::read(path.join(STATE)).ok()?).ok()
 }
 
 /// Whether the weights of the checkpoint at `path` are those that `state` is of.
-fn has_weights(path: &Path, state: &State) -> bool {
-    arrays::checksum_of_file(&path.join(WEIGHTS)).is_ok_and(|sum| sum == state.weights)
+fn has_weights(path: &Path, state: &CheckpointState) -> bool {
+    tensor_file::checksum_of_file(&path.join(WEIGHTS)).is_ok_and(|sum| sum == state.weights)
 }
 
 fn bytes_of(arrays: &[(&str, &[f32])]) -> u64 {
@@ -318,18 +321,18 @@ fn read_snapshot(
     path: &Path,
     room: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
 ) -> io::Result<Snapshot> {
-    let mut file = ArrayFile::open(path)?;
+    let mut file = TensorFile::open(path)?;
     let mut snapshot = room(&|name| file.len(name));
     let mut arrays = snapshot.arrays_mut().into_iter();
     arrays.try_for_each(|(name, values)| file.read(&name, values))?;
     Ok(snapshot)
 }
 
-impl Memory<'_> {
+impl CheckpointView<'_> {
     /// With both moments, of all weights.
     fn arrays<'a>(&'a self, [first, second]: &'a [Cow<'_, [f32]>; 2]) -> Vec<(&'a str, &'a [f32])> {
         let mut arrays: Vec<(&str, &[f32])> = vec![("exp_avg", first), ("exp_avg_sq", second)];
-        if let Some(average) = &self.optimiser.average {
+        if let Some(average) = &self.optimizer.ema {
             arrays.push(("average", &average.weights));
         }
         arrays.extend(self.weights());
@@ -346,19 +349,23 @@ impl Memory<'_> {
     }
 
     fn read(&mut self, path: &Path) -> io::Result<()> {
-        let mut file = ArrayFile::open(path)?;
-        let AdamW { first, second, .. } = &mut *self.optimiser;
+        let mut file = TensorFile::open(path)?;
+        let AdamW {
+            exp_avg: first,
+            exp_avg_sq: second,
+            ..
+        } = &mut *self.optimizer;
         for (name, moments) in [("exp_avg", first), ("exp_avg_sq", second)] {
-            let own = ranks::share(moments.len());
-            file.read_share(name, moments, own)?;
+            let own = distributed::shard_range(moments.len());
+            file.read_range(name, moments, own)?;
         }
-        if let Some(average) = &mut self.optimiser.average {
+        if let Some(average) = &mut self.optimizer.ema {
             file.read("average", &mut average.weights)?;
         }
         self.read_weights(&mut file)
     }
 
-    fn read_weights(&mut self, file: &mut ArrayFile) -> io::Result<()> {
+    fn read_weights(&mut self, file: &mut TensorFile) -> io::Result<()> {
         let layout = self.params.layout.clone();
         for (tensor, _) in &self.gradients.tensors {
             let info = &layout.tensors[*tensor];

@@ -7,50 +7,52 @@ use serde::{Deserialize, Serialize};
 use super::{SPLITS, Trainer};
 use crate::{
     Result, audit,
-    config::{Goal, Kind, TargetToken},
+    config::{Goal, MethodKind, TargetToken},
     facts::Fact,
     generate::Generator,
-    measure::{self, Answered, Exam, Neighbour, Subjects, middle_layer, nearest, plane},
+    measure::{
+        self, EvalAnswer, EvalSet, Neighbour, SubjectPrompts, middle_layer, nearest, pca_2d,
+    },
     model::{Dtype, Model},
     remedy::{
-        anchor::fisher,
         budget::is_within,
-        interpolate::{interpolate, smallest},
-        tasks,
+        continual_ewc,
+        interpolate::{interpolate, smallest_factor},
+        weight_penalty::fisher,
     },
     run::{
-        ADAPTER, Counts, Drift, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunDir,
-        RunResult, Split, State, TEACHER, peak_memory_bytes,
+        ADAPTER_DIR, AccuracyStages, Counts, Drift, FactOutcome, FactResult, Metrics,
+        ParaphraseResult, PerSplit, RunDir, RunResult, Split, TEACHER_DIR, peak_memory_bytes,
     },
-    splits::{SplitFact, Splits},
+    splits::{LabelledFact, Splits},
 };
 
 /// A row of `splits.jsonl`: a fact of the run, and what the base model said.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct SplitRow {
+pub(super) struct SplitRecord {
     split: Split,
     #[serde(flatten)]
-    fact: SplitFact,
+    fact: LabelledFact,
     #[serde(flatten)]
-    before: Before,
+    baseline: Baseline,
     /// Watched, not reported.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    watched: bool,
+    control: bool,
 }
 
 /// What the base model showed of a fact.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Before {
+pub(super) struct Baseline {
     answer_before: String,
-    right_before: bool,
-    /// See [`FactRow`], which these become a part of.
+    correct_before: bool,
+    /// See [`FactResult`], which these become a part of.
     #[serde(flatten)]
-    looks: Looks,
+    display: FactDisplay,
 }
 
 /// What a report shows of a fact beside its answers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Looks {
+struct FactDisplay {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     p_before: Option<f64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -60,11 +62,11 @@ struct Looks {
 }
 
 /// The splits that `splits.jsonl` holds.
-pub(super) fn splits_of(rows: &[SplitRow]) -> Splits {
+pub(super) fn splits_from_records(rows: &[SplitRecord]) -> Splits {
     let mut splits = Splits::default();
     for row in rows {
-        if row.watched {
-            splits.watched.push(row.fact.clone());
+        if row.control {
+            splits.control.push(row.fact.clone());
         } else {
             splits.push(row.split, row.fact.clone());
         }
@@ -73,9 +75,9 @@ pub(super) fn splits_of(rows: &[SplitRow]) -> Splits {
 }
 
 /// What the base model showed, as `splits.jsonl` holds it.
-pub(super) fn before_of(rows: Vec<SplitRow>) -> Vec<Before> {
-    let reported = rows.into_iter().filter(|row| !row.watched);
-    reported.map(|row| row.before).collect()
+pub(super) fn baseline_from_records(rows: Vec<SplitRecord>) -> Vec<Baseline> {
+    let reported = rows.into_iter().filter(|row| !row.control);
+    reported.map(|row| row.baseline).collect()
 }
 
 /// The facts of a run with the part that each was, as its records have them; those that were watched are left out.
@@ -83,7 +85,7 @@ pub(super) fn before_of(rows: Vec<SplitRow>) -> Vec<Before> {
 /// # Errors
 /// When `splits.jsonl` cannot be read.
 pub fn recorded_facts(run: &RunDir) -> Result<Vec<(Split, Fact)>> {
-    let splits = splits_of(&run.read_rows(SPLITS)?);
+    let splits = splits_from_records(&run.read_rows(SPLITS)?);
     let facts = splits
         .iter()
         .map(|(split, fact)| (split, fact.fact.clone()));
@@ -95,68 +97,69 @@ impl Trainer<'_> {
     pub(super) fn begin(&mut self) -> Result<()> {
         self.run.remove("metrics.jsonl")?;
         if self.config.measure.tensorboard {
-            self.run.tell_tensorboard()?;
+            self.run.enable_tensorboard()?;
         }
         let (answers, seconds) = self.timed_answers()?;
-        let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
-        let looks = self.looks()?;
-        self.before = answers
+        let right: Vec<bool> = answers.iter().map(|a| a.correct).collect();
+        let looks = self.fact_display()?;
+        self.baseline = answers
             .into_iter()
             .zip(looks)
-            .map(|(answered, looks)| Before {
+            .map(|(answered, looks)| Baseline {
                 answer_before: answered.text,
-                right_before: answered.right,
-                looks,
+                correct_before: answered.correct,
+                display: looks,
             })
             .collect();
-        let rows = self.splits.iter().zip(&self.before);
-        let rows = rows.map(|((split, fact), before)| SplitRow {
+        let rows = self.splits.iter().zip(&self.baseline);
+        let rows = rows.map(|((split, fact), before)| SplitRecord {
             split,
             fact: fact.clone(),
-            before: before.clone(),
-            watched: false,
+            baseline: before.clone(),
+            control: false,
         });
-        let watched = self.splits.watched.iter().map(|fact| SplitRow {
+        let watched = self.splits.control.iter().map(|fact| SplitRecord {
             split: Split::Held,
             fact: fact.clone(),
-            before: Before::default(),
-            watched: true,
+            baseline: Baseline::default(),
+            control: true,
         });
         self.run.write_rows(SPLITS, rows.chain(watched))?;
-        let watched = self.watched_right()?;
-        if let (Some(steering), Some(watched)) = (&mut self.standing.steering, watched) {
-            steering.begin(watched);
+        let watched = self.control_accuracy()?;
+        if let (Some(steering), Some(watched)) = (&mut self.state.budget, watched) {
+            steering.set_baseline(watched);
         }
-        self.record_evaluation(self.splits.shares(&right), seconds)?;
-        self.standing.right_at_peak = right;
+        self.record_evaluation(self.splits.accuracy(&right), seconds)?;
+        self.state.correct_at_peak = right;
         Ok(())
     }
 
     /// The answer to every fact, and the seconds that this took; where answers are not shown, only whether they are right, which
     /// is known sooner.
-    fn timed_answers(&mut self) -> Result<(Vec<Answered>, f64)> {
-        if !self.options.figures_alone {
-            return self.timed_evaluation(Exam::answers);
+    fn timed_answers(&mut self) -> Result<(Vec<EvalAnswer>, f64)> {
+        if !self.options.metrics_only {
+            return self.timed_evaluation(EvalSet::answers);
         }
-        let (right, seconds) = self.timed_evaluation(Exam::right)?;
-        let answered = right.into_iter().map(|right| Answered {
+        let (right, seconds) = self.timed_evaluation(EvalSet::correct)?;
+        let answered = right.into_iter().map(|right| EvalAnswer {
             text: String::new(),
-            right,
+            correct: right,
         });
         Ok((answered.collect(), seconds))
     }
 
     /// What a report shows of every fact beside the base model's answer, unless that is not wanted.
-    fn looks(&mut self) -> Result<Vec<Looks>> {
-        if self.options.figures_alone {
-            return Ok(vec![Looks::default(); self.exam.len()]);
+    fn fact_display(&mut self) -> Result<Vec<FactDisplay>> {
+        if self.options.metrics_only {
+            return Ok(vec![FactDisplay::default(); self.eval_set.len()]);
         }
-        let (probabilities, _) = self.timed_evaluation(Exam::probabilities)?;
+        let (probabilities, _) = self.timed_evaluation(EvalSet::probabilities)?;
         let facts: Vec<&Fact> = self.splits.iter().map(|(_, f)| &f.fact).collect();
         let subjects = facts.iter().copied();
-        let subjects = Subjects::find(subjects, &self.model, &mut self.engine, &self.template)?;
+        let subjects =
+            SubjectPrompts::new(subjects, &self.model, &mut self.engine, &self.template)?;
         let layer = middle_layer(&self.model);
-        let states = subjects.states(&mut self.engine, &self.model, layer, self.progress);
+        let states = subjects.subject_states(&mut self.engine, &self.model, layer, self.progress);
         let d = self.model.config.hidden_size;
         let new = self.splits.range(Split::Unknown);
         let (before, rest) = states.split_at(new.start * d);
@@ -164,12 +167,12 @@ impl Trainer<'_> {
         let near = |states| nearest(&facts[new.clone()], of_new, states, d);
         let of_none = vec![Vec::new(); new.len()];
         let nearest = [near(before), of_none, near(behind)].concat();
-        let places = plane(&states, d, self.config.seed);
+        let places = pca_2d(&states, d, self.config.seed);
         Ok(probabilities
             .into_iter()
             .zip(nearest)
             .zip(places)
-            .map(|((p, nearest), place)| Looks {
+            .map(|((p, nearest), place)| FactDisplay {
                 p_before: Some(p),
                 nearest,
                 place: Some(place),
@@ -179,29 +182,29 @@ impl Trainer<'_> {
 
     /// Saves the model, asks everything again of the weights as saved, and writes what became of each fact.
     pub(super) fn finish(mut self) -> Result<RunResult> {
-        self.exchange_average();
-        self.go_back_to_the_best()?;
+        self.swap_ema();
+        self.restore_best()?;
         let interpolation = self.interpolate()?;
-        self.require_finite_weights()?;
+        self.check_finite_weights()?;
         let dtype = self.model.dtype;
         round_to(&mut self.model.params.data, dtype);
         self.model.save(&self.run.file("model"), dtype)?;
-        self.trained
-            .save_adapters(&self.run.file(ADAPTER), &self.model.name)?;
-        self.leave_importance()?;
+        self.trainable
+            .save_adapters(&self.run.file(ADAPTER_DIR), &self.model.name)?;
+        self.save_fisher()?;
         let (after, _) = self.timed_answers()?;
-        self.remember(after.iter().map(|a| a.right).collect());
-        let paraphrased = self.ask_paraphrases()?;
+        self.update_peaks(after.iter().map(|a| a.correct).collect());
+        let paraphrased = self.answer_paraphrases()?;
         let mut probabilities = vec![None; after.len()];
-        if !self.options.figures_alone {
-            let (p_after, _) = self.timed_evaluation(Exam::probabilities)?;
+        if !self.options.metrics_only {
+            let (p_after, _) = self.timed_evaluation(EvalSet::probabilities)?;
             probabilities = p_after.into_iter().map(Some).collect();
         }
-        let drift = self.drift_of_held();
-        self.read_clock();
+        let drift = self.held_drift();
+        self.update_clock();
         let labels_after = self.labels_after()?;
 
-        let rows = self.fact_rows(&after, &probabilities, paraphrased, &drift, &labels_after);
+        let rows = self.fact_results(&after, &probabilities, paraphrased, &drift, &labels_after);
         let result = self.result(&rows, &after, interpolation)?;
         self.run.write_rows("facts.jsonl", &rows)?;
         // Before the checkpoints go: without either a run that is killed here would have to start over.
@@ -210,14 +213,14 @@ impl Trainer<'_> {
             self.checkpoints.remove()?;
             // Not every system removes a file that is mapped.
             self.objective.snapshot = None;
-            self.run.remove(TEACHER)?;
+            self.run.remove(TEACHER_DIR)?;
         }
         Ok(result)
     }
 
     /// Leaves what EWC holds later runs by: the Fisher information of all that was learned, at the weights as saved, and what
     /// the run before left where there is one penalty for both.
-    fn leave_importance(&mut self) -> Result<()> {
+    fn save_fisher(&mut self) -> Result<()> {
         let Some(ewc) = &self.config.method.ewc else {
             return Ok(());
         };
@@ -230,13 +233,19 @@ impl Trainer<'_> {
             self.progress,
         );
         let layout = &self.model.params.layout;
-        if let Some(decay) = ewc.decay {
-            for run in &ewc.after {
-                tasks::add(run, decay, layout, &self.gradients, &mut importance)?;
+        if let Some(decay) = ewc.gamma {
+            for run in &ewc.previous_runs {
+                continual_ewc::add_importance(
+                    run,
+                    decay,
+                    layout,
+                    &self.gradients,
+                    &mut importance,
+                )?;
             }
         }
         let base = &self.model.checksum;
-        tasks::leave(&self.run, &importance, layout, &self.gradients, base)
+        continual_ewc::save_importance(&self.run, &importance, layout, &self.gradients, base)
     }
 
     /// Scales the change of the weights down as far as the new facts allow, where the method asks for it; by how much.
@@ -249,19 +258,19 @@ impl Trainer<'_> {
             return Ok(None);
         }
         let started = Instant::now();
-        let rule = self.config.data.rule;
+        let rule = self.config.data.match_rule;
         let new = self.splits.unknown.iter().map(|f| &f.fact);
-        let exam = Exam::new(new, &self.template, &self.model.tokenizer, rule)?;
+        let exam = EvalSet::new(new, &self.template, &self.model.tokenizer, rule)?;
         let base = Model::load(&self.config.model)?.params;
         let trained = self.model.params.clone();
         let (engine, model) = (&mut self.engine, &mut self.model);
         let mut right_with = |a: f32| -> Result<usize> {
             interpolate(&mut model.params.data, &base.data, &trained.data, a);
-            let right = exam.right(&mut Generator::new(engine, model))?;
+            let right = exam.correct(&mut Generator::new(engine, model))?;
             Ok(right.iter().filter(|right| **right).count())
         };
-        let enough = method.keep * right_with(1.0)? as f64;
-        let factor = smallest(|a| Ok(right_with(a)? as f64 >= enough))?;
+        let enough = method.min_retained * right_with(1.0)? as f64;
+        let factor = smallest_factor(|a| Ok(right_with(a)? as f64 >= enough))?;
         interpolate(
             &mut self.model.params.data,
             &base.data,
@@ -270,10 +279,10 @@ impl Trainer<'_> {
         );
         self.progress.note(format_args!(
             "the change of the weights is scaled by {factor:.2}: {:.1}% and more of what was learned stays",
-            100.0 * method.keep
+            100.0 * method.min_retained
         ));
         let factor = f64::from(factor);
-        self.run.append(&Metrics::Interpolation {
+        self.run.append_metrics(&Metrics::Interpolation {
             factor,
             seconds: started.elapsed().as_secs_f64(),
         })?;
@@ -281,7 +290,7 @@ impl Trainer<'_> {
     }
 
     /// The new facts asked in other words: for each, its questions and answers.
-    fn ask_paraphrases(&mut self) -> Result<Vec<Vec<Paraphrased>>> {
+    fn answer_paraphrases(&mut self) -> Result<Vec<Vec<ParaphraseResult>>> {
         let unknown = &self.splits.unknown;
         if !self.config.measure.paraphrase {
             return Ok(vec![Vec::new(); unknown.len()]);
@@ -295,16 +304,16 @@ impl Trainer<'_> {
                 })
             })
             .collect();
-        let rule = self.config.data.rule;
-        let exam = Exam::new(&asked, &self.template, &self.model.tokenizer, rule)?;
+        let rule = self.config.data.match_rule;
+        let exam = EvalSet::new(&asked, &self.template, &self.model.tokenizer, rule)?;
         let answers = exam.answers(&mut Generator::new(&mut self.engine, &self.model))?;
         let mut answered = asked
             .into_iter()
             .zip(answers)
-            .map(|(fact, answer)| Paraphrased {
+            .map(|(fact, answer)| ParaphraseResult {
                 question: fact.question,
                 answer: answer.text,
-                right: answer.right,
+                correct: answer.correct,
             });
         Ok(self
             .splits
@@ -320,7 +329,7 @@ impl Trainer<'_> {
             return Ok(HashMap::new());
         };
         let facts: Vec<Fact> = self.splits.iter().map(|(_, f)| f.fact.clone()).collect();
-        let audit = audit::ask(
+        let audit = audit::audit_uncached(
             &self.model,
             &mut self.engine,
             &facts,
@@ -335,24 +344,28 @@ impl Trainer<'_> {
             .collect())
     }
 
-    fn fact_rows(
+    fn fact_results(
         &self,
-        after: &[Answered],
+        after: &[EvalAnswer],
         probabilities: &[Option<f64>],
-        paraphrased: Vec<Vec<Paraphrased>>,
+        paraphrased: Vec<Vec<ParaphraseResult>>,
         drift: &[Drift],
         labels_after: &HashMap<(String, String), String>,
-    ) -> Vec<FactRow> {
+    ) -> Vec<FactResult> {
         let (mut paraphrased, mut drift) = (paraphrased.into_iter(), drift.iter().copied());
         self.splits
             .iter()
-            .zip(self.before.iter().zip(after))
+            .zip(self.baseline.iter().zip(after))
             .enumerate()
             .map(|(i, ((split, f), (before, after)))| {
-                let right_at_peak = self.standing.right_at_peak[i];
-                let known = measure::known_at_audit(f.few_shot, before.right_before, right_at_peak);
+                let right_at_peak = self.state.correct_at_peak[i];
+                let known = measure::known_at_audit(
+                    f.few_shot_accuracy,
+                    before.correct_before,
+                    right_at_peak,
+                );
                 let key = (f.fact.relation.clone(), f.fact.question.clone());
-                FactRow {
+                FactResult {
                     split,
                     subject: f.fact.subject.clone(),
                     object: f.fact.target(),
@@ -362,23 +375,23 @@ impl Trainer<'_> {
                     question: key.1,
                     answer_before: before.answer_before.clone(),
                     answer_after: after.text.clone(),
-                    right_before: before.right_before,
-                    right_at_peak,
-                    right_after: after.right,
-                    lost_once: self.standing.lost_once[i],
-                    p_before: before.looks.p_before,
+                    correct_before: before.correct_before,
+                    correct_at_peak: right_at_peak,
+                    correct_after: after.correct,
+                    forgotten_once: self.state.lost_once[i],
+                    p_before: before.display.p_before,
                     p_after: probabilities[i],
-                    nearest: before.looks.nearest.clone(),
-                    place: before.looks.place,
+                    nearest: before.display.nearest.clone(),
+                    pca: before.display.place,
                     drift: match split {
                         Split::Held => drift.next(),
                         _ => None,
                     },
-                    paraphrased: match split {
+                    paraphrases: match split {
                         Split::Unknown => paraphrased.next().unwrap_or_default(),
                         _ => Vec::new(),
                     },
-                    state: State::of(split, known, after.right),
+                    outcome: FactOutcome::in_run(split, known, after.correct),
                 }
             })
             .collect()
@@ -386,18 +399,18 @@ impl Trainer<'_> {
 
     fn result(
         &self,
-        rows: &[FactRow],
-        after: &[Answered],
+        rows: &[FactResult],
+        after: &[EvalAnswer],
         interpolation: Option<f64>,
     ) -> Result<RunResult> {
-        let after: Vec<bool> = after.iter().map(|a| a.right).collect();
-        let accuracy = self.moments(&after);
+        let after: Vec<bool> = after.iter().map(|a| a.correct).collect();
+        let accuracy = self.accuracy_stages(&after);
         let held = self.splits.range(Split::Held);
-        let (held_at_peak, held_after) = (&self.standing.right_at_peak[held.clone()], &after[held]);
+        let (held_at_peak, held_after) = (&self.state.correct_at_peak[held.clone()], &after[held]);
         let in_other_words: Vec<bool> = rows
             .iter()
-            .flat_map(|row| &row.paraphrased)
-            .map(|p| p.right)
+            .flat_map(|row| &row.paraphrases)
+            .map(|p| p.correct)
             .collect();
         let forgetting_pp = measure::forgetting_pp(held_at_peak, held_after);
         let budget = self.config.method.budget;
@@ -412,40 +425,40 @@ impl Trainer<'_> {
                 held_after,
                 self.config.seed,
             ),
-            below_only_known_pp: self
-                .held_under_only_known()?
+            gap_to_only_known_pp: self
+                .only_known_held_accuracy()?
                 .zip(accuracy.held)
                 .map(|(only_known, held)| 100.0 * (only_known - held.after)),
             learned: accuracy.unknown.map(|moments| moments.after),
-            learned_paraphrased: measure::share(&in_other_words),
+            learned_paraphrased: measure::accuracy(&in_other_words),
             not_absorbed: accuracy
                 .unknown
                 .filter(|_| goal == Goal::Task)
                 .map(|moments| 1.0 - moments.after),
             accuracy,
-            counts: Counts::of(rows.iter().map(|row| row.state)),
+            counts: Counts::count(rows.iter().map(|row| row.outcome)),
             budget,
             within_budget: budget
                 .zip(forgetting_pp)
                 .map(|(budget, pp)| is_within(pp, budget)),
             interpolation,
-            epochs: self.standing.epoch,
-            steps: self.standing.step,
-            seconds: self.standing.seconds,
-            eval_seconds: self.standing.eval_seconds,
+            epochs: self.state.epoch,
+            steps: self.state.step,
+            seconds: self.state.seconds,
+            eval_seconds: self.state.eval_seconds,
             peak_memory_bytes: peak_memory_bytes(),
         })
     }
 
-    fn moments(&self, after: &[bool]) -> PerSplit<Moments> {
-        let right_before: Vec<bool> = self.before.iter().map(|b| b.right_before).collect();
-        let [start, peak, after] = [&right_before[..], &self.standing.right_at_peak, after]
-            .map(|right| self.splits.shares(right));
+    fn accuracy_stages(&self, after: &[bool]) -> PerSplit<AccuracyStages> {
+        let right_before: Vec<bool> = self.baseline.iter().map(|b| b.correct_before).collect();
+        let [start, peak, after] = [&right_before[..], &self.state.correct_at_peak, after]
+            .map(|right| self.splits.accuracy(right));
         let mut moments = PerSplit::default();
         for split in Split::ALL {
             let shares = (start.get(split), peak.get(split), after.get(split));
             if let (Some(&start), Some(&peak), Some(&after)) = shares {
-                let of_split = Moments {
+                let of_split = AccuracyStages {
                     audit: mean_few_shot(self.splits.get(split)),
                     start,
                     peak,
@@ -464,14 +477,14 @@ impl Trainer<'_> {
             return "only-known".into();
         }
         let kind = match method.kind {
-            Kind::L2 => "l2",
+            MethodKind::L2 => "l2",
             _ if method.distills() => "self-distill",
-            Kind::Sft | Kind::SelfDistill | Kind::Auto => "sft",
+            MethodKind::Sft | MethodKind::SelfDistill | MethodKind::Auto => "sft",
         };
         let beside = [
             ("+decoupled", method.target_token == TargetToken::LeftOut),
             ("+decoys", method.decoys.is_some()),
-            ("+average", self.config.train.average.is_some()),
+            ("+average", self.config.train.ema_decay.is_some()),
             ("+replay", method.replay.is_some()),
             ("+ewc", method.ewc.is_some()),
             ("+project", method.project.is_some()),
@@ -484,7 +497,7 @@ impl Trainer<'_> {
     }
 
     /// The share of held facts right at the end of the Only Known run that the config names.
-    fn held_under_only_known(&self) -> Result<Option<f64>> {
+    fn only_known_held_accuracy(&self) -> Result<Option<f64>> {
         let Some(baseline) = &self.config.baseline else {
             return Ok(None);
         };
@@ -494,8 +507,8 @@ impl Trainer<'_> {
 }
 
 /// Mean share of few-shot prompts answered right; none where some fact was not audited.
-fn mean_few_shot(facts: &[SplitFact]) -> Option<f64> {
-    let shares: Option<Vec<f64>> = facts.iter().map(|f| f.few_shot).collect();
+fn mean_few_shot(facts: &[LabelledFact]) -> Option<f64> {
+    let shares: Option<Vec<f64>> = facts.iter().map(|f| f.few_shot_accuracy).collect();
     shares
         .filter(|shares| !shares.is_empty())
         .map(|shares| shares.iter().sum::<f64>() / shares.len() as f64)

@@ -6,61 +6,60 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod activation_cache;
 pub mod adamw;
-mod arrays;
 pub mod batches;
 pub mod checkpoint;
+mod estimate;
 mod evaluate;
 mod finish;
-mod foretell;
-mod frozen;
-mod fused;
-mod numbers;
+mod fused_step;
+mod grad_reduce;
+mod non_finite;
 pub mod objective;
 mod prepare;
+mod sampler;
 mod schedule;
+mod shared_prefix;
 mod step;
-mod together;
-mod trained;
-mod visits;
-mod warm;
+mod tensor_file;
+mod trainable;
 
+pub use estimate::{MemoryEstimate as MemoryForetold, RunEstimate};
 pub use finish::recorded_facts;
-pub use foretell::{Foretold, Memory as MemoryForetold};
-pub use prepare::{Options, foretell, resume, tune, tune_on};
+pub use prepare::{Options, estimate, resume, tune, tune_on};
 
 use self::{
-    adamw::{AdamW, AdamWSettings, Average},
+    activation_cache::ActivationCache,
+    adamw::{AdamW, AdamWSettings, Ema},
     batches::{epoch_order, text_training_rows, training_rows},
-    checkpoint::{Checkpoints, Standing},
-    finish::{Before, before_of},
-    frozen::Frozen,
-    numbers::Spikes,
+    checkpoint::{Checkpoints, TrainState},
+    finish::{Baseline, baseline_from_records},
+    non_finite::LossSpikeDetector,
     objective::Objective,
-    trained::Trained,
+    trainable::TrainableParams,
 };
 use crate::{
-    Error, Result,
+    Error, Result, atomic_file,
     audit::AuditSettings,
     config::Config,
+    distributed,
     engine::{Engine, Gradients, profile},
     facts::{Fact, Text},
-    interrupt::{self, Resumable},
-    measure::{DriftProbe, DriftSettings, Exam, Reference},
+    interrupt::{self, InterruptGuard},
+    measure::{DriftProbe, DriftReference, DriftSettings, EvalSet},
     model::Model,
-    progress::{Curves, Progress},
-    prompt::{PromptTemplate, Row},
-    ranks,
+    progress::{LivePlot, Progress},
+    prompt::{Example, PromptTemplate},
     remedy::{
-        anchor::Anchor,
-        budget::Steering,
+        budget::BudgetController,
+        continual_ewc,
         distill::Teacher,
-        snapshot::{RunRows, Snapshot},
-        tasks,
+        snapshot::{RunExamples, Snapshot},
+        weight_penalty::WeightPenalty,
     },
     run::{Metrics, RunDir, RunResult},
-    splits::{SplitFact, Splits},
-    whole,
+    splits::{LabelledFact, Splits},
 };
 
 /// Without `checkpoint_every` checkpoints are no closer than this.
@@ -110,32 +109,32 @@ struct Trainer<'a> {
     options: Options,
     warm: Option<PathBuf>,
     /// What the run was foretold to hold in memory.
-    memory: foretell::Memory,
+    memory: estimate::MemoryEstimate,
     progress: &'a Progress,
-    curves: Curves,
+    curves: LivePlot,
 
     engine: Engine,
     /// `D_Known`, then `D_Unk` and the texts; from the snapshot on, decoys behind these.
-    rows: Vec<Row>,
+    rows: Vec<Example>,
     /// How many of `rows` are learned: all but the decoys.
     learned_rows: usize,
     /// Every fact of the splits.
-    exam: Exam,
+    eval_set: EvalSet,
     /// The watched facts, where a budget is named.
-    watch: Exam,
+    control_set: EvalSet,
     /// What the base model showed of each.
-    before: Vec<Before>,
+    baseline: Vec<Baseline>,
     /// Where drift is measured, and what the base model showed there.
-    drift: Option<(DriftProbe, Reference)>,
+    drift: Option<(DriftProbe, DriftReference)>,
     objective: Objective,
     /// Of the model's tensors.
     gradients: Gradients,
-    trained: Trained,
-    optimiser: AdamW,
+    trainable: TrainableParams,
+    optimizer: AdamW,
     checkpoints: Checkpoints,
     last_checkpoint: Instant,
-    standing: Standing,
-    spikes: Spikes,
+    state: TrainState,
+    loss_spikes: LossSpikeDetector,
     /// When the clock of `standing.seconds` was last read.
     clock: Instant,
 }
@@ -156,19 +155,20 @@ impl<'a> Trainer<'a> {
         let trained = splits.known.iter().chain(&splits.unknown);
         let mut rows = training_rows(trained.map(|f| &f.fact), &template, &model, &config.train)?;
         rows.extend(text_training_rows(&texts, &model, &config.train)?);
-        let tensors = trained::tensors(&config.train, &model.params)?;
-        let memory = foretell::Memory::of(&config, &model, &tensors, &rows);
+        let tensors = trainable::trainable_tensors(&config.train, &model.params)?;
+        let memory = estimate::MemoryEstimate::of(&config, &model, &tensors, &rows);
         memory.require(&config)?;
-        let exam_of =
-            |facts: Vec<&Fact>| Exam::new(facts, &template, &model.tokenizer, config.data.rule);
+        let exam_of = |facts: Vec<&Fact>| {
+            EvalSet::new(facts, &template, &model.tokenizer, config.data.match_rule)
+        };
         let exam = exam_of(splits.iter().map(|(_, f)| &f.fact).collect())?;
-        let watch = exam_of(splits.watched.iter().map(|f| &f.fact).collect())?;
-        let gradients = if config.train.fused {
-            Gradients::one_layer_at_a_time(&model.params, &tensors)
+        let watch = exam_of(splits.control.iter().map(|f| &f.fact).collect())?;
+        let gradients = if config.train.optimizer_in_backward {
+            Gradients::with_layer_buffer(&model.params, &tensors)
         } else {
             Gradients::new(&model.params, &tensors)
         };
-        let trained = Trained::new(&config, &model.params, &gradients);
+        let trained = TrainableParams::new(&config, &model.params, &gradients);
         let settings = AdamWSettings {
             betas: config.train.betas,
             eps: config.train.eps,
@@ -176,13 +176,14 @@ impl<'a> Trainer<'a> {
         };
         let (parameters, of) = trained.parameters(&model.params, &gradients);
         let mut optimiser = AdamW::new(of, settings);
-        optimiser.average = config
+        optimiser.ema = config
             .train
-            .average
-            .map(|decay| Average::new(decay, parameters, of));
-        let mut engine = Engine::new(&model.config).recomputing(config.train.recompute);
+            .ema_decay
+            .map(|decay| Ema::new(decay, parameters, of));
+        let mut engine = Engine::new(&model.config)
+            .with_gradient_checkpointing(config.train.gradient_checkpointing);
         let drift = if config.measure.drift {
-            Some(drift_from(
+            Some(drift_probe(
                 &model,
                 &mut engine,
                 &splits,
@@ -195,28 +196,28 @@ impl<'a> Trainer<'a> {
         };
         let trainer = Self {
             engine,
-            exam,
-            watch,
-            before: Vec::new(),
+            eval_set: exam,
+            control_set: watch,
+            baseline: Vec::new(),
             drift,
             objective: Objective {
                 snapshot: None,
-                earlier: earlier_tasks(&config, &model, &gradients)?,
-                frozen: foretell::frozen_layers(&model, &tensors, &rows)
-                    .map(|layers| Frozen::below(layers, model.config.hidden_size)),
+                previous_penalties: previous_run_penalties(&config, &model, &gradients)?,
+                activation_cache: estimate::frozen_layers(&model, &tensors, &rows)
+                    .map(|layers| ActivationCache::new(layers, model.config.hidden_size)),
             },
-            optimiser,
-            trained,
+            optimizer: optimiser,
+            trainable: trained,
             gradients,
             checkpoints: Checkpoints::new(&run),
             last_checkpoint: Instant::now(),
-            standing: Standing {
-                steering: config.method.budget.map(Steering::new),
-                ..Standing::default()
+            state: TrainState {
+                budget: config.method.budget.map(BudgetController::new),
+                ..TrainState::default()
             },
-            spikes: Spikes::default(),
+            loss_spikes: LossSpikeDetector::default(),
             clock: Instant::now(),
-            curves: progress.curves(config.train.epochs),
+            curves: progress.live_plot(config.train.num_epochs),
             config,
             template,
             model,
@@ -234,37 +235,37 @@ impl<'a> Trainer<'a> {
         trainer.require_known_facts()?;
         trainer.require_decoys()?;
         trainer.require_rows_in_every_epoch()?;
-        trainer.introduce();
+        trainer.log_header();
         Ok(trainer)
     }
 
     /// What is about to happen, for people.
-    fn introduce(&self) {
+    fn log_header(&self) {
         let Config { train, .. } = &self.config;
         self.progress.note(format_args!(
             "{} on {}: {} of {} parameters trained, {} known and {} new rows, at most {} steps in {} epochs, into {}",
             self.method_name(),
             self.model.name,
-            self.optimiser.first.len(),
+            self.optimizer.exp_avg.len(),
             self.model.params.layout.len,
             self.splits.known.len(),
             self.learned_rows - self.splits.known.len(),
-            self.steps_in_all(),
-            train.epochs,
+            self.total_steps(),
+            train.num_epochs,
             self.run.path().display()
         ));
     }
 
     fn run(mut self) -> Result<RunResult> {
-        self.require_space()?;
-        if !self.begin_warm()? {
+        self.check_disk_space()?;
+        if !self.start_from_shared_prefix()? {
             self.begin()?;
         }
         if self.options.profile {
-            profile::begin();
+            profile::start();
         }
         let trained = self.train();
-        if let Some(profile) = profile::take() {
+        if let Some(profile) = profile::finish() {
             self.progress.note(profile);
             self.progress
                 .note(format_args!("memory, as foretold: {}", self.memory));
@@ -275,7 +276,7 @@ impl<'a> Trainer<'a> {
 
     /// Trains until the end, or until the user asks to stop: then what is done so far is in a checkpoint.
     fn train(&mut self) -> Result<()> {
-        let _resumable = Resumable::begin();
+        let _resumable = InterruptGuard::begin();
         match self.train_epochs() {
             Err(Error::Interrupted { .. }) => {
                 self.checkpoint()?;
@@ -287,20 +288,20 @@ impl<'a> Trainer<'a> {
 
     /// THE loop. When it is interrupted the run stands where it can be gone on with.
     fn train_epochs(&mut self) -> Result<()> {
-        self.reach_frozen();
-        while self.standing.epoch < self.config.train.epochs && !self.may_stop() {
+        self.fill_activation_cache();
+        while self.state.epoch < self.config.train.num_epochs && !self.should_stop() {
             if self.snapshot_is_due() {
-                self.leave_warm()?;
+                self.save_shared_prefix()?;
                 self.take_snapshot()?;
-                self.reach_frozen();
+                self.fill_activation_cache();
             }
             self.train_epoch()?;
             // What is asked, watched and kept as the best is what would be saved.
-            self.exchange_average();
+            self.swap_ema();
             let evaluated = self.evaluate();
-            self.exchange_average();
+            self.swap_ema();
             if let Err(Error::Interrupted { .. }) = evaluated {
-                self.step_back_before_evaluation();
+                self.rewind_to_evaluation();
             }
             evaluated?;
             if self.checkpoint_is_due() {
@@ -311,26 +312,26 @@ impl<'a> Trainer<'a> {
     }
 
     /// Lets new rows pass below all that is trained; what is learned apart from decoys, whenever these are made.
-    fn reach_frozen(&mut self) {
-        if let Some(frozen) = &mut self.objective.frozen {
+    fn fill_activation_cache(&mut self) {
+        if let Some(frozen) = &mut self.objective.activation_cache {
             for rows in [&self.rows[..self.learned_rows], &self.rows] {
-                frozen.reach(&mut self.engine, &self.model.params, rows);
+                frozen.extend(&mut self.engine, &self.model.params, rows);
             }
         }
     }
 
     /// To the end of the epoch's steps, which are to be followed by its evaluation.
-    fn step_back_before_evaluation(&mut self) {
-        let rows = self.rows_of(self.standing.epoch);
-        self.standing.epoch -= 1;
-        self.standing.step_in_epoch = rows.div_ceil(self.rows_a_step());
+    fn rewind_to_evaluation(&mut self) {
+        let rows = self.rows_in_epoch(self.state.epoch);
+        self.state.epoch -= 1;
+        self.state.step_in_epoch = rows.div_ceil(self.rows_per_step());
     }
 
     /// Goes on from where another run stood that began alike; whether there is one.
-    fn begin_warm(&mut self) -> Result<bool> {
+    fn start_from_shared_prefix(&mut self) -> Result<bool> {
         match &self.warm {
-            Some(place) if warm::take_over(place, &self.run)? => {
-                let before = before_of(self.run.read_rows(SPLITS)?);
+            Some(place) if shared_prefix::load(place, &self.run)? => {
+                let before = baseline_from_records(self.run.read_rows(SPLITS)?);
                 self.restore(before)
             }
             _ => Ok(false),
@@ -338,64 +339,71 @@ impl<'a> Trainer<'a> {
     }
 
     /// Leaves where this run stands to those that begin alike, where there is a place for it and none did so before.
-    fn leave_warm(&mut self) -> Result<()> {
+    fn save_shared_prefix(&mut self) -> Result<()> {
         match self.warm.clone() {
-            Some(place) if self.standing.epoch > 0 && !place.exists() => {
+            Some(place) if self.state.epoch > 0 && !place.exists() => {
                 self.checkpoint()?;
-                warm::leave(&self.run, &place)
+                shared_prefix::save(&self.run, &place)
             }
             _ => Ok(()),
         }
     }
 
-    fn exchange_average(&mut self) {
+    fn swap_ema(&mut self) {
         let (params, gradients) = (&mut self.model.params, &self.gradients);
-        self.trained
-            .exchange_average(params, gradients, &mut self.optimiser);
+        self.trainable
+            .swap_ema(params, gradients, &mut self.optimizer);
     }
 
     /// Takes back the model that had learned most within the budget, where there is a later one.
-    fn go_back_to_the_best(&mut self) -> Result<()> {
-        let best = self.standing.steering.as_ref().and_then(|s| s.best);
-        let Some(best) = best.filter(|best| best.epoch < self.standing.epoch) else {
+    fn restore_best(&mut self) -> Result<()> {
+        let best = self.state.budget.as_ref().and_then(|s| s.best);
+        let Some(best) = best.filter(|best| best.epoch < self.state.epoch) else {
             return Ok(());
         };
         self.progress.note(format_args!(
             "back to the model after epoch {}, which had learned most within the budget",
             best.epoch
         ));
-        let mut memory =
-            self.trained
-                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        let mut memory = self.trainable.checkpoint_view(
+            &mut self.model.params,
+            &self.gradients,
+            &mut self.optimizer,
+        );
         // The first process has written them.
-        ranks::wait();
-        self.checkpoints.take_best(&mut memory)?;
-        self.trained.merge(&mut self.model.params);
+        distributed::barrier();
+        self.checkpoints.restore_best(&mut memory)?;
+        self.trainable.merge(&mut self.model.params);
         Ok(())
     }
 
     /// The rest of the epoch after those that are done.
     fn train_epoch(&mut self) -> Result<()> {
         let train = &self.config.train;
-        let (epoch, epochs) = (self.standing.epoch + 1, train.epochs);
-        let order = epoch_order(self.rows_of(epoch), self.config.seed, epoch, train.shuffle);
-        let steps = order.len().div_ceil(self.rows_a_step());
-        self.choose_replayed(epoch)?;
-        let beside = self.beside(epoch);
+        let (epoch, epochs) = (self.state.epoch + 1, train.num_epochs);
+        let order = epoch_order(
+            self.rows_in_epoch(epoch),
+            self.config.seed,
+            epoch,
+            train.shuffle,
+        );
+        let steps = order.len().div_ceil(self.rows_per_step());
+        self.select_replayed(epoch)?;
+        let beside = self.aux_rows(epoch);
         let bar = self
             .progress
             .bar(order.len() as u64, format!("epoch {epoch}/{epochs}"));
-        for (i, batch) in order.chunks(self.rows_a_step()).enumerate() {
-            if i >= self.standing.step_in_epoch {
-                let loss = self.step(epoch, batch, &visits::dealt(&beside, i, steps))?;
+        for (i, batch) in order.chunks(self.rows_per_step()).enumerate() {
+            if i >= self.state.step_in_epoch {
+                let loss = self.step(epoch, batch, &sampler::aux_for_step(&beside, i, steps))?;
                 bar.message(format_args!("loss {:.4}", loss.total()));
             }
             bar.inc(batch.len() as u64);
-            interrupt::stop_together()?;
+            interrupt::check_all_processes()?;
         }
         self.project();
-        self.standing.epoch += 1;
-        self.standing.step_in_epoch = 0;
+        self.state.epoch += 1;
+        self.state.step_in_epoch = 0;
         Ok(())
     }
 
@@ -403,23 +411,24 @@ impl<'a> Trainer<'a> {
     fn snapshot_is_due(&self) -> bool {
         self.config.method.takes_snapshot()
             && self.objective.snapshot.is_none()
-            && self.standing.epoch >= self.config.method.snapshot_epochs()
+            && self.state.epoch >= self.config.method.effective_snapshot_epochs()
     }
 
     fn take_snapshot(&mut self) -> Result<()> {
         let started = Instant::now();
         let method = &self.config.method;
-        if method.has_teacher() && Teacher::logits_in_files(method.teacher, method.tokens).is_some()
+        if method.has_teacher()
+            && Teacher::topk_on_disk(method.teacher, method.vocab_subset).is_some()
         {
             // From here on a run that is stopped goes on with the files that it has made.
             self.checkpoint()?;
         }
-        self.make_decoys()?;
+        self.generate_decoys()?;
         let mut snapshot = Snapshot::freeze(
             (&self.config.method, self.config.seed),
             &mut self.engine,
             &self.model.params,
-            RunRows {
+            RunExamples {
                 all: &self.rows,
                 known: self.splits.known.len(),
                 learned: self.learned_rows,
@@ -428,82 +437,88 @@ impl<'a> Trainer<'a> {
             &self.run,
             self.progress,
         )?;
-        if self.one_penalty() {
-            snapshot.take_over(&std::mem::take(&mut self.objective.earlier));
+        if self.merges_ewc_penalties() {
+            snapshot.merge_penalties(&std::mem::take(&mut self.objective.previous_penalties));
         }
-        self.adopt(snapshot);
+        self.set_snapshot(snapshot);
         // New rows begin here, and with them another loss.
-        self.spikes = Spikes::default();
-        self.run.append(&Metrics::Snapshot {
-            epoch: self.standing.epoch,
-            step: self.standing.step,
+        self.loss_spikes = LossSpikeDetector::default();
+        self.run.append_metrics(&Metrics::Snapshot {
+            epoch: self.state.epoch,
+            step: self.state.step,
             seconds: started.elapsed().as_secs_f64(),
         })
     }
 
     /// Trains under `snapshot` from now on; where it projects, what has no space is frozen.
-    fn adopt(&mut self, snapshot: Snapshot) {
+    fn set_snapshot(&mut self, snapshot: Snapshot) {
         if let Some(projection) = &snapshot.projection {
             let layout = &self.model.params.layout;
             self.gradients
-                .narrow(layout, |tensor| projection.covers(tensor));
+                .set_trainable(layout, |tensor| projection.covers(tensor));
         }
         self.objective.snapshot = Some(snapshot);
     }
 
     /// Whether earlier runs' EWC becomes part of the snapshot's.
-    fn one_penalty(&self) -> bool {
+    fn merges_ewc_penalties(&self) -> bool {
         let ewc = self.config.method.ewc.as_ref();
-        ewc.is_some_and(|ewc| ewc.decay.is_some())
+        ewc.is_some_and(|ewc| ewc.gamma.is_some())
     }
 
     /// Whether the share of new facts is reached at which training may stop early, or the budget is out of reach.
-    fn may_stop(&self) -> bool {
+    fn should_stop(&self) -> bool {
         if self
-            .standing
-            .steering
+            .state
+            .budget
             .as_ref()
-            .is_some_and(Steering::is_lost)
+            .is_some_and(BudgetController::should_stop)
         {
             return true;
         }
-        let Some(stop) = self.config.train.stop else {
+        let Some(stop) = self.config.train.early_stopping else {
             return false;
         };
-        let asked = !self.standing.right.is_empty();
+        let asked = !self.state.correct.is_empty();
         asked
             && self
                 .splits
-                .shares(&self.standing.right)
+                .accuracy(&self.state.correct)
                 .unknown
-                .is_some_and(|learned| learned >= stop.learned)
+                .is_some_and(|learned| learned >= stop.accuracy)
     }
 
     /// Refuses a run whose checkpoints and model do not fit on the disk.
-    fn require_space(&mut self) -> Result<()> {
+    fn check_disk_space(&mut self) -> Result<()> {
         let model = self.model.params.layout.len * self.model.dtype.bytes();
-        let memory =
-            self.trained
-                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
-        let bytes = Checkpoints::bytes(&memory) + model as u64;
-        whole::require_space(self.run.path(), bytes, "the run, its checkpoints included,")
+        let memory = self.trainable.checkpoint_view(
+            &mut self.model.params,
+            &self.gradients,
+            &mut self.optimizer,
+        );
+        let bytes = Checkpoints::disk_bytes(&memory) + model as u64;
+        atomic_file::require_space(self.run.path(), bytes, "the run, its checkpoints included,")
     }
 
     fn checkpoint_is_due(&self) -> bool {
-        match self.config.train.checkpoint_every {
-            Some(every) => self.standing.epoch.is_multiple_of(every),
-            None => ranks::as_the_first(self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL),
+        match self.config.train.save_every {
+            Some(every) => self.state.epoch.is_multiple_of(every),
+            None => {
+                distributed::broadcast_flag(self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL)
+            }
         }
     }
 
     fn checkpoint(&mut self) -> Result<()> {
-        self.read_clock();
-        self.require_finite_weights()?;
-        let memory =
-            self.trained
-                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        self.update_clock();
+        self.check_finite_weights()?;
+        let memory = self.trainable.checkpoint_view(
+            &mut self.model.params,
+            &self.gradients,
+            &mut self.optimizer,
+        );
         self.checkpoints.write(
-            &self.standing,
+            &self.state,
             &memory,
             self.objective.snapshot.as_ref(),
             &self.run,
@@ -513,17 +528,19 @@ impl<'a> Trainer<'a> {
     }
 
     /// Goes back to the newest whole checkpoint; whether there is one. `before`: what the base model showed.
-    fn restore(&mut self, before: Vec<Before>) -> Result<bool> {
+    fn restore(&mut self, before: Vec<Baseline>) -> Result<bool> {
         let layout = self.model.params.layout.clone();
-        let mut memory =
-            self.trained
-                .memory(&mut self.model.params, &self.gradients, &mut self.optimiser);
+        let mut memory = self.trainable.checkpoint_view(
+            &mut self.model.params,
+            &self.gradients,
+            &mut self.optimizer,
+        );
         // Written before the snapshot is taken, so that they are there wherever a checkpoint has one.
         let mut rows = self.rows.clone();
         if self.run.file(DECOYS).is_file() {
-            rows.extend(self.run.read_rows::<Row>(DECOYS)?);
+            rows.extend(self.run.read_rows::<Example>(DECOYS)?);
         }
-        let run_rows = RunRows {
+        let run_rows = RunExamples {
             all: &rows,
             known: self.splits.known.len(),
             learned: self.learned_rows,
@@ -537,13 +554,13 @@ impl<'a> Trainer<'a> {
         let Some((standing, snapshot)) = restored else {
             return Ok(false);
         };
-        self.trained.merge(&mut self.model.params);
+        self.trainable.merge(&mut self.model.params);
         if let Some(snapshot) = snapshot {
             self.rows = rows;
-            self.adopt(snapshot);
-            if self.one_penalty() {
+            self.set_snapshot(snapshot);
+            if self.merges_ewc_penalties() {
                 // The snapshot has taken it over.
-                self.objective.earlier.clear();
+                self.objective.previous_penalties.clear();
             }
         }
         let evaluation = |row| match row {
@@ -553,30 +570,30 @@ impl<'a> Trainer<'a> {
             _ => None,
         };
         self.curves
-            .go_on(self.run.metrics()?.into_iter().filter_map(evaluation));
-        self.standing = standing;
-        self.before = before;
+            .extend(self.run.metrics()?.into_iter().filter_map(evaluation));
+        self.state = standing;
+        self.baseline = before;
         self.clock = Instant::now();
         Ok(true)
     }
 
     /// Adds the time since the last call to the run's.
-    fn read_clock(&mut self) {
-        self.standing.seconds += self.clock.elapsed().as_secs_f64();
+    fn update_clock(&mut self) {
+        self.state.seconds += self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
     }
 }
 
 /// What `base` shows at the new and the held facts, and how to look at them again.
-fn drift_from(
+fn drift_probe(
     base: &Model,
     engine: &mut Engine,
     splits: &Splits,
     config: &Config,
     template: &PromptTemplate,
     progress: &Progress,
-) -> Result<(DriftProbe, Reference)> {
-    let facts = |of: &[SplitFact]| of.iter().map(|f| f.fact.clone()).collect::<Vec<Fact>>();
+) -> Result<(DriftProbe, DriftReference)> {
+    let facts = |of: &[LabelledFact]| of.iter().map(|f| f.fact.clone()).collect::<Vec<Fact>>();
     let (new, held) = (facts(&splits.unknown), facts(&splits.held));
     let settings = DriftSettings {
         seed: config.seed,
@@ -588,11 +605,15 @@ fn drift_from(
     Ok((probe, reference))
 }
 
-/// What holds the weights to those of the runs that `method.ewc.after` names.
-fn earlier_tasks(config: &Config, model: &Model, gradients: &Gradients) -> Result<Vec<Anchor>> {
+/// What holds the weights to those of the runs that `method.ewc.previous_runs` names.
+fn previous_run_penalties(
+    config: &Config,
+    model: &Model,
+    gradients: &Gradients,
+) -> Result<Vec<WeightPenalty>> {
     let ewc = config.method.ewc.as_ref();
     ewc.map_or(Ok(Vec::new()), |ewc| {
-        tasks::anchors(ewc, &model.params.layout, gradients)
+        continual_ewc::weight_penalties(ewc, &model.params.layout, gradients)
     })
 }
 

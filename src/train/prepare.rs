@@ -10,30 +10,30 @@ use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    AuditAfter, Foretold, SPLITS, Trainer, TuneJob,
+    AuditAfter, RunEstimate, SPLITS, Trainer, TuneJob,
     batches::{text_training_rows, training_rows},
-    finish::{SplitRow, before_of, splits_of},
-    trained,
+    finish::{SplitRecord, baseline_from_records, splits_from_records},
+    trainable,
 };
 use crate::{
     Error, Result,
     audit::{AuditSettings, Label, audit},
-    config::{Config, Goal, Train},
+    config::{Config, Goal, TrainConfig},
     engine::Engine,
     facts::{self, Fact, ReadOptions, Text, TextKind, drop_contradicted},
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
-    remedy::{auto, freeze::task_preset, project, tasks},
-    run::{Environment, RunDir, RunResult, TEACHER},
-    splits::{AuditedFiles, SplitFact, Splits},
+    remedy::{auto, continual_ewc, freeze::task_preset, null_space},
+    run::{Environment, RunDir, RunResult, TEACHER_DIR},
+    splits::{AuditedFiles, LabelledFact, Splits},
 };
 
 /// Facts of the pool that are audited for each new one: a small model knows one in six well.
-const POOL_SHARE: usize = 8;
+const POOL_FACTS_PER_NEW_ROW: usize = 8;
 
 /// And so many beside, of which the held-out facts come.
-const POOL_AT_LEAST: usize = 1_000;
+const MIN_POOL_FACTS: usize = 1_000;
 
 /// Under what the checksum of texts is recorded.
 const TEXTS: &str = "learn_texts";
@@ -44,7 +44,7 @@ pub struct Options {
     /// Leave the checkpoints in place when the run is done.
     pub keep_checkpoints: bool,
     /// Measure what figures need, and nothing that only a report shows: no probabilities, neighbours and places of facts.
-    pub figures_alone: bool,
+    pub metrics_only: bool,
     /// Say where the time of the steps went.
     pub profile: bool,
 }
@@ -65,20 +65,20 @@ pub(super) fn trainer<'a>(
     options: Options,
     progress: &'a Progress,
 ) -> Result<Trainer<'a>> {
-    let Named {
+    let LoadedInputs {
         config,
         model,
         data,
-    } = Named::read(config, progress)?;
+    } = LoadedInputs::read(config, progress)?;
     let config = &config;
-    let out = begin(&config.out, config, &model, data.checksums.clone())?;
+    let out = create_run_dir(&config.out, config, &model, data.checksums.clone())?;
     let audit_after = data.audit_after(config, &model)?;
     let texts = Arc::clone(&data.texts);
     let begun = out.clone();
     let ready = || {
         let mut splits = data.split(config, &model, progress)?;
         if config.method.budget.is_some() {
-            splits.watch_half(config.seed)?;
+            splits.reserve_control(config.seed)?;
         }
         splits.notes.iter().for_each(|note| progress.note(note));
         let job = TuneJob {
@@ -106,25 +106,25 @@ pub(super) fn trainer<'a>(
 ///
 /// # Errors
 /// [`Error::Input`] for whatever is wrong with config, facts or model, and when the machine has too little memory.
-pub fn foretell(config: &Config, progress: &Progress) -> Result<Foretold> {
-    let Named {
+pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
+    let LoadedInputs {
         config,
         model,
         data,
-    } = Named::read(config, progress)?;
+    } = LoadedInputs::read(config, progress)?;
     let config = &config;
     let audit = config.data.audit.as_ref();
-    let audited = audit.map_or(0, |audit| audit.runs * data.audited().len());
+    let audited = audit.map_or(0, |audit| audit.num_prompts * data.facts_to_audit().len());
     let texts = Arc::clone(&data.texts);
-    let mut splits = data.unasked(config)?;
+    let mut splits = data.unaudited_splits(config)?;
     if config.method.budget.is_some() {
-        splits.watch_half(config.seed)?;
+        splits.reserve_control(config.seed)?;
     }
     // Steps that are timed write their metrics.
     let place = tempfile::tempdir().map_err(Error::io("write", &std::env::temp_dir()))?;
     let job = TuneJob {
         config: config.clone(),
-        out: begin(place.path(), config, &model, BTreeMap::new())?,
+        out: create_run_dir(place.path(), config, &model, BTreeMap::new())?,
         model,
         splits,
         texts,
@@ -132,7 +132,7 @@ pub fn foretell(config: &Config, progress: &Progress) -> Result<Foretold> {
         options: Options::default(),
         warm: None,
     };
-    Trainer::new(job, &Progress::quiet())?.foretold(audited)
+    Trainer::new(job, &Progress::quiet())?.estimate(audited)
 }
 
 /// Runs `config` on facts that are audited and split already; labels after training are not asked.
@@ -151,7 +151,7 @@ pub fn tune_on(
     progress: &Progress,
 ) -> Result<RunResult> {
     config.validate()?;
-    let config = &chosen(config, model, progress);
+    let config = &resolve_config(config, model, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
     check(config, model, trained.map(|f| &f.fact), &[])?;
     let job = TuneJob {
@@ -159,7 +159,7 @@ pub fn tune_on(
         model: model.clone(),
         splits,
         texts: [].into(),
-        out: begin(&config.out, config, model, BTreeMap::new())?,
+        out: create_run_dir(&config.out, config, model, BTreeMap::new())?,
         audit_after: None,
         options,
         warm,
@@ -173,13 +173,13 @@ pub fn tune_on(
 /// # Errors
 /// [`Error::Input`] when `dir` holds no run, or the base model is not the one that it was begun with; then as [`tune`].
 pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunResult> {
-    let out = RunDir::open(dir)?.locked()?;
+    let out = RunDir::open(dir)?.lock()?;
     if let Some(result) = out.result()? {
         progress.note(format_args!("{} is finished already", dir.display()));
         if !options.keep_checkpoints {
             // A run that was killed at its very end may have left them.
             out.remove("checkpoints")?;
-            out.remove(TEACHER)?;
+            out.remove(TEACHER_DIR)?;
         }
         return Ok(result);
     }
@@ -200,12 +200,12 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
             config.model, model.checksum, environment.model.checksum
         )));
     }
-    let rows: Vec<SplitRow> = out.read_rows(SPLITS)?;
-    let (texts, audit_after) = read_again(&config, &model, &environment.data, progress)?;
+    let rows: Vec<SplitRecord> = out.read_rows(SPLITS)?;
+    let (texts, audit_after) = reread_data(&config, &model, &environment.data, progress)?;
     let job = TuneJob {
         config,
         model,
-        splits: splits_of(&rows),
+        splits: splits_from_records(&rows),
         texts,
         out,
         audit_after,
@@ -213,11 +213,11 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
         warm: None,
     };
     let mut trainer = Trainer::new(job, progress)?;
-    if trainer.restore(before_of(rows))? {
+    if trainer.restore(baseline_from_records(rows))? {
         progress.note(format_args!(
             "going on after step {} (epoch {})",
-            trainer.standing.step,
-            trainer.standing.epoch + 1
+            trainer.state.step,
+            trainer.state.epoch + 1
         ));
     } else {
         progress.note("there is no whole checkpoint: the run starts over");
@@ -228,7 +228,7 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
 }
 
 /// What a resumed run needs of the data's files: the texts, and how to audit again.
-fn read_again(
+fn reread_data(
     config: &Config,
     model: &Model,
     checksums: &BTreeMap<String, String>,
@@ -255,10 +255,10 @@ fn read_again(
 }
 
 /// The config with what its goal and `auto` choose, where that was left to the default.
-fn chosen(config: &Config, model: &Model, progress: &Progress) -> Config {
-    let mut config = auto::written_out(config, &model.config);
+fn resolve_config(config: &Config, model: &Model, progress: &Progress) -> Config {
+    let mut config = auto::expand(config, &model.config);
     let trainable = &mut config.train.trainable;
-    if config.method.goal == Goal::Task && *trainable == Train::default().trainable {
+    if config.method.goal == Goal::Task && *trainable == TrainConfig::default().trainable {
         let preset = task_preset(model.params.layout.len);
         *trainable = vec![preset.into()];
         progress.note(format_args!(
@@ -276,15 +276,15 @@ fn check<'a>(
     texts: &[Text],
 ) -> Result<()> {
     let layout = &model.params.layout;
-    let trained = trained::tensors(&config.train, &model.params)?;
-    if config.method.project.is_some() && !project::leaves_any(layout, &trained) {
+    let trained = trainable::trainable_tensors(&config.train, &model.params)?;
+    if config.method.project.is_some() && !null_space::has_projected_weights(layout, &trained) {
         return Err(Error::input_hint(
             "`method.project` freezes all but the weights of linear layers, and `train.trainable` names none of these",
             "train \"all\", or another group with weights of attention or feed-forward layers",
         ));
     }
     if let Some(ewc) = &config.method.ewc {
-        tasks::check(ewc, &config.out, model, &trained)?;
+        continual_ewc::check(ewc, &config.out, model, &trained)?;
     }
     training_rows(facts, &template(config, model)?, model, &config.train)?;
     text_training_rows(texts, model, &config.train)?;
@@ -300,7 +300,7 @@ fn check<'a>(
 }
 
 /// Makes the run directory, with all that a resumed run needs to start over.
-fn begin(
+fn create_run_dir(
     out: &Path,
     config: &Config,
     model: &Model,
@@ -309,21 +309,21 @@ fn begin(
     let out = RunDir::create(out)?;
     out.write_json(
         "environment.json",
-        &Environment::here(model, config.seed, data),
+        &Environment::capture(model, config.seed, data),
     )?;
     out.write("config.toml", config.to_toml().as_bytes())?;
     Ok(out)
 }
 
 /// What a config names, read and checked.
-struct Named {
+struct LoadedInputs {
     /// The config with what it stands for written out.
     config: Config,
     model: Model,
     data: Data,
 }
 
-impl Named {
+impl LoadedInputs {
     fn read(config: &Config, progress: &Progress) -> Result<Self> {
         config.validate()?;
         let data = Data::read(config)?;
@@ -335,7 +335,7 @@ impl Named {
             );
         }
         let model = Model::load(&config.model)?;
-        let config = chosen(config, &model, progress);
+        let config = resolve_config(config, &model, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         check(&config, &model, facts, &data.texts)?;
         Ok(Self {
@@ -376,15 +376,15 @@ impl Data {
             checksums: BTreeMap::new(),
             notes: Vec::new(),
         };
-        let (texts, learn) = texts_and_facts(&facts::files_of(&data.learn)?)?;
+        let (texts, learn) = split_by_kind(&facts::resolve_files(&data.learn)?)?;
         read.learn = read.set("learn", &learn, options)?.unwrap_or_default();
         read.read_texts(&texts, options)?;
-        read.keep = read.set("keep", &facts::files_of(&data.keep)?, options)?;
-        read.held = read.set("held", &facts::files_of(&data.held)?, options)?;
+        read.keep = read.set("keep", &facts::resolve_files(&data.keep)?, options)?;
+        read.held = read.set("held", &facts::resolve_files(&data.held)?, options)?;
         if audited && (read.keep.is_none() || read.held.is_none()) {
             let pack = [PathBuf::from(facts::PACK)];
             read.pool = read.set("pool", &pack, options)?.unwrap_or_default();
-            read.narrow_pool(config.seed);
+            read.sample_pool(config.seed);
         }
         for (name, facts) in [
             ("keep", read.keep.as_mut()),
@@ -438,16 +438,17 @@ impl Data {
 
     /// Leaves in the pool what no file asks, of the relations that the files have (of all where it has none of these), and
     /// of that so many as will do: an audit costs time.
-    fn narrow_pool(&mut self, seed: u64) {
+    fn sample_pool(&mut self, seed: u64) {
         let mut pool = std::mem::take(&mut self.pool);
-        let given: Vec<&Fact> = self.given().collect();
+        let given: Vec<&Fact> = self.given_facts().collect();
         let questions: HashSet<&str> = given.iter().map(|f| f.question.as_str()).collect();
         let relations: HashSet<&str> = given.iter().map(|f| f.relation.as_str()).collect();
         pool.retain(|f| !questions.contains(f.question.as_str()));
         if pool.iter().any(|f| relations.contains(f.relation.as_str())) {
             pool.retain(|f| relations.contains(f.relation.as_str()));
         }
-        let enough = POOL_AT_LEAST + POOL_SHARE * (self.learn.len() + self.texts.len());
+        let enough =
+            MIN_POOL_FACTS + POOL_FACTS_PER_NEW_ROW * (self.learn.len() + self.texts.len());
         if pool.len() > enough {
             pool.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
             pool.truncate(enough);
@@ -455,7 +456,7 @@ impl Data {
         self.pool = pool;
     }
 
-    fn given(&self) -> impl Iterator<Item = &Fact> {
+    fn given_facts(&self) -> impl Iterator<Item = &Fact> {
         self.learn
             .iter()
             .chain(self.keep.iter().flatten())
@@ -468,9 +469,9 @@ impl Data {
     }
 
     /// Every fact that an audit asks, none twice.
-    fn audited(&self) -> Vec<Fact> {
+    fn facts_to_audit(&self) -> Vec<Fact> {
         let mut seen = HashSet::new();
-        self.given()
+        self.given_facts()
             .chain(&self.pool)
             .filter(|f| seen.insert((f.relation.clone(), f.question.clone())))
             .cloned()
@@ -481,12 +482,12 @@ impl Data {
     fn audit_after(&self, config: &Config, model: &Model) -> Result<Option<AuditAfter>> {
         Ok(audit_settings(config, model)?.map(|settings| AuditAfter {
             settings,
-            exemplars: self.audited(),
+            exemplars: self.facts_to_audit(),
         }))
     }
 
     /// The splits as they would be if the model knew all that it is not taught.
-    fn unasked(self, config: &Config) -> Result<Splits> {
+    fn unaudited_splits(self, config: &Config) -> Result<Splits> {
         let given = |facts: Option<Vec<Fact>>| facts.unwrap_or_default();
         if config.data.audit.is_none() {
             return Ok(Splits::as_given(
@@ -495,10 +496,10 @@ impl Data {
                 given(self.held),
             ));
         }
-        let known = |facts: Vec<Fact>| -> Vec<SplitFact> {
-            let known = |fact| SplitFact {
+        let known = |facts: Vec<Fact>| -> Vec<LabelledFact> {
+            let known = |fact| LabelledFact {
                 label: Some(Label::HighlyKnown),
-                ..SplitFact::new(fact, None)
+                ..LabelledFact::new(fact, None)
             };
             facts.into_iter().map(known).collect()
         };
@@ -525,20 +526,20 @@ impl Data {
         let audit = audit(
             model,
             &mut engine,
-            &self.audited(),
+            &self.facts_to_audit(),
             None,
             &settings,
             progress,
         )?;
         let found = audit.by_question();
-        let label = |facts: Vec<Fact>| -> Vec<SplitFact> {
+        let label = |facts: Vec<Fact>| -> Vec<LabelledFact> {
             facts
                 .into_iter()
                 .map(|fact| {
                     let audited = found
                         .get(&(&fact.relation[..], &fact.question[..]))
                         .copied();
-                    SplitFact::new(fact, audited)
+                    LabelledFact::new(fact, audited)
                 })
                 .collect()
         };
@@ -554,11 +555,11 @@ impl Data {
 }
 
 /// Files of texts, and files of facts.
-fn texts_and_facts(files: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+fn split_by_kind(files: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut texts, mut tables) = (Vec::new(), Vec::new());
     for file in files {
         let is_pack = file.as_os_str() == facts::PACK;
-        if !is_pack && facts::holds_texts(file)? {
+        if !is_pack && facts::is_text_file(file)? {
             texts.push(file.clone());
         } else {
             tables.push(file.clone());
@@ -572,13 +573,13 @@ fn audit_settings(config: &Config, model: &Model) -> Result<Option<AuditSettings
         return Ok(None);
     };
     Ok(Some(AuditSettings {
-        runs: audit.runs,
+        num_prompts: audit.num_prompts,
         shots: audit.shots,
         samples: audit.samples,
-        sampled: audit.sampled,
+        sample: audit.sample,
         seed: config.seed,
         template: template(config, model)?,
-        rule: config.data.rule,
+        match_rule: config.data.match_rule,
         ..AuditSettings::default()
     }))
 }

@@ -2,9 +2,9 @@
 
 use std::f64::consts::PI;
 
-use crate::config::Schedule;
+use crate::config::LrScheduler;
 
-impl Schedule {
+impl LrScheduler {
     /// The rate of `step` (counted from 0) as a share of the peak: rising by 1/`warmup` a step from 0, then the shape,
     /// with t = (step - warmup) / (total - warmup): 1, (1 + cos(pi t)) / 2 or 1 - t.
     pub fn factor(self, step: usize, warmup: usize, total: usize) -> f64 {
@@ -27,22 +27,26 @@ mod tests {
     // [get_cosine_schedule_with_warmup(o, 2, 10).lr_lambdas[0](s) for s in (0, 1, 2, 6, 10)], and the linear one.
     #[test]
     fn values_are_those_of_transformers() {
-        let at = |schedule: Schedule| [0, 1, 2, 6, 10].map(|step| schedule.factor(step, 2, 10));
+        let at = |schedule: LrScheduler| [0, 1, 2, 6, 10].map(|step| schedule.factor(step, 2, 10));
         let near = |got: [f64; 5], want: [f64; 5]| {
             got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-12)
         };
-        assert!(near(at(Schedule::Constant), [0.0, 0.5, 1.0, 1.0, 1.0]));
-        assert!(near(at(Schedule::Cosine), [0.0, 0.5, 1.0, 0.5, 0.0]));
-        assert!(near(at(Schedule::Linear), [0.0, 0.5, 1.0, 0.5, 0.0]));
+        assert!(near(at(LrScheduler::Constant), [0.0, 0.5, 1.0, 1.0, 1.0]));
+        assert!(near(at(LrScheduler::Cosine), [0.0, 0.5, 1.0, 0.5, 0.0]));
+        assert!(near(at(LrScheduler::Linear), [0.0, 0.5, 1.0, 0.5, 0.0]));
         // cos(pi / 4): where cosine and line part.
-        let quarter = Schedule::Cosine.factor(4, 2, 10);
+        let quarter = LrScheduler::Cosine.factor(4, 2, 10);
         assert!((quarter - 0.853_553_390_593_273_7).abs() < 1e-12);
-        assert!((Schedule::Linear.factor(4, 2, 10) - 0.75).abs() < 1e-12);
+        assert!((LrScheduler::Linear.factor(4, 2, 10) - 0.75).abs() < 1e-12);
     }
 
     #[test]
     fn without_warm_up_the_first_step_has_the_peak_rate() {
-        for schedule in [Schedule::Constant, Schedule::Cosine, Schedule::Linear] {
+        for schedule in [
+            LrScheduler::Constant,
+            LrScheduler::Cosine,
+            LrScheduler::Linear,
+        ] {
             assert!((schedule.factor(0, 0, 5) - 1.0).abs() < 1e-12);
         }
     }

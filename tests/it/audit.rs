@@ -4,11 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use unforget::{
     Error,
-    audit::{self, Audit, AuditSettings, Label},
+    audit::{self, AuditResult, AuditSettings, Label},
     engine::{Batch, Engine, Gradients, Target},
-    facts::{Fact, Location, Match},
-    generate::{Generator, Request, Sampling, distribution},
-    measure::Exam,
+    facts::{Fact, Location, MatchRule},
+    generate::{Generator, Request, SamplingParams, distribution},
+    measure::EvalSet,
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
@@ -45,7 +45,7 @@ fn places() -> Vec<Fact> {
 }
 
 /// The tiny llama of the golden tests, taught four of the places in few-shot texts; made once.
-fn taught() -> &'static Model {
+fn trained_model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
@@ -63,7 +63,9 @@ fn taught() -> &'static Model {
                 for shot in 0..3 {
                     // Four of the six, in ever new company.
                     let fact = &facts[(step * 7 + row * 3 + shot * (1 + step % 3)) % 4];
-                    let asked = template.row(&model.tokenizer, fact).expect("plain text");
+                    let asked = template
+                        .example(&model.tokenizer, fact)
+                        .expect("plain text");
                     tokens.extend(asked.prompt);
                     for token in asked.target {
                         answers.push((tokens.len() - 1, token));
@@ -78,7 +80,7 @@ fn taught() -> &'static Model {
                     distill_weight: 0.0,
                 }));
             }
-            gradients.clear();
+            gradients.zero();
             let _ =
                 engine.loss_and_gradients(&model.params, &batch, &targets, None, &mut gradients);
             adamw.step(&mut model.params, &gradients, 5e-3, 1.0);
@@ -89,16 +91,16 @@ fn taught() -> &'static Model {
 
 fn settings() -> AuditSettings {
     AuditSettings {
-        runs: 4,
+        num_prompts: 4,
         shots: 2,
         ..AuditSettings::default()
     }
 }
 
-fn ask(settings: &AuditSettings) -> Audit {
-    let model = taught();
+fn run_audit(settings: &AuditSettings) -> AuditResult {
+    let model = trained_model();
     let mut engine = Engine::new(&model.config);
-    audit::ask(
+    audit::audit_uncached(
         model,
         &mut engine,
         &places(),
@@ -110,8 +112,8 @@ fn ask(settings: &AuditSettings) -> Audit {
 }
 
 #[test]
-fn what_was_taught_is_known_and_what_was_not_is_not() {
-    let audit = ask(&settings());
+fn trained_facts_are_known_and_others_are_not() {
+    let audit = run_audit(&settings());
     let known: Vec<Label> = audit.facts.iter().map(|f| f.label).collect();
     assert!(
         known[..4].iter().all(|l| *l <= Label::MaybeKnown),
@@ -121,24 +123,25 @@ fn what_was_taught_is_known_and_what_was_not_is_not() {
         known[4..].iter().all(|l| *l >= Label::WeaklyKnown),
         "{known:?}"
     );
-    let shares = audit.overall();
-    let sum = shares.highly_known + shares.maybe_known + shares.weakly_known + shares.unknown;
-    assert!((sum - 1.0).abs() < 1e-12 && shares.facts == 6);
+    let fractions = audit.overall();
+    let sum =
+        fractions.highly_known + fractions.maybe_known + fractions.weakly_known + fractions.unknown;
+    assert!((sum - 1.0).abs() < 1e-12 && fractions.facts == 6);
 }
 
 #[test]
-fn walked_and_generated_answers_agree() {
-    let exact = ask(&settings());
-    let sampled = ask(&AuditSettings {
-        sampled: true,
+fn analytic_and_sampled_answers_agree() {
+    let analytic = run_audit(&settings());
+    let sampled = run_audit(&AuditSettings {
+        sample: true,
         samples: 64,
         ..settings()
     });
-    assert_eq!(exact.prompts, sampled.prompts);
-    for (e, s) in exact.facts.iter().zip(&sampled.facts) {
+    assert_eq!(analytic.prompts, sampled.prompts);
+    for (e, s) in analytic.facts.iter().zip(&sampled.facts) {
         assert_eq!(
-            (&e.greedy_right, &e.answers),
-            (&s.greedy_right, &s.answers),
+            (&e.greedy_correct, &e.answers),
+            (&s.greedy_correct, &s.answers),
             "{}",
             e.subject
         );
@@ -148,16 +151,16 @@ fn walked_and_generated_answers_agree() {
 }
 
 #[test]
-fn the_probability_of_a_right_sample_is_summed_over_forms_and_line_ends() {
-    let (model, settings) = (taught(), settings());
-    let audit = ask(&settings);
+fn the_probability_of_a_correct_sample_is_summed_over_accepted_answers_and_line_ends() {
+    let (model, settings) = (trained_model(), settings());
+    let audit = run_audit(&settings);
     let tokenizer = &model.tokenizer;
     let mut engine = Engine::new(&model.config);
     for (fact, found) in places().iter().zip(&audit.facts) {
         let mut sum = 0.0;
         for prompt in &audit.prompts {
             let mut tokens = tokenizer
-                .encode_prompt(prompt.before(&fact.question))
+                .encode_prompt(prompt.prefix_for(&fact.question))
                 .unwrap();
             let question = settings.template.prompt_text(&fact.question);
             tokens.extend(tokenizer.encode_continuation(&question).unwrap());
@@ -175,7 +178,7 @@ fn the_probability_of_a_right_sample_is_summed_over_forms_and_line_ends() {
                 let right = |id: u32| match form.get(i) {
                     Some(token) => id == *token,
                     None => {
-                        tokenizer.end_tokens.contains(&id)
+                        tokenizer.eos_token_ids.contains(&id)
                             || tokenizer
                                 .token_text(id)
                                 .trim_start_matches(['.', ' '])
@@ -202,15 +205,15 @@ fn the_probability_of_a_right_sample_is_summed_over_forms_and_line_ends() {
 
 #[test]
 fn no_question_is_its_own_exemplar() {
-    let audit = ask(&AuditSettings {
+    let audit = run_audit(&AuditSettings {
         shots: 3,
-        runs: 20,
+        num_prompts: 20,
         ..settings()
     });
     for prompt in &audit.prompts {
         assert!(prompt.prefix.matches("Q: ").count() == 3);
         for fact in places() {
-            let before = prompt.before(&fact.question);
+            let before = prompt.prefix_for(&fact.question);
             assert!(!before.contains(&fact.question) && before.matches("Q: ").count() == 3);
         }
     }
@@ -223,12 +226,12 @@ fn no_question_is_its_own_exemplar() {
 }
 
 #[test]
-fn a_fact_alone_in_its_relation_is_asked_without_exemplars_and_that_is_told() {
-    let model = taught();
+fn a_fact_alone_in_its_relation_is_audited_zero_shot_with_a_note() {
+    let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let alone = [fact("Rome", "Italy")];
     let mut ask = |exemplars: Option<&[Fact]>| {
-        audit::ask(
+        audit::audit_uncached(
             model,
             &mut engine,
             &alone,
@@ -253,35 +256,41 @@ fn a_fact_alone_in_its_relation_is_asked_without_exemplars_and_that_is_told() {
 
 #[test]
 fn an_audit_reads_back_as_it_was_written() {
-    let audit = ask(&settings());
+    let audit = run_audit(&settings());
     let dir = tempfile::tempdir().unwrap();
     audit.write(dir.path()).unwrap();
-    assert_eq!(Audit::read(dir.path()).unwrap(), audit);
+    assert_eq!(AuditResult::read(dir.path()).unwrap(), audit);
     let row = std::fs::read_to_string(dir.path().join("facts.jsonl")).unwrap();
     let row: serde_json::Value = serde_json::from_str(row.lines().next().unwrap()).unwrap();
     for field in ["greedy_right", "p_sampled", "label", "answers"] {
         assert!(row.get(field).is_some(), "{field}");
     }
     std::fs::write(dir.path().join("facts.jsonl"), "{}\n").unwrap();
-    let error = Audit::read(dir.path()).expect_err("a row without fields");
+    let error = AuditResult::read(dir.path()).expect_err("a row without fields");
     assert!(error.to_string().contains("line 1"), "{error}");
 }
 
 #[test]
-fn an_exam_says_of_each_fact_what_generation_says() {
-    let model = taught();
+fn an_eval_set_agrees_with_generation_on_each_fact() {
+    let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, model);
     let facts = places();
-    for rule in [Match::Exact, Match::Contains] {
-        let exam = Exam::new(&facts, &PromptTemplate::default(), &model.tokenizer, rule).unwrap();
-        let answers = exam.answers(&mut generator).unwrap();
-        let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
-        assert_eq!(exam.right(&mut generator).unwrap(), right);
+    for match_rule in [MatchRule::Exact, MatchRule::Contains] {
+        let eval_set = EvalSet::new(
+            &facts,
+            &PromptTemplate::default(),
+            &model.tokenizer,
+            match_rule,
+        )
+        .unwrap();
+        let answers = eval_set.answers(&mut generator).unwrap();
+        let correct: Vec<bool> = answers.iter().map(|a| a.correct).collect();
+        assert_eq!(eval_set.correct(&mut generator).unwrap(), correct);
         for (fact, answer) in facts.iter().zip(&answers) {
             assert_eq!(
-                fact.is_right(&answer.text, rule),
-                answer.right,
+                fact.is_correct(&answer.text, match_rule),
+                answer.correct,
                 "{answer:?}"
             );
         }
@@ -299,7 +308,7 @@ fn an_exam_says_of_each_fact_what_generation_says() {
 fn prompts_of(model: &Model, facts: &[Fact]) -> Vec<Vec<u32>> {
     let rows = facts.iter().map(|f| {
         PromptTemplate::default()
-            .row(&model.tokenizer, f)
+            .example(&model.tokenizer, f)
             .unwrap()
             .prompt
     });
@@ -308,7 +317,7 @@ fn prompts_of(model: &Model, facts: &[Fact]) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_row_is_the_same_alone_in_a_batch_and_behind_a_shared_prefix() {
-    let model = taught();
+    let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, model);
     let mut prompts = prompts_of(model, &places());
@@ -332,12 +341,12 @@ fn a_row_is_the_same_alone_in_a_batch_and_behind_a_shared_prefix() {
 
 #[test]
 fn samples_depend_on_seed_row_and_sample_alone() {
-    let model = taught();
+    let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, model);
     let prompts = prompts_of(model, &places());
     let mut sample = |prompts: &[Vec<u32>], samples, seed| {
-        let sampling = Sampling {
+        let sampling = SamplingParams {
             temperature: 3.0,
             top_k: 0,
             seed,
@@ -360,7 +369,7 @@ fn samples_depend_on_seed_row_and_sample_alone() {
 
 #[test]
 fn generated_log_probabilities_are_those_of_the_score() {
-    let model = taught();
+    let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, model);
     let prompts = prompts_of(model, &places());
@@ -387,7 +396,7 @@ fn generated_log_probabilities_are_those_of_the_score() {
 
 #[test]
 fn an_empty_prompt_begins_a_text_and_one_beyond_the_context_is_refused() {
-    let model = taught();
+    let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, model);
     let mut first = |prompts: &[Vec<u32>]| {

@@ -11,38 +11,40 @@ use assert_cmd::cargo::cargo_bin_cmd;
 use crate::cli::MODEL;
 
 /// Longer than anything is refused after.
-const SECONDS: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 const GOOD_FACTS: &str = "subject\trelation\tobject\nRome\tP17\tItaly\nOslo\tP17\tNorway\n";
 
 /// `--set` of a run.
 const SETTINGS: &[(&str, &[&str])] = &[
     (
-        "train.lr=0",
-        &["`train.lr` must be above 0 and at most 1, not 0"],
+        "train.learning_rate=0",
+        &["`train.learning_rate` must be above 0 and at most 1, not 0"],
     ),
     (
-        "train.lr=-1",
-        &["`train.lr` must be above 0 and at most 1, not -1"],
+        "train.learning_rate=-1",
+        &["`train.learning_rate` must be above 0 and at most 1, not -1"],
     ),
     (
-        "train.lr=7",
-        &["`train.lr` must be above 0 and at most 1, not 7"],
+        "train.learning_rate=7",
+        &["`train.learning_rate` must be above 0 and at most 1, not 7"],
     ),
     (
-        "train.lr=x",
-        &["`--set train.lr=x`: `train.lr`: invalid type: string \"x\", expected a number"],
+        "train.learning_rate=x",
+        &[
+            "`--set train.learning_rate=x`: `train.learning_rate`: invalid type: string \"x\", expected a number",
+        ],
     ),
     (
-        "train.lr=nan",
-        &["`train.lr` must be above 0 and at most 1, not NaN"],
+        "train.learning_rate=nan",
+        &["`train.learning_rate` must be above 0 and at most 1, not NaN"],
     ),
     (
-        "train.epochs=0",
+        "train.num_epochs=0",
         &[
             "the config has 2 faults",
-            "`method.snapshot_epoch` must be below the 0 of `train.epochs`, of which the snapshot epochs are part, not 1",
-            "`train.epochs` must be at least 1",
+            "`method.snapshot_epochs` must be below the 0 of `train.num_epochs`, of which the snapshot epochs are part, not 1",
+            "`train.num_epochs` must be at least 1",
         ],
     ),
     (
@@ -50,8 +52,8 @@ const SETTINGS: &[(&str, &[&str])] = &[
         &["`train.batch_size` must be at least 1"],
     ),
     (
-        "train.accumulate=0",
-        &["`train.accumulate` must be at least 1"],
+        "train.gradient_accumulation_steps=0",
+        &["`train.gradient_accumulation_steps` must be at least 1"],
     ),
     (
         "train.betas=[1.0,0.9]",
@@ -68,30 +70,33 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "train.weight_decay=-1",
         &["`train.weight_decay` must be 0 or more, not -1"],
     ),
-    ("train.clip=-1", &["`train.clip` must be 0 or more, not -1"]),
     (
-        "train.max_tokens=0",
-        &["`train.max_tokens` must be at least 2, a token of the prompt and one of the target"],
+        "train.max_grad_norm=-1",
+        &["`train.max_grad_norm` must be 0 or more, not -1"],
     ),
     (
-        "train.checkpoint_every=0",
-        &["`train.checkpoint_every` must be at least 1"],
+        "train.max_length=0",
+        &["`train.max_length` must be at least 2, a token of the prompt and one of the target"],
     ),
     (
-        "train.average=1",
-        &["`train.average` is the share that a step keeps, from 0 to below 1, not 1"],
+        "train.save_every=0",
+        &["`train.save_every` must be at least 1"],
     ),
     (
-        "train.average=-0.1",
-        &["`train.average` is the share that a step keeps, from 0 to below 1, not -0.1"],
+        "train.ema_decay=1",
+        &["`train.ema_decay` is the share that a step keeps, from 0 to below 1, not 1"],
     ),
     (
-        "train.stop={learned=2}",
-        &["`train.stop.learned` is a share above 0 and at most 1, not 2"],
+        "train.ema_decay=-0.1",
+        &["`train.ema_decay` is the share that a step keeps, from 0 to below 1, not -0.1"],
     ),
     (
-        "train.stop={}",
-        &["`--set train.stop={}`: `train.stop`: missing field `learned`"],
+        "train.early_stopping={learned=2}",
+        &["`train.early_stopping.accuracy` is a share above 0 and at most 1, not 2"],
+    ),
+    (
+        "train.early_stopping={}",
+        &["`--set train.early_stopping={}`: `train.early_stopping`: missing field `learned`"],
     ),
     (
         "train.trainable=",
@@ -126,9 +131,9 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "train.schedule=cubic",
+        "train.lr_scheduler=cubic",
         &[
-            "`--set train.schedule=cubic`: `train.schedule` is `cubic`",
+            "`--set train.lr_scheduler=cubic`: `train.lr_scheduler` is `cubic`",
             "it is one of constant, cosine, linear",
         ],
     ),
@@ -140,12 +145,12 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ),
     (
         "train.lora={rank=0}",
-        &["`train.lora.rank` must be at least 1"],
+        &["`train.lora.r` must be at least 1"],
     ),
     (
         "train.lora={targets=['x_proj']}",
         &[
-            "`train.lora.targets`: no linear layer is called \"x_proj\"",
+            "`train.lora.target_modules`: no linear layer is called \"x_proj\"",
             "did you mean \"q_proj\"? Known: q_proj, k_proj, v_proj,",
         ],
     ),
@@ -205,19 +210,19 @@ const SETTINGS: &[(&str, &[&str])] = &[
         &["`method.temperature` must be above 0, not -1"],
     ),
     (
-        "method.tokens=half",
+        "method.vocab_subset=half",
         &[
-            "`--set method.tokens=half`: `method.tokens` is `half`",
+            "`--set method.vocab_subset=half`: `method.vocab_subset` is `half`",
             "it is one of full, top, random",
         ],
     ),
     (
-        "method.tokens={top=0}",
-        &["`method.tokens` must be at least 1 token"],
+        "method.vocab_subset={top=0}",
+        &["`method.vocab_subset` must be at least 1 token"],
     ),
     (
-        "method.tokens={random=0}",
-        &["`method.tokens` must be at least 1 token"],
+        "method.vocab_subset={random=0}",
+        &["`method.vocab_subset` must be at least 1 token"],
     ),
     (
         "method.teacher=dead",
@@ -240,15 +245,15 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "method.snapshot_epoch=-1",
+        "method.snapshot_epochs=-1",
         &[
-            "`--set method.snapshot_epoch=-1`: `method.snapshot_epoch`: invalid value: integer `-1`, expected a whole number, 0 or more",
+            "`--set method.snapshot_epochs=-1`: `method.snapshot_epochs`: invalid value: integer `-1`, expected a whole number, 0 or more",
         ],
     ),
     (
-        "method.snapshot_epoch=99",
+        "method.snapshot_epochs=99",
         &[
-            "`method.snapshot_epoch` must be below the 20 of `train.epochs`, of which the snapshot epochs are part, not 99",
+            "`method.snapshot_epochs` must be below the 20 of `train.num_epochs`, of which the snapshot epochs are part, not 99",
         ],
     ),
     (
@@ -278,18 +283,18 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ),
     (
         "method.decoys={share=0}",
-        &["`method.decoys.share` is 0, and there is no `method.project`"],
+        &["`method.decoys.ratio` is 0, and there is no `method.project`"],
     ),
     (
         "method.decoys={share=11}",
         &[
-            "`method.decoys.share` is the decoys that an epoch visits for each row, from 0 to 10, not 11",
+            "`method.decoys.ratio` is the decoys that an epoch visits for each row, from 0 to 10, not 11",
         ],
     ),
     (
         "train={fused=true,accumulate=2}",
         &[
-            "`train.fused` moves each layer before the next one's gradient is there: `train.accumulate` must be 1",
+            "`train.optimizer_in_backward` moves each layer before the next one's gradient is there: `train.gradient_accumulation_steps` must be 1",
         ],
     ),
     (
@@ -317,7 +322,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ),
     (
         "method.interpolate={keep=2}",
-        &["`method.interpolate.keep` is a share above 0 and at most 1, not 2"],
+        &["`method.interpolate.min_retained` is a share above 0 and at most 1, not 2"],
     ),
     (
         "method.target_token=gone",
@@ -328,7 +333,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ),
     (
         "data.audit={runs=0}",
-        &["`data.audit.runs` must be at least 1"],
+        &["`data.audit.num_prompts` must be at least 1"],
     ),
     (
         "data.audit={shots=-1}",
@@ -406,7 +411,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "nonsense",
         &[
             "`--set nonsense` has no `=`",
-            "write it as `--set train.lr=5e-5`",
+            "write it as `--set train.learning_rate=5e-5`",
         ],
     ),
     ("out=", &["`out` is empty"]),
@@ -430,7 +435,7 @@ const FACTS: &[(&str, &[u8], &[&str])] = &[
     ("a.tsv", b"subject\tsubject\trelation\tobject\nA\tA\tP17\tB\n", &["a.tsv, line 1: the column `subject` is there twice"]),
     ("a.tsv", b"subject\trelation\tobject\nR\xffme\tP17\tItaly\n", &["a.tsv, line 2: field `subject` is not UTF-8 (its byte 2 is wrong)", "mend the file, or leave broken rows out with --skip-bad-rows"]),
     ("a.tsv", b"subject\trelation\tobject\nRo\0me\tP17\tItaly\n", &["a.tsv, line 2: field `subject` holds a NUL character: is the file binary, or UTF-16?", "mend the file, or leave broken rows out with --skip-bad-rows"]),
-    ("a.tsv", b"subject\trelation\tobject\n@LONG@\tP17\tItaly\n", &["a.tsv, line 2: prompt and answer have 8017 tokens, more than 256", "raise `train.max_tokens` (up to the model's context), or"]),
+    ("a.tsv", b"subject\trelation\tobject\n@LONG@\tP17\tItaly\n", &["a.tsv, line 2: prompt and answer have 8017 tokens, more than 256", "raise `train.max_length` (up to the model's context), or"]),
     ("a.tsv", b"subject\trelation\tobject\tquestion\nRome\tP17\t\tWhere?\n", &["a.tsv, line 2: field `object` is empty", "mend the file, or leave broken rows out with --skip-bad-rows"]),
     ("a.csv", b"subject,relation,object\n\"Rome,P17,Italy\n", &["a.csv, line 2: field `relation` is missing: the row has 1 fields, the header 3", "mend the file, or leave broken rows out with --skip-bad-rows"]),
     ("a.csv", b"subject,relation,object\nRome,P17\n", &["a.csv, line 2: field `object` is missing: the row has 2 fields, the header 3", "mend the file, or leave broken rows out with --skip-bad-rows"]),
@@ -492,8 +497,8 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[("c.toml", b"model='MODEL'\nlr=1\n")], "tune c.toml", &["`c.toml` line 2: unknown key `lr` at the top level", "known keys: model, out, seed, baseline, data, method,"]),
     (&[("c.toml", b"\xff\xfe")], "tune c.toml", &["`c.toml` line 1: not UTF-8 text", "an experiment file is TOML, which is UTF-8"]),
     (&[("c.toml", b"")], "tune c.toml", &["`c.toml` is empty", "an experiment names at least a `model` and an `out`"]),
-    (&[("c.toml", b"model='m'\nout='run'\n[train]\nlr={a=1}\n")], "tune c.toml", &["`c.toml` line 4: `train.lr`: invalid type: map, expected a number"]),
-    (&[("c.toml", b"model='MODEL'\nout='run'\n[train]\nlr=-1\nepochs=0\n[data]\nlearn=['a.tsv']\n")], "tune c.toml", &["`c.toml` has 3 faults", "`c.toml`: `method.snapshot_epoch` must be below the 0 of `train.epochs`, of which the snapshot epochs are part, not 1", "`c.toml` line 5: `train.epochs` must be at least 1", "`c.toml` line 4: `train.lr` must be above 0 and at most 1, not -1"]),
+    (&[("c.toml", b"model='m'\nout='run'\n[train]\nlr={a=1}\n")], "tune c.toml", &["`c.toml` line 4: `train.learning_rate`: invalid type: map, expected a number"]),
+    (&[("c.toml", b"model='MODEL'\nout='run'\n[train]\nlr=-1\nepochs=0\n[data]\nlearn=['a.tsv']\n")], "tune c.toml", &["`c.toml` has 3 faults", "`c.toml`: `method.snapshot_epochs` must be below the 0 of `train.num_epochs`, of which the snapshot epochs are part, not 1", "`c.toml` line 5: `train.num_epochs` must be at least 1", "`c.toml` line 4: `train.learning_rate` must be above 0 and at most 1, not -1"]),
     (&[("c.toml", b"model='MODEL'\nout='run'\nseed=2020-01-01\n")], "tune c.toml", &["`c.toml` line 3: `seed`: invalid type: map, expected a whole number, 0 or more"]),
     (&[("c.toml", b"seed=1\nseed=2\n")], "tune c.toml", &["`c.toml` line 2: not TOML: duplicate key"]),
     (&[("c.toml", b"model=@DEEP@")], "tune c.toml", &["`c.toml` line 1: not TOML: cannot recurse further; max recursion depth met"]),
@@ -561,29 +566,36 @@ fn refused(files: &[(&str, &[u8])], command: &[String], words: &[&str]) {
     for (name, content) in [good].iter().chain(files) {
         let path = dir.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, written_out(content)).unwrap();
+        fs::write(path, expand_bytes(content)).unwrap();
     }
-    let before = listed(dir.path());
+    let before = list_dir(dir.path());
     let output = cargo_bin_cmd!("unforget")
         .current_dir(dir.path())
         .env("XDG_CACHE_HOME", dir.path().join("cache"))
         .env("HF_HUB_OFFLINE", "1")
         .args(command)
-        .timeout(SECONDS)
+        .timeout(TIMEOUT)
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    let typed = command.join(" ");
-    assert_eq!(output.status.code(), Some(2), "{typed}\n{told}");
-    assert!(told.contains("error: "), "{typed}\n{told}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    let command_line = command.join(" ");
+    assert_eq!(output.status.code(), Some(2), "{command_line}\n{message}");
+    assert!(message.contains("error: "), "{command_line}\n{message}");
     for word in words {
-        assert!(told.contains(word), "{typed}\nhas no {word:?}:\n{told}");
+        assert!(
+            message.contains(word),
+            "{command_line}\nhas no {word:?}:\n{message}"
+        );
     }
-    assert!(!told.contains("panicked"), "{typed}\n{told}");
-    assert_eq!(listed(dir.path()), before, "{typed}: something was written");
+    assert!(!message.contains("panicked"), "{command_line}\n{message}");
+    assert_eq!(
+        list_dir(dir.path()),
+        before,
+        "{command_line}: something was written"
+    );
 }
 
-fn listed(dir: &Path) -> Vec<String> {
+fn list_dir(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
     let mut names: Vec<String> = names.filter(|name| name != "cache").collect();
@@ -592,20 +604,20 @@ fn listed(dir: &Path) -> Vec<String> {
 }
 
 /// The content with its long parts written out.
-fn written_out(content: &[u8]) -> Vec<u8> {
+fn expand_bytes(content: &[u8]) -> Vec<u8> {
     match std::str::from_utf8(content) {
         Err(_) => content.to_vec(),
-        Ok(text) => long(text).replace("MODEL", MODEL).into_bytes(),
+        Ok(text) => expand(text).replace("MODEL", MODEL).into_bytes(),
     }
 }
 
-fn long(text: &str) -> String {
+fn expand(text: &str) -> String {
     text.replace("@DEEP@", &"[".repeat(100_000))
         .replace("@LONG@", &"hi".repeat(4_000))
 }
 
 /// A command line as a shell would cut it: at spaces, but for what stands in single quotes.
-fn cut(line: &str) -> Vec<String> {
+fn split_args(line: &str) -> Vec<String> {
     let mut words = vec![None::<String>];
     let mut quoted = false;
     for c in line.chars() {
@@ -620,7 +632,7 @@ fn cut(line: &str) -> Vec<String> {
     }
     let words = words.into_iter().flatten();
     words
-        .map(|word| long(&word).replace("MODEL", MODEL))
+        .map(|word| expand(&word).replace("MODEL", MODEL))
         .collect()
 }
 
@@ -633,7 +645,7 @@ fn there_are_many_of_them() {
 fn settings_that_make_no_sense_are_refused() {
     for (set, words) in SETTINGS {
         let line = "tune MODEL --learn a.tsv --out run --set";
-        let command = [cut(line), vec![(*set).to_owned()]].concat();
+        let command = [split_args(line), vec![(*set).to_owned()]].concat();
         refused(&[], &command, words);
     }
 }
@@ -642,13 +654,13 @@ fn settings_that_make_no_sense_are_refused() {
 fn facts_that_are_none_are_refused_with_file_and_line() {
     for (name, content, words) in FACTS {
         let line = format!("tune MODEL --learn {name} --out run --set data.audit=false");
-        refused(&[(name, content)], &cut(&line), words);
+        refused(&[(name, content)], &split_args(&line), words);
     }
 }
 
 #[test]
 fn commands_that_cannot_be_carried_out_are_refused() {
     for (files, line, words) in COMMANDS {
-        refused(files, &cut(line), words);
+        refused(files, &split_args(line), words);
     }
 }

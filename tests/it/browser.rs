@@ -20,7 +20,7 @@ use serde_json::Value;
 /// An open page. What it complains of on its console is kept.
 pub struct Page {
     tab: Arc<Tab>,
-    complaints: Arc<Mutex<Vec<String>>>,
+    console_messages: Arc<Mutex<Vec<String>>>,
     _browser: Browser,
 }
 
@@ -47,16 +47,16 @@ pub fn open(page: &Path) -> Option<Page> {
     tab.set_default_timeout(Duration::from_secs(60));
     tab.enable_log().expect("a log");
     tab.enable_runtime().expect("a runtime");
-    let complaints = Arc::new(Mutex::new(Vec::new()));
-    let heard = Arc::clone(&complaints);
+    let console_messages = Arc::new(Mutex::new(Vec::new()));
+    let messages = Arc::clone(&console_messages);
     let listen = move |event: &Event| {
-        let complaint = match event {
+        let message = match event {
             Event::LogEntryAdded(e) => e.params.entry.text.clone(),
             Event::RuntimeExceptionThrown(e) => format!("{:?}", e.params.exception_details),
             Event::RuntimeConsoleAPICalled(e) => format!("{:?}", e.params.args),
             _ => return,
         };
-        heard.lock().expect("no listener panicked").push(complaint);
+        messages.lock().expect("no listener panicked").push(message);
     };
     tab.add_event_listener(Arc::new(listen))
         .expect("a listener");
@@ -66,7 +66,7 @@ pub fn open(page: &Path) -> Option<Page> {
         .expect("the page opens");
     Some(Page {
         tab,
-        complaints,
+        console_messages,
         _browser: browser,
     })
 }
@@ -74,7 +74,7 @@ pub fn open(page: &Path) -> Option<Page> {
 impl Page {
     /// The value of an expression in the page, awaited where it is a promise.
     #[track_caller]
-    pub fn value(&self, expression: &str) -> Value {
+    pub fn eval(&self, expression: &str) -> Value {
         let text = self
             .tab
             .evaluate(
@@ -90,7 +90,7 @@ impl Page {
     /// The text of the first element that a selector finds.
     #[track_caller]
     pub fn text(&self, selector: &str) -> String {
-        let found = self.value(&format!("document.querySelector({selector:?}).textContent"));
+        let found = self.eval(&format!("document.querySelector({selector:?}).textContent"));
         found.as_str().expect("text").to_owned()
     }
 
@@ -107,7 +107,7 @@ impl Page {
     }
 
     /// Lays the page out on a screen of this width, in the dark if wished.
-    pub fn on_screen(&self, width: u32, dark: bool) {
+    pub fn set_viewport(&self, width: u32, dark: bool) {
         let metrics = SetDeviceMetricsOverride {
             width,
             height: 900,
@@ -137,7 +137,7 @@ impl Page {
     }
 
     /// Takes a picture of the whole page as it stands, in PNG.
-    pub fn picture(&self) -> Vec<u8> {
+    pub fn screenshot(&self) -> Vec<u8> {
         let format = CaptureScreenshotFormatOption::Png;
         self.tab
             .capture_screenshot(format, None, None, true)
@@ -146,8 +146,8 @@ impl Page {
 
     /// Fails if the page has complained on its console.
     #[track_caller]
-    pub fn assert_content(&self) {
-        let complaints = self.complaints.lock().expect("no listener panicked");
-        assert!(complaints.is_empty(), "{complaints:#?}");
+    pub fn assert_empty_console(&self) {
+        let console_messages = self.console_messages.lock().expect("no listener panicked");
+        assert!(console_messages.is_empty(), "{console_messages:#?}");
     }
 }

@@ -371,9 +371,9 @@ pub const TUNE: [&str; 16] = [
     "--set",
     "data.audit=false",
     "--set",
-    "train.epochs=4",
+    "train.num_epochs=4",
     "--set",
-    "train.lr=0.01",
+    "train.learning_rate=0.01",
     "--out",
     "run",
 ];
@@ -585,11 +585,11 @@ fn a_target_that_is_no_linear_layer_names_the_nearest_and_nothing_is_written() {
         told
     };
     insta::assert_snapshot!(lora("train.lora={rank=4, targets=['q_porj']}"), @r#"
-    error: `train.lora.targets`: no linear layer is called "q_porj"
+    error: `train.lora.target_modules`: no linear layer is called "q_porj"
     hint: did you mean "q_proj"? Known: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and all-linear
     "#);
     insta::assert_snapshot!(lora("train.lora={rank=1000000000000}"), @r"
-    error: `train.lora.rank` is 1000000000000, above the largest rank that a target of this model can have
+    error: `train.lora.r` is 1000000000000, above the largest rank that a target of this model can have
     hint: give 24 at most; ranks from 4 to 64 are usual
     ");
 }

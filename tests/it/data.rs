@@ -31,8 +31,8 @@ fn documents_become_facts_that_can_be_read_again() {
         (&read["kind"], &read["items"]),
         (&json!("facts"), &json!(3))
     );
-    let told = refused(dir.path(), &["facts", "new.tsv"]);
-    assert!(told.contains("has facts already"), "{told}");
+    let error = refused(dir.path(), &["facts", "new.tsv"]);
+    assert!(error.contains("has facts already"), "{error}");
     assert!(refused(dir.path(), &["facts", "none.md"]).contains("none.md"));
 }
 
@@ -52,12 +52,12 @@ fn no_weights_are_read_where_the_tokenizer_is_all_that_is_needed() {
         stdout(&run(dir.path(), &[&["synth", model], &facts[..]].concat()))
     };
     assert_eq!(synth("bare"), synth(MODEL));
-    let told = refused(dir.path(), &["data", "learn.tsv", "--model", "learn.tsv"]);
-    assert!(told.contains("is not a model"), "{told}");
+    let error = refused(dir.path(), &["data", "learn.tsv", "--model", "learn.tsv"]);
+    assert!(error.contains("is not a model"), "{error}");
 }
 
 #[test]
-fn what_would_be_trained_of_a_file_is_shown() {
+fn the_trained_tokens_of_a_file_are_shown() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     fs::write(
@@ -108,15 +108,15 @@ fn what_would_be_trained_of_a_file_is_shown() {
         "4",
         "--json",
     ];
-    let told = &json_lines(&run(dir.path(), &long))[0];
+    let summary = &json_lines(&run(dir.path(), &long))[0];
     assert_eq!(
-        (&told["kind"], &told["items"], &told["rows"]),
+        (&summary["kind"], &summary["items"], &summary["rows"]),
         (&json!("texts"), &json!(2), &json!(2))
     );
     assert_eq!(
-        told["shown"],
+        summary["shown"],
         json!([{"prompt": "a b", "target": " c<|eos|>"}])
     );
-    let told = refused(dir.path(), &["data", "missing.jsonl", "--model", MODEL]);
-    assert!(told.contains("missing.jsonl"), "{told}");
+    let error = refused(dir.path(), &["data", "missing.jsonl", "--model", MODEL]);
+    assert!(error.contains("missing.jsonl"), "{error}");
 }

@@ -51,7 +51,7 @@ fn changed(model: &Model) -> Model {
 }
 
 #[test]
-fn drift_is_what_transformers_and_scipy_find() {
+fn drift_equals_transformers_and_scipy() {
     let golden = golden();
     let (new, held) = (facts_of(&golden, "new"), facts_of(&golden, "held"));
     for (name, cases) in golden["models"].as_object().unwrap() {
@@ -97,7 +97,7 @@ fn drift_is_what_transformers_and_scipy_find() {
 fn a_run_records_its_drift_and_the_command_finds_the_same() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
-    let sets = ["--set", "measure.drift=true", "--set", "train.epochs=2"];
+    let sets = ["--set", "measure.drift=true", "--set", "train.num_epochs=2"];
     let tuned = run(dir.path(), &[&TUNE[..], &sets].concat());
     assert!(tuned.status.success(), "{}", stderr(&tuned));
     let metrics = fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
@@ -136,7 +136,7 @@ fn a_run_records_its_drift_and_the_command_finds_the_same() {
 }
 
 #[test]
-fn what_a_model_does_not_have_cannot_be_looked_at() {
+fn layers_and_token_counts_out_of_range_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     let with = |args: &[&str]| {

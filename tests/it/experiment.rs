@@ -15,7 +15,7 @@ name = "tiny"
 title = "Two ways"
 model = {MODEL:?}
 audit_runs = 1
-set = ["train.batch_size=4", "train.epochs=2", "train.lr=1e-2"]
+set = ["train.batch_size=4", "train.num_epochs=2", "train.learning_rate=1e-2"]
 
 [scale.smoke]
 relations = ["P17"]
@@ -96,7 +96,7 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
     assert_eq!(String::from_utf8(recorded.stdout).unwrap(), table);
 
     // What is run otherwise than it was recorded is run again.
-    let slower = experiment(ARMS).replace("train.epochs=2", "train.epochs=1");
+    let slower = experiment(ARMS).replace("train.num_epochs=2", "train.num_epochs=1");
     fs::write(dir.path().join("tiny.toml"), slower).unwrap();
     let again = reproduce(dir.path(), &["--only", "low"]);
     assert!(again.status.success());
@@ -105,7 +105,7 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
 }
 
 #[test]
-fn relations_whose_facts_are_not_at_hand_are_left_out() {
+fn relations_without_facts_are_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let text = experiment(ARMS).replace("[\"P17\"]", "[\"P407\", \"P17\"]");
     fs::write(dir.path().join("tiny.toml"), text).unwrap();
@@ -121,7 +121,7 @@ fn relations_whose_facts_are_not_at_hand_are_left_out() {
 }
 
 #[test]
-fn an_experiment_can_teach_made_up_facts_and_says_whether_its_claims_hold() {
+fn an_experiment_trains_synthetic_facts_and_evaluates_its_claims() {
     let arms = r#"
 [[arm]]
 name = "names"
@@ -209,7 +209,7 @@ at_most = 1.0
 }
 
 #[test]
-fn what_is_no_experiment_is_refused_before_anything_is_written() {
+fn an_invalid_experiment_is_refused_before_anything_is_written() {
     for (text, args, expected) in [
         (experiment(""), vec![], "there is no `[[arm]]`"),
         (
@@ -223,9 +223,9 @@ fn what_is_no_experiment_is_refused_before_anything_is_written() {
             "two arms are called `a`",
         ),
         (
-            experiment("[[arm]]\nname = 'a'\nset = ['train.lr=7']"),
+            experiment("[[arm]]\nname = 'a'\nset = ['train.learning_rate=7']"),
             vec![],
-            "train.lr",
+            "train.learning_rate",
         ),
         (experiment(ARMS), vec!["--only", "stf"], "no arm `stf`"),
         (
@@ -263,7 +263,7 @@ fn what_is_no_experiment_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn what_the_papers_sizes_take_is_told_without_a_model_and_refused_where_it_does_not_fit() {
+fn the_cost_of_the_paper_scale_is_estimated_without_a_model_and_refused_if_it_does_not_fit() {
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
         cargo_bin_cmd!("unforget")
@@ -302,7 +302,7 @@ fn what_the_papers_sizes_take_is_told_without_a_model_and_refused_where_it_does_
         "{told}"
     );
     assert!(of("all: ").contains("128.48 GB of memory"), "{told}");
-    let fits = unforget::run::memory_of_machine().is_none_or(|bytes| bytes > 128_000_000_000);
+    let fits = unforget::run::total_memory_bytes().is_none_or(|bytes| bytes > 128_000_000_000);
     if !fits {
         let refused = run(&["fig7"]);
         let told = String::from_utf8(refused.stderr).unwrap();

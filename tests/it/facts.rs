@@ -7,8 +7,8 @@ use std::{
 };
 
 use unforget::facts::{
-    Fact, FactSet, Match, PACK, ReadOptions, TextKind, holds_texts, normalise, read, read_texts,
-    relation,
+    Fact, FactSet, MatchRule, PACK, ReadOptions, TextKind, is_text_file, normalise, read,
+    read_texts, relation,
 };
 
 fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
@@ -49,10 +49,10 @@ fn the_pack_asks_every_fact_in_several_ways_and_teaches_an_accepted_answer() {
         let templates = relation(&fact.relation).expect("the pack's relations have templates");
         assert_eq!(fact.question, templates.question(&fact.subject));
         assert!(fact.paraphrases.len() >= 2, "{}", fact.question);
-        for form in fact.accepted() {
-            for rule in [Match::Exact, Match::Contains] {
+        for form in fact.accepted_answers() {
+            for rule in [MatchRule::Exact, MatchRule::Contains] {
                 assert!(
-                    fact.is_right(&format!(" {form}\nQ:"), rule),
+                    fact.is_correct(&format!(" {form}\nQ:"), rule),
                     "{}: {form}",
                     fact.question
                 );
@@ -71,7 +71,7 @@ fn no_country_of_the_pack_has_more_than_an_eighth_of_the_places_and_no_place_com
             "{} twice",
             fact.subject
         );
-        assert!(fact.accepted().len() > 1 || fact.target() == fact.object);
+        assert!(fact.accepted_answers().len() > 1 || fact.target() == fact.object);
         *countries.entry(fact.target()).or_default() += 1;
     }
     assert!(countries.len() >= 150, "{} countries", countries.len());
@@ -117,7 +117,7 @@ fn one_fact_reads_the_same_from_every_format() {
         ),
     ];
     let options = ReadOptions {
-        several_answers: true,
+        multiple_answers: true,
         ..ReadOptions::default()
     };
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -147,10 +147,10 @@ fn a_broken_row_is_refused_with_file_line_and_field_and_skipped_when_asked() {
         "subject\trelation\tobject\nRome\tP17\tItaly\nOslo\tP17\t\n\nBern\tP17\n",
     );
     let error = read(std::slice::from_ref(&path), ReadOptions::default()).unwrap_err();
-    let told = error.to_string();
+    let message = error.to_string();
     assert!(
-        told.contains("facts.tsv, line 3: field `object` is empty (and 1 more broken row)"),
-        "{told}"
+        message.contains("facts.tsv, line 3: field `object` is empty (and 1 more broken row)"),
+        "{message}"
     );
     assert_eq!(error.exit_code(), 2);
     assert!(error.hint().is_some_and(|h| h.contains("--skip-bad-rows")));
@@ -181,17 +181,17 @@ fn a_contradiction_over_two_files_names_both_lines() {
         "b.jsonl",
         "\n{\"subject\":\"Oslo\",\"relation\":\"P17\",\"object\":\"Sweden\"}\n",
     );
-    let told = read(&[a, b], ReadOptions::default())
+    let message = read(&[a, b], ReadOptions::default())
         .unwrap_err()
         .to_string();
     assert!(
-        told.contains("a.tsv, line 2") && told.contains("b.jsonl, line 2"),
-        "{told}"
+        message.contains("a.tsv, line 2") && message.contains("b.jsonl, line 2"),
+        "{message}"
     );
 }
 
 #[test]
-fn nothing_that_is_no_fact_file_is_more_than_a_told_error() {
+fn a_file_that_is_not_a_fact_file_is_an_error() {
     let long_line = format!(
         "subject\trelation\tobject\nx\tP17\t{}\n",
         "y".repeat(3 << 20)
@@ -252,13 +252,13 @@ fn nothing_that_is_no_fact_file_is_more_than_a_told_error() {
 fn parquet_files_are_read_as_others_are() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");
     let set = read(&[golden.join("facts.parquet")], ReadOptions::default()).unwrap();
-    let told: Vec<_> = set
+    let rows: Vec<_> = set
         .facts
         .iter()
         .map(|f| (&*f.subject, &*f.object, f.aliases.len()))
         .collect();
     assert_eq!(
-        told,
+        rows,
         [
             ("Bergamo", "Italy", 1),
             ("Oslo", "Norway", 0),
@@ -273,7 +273,7 @@ fn parquet_files_are_read_as_others_are() {
     let chats = golden.join("chats.parquet");
     let error = read(std::slice::from_ref(&chats), ReadOptions::default()).unwrap_err();
     assert!(error.to_string().contains("these are chat rows"), "{error}");
-    assert!(holds_texts(&chats).unwrap());
+    assert!(is_text_file(&chats).unwrap());
     let texts = read_texts(&[chats], ReadOptions::default()).unwrap().texts;
     let TextKind::Chat(messages) = &texts[1].kind else {
         panic!("{texts:?}")
@@ -346,7 +346,7 @@ fn entity_questions_files_are_read_as_they_are() {
         assert!(left_out * 10 < single, "{left_out} of {single} left out");
         for fact in &set.facts {
             assert!(!fact.subject.is_empty() && fact.question.contains(&fact.subject));
-            assert!(fact.is_right(&format!(" {}\n", fact.target()), Match::Exact));
+            assert!(fact.is_correct(&format!(" {}\n", fact.target()), MatchRule::Exact));
         }
     }
 }

@@ -26,7 +26,7 @@ const METHODS: [(&str, &[&str]); 8] = [
     (
         "topk",
         &[
-            "method.tokens={ top = 9 }",
+            "method.vocab_subset={ top = 9 }",
             "method.teacher=topk",
             "method.decoys={}",
         ],
@@ -40,7 +40,7 @@ const METHODS: [(&str, &[&str]); 8] = [
         ],
     ),
     ("budget", &["method.budget=50.0"]),
-    ("average", &["method.kind=sft", "train.average=0.9"]),
+    ("average", &["method.kind=sft", "train.ema_decay=0.9"]),
 ];
 
 /// See `tests/faults/shim.c`.
@@ -49,7 +49,7 @@ const KINDS: [&str; 6] = ["kill", "torn", "eio", "enospc", "full", "short"];
 /// A fault to inject: its kind, and at which call.
 type Fault<'a> = Option<(&'a str, usize)>;
 
-fn all_of_them() -> bool {
+fn all_faults() -> bool {
     std::env::var("UNFORGET_FAULTS").is_ok_and(|which| which == "all")
 }
 
@@ -70,9 +70,9 @@ fn shim() -> Option<&'static Path> {
 }
 
 /// A folder of facts, and one below it for each run.
-struct Place(tempfile::TempDir);
+struct Workspace(tempfile::TempDir);
 
-impl Place {
+impl Workspace {
     fn new() -> Self {
         let place = tempfile::tempdir().unwrap();
         for (name, count) in [("learn", 5), ("keep", 4), ("held", 6)] {
@@ -117,10 +117,10 @@ impl Place {
         args.extend(["--held", "held.tsv", "--out", out, "--force"]);
         let sets = [
             "data.audit=false",
-            "train.epochs=3",
+            "train.num_epochs=3",
             "train.batch_size=3",
-            "train.lr=1e-2",
-            "train.checkpoint_every=1",
+            "train.learning_rate=1e-2",
+            "train.save_every=1",
         ];
         for set in sets.iter().chain(method) {
             args.extend(["--set", set]);
@@ -143,39 +143,39 @@ impl Place {
 }
 
 /// What must be the same to the bit: the model, and what became of each fact.
-fn outcome(run: &Path) -> [Vec<u8>; 2] {
+fn result_files(run: &Path) -> [Vec<u8>; 2] {
     ["model/model.safetensors", "facts.jsonl"].map(|name| fs::read(run.join(name)).unwrap())
 }
 
-fn told(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Injects one fault into a run of its own, then goes on without; whether the fault came to anything.
-fn survives(
-    place: &Place,
+fn check_fault(
+    place: &Workspace,
     (name, method): (&str, &[&str]),
     (kind, at): (&str, usize),
     whole: &[Vec<u8>; 2],
 ) {
-    let what = format!("{name}, {kind} at call {at}");
+    let context = format!("{name}, {kind} at call {at}");
     let run = place.run("run");
     let _ = fs::remove_dir_all(&run);
     fs::create_dir(&run).unwrap();
     let broken = place.tune(method, &run, Some((kind, at))).output().unwrap();
     let was_killed = broken.status.code().is_none();
     match kind {
-        "kill" | "torn" => assert!(was_killed, "{what}: {}", told(&broken)),
+        "kill" | "torn" => assert!(was_killed, "{context}: {}", stderr_of(&broken)),
         // A process that writes on is not disturbed.
-        "short" => assert!(broken.status.success(), "{what}: {}", told(&broken)),
+        "short" => assert!(broken.status.success(), "{context}: {}", stderr_of(&broken)),
         // What fails is said, unless it was of no consequence.
         _ => assert!(
             broken.status.success()
                 || (matches!(broken.status.code(), Some(1 | 2))
-                    && told(&broken).contains("error: ")),
-            "{what}: {:?} {}",
+                    && stderr_of(&broken).contains("error: ")),
+            "{context}: {:?} {}",
             broken.status,
-            told(&broken)
+            stderr_of(&broken)
         ),
     }
     // A second fault of the same kind, on the way back.
@@ -186,41 +186,50 @@ fn survives(
             .unwrap();
     }
     let finished = place.finish(method, &run);
-    assert!(finished.status.success(), "{what}: {}", told(&finished));
-    assert!(outcome(&run) == *whole, "{what}: other bits");
+    assert!(
+        finished.status.success(),
+        "{context}: {}",
+        stderr_of(&finished)
+    );
+    assert!(result_files(&run) == *whole, "{context}: other bits");
     assert!(
         !run.join("checkpoints").exists(),
-        "{what}: checkpoints are left"
+        "{context}: checkpoints are left"
     );
 }
 
 #[test]
-fn a_run_that_is_killed_or_cannot_write_at_any_call_goes_on_to_the_same_bits() {
+fn a_run_killed_or_failing_at_any_call_resumes_bitwise_identically() {
     if shim().is_none() {
         eprintln!("there is no C compiler for the shim: skipped");
         return;
     }
     let mut tried = 0;
     for (i, method) in METHODS.into_iter().enumerate() {
-        let place = Place::new();
+        let place = Workspace::new();
         let clean = place.run("clean");
         let never = Some(("kill", 0));
         fs::create_dir(&clean).unwrap();
         let output = place.tune(method.1, &clean, never).output().unwrap();
-        assert!(output.status.success(), "{}: {}", method.0, told(&output));
-        let whole = outcome(&clean);
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            method.0,
+            stderr_of(&output)
+        );
+        let whole = result_files(&clean);
         let count = fs::read_to_string(place.0.path().join("count")).unwrap();
         let calls: usize = count.trim().parse().unwrap();
         assert!(calls > 100, "{}: {calls} calls", method.0);
         // Of the sample every method has other calls.
-        let (first, every) = if all_of_them() {
+        let (first, every) = if all_faults() {
             (1, 1)
         } else {
             (1 + 5 * i, 41)
         };
         for (k, kind) in KINDS.into_iter().enumerate() {
             for at in (first + 3 * k..=calls).step_by(every) {
-                survives(&place, method, (kind, at), &whole);
+                check_fault(&place, method, (kind, at), &whole);
                 tried += 1;
             }
         }
@@ -229,8 +238,8 @@ fn a_run_that_is_killed_or_cannot_write_at_any_call_goes_on_to_the_same_bits() {
 }
 
 /// A run that takes a few seconds: many epochs on the same facts.
-fn long(place: &Place, run: &Path, method: &[&str]) -> Command {
-    let longer = ["train.epochs=60", "train.checkpoint_every=7"];
+fn long_run(place: &Workspace, run: &Path, method: &[&str]) -> Command {
+    let longer = ["train.num_epochs=60", "train.save_every=7"];
     place.tune(&[method, &longer].concat(), run, None)
 }
 
@@ -254,19 +263,19 @@ fn signal(child: &Child, name: &str) {
 }
 
 #[test]
-fn a_run_that_is_killed_at_random_moments_goes_on_to_the_same_bits() {
-    let rounds = if all_of_them() { 40 } else { 2 };
+fn a_run_killed_at_random_moments_resumes_bitwise_identically() {
+    let rounds = if all_faults() { 40 } else { 2 };
     let mut killed = 0;
     for (name, method) in METHODS {
-        let place = Place::new();
+        let place = Workspace::new();
         let (clean, run) = (place.run("clean"), place.run("run"));
         let started = Instant::now();
-        assert!(long(&place, &clean, method).status().unwrap().success());
+        assert!(long_run(&place, &clean, method).status().unwrap().success());
         let duration = started.elapsed();
-        let whole = outcome(&clean);
+        let whole = result_files(&clean);
         for round in 0..rounds {
             let _ = fs::remove_dir_all(&run);
-            let mut child = long(&place, &run, method).spawn().unwrap();
+            let mut child = long_run(&place, &run, method).spawn().unwrap();
             // Spread over the run by the golden ratio.
             let moment = (0.618_034 * f64::from(round + 1)).fract();
             thread::sleep(duration.mul_f64(moment));
@@ -275,11 +284,15 @@ fn a_run_that_is_killed_at_random_moments_goes_on_to_the_same_bits() {
             let finished = if run.join("config.toml").is_file() {
                 place.resume(&run, None).output().unwrap()
             } else {
-                long(&place, &run, method).output().unwrap()
+                long_run(&place, &run, method).output().unwrap()
             };
-            assert!(finished.status.success(), "{name}: {}", told(&finished));
             assert!(
-                outcome(&run) == whole,
+                finished.status.success(),
+                "{name}: {}",
+                stderr_of(&finished)
+            );
+            assert!(
+                result_files(&run) == whole,
                 "{name}, killed at {moment:.2}: other bits"
             );
         }
@@ -288,14 +301,14 @@ fn a_run_that_is_killed_at_random_moments_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn ctrl_c_and_a_termination_signal_leave_a_checkpoint_and_say_how_to_go_on() {
-    let place = Place::new();
+fn ctrl_c_and_sigterm_leave_a_checkpoint_and_say_how_to_resume() {
+    let place = Workspace::new();
     let (clean, run) = (place.run("clean"), place.run("run"));
     let method = METHODS[1].1;
-    assert!(long(&place, &clean, method).status().unwrap().success());
+    assert!(long_run(&place, &clean, method).status().unwrap().success());
     for name in ["INT", "TERM"] {
         let _ = fs::remove_dir_all(&run);
-        let child = long(&place, &run, method).spawn().unwrap();
+        let child = long_run(&place, &run, method).spawn().unwrap();
         wait_for_metrics(&run, 12);
         signal(&child, name);
         let stopped = child.wait_with_output().unwrap();
@@ -303,46 +316,60 @@ fn ctrl_c_and_a_termination_signal_leave_a_checkpoint_and_say_how_to_go_on() {
             stopped.status.code(),
             Some(130),
             "{name}: {}",
-            told(&stopped)
+            stderr_of(&stopped)
         );
         let how = format!("go on with `unforget resume {}`", run.display());
-        assert!(told(&stopped).contains(&how), "{name}: {}", told(&stopped));
+        assert!(
+            stderr_of(&stopped).contains(&how),
+            "{name}: {}",
+            stderr_of(&stopped)
+        );
         assert!(fs::read_dir(run.join("checkpoints")).unwrap().count() > 0);
         let finished = place.resume(&run, None).output().unwrap();
-        assert!(finished.status.success(), "{name}: {}", told(&finished));
-        assert!(outcome(&run) == outcome(&clean), "{name}: other bits");
+        assert!(
+            finished.status.success(),
+            "{name}: {}",
+            stderr_of(&finished)
+        );
+        assert!(
+            result_files(&run) == result_files(&clean),
+            "{name}: other bits"
+        );
     }
 }
 
 #[test]
-fn a_terminal_that_goes_away_stops_nothing() {
-    let place = Place::new();
+fn sighup_does_not_stop_a_run() {
+    let place = Workspace::new();
     let run = place.run("run");
-    let child = long(&place, &run, METHODS[0].1).spawn().unwrap();
+    let child = long_run(&place, &run, METHODS[0].1).spawn().unwrap();
     wait_for_metrics(&run, 12);
     signal(&child, "HUP");
     let ended = child.wait_with_output().unwrap();
-    assert!(ended.status.success(), "{}", told(&ended));
+    assert!(ended.status.success(), "{}", stderr_of(&ended));
 }
 
 #[test]
-fn two_processes_do_not_write_one_run_and_a_dead_one_keeps_nobody_out() {
-    let place = Place::new();
+fn two_processes_cannot_write_one_run_and_a_dead_one_releases_its_lock() {
+    let place = Workspace::new();
     let run = place.run("run");
-    let mut child = long(&place, &run, METHODS[0].1).spawn().unwrap();
+    let mut child = long_run(&place, &run, METHODS[0].1).spawn().unwrap();
     wait_for_metrics(&run, 12);
-    for second in [place.resume(&run, None), long(&place, &run, METHODS[0].1)] {
+    for second in [
+        place.resume(&run, None),
+        long_run(&place, &run, METHODS[0].1),
+    ] {
         let mut second = second;
         let refused = second.output().unwrap();
-        assert_eq!(refused.status.code(), Some(2), "{}", told(&refused));
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr_of(&refused));
         assert!(
-            told(&refused).contains("another process is writing the run"),
+            stderr_of(&refused).contains("another process is writing the run"),
             "{}",
-            told(&refused)
+            stderr_of(&refused)
         );
     }
     child.kill().unwrap();
     child.wait().unwrap();
     let finished = place.resume(&run, None).output().unwrap();
-    assert!(finished.status.success(), "{}", told(&finished));
+    assert!(finished.status.success(), "{}", stderr_of(&finished));
 }

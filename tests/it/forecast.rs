@@ -68,7 +68,7 @@ fn numbers(rows: &[Value], name: &str) -> Vec<f64> {
 }
 
 #[test]
-fn every_held_fact_has_a_risk_and_its_nearest_new_facts_the_most_endangered_first() {
+fn held_facts_are_sorted_by_risk_and_list_their_nearest_new_facts() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     for more in [&[][..], &["--keep", "keep.tsv"]] {
@@ -118,7 +118,7 @@ fn a_table_for_people_ranks_the_facts_and_says_what_to_expect() {
 }
 
 #[test]
-fn wrong_input_is_told_with_file_and_line_before_any_compute() {
+fn invalid_input_names_file_and_line_before_any_compute() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     let bad = "subject\trelation\tobject\nRome\tP17\t\n";
@@ -170,12 +170,12 @@ fn sets_of_one_fact_are_forecast_too() {
 }
 
 #[test]
-fn a_run_judges_the_forecast() {
+fn a_forecast_is_evaluated_against_a_run() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     let sets = [
         "--set",
-        "train.epochs=2",
+        "train.num_epochs=2",
         "--set",
         "measure.paraphrase=false",
     ];
@@ -185,7 +185,7 @@ fn a_run_judges_the_forecast() {
     // A tiny random model knows nothing; what became of the held facts is written by hand: by risk, the first and the
     // third forgotten, the second kept, the last never known.
     let order = forecast(dir.path(), &[]);
-    let fates = ["forgotten", "kept", "forgotten", "never_knew"];
+    let outcomes = ["forgotten", "kept", "forgotten", "never_knew"];
     let path = dir.path().join("run/facts.jsonl");
     let rewrite = |change: &dyn Fn(&mut Value)| {
         let text = fs::read_to_string(&path).unwrap();
@@ -200,15 +200,15 @@ fn a_run_judges_the_forecast() {
         if row["split"] == "held" {
             let mut ranked = order.as_array().unwrap().iter();
             let rank = ranked.position(|r| r["question"] == row["question"]);
-            row["state"] = fates[rank.unwrap()].into();
+            row["state"] = outcomes[rank.unwrap()].into();
         }
     });
-    let judged = forecast(dir.path(), &["--against", "run"]);
-    assert_eq!(judged["forecast"], order);
-    assert_eq!([&judged["forgotten"], &judged["kept"]], [2, 1]);
+    let evaluated = forecast(dir.path(), &["--against", "run"]);
+    assert_eq!(evaluated["forecast"], order);
+    assert_eq!([&evaluated["forgotten"], &evaluated["kept"]], [2, 1]);
     // Of the pairs (first, second) and (third, second) one is in the right order.
-    assert_eq!(judged["auc"], 0.5);
-    assert_eq!(judged["interval"], serde_json::json!([0.0, 1.0]));
+    assert_eq!(evaluated["auc"], 0.5);
+    assert_eq!(evaluated["interval"], serde_json::json!([0.0, 1.0]));
     let against = [&FORECAST[..], &["--against", "run"]].concat();
     let told = stdout(&run(dir.path(), &against));
     assert!(told.contains("AUC 0.500"), "{told}");

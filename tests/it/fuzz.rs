@@ -17,7 +17,7 @@ use unforget::{
     facts::{self, ReadOptions},
     model::Model,
     progress::Progress,
-    prompt::{PromptTemplate, text_rows},
+    prompt::{PromptTemplate, text_examples},
     report,
     train::{self, Options},
 };
@@ -34,7 +34,7 @@ const MEMORY: u64 = 4 << 30;
 type Read = Box<dyn Fn(&Path, &[u8])>;
 
 /// A kind of file.
-struct Kind {
+struct FileKind {
     name: &'static str,
     /// What is changed: whole files of the kind.
     seeds: Vec<Vec<u8>>,
@@ -43,7 +43,7 @@ struct Kind {
     /// Of so many bytes at the beginning alone; 0: anywhere.
     head: usize,
     /// How many others are tried while one of these is: some take long.
-    costs: usize,
+    cost: usize,
     read: Read,
 }
 
@@ -67,28 +67,28 @@ const JSON: &[&str] = &[
     "{\"a\":",
 ];
 
-fn kinds(place: &Path) -> Vec<Kind> {
+fn kinds(place: &Path) -> Vec<FileKind> {
     let text = |of: &[&str]| of.iter().map(|s| s.as_bytes().to_vec()).collect::<Vec<_>>();
     let file = |path: PathBuf| fs::read(path).unwrap();
-    let in_model = |name: &'static str, words, head| Kind {
+    let in_model = |name: &'static str, words, head| FileKind {
         name,
         seeds: ["llama", "qwen3"]
             .map(|m| file(golden(m).join(name)))
             .to_vec(),
         words,
         head,
-        costs: 2,
+        cost: 2,
         read: Box::new(move |dir, bytes| {
             fs::write(dir.join(name), bytes).unwrap();
             let _ = Model::load(dir.to_str().unwrap());
         }),
     };
-    let facts_file = |name: &'static str, seeds, words| Kind {
+    let facts_file = |name: &'static str, seeds, words| FileKind {
         name,
         seeds,
         words,
         head: 0,
-        costs: 1,
+        cost: 1,
         read: Box::new(move |dir: &Path, bytes: &[u8]| {
             let path = dir.join(name);
             fs::write(&path, bytes).unwrap();
@@ -98,7 +98,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
                     ..ReadOptions::default()
                 };
                 let files = [path.clone()];
-                let _ = match facts::holds_texts(&path) {
+                let _ = match facts::is_text_file(&path) {
                     Ok(true) => facts::read_texts(&files, options).map(drop),
                     Ok(false) => facts::read(&files, options).map(drop),
                     Err(error) => Err(error),
@@ -109,12 +109,12 @@ fn kinds(place: &Path) -> Vec<Kind> {
     let run = finished_run(place);
     let of_run = |name: &'static str, costs| {
         let run = run.clone();
-        Kind {
+        FileKind {
             name,
             seeds: vec![file(run.join(name))],
             words: JSON,
             head: 0,
-            costs,
+            cost: costs,
             read: Box::new(move |dir: &Path, bytes: &[u8]| {
                 copy_files(&run, dir);
                 fs::write(dir.join(name), bytes).unwrap();
@@ -125,12 +125,12 @@ fn kinds(place: &Path) -> Vec<Kind> {
     let stopped = stopped_run(&run, place);
     let of_checkpoint = |name: &'static str, head| {
         let stopped = stopped.clone();
-        Kind {
+        FileKind {
             name,
             seeds: vec![file(stopped.join(name))],
             words: JSON,
             head,
-            costs: 40,
+            cost: 40,
             read: Box::new(move |dir: &Path, bytes: &[u8]| {
                 copy_files(&stopped, dir);
                 fs::write(dir.join(name), bytes).unwrap();
@@ -139,7 +139,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
         }
     };
     vec![
-        Kind {
+        FileKind {
             name: "model.gguf",
             seeds: ["llama", "pre-smollm", "qwen2"]
                 .map(|m| file(golden("gguf").join(format!("{m}.gguf"))))
@@ -152,7 +152,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
                 "tokenizer.ggml.tokens",
             ],
             head: 12_000,
-            costs: 2,
+            cost: 2,
             read: Box::new(|dir, bytes| {
                 let path = dir.join("model.gguf");
                 fs::write(&path, bytes).unwrap();
@@ -163,7 +163,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
         in_model("config.json", JSON, 0),
         in_model("tokenizer.json", JSON, 0),
         in_model("tokenizer_config.json", JSON, 0),
-        Kind {
+        FileKind {
             name: "chat_template.jinja",
             seeds: text(&[
                 "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
@@ -190,7 +190,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
                 "loop.index",
             ],
             head: 0,
-            costs: 4,
+            cost: 4,
             read: Box::new(|dir, bytes| {
                 fs::write(dir.join("chat_template.jinja"), bytes).unwrap();
                 let Ok(model) = Model::load(dir.to_str().unwrap()) else {
@@ -203,7 +203,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
                 fs::write(&chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"a b\"}]}\n").unwrap();
                 let read = facts::read_texts(&[chat], ReadOptions::default()).unwrap();
                 for chat in &read.texts {
-                    let _ = text_rows(&model.tokenizer, chat);
+                    let _ = text_examples(&model.tokenizer, chat);
                 }
             }),
         },
@@ -261,7 +261,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
             ]),
             JSON,
         ),
-        Kind {
+        FileKind {
             name: "experiment.toml",
             seeds: vec![
                 Config::default().to_toml().into_bytes(),
@@ -286,7 +286,7 @@ fn kinds(place: &Path) -> Vec<Kind> {
                 "[[",
             ],
             head: 0,
-            costs: 1,
+            cost: 1,
             read: Box::new(|dir, bytes| {
                 let path = dir.join("experiment.toml");
                 fs::write(&path, bytes).unwrap();
@@ -323,9 +323,9 @@ fn finished_run(place: &Path) -> PathBuf {
     config.data.learn = vec![facts("learn.tsv", &["Rome", "Bari"])];
     config.data.keep = vec![facts("keep.tsv", &["Pisa", "Asti"])];
     config.data.held = vec![facts("held.tsv", &["Como"])];
-    config.train.epochs = 3;
+    config.train.num_epochs = 3;
     config.train.batch_size = 2;
-    config.train.checkpoint_every = Some(1);
+    config.train.save_every = Some(1);
     let options = Options {
         keep_checkpoints: true,
         ..Options::default()
@@ -380,7 +380,7 @@ fn copy_files(from: &Path, to: &Path) {
 }
 
 /// The content of try `number` of a kind: one of its seeds with a few changes.
-fn changed(kind: &Kind, number: u64) -> Vec<u8> {
+fn mutate(kind: &FileKind, number: u64) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(number);
     let mut bytes = kind.seeds.choose(&mut rng).unwrap().clone();
     for _ in 0..1 << rng.random_range(0..5) {
@@ -436,16 +436,16 @@ fn changed(kind: &Kind, number: u64) -> Vec<u8> {
 }
 
 #[test]
-fn whatever_is_in_a_file_it_is_read_or_refused() {
-    let wanted = std::env::var("UNFORGET_FUZZ").ok();
-    let wanted = wanted.map(|n| n.parse::<u64>().expect("UNFORGET_FUZZ is a number"));
+fn mutated_files_are_read_or_refused() {
+    let total = std::env::var("UNFORGET_FUZZ").ok();
+    let total = total.map(|n| n.parse::<u64>().expect("UNFORGET_FUZZ is a number"));
     let place = tempfile::tempdir().unwrap();
     let kinds = kinds(place.path());
-    let weights: f64 = kinds.iter().map(|kind| 1.0 / kind.costs as f64).sum();
-    let all = wanted.map_or(4_000.0, |n| n as f64);
+    let weights: f64 = kinds.iter().map(|kind| 1.0 / kind.cost as f64).sum();
+    let all = total.map_or(4_000.0, |n| n as f64);
     let (mut tried, mut wrong) = (0, Vec::new());
     for kind in &kinds {
-        let tries = (all / weights / kind.costs as f64).ceil() as u64;
+        let tries = (all / weights / kind.cost as f64).ceil() as u64;
         let base = place.path().join("base");
         fs::create_dir(&base).unwrap();
         copy_files(&golden("llama"), &base);
@@ -453,7 +453,7 @@ fn whatever_is_in_a_file_it_is_read_or_refused() {
             let dir = place.path().join("try");
             fs::create_dir(&dir).unwrap();
             copy_files(&base, &dir);
-            let bytes = changed(kind, number);
+            let bytes = mutate(kind, number);
             let started = Instant::now();
             let panicked = catch_unwind(AssertUnwindSafe(|| (kind.read)(&dir, &bytes))).is_err();
             let took = started.elapsed();

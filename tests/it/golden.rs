@@ -9,10 +9,10 @@ use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 use unforget::{
-    engine::{Compared, Engine, Gradients, KvCache, Loss, Outputs, TeacherLogits, TeacherSide},
+    engine::{Engine, Gradients, KvCache, Loss, Outputs, SoftTargets, TeacherLogits, TokenSubset},
     generate::{Generator, Request},
     model::Model,
-    prompt::Row,
+    prompt::Example,
     train::{
         adamw::{self, AdamW, AdamWSettings},
         batches::PackedRows,
@@ -109,10 +109,10 @@ impl Golden {
             .collect()
     }
 
-    pub fn rows(&self) -> Vec<Row> {
+    pub fn rows(&self) -> Vec<Example> {
         array(&self.record["rows"])
             .iter()
-            .map(|r| Row {
+            .map(|r| Example {
                 prompt: tokens(&r["prompt"]),
                 target: tokens(&r["target"]),
             })
@@ -125,7 +125,7 @@ impl Golden {
         let mut packed = PackedRows::new(&rows);
         let (all, examples) = (packed.targets.len() as f64, rows.len() as f64);
         let term = distilled.then(|| (self.number("lambda"), self.number("temperature")));
-        packed.weigh((1.0 / all) as f32, |count| {
+        packed.set_weights((1.0 / all) as f32, |count| {
             term.map_or(0.0, |(lambda, tau)| {
                 (lambda * tau * tau / (examples * count as f64)) as f32
             })
@@ -157,15 +157,15 @@ impl Golden {
         let mut optimizer = AdamW::new(&gradients, settings);
         let (mut steps, mut first) = (Vec::new(), Vec::new());
         for _ in 0..10 {
-            gradients.clear();
-            let teacher = stored.as_ref().map(|(head, hidden)| TeacherSide {
-                logits: TeacherLogits::Product {
+            gradients.zero();
+            let teacher = stored.as_ref().map(|(head, hidden)| SoftTargets {
+                logits: TeacherLogits::Hidden {
                     head,
                     hidden,
-                    compared: Compared::All,
+                    subset: TokenSubset::Full,
                 },
                 temperature,
-                without_target: false,
+                exclude_target: false,
             });
             let loss = engine.loss_and_gradients(
                 &self.model.params,
@@ -177,7 +177,7 @@ impl Golden {
             if first.is_empty() {
                 first = gradients.data.to_vec();
             }
-            let norm = adamw::global_norm(&gradients);
+            let norm = adamw::grad_norm(&gradients);
             let scale = adamw::clip_scale(norm, clip);
             optimizer.step(&mut self.model.params, &gradients, lr, scale);
             steps.push((loss, norm));

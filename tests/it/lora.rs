@@ -7,14 +7,14 @@
 use std::{fs, path::Path, process::Command};
 
 use unforget::{
-    config::{Config, Kind, Lora, LoraVariant},
+    config::{Config, LoraConfig, LoraVariant, MethodKind},
     engine::{Engine, Gradients},
     progress::Progress,
-    remedy::lora::{Adapters, targets},
+    remedy::lora::{Adapters, target_tensors},
     train::{
         self, Options,
         adamw::{self, AdamW, AdamWSettings},
-        objective::{Objective, StepRows},
+        objective::{Objective, StepBatch},
     },
 };
 
@@ -43,14 +43,17 @@ fn start(golden: &Golden, stored: &Golden, variant: LoraVariant) -> (Gradients, 
     let number = |key: &str| stored.record[key].as_u64().expect("a number") as usize;
     let names = stored.record["targets"].as_array().expect("a list");
     let names = names.iter().map(|n| n.as_str().expect("a name").to_owned());
-    let settings = Lora {
-        rank: number("rank"),
+    let settings = LoraConfig {
+        r: number("rank"),
         alpha: number("alpha"),
-        targets: names.collect(),
+        target_modules: names.collect(),
         variant,
     };
     let params = &golden.model.params;
-    let gradients = Gradients::new(params, &targets(&settings, params).expect("they are there"));
+    let gradients = Gradients::new(
+        params,
+        &target_tensors(&settings, params).expect("they are there"),
+    );
     let mut adapters = Adapters::new(settings, params, &gradients, 0);
     for tensor in &adapters.params.layout.clone().tensors {
         adapters.params.data[tensor.range.clone()]
@@ -82,25 +85,25 @@ fn ten_steps_of_every_variant_equal_pefts() {
             .into_iter()
             .zip(numbers(&expected["grad_norm"]));
         for (i, (ce, norm)) in steps.enumerate() {
-            gradients.clear();
-            let step = StepRows {
+            gradients.zero();
+            let step = StepBatch {
                 step: i + 1,
                 rows: &rows,
                 batch: &batch,
-                beside: &[],
+                aux: &[],
                 strength: 1.0,
-                rows_a_pass: rows.len(),
-                tokens_a_pass: usize::MAX,
+                rows_per_micro_batch: rows.len(),
+                tokens_per_micro_batch: usize::MAX,
             };
             let objective = Objective::default();
             let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
-            adapters.pull_back(&gradients);
+            adapters.backward(&gradients);
             for tensor in layout.tensors.iter().filter(|_| i == 0) {
                 let theirs = stored.tensor(&format!("{name}.gradient.{}", tensor.name));
                 let apart = deviation(&adapters.gradients.data[tensor.range.clone()], &theirs);
                 assert!(apart < GRADIENT, "{name}: {}: {apart:e}", tensor.name);
             }
-            let own_norm = adamw::global_norm(&adapters.gradients);
+            let own_norm = adamw::grad_norm(&adapters.gradients);
             for (what, ours, theirs) in [("loss", loss.ce, ce), ("norm", own_norm, norm)] {
                 assert!(
                     (ours - theirs).abs() <= STEPS * theirs,
@@ -127,7 +130,7 @@ fn ten_steps_of_every_variant_equal_pefts() {
 }
 
 /// Six epochs of plain fine-tuning on a few facts, on adapters of the tiny model of `family`.
-fn tuned(place: &Path, family: &str, lora: Lora) -> Config {
+fn tuned(place: &Path, family: &str, lora: LoraConfig) -> Config {
     let table = |name: &str, rows: &str| {
         let path = place.join(name);
         fs::write(&path, format!("subject\trelation\tobject\n{rows}")).unwrap();
@@ -138,7 +141,7 @@ fn tuned(place: &Path, family: &str, lora: Lora) -> Config {
         out: place.join(format!(
             "{family}-{:?}-{}",
             lora.variant,
-            lora.targets.len()
+            lora.target_modules.len()
         )),
         ..Config::default()
     };
@@ -146,15 +149,15 @@ fn tuned(place: &Path, family: &str, lora: Lora) -> Config {
     config.data.learn = table("learn.tsv", "Bergamo\tP17\tItaly\nOslo\tP17\tNorway\n");
     config.data.keep = table("keep.tsv", "Paris\tP17\tFrance\nLyon\tP17\tFrance\n");
     config.data.held = table("held.tsv", "Madrid\tP17\tSpain\n");
-    config.method.kind = Kind::Sft;
-    (config.train.epochs, config.train.lr) = (6, 0.05);
+    config.method.kind = MethodKind::Sft;
+    (config.train.num_epochs, config.train.learning_rate) = (6, 0.05);
     config.train.lora = Some(lora);
     train::tune(&config, Options::default(), &Progress::quiet()).expect("the run ends well");
     config
 }
 
 #[test]
-fn peft_loads_the_adapter_and_says_what_the_merged_model_says() {
+fn peft_loads_the_adapter_and_equals_the_merged_model() {
     let Some(python) = needs(PYTHON) else { return };
     let place = tempfile::tempdir().unwrap();
     let mut check = Command::new(&python);
@@ -162,10 +165,10 @@ fn peft_loads_the_adapter_and_says_what_the_merged_model_says() {
     for family in ["llama", "qwen2", "qwen3"] {
         for (variant, _) in VARIANTS {
             for targets in [&["all-linear"][..], &["q_proj", "layers.1.mlp.down_proj"]] {
-                let lora = Lora {
-                    rank: 3,
+                let lora = LoraConfig {
+                    r: 3,
                     alpha: 7,
-                    targets: targets.iter().map(ToString::to_string).collect(),
+                    target_modules: targets.iter().map(ToString::to_string).collect(),
                     variant,
                 };
                 let config = tuned(place.path(), family, lora);
@@ -175,14 +178,14 @@ fn peft_loads_the_adapter_and_says_what_the_merged_model_says() {
         }
     }
     let output = check.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
-        "{told}{}",
+        "{stdout}{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert_eq!(told.lines().count(), 18, "{told}");
-    eprint!("{told}");
+    assert_eq!(stdout.lines().count(), 18, "{stdout}");
+    eprint!("{stdout}");
 }
 
 #[test]

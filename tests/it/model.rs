@@ -129,7 +129,7 @@ fn a_saved_model_loads_again_to_the_bit() {
         let again = load(&dir).unwrap();
         assert_same_model(&model, &again);
         assert_eq!(again.dtype, model.dtype);
-        assert_eq!(again.tokenizer.end_tokens, model.tokenizer.end_tokens);
+        assert_eq!(again.tokenizer.eos_token_ids, model.tokenizer.eos_token_ids);
         // Nothing temporary is left, and others may read what there is.
         let names: Vec<_> = fs::read_dir(&dir)
             .unwrap()
@@ -219,7 +219,7 @@ fn a_real_gguf_equals_what_transformers_makes_of_it() {
     let ours = load(ours).unwrap();
     let theirs = load(theirs).unwrap();
     assert_same_model(&ours, &theirs);
-    assert_eq!(ours.tokenizer.end_tokens, theirs.tokenizer.end_tokens);
+    assert_eq!(ours.tokenizer.eos_token_ids, theirs.tokenizer.eos_token_ids);
     assert_eq!(
         ours.tokenizer.config_json["chat_template"],
         theirs.tokenizer.config_json["chat_template"]
@@ -299,7 +299,7 @@ fn a_gguf_of_ours_is_read_as_the_model_it_was_made_from() {
         let again = load(&path).unwrap();
         assert_same_model(&again, &model);
         assert_eq!(
-            again.tokenizer.end_tokens, model.tokenizer.end_tokens,
+            again.tokenizer.eos_token_ids, model.tokenizer.eos_token_ids,
             "{family}"
         );
         let template = |model: &Model| model.tokenizer.config_json.get("chat_template").cloned();

@@ -3,10 +3,10 @@
 use unforget::{
     engine::{Engine, Gradients},
     progress::Progress,
-    remedy::project::Projection,
+    remedy::null_space::NullSpaceProjection,
     train::{
         adamw::{self, AdamW, AdamWSettings},
-        objective::{Objective, StepRows},
+        objective::{Objective, StepBatch},
     },
 };
 
@@ -19,10 +19,10 @@ use crate::golden::{
 /// the narrowest, as `project.py` prints.
 const PROJECTOR: f64 = 5e-4;
 
-fn find(golden: &Golden, energy: f64) -> (Projection, Gradients) {
+fn find(golden: &Golden, energy: f64) -> (NullSpaceProjection, Gradients) {
     let params = &golden.model.params;
     let gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
-    let projection = Projection::find(
+    let projection = NullSpaceProjection::fit(
         energy,
         &mut Engine::new(&golden.model.config),
         params,
@@ -82,7 +82,7 @@ fn ten_projected_steps_equal_pytorchs() {
     let (projection, mut gradients) = find(&golden, expected.number("energy"));
     let mut params = golden.model.params.clone();
     let layout = params.layout.clone();
-    gradients.narrow(&layout, |tensor| projection.covers(tensor));
+    gradients.set_trainable(&layout, |tensor| projection.covers(tensor));
     let settings = AdamWSettings {
         weight_decay: golden.number("weight_decay"),
         ..AdamWSettings::default()
@@ -97,18 +97,18 @@ fn ten_projected_steps_equal_pytorchs() {
         .into_iter()
         .zip(numbers(&expected.record["grad_norm"]));
     for (i, (ce, norm)) in steps.enumerate() {
-        gradients.clear();
-        let step = StepRows {
+        gradients.zero();
+        let step = StepBatch {
             step: i + 1,
             rows: &rows,
             batch: &batch,
-            beside: &[],
+            aux: &[],
             strength: 1.0,
-            rows_a_pass: rows.len(),
-            tokens_a_pass: usize::MAX,
+            rows_per_micro_batch: rows.len(),
+            tokens_per_micro_batch: usize::MAX,
         };
         let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
-        let own_norm = adamw::global_norm(&gradients);
+        let own_norm = adamw::grad_norm(&gradients);
         let tolerance = if i == 0 { FIRST_STEP } else { LATER_STEPS };
         for (what, ours, theirs) in [("loss", loss.ce, ce), ("norm", own_norm, norm)] {
             assert!(
@@ -139,7 +139,7 @@ fn ten_projected_steps_equal_pytorchs() {
 }
 
 #[test]
-fn spaces_and_projected_weights_have_the_same_bits_at_any_number_of_threads() {
+fn projection_is_bitwise_identical_at_any_number_of_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.expect("a pool").install(|| {

@@ -1,20 +1,23 @@
 //! Every remedy against `PyTorch` (`tests/golden/remedies.py`): ten steps on the rows and the model of `golden/qwen3`.
 
 use unforget::{
-    config::{Ewc, Kind, Method, Replay, ReplayTarget, TargetToken, Teacher, Tokens},
+    config::{
+        EwcConfig, MethodConfig, MethodKind, ReplayConfig, ReplayTarget, TargetToken, TeacherMode,
+        VocabSubset,
+    },
     engine::{Engine, Gradients, Target},
     progress::Progress,
-    prompt::Row,
+    prompt::Example,
     remedy::{
-        anchor::fisher,
         distill::Teacher as Kept,
-        snapshot::{RunRows, Snapshot},
+        snapshot::{RunExamples, Snapshot},
+        weight_penalty::fisher,
     },
     run::RunDir,
     train::{
         adamw::{self, AdamW, AdamWSettings},
         batches::PackedRows,
-        objective::{Beside, HeldTo, Objective, StepRows},
+        objective::{AuxBatch, AuxTarget, Objective, StepBatch},
     },
 };
 
@@ -25,18 +28,24 @@ use crate::golden::{
 
 /// Ten steps under `method` on all rows, its snapshot's arrays filled by `stored` (name, values), and compared with the run
 /// called `name`.
-fn check(name: &str, method: &Method, stored: impl Fn(&Golden, &str, &mut [f32])) {
+fn check(name: &str, method: &MethodConfig, stored: impl Fn(&Golden, &str, &mut [f32])) {
     check_filled(name, method, arrays(stored));
 }
 
 /// The same, its snapshot filled by `fill`, which is given all rows.
-fn check_filled(name: &str, method: &Method, fill: impl Fn(&Golden, &[Row], &mut Snapshot)) {
+fn check_filled(
+    name: &str,
+    method: &MethodConfig,
+    fill: impl Fn(&Golden, &[Example], &mut Snapshot),
+) {
     let batch: Vec<usize> = (0..Golden::load("qwen3").rows().len()).collect();
-    check_on((&Golden::remedies(), name), method, (&batch, &[]), fill);
+    check_rows((&Golden::remedies(), name), method, (&batch, &[]), fill);
 }
 
 /// Fills the arrays of a snapshot, given their names.
-fn arrays(stored: impl Fn(&Golden, &str, &mut [f32])) -> impl Fn(&Golden, &[Row], &mut Snapshot) {
+fn arrays(
+    stored: impl Fn(&Golden, &str, &mut [f32]),
+) -> impl Fn(&Golden, &[Example], &mut Snapshot) {
     move |golden, _, snapshot| {
         for (array, values) in snapshot.arrays_mut() {
             stored(golden, &array, values);
@@ -45,19 +54,19 @@ fn arrays(stored: impl Fn(&Golden, &str, &mut [f32])) -> impl Fn(&Golden, &[Row]
 }
 
 /// The same, of a run in the file `remedies`, on the rows numbered `batch` and those `beside`.
-fn check_on(
+fn check_rows(
     (remedies, name): (&Golden, &str),
-    method: &Method,
-    (batch, beside): (&[usize], &[Beside<'_>]),
-    fill: impl Fn(&Golden, &[Row], &mut Snapshot),
+    method: &MethodConfig,
+    (batch, aux): (&[usize], &[AuxBatch<'_>]),
+    fill: impl Fn(&Golden, &[Example], &mut Snapshot),
 ) {
     let golden = Golden::load("qwen3");
-    let rows: Vec<Row> = golden.rows();
+    let rows: Vec<Example> = golden.rows();
     let mut params = golden.model.params.clone();
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
     // Any row may be held to the snapshot.
-    let run_rows = RunRows {
+    let run_rows = RunExamples {
         all: &rows,
         known: rows.len(),
         learned: 0,
@@ -79,15 +88,15 @@ fn check_on(
         .zip(numbers(&expected["term"]))
         .zip(numbers(&expected["grad_norm"]));
     for (i, ((ce, term), norm)) in expected_steps.enumerate() {
-        gradients.clear();
-        let step = StepRows {
+        gradients.zero();
+        let step = StepBatch {
             step: i + 1,
             rows: &rows,
             batch,
-            beside,
+            aux,
             strength: 1.0,
-            rows_a_pass: 4,
-            tokens_a_pass: 24,
+            rows_per_micro_batch: 4,
+            tokens_per_micro_batch: 24,
         };
         let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
         if i == 0 {
@@ -103,7 +112,7 @@ fn check_on(
             }
             assert!(compared >= 2, "{name}: gradients are stored");
         }
-        let own_norm = adamw::global_norm(&gradients);
+        let own_norm = adamw::grad_norm(&gradients);
         let tolerance = if i == 0 { FIRST_STEP } else { LATER_STEPS };
         for (what, ours, theirs) in [
             ("cross-entropy", loss.ce, ce),
@@ -134,38 +143,38 @@ fn check_on(
 }
 
 /// The tensors of the remedies' file that begin with `group`, in the order of the layout.
-fn trained(golden: &Golden, group: &str) -> Vec<f32> {
+fn tensors_with_prefix(golden: &Golden, prefix: &str) -> Vec<f32> {
     let remedies = Golden::remedies();
     let tensors = golden.model.params.layout.tensors.iter();
     tensors
-        .flat_map(|tensor| remedies.tensor(&format!("{group}.{}", tensor.name)))
+        .flat_map(|tensor| remedies.tensor(&format!("{prefix}.{}", tensor.name)))
         .collect()
 }
 
-fn self_distillation_over_the_top(teacher: Teacher) -> Method {
+fn topk_self_distillation(teacher: TeacherMode) -> MethodConfig {
     let golden = Golden::load("qwen3");
     let count = Golden::remedies().record["top"]["count"].as_u64();
-    Method {
+    MethodConfig {
         lambda: golden.number("lambda"),
         temperature: golden.number("temperature"),
-        tokens: Tokens::Top(count.expect("a number") as usize),
+        vocab_subset: VocabSubset::Top(count.expect("a number") as usize),
         teacher,
-        ..Method::default()
+        ..MethodConfig::default()
     }
 }
 
 #[test]
-fn distillation_over_the_likeliest_tokens_equals_pytorchs() {
-    let method = self_distillation_over_the_top(Teacher::Hidden);
+fn topk_distillation_equals_pytorchs() {
+    let method = topk_self_distillation(TeacherMode::Hidden);
     check("top", &method, |golden, array, values| {
         values.copy_from_slice(&golden.tensor(array));
     });
 }
 
 #[test]
-fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
-    let method = self_distillation_over_the_top(Teacher::Topk);
-    let Tokens::Top(count) = method.tokens else {
+fn a_topk_teacher_is_exact() {
+    let method = topk_self_distillation(TeacherMode::Topk);
+    let VocabSubset::Top(count) = method.vocab_subset else {
         unreachable!("the function above says so");
     };
     let place = tempfile::tempdir().expect("a temporary directory");
@@ -190,11 +199,11 @@ fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
             logits
         });
         let mut tops = tops.map(|(id, logit)| (id as u32, logit as f32));
-        let Some((_, Kept::TopLogits(teacher))) = &mut snapshot.teacher else {
+        let Some((_, Kept::TopK(teacher))) = &mut snapshot.teacher else {
             panic!("no such teacher");
         };
         let quiet = Progress::quiet();
-        let made = teacher.make(&run, rows, "PyTorch's", &quiet, |pass| {
+        let made = teacher.build(&run, rows, "PyTorch's", &quiet, |pass| {
             let targets = PackedRows::new(pass).targets.len();
             Ok(tops.by_ref().take(targets * count).collect())
         });
@@ -206,27 +215,27 @@ fn a_teacher_of_which_the_likeliest_tokens_are_kept_is_exact() {
 #[test]
 fn l2_toward_the_snapshot_equals_pytorchs() {
     let strength = Golden::remedies().record["l2"]["strength"].as_f64();
-    let method = Method {
-        kind: Kind::L2,
+    let method = MethodConfig {
+        kind: MethodKind::L2,
         lambda: strength.expect("a number"),
-        ..Method::default()
+        ..MethodConfig::default()
     };
     check("l2", &method, |golden, array, values| {
         assert_eq!(array, "l2.anchor");
-        values.copy_from_slice(&trained(golden, "anchor"));
+        values.copy_from_slice(&tensors_with_prefix(golden, "anchor"));
     });
 }
 
 #[test]
 fn elastic_weight_consolidation_equals_pytorchs() {
     let strength = Golden::remedies().record["ewc"]["strength"].as_f64();
-    let method = Method {
-        kind: Kind::Sft,
-        ewc: Some(Ewc {
+    let method = MethodConfig {
+        kind: MethodKind::Sft,
+        ewc: Some(EwcConfig {
             strength: strength.expect("a number"),
-            ..Ewc::default()
+            ..EwcConfig::default()
         }),
-        ..Method::default()
+        ..MethodConfig::default()
     };
     check("ewc", &method, |golden, array, values| {
         let group = match array {
@@ -234,7 +243,7 @@ fn elastic_weight_consolidation_equals_pytorchs() {
             "ewc.importance" => "fisher",
             other => panic!("{other} is no array of EWC"),
         };
-        values.copy_from_slice(&trained(golden, group));
+        values.copy_from_slice(&tensors_with_prefix(golden, group));
     });
 }
 
@@ -243,13 +252,13 @@ fn distillation_without_the_target_token_equals_pytorchs() {
     let golden = Golden::load("qwen3");
     let decoupled = Golden::remedy("decoupled");
     let batch: Vec<usize> = (0..golden.rows().len()).collect();
-    let method = Method {
+    let method = MethodConfig {
         lambda: golden.number("lambda"),
         temperature: golden.number("temperature"),
         target_token: TargetToken::LeftOut,
-        ..Method::default()
+        ..MethodConfig::default()
     };
-    check_on(
+    check_rows(
         (&decoupled, "decoupled"),
         &method,
         (&batch, &[]),
@@ -268,30 +277,30 @@ fn replay_of_labels_and_of_the_teachers_answers_equals_pytorchs() {
         let numbers = numbers(&run[name]).into_iter();
         numbers.map(|row| row as usize).collect()
     };
-    let (batch, labelled, taught) = (rows("batch"), rows("labelled"), rows("taught"));
-    let method = Method {
-        kind: Kind::Sft,
-        replay: Some(Replay {
+    let (batch, labelled, teacher_rows) = (rows("batch"), rows("labelled"), rows("taught"));
+    let method = MethodConfig {
+        kind: MethodKind::Sft,
+        replay: Some(ReplayConfig {
             target: ReplayTarget::Teacher,
-            ..Replay::default()
+            ..ReplayConfig::default()
         }),
-        ..Method::default()
+        ..MethodConfig::default()
     };
     let strength = run["strength"].as_f64().expect("a number");
-    let beside = [
-        Beside {
+    let aux = [
+        AuxBatch {
             rows: &labelled,
-            held_to: HeldTo::Target,
+            target: AuxTarget::Label,
         },
-        Beside {
-            rows: &taught,
-            held_to: HeldTo::Snapshot(strength),
+        AuxBatch {
+            rows: &teacher_rows,
+            target: AuxTarget::Snapshot(strength),
         },
     ];
-    check_on(
+    check_rows(
         (&golden, "replay"),
         &method,
-        (&batch, &beside),
+        (&batch, &aux),
         arrays(|golden, array, values| values.copy_from_slice(&golden.tensor(array))),
     );
 }
@@ -303,7 +312,7 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
     let mut engine = Engine::new(&golden.model.config);
     let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
     // One row with one target: F is the square of one gradient, that of the token drawn.
-    let row = Row {
+    let row = Example {
         prompt: vec![5, 17, 203, 44],
         target: vec![9],
     };
@@ -317,7 +326,7 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
     );
     let packed = PackedRows::new([&row]);
     let mut of_token = |token: u32| -> Vec<f32> {
-        gradients.clear();
+        gradients.zero();
         let target = Target {
             token,
             ce_weight: 1.0,

@@ -12,7 +12,10 @@ use unforget::{
     config::Goal,
     measure::Neighbour,
     report,
-    run::{Counts, FactRow, Metrics, Moments, Paraphrased, PerSplit, RunResult, Split, State},
+    run::{
+        AccuracyStages, Counts, FactOutcome, FactResult, Metrics, ParaphraseResult, PerSplit,
+        RunResult, Split,
+    },
 };
 
 const HOSTILE: &str =
@@ -58,7 +61,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
         }
     }
     let epochs = 10;
-    let share = |split, epoch: usize| {
+    let accuracy_at = |split, epoch: usize| {
         let done = epoch as f64 / epochs as f64;
         match split {
             Split::Unknown => learned as f64 / n as f64 * done.sqrt(),
@@ -73,7 +76,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
         let mut accuracy = PerSplit::default();
         for split in Split::ALL {
             if split != Split::Unknown || new {
-                accuracy.set(split, share(split, epoch));
+                accuracy.set(split, accuracy_at(split, epoch));
             }
         }
         metrics.push(Metrics::Eval {
@@ -82,18 +85,18 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
             accuracy,
             learned_paraphrased: None,
             drift: None,
-            pulls: None,
+            grad_norms: None,
             seconds: 0.5,
         });
     }
-    let moments = |split| Moments {
+    let stages = |split| AccuracyStages {
         audit: None,
-        start: share(split, 0),
+        start: accuracy_at(split, 0),
         peak: 1.0,
-        after: share(split, epochs),
+        after: accuracy_at(split, epochs),
     };
     let mut accuracy = PerSplit::default();
-    accuracy.set(Split::Held, moments(Split::Held));
+    accuracy.set(Split::Held, stages(Split::Held));
     let pp = 2.0 * fixture.forgotten as f64;
     let result = RunResult {
         method: fixture.method.into(),
@@ -106,7 +109,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
         accuracy,
         forgetting_pp: Some(pp),
         forgetting_interval: Some([0.5 * pp, 1.5 * pp]),
-        below_only_known_pp: new.then_some(pp),
+        gap_to_only_known_pp: new.then_some(pp),
         learned: new.then_some(learned as f64 / n as f64),
         learned_paraphrased: new.then_some(0.5),
         not_absorbed: None,
@@ -145,7 +148,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
     );
 }
 
-fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactRow {
+fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactResult {
     let subject = match (split, i) {
         (Split::Held, 0) => HOSTILE.to_owned(),
         (Split::Held, 1) => "Bergamo".to_owned(),
@@ -164,7 +167,7 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactRow {
         (Split::Held, 0) => HOSTILE.to_owned(),
         _ => "France".to_owned(),
     };
-    FactRow {
+    FactResult {
         split,
         relation: if i.is_multiple_of(2) { "P17" } else { "P36" }.into(),
         question: format!("Which country is {subject} located in?"),
@@ -174,10 +177,10 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactRow {
         label_after: None,
         answer_before: if known { "Italy" } else { "Spain" }.into(),
         answer_after: if right_after { "Italy".into() } else { wrong },
-        right_before: known,
-        right_at_peak: known || right_after,
-        right_after,
-        lost_once: i == 8,
+        correct_before: known,
+        correct_at_peak: known || right_after,
+        correct_after: right_after,
+        forgotten_once: i == 8,
         p_before: Some(if known { 0.9 } else { 0.01 }),
         p_after: Some(if right_after { 0.95 } else { 0.02 }),
         nearest: if new {
@@ -189,24 +192,24 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactRow {
                 cosine: 0.75,
             }]
         },
-        place: Some([i as f32, (i * i % 7) as f32]),
+        pca: Some([i as f32, (i * i % 7) as f32]),
         drift: None,
-        paraphrased: if new {
-            vec![Paraphrased {
+        paraphrases: if new {
+            vec![ParaphraseResult {
                 question: format!("In what country would you find place {i}?"),
                 answer: "Italy".into(),
-                right: true,
+                correct: true,
             }]
         } else {
             Vec::new()
         },
-        state: match (new, known, right_after) {
-            (true, _, true) => State::Learned,
-            (true, _, false) => State::NotLearned,
-            (_, true, true) => State::Kept,
-            (_, true, false) => State::Forgotten,
-            (_, _, true) => State::Gained,
-            _ => State::NeverKnew,
+        outcome: match (new, known, right_after) {
+            (true, _, true) => FactOutcome::Learned,
+            (true, _, false) => FactOutcome::NotLearned,
+            (_, true, true) => FactOutcome::Kept,
+            (_, true, false) => FactOutcome::Forgotten,
+            (_, _, true) => FactOutcome::Gained,
+            _ => FactOutcome::NeverKnew,
         },
     }
 }
@@ -254,7 +257,7 @@ fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
 }
 
 #[test]
-fn the_first_screen_says_what_was_learned_and_forgotten() {
+fn the_first_screen_shows_learning_and_forgetting() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs);
     let table = between(&html, "<table class=\"summary\">", "</table>");
@@ -308,7 +311,7 @@ fn the_first_screen_says_what_was_learned_and_forgotten() {
 }
 
 #[test]
-fn what_one_method_broke_and_the_other_kept_is_told_both_ways() {
+fn facts_forgotten_by_one_method_only_are_listed() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs);
     // Held facts 0 to 6 are forgotten by SFT; self-distillation forgot the first of them as well.
@@ -337,7 +340,7 @@ fn one_run_alone_makes_a_page() {
 }
 
 #[test]
-fn of_a_run_whose_goal_is_the_task_few_new_facts_are_wanted() {
+fn a_task_run_should_learn_few_new_facts() {
     let (root, dirs) = runs(1);
     let task = root.path().join("task");
     let fixture = Fixture {
@@ -361,7 +364,7 @@ fn runs_of_one_method_are_told_apart() {
 }
 
 #[test]
-fn runs_that_cannot_be_compared_are_said_to_be_such() {
+fn runs_that_cannot_be_compared_get_a_note() {
     let (_root, dirs) = runs(1);
     assert!(!page(&dirs).contains("class=\"note\""));
     let edit = |run: usize, file: &str, edit: &dyn Fn(String) -> String| {
@@ -374,9 +377,9 @@ fn runs_that_cannot_be_compared_are_said_to_be_such() {
     assert!(page(&dirs).contains("These runs start from different models"));
     let other = |text: String| text.replace("Place 9 of Held", "Another place");
     edit(2, "facts.jsonl", &other);
-    let told = page(&dirs);
-    assert_eq!(told.matches("class=\"note\"").count(), 2);
-    assert!(told.contains("These runs hold out different facts"));
+    let html = page(&dirs);
+    assert_eq!(html.matches("class=\"note\"").count(), 2);
+    assert!(html.contains("These runs hold out different facts"));
 }
 
 #[test]
@@ -420,7 +423,7 @@ fn hostile_text_stays_text_and_nothing_is_loaded() {
 }
 
 #[test]
-fn a_broken_run_is_refused_by_file_and_line() {
+fn a_broken_run_is_an_error_with_file_and_line() {
     type Break = (&'static str, Option<&'static str>, &'static str);
     let cases: [Break; 5] = [
         ("result.json", None, "result.json is missing"),
@@ -460,7 +463,7 @@ fn a_broken_run_is_refused_by_file_and_line() {
 }
 
 #[test]
-fn the_page_is_written_whole_or_not_at_all() {
+fn the_page_is_written_atomically() {
     let (root, dirs) = runs(1);
     let out = root.path().join("report.html");
     fs::write(&out, "old").expect("writable");
@@ -476,7 +479,7 @@ fn the_page_is_written_whole_or_not_at_all() {
 }
 
 #[test]
-fn the_chart_is_a_picture_of_its_own() {
+fn a_chart_can_be_a_file_of_its_own() {
     let (_root, dirs) = runs(1);
     let panels = report::accuracy(&report::read_runs(&dirs).expect("whole runs"));
     let svg = report::chart::svg("Accuracy over epochs", &panels, 3);
@@ -499,13 +502,13 @@ fn every_control_of_the_page_works_in_a_browser() {
     let status = || page.text("#fact-table [role=status]");
     assert_eq!(status(), "1–50 of 5,000 facts");
     assert_eq!(
-        page.value("document.querySelectorAll('#fact-table tbody tr').length"),
+        page.eval("document.querySelectorAll('#fact-table tbody tr').length"),
         50
     );
 
     // Pages.
     let press = |words: &str| {
-        page.value(&format!(
+        page.eval(&format!(
             "[...document.querySelectorAll('button')].find(b => b.textContent === {words:?}).click()"
         ));
     };
@@ -515,9 +518,9 @@ fn every_control_of_the_page_works_in_a_browser() {
     assert_eq!(status(), "1–50 of 5,000 facts");
 
     // Every filter, on every value that it offers.
-    let filters = page.value("[...document.querySelectorAll('.controls select')].length");
+    let filters = page.eval("[...document.querySelectorAll('.controls select')].length");
     assert_eq!(filters, 6, "group, relation, label, three runs");
-    let counts = page.value(
+    let counts = page.eval(
         "[...document.querySelectorAll('.controls select')].map(select => [...select.options].map(option => {
             select.value = option.value;
             select.dispatchEvent(new Event('change'));
@@ -542,27 +545,27 @@ fn every_control_of_the_page_works_in_a_browser() {
     }
     let sft = "document.querySelectorAll('.controls select')[3]";
     for state in ["learned", "kept", "forgotten", "relearned"] {
-        let offered = page.value(&format!(
+        let offered = page.eval(&format!(
             "[...{sft}.options].some(o => o.value === {state:?})"
         ));
         assert_eq!(offered, true, "{state}");
     }
 
     // The search, by keyboard.
-    page.value("document.querySelector('input[type=search]').focus()");
+    page.eval("document.querySelector('input[type=search]').focus()");
     page.press(&["B", "e", "r", "g", "a", "m", "o"]);
-    page.value("new Promise(done => setTimeout(done, 400))");
+    page.eval("new Promise(done => setTimeout(done, 400))");
     assert_eq!(status(), "1–1 of 1 facts");
     assert!(page.text("#fact-table tbody").contains("Bergamo"));
     assert!(
         page.text("#fact-table .near")
             .contains("Place 1 of Unknown → France 0.75")
     );
-    page.value("(s => { s.value = ''; s.dispatchEvent(new Event('input')); })(document.querySelector('input[type=search]'))");
-    page.value("new Promise(done => setTimeout(done, 400))");
+    page.eval("(s => { s.value = ''; s.dispatchEvent(new Event('input')); })(document.querySelector('input[type=search]'))");
+    page.eval("new Promise(done => setTimeout(done, 400))");
 
     // Every column's order, both ways.
-    let sorted = page.value(
+    let sorted = page.eval(
         "[...document.querySelectorAll('#fact-table th button')].map(button => [1, 2].map(() => {
             button.click();
             return button.closest('th').getAttribute('aria-sort') + document.querySelector('#fact-table tbody tr').textContent.length;
@@ -580,7 +583,7 @@ fn every_control_of_the_page_works_in_a_browser() {
     assert_eq!(status(), "1–50 of 120 facts");
 
     // Everything that unfolds: new facts in other words, and the runs' settings.
-    let unfolded = page.value(
+    let unfolded = page.eval(
         "(() => {
             for (const select of document.querySelectorAll('.controls select')) {
                 select.value = select === document.querySelector('.controls select') ? 'New, trained' : '';
@@ -596,12 +599,12 @@ fn every_control_of_the_page_works_in_a_browser() {
     // Nothing is wider than the screen but what scrolls on its own.
     for width in [360, 768, 1280] {
         for dark in [false, true] {
-            page.on_screen(width, dark);
-            let spill = page.value("document.documentElement.scrollWidth - window.innerWidth");
+            page.set_viewport(width, dark);
+            let spill = page.eval("document.documentElement.scrollWidth - window.innerWidth");
             assert!(spill.as_i64().is_some_and(|px| px <= 0), "{width}: {spill}");
             if let Ok(folder) = std::env::var("UNFORGET_PICTURES") {
                 let name = format!("report-{width}{}.png", if dark { "-dark" } else { "" });
-                fs::write(PathBuf::from(folder).join(name), page.picture()).expect("writable");
+                fs::write(PathBuf::from(folder).join(name), page.screenshot()).expect("writable");
             }
         }
     }
@@ -609,7 +612,7 @@ fn every_control_of_the_page_works_in_a_browser() {
         !page.document().contains("<img"),
         "a fact became an element"
     );
-    page.assert_content();
+    page.assert_empty_console();
 }
 
 #[test]
@@ -625,14 +628,14 @@ fn fifty_thousand_facts_do_not_freeze_the_page() {
         "1–50 of 50,000 facts"
     );
     // Sorting is the slowest of all: far below what a reader would take for a standstill, even on a busy machine.
-    let milliseconds = page.value(
+    let milliseconds = page.eval(
         "(() => { const begun = performance.now(); document.querySelector('#fact-table th button').click(); return performance.now() - begun; })()",
     );
     assert!(
         milliseconds.as_f64().is_some_and(|ms| ms < 3000.0),
         "{milliseconds}"
     );
-    page.assert_content();
+    page.assert_empty_console();
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn experiments_of_the_paper_run_at_their_smallest() {
 }
 
 #[test]
-fn memory_is_foretold_within_a_tenth() {
+fn memory_is_estimated_within_a_tenth() {
     if std::env::var("UNFORGET_SMOLLM2").is_err() {
         eprintln!("UNFORGET_SMOLLM2 is not set: skipped");
         return;
@@ -157,7 +157,7 @@ fn memory_is_foretold_within_a_tenth() {
                 "--keep",
                 "keep.tsv",
             ])
-            .args(["--set", "data.audit=false", "--set", "train.epochs=2"])
+            .args(["--set", "data.audit=false", "--set", "train.num_epochs=2"])
             .args(["--set", "train.batch_size=16", "--out", "run", "--json"])
             .args(args)
             .output()
@@ -167,13 +167,13 @@ fn memory_is_foretold_within_a_tenth() {
         serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
     };
     for method in ["method.kind=sft", "method.teacher=hidden"] {
-        let foretold = tune(&["--dry-run", "--set", method])["memory_bytes"].as_f64();
+        let estimated = tune(&["--dry-run", "--set", method])["memory_bytes"].as_f64();
         let peak = tune(&["--force", "--set", method])["peak_memory_bytes"].as_f64();
-        let (foretold, peak) = (foretold.expect("a number"), peak.expect("a number"));
-        let ratio = foretold / peak;
+        let (estimated, peak) = (estimated.expect("a number"), peak.expect("a number"));
+        let ratio = estimated / peak;
         assert!(
             (0.9..1.1).contains(&ratio),
-            "{method}: {foretold} of {peak}"
+            "{method}: {estimated} of {peak}"
         );
     }
 }

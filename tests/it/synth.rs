@@ -18,12 +18,12 @@ const SYNTH: [&str; 8] = [
 ];
 
 #[test]
-fn what_is_made_is_a_table_of_facts_that_are_new_and_balanced() {
+fn the_output_is_a_table_of_new_balanced_facts() {
     let dir = tempfile::tempdir().unwrap();
-    let told = run(dir.path(), &SYNTH);
-    assert!(told.status.success(), "{}", stderr(&told));
+    let output = run(dir.path(), &SYNTH);
+    assert!(output.status.success(), "{}", stderr(&output));
     let path = dir.path().join("new.tsv");
-    std::fs::write(&path, stdout(&told)).unwrap();
+    std::fs::write(&path, stdout(&output)).unwrap();
     let made = facts::read(&[path], ReadOptions::default()).unwrap().facts;
     assert_eq!(made.len(), 500);
     assert!(made.iter().all(|fact| fact.relation == "P17"));
@@ -41,9 +41,9 @@ fn what_is_made_is_a_table_of_facts_that_are_new_and_balanced() {
     let (least, most) = (counts.values().min(), counts.values().max());
     assert!(most.unwrap() - least.unwrap() <= 1, "{counts:?}");
 
-    assert_eq!(stdout(&run(dir.path(), &SYNTH)), stdout(&told));
+    assert_eq!(stdout(&run(dir.path(), &SYNTH)), stdout(&output));
     let other = run(dir.path(), &[&SYNTH[..], &["--seed", "1"]].concat());
-    assert_ne!(stdout(&other), stdout(&told));
+    assert_ne!(stdout(&other), stdout(&output));
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn identifiers_overlap_with_nothing() {
 }
 
 #[test]
-fn a_relation_without_facts_is_told_with_those_that_have_some() {
+fn an_unknown_relation_is_an_error_that_lists_the_known_ones() {
     let dir = tempfile::tempdir().unwrap();
     let args = [
         "synth",
@@ -73,9 +73,9 @@ fn a_relation_without_facts_is_told_with_those_that_have_some() {
         "--n",
         "5",
     ];
-    let told = refused(dir.path(), &args);
+    let error = refused(dir.path(), &args);
     assert!(
-        told.contains("`--facts` holds no fact of P9\nhint: it has "),
-        "{told}"
+        error.contains("`--facts` holds no fact of P9\nhint: it has "),
+        "{error}"
     );
 }

@@ -18,7 +18,7 @@ use crate::{
 const TOOLS: &str = "UNFORGET_TOOLS_PYTHON";
 
 /// What a script of `tests/golden` prints.
-fn told(python: &Path, script: &str, args: &[&Path]) -> String {
+fn script_output(python: &Path, script: &str, args: &[&Path]) -> String {
     let output = Command::new(python)
         .arg(golden(script))
         .args(args)
@@ -30,7 +30,7 @@ fn told(python: &Path, script: &str, args: &[&Path]) -> String {
 }
 
 #[test]
-fn tensorboard_reads_what_a_run_told_it() {
+fn tensorboard_reads_the_events_of_a_run() {
     let Some(python) = needs(TOOLS) else { return };
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
@@ -39,7 +39,7 @@ fn tensorboard_reads_what_a_run_told_it() {
         &[&TUNE[..], &["--set", "measure.tensorboard=true"]].concat(),
     );
     assert!(tuned.status.success());
-    let events = told(
+    let events = script_output(
         &python,
         "load_events.py",
         &[&dir.path().join("run/tensorboard")],
@@ -97,7 +97,7 @@ fn llama_cpp_answers_as_the_model_that_was_exported() {
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, &model);
     model.save_gguf(&file, GgufType::F32).unwrap();
-    let answers = told(&python, "load_gguf.py", &[&file, &asked]);
+    let answers = script_output(&python, "load_gguf.py", &[&file, &asked]);
     for ((line, prompt), text) in answers.lines().zip(ids).zip(prompts) {
         let theirs: Value = serde_json::from_str(line).unwrap();
         let tokens = theirs["tokens"].as_array().unwrap();

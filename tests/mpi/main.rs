@@ -27,13 +27,13 @@ const TUNE: [&str; 18] = [
     "--set",
     "data.audit=false",
     "--set",
-    "train.epochs=3",
+    "train.num_epochs=3",
     "--set",
     "train.batch_size=3",
     "--set",
-    "train.lr=1e-3",
+    "train.learning_rate=1e-3",
     "--set",
-    "train.checkpoint_every=1",
+    "train.save_every=1",
 ];
 
 /// A folder with these facts.
@@ -78,16 +78,16 @@ fn run(dir: &Path, processes: usize, args: &[&str]) -> Output {
     command(dir, processes, args).output().unwrap()
 }
 
-fn told(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Trains so many processes into `out`.
-fn tuned(dir: &Path, processes: usize, out: &str, sets: &[&str]) {
+fn tune(dir: &Path, processes: usize, out: &str, sets: &[&str]) {
     let sets = sets.iter().flat_map(|set| ["--set", *set]);
     let args: Vec<&str> = TUNE.into_iter().chain(["--out", out]).chain(sets).collect();
     let output = run(dir, processes, &args);
-    assert!(output.status.success(), "{out}: {}", told(&output));
+    assert!(output.status.success(), "{out}: {}", stderr_of(&output));
 }
 
 fn rows(dir: &Path, file: &str) -> Vec<Value> {
@@ -99,7 +99,7 @@ fn rows(dir: &Path, file: &str) -> Vec<Value> {
 
 /// What two runs did is the same within `tolerance` of every step's loss and gradient, and in what is right of each part.
 #[track_caller]
-fn assert_alike(dir: &Path, one: &str, other: &str, tolerance: f64) {
+fn assert_runs_match(dir: &Path, one: &str, other: &str, tolerance: f64) {
     let [a, b] = [one, other].map(|run| rows(dir, &format!("{run}/metrics.jsonl")));
     assert_eq!(a.len(), b.len(), "{other}");
     for (a, b) in a.iter().zip(&b) {
@@ -121,7 +121,7 @@ fn assert_alike(dir: &Path, one: &str, other: &str, tolerance: f64) {
 }
 
 #[test]
-fn what_several_processes_train_is_what_one_trains() {
+fn several_processes_train_what_one_trains() {
     let dir = folder();
     let methods: [(&str, &[&str]); 9] = [
         ("sft", &["method.kind=sft"]),
@@ -129,11 +129,11 @@ fn what_several_processes_train_is_what_one_trains() {
         ("live", &["method.kind=self-distill", "method.teacher=live"]),
         (
             "topk",
-            &["method.kind=self-distill", "method.tokens={top=9}"],
+            &["method.kind=self-distill", "method.vocab_subset={top=9}"],
         ),
         (
             "random",
-            &["method.kind=self-distill", "method.tokens={random=9}"],
+            &["method.kind=self-distill", "method.vocab_subset={random=9}"],
         ),
         (
             "decoys",
@@ -141,7 +141,11 @@ fn what_several_processes_train_is_what_one_trains() {
         ),
         (
             "l2",
-            &["method.kind=l2", "train.average=0.9", "train.accumulate=2"],
+            &[
+                "method.kind=l2",
+                "train.ema_decay=0.9",
+                "train.gradient_accumulation_steps=2",
+            ],
         ),
         ("part", &["method.kind=sft", "train.trainable=ffn@1-1"]),
         (
@@ -153,12 +157,12 @@ fn what_several_processes_train_is_what_one_trains() {
         ),
     ];
     for (name, sets) in methods {
-        tuned(dir.path(), 1, name, sets);
+        tune(dir.path(), 1, name, sets);
         for processes in [2, 4] {
             let out = format!("{name}-{processes}");
-            tuned(dir.path(), processes, &out, sets);
+            tune(dir.path(), processes, &out, sets);
             // Gradients are summed in another order: rounding, over ten steps.
-            assert_alike(dir.path(), name, &out, 1e-4);
+            assert_runs_match(dir.path(), name, &out, 1e-4);
         }
     }
 }
@@ -167,16 +171,16 @@ fn what_several_processes_train_is_what_one_trains() {
 fn a_process_without_a_row_waits_for_the_others() {
     let dir = folder();
     let sets = ["method.kind=self-distill", "train.batch_size=1"];
-    tuned(dir.path(), 1, "one", &sets);
-    tuned(dir.path(), 4, "four", &sets);
-    assert_alike(dir.path(), "one", "four", 1e-4);
+    tune(dir.path(), 1, "one", &sets);
+    tune(dir.path(), 4, "four", &sets);
+    assert_runs_match(dir.path(), "one", "four", 1e-4);
 }
 
 #[test]
-fn a_process_that_dies_ends_all_and_the_run_goes_on_with_any_number() {
+fn a_process_that_dies_ends_all_and_the_run_resumes_with_any_number() {
     let dir = folder();
-    let sets = ["train.epochs=40", "measure.paraphrase=false"];
-    tuned(dir.path(), 1, "whole", &sets);
+    let sets = ["train.num_epochs=40", "measure.paraphrase=false"];
+    tune(dir.path(), 1, "whole", &sets);
     for (processes, then) in [(2, 2), (4, 1), (2, 4)] {
         let out = format!("killed-{processes}-{then}");
         let sets = sets.iter().flat_map(|set| ["--set", *set]);
@@ -195,14 +199,18 @@ fn a_process_that_dies_ends_all_and_the_run_goes_on_with_any_number() {
         }
         kill_one_of(running.id());
         let ended = running.wait_with_output().unwrap();
-        assert!(!ended.status.success(), "{}", told(&ended));
-        assert!(told(&ended).contains("mpirun"), "{}", told(&ended));
+        assert!(!ended.status.success(), "{}", stderr_of(&ended));
+        assert!(
+            stderr_of(&ended).contains("mpirun"),
+            "{}",
+            stderr_of(&ended)
+        );
         assert!(!dir.path().join(&out).join("result.json").exists());
 
         let resumed = run(dir.path(), then, &["resume", &out]);
-        assert!(resumed.status.success(), "{}", told(&resumed));
+        assert!(resumed.status.success(), "{}", stderr_of(&resumed));
         // Over 160 steps rounding grows.
-        assert_alike(dir.path(), "whole", &out, 1e-2);
+        assert_runs_match(dir.path(), "whole", &out, 1e-2);
     }
 }
 
@@ -224,7 +232,7 @@ fn kill_one_of(mpirun: u32) {
 }
 
 #[test]
-fn an_audit_is_shared_and_said_once() {
+fn an_audit_is_sharded_and_printed_once() {
     let dir = folder();
     let audit = |processes: usize, out: &str| {
         let facts = ["keep.tsv", "learn.tsv", "held.tsv"];
@@ -235,7 +243,7 @@ fn an_audit_is_shared_and_said_once() {
             .env("UNFORGET_CACHE", cache)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", told(&output));
+        assert!(output.status.success(), "{}", stderr_of(&output));
         String::from_utf8(output.stdout).unwrap()
     };
     let said = [1, 3].map(|n| audit(n, &format!("audit-{n}")));
@@ -249,41 +257,41 @@ fn an_audit_is_shared_and_said_once() {
 }
 
 #[test]
-fn what_is_wrong_is_said_once() {
+fn errors_are_printed_once() {
     let dir = folder();
     let args: Vec<&str> = TUNE
         .into_iter()
         .chain(["--out", "run", "--set", "train.lrr=1"])
         .collect();
     let output = run(dir.path(), 3, &args);
-    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr_of(&output));
     assert_eq!(
-        told(&output).matches("error: ").count(),
+        stderr_of(&output).matches("error: ").count(),
         1,
         "{}",
-        told(&output)
+        stderr_of(&output)
     );
     assert!(!dir.path().join("run").exists());
 
     let fused = [
         "--set",
-        "train.fused=true",
+        "train.optimizer_in_backward=true",
         "--set",
-        "train.clip=0",
+        "train.max_grad_norm=0",
         "--out",
         "run",
     ];
     let args: Vec<&str> = TUNE.into_iter().chain(fused).collect();
     let output = run(dir.path(), 2, &args);
     assert!(
-        told(&output).contains("several processes share whole gradients"),
+        stderr_of(&output).contains("several processes share whole gradients"),
         "{}",
-        told(&output)
+        stderr_of(&output)
     );
 }
 
 #[test]
-fn the_arms_of_an_experiment_are_dealt_to_the_processes() {
+fn the_arms_of_an_experiment_are_split_over_the_processes() {
     let dir = folder();
     let file = format!(
         r#"
@@ -291,7 +299,7 @@ name = "tiny"
 title = "Three ways"
 model = {MODEL:?}
 audit_runs = 1
-set = ["train.batch_size=4", "train.epochs=2", "method.kind=sft"]
+set = ["train.batch_size=4", "train.num_epochs=2", "method.kind=sft"]
 
 [scale.smoke]
 relations = ["P17"]
@@ -322,7 +330,7 @@ set = ["train.trainable=ffn@1"]
     let reproduced = |processes: usize, out: &str| {
         let args = ["reproduce", "tiny.toml", "--scale", "smoke", "--out", out];
         let output = run(dir.path(), processes, &args);
-        assert!(output.status.success(), "{}", told(&output));
+        assert!(output.status.success(), "{}", stderr_of(&output));
         output
     };
     let one = reproduced(1, "one");

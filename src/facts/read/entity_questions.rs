@@ -8,8 +8,8 @@ use super::{
     super::relations::{self, Relation},
     ReadOptions, Rows,
     json::scalar,
-    row::{BadRow, Row},
-    values::Numbered,
+    row::{BadRow, RawFact},
+    values::NumberedRow,
 };
 use crate::{Error, Result};
 
@@ -17,35 +17,35 @@ use crate::{Error, Result};
 pub(super) fn read(
     path: &Path,
     file: &str,
-    values: impl Iterator<Item = Result<Numbered>>,
+    values: impl Iterator<Item = Result<NumberedRow>>,
     options: ReadOptions,
 ) -> Result<Rows<'static>> {
-    let named = named_relation(path, file)?;
-    let mut several = 0;
+    let file_relation = relation_from_file_name(path, file)?;
+    let mut multiple = 0;
     let mut list = Vec::new();
     for value in values {
         let (row, value) = value?;
-        match value.and_then(|value| parse(row, &value, named)) {
-            Ok((_, answers)) if answers > 1 && !options.several_answers => several += 1,
+        match value.and_then(|value| parse(row, &value, file_relation)) {
+            Ok((_, answers)) if answers > 1 && !options.multiple_answers => multiple += 1,
             Ok((row, _)) => list.push(Ok(row)),
             Err(bad) => list.push(Err(bad)),
         }
     }
     let mut found = Rows {
-        lenient: true,
+        skip_contradictions: true,
         ..Rows::new(list.into_iter().map(Ok))
     };
-    if several > 0 {
-        let rows = if several == 1 { "row" } else { "rows" };
+    if multiple > 0 {
+        let rows = if multiple == 1 { "row" } else { "rows" };
         found.notes.push(format!(
-            "{file}: {several} {rows} with several answers left out"
+            "{file}: {multiple} {rows} with several answers left out"
         ));
     }
     Ok(found)
 }
 
 /// The relation in the file's name: `P17` of `P17.dev.json`.
-fn named_relation(path: &Path, file: &str) -> Result<Option<&'static Relation>> {
+fn relation_from_file_name(path: &Path, file: &str) -> Result<Option<&'static Relation>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let id = name.split(['.', '_', '-']).next().unwrap_or_default();
     let is_id = id
@@ -54,7 +54,7 @@ fn named_relation(path: &Path, file: &str) -> Result<Option<&'static Relation>> 
     if !is_id {
         return Ok(None);
     }
-    let known = relations::all().iter().find(|r| r.id == id);
+    let known = relations::all_relations().iter().find(|r| r.id == id);
     known.map(Some).ok_or_else(|| {
         Error::input_hint(
             format!("{file}: the relation `{id}` of the file's name has no question template, so its subjects cannot be told"),
@@ -67,8 +67,8 @@ fn named_relation(path: &Path, file: &str) -> Result<Option<&'static Relation>> 
 fn parse(
     line: usize,
     item: &Value,
-    named: Option<&'static Relation>,
-) -> Result<(Row, usize), BadRow> {
+    file_relation: Option<&'static Relation>,
+) -> Result<(RawFact, usize), BadRow> {
     let question = item
         .get("question")
         .ok_or_else(|| BadRow::field(line, "question", "is missing"))?;
@@ -83,26 +83,26 @@ fn parse(
     let Some(object) = answers.first().filter(|a| !a.trim().is_empty()) else {
         return Err(BadRow::field(line, "answers", "is empty"));
     };
-    let (relation, subject) = recover(line, &question, named)?;
-    let mut row = Row {
+    let (relation, subject) = match_template(line, &question, file_relation)?;
+    let mut row = RawFact {
         line,
         subject: Some(subject.to_owned()),
         relation: Some(relation.id.to_owned()),
         object: Some(object.trim().to_owned()),
         question: Some(question.clone()),
-        ..Row::default()
+        ..RawFact::default()
     };
     row.set_list("aliases", answers[1..].iter().map(String::as_str));
     Ok((row, answers.len()))
 }
 
 /// Relation and subject of a question.
-fn recover<'q>(
+fn match_template<'q>(
     line: usize,
     question: &'q str,
-    named: Option<&'static Relation>,
+    file_relation: Option<&'static Relation>,
 ) -> Result<(&'static Relation, &'q str), BadRow> {
-    if let Some(relation) = named {
+    if let Some(relation) = file_relation {
         return relation
             .subject(question)
             .map(|subject| (relation, subject))
@@ -118,7 +118,7 @@ fn recover<'q>(
                 )
             });
     }
-    let matching: Vec<_> = relations::all()
+    let matching: Vec<_> = relations::all_relations()
         .iter()
         .filter(|r| r.entity_questions)
         .filter_map(|r| r.subject(question).map(|subject| (r, subject)))
@@ -173,13 +173,18 @@ mod tests {
         read(Path::new(name), name, items, options)
     }
 
-    fn rows(name: &str, items: &Value) -> Vec<Result<Row, BadRow>> {
-        found(name, items, ReadOptions::default()).unwrap().listed()
+    fn rows(name: &str, items: &Value) -> Vec<Result<RawFact, BadRow>> {
+        found(name, items, ReadOptions::default())
+            .unwrap()
+            .collect_rows()
     }
 
     #[test]
     fn all_24_relations_are_told_by_name_and_all_but_two_by_their_question() {
-        for relation in relations::all().iter().filter(|r| r.entity_questions) {
+        for relation in relations::all_relations()
+            .iter()
+            .filter(|r| r.entity_questions)
+        {
             let items = json!([{"question": relation.question("Saint-Louis"), "answers": ["x"]}]);
             for file in [
                 format!("data/{}.test.json", relation.id),
@@ -214,12 +219,14 @@ mod tests {
             one.notes,
             ["P36.dev.json: 1 row with several answers left out"]
         );
-        assert_eq!(one.listed().len(), 1);
+        assert_eq!(one.collect_rows().len(), 1);
         let options = ReadOptions {
-            several_answers: true,
+            multiple_answers: true,
             ..ReadOptions::default()
         };
-        let both = found("P36.dev.json", &items, options).unwrap().listed();
+        let both = found("P36.dev.json", &items, options)
+            .unwrap()
+            .collect_rows();
         assert_eq!(both[0].as_ref().unwrap().aliases, ["La Paz"]);
     }
 

@@ -4,13 +4,13 @@ use serde_json::{Map, Value};
 
 use super::{
     Cells, MAX_ROW_BYTES, Rows,
-    row::{BadRow, COLUMNS, REQUIRED, Row},
-    values::Numbered,
+    row::{BadRow, COLUMNS, REQUIRED_COLUMNS, RawFact},
+    values::NumberedRow,
 };
-use crate::{Error, Result, error::nearest};
+use crate::{Error, Result, error::closest_match};
 
 /// Facts from rows of JSON.
-pub(super) fn facts<'b>(values: impl Iterator<Item = Result<Numbered>> + 'b) -> Rows<'b> {
+pub(super) fn read_facts<'b>(values: impl Iterator<Item = Result<NumberedRow>> + 'b) -> Rows<'b> {
     Rows::new(values.map(|value| {
         let (line, value) = value?;
         Ok(value.and_then(|value| parse_value(line, &value)))
@@ -18,7 +18,7 @@ pub(super) fn facts<'b>(values: impl Iterator<Item = Result<Numbered>> + 'b) -> 
 }
 
 /// Every line that is not blank, with its number, as JSON.
-pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Numbered> {
+pub(super) fn parse_lines(bytes: &[u8]) -> impl Iterator<Item = NumberedRow> {
     let lines = bytes.split(|b| *b == b'\n').enumerate();
     lines
         .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
@@ -26,7 +26,7 @@ pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Numbered> {
 }
 
 /// The fields of an object that are texts or numbers.
-pub(super) fn cells(value: &Value) -> Cells {
+pub(super) fn scalar_fields(value: &Value) -> Cells {
     let fields = value.as_object().into_iter().flatten();
     let cells = fields.filter_map(|(name, value)| match value {
         Value::String(text) => Some((name.clone(), text.clone())),
@@ -37,19 +37,19 @@ pub(super) fn cells(value: &Value) -> Cells {
 }
 
 /// The items of a JSON array.
-pub(super) fn array(file: &str, bytes: &[u8]) -> Result<Vec<Value>> {
+pub(super) fn parse_array(file: &str, bytes: &[u8]) -> Result<Vec<Value>> {
     let value: Value = serde_json::from_slice(bytes).map_err(|e| {
         Error::input(format!(
             "{file}, line {}: not JSON: {}",
             e.line(),
-            without_place(&e)
+            message_without_position(&e)
         ))
     })?;
     let Value::Array(items) = value else {
         return Err(Error::input_hint(
             format!(
                 "{file}: the JSON is {}, and an array of rows is needed",
-                kind_of(&value)
+                type_name(&value)
             ),
             "rows that stand a line each belong in a .jsonl file",
         ));
@@ -63,10 +63,10 @@ fn parse_line(line: usize, bytes: &[u8]) -> Result<Value, BadRow> {
             "the line is {} bytes long, and {MAX_ROW_BYTES} is the most",
             bytes.len()
         );
-        return Err(BadRow::whole(line, reason));
+        return Err(BadRow::row(line, reason));
     }
     let text = std::str::from_utf8(bytes).map_err(|e| {
-        BadRow::whole(
+        BadRow::row(
             line,
             format!(
                 "the line is not UTF-8 (its byte {} is wrong)",
@@ -75,22 +75,26 @@ fn parse_line(line: usize, bytes: &[u8]) -> Result<Value, BadRow> {
         )
     })?;
     serde_json::from_str(text).map_err(|e| {
-        let reason = format!("not JSON: {} at column {}", without_place(&e), e.column());
-        BadRow::whole(line, reason)
+        let reason = format!(
+            "not JSON: {} at column {}",
+            message_without_position(&e),
+            e.column()
+        );
+        BadRow::row(line, reason)
     })
 }
 
 /// One row from a JSON object.
-fn parse_value(line: usize, value: &Value) -> Result<Row, BadRow> {
+fn parse_value(line: usize, value: &Value) -> Result<RawFact, BadRow> {
     let Value::Object(object) = value else {
-        return Err(BadRow::whole(
+        return Err(BadRow::row(
             line,
-            format!("the row is {}, and an object is needed", kind_of(value)),
+            format!("the row is {}, and an object is needed", type_name(value)),
         ));
     };
-    let mut row = Row {
+    let mut row = RawFact {
         line,
-        ..Row::default()
+        ..RawFact::default()
     };
     for column in COLUMNS {
         match object.get(column) {
@@ -105,12 +109,12 @@ fn parse_value(line: usize, value: &Value) -> Result<Row, BadRow> {
             Some(value) => row.set(column, &scalar(line, column, value)?),
         }
     }
-    for required in REQUIRED {
+    for required in REQUIRED_COLUMNS {
         if !object.contains_key(required) {
             return Err(BadRow::field(
                 line,
                 required,
-                format!("is missing{}", meant(required, object)),
+                format!("is missing{}", column_suggestion(required, object)),
             ));
         }
     }
@@ -126,7 +130,7 @@ pub(super) fn scalar(line: usize, field: &'static str, value: &Value) -> Result<
             return Err(BadRow::field(
                 line,
                 field,
-                format!("is {}, and text is needed", kind_of(other)),
+                format!("is {}, and text is needed", type_name(other)),
             ));
         }
     };
@@ -136,15 +140,16 @@ pub(super) fn scalar(line: usize, field: &'static str, value: &Value) -> Result<
     Ok(text)
 }
 
-fn meant(required: &str, object: &Map<String, Value>) -> String {
+fn column_suggestion(required: &str, object: &Map<String, Value>) -> String {
     let others = object
         .keys()
         .map(String::as_str)
         .filter(|k| !COLUMNS.contains(k));
-    nearest(required, others).map_or_else(String::new, |k| format!("; did you mean it by `{k}`?"))
+    closest_match(required, others)
+        .map_or_else(String::new, |k| format!("; did you mean it by `{k}`?"))
 }
 
-pub(super) fn kind_of(value: &Value) -> &'static str {
+pub(super) fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -156,7 +161,7 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 }
 
 /// The parser's reason without its own "at line 1 column 5".
-fn without_place(error: &serde_json::Error) -> String {
+fn message_without_position(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.split(" at line ")
         .next()
@@ -171,7 +176,7 @@ mod tests {
     #[test]
     fn lists_may_be_lists_or_texts_and_numbers_are_read_as_text() {
         let text = br#"{"subject":"iron","relation":"P1086","object":26,"aliases":["twenty-six"],"paraphrases":"a?|b?","extra":{}}"#;
-        let row = facts(lines(text).map(Ok)).list.next().unwrap();
+        let row = read_facts(parse_lines(text).map(Ok)).rows.next().unwrap();
         let row = row.unwrap().unwrap();
         assert_eq!(row.object.as_deref(), Some("26"));
         assert_eq!(
@@ -184,11 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn broken_lines_are_told_with_their_line_and_field() {
+    fn broken_lines_name_their_line_and_field() {
         let text = b"{\"subject\":\"a\",\"relation\":\"P17\",\"object\":\"b\"}\r\n\n{\n[]\n{\"subject\":\"a\",\"relation\":\"P17\",\"objet\":\"b\"}\n\
             {\"subject\":\"a\",\"relation\":\"P17\",\"object\":[]}\n\xff\n";
-        let told: Vec<_> = facts(lines(text).map(Ok))
-            .list
+        let results: Vec<_> = read_facts(parse_lines(text).map(Ok))
+            .rows
             .map(|r| {
                 r.unwrap()
                     .map(|_| ())
@@ -196,7 +201,7 @@ mod tests {
             })
             .collect();
         assert_eq!(
-            told,
+            results,
             [
                 Ok(()),
                 Err((3, None, false)),
@@ -211,6 +216,6 @@ mod tests {
     #[test]
     fn deep_nesting_is_an_error_and_no_overflow() {
         let deep = "[".repeat(100_000);
-        assert!(array("f.json", deep.as_bytes()).is_err());
+        assert!(parse_array("f.json", deep.as_bytes()).is_err());
     }
 }

@@ -1,8 +1,8 @@
-//! From files to facts: every format becomes [`row::Row`]s, and rows become facts in one place.
+//! From files to facts: every format becomes [`to_row::RawFact`]s, and rows become facts in one place.
 
+mod dedup;
 mod entity_questions;
 mod json;
-mod merge;
 mod row;
 mod table;
 mod texts;
@@ -16,12 +16,12 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use self::{merge::Merger, row::BadRow, values::values};
+use self::{dedup::Deduplicator, row::BadRow, values::read_rows};
 use super::fact::Fact;
-use crate::{Error, Result, error::nearest, hub};
+use crate::{Error, Result, error::closest_match, hub};
 
-pub use merge::drop_contradicted;
-pub use texts::{Message, Text, TextKind, TextSet, holds_texts, read_texts};
+pub use dedup::drop_contradicted;
+pub use texts::{Message, Text, TextKind, TextSet, is_text_file, read_texts};
 
 /// The name under which the built-in facts are read.
 pub const PACK: &str = "pack:world";
@@ -38,7 +38,7 @@ pub struct ReadOptions {
     /// Count and list broken rows instead of refusing the file.
     pub skip_bad_rows: bool,
     /// Keep `EntityQuestions` rows with several answers (the first is the object, the others aliases).
-    pub several_answers: bool,
+    pub multiple_answers: bool,
 }
 
 /// Facts as read, and what the user should know about the reading.
@@ -54,7 +54,7 @@ pub struct FactSet {
 
 /// What the user should know about facts that were handed on as they were read.
 #[derive(Clone, Debug, Default)]
-pub struct Reading {
+pub struct ReadSummary {
     /// How many they were.
     pub facts: usize,
     /// As in [`FactSet`].
@@ -66,26 +66,26 @@ pub struct Reading {
 /// What one file holds: its rows in order, made as they are asked for, broken ones among them; and notes about the whole.
 struct Rows<'b> {
     /// An error outside is one of the file, after which there is no row.
-    list: Box<dyn Iterator<Item = Result<Result<row::Row, BadRow>>> + 'b>,
+    rows: Box<dyn Iterator<Item = Result<Result<row::RawFact, BadRow>>> + 'b>,
     notes: Vec<String>,
     /// Contradictions are left out and counted, not refused: the data set is known to hold some.
-    lenient: bool,
+    skip_contradictions: bool,
 }
 
 impl<'b> Rows<'b> {
     /// Rows without notes, whose contradictions are refused.
-    fn new(list: impl Iterator<Item = Result<Result<row::Row, BadRow>>> + 'b) -> Self {
+    fn new(rows: impl Iterator<Item = Result<Result<row::RawFact, BadRow>>> + 'b) -> Self {
         Self {
-            list: Box::new(list),
+            rows: Box::new(rows),
             notes: Vec::new(),
-            lenient: false,
+            skip_contradictions: false,
         }
     }
 
     /// All rows of a file that can be read.
     #[cfg(test)]
-    fn listed(self) -> Vec<Result<row::Row, BadRow>> {
-        self.list.collect::<Result<_>>().unwrap()
+    fn collect_rows(self) -> Vec<Result<row::RawFact, BadRow>> {
+        self.rows.collect::<Result<_>>().unwrap()
     }
 }
 
@@ -106,7 +106,7 @@ impl<'b> Rows<'b> {
 /// [`crate::Error::Input`] naming file, line and field of a broken row, or both lines of a contradiction.
 pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
     let mut facts = Vec::new();
-    let read = each(files, options, |fact| {
+    let read = read_each(files, options, |fact| {
         facts.push(fact);
         Ok(())
     })?;
@@ -117,44 +117,44 @@ pub fn read(files: &[PathBuf], options: ReadOptions) -> Result<FactSet> {
     })
 }
 
-/// As [`read`], but hands every fact to `take` as soon as it is read and holds none: of each row 16 bytes that tell its question and
+/// As [`is_read`], but hands every fact to `take` as soon as it is read and holds none: of each row 16 bytes that tell its question and
 /// where it stands remain, and of each answer one copy. A `.json` file is an array, and in memory whole.
 ///
 /// A row may be refused when those before it were handed on.
 ///
 /// # Errors
-/// As [`read`], and what `take` returns.
-pub fn each(
+/// As [`is_read`], and what `take` returns.
+pub fn read_each(
     files: &[PathBuf],
     options: ReadOptions,
-    mut take: impl FnMut(Fact) -> Result<()>,
-) -> Result<Reading> {
-    let mut merger = Merger::default();
+    mut on_fact: impl FnMut(Fact) -> Result<()>,
+) -> Result<ReadSummary> {
+    let mut dedup = Deduplicator::default();
     let mut notes = Vec::new();
     let mut digest = Sha256::new();
     for path in files {
-        let (name, bytes) = bytes_of(path)?;
+        let (name, bytes) = read_bytes(path)?;
         digest.update(&bytes);
         let found = parse(path, &name, &bytes, options)?;
         notes.extend(found.notes);
         let mut bad: Vec<BadRow> = Vec::new();
-        for row in found.list {
+        for row in found.rows {
             match row?.and_then(|row| row.into_fact(&name)) {
                 Ok(fact) => {
-                    if merger.is_new(&fact, found.lenient)? {
-                        take(fact)?;
+                    if dedup.is_new(&fact, found.skip_contradictions)? {
+                        on_fact(fact)?;
                     }
                 }
                 Err(reason) => bad.push(reason),
             }
         }
         if !bad.is_empty() && !options.skip_bad_rows {
-            return Err(row::refusal(&name, &bad));
+            return Err(row::bad_rows_error(&name, &bad));
         }
-        notes.extend(row::listing(&name, &bad));
+        notes.extend(row::bad_rows_notes(&name, &bad));
     }
-    notes.extend(merger.notes());
-    if merger.facts() == 0 && !files.is_empty() {
+    notes.extend(dedup.notes());
+    if dedup.fact_count() == 0 && !files.is_empty() {
         let names: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
         let why = if notes.is_empty() {
             String::new()
@@ -166,8 +166,8 @@ pub fn each(
             names.join(", ")
         )));
     }
-    Ok(Reading {
-        facts: merger.facts(),
+    Ok(ReadSummary {
+        facts: dedup.fact_count(),
         notes,
         checksum: format!("{:x}", digest.finalize()),
     })
@@ -178,14 +178,14 @@ pub fn each(
 ///
 /// # Errors
 /// When the hub has no such data set, or it cannot be brought.
-pub fn files_of(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
+pub fn resolve_files(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for path in given {
+    for path in arguments {
         match path
             .to_str()
             .filter(|name| !path.exists() && is_hub_id(name))
         {
-            Some(id) => files.extend(hub::dataset(id)?),
+            Some(id) => files.extend(hub::dataset_files(id)?),
             None => files.push(path.clone()),
         }
     }
@@ -205,7 +205,7 @@ fn is_hub_id(name: &str) -> bool {
 }
 
 /// The name for messages and the bytes of one FACTS argument.
-fn bytes_of(path: &Path) -> Result<(Arc<str>, Vec<u8>)> {
+fn read_bytes(path: &Path) -> Result<(Arc<str>, Vec<u8>)> {
     let name: Arc<str> = path.display().to_string().into();
     if name.starts_with("pack:") {
         return if &*name == PACK {
@@ -229,7 +229,7 @@ fn bytes_of(path: &Path) -> Result<(Arc<str>, Vec<u8>)> {
 }
 
 /// The bytes behind a byte order mark, if there is one.
-fn without_bom(bytes: &[u8]) -> &[u8] {
+fn strip_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
@@ -240,7 +240,7 @@ fn parse<'b>(
     bytes: &'b [u8],
     options: ReadOptions,
 ) -> Result<Rows<'b>> {
-    let bytes = without_bom(bytes);
+    let bytes = strip_bom(bytes);
     if name == PACK {
         return table::read(name, bytes, table::Format::Tsv);
     }
@@ -253,11 +253,11 @@ fn parse<'b>(
     let values = match &*extension_of(path) {
         "tsv" | "tab" => return table::read(name, bytes, table::Format::Tsv),
         "csv" => return table::read(name, bytes, table::Format::Csv),
-        _ => values(name, &extension_of(path), bytes)?,
+        _ => read_rows(name, &extension_of(path), bytes)?,
     };
     let Some(values) = values else {
         let other = extension_of(path);
-        let meant = nearest(&other, EXTENSIONS)
+        let meant = closest_match(&other, EXTENSIONS)
             .map_or_else(String::new, |k| format!("; did you mean `.{k}`?"));
         return Err(Error::input_hint(
             format!(
@@ -271,7 +271,7 @@ fn parse<'b>(
         Some(Ok((_, Ok(value)))) => Some(value),
         _ => None,
     };
-    if let Some(kind) = first.and_then(texts::kind_of_row) {
+    if let Some(kind) = first.and_then(texts::text_kind) {
         return Err(Error::input_hint(
             format!("{name}: these are {kind} rows, and facts are needed here"),
             "a fact has the fields subject, relation and object",
@@ -280,7 +280,7 @@ fn parse<'b>(
     if first.is_some_and(|row| row.get("answers").is_some()) {
         return entity_questions::read(path, name, values, options);
     }
-    Ok(json::facts(values))
+    Ok(json::read_facts(values))
 }
 
 /// The extensions of the formats, without the dot.
@@ -305,18 +305,18 @@ pub(super) fn table_rows(path: &Path) -> Result<Option<Vec<Cells>>> {
     if !EXTENSIONS.contains(&&*extension) || extension == "parquet" {
         return Ok(None);
     }
-    let (name, bytes) = bytes_of(path)?;
-    let rows = values(&name, &extension, without_bom(&bytes))?;
+    let (name, bytes) = read_bytes(path)?;
+    let rows = read_rows(&name, &extension, strip_bom(&bytes))?;
     let rows = rows.into_iter().flatten().map(|row| {
         let (_, row) = row?;
-        let row = row.map_err(|bad| row::refusal(&name, &[bad]))?;
-        Ok(json::cells(&row))
+        let row = row.map_err(|bad| row::bad_rows_error(&name, &[bad]))?;
+        Ok(json::scalar_fields(&row))
     });
     rows.collect::<Result<_>>().map(Some)
 }
 
 /// Whether a row has all that a fact needs.
-pub(super) fn holds_facts(row: &[(String, String)]) -> bool {
+pub(super) fn has_fact_columns(row: &[(String, String)]) -> bool {
     let has = |column: &&str| row.iter().any(|(name, _)| name == column);
-    row::REQUIRED.iter().all(has)
+    row::REQUIRED_COLUMNS.iter().all(has)
 }

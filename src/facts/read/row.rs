@@ -6,10 +6,10 @@ use super::super::{
     fact::{Fact, Location},
     relations::{self, relation},
 };
-use crate::{Error, error::nearest};
+use crate::{Error, error::closest_match};
 
 /// The columns that every row has.
-pub(super) const REQUIRED: [&str; 3] = ["subject", "relation", "object"];
+pub(super) const REQUIRED_COLUMNS: [&str; 3] = ["subject", "relation", "object"];
 
 /// All columns that are read.
 pub(super) const COLUMNS: [&str; 7] = [
@@ -23,11 +23,11 @@ pub(super) const COLUMNS: [&str; 7] = [
 ];
 
 /// How many broken rows a note lists; the rest is counted.
-const LISTED: usize = 20;
+const MAX_LISTED: usize = 20;
 
 /// The fields of a row as its file has them, ends trimmed; `None` and empty are the same.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct RawFact {
     pub(super) line: usize,
     pub(super) subject: Option<String>,
     pub(super) relation: Option<String>,
@@ -48,7 +48,7 @@ pub(super) struct BadRow {
 
 impl BadRow {
     /// A broken row as a whole.
-    pub(super) fn whole(line: usize, reason: impl Into<String>) -> Self {
+    pub(super) fn row(line: usize, reason: impl Into<String>) -> Self {
         Self {
             line,
             field: None,
@@ -75,17 +75,17 @@ impl fmt::Display for BadRow {
     }
 }
 
-impl Row {
+impl RawFact {
     /// Puts one field of text in its place; lists are separated by `|`.
     pub(super) fn set(&mut self, column: &str, text: &str) {
         let text = text.trim();
-        let one = (!text.is_empty()).then(|| text.to_owned());
+        let value = (!text.is_empty()).then(|| text.to_owned());
         match column {
-            "subject" => self.subject = one,
-            "relation" => self.relation = one,
-            "object" => self.object = one,
-            "question" => self.question = one,
-            "split" => self.split = one,
+            "subject" => self.subject = value,
+            "relation" => self.relation = value,
+            "object" => self.object = value,
+            "question" => self.question = value,
+            "split" => self.split = value,
             list => self.set_list(list, text.split('|')),
         }
     }
@@ -107,7 +107,7 @@ impl Row {
     /// The fact, its question and paraphrases made from the relation's templates where the row has none.
     pub(super) fn into_fact(self, file: &Arc<str>) -> Result<Fact, BadRow> {
         let line = self.line;
-        let needed = |value: Option<String>, field: &'static str| match value {
+        let required = |value: Option<String>, field: &'static str| match value {
             None => Err(BadRow::field(line, field, "is empty")),
             Some(text) if text.contains(['\n', '\r']) => Err(BadRow::field(
                 line,
@@ -116,16 +116,18 @@ impl Row {
             )),
             Some(text) => Ok(text),
         };
-        let subject = needed(self.subject, "subject")?;
-        let name = needed(self.relation, "relation")?;
-        let object = needed(self.object, "object")?;
+        let subject = required(self.subject, "subject")?;
+        let name = required(self.relation, "relation")?;
+        let object = required(self.object, "object")?;
         let templates = relation(&name);
         let question = match (self.question, templates) {
             (Some(question), _) => question,
             (None, Some(templates)) => templates.question(&subject),
             (None, None) => {
-                let known = relations::all().iter().flat_map(|r| [r.id, r.name]);
-                let meant = nearest(&name, known)
+                let known = relations::all_relations()
+                    .iter()
+                    .flat_map(|r| [r.id, r.name]);
+                let meant = closest_match(&name, known)
                     .map_or_else(String::new, |k| format!(" (did you mean `{k}`?)"));
                 let reason =
                     format!("is missing: the relation `{name}` has no template of its own{meant}");
@@ -154,20 +156,20 @@ impl Row {
 }
 
 /// The error that refuses a file for its broken rows: the first of them, and how many more there are.
-pub(super) fn refusal(file: &Arc<str>, bad: &[BadRow]) -> Error {
+pub(super) fn bad_rows_error(file: &Arc<str>, bad: &[BadRow]) -> Error {
     let more = match bad.len() - 1 {
         0 => String::new(),
         1 => " (and 1 more broken row)".into(),
         n => format!(" (and {n} more broken rows)"),
     };
     Error::input_hint(
-        format!("{}: {}{more}", at(file, bad[0].line), bad[0]),
+        format!("{}: {}{more}", location(file, bad[0].line), bad[0]),
         "mend the file, or leave broken rows out with --skip-bad-rows",
     )
 }
 
 /// The notes that list broken rows which were left out.
-pub(super) fn listing(file: &Arc<str>, bad: &[BadRow]) -> Vec<String> {
+pub(super) fn bad_rows_notes(file: &Arc<str>, bad: &[BadRow]) -> Vec<String> {
     if bad.is_empty() {
         return vec![];
     }
@@ -175,19 +177,19 @@ pub(super) fn listing(file: &Arc<str>, bad: &[BadRow]) -> Vec<String> {
     let mut notes = vec![format!("{file}: {} broken {rows} left out", bad.len())];
     notes.extend(
         bad.iter()
-            .take(LISTED)
-            .map(|b| format!("{}: {b}", at(file, b.line))),
+            .take(MAX_LISTED)
+            .map(|b| format!("{}: {b}", location(file, b.line))),
     );
-    if bad.len() > LISTED {
+    if bad.len() > MAX_LISTED {
         notes.push(format!(
             "{file}: {} further broken rows are not listed",
-            bad.len() - LISTED
+            bad.len() - MAX_LISTED
         ));
     }
     notes
 }
 
-fn at(file: &Arc<str>, line: usize) -> Location {
+fn location(file: &Arc<str>, line: usize) -> Location {
     Location {
         file: file.clone(),
         line,

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{
     MAX_ROW_BYTES, Rows,
-    row::{BadRow, COLUMNS, REQUIRED, Row},
-    values::Numbered,
+    row::{BadRow, COLUMNS, REQUIRED_COLUMNS, RawFact},
+    values::NumberedRow,
 };
-use crate::{Error, Result, error::nearest};
+use crate::{Error, Result, error::closest_match};
 
 /// How fields are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +44,11 @@ pub(super) fn read<'b>(file: &'b str, bytes: &'b [u8], format: Format) -> Result
 }
 
 /// The rows of a table as objects of its columns, every field text.
-pub(super) fn objects<'b>(
+pub(super) fn read_objects<'b>(
     file: &'b str,
     bytes: &'b [u8],
     format: Format,
-) -> Result<impl Iterator<Item = Result<Numbered>> + 'b> {
+) -> Result<impl Iterator<Item = Result<NumberedRow>> + 'b> {
     let fields = move |record: &csv::ByteRecord| -> Option<Vec<String>> {
         let fields = record.iter().map(|field| {
             let text = std::str::from_utf8(field).ok()?;
@@ -66,7 +66,7 @@ pub(super) fn objects<'b>(
     let names: Vec<String> = names.into_iter().flatten().collect();
     Ok(records.map(move |record| {
         let (line, record) = record?;
-        let row = fields(&record).ok_or_else(|| BadRow::whole(line, "the row is not UTF-8"));
+        let row = fields(&record).ok_or_else(|| BadRow::row(line, "the row is not UTF-8"));
         let row = row.map(|fields| {
             let named = names.iter().map(|name| name.trim().to_lowercase());
             named.zip(fields.into_iter().map(Value::String)).collect()
@@ -91,7 +91,7 @@ fn records<'b>(
         let start = reader.position().clone();
         let mut record = csv::ByteRecord::new();
         match reader.read_byte_record(&mut record) {
-            Ok(true) => Some(Ok((line_of(bytes, &start), record))),
+            Ok(true) => Some(Ok((first_line(bytes, &start), record))),
             Ok(false) => None,
             Err(e) => Some(Err(Error::input(format!("{file}: {e}")))),
         }
@@ -99,7 +99,7 @@ fn records<'b>(
 }
 
 /// The line on which the record read from `start` begins: the reader skips blank lines before it.
-fn line_of(bytes: &[u8], start: &csv::Position) -> usize {
+fn first_line(bytes: &[u8], start: &csv::Position) -> usize {
     let rest = bytes.get(start.byte() as usize..).unwrap_or_default();
     let blank = rest.iter().take_while(|b| matches!(b, b'\r' | b'\n'));
     start.line() as usize + blank.filter(|b| **b == b'\n').count()
@@ -113,7 +113,7 @@ fn header(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Option<&'static str>>> {
     let mut columns = Vec::with_capacity(record.len());
-    let mut unread = Vec::new();
+    let mut unknown = Vec::new();
     for bytes in record {
         let name = unquote(&String::from_utf8_lossy(bytes)).trim().to_owned();
         let column = COLUMNS.into_iter().find(|c| c.eq_ignore_ascii_case(&name));
@@ -123,13 +123,13 @@ fn header(
             )));
         }
         if column.is_none() {
-            unread.push(name);
+            unknown.push(name);
         }
         columns.push(column);
     }
-    for required in REQUIRED {
+    for required in REQUIRED_COLUMNS {
         if !columns.contains(&Some(required)) {
-            let meant = nearest(required, unread.iter().map(String::as_str));
+            let meant = closest_match(required, unknown.iter().map(String::as_str));
             return Err(Error::input_hint(
                 format!("{file}, line {line}: there is no column `{required}`"),
                 meant.map_or_else(
@@ -139,8 +139,8 @@ fn header(
             ));
         }
     }
-    for name in unread {
-        if let Some(meant) = nearest(
+    for name in unknown {
+        if let Some(meant) = closest_match(
             &name,
             COLUMNS.into_iter().filter(|c| !columns.contains(&Some(c))),
         ) {
@@ -158,17 +158,17 @@ fn row(
     columns: &[Option<&'static str>],
     record: &csv::ByteRecord,
     format: Format,
-) -> Result<Row, BadRow> {
+) -> Result<RawFact, BadRow> {
     if record.as_slice().len() > MAX_ROW_BYTES {
         let reason = format!(
             "the row is {} bytes long, and {MAX_ROW_BYTES} is the most",
             record.as_slice().len()
         );
-        return Err(BadRow::whole(line, reason));
+        return Err(BadRow::row(line, reason));
     }
-    let mut row = Row {
+    let mut row = RawFact {
         line,
-        ..Row::default()
+        ..RawFact::default()
     };
     for (bytes, column) in record.iter().zip(columns) {
         let Some(column) = *column else { continue };
@@ -193,7 +193,7 @@ fn row(
     }
     if record.len() != columns.len() {
         // Trailing optional fields may be left out; too many fields mean a separator inside one.
-        let missing = REQUIRED.into_iter().find(|r| {
+        let missing = REQUIRED_COLUMNS.into_iter().find(|r| {
             columns
                 .iter()
                 .position(|c| *c == Some(*r))
@@ -211,7 +211,7 @@ fn row(
             let reason = format!(
                 "the row has {have} fields, the header {want}: quote a field that holds a separator"
             );
-            return Err(BadRow::whole(line, reason));
+            return Err(BadRow::row(line, reason));
         }
     }
     Ok(row)
@@ -236,7 +236,8 @@ mod tests {
 
     #[test]
     fn lines_are_counted_over_blank_ones_and_any_line_ends() {
-        let rows = tsv("subject\trelation\tobject\r\n\r\n\na\tP17\tb\n\n\nc\tP17\td").listed();
+        let rows =
+            tsv("subject\trelation\tobject\r\n\r\n\na\tP17\tb\n\n\nc\tP17\td").collect_rows();
         let lines: Vec<_> = rows.iter().map(|r| r.as_ref().unwrap().line).collect();
         assert_eq!(lines, [4, 7]);
         assert_eq!(rows[1].as_ref().unwrap().object.as_deref(), Some("d"));
@@ -247,23 +248,24 @@ mod tests {
         let text = "subject,relation,object,question\n\"a, b\",P17,c,\"one\ntwo\"\nd,P17,e,\n";
         let rows = read("f.csv", text.as_bytes(), Format::Csv)
             .unwrap()
-            .listed();
+            .collect_rows();
         assert_eq!(rows[0].as_ref().unwrap().subject.as_deref(), Some("a, b"));
         assert_eq!(rows[1].as_ref().unwrap().line, 4);
     }
 
     #[test]
-    fn quotes_in_a_tsv_are_part_of_a_name_unless_they_are_around_all_of_it() {
+    fn quotes_in_a_tsv_are_kept_unless_they_enclose_the_field() {
         assert_eq!(unquote("\"Heroes\" (album)"), "\"Heroes\" (album)");
         assert_eq!(unquote("\"a \"\"b\"\"\""), "a \"b\"");
         assert_eq!(unquote("\""), "\"");
-        let rows = tsv("subject\trelation\tobject\n\"open\tP50\tx\nnext\tP50\ty\n").listed();
+        let rows = tsv("subject\trelation\tobject\n\"open\tP50\tx\nnext\tP50\ty\n").collect_rows();
         assert_eq!(rows.len(), 2);
     }
 
     #[test]
     fn columns_may_stand_in_any_order_and_case_with_others_between() {
-        let rows = tsv("id\tObject\tsubject\tRELATION\taliases\n7\tb\ta\tP17\tx| y |\n").listed();
+        let rows =
+            tsv("id\tObject\tsubject\tRELATION\taliases\n7\tb\ta\tP17\tx| y |\n").collect_rows();
         let row = rows[0].as_ref().unwrap();
         assert_eq!(
             (row.subject.as_deref(), row.object.as_deref()),
@@ -294,19 +296,19 @@ mod tests {
     }
 
     #[test]
-    fn broken_fields_are_told_with_their_line() {
+    fn broken_fields_name_their_line() {
         let rows = read(
             "f.tsv",
             b"subject\trelation\tobject\na\tP17\nb\tP17\t\xff\nc\tP17\tx\ty\nd\tP\0\tx\n",
             Format::Tsv,
         );
-        let rows = rows.unwrap().listed();
-        let told: Vec<_> = rows
+        let rows = rows.unwrap().collect_rows();
+        let fields: Vec<_> = rows
             .iter()
             .map(|r| r.as_ref().map_err(|b| (b.line, b.field)))
             .collect();
         assert_eq!(
-            told,
+            fields,
             [
                 Err((2, Some("object"))),
                 Err((3, Some("object"))),
@@ -322,6 +324,6 @@ mod tests {
             "subject\trelation\tobject\na\tP17\t{}\n",
             "x".repeat(MAX_ROW_BYTES)
         );
-        assert_eq!(tsv(&text).listed()[0].as_ref().unwrap_err().line, 2);
+        assert_eq!(tsv(&text).collect_rows()[0].as_ref().unwrap_err().line, 2);
     }
 }

@@ -11,11 +11,12 @@ use sha2::{Digest, Sha256};
 
 use super::{
     super::fact::Location,
-    ReadOptions, bytes_of, extension_of,
-    json::{kind_of, scalar},
+    ReadOptions, extension_of,
+    json::{scalar, type_name},
+    read_bytes,
     row::{self, BadRow},
-    values::values,
-    without_bom,
+    strip_bom,
+    values::read_rows,
 };
 use crate::{Error, Result};
 
@@ -46,7 +47,7 @@ pub enum TextKind {
 }
 
 /// The fields that are read of a row of text.
-pub(super) const FIELDS: [&str; 10] = [
+pub(super) const TEXT_FIELDS: [&str; 10] = [
     "messages",
     "conversations",
     "instruction",
@@ -83,12 +84,12 @@ pub struct TextSet {
 ///
 /// # Errors
 /// [`Error::Input`] when the file cannot be read.
-pub fn holds_texts(file: &Path) -> Result<bool> {
-    let (name, bytes) = bytes_of(file)?;
+pub fn is_text_file(file: &Path) -> Result<bool> {
+    let (name, bytes) = read_bytes(file)?;
     // What is broken is told when it is read as what it is not found to be here.
-    let rows = values(&name, &extension_of(file), without_bom(&bytes)).ok();
+    let rows = read_rows(&name, &extension_of(file), strip_bom(&bytes)).ok();
     let first = rows.flatten().and_then(|mut rows| rows.next()?.ok());
-    Ok(first.is_some_and(|(_, row)| row.is_ok_and(|row| kind_of_row(&row).is_some())))
+    Ok(first.is_some_and(|(_, row)| row.is_ok_and(|row| text_kind(&row).is_some())))
 }
 
 /// Reads files of training texts into one set.
@@ -99,10 +100,10 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
     let mut set = TextSet::default();
     let mut digest = Sha256::new();
     for path in files {
-        let (name, bytes) = bytes_of(path)?;
+        let (name, bytes) = read_bytes(path)?;
         digest.update(&bytes);
         let mut bad = Vec::new();
-        let rows = values(&name, &extension_of(path), without_bom(&bytes))?;
+        let rows = read_rows(&name, &extension_of(path), strip_bom(&bytes))?;
         for row in rows.into_iter().flatten() {
             let (line, value) = row?;
             match value.and_then(|v| parse(line, &v)) {
@@ -117,9 +118,9 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
             }
         }
         if !bad.is_empty() && !options.skip_bad_rows {
-            return Err(row::refusal(&name, &bad));
+            return Err(row::bad_rows_error(&name, &bad));
         }
-        set.notes.extend(row::listing(&name, &bad));
+        set.notes.extend(row::bad_rows_notes(&name, &bad));
     }
     if set.texts.is_empty() {
         let names: Vec<Arc<str>> = files
@@ -133,8 +134,8 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
 }
 
 /// What kind of text a row is, if it is no fact.
-pub(super) fn kind_of_row(row: &Value) -> Option<&'static str> {
-    if present(row, "subject").is_some() {
+pub(super) fn text_kind(row: &Value) -> Option<&'static str> {
+    if non_null(row, "subject").is_some() {
         return None;
     }
     [
@@ -145,11 +146,11 @@ pub(super) fn kind_of_row(row: &Value) -> Option<&'static str> {
         ("text", "text"),
     ]
     .into_iter()
-    .find_map(|(key, kind)| present(row, key).map(|_| kind))
+    .find_map(|(key, kind)| non_null(row, key).map(|_| kind))
 }
 
 /// A field that is there and not null, as a column is in the rows that have none.
-fn present<'r>(row: &'r Value, field: &str) -> Option<&'r Value> {
+fn non_null<'r>(row: &'r Value, field: &str) -> Option<&'r Value> {
     row.get(field).filter(|value| !value.is_null())
 }
 
@@ -158,7 +159,7 @@ fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
         Some(value) => scalar(line, field, value),
         None => Err(BadRow::field(line, field, "is missing")),
     };
-    let trained = |field: &'static str| match text(field) {
+    let trained_text = |field: &'static str| match text(field) {
         Ok(text) if text.is_empty() => Err(BadRow::field(
             line,
             field,
@@ -167,24 +168,24 @@ fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
         other => other,
     };
     for field in ["messages", "conversations"] {
-        if let Some(messages) = present(value, field) {
+        if let Some(messages) = non_null(value, field) {
             return chat(line, field, messages).map(TextKind::Chat);
         }
     }
-    let has = |field: &str| present(value, field).is_some();
+    let has = |field: &str| non_null(value, field).is_some();
     if has("instruction") {
         return instruction(line, value).map(TextKind::Chat);
     }
     if has("prompt") || has("completion") {
         return Ok(TextKind::Completion {
             prompt: text("prompt")?,
-            completion: trained("completion")?,
+            completion: trained_text("completion")?,
         });
     }
     if has("text") {
-        return trained("text").map(TextKind::Plain);
+        return trained_text("text").map(TextKind::Plain);
     }
-    Err(BadRow::whole(
+    Err(BadRow::row(
         line,
         "the row has none of the fields `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `text`",
     ))
@@ -196,7 +197,7 @@ fn chat(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Messag
     let Value::Array(items) = messages else {
         return Err(bad(format!(
             "is {}, and a list of messages is needed",
-            kind_of(messages)
+            type_name(messages)
         )));
     };
     let mut chat = Vec::with_capacity(items.len());
@@ -240,7 +241,7 @@ fn chat(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Messag
 
 /// Alpaca's fields as a chat of two messages, behind `system` and the turns of `history` where there are any.
 fn instruction(line: usize, row: &Value) -> Result<Vec<Message>, BadRow> {
-    let text = |field: &'static str| match present(row, field) {
+    let text = |field: &'static str| match non_null(row, field) {
         None => Ok(String::new()),
         Some(value) => scalar(line, field, value),
     };
@@ -293,13 +294,13 @@ mod tests {
     use super::*;
 
     fn kinds(text: &str) -> Vec<Result<TextKind, String>> {
-        let rows = super::super::json::lines(text.as_bytes());
+        let rows = super::super::json::parse_lines(text.as_bytes());
         rows.map(|(line, v)| v.and_then(|v| parse(line, &v)).map_err(|b| b.to_string()))
             .collect()
     }
 
     #[test]
-    fn the_three_forms_are_told_apart() {
+    fn the_three_kinds_of_text_are_recognised() {
         let read = kinds(
             "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"ho\"}]}\n\
              {\"prompt\":\"a\",\"completion\":\"b\"}\n{\"text\":\"c\"}\n",
@@ -330,8 +331,8 @@ mod tests {
             "none of",
         ];
         for (row, reason) in read.into_iter().zip(reasons) {
-            let told = row.unwrap_err();
-            assert!(told.contains(reason), "{told}");
+            let message = row.unwrap_err();
+            assert!(message.contains(reason), "{message}");
         }
     }
 
@@ -343,7 +344,7 @@ mod tests {
              {\"instruction\":\"Add\",\"input\":\"\",\"output\":\"3\"}\n{\"instruction\":\"Add\"}\n\
              {\"conversations\":[{\"from\":\"gpt\"}]}\n",
         );
-        let told = |row: &Result<TextKind, String>| match row {
+        let formatted = |row: &Result<TextKind, String>| match row {
             Ok(TextKind::Chat(chat)) => chat
                 .iter()
                 .map(|m| format!("{}: {}", m.role, m.content))
@@ -352,11 +353,11 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(
-            told(&read[0]),
+            formatted(&read[0]),
             "system: Be short | user: hi | assistant: ho | user: Add\n\n1 and 2 | assistant: 3"
         );
-        assert_eq!(told(&read[1]), "user: hi | assistant: ho");
-        assert_eq!(told(&read[2]), "user: Add | assistant: 3");
+        assert_eq!(formatted(&read[1]), "user: hi | assistant: ho");
+        assert_eq!(formatted(&read[2]), "user: Add | assistant: 3");
         assert!(
             read[3]
                 .as_ref()
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_fact_with_a_text_column_is_still_a_fact() {
-        assert_eq!(kind_of_row(&json!({"text": "x"})), Some("text"));
-        assert_eq!(kind_of_row(&json!({"subject": "a", "text": "x"})), None);
+        assert_eq!(text_kind(&json!({"text": "x"})), Some("text"));
+        assert_eq!(text_kind(&json!({"subject": "a", "text": "x"})), None);
     }
 }

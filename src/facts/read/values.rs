@@ -11,39 +11,41 @@ use parquet::{
 use serde_json::{Map, Value};
 
 use super::{
-    json::{array, lines},
+    json::{parse_array, parse_lines},
     row::{BadRow, COLUMNS},
     table,
-    texts::FIELDS,
+    texts::TEXT_FIELDS,
 };
-use crate::{Error, Result, quiet};
+use crate::{Error, Result, catch_panic};
 
 /// A row, and its number: its line, or its place in an array or a Parquet file. Both count from 1.
-pub(super) type Numbered = (usize, Result<Value, BadRow>);
+pub(super) type NumberedRow = (usize, Result<Value, BadRow>);
 
 /// Rows, each made when it is asked for; an error outside is one of the file, after which there is no row.
-pub(super) type Values<'b> = Box<dyn Iterator<Item = Result<Numbered>> + 'b>;
+pub(super) type NumberedRows<'b> = Box<dyn Iterator<Item = Result<NumberedRow>> + 'b>;
 
 /// The rows of `bytes`, the content of the file `name`; none where `extension` is that of no format that is known.
 ///
 /// # Errors
 /// [`Error::Input`] when it is not what its extension says.
-pub(super) fn values<'b>(
+pub(super) fn read_rows<'b>(
     name: &'b str,
     extension: &str,
     bytes: &'b [u8],
-) -> Result<Option<Values<'b>>> {
+) -> Result<Option<NumberedRows<'b>>> {
     Ok(Some(match extension {
-        "jsonl" | "ndjson" => Box::new(lines(bytes).map(Ok)),
-        "json" => Box::new(numbered(array(name, bytes)?.into_iter().map(Ok))),
+        "jsonl" | "ndjson" => Box::new(parse_lines(bytes).map(Ok)),
+        "json" => Box::new(numbered(parse_array(name, bytes)?.into_iter().map(Ok))),
         "parquet" => Box::new(numbered(parquet(name, bytes)?)),
-        "csv" => Box::new(table::objects(name, bytes, table::Format::Csv)?),
-        "tsv" | "tab" => Box::new(table::objects(name, bytes, table::Format::Tsv)?),
+        "csv" => Box::new(table::read_objects(name, bytes, table::Format::Csv)?),
+        "tsv" | "tab" => Box::new(table::read_objects(name, bytes, table::Format::Tsv)?),
         _ => return Ok(None),
     }))
 }
 
-fn numbered(values: impl Iterator<Item = Result<Value>>) -> impl Iterator<Item = Result<Numbered>> {
+fn numbered(
+    values: impl Iterator<Item = Result<Value>>,
+) -> impl Iterator<Item = Result<NumberedRow>> {
     values.enumerate().map(|(i, value)| Ok((i + 1, Ok(value?))))
 }
 
@@ -53,22 +55,26 @@ fn parquet<'b>(
     bytes: &[u8],
 ) -> Result<Box<dyn Iterator<Item = Result<Value>> + 'b>> {
     let bytes = Bytes::copy_from_slice(bytes);
-    let rows = attempt(name, move || {
+    let rows = catch_parquet_panic(name, move || {
         let reader = SerializedFileReader::new(bytes)?;
         let schema = reader.metadata().file_metadata().schema();
         // Others, pictures say, are not even decoded.
-        let read =
-            |name: &str| COLUMNS.contains(&name) || FIELDS.contains(&name) || name == "answers";
-        let wanted = schema.get_fields().iter();
-        let wanted: Vec<_> = wanted.filter(|field| read(field.name())).cloned().collect();
-        if wanted.is_empty() {
+        let is_read = |name: &str| {
+            COLUMNS.contains(&name) || TEXT_FIELDS.contains(&name) || name == "answers"
+        };
+        let columns = schema.get_fields().iter();
+        let columns: Vec<_> = columns
+            .filter(|field| is_read(field.name()))
+            .cloned()
+            .collect();
+        if columns.is_empty() {
             return Ok(None);
         }
-        let wanted = Type::group_type_builder(schema.name())
-            .with_fields(wanted)
+        let projection = Type::group_type_builder(schema.name())
+            .with_fields(columns)
             .build()?;
         RowIter::from_file_into(Box::new(reader))
-            .project(Some(wanted))
+            .project(Some(projection))
             .map(Some)
     })?;
     let Some(mut rows) = rows else {
@@ -80,7 +86,7 @@ fn parquet<'b>(
         if broken {
             return None;
         }
-        let row = attempt(name, || {
+        let row = catch_parquet_panic(name, || {
             let row = rows.next().transpose()?;
             Ok(row.map(|row| row.to_json_value()))
         });
@@ -91,13 +97,16 @@ fn parquet<'b>(
 
 /// What `work` returns, its errors as one of the file `name`. The library panics at types that it has no form for, and may at a
 /// broken page.
-fn attempt<T>(name: &str, work: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
+fn catch_parquet_panic<T>(
+    name: &str,
+    work: impl FnOnce() -> parquet::errors::Result<T>,
+) -> Result<T> {
     let broken = |reason: String| {
         Error::input(format!(
             "{name}: not a Parquet file that can be read: {reason}"
         ))
     };
-    quiet::attempt(AssertUnwindSafe(work))
+    catch_panic::catch_panic(AssertUnwindSafe(work))
         .ok_or_else(|| broken("a page or a type of it is not understood".into()))?
         .map_err(|e| broken(e.to_string()))
 }

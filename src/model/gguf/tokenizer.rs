@@ -276,7 +276,7 @@ mod tests {
                 "{pre}"
             );
             assert_eq!(
-                tokenizer.end_tokens,
+                tokenizer.eos_token_ids,
                 tokenizer
                     .inner
                     .token_to_id("<|end|>")

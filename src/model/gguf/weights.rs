@@ -7,7 +7,7 @@ use candle_core::CpuStorage;
 use super::header::{Header, Tensor};
 use crate::{
     Error, Result,
-    model::{Layout, ModelConfig, params::TensorInfo, weights::Source},
+    model::{Layout, ModelConfig, params::TensorInfo, weights::TensorSource},
 };
 
 /// The tensors under their Hugging Face names.
@@ -65,7 +65,7 @@ pub(super) fn stored_row(row: usize, head_dim: usize) -> usize {
     head * head_dim + 2 * j + half
 }
 
-impl Source for Weights<'_> {
+impl TensorSource for Weights<'_> {
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)> {
         Some((self.path, self.tensors.get(name)?.shape.clone()))
     }

@@ -1,9 +1,9 @@
 //! What the axes count, and round numbers on them.
 
-use crate::figures::{rounded, thousands};
+use crate::format::{rounded, thousands};
 
 /// Steps between the numbers on an axis, at most.
-const STEPS: f64 = 5.0;
+const MAX_STEPS: f64 = 5.0;
 
 /// What a chart's values are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum Unit {
 
 /// What a horizontal axis counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Across {
+pub enum XAxis {
     /// Epochs done, from 0, which is before training.
     Epochs,
     /// A share, from 0 to 1, of what is named.
@@ -36,7 +36,7 @@ pub(super) struct Axis {
 
 impl Unit {
     /// A value in words.
-    pub(super) fn words(self, value: f64) -> String {
+    pub(super) fn format(self, value: f64) -> String {
         match self {
             Self::Share => percent(value),
             Self::Points => format!("{} pp", rounded(value, 1)),
@@ -54,14 +54,14 @@ impl Unit {
     }
 
     /// An axis for `values`, which begins where it is told to or at a round number; that of shares ends at 1.
-    pub(super) fn axis(self, from: Option<f64>, values: impl Iterator<Item = f64>) -> Axis {
+    pub(super) fn axis(self, min: Option<f64>, values: impl Iterator<Item = f64>) -> Axis {
         let [low, high] = match self {
             Self::Share => [0.0, 1.0],
-            Self::Points => ends(values.chain([0.0])),
-            Self::Number => ends(values),
+            Self::Points => axis_range(values.chain([0.0])),
+            Self::Number => axis_range(values),
         };
-        let step = step(high - from.unwrap_or(low));
-        let low = from.unwrap_or((low / step + 1e-9).floor() * step);
+        let step = tick_step(high - min.unwrap_or(low));
+        let low = min.unwrap_or((low / step + 1e-9).floor() * step);
         let high = (high / step - 1e-9).ceil() * step;
         let number = |value: f64| match self {
             Self::Share => rounded(100.0 * value, decimals(100.0 * step, 1.0)) + "%",
@@ -72,7 +72,7 @@ impl Unit {
     }
 }
 
-impl Across {
+impl XAxis {
     /// What is counted.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ impl Across {
     }
 
     /// A place on the axis in words.
-    pub(super) fn words(self, at: f64) -> String {
+    pub(super) fn format(self, at: f64) -> String {
         match self {
             Self::Epochs => format!("epoch {at}"),
             Self::Share(what) => format!("{} {what}", percent(at)),
@@ -91,7 +91,7 @@ impl Across {
     }
 
     /// How far along the axis `at` lies.
-    pub(super) fn along(self, at: f64) -> f64 {
+    pub(super) fn coordinate(self, at: f64) -> f64 {
         match self {
             Self::Epochs | Self::Share(_) => at,
             Self::Count(_) => at.log10(),
@@ -99,17 +99,17 @@ impl Across {
     }
 
     /// An axis for what lies `along` it.
-    pub(super) fn axis(self, along: impl Iterator<Item = f64>) -> Axis {
+    pub(super) fn axis(self, coordinates: impl Iterator<Item = f64>) -> Axis {
         let [low, high] = match self {
-            Self::Epochs => [0.0, along.fold(1.0, f64::max)],
+            Self::Epochs => [0.0, coordinates.fold(1.0, f64::max)],
             Self::Share(_) => [0.0, 1.0],
             // Two powers of ten at least, to tell what scale it is.
-            Self::Count(_) => match ends(along) {
+            Self::Count(_) => match axis_range(coordinates) {
                 [low, high] if low.ceil() < high.floor() => [low, high],
                 [low, high] => [low.floor().max(0.0), high.ceil()],
             },
         };
-        let least = if matches!(self, Self::Share(_)) {
+        let min_step = if matches!(self, Self::Share(_)) {
             0.0
         } else {
             1.0
@@ -119,7 +119,7 @@ impl Across {
             Self::Share(_) => percent(at),
             Self::Count(_) => thousands(10_f64.powf(at).round() as usize),
         };
-        let step = step(high - low).max(least);
+        let step = tick_step(high - low).max(min_step);
         Axis::new([low, high], step, self.name(), number)
     }
 }
@@ -140,7 +140,7 @@ impl Axis {
     }
 
     /// A scale without numbers.
-    pub fn bare(low: f64, high: f64) -> Self {
+    pub fn without_ticks(low: f64, high: f64) -> Self {
         Self {
             low,
             high,
@@ -160,7 +160,7 @@ pub(super) fn extent(values: impl Iterator<Item = f64>) -> [f64; 2] {
 }
 
 /// The ends of an axis for `values`, which may be one or none.
-fn ends(values: impl Iterator<Item = f64>) -> [f64; 2] {
+fn axis_range(values: impl Iterator<Item = f64>) -> [f64; 2] {
     match extent(values) {
         [low, high] if low < high => [low, high],
         [0.0, 0.0] => [-1.0, 1.0],
@@ -169,16 +169,19 @@ fn ends(values: impl Iterator<Item = f64>) -> [f64; 2] {
     }
 }
 
-/// The least of 1, 2 or 5 times a power of ten that makes no more than [`STEPS`] steps; 1 where there is no length.
-fn step(length: f64) -> f64 {
+/// The least of 1, 2 or 5 times a power of ten that makes no more than [`MAX_STEPS`] steps; 1 where there is no length.
+fn tick_step(length: f64) -> f64 {
     if length.is_nan() || length <= 0.0 {
         return 1.0;
     }
-    let least = length / STEPS;
-    let power = 10_f64.powf(least.log10().floor());
+    let min_step = length / MAX_STEPS;
+    let power = 10_f64.powf(min_step.log10().floor());
     let steps = [1.0, 2.0, 5.0].map(|step| step * power);
-    let wide = |step: &f64| *step >= least * (1.0 - 1e-9);
-    steps.into_iter().find(wide).unwrap_or(10.0 * power)
+    let is_wide_enough = |step: &f64| *step >= min_step * (1.0 - 1e-9);
+    steps
+        .into_iter()
+        .find(is_wide_enough)
+        .unwrap_or(10.0 * power)
 }
 
 /// Digits after the point that show `value` with so many that count.
@@ -200,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_axis_has_at_most_six_numbers() {
-        let step = |epochs: f64| Across::Epochs.axis([epochs].into_iter()).ticks[1].0;
+        let step = |epochs: f64| XAxis::Epochs.axis([epochs].into_iter()).ticks[1].0;
         assert_eq!(
             [1.0, 5.0, 6.0, 20.0, 50.0, 51.0, 1000.0].map(step),
             [1.0, 1.0, 2.0, 5.0, 10.0, 20.0, 200.0]
@@ -210,8 +213,8 @@ mod tests {
     #[test]
     fn counts_are_marked_at_powers_of_ten() {
         let axis = |counts: &[f64]| {
-            let across = Across::Count("facts");
-            across.axis(counts.iter().map(|n| across.along(*n)))
+            let across = XAxis::Count("facts");
+            across.axis(counts.iter().map(|n| across.coordinate(*n)))
         };
         assert_eq!(
             numbers(&axis(&[100.0, 316.0, 3162.0, 1e4])),
@@ -253,10 +256,10 @@ mod tests {
 
     #[test]
     fn values_are_written_as_exactly_as_they_are_read() {
-        assert_eq!(Unit::Share.words(0.854), "85%");
-        assert_eq!(Unit::Points.words(-0.04), "0.0 pp");
+        assert_eq!(Unit::Share.format(0.854), "85%");
+        assert_eq!(Unit::Points.format(-0.04), "0.0 pp");
         assert_eq!(
-            [0.0, 0.053_21, -0.98, 12.34, 1200.0].map(|v| Unit::Number.words(v)),
+            [0.0, 0.053_21, -0.98, 12.34, 1200.0].map(|v| Unit::Number.format(v)),
             ["0", "0.0532", "−0.98", "12.3", "1200"]
         );
     }

@@ -5,18 +5,21 @@ use plotters::style::{Color, text_anchor::HPos};
 use super::{
     BOTTOM, TOP, Unit, WIDTH,
     axis::Axis,
-    drawable, drawable_interval,
-    pen::{Area, INK, Plot, RULE, SOFT, THIN, colour, line, shape, shortened, text, title, widest},
+    drawable_interval, is_drawable,
+    svg::{
+        Area, INK, Plot, RULE, SOFT, THIN_WIDTH, colour, draw_line, draw_polygon, draw_text,
+        draw_title, max_text_width, truncate_text,
+    },
 };
 
 /// From bar to bar.
-const ROW: i32 = 220;
+const ROW_HEIGHT: i32 = 220;
 /// Half a bar.
-const HALF: i32 = 65;
+const HALF_BAR: i32 = 65;
 /// Half of what ends an interval.
 const CAP: i32 = 30;
 /// What names may have on the left.
-const MOST_LABEL: i32 = 1700;
+const MAX_LABEL: i32 = 1700;
 /// Beside names and values.
 const GAP: i32 = 60;
 
@@ -35,7 +38,7 @@ pub struct Bar {
 
 /// Values side by side.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Bars {
+pub struct BarChart {
     /// What is compared.
     pub title: String,
     /// In what.
@@ -44,12 +47,12 @@ pub struct Bars {
     pub bars: Vec<Bar>,
 }
 
-impl Bars {
+impl BarChart {
     pub(super) fn description(&self) -> String {
-        let words = |value| self.unit.words(value);
-        let bars = self.bars().into_iter().map(|bar| {
-            let (label, value) = (&bar.label, words(bar.value));
-            match bar.interval.map(|ends| ends.map(words)) {
+        let format = |value| self.unit.format(value);
+        let bars = self.drawable_bars().into_iter().map(|bar| {
+            let (label, value) = (&bar.label, format(bar.value));
+            match bar.interval.map(|ends| ends.map(format)) {
                 Some([low, high]) => format!("{label}: {value} ({low} to {high})."),
                 None => format!("{label}: {value}."),
             }
@@ -58,50 +61,58 @@ impl Bars {
     }
 
     pub(super) fn height(&self) -> i32 {
-        TOP + ROW * self.bars().len() as i32 + BOTTOM
+        TOP + ROW_HEIGHT * self.drawable_bars().len() as i32 + BOTTOM
     }
 
     pub(super) fn draw(&self, area: &Area) {
-        title(area, &self.title);
-        let bars = self.bars();
-        let words = |bar: &Bar| self.unit.words(bar.value);
-        let left = GAP + widest(bars.iter().map(|bar| &bar.label)).min(MOST_LABEL);
-        let right = WIDTH - 2 * GAP - widest(bars.iter().map(words));
+        draw_title(area, &self.title);
+        let bars = self.drawable_bars();
+        let format = |bar: &Bar| self.unit.format(bar.value);
+        let left = GAP + max_text_width(bars.iter().map(|bar| &bar.label)).min(MAX_LABEL);
+        let right = WIDTH - 2 * GAP - max_text_width(bars.iter().map(format));
         let values = bars.iter().map(|bar| bar.value).chain([0.0]);
         let ends = bars.iter().filter_map(|bar| bar.interval).flatten();
         let x = self.unit.axis(None, values.chain(ends));
         let down = [TOP, self.height() - BOTTOM];
-        let plot = Plot::new([left, right], down, &x, &Axis::bare(0.0, 1.0));
-        let at = |value: f64| plot.place(value, 0.0).0;
+        let plot = Plot::new([left, right], down, &x, &Axis::without_ticks(0.0, 1.0));
+        let at = |value: f64| plot.position(value, 0.0).0;
         for (value, _) in &x.ticks {
             let colour = if *value == 0.0 { SOFT } else { RULE };
-            line(area, down.map(|y| (at(*value), y)).into(), colour, THIN);
+            draw_line(
+                area,
+                down.map(|y| (at(*value), y)).into(),
+                colour,
+                THIN_WIDTH,
+            );
         }
-        plot.numbers_below(area, &x);
-        for (bar, y) in bars.iter().zip((TOP + ROW / 2..).step_by(ROW as usize)) {
-            let label = shortened(&bar.label, MOST_LABEL);
-            text(area, &label, (left - GAP, y), SOFT, HPos::Right);
+        plot.draw_x_ticks(area, &x);
+        for (bar, y) in bars
+            .iter()
+            .zip((TOP + ROW_HEIGHT / 2..).step_by(ROW_HEIGHT as usize))
+        {
+            let label = truncate_text(&bar.label, MAX_LABEL);
+            draw_text(area, &label, (left - GAP, y), SOFT, HPos::Right);
             let colour = colour(bar.style);
             let (zero, end) = (at(0.0), at(bar.value));
             let side = |x, half: i32| [(x, y - half), (x, y + half)];
-            let [above, below] = side(zero, HALF);
-            let corners = [[below, above], side(end, HALF)].concat();
-            shape(area, corners, colour.mix(0.5));
-            let mut most = end.max(zero);
+            let [above, below] = side(zero, HALF_BAR);
+            let corners = [[below, above], side(end, HALF_BAR)].concat();
+            draw_polygon(area, corners, colour.mix(0.5));
+            let mut rightmost = end.max(zero);
             if let Some([low, high]) = bar.interval.map(|ends| ends.map(at)) {
                 let middle = [(low, y), (high, y)];
                 for whisker in [side(low, CAP), middle, side(high, CAP)] {
-                    line(area, whisker.into(), INK, THIN);
+                    draw_line(area, whisker.into(), INK, THIN_WIDTH);
                 }
-                most = most.max(high);
+                rightmost = rightmost.max(high);
             }
-            text(area, &words(bar), (most + GAP, y), colour, HPos::Left);
+            draw_text(area, &format(bar), (rightmost + GAP, y), colour, HPos::Left);
         }
     }
 
     /// The bars and intervals that can be drawn.
-    fn bars(&self) -> Vec<Bar> {
-        let bars = self.bars.iter().filter(|bar| drawable(bar.value));
+    fn drawable_bars(&self) -> Vec<Bar> {
+        let bars = self.bars.iter().filter(|bar| is_drawable(bar.value));
         let bars = bars.map(|bar| Bar {
             interval: drawable_interval(bar.interval),
             ..bar.clone()
@@ -115,14 +126,14 @@ mod tests {
     use super::*;
     use crate::report::chart::{Chart, inline};
 
-    fn bars(values: &[(f64, Option<[f64; 2]>)]) -> Bars {
+    fn bars(values: &[(f64, Option<[f64; 2]>)]) -> BarChart {
         let bar = |&(value, interval)| Bar {
             label: "mine".into(),
             style: 3,
             value,
             interval,
         };
-        Bars {
+        BarChart {
             title: "Forgotten".into(),
             unit: Unit::Points,
             bars: values.iter().map(bar).collect(),
@@ -144,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_left_out() {
+    fn non_finite_values_are_omitted() {
         let nan = f64::NAN;
         let drawn = |values: &[_]| inline(&Chart::Bars(bars(values)), "bars");
         assert_eq!(

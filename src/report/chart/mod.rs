@@ -6,18 +6,21 @@
 mod axis;
 mod bars;
 mod lines;
-mod map;
-mod pen;
+mod scatter;
+mod svg;
 
 use minijinja::HtmlEscape;
 
-pub use axis::{Across, Unit};
-pub use bars::{Bar, Bars};
-pub use lines::{Panel, Point, Series, epoch_by_epoch};
-pub use map::{Group, Map};
-pub use pen::STYLES;
+pub use axis::{Unit, XAxis};
+pub use bars::{Bar, BarChart};
+pub use lines::{LineChart, Point, Series, points_by_epoch};
+pub use scatter::{Group, ScatterChart};
+pub use svg::STYLES;
 
-use pen::{Area, LINE, MARK, PAPER, clean, colour, drawn, line, mark};
+use svg::{
+    Area, LINE_WIDTH, MARKER_RADIUS, PAPER, colour, draw_line, draw_marker, remove_control_chars,
+    render,
+};
 
 /// The colours, dashes and type of the charts, for the page that holds them.
 pub const CSS: &str = include_str!("chart.css");
@@ -35,19 +38,19 @@ const RIGHT: i32 = 1280;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Chart {
     /// Lines over epochs, shares or counts.
-    Lines(Panel),
+    Lines(LineChart),
     /// Horizontal bars.
-    Bars(Bars),
+    Bars(BarChart),
     /// Dots in the plane.
-    Map(Map),
+    Scatter(ScatterChart),
 }
 
 impl Chart {
     fn title(&self) -> String {
         match self {
-            Self::Lines(panel) => format!("{} over {}", panel.title, panel.across.name()),
+            Self::Lines(panel) => format!("{} over {}", panel.title, panel.x_axis.name()),
             Self::Bars(bars) => bars.title.clone(),
-            Self::Map(map) => map.title.clone(),
+            Self::Scatter(map) => map.title.clone(),
         }
     }
 
@@ -56,7 +59,7 @@ impl Chart {
         match self {
             Self::Lines(panel) => panel.description(),
             Self::Bars(bars) => bars.description(),
-            Self::Map(map) => map.description(),
+            Self::Scatter(map) => map.description(),
         }
     }
 
@@ -64,7 +67,7 @@ impl Chart {
         match self {
             Self::Lines(_) => lines::HEIGHT,
             Self::Bars(bars) => bars.height(),
-            Self::Map(_) => map::HEIGHT,
+            Self::Scatter(_) => scatter::HEIGHT,
         }
     }
 
@@ -72,7 +75,7 @@ impl Chart {
         match self {
             Self::Lines(panel) => panel.draw(area),
             Self::Bars(bars) => bars.draw(area),
-            Self::Map(map) => map.draw(area),
+            Self::Scatter(map) => map.draw(area),
         }
     }
 }
@@ -80,8 +83,8 @@ impl Chart {
 /// A chart as an `<svg>` element for a page that has [`CSS`]; `id` must be unique in the page.
 pub fn inline(chart: &Chart, id: &str) -> String {
     let size = (WIDTH, chart.height());
-    let picture = drawn(size, |area| chart.draw(area));
-    element(size, id, &chart.title(), &chart.description(), &picture)
+    let picture = render(size, |area| chart.draw(area));
+    svg_element(size, id, &chart.title(), &chart.description(), &picture)
 }
 
 /// All charts as one SVG file, `columns` side by side.
@@ -95,8 +98,8 @@ pub fn svg(title: &str, charts: &[Chart], columns: usize) -> String {
         WIDTH * columns as i32,
         rows().map(|(_, height)| height).sum(),
     );
-    let picture = drawn(size, |area| {
-        pen::fill(area, PAPER);
+    let picture = render(size, |area| {
+        svg::fill(area, PAPER);
         let mut top = 0;
         for (row, height) in rows() {
             for (chart, left) in row.iter().zip((0..).step_by(WIDTH as usize)) {
@@ -110,14 +113,14 @@ pub fn svg(title: &str, charts: &[Chart], columns: usize) -> String {
         .map(|chart| format!("{}: {}", chart.title(), chart.description()))
         .collect();
     let picture = format!("<style>{CSS}</style>{picture}");
-    element(size, "chart", title, &descriptions.join(" "), &picture) + "\n"
+    svg_element(size, "chart", title, &descriptions.join(" "), &picture) + "\n"
 }
 
 /// The dash and mark of a style, for a table's row.
-pub fn key(style: usize) -> String {
-    let picture = drawn((340, 120), |area| {
-        line(area, vec![(20, 60), (320, 60)], colour(style), LINE);
-        mark(area, (170, 60), style, MARK, 1.0);
+pub fn legend_key(style: usize) -> String {
+    let picture = render((340, 120), |area| {
+        draw_line(area, vec![(20, 60), (320, 60)], colour(style), LINE_WIDTH);
+        draw_marker(area, (170, 60), style, MARKER_RADIUS, 1.0);
     });
     format!(
         "<svg class=\"chart key\" viewBox=\"0 0 34 12\" width=\"34\" height=\"12\" aria-hidden=\"true\">{picture}</svg>"
@@ -126,7 +129,7 @@ pub fn key(style: usize) -> String {
 
 /// The 95% Wilson interval of `share` right among `n`: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96
 /// (Wilson 1927); none of nothing.
-pub fn wilson(share: f64, n: usize) -> Option<[f64; 2]> {
+pub fn wilson_interval(share: f64, n: usize) -> Option<[f64; 2]> {
     if n == 0 {
         return None;
     }
@@ -140,7 +143,7 @@ pub fn wilson(share: f64, n: usize) -> Option<[f64; 2]> {
     ])
 }
 
-fn element(
+fn svg_element(
     (width, height): (i32, i32),
     id: &str,
     title: &str,
@@ -152,19 +155,19 @@ fn element(
          aria-labelledby=\"{id}-title {id}-desc\"><title id=\"{id}-title\">{}</title><desc id=\"{id}-desc\">{}</desc>{picture}</svg>",
         width / 10,
         height / 10,
-        HtmlEscape(&clean(title)),
-        HtmlEscape(&clean(description)),
+        HtmlEscape(&remove_control_chars(title)),
+        HtmlEscape(&remove_control_chars(description)),
     )
 }
 
 /// Whether a number can be drawn: it is one, and sums of such are.
-fn drawable(number: f64) -> bool {
+fn is_drawable(number: f64) -> bool {
     number.abs() < 1e100
 }
 
 /// An interval that can be drawn.
 fn drawable_interval(interval: Option<[f64; 2]>) -> Option<[f64; 2]> {
-    interval.filter(|ends| ends.iter().all(|end| drawable(*end)))
+    interval.filter(|ends| ends.iter().all(|end| is_drawable(*end)))
 }
 
 #[cfg(test)]
@@ -172,12 +175,12 @@ mod tests {
     use plotters::style::RGBColor;
 
     use super::{
-        pen::{INK, RULE, SOFT},
+        svg::{INK, RULE, SOFT},
         *,
     };
 
     #[test]
-    fn no_name_becomes_markup() {
+    fn names_are_escaped() {
         let hostile = "</text><script>\"&\u{7}";
         let (label, style) = (hostile.to_owned(), 0);
         let bar = Bar {
@@ -193,12 +196,12 @@ mod tests {
         };
         let charts = [
             Chart::Lines(lines::tests::panel(hostile)),
-            Chart::Bars(Bars {
+            Chart::Bars(BarChart {
                 title: hostile.into(),
                 unit: Unit::Points,
                 bars: vec![bar],
             }),
-            Chart::Map(Map {
+            Chart::Scatter(ScatterChart {
                 title: hostile.into(),
                 groups: vec![group],
             }),
@@ -214,14 +217,14 @@ mod tests {
     #[test]
     fn rows_of_a_file_are_as_high_as_their_highest_chart() {
         let map = || {
-            Chart::Map(Map {
+            Chart::Scatter(ScatterChart {
                 title: "Map".into(),
                 groups: Vec::new(),
             })
         };
         let lines = || Chart::Lines(lines::tests::panel("mine"));
         let svg = svg("All", &[lines(), map(), lines()], 2);
-        let height = (lines::HEIGHT + map::HEIGHT) / 10;
+        let height = (lines::HEIGHT + scatter::HEIGHT) / 10;
         assert!(
             svg.contains(&format!("viewBox=\"0 0 760 {height}\"")),
             "{svg}"
@@ -253,12 +256,12 @@ mod tests {
     #[test]
     fn wilsons_interval_is_the_textbooks() {
         // python: statsmodels.stats.proportion.proportion_confint(81, 263, method="wilson") = (0.25527, 0.36626)
-        let [low, high] = wilson(81.0 / 263.0, 263).expect("263 facts");
+        let [low, high] = wilson_interval(81.0 / 263.0, 263).expect("263 facts");
         assert!(
             (low - 0.2553).abs() < 1e-3 && (high - 0.3662).abs() < 1e-3,
             "{low} {high}"
         );
-        assert_eq!(wilson(0.5, 0), None);
-        assert!(wilson(1.0, 5).is_some_and(|[low, high]| low < 0.6 && high > 0.999));
+        assert_eq!(wilson_interval(0.5, 0), None);
+        assert!(wilson_interval(1.0, 5).is_some_and(|[low, high]| low < 0.6 && high > 0.999));
     }
 }

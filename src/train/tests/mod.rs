@@ -14,13 +14,14 @@ use std::{
 use super::*;
 use crate::{
     config::{
-        Decoys, Ewc, Goal, Interpolate, Kind, Lora, LoraVariant, Method, OnNonFinite, Project,
-        Replay, ReplayOrder, ReplaySchedule, ReplayTarget, TargetToken, Teacher as Source, Tokens,
+        DecoysConfig, EwcConfig, Goal, InterpolateConfig, LoraConfig, LoraVariant, MethodConfig,
+        MethodKind, OnNonFinite, ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection,
+        ReplayTarget, TargetToken, TeacherMode as Source, VocabSubset,
     },
-    engine::{Loss, Target, responses},
+    engine::{Loss, Target, basis_outputs},
     model::Params,
     run::Split,
-    train::{batches::PackedRows, objective::Beside},
+    train::{batches::PackedRows, objective::AuxBatch},
 };
 
 /// Objects that the tiny model is taught.
@@ -53,10 +54,10 @@ fn config(place: &Path, out: &str) -> Config {
     config.data.keep = vec![facts_file(place, "Ber", 6)];
     config.data.learn = vec![facts_file(place, "Pas", 5)];
     config.data.held = vec![facts_file(place, "Tor", 4)];
-    config.train.epochs = 3;
+    config.train.num_epochs = 3;
     config.train.batch_size = 3;
-    config.train.lr = 1e-2;
-    config.train.checkpoint_every = Some(1);
+    config.train.learning_rate = 1e-2;
+    config.train.save_every = Some(1);
     config
 }
 
@@ -64,14 +65,14 @@ fn temporary() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
-const KEEP: Options = Options {
+const KEEP_CHECKPOINTS: Options = Options {
     keep_checkpoints: true,
-    figures_alone: false,
+    metrics_only: false,
     profile: false,
 };
 
 fn run(config: &Config) -> RunResult {
-    tune(config, KEEP, &Progress::quiet()).expect("the run ends well")
+    tune(config, KEEP_CHECKPOINTS, &Progress::quiet()).expect("the run ends well")
 }
 
 fn weights(run: &Path) -> Vec<u8> {
@@ -88,7 +89,7 @@ fn steps(run: &Path) -> Vec<[u64; 3]> {
             Metrics::Step {
                 loss,
                 grad_norm,
-                lr,
+                learning_rate: lr,
                 ..
             } => Some([loss, grad_norm, lr].map(f64::to_bits)),
             _ => None,
@@ -105,39 +106,39 @@ fn unfinish(run: &Path) {
 }
 
 /// EWC of this strength, after no other run.
-fn ewc(strength: f64) -> Ewc {
-    Ewc {
+fn ewc(strength: f64) -> EwcConfig {
+    EwcConfig {
         strength,
-        ..Ewc::default()
+        ..EwcConfig::default()
     }
 }
 
 /// Adapters of a few linear layers.
-fn lora(variant: LoraVariant) -> Lora {
-    Lora {
-        rank: 3,
-        targets: ["q_proj", "mlp.up_proj"].map(String::from).to_vec(),
+fn lora(variant: LoraVariant) -> LoraConfig {
+    LoraConfig {
+        r: 3,
+        target_modules: ["q_proj", "mlp.up_proj"].map(String::from).to_vec(),
         variant,
-        ..Lora::default()
+        ..LoraConfig::default()
     }
 }
 
 const VARIANTS: [LoraVariant; 3] = [LoraVariant::Lora, LoraVariant::RsLora, LoraVariant::Dora];
 
 /// Self-distillation, changed.
-fn method(change: impl FnOnce(&mut Method)) -> Method {
-    let mut method = Method::default();
+fn method(change: impl FnOnce(&mut MethodConfig)) -> MethodConfig {
+    let mut method = MethodConfig::default();
     change(&mut method);
     method
 }
 
 /// Four or five of six known rows an epoch, replayed.
-fn replay(target: ReplayTarget, order: ReplayOrder) -> Replay {
-    Replay {
-        share: 0.4,
+fn replay(target: ReplayTarget, order: ReplaySelection) -> ReplayConfig {
+    ReplayConfig {
+        ratio: 0.4,
         target,
-        order,
-        ..Replay::default()
+        selection: order,
+        ..ReplayConfig::default()
     }
 }
 

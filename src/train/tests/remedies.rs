@@ -3,17 +3,18 @@
 use super::*;
 
 #[test]
-fn what_is_saved_and_asked_is_the_average_of_the_weights_after_each_step() {
+fn the_saved_and_evaluated_weights_are_the_ema() {
     let place = temporary();
     let mut config = config(place.path(), "run");
-    config.method.kind = Kind::Sft;
-    config.train.average = Some(0.5);
+    config.method.kind = MethodKind::Sft;
+    config.train.ema_decay = Some(0.5);
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    let mut trainer =
+        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.begin().expect("writable");
     trainer.train().expect("finite");
     let moved = trainer.model.params.data.to_vec();
-    let average = trainer.optimiser.average.as_ref().expect("asked for");
+    let average = trainer.optimizer.ema.as_ref().expect("asked for");
     let average = average.weights.to_vec();
     assert!(moved != average);
     trainer.finish().expect("writable");
@@ -23,24 +24,25 @@ fn what_is_saved_and_asked_is_the_average_of_the_weights_after_each_step() {
 }
 
 #[test]
-fn every_epoch_visits_its_share_of_a_pool_of_decoys() {
+fn every_epoch_draws_its_ratio_from_the_decoy_pool() {
     let place = temporary();
     let mut config = config(place.path(), "run");
     (config.method.kind, config.method.decoys) = (
-        Kind::Sft,
-        Some(Decoys {
-            share: 0.4,
-            pool: Some(1.0),
-            ..Decoys::default()
+        MethodKind::Sft,
+        Some(DecoysConfig {
+            ratio: 0.4,
+            pool_ratio: Some(1.0),
+            ..DecoysConfig::default()
         }),
     );
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
-    trainer.make_decoys().expect("there are names");
+    let mut trainer =
+        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
+    trainer.generate_decoys().expect("there are names");
     // Of 11 rows.
     assert_eq!(trainer.rows.len(), 22);
     let visited = |epoch: usize| {
-        let mut rows = trainer.beside(epoch).remove(0).1;
+        let mut rows = trainer.aux_rows(epoch).remove(0).1;
         rows.sort_unstable();
         rows
     };
@@ -59,32 +61,32 @@ fn every_epoch_visits_its_share_of_a_pool_of_decoys() {
 /// Runs `config` from its snapshot on: the weights then, the weights at the end, and the projection.
 fn projected(config: &Config) -> (Params, Params, Snapshot) {
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(config, KEEP, &progress).expect("a good config");
+    let mut trainer = prepare::trainer(config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.begin().expect("writable");
-    let epochs = trainer.config.train.epochs;
-    trainer.config.train.epochs = config.method.snapshot_epoch;
+    let epochs = trainer.config.train.num_epochs;
+    trainer.config.train.num_epochs = config.method.snapshot_epochs;
     trainer.train().expect("the snapshot epochs");
     trainer.take_snapshot().expect("finite");
     let before = trainer.model.params.clone();
-    trainer.config.train.epochs = epochs;
+    trainer.config.train.num_epochs = epochs;
     trainer.train().expect("the rest");
     let snapshot = trainer.objective.snapshot.take().expect("just taken");
     (before, trainer.model.params.clone(), snapshot)
 }
 
 #[test]
-fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
+fn projected_updates_keep_outputs_on_known_inputs_and_freeze_tensors_without_a_basis() {
     let place = temporary();
     // After so many steps as there are none in an epoch its end alone is left.
     let cases = [
-        (Kind::SelfDistill, 1, 1),
-        (Kind::Sft, 0, 1),
-        (Kind::Sft, 0, 100),
+        (MethodKind::SelfDistill, 1, 1),
+        (MethodKind::Sft, 0, 1),
+        (MethodKind::Sft, 0, 100),
     ];
     for (i, (kind, snapshot_epoch, every)) in cases.into_iter().enumerate() {
         let mut config = config(place.path(), &format!("run-{i}"));
-        (config.method.kind, config.method.snapshot_epoch) = (kind, snapshot_epoch);
-        config.method.project = Some(Project { energy: 0.9, every });
+        (config.method.kind, config.method.snapshot_epochs) = (kind, snapshot_epoch);
+        config.method.project = Some(ProjectConfig { energy: 0.9, every });
         config.train.weight_decay = 0.1;
         let (before, after, snapshot) = projected(&config);
         for tensor in &before.layout.tensors {
@@ -120,7 +122,7 @@ fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
             let width = tensor.row_len();
             free += width - basis.len() / width;
             let made =
-                |params: &Params| responses(&params.data[tensor.range.clone()], basis, width);
+                |params: &Params| basis_outputs(&params.data[tensor.range.clone()], basis, width);
             assert!(
                 made(&before)[..] == **values,
                 "{name}: those of the snapshot"
@@ -142,12 +144,12 @@ fn projected_updates_leave_known_inputs_alone_and_what_has_no_space_frozen() {
 }
 
 #[test]
-fn a_projection_keeps_off_decoys_that_no_epoch_visits() {
+fn a_projection_covers_decoys_that_no_epoch_visits() {
     let place = temporary();
-    let taken = |name: &str, decoys: Option<Decoys>| {
+    let taken = |name: &str, decoys: Option<DecoysConfig>| {
         let mut config = config(place.path(), name);
-        config.method.kind = Kind::Sft;
-        config.method.project = Some(Project::default());
+        config.method.kind = MethodKind::Sft;
+        config.method.project = Some(ProjectConfig::default());
         config.method.decoys = decoys;
         config
             .validate()
@@ -159,10 +161,10 @@ fn a_projection_keeps_off_decoys_that_no_epoch_visits() {
         let values = bases.filter(|(name, _)| name.starts_with("basis."));
         values.map(|(_, values)| values.len()).sum::<usize>()
     };
-    let unvisited = Decoys {
-        share: 0.0,
-        pool: Some(4.0),
-        ..Decoys::default()
+    let unvisited = DecoysConfig {
+        ratio: 0.0,
+        pool_ratio: Some(4.0),
+        ..DecoysConfig::default()
     };
     let (known, with_decoys) = (taken("known", None), taken("decoys", Some(unvisited)));
     assert!(with_decoys > known, "{with_decoys} <= {known}");
@@ -172,7 +174,7 @@ fn a_projection_keeps_off_decoys_that_no_epoch_visits() {
 fn all_energy_takes_all_directions_that_known_inputs_have() {
     let place = temporary();
     let mut config = config(place.path(), "run");
-    config.method.project = Some(Project {
+    config.method.project = Some(ProjectConfig {
         energy: 1.0,
         every: 1,
     });
@@ -189,9 +191,10 @@ fn all_energy_takes_all_directions_that_known_inputs_have() {
 fn a_projection_without_known_facts_or_linear_weights_is_refused_and_nothing_is_written() {
     let place = temporary();
     let mut config = config(place.path(), "run");
-    config.method.project = Some(Project::default());
+    config.method.project = Some(ProjectConfig::default());
     let refused = |config: &Config, told: &str| {
-        let error = tune(config, KEEP, &Progress::quiet()).expect_err("it makes no sense");
+        let error =
+            tune(config, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err("it makes no sense");
         assert!(error.to_string().contains(told), "{error}");
         assert_eq!(error.exit_code(), 2);
         assert!(!config.out.exists());
@@ -200,26 +203,27 @@ fn a_projection_without_known_facts_or_linear_weights_is_refused_and_nothing_is_
     norms.train.trainable = vec!["model.norm.weight".into()];
     refused(&norms, "freezes all but the weights of linear layers");
     config.data.keep = Vec::new();
-    config.method.snapshot_epoch = 0;
+    config.method.snapshot_epochs = 0;
     refused(&config, "no known fact whose inputs");
 }
 
 #[test]
-fn the_watched_facts_are_not_reported_and_the_best_model_is_the_one_saved() {
+fn control_facts_are_not_reported_and_the_best_model_is_saved() {
     let place = temporary();
     let mut config = config(place.path(), "run");
     config.method.budget = Some(100.0);
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    let mut trainer =
+        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     assert_eq!(
-        (trainer.splits.watched.len(), trainer.splits.held.len()),
+        (trainer.splits.control.len(), trainer.splits.held.len()),
         (2, 2)
     );
     trainer.begin().expect("writable");
-    trainer.config.train.epochs = 2;
+    trainer.config.train.num_epochs = 2;
     trainer.train().expect("two epochs");
     let best = trainer.model.params.data.to_vec();
-    let steering = trainer.standing.steering.as_mut().expect("a budget");
+    let steering = trainer.state.budget.as_mut().expect("a budget");
     assert_eq!(
         steering.best.map(|b| b.epoch),
         Some(2),
@@ -229,10 +233,10 @@ fn the_watched_facts_are_not_reported_and_the_best_model_is_the_one_saved() {
     steering.best = steering
         .best
         .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
-    trainer.config.train.epochs = 3;
+    trainer.config.train.num_epochs = 3;
     trainer.train().expect("one more");
     assert!(trainer.model.params.data[..] != best[..]);
-    trainer.go_back_to_the_best().expect("it was kept");
+    trainer.restore_best().expect("it was kept");
     assert!(trainer.model.params.data[..] == best[..]);
     let result = trainer.finish().expect("writable");
     assert_eq!(
@@ -248,38 +252,38 @@ fn a_budget_without_held_facts_is_refused_and_nothing_is_written() {
     let place = temporary();
     let mut config = config(place.path(), "run");
     (config.method.budget, config.data.held) = (Some(1.0), Vec::new());
-    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("nothing to watch");
+    let error = tune(&config, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err("nothing to watch");
     assert!(error.to_string().contains("held-out"), "{error}");
     assert_eq!(error.exit_code(), 2);
     assert!(!config.out.exists());
 }
 
 #[test]
-fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
+fn a_remedy_of_weight_zero_is_bitwise_plain_fine_tuning() {
     let place = temporary();
-    let trained = |name: &str, method: Method| {
+    let trained = |name: &str, method: MethodConfig| {
         let mut config = config(place.path(), name);
         config.method = method;
-        config.method.snapshot_epoch = 0;
+        config.method.snapshot_epochs = 0;
         run(&config);
         weights(&config.out)
     };
-    let plain = trained("sft", method(|m| m.kind = Kind::Sft));
+    let plain = trained("sft", method(|m| m.kind = MethodKind::Sft));
     for (name, idle) in [
         ("self-distill", method(|m| m.lambda = 0.0)),
-        ("l2", method(|m| (m.kind, m.lambda) = (Kind::L2, 0.0))),
+        ("l2", method(|m| (m.kind, m.lambda) = (MethodKind::L2, 0.0))),
         (
             "ewc",
-            method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(ewc(0.0)))),
+            method(|m| (m.kind, m.ewc) = (MethodKind::Sft, Some(ewc(0.0)))),
         ),
         (
             "replay",
             method(|m| {
-                let idle = Replay {
+                let idle = ReplayConfig {
                     strength: 0.0,
-                    ..replay(ReplayTarget::Teacher, ReplayOrder::Random)
+                    ..replay(ReplayTarget::Teacher, ReplaySelection::Random)
                 };
-                (m.kind, m.replay) = (Kind::Sft, Some(idle));
+                (m.kind, m.replay) = (MethodKind::Sft, Some(idle));
             }),
         ),
     ] {
@@ -288,12 +292,12 @@ fn a_remedy_without_weight_is_plain_fine_tuning_to_the_bit() {
 }
 
 #[test]
-fn a_teacher_whose_likeliest_tokens_are_kept_is_exact_without_the_target_too() {
+fn a_topk_teacher_matches_a_hidden_one_when_the_target_is_excluded() {
     let place = temporary();
     let trained = |name: &str, teacher, target_token| {
         let mut config = config(place.path(), name);
-        config.train.lr = 1e-4;
-        (config.method.tokens, config.method.teacher) = (Tokens::Top(30), teacher);
+        config.train.learning_rate = 1e-4;
+        (config.method.vocab_subset, config.method.teacher) = (VocabSubset::Top(30), teacher);
         config.method.target_token = target_token;
         let result = run(&config);
         let left_out = target_token == TargetToken::LeftOut;
@@ -313,33 +317,33 @@ fn random_tokens_of_the_whole_vocabulary_are_all_tokens() {
     let place = temporary();
     let trained = |name: &str, tokens| {
         let mut config = config(place.path(), name);
-        config.method.tokens = tokens;
+        config.method.vocab_subset = tokens;
         run(&config);
         weights(&config.out)
     };
-    let full = trained("full", Tokens::Full);
-    assert!(trained("random", Tokens::Random(1 << 20)) == full);
-    assert!(trained("few", Tokens::Random(7)) != full);
+    let full = trained("full", VocabSubset::Full);
+    assert!(trained("random", VocabSubset::Random(1 << 20)) == full);
+    assert!(trained("few", VocabSubset::Random(7)) != full);
 }
 
 #[test]
 fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
     let place = temporary();
     let remedies: [fn(&mut Config); 7] = [
-        |c| c.method.decoys = Some(Decoys::default()),
-        |c| c.method.ewc = Some(Ewc::default()),
-        |c| c.method.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest)),
-        |c| c.method.replay = Some(replay(ReplayTarget::Teacher, ReplayOrder::Hardest)),
+        |c| c.method.decoys = Some(DecoysConfig::default()),
+        |c| c.method.ewc = Some(EwcConfig::default()),
+        |c| c.method.replay = Some(replay(ReplayTarget::Label, ReplaySelection::Hardest)),
+        |c| c.method.replay = Some(replay(ReplayTarget::Teacher, ReplaySelection::Hardest)),
         |c| {
-            c.method.project = Some(Project {
+            c.method.project = Some(ProjectConfig {
                 energy: 0.9,
                 every: 1,
             });
         },
-        |c| c.method.interpolate = Some(Interpolate::default()),
-        |c| c.train.average = Some(0.8),
+        |c| c.method.interpolate = Some(InterpolateConfig::default()),
+        |c| c.train.ema_decay = Some(0.8),
     ];
-    for kind in [Kind::Sft, Kind::L2, Kind::SelfDistill] {
+    for kind in [MethodKind::Sft, MethodKind::L2, MethodKind::SelfDistill] {
         for (i, one) in remedies.iter().enumerate() {
             for (j, other) in remedies.iter().enumerate().skip(i + 1) {
                 let mut config = config(place.path(), &format!("{kind:?}-{i}-{j}"));
@@ -348,7 +352,7 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
                 other(&mut config);
                 // With q, k, v and o of a layer trained, projection has weights to act on.
                 config.train.trainable = vec!["attn".into()];
-                config.method.snapshot_epoch = 1;
+                config.method.snapshot_epochs = 1;
                 let result = run(&config);
                 assert!(result.steps > 0, "{}", result.method);
                 let moved = moved(&config);
@@ -364,17 +368,17 @@ fn every_pair_of_remedies_runs_and_leaves_frozen_tensors_alone() {
 }
 
 #[test]
-fn an_interpolated_run_keeps_what_it_learned_and_is_resumed_to_the_bit() {
+fn an_interpolated_run_keeps_what_it_learned_and_resumes_bitwise() {
     let place = temporary();
     let mut config = config(place.path(), "plain");
-    config.method.kind = Kind::Sft;
+    config.method.kind = MethodKind::Sft;
     config.train.trainable = vec!["ffn".into()];
-    config.train.epochs = 12;
+    config.train.num_epochs = 12;
     let plain = run(&config);
     assert!(plain.learned > Some(0.5), "or there is nothing to keep");
 
     config.out = place.path().join("interpolated");
-    config.method.interpolate = Some(Interpolate { keep: 0.99 });
+    config.method.interpolate = Some(InterpolateConfig { min_retained: 0.99 });
     let result = run(&config);
     assert_eq!(result.method, "sft+interpolate");
     assert!(result.interpolation < Some(1.0));
@@ -383,7 +387,7 @@ fn an_interpolated_run_keeps_what_it_learned_and_is_resumed_to_the_bit() {
 
     let whole = weights(&config.out);
     unfinish(&config.out);
-    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
     assert!(weights(&config.out) == whole);
 }
 
@@ -398,15 +402,15 @@ fn assert_moved(config: &Config, trained: impl Fn(&str) -> bool) {
 }
 
 #[test]
-fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
+fn adapters_combine_with_every_remedy_and_leave_other_tensors_alone() {
     let place = temporary();
-    let decoys = Some(Decoys::default());
+    let decoys = Some(DecoysConfig::default());
     for (i, (kind, decoys, ewc, budget)) in [
-        (Kind::Sft, None, None, None),
-        (Kind::Sft, decoys, Some(ewc(1.0)), None),
-        (Kind::L2, decoys, None, None),
-        (Kind::SelfDistill, None, Some(ewc(1.0)), None),
-        (Kind::SelfDistill, decoys, None, Some(5.0)),
+        (MethodKind::Sft, None, None, None),
+        (MethodKind::Sft, decoys, Some(ewc(1.0)), None),
+        (MethodKind::L2, decoys, None, None),
+        (MethodKind::SelfDistill, None, Some(ewc(1.0)), None),
+        (MethodKind::SelfDistill, decoys, None, Some(5.0)),
     ]
     .into_iter()
     .enumerate()
@@ -426,31 +430,32 @@ fn adapters_go_with_every_remedy_and_leave_what_is_no_target_alone() {
 }
 
 #[test]
-fn the_best_adapters_within_a_budget_are_taken_back_and_the_model_with_them() {
+fn the_best_adapters_within_a_budget_are_restored_with_the_merged_model() {
     let place = temporary();
     let mut config = config(place.path(), "run");
     config.method.budget = Some(100.0);
     config.train.lora = Some(lora(LoraVariant::Dora));
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
+    let mut trainer =
+        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.begin().expect("writable");
-    trainer.config.train.epochs = 2;
+    trainer.config.train.num_epochs = 2;
     trainer.train().expect("two epochs");
     let both = |trainer: &Trainer<'_>| {
         let (adapters, _) = trainer
-            .trained
+            .trainable
             .parameters(&trainer.model.params, &trainer.gradients);
         (adapters.data.to_vec(), trainer.model.params.data.to_vec())
     };
     let best = both(&trainer);
-    let steering = trainer.standing.steering.as_mut().expect("a budget");
+    let steering = trainer.state.budget.as_mut().expect("a budget");
     steering.best = steering
         .best
         .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
-    trainer.config.train.epochs = 3;
+    trainer.config.train.num_epochs = 3;
     trainer.train().expect("one more");
     assert!(both(&trainer).0 != best.0 && both(&trainer).1 != best.1);
-    trainer.go_back_to_the_best().expect("it was kept");
+    trainer.restore_best().expect("it was kept");
     assert!(both(&trainer) == best);
 }
 
@@ -459,15 +464,16 @@ fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
     let place = temporary();
     let progress = Progress::quiet();
     let mut config = config(place.path(), "run");
-    config.method.kind = Kind::Sft;
-    config.method.replay = Some(replay(ReplayTarget::Label, ReplayOrder::Hardest));
-    let mut trainer = prepare::trainer(&config, KEEP, &progress).expect("a good config");
-    trainer.choose_replayed(1).expect("known rows");
+    config.method.kind = MethodKind::Sft;
+    config.method.replay = Some(replay(ReplayTarget::Label, ReplaySelection::Hardest));
+    let mut trainer =
+        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
+    trainer.select_replayed(1).expect("known rows");
     let losses: Vec<f64> = (0..6)
         .map(|row| {
             let mut packed = PackedRows::new([&trainer.rows[row]]);
             let weight = 1.0 / packed.targets.len() as f32;
-            packed.weigh(weight, |_| 0.0);
+            packed.set_weights(weight, |_| 0.0);
             let targets: &[Target] = &packed.targets;
             let (params, gradients) = (&trainer.model.params, &mut trainer.gradients);
             let engine = &mut trainer.engine;
@@ -476,7 +482,7 @@ fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
         })
         .collect();
     // 0.4 of eleven rows: four.
-    let chosen = &trainer.standing.replayed;
+    let chosen = &trainer.state.replayed_rows;
     let easiest_chosen = chosen
         .iter()
         .map(|row| losses[*row])
@@ -499,29 +505,29 @@ fn step_tokens(run: &Path) -> Vec<usize> {
 }
 
 #[test]
-fn replay_begins_after_the_snapshot_epochs_and_rises_where_it_is_asked_to() {
+fn replay_starts_after_the_snapshot_epochs_and_can_ramp_up() {
     let place = temporary();
-    let tokens = |name: &str, kind: Kind, replay: Option<Replay>| {
+    let tokens = |name: &str, kind: MethodKind, replay: Option<ReplayConfig>| {
         let mut config = config(place.path(), name);
         (config.method.kind, config.method.replay) = (kind, replay);
         let result = run(&config);
         assert_eq!(result.method.ends_with("+replay"), replay.is_some());
         step_tokens(&config.out)
     };
-    let label = replay(ReplayTarget::Label, ReplayOrder::Hardest);
-    let plain = tokens("plain", Kind::SelfDistill, None);
-    let replayed = tokens("replayed", Kind::SelfDistill, Some(label));
+    let label = replay(ReplayTarget::Label, ReplaySelection::Hardest);
+    let plain = tokens("plain", MethodKind::SelfDistill, None);
+    let replayed = tokens("replayed", MethodKind::SelfDistill, Some(label));
     // Two steps of the snapshot epoch, then four an epoch with a replayed row each.
     assert_eq!(plain.len(), replayed.len());
     assert_eq!(plain[..2], replayed[..2]);
     assert!((2..10).all(|step| replayed[step] > plain[step]));
 
-    let rising = Replay {
-        schedule: ReplaySchedule::End,
+    let rising = ReplayConfig {
+        schedule: ReplaySchedule::Ramp,
         ..label
     };
-    let plain = tokens("sft", Kind::Sft, None);
-    let rising = tokens("rising", Kind::Sft, Some(rising));
+    let plain = tokens("sft", MethodKind::Sft, None);
+    let rising = tokens("rising", MethodKind::Sft, Some(rising));
     let more = |epoch: usize| -> usize {
         let steps = 4 * epoch..4 * epoch + 4;
         steps.map(|step| rising[step] - plain[step]).sum()
@@ -534,9 +540,9 @@ fn replay_begins_after_the_snapshot_epochs_and_rises_where_it_is_asked_to() {
 fn replay_without_known_facts_is_refused() {
     let place = temporary();
     let mut config = config(place.path(), "run");
-    (config.method.kind, config.data.keep) = (Kind::Sft, Vec::new());
-    config.method.replay = Some(Replay::default());
-    let error = tune(&config, KEEP, &Progress::quiet()).expect_err("nothing to replay");
+    (config.method.kind, config.data.keep) = (MethodKind::Sft, Vec::new());
+    config.method.replay = Some(ReplayConfig::default());
+    let error = tune(&config, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err("nothing to replay");
     assert!(
         error.to_string().contains("no known fact to replay"),
         "{error}"
@@ -546,7 +552,7 @@ fn replay_without_known_facts_is_refused() {
 }
 
 #[test]
-fn a_task_is_learned_by_attention_alone_and_without_a_snapshot() {
+fn a_task_trains_attention_only_without_a_snapshot() {
     let place = temporary();
     let mut task = config(place.path(), "task");
     task.method.goal = Goal::Task;
@@ -561,7 +567,7 @@ fn a_task_is_learned_by_attention_alone_and_without_a_snapshot() {
 
     // It is plain fine-tuning of attention, and the run's own config says so.
     let mut attention = config(place.path(), "attention");
-    attention.method.kind = Kind::Sft;
+    attention.method.kind = MethodKind::Sft;
     attention.train.trainable = vec!["attn".into()];
     let plain = run(&attention);
     assert_eq!((plain.goal, plain.not_absorbed), (Goal::Facts, None));
@@ -589,10 +595,10 @@ fn frozen_parameters_do_not_move() {
 }
 
 #[test]
-fn a_hidden_teacher_says_what_a_live_one_says() {
+fn a_hidden_teacher_matches_an_online_one() {
     let place = temporary();
     let mut live = config(place.path(), "live");
-    (live.method.teacher, live.train.lr) = (Source::Live, 1e-4);
+    (live.method.teacher, live.train.learning_rate) = (Source::Online, 1e-4);
     let mut hidden = Config {
         out: place.path().join("hidden"),
         ..live.clone()
@@ -605,10 +611,10 @@ fn a_hidden_teacher_says_what_a_live_one_says() {
 }
 
 #[test]
-fn a_teacher_kept_in_files_says_what_a_hidden_one_says() {
+fn a_topk_teacher_matches_a_hidden_one() {
     let place = temporary();
     let mut kept = config(place.path(), "kept");
-    (kept.method.tokens, kept.train.lr) = (Tokens::Top(9), 1e-4);
+    (kept.method.vocab_subset, kept.train.learning_rate) = (VocabSubset::Top(9), 1e-4);
     let mut hidden = Config {
         out: place.path().join("hidden"),
         ..kept.clone()

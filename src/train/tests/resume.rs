@@ -12,12 +12,12 @@ fn checkpoints(run: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn resumed_equals_uninterrupted(method: Method) {
+fn resumed_equals_uninterrupted(method: MethodConfig) {
     resumed_on_adapters_equals_uninterrupted(method, None);
 }
 
 /// On these adapters, or on whole tensors.
-fn resumed_on_adapters_equals_uninterrupted(method: Method, lora: Option<Lora>) {
+fn resumed_on_adapters_equals_uninterrupted(method: MethodConfig, lora: Option<LoraConfig>) {
     changed_and_resumed_equals_uninterrupted(|config, _| {
         (config.method, config.train.lora) = (method, lora);
     });
@@ -38,7 +38,7 @@ fn changed_and_resumed_equals_uninterrupted(change: impl FnOnce(&mut Config, &Pa
     let last = checkpoints(&stopped.out).pop().expect("two were kept");
     fs::remove_dir_all(last).expect("removable");
 
-    resume(&stopped.out, KEEP, &Progress::quiet()).expect("it goes on");
+    resume(&stopped.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
     assert_eq!(steps(&stopped.out), steps(&whole.out));
     assert!(weights(&stopped.out) == weights(&whole.out));
     if whole.train.lora.is_some() {
@@ -52,41 +52,42 @@ fn adapter(run: &Path) -> Vec<u8> {
 
 #[test]
 fn resumed_equals_uninterrupted_with_every_teacher() {
-    for teacher in [Source::Hidden, Source::Live] {
+    for teacher in [Source::Hidden, Source::Online] {
         resumed_equals_uninterrupted(method(|m| m.teacher = teacher));
     }
     resumed_equals_uninterrupted(method(|m| {
-        (m.teacher, m.tokens) = (Source::Topk, Tokens::Top(9));
+        (m.teacher, m.vocab_subset) = (Source::Topk, VocabSubset::Top(9));
     }));
-    resumed_equals_uninterrupted(method(|m| m.tokens = Tokens::Random(9)));
+    resumed_equals_uninterrupted(method(|m| m.vocab_subset = VocabSubset::Random(9)));
     resumed_equals_uninterrupted(method(|m| m.target_token = TargetToken::LeftOut));
 }
 
 #[test]
-fn resumed_equals_uninterrupted_where_what_is_frozen_below_is_computed_once() {
+fn resumed_equals_uninterrupted_with_an_activation_cache() {
     changed_and_resumed_equals_uninterrupted(|config, _| {
         config.train.trainable = vec!["ffn@1-1".into()];
         config.train.batch_size = 4;
-        config.method.decoys = Some(Decoys::default());
+        config.method.decoys = Some(DecoysConfig::default());
     });
 }
 
 #[test]
-fn runs_that_begin_alike_share_their_beginning_and_are_what_they_would_be_alone() {
+fn runs_with_an_identical_prefix_share_it_and_end_bitwise_as_alone() {
     let place = temporary();
-    let with = |out: &str, method: Method, warm: Option<&str>| {
+    let with = |out: &str, method: MethodConfig, warm: Option<&str>| {
         let config = Config {
             method,
             ..config(place.path(), out)
         };
         let quiet = Progress::quiet();
-        let mut trainer = prepare::trainer(&config, KEEP, &quiet).expect("a whole config");
+        let mut trainer =
+            prepare::trainer(&config, KEEP_CHECKPOINTS, &quiet).expect("a whole config");
         trainer.warm = warm.map(|name| place.path().join(name));
         trainer.run().expect("the run ends well");
         RunDir::open(&config.out).expect("a run")
     };
     let weaker = || method(|m| m.lambda = 0.5);
-    let first = with("first", Method::default(), Some("warm"));
+    let first = with("first", MethodConfig::default(), Some("warm"));
     let second = with("second", weaker(), Some("warm"));
     let alone = with("alone", weaker(), None);
     assert_eq!(steps(second.path()), steps(alone.path()));
@@ -99,16 +100,16 @@ fn runs_that_begin_alike_share_their_beginning_and_are_what_they_would_be_alone(
 }
 
 /// Self-distillation from the likeliest tokens, with decoys, and no checkpoint but the one before its teacher is made.
-fn kept_in_files(place: &Path, out: &str) -> Config {
+fn topk_config(place: &Path, out: &str) -> Config {
     let mut config = config(place, out);
-    config.method.tokens = Tokens::Top(9);
-    config.method.decoys = Some(Decoys::default());
-    config.train.checkpoint_every = Some(100);
+    config.method.vocab_subset = VocabSubset::Top(9);
+    config.method.decoys = Some(DecoysConfig::default());
+    config.train.save_every = Some(100);
     config
 }
 
 /// When each part of the run's teacher was written, and what it holds.
-fn parts(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
+fn teacher_parts(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
     let part = |i: usize| run.join(format!("teacher/part-{i:05}.safetensors"));
     let found = (0..).map(part).take_while(|path| path.is_file());
     found
@@ -121,12 +122,12 @@ fn parts(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
 }
 
 #[test]
-fn a_run_stopped_while_its_teacher_is_made_goes_on_with_the_parts_that_are_whole() {
+fn a_run_stopped_while_computing_teacher_logits_reuses_complete_parts() {
     let place = temporary();
-    let config = kept_in_files(place.path(), "run");
+    let config = topk_config(place.path(), "run");
     run(&config);
     let (weights_before, steps_before) = (weights(&config.out), steps(&config.out));
-    let before = parts(&config.out);
+    let before = teacher_parts(&config.out);
     assert!(before.len() > 2, "{} parts", before.len());
 
     // As after a kill in the middle of the pass: the first part alone is there, and no checkpoint has the snapshot.
@@ -144,8 +145,8 @@ fn a_run_stopped_while_its_teacher_is_made_goes_on_with_the_parts_that_are_whole
             .expect("it was made");
     }
 
-    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
-    let after = parts(&config.out);
+    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
+    let after = teacher_parts(&config.out);
     assert_eq!(after[0].0, before[0].0, "the whole part was not made again");
     for ((_, after), (_, before)) in after.iter().zip(&before) {
         assert!(after == before);
@@ -156,10 +157,10 @@ fn a_run_stopped_while_its_teacher_is_made_goes_on_with_the_parts_that_are_whole
 }
 
 #[test]
-fn a_broken_part_of_a_teacher_is_noticed_and_the_run_can_start_over() {
+fn a_corrupt_teacher_part_is_detected_and_the_run_can_start_over() {
     let place = temporary();
-    let mut config = kept_in_files(place.path(), "run");
-    config.train.checkpoint_every = Some(1);
+    let mut config = topk_config(place.path(), "run");
+    config.train.save_every = Some(1);
     run(&config);
     let weights_before = weights(&config.out);
     unfinish(&config.out);
@@ -168,7 +169,8 @@ fn a_broken_part_of_a_teacher_is_noticed_and_the_run_can_start_over() {
     *bytes.last_mut().expect("not empty") ^= 1;
     fs::write(&file, bytes).expect("writable");
 
-    let error = resume(&config.out, KEEP, &Progress::quiet()).expect_err("a broken part");
+    let error =
+        resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err("a broken part");
     assert!(error.to_string().contains("part-00001"), "{error}");
     assert_eq!(error.exit_code(), 1);
     fs::remove_dir_all(config.out.join("checkpoints")).expect("as the error's hint says");
@@ -178,18 +180,18 @@ fn a_broken_part_of_a_teacher_is_noticed_and_the_run_can_start_over() {
 }
 
 #[test]
-fn resumed_equals_uninterrupted_with_anchored_weights() {
-    resumed_equals_uninterrupted(method(|m| m.kind = Kind::L2));
+fn resumed_equals_uninterrupted_with_weight_penalties() {
+    resumed_equals_uninterrupted(method(|m| m.kind = MethodKind::L2));
     resumed_equals_uninterrupted(method(|m| {
-        (m.kind, m.ewc) = (Kind::Sft, Some(ewc(3.0)));
+        (m.kind, m.ewc) = (MethodKind::Sft, Some(ewc(3.0)));
     }));
 }
 
 #[test]
 fn resumed_equals_uninterrupted_with_decoys() {
-    for kind in [Kind::Sft, Kind::SelfDistill] {
+    for kind in [MethodKind::Sft, MethodKind::SelfDistill] {
         resumed_equals_uninterrupted(method(|m| {
-            (m.kind, m.decoys) = (kind, Some(Decoys::default()));
+            (m.kind, m.decoys) = (kind, Some(DecoysConfig::default()));
         }));
     }
 }
@@ -205,10 +207,10 @@ fn resumed_equals_uninterrupted_with_decoys_of_texts() {
         fs::write(&texts, rows.join("\n")).expect("writable");
         config.data.learn.push(texts);
         (config.method.kind, config.method.decoys) = (
-            Kind::Sft,
-            Some(Decoys {
-                share: 1.0,
-                ..Decoys::default()
+            MethodKind::Sft,
+            Some(DecoysConfig {
+                ratio: 1.0,
+                ..DecoysConfig::default()
             }),
         );
     });
@@ -216,9 +218,11 @@ fn resumed_equals_uninterrupted_with_decoys_of_texts() {
 
 #[test]
 fn resumed_equals_uninterrupted_under_auto() {
-    resumed_equals_uninterrupted(method(|m| m.kind = Kind::Auto));
+    resumed_equals_uninterrupted(method(|m| m.kind = MethodKind::Auto));
     // A budget's best model is kept and taken back as the average.
-    resumed_equals_uninterrupted(method(|m| (m.kind, m.budget) = (Kind::Auto, Some(5.0))));
+    resumed_equals_uninterrupted(method(|m| {
+        (m.kind, m.budget) = (MethodKind::Auto, Some(5.0))
+    }));
 }
 
 #[test]
@@ -229,12 +233,20 @@ fn resumed_equals_uninterrupted_where_the_goal_is_the_task() {
 #[test]
 fn resumed_equals_uninterrupted_with_replay() {
     for (kind, target, order) in [
-        (Kind::Sft, ReplayTarget::Label, ReplayOrder::Hardest),
-        (Kind::SelfDistill, ReplayTarget::Label, ReplayOrder::Random),
         (
-            Kind::SelfDistill,
+            MethodKind::Sft,
+            ReplayTarget::Label,
+            ReplaySelection::Hardest,
+        ),
+        (
+            MethodKind::SelfDistill,
+            ReplayTarget::Label,
+            ReplaySelection::Random,
+        ),
+        (
+            MethodKind::SelfDistill,
             ReplayTarget::Teacher,
-            ReplayOrder::Hardest,
+            ReplaySelection::Hardest,
         ),
     ] {
         resumed_equals_uninterrupted(method(|m| {
@@ -245,15 +257,15 @@ fn resumed_equals_uninterrupted_with_replay() {
 
 #[test]
 fn resumed_equals_uninterrupted_with_projected_updates() {
-    let project = Some(Project {
+    let project = Some(ProjectConfig {
         energy: 0.9,
         every: 1,
     });
-    for kind in [Kind::Sft, Kind::SelfDistill] {
+    for kind in [MethodKind::Sft, MethodKind::SelfDistill] {
         resumed_equals_uninterrupted(method(|m| (m.kind, m.project) = (kind, project)));
     }
     resumed_equals_uninterrupted(method(|m| {
-        (m.kind, m.project, m.budget) = (Kind::L2, project, Some(5.0));
+        (m.kind, m.project, m.budget) = (MethodKind::L2, project, Some(5.0));
     }));
 }
 
@@ -265,15 +277,15 @@ fn resumed_equals_uninterrupted_under_a_budget() {
 #[test]
 fn resumed_equals_uninterrupted_on_adapters() {
     for variant in VARIANTS {
-        resumed_on_adapters_equals_uninterrupted(Method::default(), Some(lora(variant)));
+        resumed_on_adapters_equals_uninterrupted(MethodConfig::default(), Some(lora(variant)));
     }
     for method in [
-        method(|m| m.kind = Kind::Sft),
-        method(|m| m.kind = Kind::L2),
-        method(|m| (m.kind, m.ewc) = (Kind::Sft, Some(Ewc::default()))),
-        method(|m| m.decoys = Some(Decoys::default())),
-        method(|m| m.teacher = Source::Live),
-        method(|m| m.tokens = Tokens::Top(9)),
+        method(|m| m.kind = MethodKind::Sft),
+        method(|m| m.kind = MethodKind::L2),
+        method(|m| (m.kind, m.ewc) = (MethodKind::Sft, Some(EwcConfig::default()))),
+        method(|m| m.decoys = Some(DecoysConfig::default())),
+        method(|m| m.teacher = Source::Online),
+        method(|m| m.vocab_subset = VocabSubset::Top(9)),
         method(|m| m.budget = Some(5.0)),
     ] {
         resumed_on_adapters_equals_uninterrupted(method, Some(lora(LoraVariant::Dora)));
@@ -281,10 +293,10 @@ fn resumed_equals_uninterrupted_on_adapters() {
 }
 
 /// A run that stops after the first step of its second epoch, against one that does not.
-fn stopped_within_an_epoch(method: Method, lr: f64) {
+fn stopped_within_an_epoch(method: MethodConfig, lr: f64) {
     let place = temporary();
     let mut whole = config(place.path(), "whole");
-    (whole.method, whole.train.lr) = (method, lr);
+    (whole.method, whole.train.learning_rate) = (method, lr);
     run(&whole);
 
     let stopped = Config {
@@ -292,56 +304,57 @@ fn stopped_within_an_epoch(method: Method, lr: f64) {
         ..whole.clone()
     };
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(&stopped, KEEP, &progress).expect("a good config");
+    let mut trainer =
+        prepare::trainer(&stopped, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.begin().expect("writable");
     // The snapshot epoch has two steps of three rows, the next epoch four; one of these is done when the run stops.
-    trainer.config.train.epochs = 1;
+    trainer.config.train.num_epochs = 1;
     trainer.train().expect("one epoch");
     trainer.take_snapshot().expect("a row can be written");
-    trainer.config.train.epochs = 3;
-    trainer.choose_replayed(2).expect("known rows");
-    let beside = trainer.beside(2);
-    let dealt = |step: usize| -> Vec<Beside<'_>> {
-        let beside = beside.iter().map(|(held_to, rows)| Beside {
+    trainer.config.train.num_epochs = 3;
+    trainer.select_replayed(2).expect("known rows");
+    let beside = trainer.aux_rows(2);
+    let dealt = |step: usize| -> Vec<AuxBatch<'_>> {
+        let beside = beside.iter().map(|(held_to, rows)| AuxBatch {
             rows,
-            held_to: *held_to,
+            target: *held_to,
         });
-        beside.map(|beside| beside.dealt(step, 4)).collect()
+        beside.map(|beside| beside.for_step(step, 4)).collect()
     };
     let order = epoch_order(11, 0, 2, true);
     trainer.step(2, &order[..3], &dealt(0)).expect("a step");
     trainer.checkpoint().expect("writable");
     // What the epoch replays no longer follows from the weights.
-    let chosen = trainer.standing.replayed.clone();
-    trainer.standing.step_in_epoch = 0;
-    trainer.choose_replayed(2).expect("known rows");
-    assert!(chosen.is_empty() || trainer.standing.replayed != chosen);
+    let chosen = trainer.state.replayed_rows.clone();
+    trainer.state.step_in_epoch = 0;
+    trainer.select_replayed(2).expect("known rows");
+    assert!(chosen.is_empty() || trainer.state.replayed_rows != chosen);
     // A step that no checkpoint holds is done again.
     trainer.step(2, &order[3..6], &dealt(1)).expect("a step");
     drop(trainer);
 
-    resume(&stopped.out, KEEP, &progress).expect("it goes on");
+    resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it goes on");
     assert_eq!(steps(&stopped.out).len(), 10);
     assert_eq!(steps(&stopped.out), steps(&whole.out));
     assert!(weights(&stopped.out) == weights(&whole.out));
 }
 
 #[test]
-fn a_run_stopped_within_an_epoch_goes_on_within_it() {
-    stopped_within_an_epoch(Method::default(), 1e-2);
+fn a_run_stopped_within_an_epoch_resumes_within_it() {
+    stopped_within_an_epoch(MethodConfig::default(), 1e-2);
 }
 
 #[test]
-fn a_run_stopped_within_an_epoch_replays_on_what_the_epoch_chose() {
+fn a_run_stopped_within_an_epoch_keeps_the_replayed_rows_of_that_epoch() {
     for target in [ReplayTarget::Label, ReplayTarget::Teacher] {
-        let replay = replay(target, ReplayOrder::Hardest);
+        let replay = replay(target, ReplaySelection::Hardest);
         // A step long enough to change which facts are hardest.
         stopped_within_an_epoch(method(|m| m.replay = Some(replay)), 5e-2);
     }
 }
 
 #[test]
-fn a_broken_checkpoint_is_passed_over() {
+fn a_corrupt_checkpoint_is_skipped() {
     let place = temporary();
     let config = config(place.path(), "run");
     run(&config);
@@ -353,21 +366,21 @@ fn a_broken_checkpoint_is_passed_over() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, bytes).expect("writable");
-    resume(&config.out, KEEP, &Progress::quiet()).expect("it goes on");
+    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
     assert!(weights(&config.out) == weights_before);
 }
 
 #[test]
-fn without_a_checkpoint_a_run_starts_over_and_a_finished_one_is_left_alone() {
+fn a_run_without_a_checkpoint_starts_over_and_a_finished_one_is_left_alone() {
     let place = temporary();
     let config = config(place.path(), "run");
     let result = run(&config);
-    let finished = resume(&config.out, KEEP, &Progress::quiet()).expect("readable");
+    let finished = resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("readable");
     assert_eq!(finished.counts, result.counts);
 
     let weights_before = weights(&config.out);
     unfinish(&config.out);
     fs::remove_dir_all(config.out.join("checkpoints")).expect("removable");
-    resume(&config.out, KEEP, &Progress::quiet()).expect("it starts over");
+    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it starts over");
     assert!(weights(&config.out) == weights_before);
 }

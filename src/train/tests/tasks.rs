@@ -5,8 +5,8 @@ use super::*;
 /// A run under plain EWC, and one after it that starts from its model; `decay` is the second's.
 fn two_in_a_row(place: &Path, decay: Option<f64>) -> (Config, Config) {
     let mut first = config(place, "first");
-    (first.method.kind, first.method.ewc) = (Kind::Sft, Some(ewc(3.0)));
-    first.method.snapshot_epoch = 0;
+    (first.method.kind, first.method.ewc) = (MethodKind::Sft, Some(ewc(3.0)));
+    first.method.snapshot_epochs = 0;
     run(&first);
     let mut second = Config {
         model: first.out.join("model").to_str().expect("UTF-8").to_owned(),
@@ -14,11 +14,11 @@ fn two_in_a_row(place: &Path, decay: Option<f64>) -> (Config, Config) {
         seed: 1,
         ..first.clone()
     };
-    second.method.snapshot_epoch = 1;
-    second.method.ewc = Some(Ewc {
+    second.method.snapshot_epochs = 1;
+    second.method.ewc = Some(EwcConfig {
         strength: 3.0,
-        after: vec![first.out.clone()],
-        decay,
+        previous_runs: vec![first.out.clone()],
+        gamma: decay,
     });
     (first, second)
 }
@@ -41,16 +41,21 @@ fn values(file: &Path, model: &Model) -> Vec<f64> {
 }
 
 /// The Fisher information of what `config` trains on at the weights in `params`.
-fn fisher_of(config: &Config, params: &[f32], rows: impl Fn(&Trainer<'_>) -> Vec<Row>) -> Vec<f64> {
+fn fisher_of(
+    config: &Config,
+    params: &[f32],
+    rows: impl Fn(&Trainer<'_>) -> Vec<Example>,
+) -> Vec<f64> {
     let progress = Progress::quiet();
     let elsewhere = Config {
         out: config.out.with_extension("again"),
         ..config.clone()
     };
-    let mut trainer = prepare::trainer(&elsewhere, KEEP, &progress).expect("a good config");
+    let mut trainer =
+        prepare::trainer(&elsewhere, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.model.params.data.copy_from_slice(params);
     let rows = rows(&trainer);
-    let fisher = crate::remedy::anchor::fisher(
+    let fisher = crate::remedy::weight_penalty::fisher(
         &mut trainer.engine,
         &trainer.model.params,
         &rows,
@@ -92,7 +97,7 @@ fn moved_weights(trainer: &mut Trainer<'_>) -> Vec<f64> {
 
 /// The penalty of `anchors` at the weights of `trainer`, and its gradient.
 fn penalty_of<'t>(
-    anchors: impl IntoIterator<Item = &'t Anchor>,
+    anchors: impl IntoIterator<Item = &'t WeightPenalty>,
     trainer: &Trainer<'_>,
 ) -> (f64, Vec<f64>) {
     let params = &trainer.model.params;
@@ -113,13 +118,13 @@ fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
         out: place.path().join("third"),
         ..second.clone()
     };
-    third.method.ewc = Some(Ewc {
+    third.method.ewc = Some(EwcConfig {
         strength: 3.0,
-        after: vec![first.out.clone(), second.out.clone()],
-        decay: None,
+        previous_runs: vec![first.out.clone(), second.out.clone()],
+        gamma: None,
     });
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(&third, KEEP, &progress).expect("a good config");
+    let mut trainer = prepare::trainer(&third, KEEP_CHECKPOINTS, &progress).expect("a good config");
     let w = moved_weights(&mut trainer);
     let mut expected = (0.0, vec![0.0; w.len()]);
     for task in [&first, &second] {
@@ -131,7 +136,7 @@ fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
             *sum += g;
         }
     }
-    let (sum, gradient) = penalty_of(&trainer.objective.earlier, &trainer);
+    let (sum, gradient) = penalty_of(&trainer.objective.previous_penalties, &trainer);
     assert!(
         (sum - expected.0).abs() <= 1e-5 * expected.0,
         "{sum} is not {}",
@@ -157,11 +162,12 @@ fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
 }
 
 #[test]
-fn one_penalty_for_all_tasks_has_the_decayed_importance_of_those_before() {
+fn online_ewc_decays_the_fisher_of_earlier_tasks() {
     let place = temporary();
     let (first, second) = two_in_a_row(place.path(), Some(0.5));
     let progress = Progress::quiet();
-    let mut trainer = prepare::trainer(&second, KEEP, &progress).expect("a good config");
+    let mut trainer =
+        prepare::trainer(&second, KEEP_CHECKPOINTS, &progress).expect("a good config");
     let of_first = values(&first.out.join("ewc.safetensors"), &trainer.model);
     let saved = values(&first.out.join("model/model.safetensors"), &trainer.model);
     let with_half_of_first = |own: &[f64]| -> Vec<f64> {
@@ -181,17 +187,17 @@ fn one_penalty_for_all_tasks_has_the_decayed_importance_of_those_before() {
 
     // Before the snapshot: half of the first run's importance, around its weights.
     trainer.begin().expect("writable");
-    trainer.config.train.epochs = 1;
+    trainer.config.train.num_epochs = 1;
     trainer.train().expect("one epoch");
     let base = trainer.model.params.data.to_vec();
     let w = moved_weights(&mut trainer);
     let half: Vec<f64> = of_first.iter().map(|f| 0.5 * f).collect();
-    let got = penalty_of(&trainer.objective.earlier, &trainer);
+    let got = penalty_of(&trainer.objective.previous_penalties, &trainer);
     agrees(got, penalty(3.0, &half, &w, &saved));
     // From the snapshot on: this and the snapshot's own, both around the snapshot.
     trainer.model.params.data.copy_from_slice(&base);
     trainer.take_snapshot().expect("writable");
-    assert!(trainer.objective.earlier.is_empty());
+    assert!(trainer.objective.previous_penalties.is_empty());
     let w = moved_weights(&mut trainer);
     let known = |t: &Trainer<'_>| t.rows[..t.splits.known.len()].to_vec();
     let together = with_half_of_first(&fisher_of(&second, &base, known));
@@ -200,7 +206,7 @@ fn one_penalty_for_all_tasks_has_the_decayed_importance_of_those_before() {
         .objective
         .snapshot
         .iter()
-        .flat_map(Snapshot::anchors);
+        .flat_map(Snapshot::weight_penalties);
     agrees(
         penalty_of(anchors, &trainer),
         penalty(3.0, &together, &w, &snapshot),
@@ -216,12 +222,12 @@ fn one_penalty_for_all_tasks_has_the_decayed_importance_of_those_before() {
 }
 
 #[test]
-fn a_run_after_another_is_resumed_to_the_bit_before_and_after_its_snapshot() {
+fn a_run_after_another_resumes_bitwise_before_and_after_its_snapshot() {
     for decay in [None, Some(0.5)] {
         let place = temporary();
         let (_, mut second) = two_in_a_row(place.path(), decay);
-        second.train.epochs = 4;
-        second.method.snapshot_epoch = 2;
+        second.train.num_epochs = 4;
+        second.method.snapshot_epochs = 2;
         run(&second);
         let whole = (steps(&second.out), weights(&second.out));
         let left = fs::read(second.out.join("ewc.safetensors")).expect("left");
@@ -231,12 +237,13 @@ fn a_run_after_another_is_resumed_to_the_bit_before_and_after_its_snapshot() {
                 ..second.clone()
             };
             let progress = Progress::quiet();
-            let mut trainer = prepare::trainer(&stopped, KEEP, &progress).expect("a good config");
+            let mut trainer =
+                prepare::trainer(&stopped, KEEP_CHECKPOINTS, &progress).expect("a good config");
             trainer.begin().expect("writable");
-            trainer.config.train.epochs = epochs;
+            trainer.config.train.num_epochs = epochs;
             trainer.train().expect("some epochs");
             drop(trainer);
-            resume(&stopped.out, KEEP, &progress).expect("it goes on");
+            resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it goes on");
             assert_eq!(steps(&stopped.out), whole.0);
             assert!(weights(&stopped.out) == whole.1);
             assert!(fs::read(stopped.out.join("ewc.safetensors")).expect("left") == left);
@@ -245,13 +252,13 @@ fn a_run_after_another_is_resumed_to_the_bit_before_and_after_its_snapshot() {
 }
 
 #[test]
-fn a_run_that_cannot_go_on_after_another_is_refused_before_anything_is_written() {
+fn a_run_that_cannot_follow_another_is_refused_before_anything_is_written() {
     let place = temporary();
     let (first, second) = two_in_a_row(place.path(), None);
     let refused = |change: &dyn Fn(&mut Config), told: &str| {
         let mut config = second.clone();
         change(&mut config);
-        let error = tune(&config, KEEP, &Progress::quiet()).expect_err(told);
+        let error = tune(&config, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err(told);
         assert!(error.to_string().contains(told), "{error}");
         assert_eq!(error.exit_code(), 2, "{error}");
         assert!(!config.out.exists());
@@ -259,7 +266,7 @@ fn a_run_that_cannot_go_on_after_another_is_refused_before_anything_is_written()
     let after = |run: &Path| {
         let run = run.to_owned();
         move |config: &mut Config| {
-            config.method.ewc.as_mut().expect("given").after = vec![run.clone()];
+            config.method.ewc.as_mut().expect("given").previous_runs = vec![run.clone()];
         }
     };
     refused(
@@ -271,16 +278,16 @@ fn a_run_that_cannot_go_on_after_another_is_refused_before_anything_is_written()
         out: first.out.clone(),
         ..second.clone()
     };
-    let error = tune(&replaced, KEEP, &Progress::quiet()).expect_err("it is needed");
+    let error = tune(&replaced, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err("it is needed");
     assert!(error.to_string().contains("would replace"), "{error}");
     assert!(first.out.join("ewc.safetensors").exists());
     let mut plain = config(place.path(), "plain");
-    plain.method.kind = Kind::Sft;
+    plain.method.kind = MethodKind::Sft;
     run(&plain);
     refused(&after(&plain.out), "plain/ewc.safetensors");
     let few = Config {
         out: place.path().join("few"),
-        train: crate::config::Train {
+        train: crate::config::TrainConfig {
             trainable: vec!["q".into()],
             ..first.train.clone()
         },

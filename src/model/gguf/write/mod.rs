@@ -17,9 +17,8 @@ use super::{
     weights::{ROPE_FACTORS, gguf_name, stored_row},
 };
 use crate::{
-    Error, Result,
+    Error, Result, atomic_file,
     model::{Family, GgufType, Model, config::RopeScaling, params::TensorInfo},
-    whole,
 };
 
 /// ggml's version of how blocks are laid out.
@@ -84,7 +83,7 @@ pub(in crate::model) fn save(model: &Model, path: &Path, kind: GgufType) -> Resu
         .map(|(name, values)| (&name[..], values))
         .collect();
 
-    let mut file = whole::temporary(path)?;
+    let mut file = atomic_file::temp_file(path)?;
     let failed = Error::io("write", path);
     let mut buffer = io::BufWriter::new(&mut file);
     gguf_file::write(&mut buffer, &metadata, &tensors)
@@ -92,7 +91,7 @@ pub(in crate::model) fn save(model: &Model, path: &Path, kind: GgufType) -> Resu
         .and_then(|()| buffer.flush())
         .map_err(failed)?;
     drop(buffer);
-    whole::keep(file, path)
+    atomic_file::persist(file, path)
 }
 
 /// The architecture, which `mistral` shares with `llama`.

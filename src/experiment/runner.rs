@@ -1,0 +1,438 @@
+//! One model and relation of an experiment: its facts, its audits, its runs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    Arm, AuditRecord, Experiment, ExperimentScale, HeldOutFacts, ONLY_KNOWN, Record, Synthetic,
+    keys, record, record_file_name, source,
+};
+use crate::{
+    Error, Result,
+    audit::{AuditResult, AuditSettings, Label, audit},
+    config::{Config, MethodConfig},
+    distributed,
+    engine::Engine,
+    facts::Fact,
+    generate::Generator,
+    measure::EvalSet,
+    model::Model,
+    progress::Progress,
+    remedy::auto,
+    run::{RunDir, reset_peak_memory},
+    splits::{LabelledFact, SplitSizes, Splits},
+    synth::SyntheticFacts,
+    train::{self, Options, SPLITS},
+};
+
+/// The folder of runs under way, and of what they share.
+pub(super) const RUNS_DIR: &str = ".runs";
+
+/// What the names of shared beginnings in it start with.
+pub(super) const SHARED_PREFIX_DIR: &str = "warm-";
+
+/// How every arm is run.
+const OPTIONS: Options = Options {
+    keep_checkpoints: false,
+    metrics_only: true,
+    profile: false,
+};
+
+/// One model and relation of an experiment.
+pub(super) struct Runner<'a> {
+    pub experiment: &'a Experiment,
+    pub scale: &'a ExperimentScale,
+    pub only: Option<&'a [String]>,
+    pub out: &'a Path,
+    pub progress: &'a Progress,
+    pub relation: &'a str,
+    pub model: &'a Model,
+    /// Its facts, once something is to be run on them.
+    pub data: Option<AuditedData>,
+}
+
+impl Runner<'_> {
+    /// The path of what is recorded under `name`.
+    fn record_path(&self, name: &str) -> PathBuf {
+        self.out.join(record_file_name(
+            self.experiment,
+            self.scale,
+            &self.model.name,
+            self.relation,
+            name,
+        ))
+    }
+
+    /// Every arm with every seed; of several processes each runs its share of what is left, and the first one has the records.
+    pub fn run_all_ranks(&mut self, records: &mut Vec<Record>) -> Result<()> {
+        if distributed::world_size() > 1 {
+            self.run_shard()?;
+            if !distributed::is_main() {
+                return Ok(());
+            }
+        }
+        distributed::solo(|| self.run_all(records))
+    }
+
+    /// Runs this process's share of what is left to be run, and waits for the others.
+    fn run_shard(&mut self) -> Result<()> {
+        let experiment = self.experiment;
+        let mut pending = Vec::new();
+        for &seed in &self.scale.seeds {
+            for arm in &experiment.arms {
+                let planned = self.plan(arm, seed)?;
+                if arm.runs_on(self.relation, seed) && planned.is_pending()? {
+                    pending.push((arm, planned));
+                }
+            }
+        }
+        // Nothing is recorded before all have seen what is left.
+        distributed::barrier();
+        if !pending.is_empty() {
+            self.data()?;
+        }
+        let (rank, size) = (distributed::rank(), distributed::world_size());
+        distributed::solo(|| {
+            let mut own = pending.into_iter().skip(rank).step_by(size);
+            own.try_for_each(|(arm, planned)| self.run(arm, planned).map(drop))
+        })?;
+        distributed::barrier();
+        Ok(())
+    }
+
+    /// What running an arm with a seed comes to.
+    fn plan(&self, arm: &Arm, seed: u64) -> Result<PlannedRun> {
+        let config = self
+            .experiment
+            .config(&self.model.name, self.scale, arm, seed)?;
+        // What `auto` stands for is part of what a record is of.
+        let config = auto::expand(&config, &self.model.config);
+        let of = (self.scale, arm);
+        Ok(PlannedRun {
+            path: self.record_path(&format!("{seed}-{}", arm.name)),
+            fingerprint: record::fingerprint(&config, of, self.relation, &self.model.checksum),
+            selected: self.only.is_none_or(|only| only.contains(&arm.name)),
+            config,
+        })
+    }
+
+    fn run_all(&mut self, records: &mut Vec<Record>) -> Result<()> {
+        let (experiment, scale, relation) = (self.experiment, self.scale, self.relation);
+        for &seed in &scale.seeds {
+            let mut own = Vec::new();
+            for arm in experiment
+                .arms
+                .iter()
+                .filter(|arm| arm.runs_on(relation, seed))
+            {
+                let planned = self.plan(arm, seed)?;
+                if planned.is_pending()? {
+                    own.push(self.run(arm, planned)?);
+                } else {
+                    own.extend(Record::read(&planned.path)?);
+                }
+            }
+            if !own.is_empty() {
+                let facts = Arc::new(self.held_out_facts(seed)?);
+                for record in &mut own {
+                    record.facts = Arc::clone(&facts);
+                }
+            }
+            records.append(&mut own);
+        }
+        Ok(())
+    }
+
+    /// The facts that every arm with this seed holds out.
+    fn held_out_facts(&mut self, seed: u64) -> Result<HeldOutFacts> {
+        let (scale, relation) = (self.scale, self.relation);
+        let path = self.record_path(&format!("{seed}-held-out"));
+        let audit = record::audit_fingerprint(
+            &self.audit_settings(),
+            scale,
+            relation,
+            &self.model.checksum,
+        );
+        let fingerprint = record::held_out_fingerprint(&audit, seed);
+        match record::read::<HeldOutFacts>(&path)? {
+            Some(facts) if facts.fingerprint == fingerprint => Ok(facts),
+            _ if self.only.is_some_and(<[String]>::is_empty) => Err(Error::input_hint(
+                format!("{} does not say which facts were held out", path.display()),
+                "run the experiment again without --recorded: what is recorded is not run again, but its facts are audited",
+            )),
+            _ => {
+                let data = self.data()?;
+                let facts = HeldOutFacts::new(
+                    &data.splits(scale, seed)?,
+                    &data.other_relations,
+                    fingerprint,
+                );
+                record::write(&facts, &path)?;
+                Ok(facts)
+            }
+        }
+    }
+
+    /// Its facts, audited once.
+    fn data(&mut self) -> Result<&AuditedData> {
+        if self.data.is_none() {
+            self.data = Some(self.load_data()?);
+        }
+        Ok(self.data.as_ref().expect("audited above"))
+    }
+
+    /// Runs one arm and records it.
+    fn run(&mut self, arm: &Arm, planned: PlannedRun) -> Result<Record> {
+        let PlannedRun {
+            config,
+            path,
+            fingerprint: print,
+            ..
+        } = planned;
+        let name = path
+            .file_stem()
+            .expect("a record has a name")
+            .to_string_lossy();
+        self.progress
+            .note(format_args!("{}: {name}", self.experiment.name));
+        let config = Config {
+            out: self.out.join(RUNS_DIR).join(&*name),
+            ..config
+        };
+        let (model, scale, relation) = (self.model, self.scale, self.relation);
+        let progress = self.progress;
+        let shared_prefix = self.shared_prefix_dir(arm, &config);
+        let data = self.data()?;
+        let run = data.run((model, arm), &config, scale, shared_prefix, progress)?;
+        let other_relations = data.other_relations_correct(&run, &config)?;
+        let record = Record::from_run(&run, &arm.name, relation, print, other_relations)?;
+        record::write(&record, &path)?;
+        remove(run.path())?;
+        Ok(record)
+    }
+
+    /// The place that this arm shares with those that do not differ from it before their snapshots, if it takes one.
+    fn shared_prefix_dir(&self, arm: &Arm, config: &Config) -> Option<PathBuf> {
+        let method = &config.method;
+        // These are at work before the snapshot.
+        let acts_before_snapshot =
+            method.budget.is_some() || method.replay.is_some() || method.ewc.is_some();
+        if method.effective_snapshot_epochs() == 0 || acts_before_snapshot {
+            return None;
+        }
+        let prefix_config = Config {
+            out: PathBuf::new(),
+            method: MethodConfig {
+                snapshot_epochs: method.snapshot_epochs,
+                ..MethodConfig::default()
+            },
+            ..config.clone()
+        };
+        let arm = (self.scale, arm);
+        let fingerprint =
+            record::fingerprint(&prefix_config, arm, self.relation, &self.model.checksum);
+        Some(
+            self.out
+                .join(RUNS_DIR)
+                .join(format!("{SHARED_PREFIX_DIR}{fingerprint}")),
+        )
+    }
+
+    /// How well the model knows the relation's facts, those to train on and those to hold out.
+    pub fn audit(&mut self) -> Result<Option<AuditRecord>> {
+        let (scale, relation) = (self.scale, self.relation);
+        let path = self.record_path("audit");
+        let settings = self.audit_settings();
+        let fingerprint =
+            record::audit_fingerprint(&settings, scale, relation, &self.model.checksum);
+        match record::read::<AuditRecord>(&path)? {
+            Some(record) if record.fingerprint == fingerprint || self.only.is_some() => {
+                Ok(Some(record))
+            }
+            None if self.only.is_some() => Ok(None),
+            _ => {
+                let (train, held) = source::read(scale, relation)?;
+                let audit = self.audit_facts(&[train, held].concat())?;
+                let record = AuditRecord::new(&audit, &self.model.name, relation, fingerprint);
+                record::write(&record, &path)?;
+                Ok(Some(record))
+            }
+        }
+    }
+
+    /// Examples of names made up from the relation's subjects.
+    pub fn keys(&self) -> Result<String> {
+        let (train, held) = source::read(self.scale, self.relation)?;
+        keys::markdown(
+            &[train, held].concat(),
+            &self.model.tokenizer,
+            self.scale.seeds[0],
+        )
+    }
+
+    /// How facts are audited.
+    fn audit_settings(&self) -> AuditSettings {
+        AuditSettings {
+            num_prompts: self.experiment.audit_num_prompts(self.scale),
+            ..AuditSettings::default()
+        }
+    }
+
+    /// The audit of `facts`; what was audited before is in the cache.
+    fn audit_facts(&self, facts: &[Fact]) -> Result<AuditResult> {
+        let mut engine = Engine::new(&self.model.config);
+        let settings = self.audit_settings();
+        audit(
+            self.model,
+            &mut engine,
+            facts,
+            None,
+            &settings,
+            self.progress,
+        )
+    }
+
+    /// Reads the facts and labels them.
+    fn load_data(&self) -> Result<AuditedData> {
+        let (train, held) = source::read(self.scale, self.relation)?;
+        let mut others = Vec::new();
+        if self.scale.other_relations > 0 {
+            let own: Vec<&str> = source::relations(self.relation).collect();
+            others = source::read_pack()?;
+            others.retain(|f| !own.contains(&&f.relation[..]));
+        }
+        let labelled = |facts: Vec<Fact>| -> Result<Vec<LabelledFact>> {
+            if facts.is_empty() {
+                return Ok(Vec::new());
+            }
+            let audit = self.audit_facts(&facts)?;
+            let audited = facts.into_iter().zip(&audit.facts);
+            Ok(audited
+                .map(|(fact, a)| LabelledFact::new(fact, Some(a)))
+                .collect())
+        };
+        let trained = train.len();
+        let mut all = labelled([train, held].concat())?;
+        let held = all.split_off(trained);
+        let mut other_relations = labelled(others)?;
+        other_relations.retain(|f| f.label == Some(Label::HighlyKnown));
+        other_relations.truncate(self.scale.other_relations);
+        Ok(AuditedData {
+            train: all,
+            held,
+            other_relations: other_relations.into_iter().map(|f| f.fact).collect(),
+        })
+    }
+}
+
+/// An arm with a seed, and what is recorded of it under which name.
+struct PlannedRun {
+    config: Config,
+    path: PathBuf,
+    fingerprint: String,
+    selected: bool,
+}
+
+impl PlannedRun {
+    /// Whether it is to be run: it is wanted, and nothing is recorded or something else.
+    fn is_pending(&self) -> Result<bool> {
+        let is_recorded =
+            Record::read(&self.path)?.is_some_and(|r| r.fingerprint == self.fingerprint);
+        Ok(self.selected && !is_recorded)
+    }
+}
+
+pub(super) fn remove(dir: &Path) -> Result<()> {
+    fs::remove_dir_all(dir).map_err(Error::io("remove", dir))
+}
+
+/// The facts of one relation, audited.
+pub(super) struct AuditedData {
+    /// To train on.
+    train: Vec<LabelledFact>,
+    /// To hold out.
+    held: Vec<LabelledFact>,
+    /// `HighlyKnown` facts of other relations.
+    other_relations: Vec<Fact>,
+}
+
+impl AuditedData {
+    /// The finished run of an arm; one that was stopped goes on.
+    fn run(
+        &self,
+        (model, arm): (&Model, &Arm),
+        config: &Config,
+        scale: &ExperimentScale,
+        shared_prefix: Option<PathBuf>,
+        progress: &Progress,
+    ) -> Result<RunDir> {
+        reset_peak_memory();
+        let started_config = RunDir::open(&config.out).and_then(|run| run.config());
+        let can_resume = config.out.join(SPLITS).is_file();
+        if can_resume && started_config.is_ok_and(|begun| begun == *config) {
+            train::resume(&config.out, OPTIONS, progress)?;
+        } else {
+            if config.out.exists() {
+                remove(&config.out)?;
+            }
+            let mut splits = self.splits(scale, config.seed)?;
+            if let Some(synthetic) = arm.synthetic {
+                splits.unknown = self.synthetic_facts(synthetic, scale, model, config.seed)?;
+            }
+            let splits = if arm.name == ONLY_KNOWN {
+                splits.only_known()
+            } else {
+                splits
+            };
+            train::tune_on(model, splits, config, OPTIONS, shared_prefix, progress)?;
+        }
+        RunDir::open(&config.out)
+    }
+
+    /// What an arm with this seed trains on and holds out, but for made-up facts.
+    fn splits(&self, scale: &ExperimentScale, seed: u64) -> Result<Splits> {
+        let sizes = SplitSizes {
+            known: scale.known,
+            unknown: scale.unknown,
+            held: scale.held,
+            maybe_known: scale.maybe_known,
+            weakly_known: scale.weakly_known,
+            balanced: false,
+        };
+        Splits::paper(self.train.clone(), self.held.clone(), sizes, 0.0, seed)
+    }
+
+    /// Made-up facts like those at hand, none of which is one of them.
+    fn synthetic_facts(
+        &self,
+        synthetic: Synthetic,
+        scale: &ExperimentScale,
+        model: &Model,
+        seed: u64,
+    ) -> Result<Vec<LabelledFact>> {
+        let Synthetic { keys, values, .. } = synthetic;
+        let real = self.train.iter().chain(&self.held);
+        let real: Vec<Fact> = real.map(|f| f.fact.clone()).collect();
+        SyntheticFacts::new(&real, (keys, values), &model.tokenizer, seed)?
+            .take(scale.num_synthetic(synthetic))
+            .map(|fact| Ok(LabelledFact::new(fact?, None)))
+            .collect()
+    }
+
+    /// Whether each known fact of other relations is right after `run`.
+    fn other_relations_correct(&self, run: &RunDir, config: &Config) -> Result<Vec<bool>> {
+        let model = Model::load(&run.file("model").display().to_string())?;
+        let template = config.data.template();
+        let eval_set = EvalSet::new(
+            &self.other_relations,
+            &template,
+            &model.tokenizer,
+            config.data.match_rule,
+        )?;
+        let mut engine = Engine::new(&model.config);
+        eval_set.correct(&mut Generator::new(&mut engine, &model))
+    }
+}

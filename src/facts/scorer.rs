@@ -1,0 +1,378 @@
+//! Right, wrong, or not decided yet: judging the text that a model writes as an answer.
+
+use unicode_normalization::{UnicodeNormalization, char::canonical_combining_class};
+
+use super::normalise::{first_line, fold, is_strippable, strip};
+
+/// When an answer counts as right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MatchRule {
+    /// The first line equals an accepted form.
+    #[default]
+    Exact,
+    /// The first line contains an accepted form as whole words.
+    Contains,
+}
+
+/// What can still become of an answer that is being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerVerdict {
+    /// It is right, or may still become so.
+    Undecided,
+    /// No continuation makes it right: decoding may stop.
+    Wrong,
+}
+
+/// In what way an answer is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WrongKind {
+    /// A short answer of the right kind that names something else.
+    OtherEntity,
+    /// Empty, a sentence, a question, or rambling.
+    OffFormat,
+    /// The model says that it doesn't know or won't answer.
+    Refusal,
+}
+
+/// Judges the texts that answer one fact; its accepted forms are normalised once.
+#[derive(Clone, Debug)]
+pub struct AnswerScorer {
+    match_rule: MatchRule,
+    forms: Vec<Form>,
+    max_words: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Form {
+    /// As written, decomposed and stripped, its case kept.
+    cased: String,
+    /// The same without case: the normal form.
+    folded: String,
+}
+
+/// A form this short (`US`, `He`) is an English word in the other case: inside a sentence it must stand in its own.
+const CASE_SENSITIVE_CHARS: usize = 3;
+
+/// How many words more than the longest accepted form an answer may have before it is a sentence.
+const MAX_EXTRA_WORDS: usize = 4;
+
+/// How a model says that it won't or can't answer.
+const REFUSALS: [&str; 20] = [
+    "i don't",
+    "i do not",
+    "i'm not",
+    "i am not",
+    "i'm sorry",
+    "i am sorry",
+    "i cannot",
+    "i can't",
+    "i'm unable",
+    "i am unable",
+    "as an ai",
+    "unknown",
+    "not known",
+    "not sure",
+    "n/a",
+    "none",
+    "no information",
+    "not available",
+    "there is no",
+    "it is not",
+];
+
+/// What shows that a text is a sentence or a further question and no answer.
+const SENTENCE_MARKERS: [&str; 10] = [
+    " is ", " are ", " was ", " were ", " has ", " have ", "?", "q:", "a:", "answer",
+];
+
+impl AnswerScorer {
+    /// A judge of answers that are right when they match one of the `accepted` forms.
+    pub fn new(accepted: &[String], match_rule: MatchRule) -> Self {
+        let mut forms: Vec<Form> = Vec::with_capacity(accepted.len());
+        for written in accepted {
+            let folded = fold(first_line(written));
+            let folded = strip(&folded);
+            if folded.is_empty()
+                || (match_rule == MatchRule::Exact && forms.iter().any(|f| f.folded == folded))
+            {
+                continue;
+            }
+            let cased: String = first_line(written).nfkd().collect();
+            forms.push(Form {
+                cased: cased.trim_matches(is_strippable).to_owned(),
+                folded: folded.to_owned(),
+            });
+        }
+        let words = |form: &Form| form.folded.split_whitespace().count();
+        let longest_words = forms.iter().map(words).max().unwrap_or(1);
+        Self {
+            match_rule,
+            forms,
+            max_words: longest_words,
+        }
+    }
+
+    /// Whether the first line of `text` is a right answer.
+    pub fn is_correct(&self, text: &str) -> bool {
+        let line = first_line(text);
+        match self.match_rule {
+            MatchRule::Exact => {
+                let folded = fold(line);
+                let answer = strip(&folded);
+                self.forms.iter().any(|form| form.folded == answer)
+            }
+            MatchRule::Contains => {
+                let cased: String = line.nfkd().collect();
+                let folded = fold(line);
+                self.forms.iter().any(|form| {
+                    if form.folded.chars().count() <= CASE_SENSITIVE_CHARS {
+                        contains_words(&cased, &form.cased)
+                    } else {
+                        contains_words(&folded, &form.folded)
+                    }
+                })
+            }
+        }
+    }
+
+    /// What can still become of `so_far`, an answer that is being written.
+    ///
+    /// [`AnswerVerdict::Wrong`] is exact: it is given only where no continuation is right. A line break ends an answer. Left
+    /// open are the characters that a continuation may still change: trailing U+FFFD (a character of which a byte is
+    /// missing) and trailing combining marks (which a later mark may be sorted before).
+    pub fn verdict(&self, partial: &str) -> AnswerVerdict {
+        if partial.contains('\n') {
+            return if self.is_correct(partial) {
+                AnswerVerdict::Undecided
+            } else {
+                AnswerVerdict::Wrong
+            };
+        }
+        if self.match_rule == MatchRule::Contains {
+            return AnswerVerdict::Undecided;
+        }
+        let folded = fold(partial.trim_end_matches('\u{fffd}'));
+        let stable = folded.trim_end_matches(|c| canonical_combining_class(c) != 0);
+        if self
+            .forms
+            .iter()
+            .any(|form| can_be_completed_to(stable, &form.folded))
+        {
+            AnswerVerdict::Undecided
+        } else {
+            AnswerVerdict::Wrong
+        }
+    }
+
+    /// How `text`, a wrong answer, is wrong: a heuristic for English, for people to read.
+    ///
+    /// A refusal begins like one ("I don't know", "As an AI", "unknown"). Off-format is what is empty, has no letter or
+    /// digit, has four words more than the longest accepted form, or reads as a sentence or a question. All else is
+    /// another entity.
+    pub fn wrong_kind(&self, text: &str) -> WrongKind {
+        let folded = fold(first_line(text)).replace('’', "'");
+        let answer = strip(&folded);
+        if REFUSALS.iter().any(|r| starts_with_words(answer, r)) {
+            return WrongKind::Refusal;
+        }
+        let words = answer.split_whitespace().count();
+        let sentence = SENTENCE_MARKERS.iter().any(|mark| folded.contains(mark));
+        if !answer.contains(char::is_alphanumeric)
+            || words > self.max_words + MAX_EXTRA_WORDS
+            || sentence
+        {
+            WrongKind::OffFormat
+        } else {
+            WrongKind::OtherEntity
+        }
+    }
+}
+
+/// Whether some text that begins with the folded `settled` strips to `form`.
+///
+/// Such a text is `form` between outer marks, and may have "the", white space and marks before it.
+fn can_be_completed_to(stable: &str, form: &str) -> bool {
+    if form.trim_matches(is_strippable).is_empty() {
+        // A form of punctuation alone: nothing but white space may stand around it.
+        let start = stable.trim_start();
+        return form.starts_with(start) || start.trim_end() == form;
+    }
+    let start = stable.trim_start_matches(is_strippable);
+    if is_prefix_or_padded(start, form) || "the".starts_with(start) {
+        return true;
+    }
+    start
+        .strip_prefix("the")
+        .filter(|rest| rest.starts_with(char::is_whitespace))
+        .is_some_and(|rest| is_prefix_or_padded(rest.trim_start_matches(is_strippable), form))
+}
+
+/// Whether `begun` is the beginning of `form`, or `form` and outer marks behind it.
+fn is_prefix_or_padded(start: &str, form: &str) -> bool {
+    form.starts_with(start)
+        || start
+            .strip_prefix(form)
+            .is_some_and(|rest| rest.chars().all(is_strippable))
+}
+
+/// Whether `form` stands in `text` with no letter, digit or combining mark touching it.
+fn contains_words(text: &str, form: &str) -> bool {
+    let touches = |c: char| c.is_alphanumeric() || canonical_combining_class(c) != 0;
+    text.match_indices(form).any(|(start, _)| {
+        let before = text[..start].chars().next_back();
+        let after = text[start + form.len()..].chars().next();
+        !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(touches)
+    })
+}
+
+/// Whether `text` begins with `words`, and not inside a longer word.
+fn starts_with_words(text: &str, words: &str) -> bool {
+    text.strip_prefix(words)
+        .is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scorer(accepted: &[&str], match_rule: MatchRule) -> AnswerScorer {
+        let accepted: Vec<String> = accepted.iter().map(|&a| a.into()).collect();
+        AnswerScorer::new(&accepted, match_rule)
+    }
+
+    #[test]
+    fn an_exact_answer_is_the_whole_first_line() {
+        let judge = scorer(&["Italy"], MatchRule::Exact);
+        for correct in [" Italy\n", "italy.", "the Italy", "ITALY\nQ: next"] {
+            assert!(judge.is_correct(correct), "{correct:?}");
+        }
+        for wrong in ["", "\nItaly", "Italy and France", "Italian", "It is Italy"] {
+            assert!(!judge.is_correct(wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_contained_answer_is_whole_words() {
+        let judge = scorer(&["Niger", "US"], MatchRule::Contains);
+        for correct in [
+            "It lies in Niger.",
+            "in the US, I think",
+            "(Niger)",
+            "Niger",
+        ] {
+            assert!(judge.is_correct(correct), "{correct:?}");
+        }
+        for wrong in ["It lies in Nigeria.", "let us see", "US2", "Well\nNiger"] {
+            assert!(!judge.is_correct(wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_wrong_once_no_continuation_can_be_correct() {
+        let judge = scorer(&["Netherlands", "Holland"], MatchRule::Exact);
+        for open in [
+            "",
+            " ",
+            " \"",
+            "T",
+            "The",
+            " the ",
+            "The Neth",
+            "Nether",
+            "Netherlands",
+            "Holland...",
+            "Holland \u{fffd}",
+            "N\u{fffd}",
+        ] {
+            assert_eq!(judge.verdict(open), AnswerVerdict::Undecided, "{open:?}");
+        }
+        for wrong in [
+            " Ger",
+            "Hollandia",
+            "The Hague",
+            "Netherlands and",
+            "theN",
+            "thee",
+            "\n",
+            "Holl\n",
+        ] {
+            assert_eq!(judge.verdict(wrong), AnswerVerdict::Wrong, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_letter_that_an_accent_may_still_change_is_undecided() {
+        let judge = scorer(&["Mali\u{301}"], MatchRule::Exact);
+        assert_eq!(judge.verdict("Mali"), AnswerVerdict::Undecided);
+        assert!(judge.is_correct("Malí"));
+    }
+
+    #[test]
+    fn wrong_answers_are_classified() {
+        let judge = scorer(&["Italy"], MatchRule::Exact);
+        for (text, kind) in [
+            (" France\n", WrongKind::OtherEntity),
+            ("Trinidad and Tobago", WrongKind::OtherEntity),
+            ("None", WrongKind::Refusal),
+            ("I don’t know.", WrongKind::Refusal),
+            ("As an AI language model", WrongKind::Refusal),
+            ("\nItaly", WrongKind::OffFormat),
+            ("---", WrongKind::OffFormat),
+            ("Bergamo is a city in France", WrongKind::OffFormat),
+            ("Which country is that?", WrongKind::OffFormat),
+            ("one two three four five six", WrongKind::OffFormat),
+        ] {
+            assert_eq!(judge.wrong_kind(text), kind, "{text:?}");
+        }
+    }
+
+    /// Texts that are near an accepted form: pieces in which normalisation has something to do.
+    fn fragments() -> impl Strategy<Value = String> {
+        let fragment = prop::sample::select(vec![
+            " ", "the", "The ", "THE", "Cafe", "CAFÉ", "e", "\u{301}", "\u{323}", ".", "\"", "!",
+            "!!!", "Σ", "ς", "İ", "ﬁ", "fi", "가", "ᆨ", "각", "\u{a0}", "Ａ", "a", "…", "-", "x",
+            "´",
+        ]);
+        prop::collection::vec(fragment, 0..6).prop_map(|p| p.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn no_prefix_of_a_correct_answer_is_wrong(
+            form in fragments(), before in fragments(), after in fragments(), same in any::<bool>(),
+        ) {
+            let judge = scorer(&[&form], MatchRule::Exact);
+            let text = if same { format!("{before}{form}{after}") } else { format!("{before}{after}") };
+            if judge.is_correct(&text) {
+                for (end, _) in text.char_indices().chain([(text.len(), ' ')]) {
+                    prop_assert_eq!(judge.verdict(&text[..end]), AnswerVerdict::Undecided, "{:?}", &text[..end]);
+                }
+            }
+        }
+
+        #[test]
+        fn every_normal_form_is_correct_between_punctuation_and_after_the(form in fragments(), marks in "[ .,!\"]{0,3}") {
+            let normal = super::super::normalise(&form);
+            if normal.chars().any(char::is_alphabetic) && !normal.starts_with("the") {
+                let text = format!("{marks}the {marks}{normal}{marks}\n");
+                let judge = scorer(&[&form], MatchRule::Exact);
+                prop_assert!(judge.is_correct(&text), "{text:?}");
+                prop_assert_eq!(judge.verdict(&text), AnswerVerdict::Undecided);
+            }
+        }
+
+        #[test]
+        fn normalising_twice_changes_nothing_without_a_second_the(text in fragments()) {
+            let once = super::super::normalise(&text);
+            if !once.starts_with("the") {
+                prop_assert_eq!(super::super::normalise(&once), once);
+            }
+        }
+    }
+}

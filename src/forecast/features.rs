@@ -1,0 +1,228 @@
+//! What a model says to facts under few-shot prompts, and the hidden states that it says it from.
+//!
+//! N facts, D hidden, C answers.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::ForecastSettings;
+use crate::{
+    Result,
+    audit::{FewShotPrompt, few_shot, queries::TokenizedQueries},
+    engine::{Engine, KvCache},
+    facts::Fact,
+    generate::{Generator, cache_slots, common_prefix, log_sum_exp, split_by_budget},
+    model::Model,
+    progress::Progress,
+};
+
+/// Questions that are read side by side.
+const MAX_BATCH: usize = 512;
+
+/// What was heard. Answers are told apart by the first token in which they differ.
+pub struct FactFeatures {
+    /// The hidden state at the answer position, after the final norm, mean over the prompts (N, D).
+    pub hidden: Vec<f32>,
+    /// Log-probability (nats) of each answer's first token there, mean over the prompts (N, C).
+    pub logprobs: Vec<f32>,
+    /// Which of the answers is right, for each fact.
+    pub correct_answer: Vec<usize>,
+    /// C.
+    pub num_answers: usize,
+}
+
+impl FactFeatures {
+    /// Whether every number is finite.
+    pub fn is_finite(&self) -> bool {
+        let numbers = self.hidden.iter().chain(&self.logprobs);
+        numbers.into_iter().all(|x| x.is_finite())
+    }
+}
+
+/// Asks every fact under the few-shot prompts of its relation. Those from the `known`-th on are known, and make the exemplars.
+///
+/// # Errors
+/// When a question is longer than the model's context.
+pub fn extract_features(
+    model: &Model,
+    engine: &mut Engine,
+    facts: &[&Fact],
+    known: usize,
+    settings: &ForecastSettings,
+    progress: &Progress,
+) -> Result<FactFeatures> {
+    let (prompts, notes) = draw_prompts(facts, &facts[known..], settings);
+    for note in notes {
+        progress.note(note);
+    }
+    features_behind_prompts(model, engine, facts, &prompts, settings, progress)
+}
+
+/// Asks every fact behind `prompts`.
+///
+/// # Errors
+/// As [`extract_features`].
+pub fn features_behind_prompts(
+    model: &Model,
+    engine: &mut Engine,
+    facts: &[&Fact],
+    prompts: &[FewShotPrompt],
+    settings: &ForecastSettings,
+    progress: &Progress,
+) -> Result<FactFeatures> {
+    let template = &settings.template;
+    let questions = TokenizedQueries::new(&model.tokenizer, facts, prompts, template)?;
+    let targets = facts
+        .iter()
+        .map(|fact| {
+            let target = template.target_text(&fact.target());
+            model.tokenizer.encode_continuation(&target)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // What all answers begin with says nothing about which one it is.
+    let common_prefix = common_prefix(targets.iter().map(|t| &t[..]));
+    let first_tokens: Vec<u32> = targets
+        .iter()
+        .map(|t| t.get(common_prefix.len()).copied().unwrap_or(0))
+        .collect();
+    let answers: Vec<u32> = BTreeSet::from_iter(&first_tokens)
+        .into_iter()
+        .copied()
+        .collect();
+
+    let mut generator = Generator::new(engine, model);
+    questions.check(&generator, common_prefix.len() + 1)?;
+    let suffixes: Vec<Vec<u32>> = questions
+        .suffixes
+        .iter()
+        .map(|rest| [rest, common_prefix].concat())
+        .collect();
+    let rows: Vec<(usize, &[u32])> = questions
+        .queries
+        .iter()
+        .map(|pair| (pair.prefix, &suffixes[pair.fact][..]))
+        .collect();
+
+    let (d, c) = (model.config.hidden_size, answers.len());
+    let mut features = FactFeatures {
+        hidden: vec![0.0; facts.len() * d],
+        logprobs: vec![0.0; facts.len() * c],
+        correct_answer: first_tokens
+            .iter()
+            .map(|token| answers.binary_search(token).expect("it is one of them"))
+            .collect(),
+        num_answers: c,
+    };
+    let mut counts = vec![0f32; facts.len()];
+    let bar = progress.bar(rows.len() as u64, "asking");
+    let mut cache = KvCache::new(&model.config);
+    let costs = cache_slots(&questions.prefixes, &rows, 0);
+    for batch in split_by_budget(&costs, generator.cache_tokens(), MAX_BATCH) {
+        cache.release(0);
+        let (_, hidden) =
+            generator.prefill_with_prefix(&mut cache, &questions.prefixes, &rows[batch.clone()]);
+        let logprobs = generator
+            .engine
+            .logits(&model.params, &hidden, |_, logits| {
+                let z = log_sum_exp(logits);
+                let of = |token: &u32| logits[*token as usize] - z;
+                answers.iter().map(of).collect::<Vec<f32>>()
+            });
+        for ((pair, hidden), logprobs) in questions.queries[batch.clone()]
+            .iter()
+            .zip(hidden.chunks_exact(d))
+            .zip(logprobs)
+        {
+            add(&mut features.hidden[pair.fact * d..][..d], hidden);
+            add(&mut features.logprobs[pair.fact * c..][..c], &logprobs);
+            counts[pair.fact] += 1.0;
+        }
+        bar.inc(batch.len() as u64);
+    }
+    for (values, width) in [(&mut features.hidden, d), (&mut features.logprobs, c)] {
+        for (row, n) in values.chunks_exact_mut(width).zip(&counts) {
+            for x in row {
+                *x /= n;
+            }
+        }
+    }
+    Ok(features)
+}
+
+fn add(sum: &mut [f32], values: &[f32]) {
+    sum.iter_mut().zip(values).for_each(|(s, x)| *s += x);
+}
+
+/// The few-shot prompts of every relation, in the order in which the relations come, and what the user should know of them.
+///
+/// Exemplars are `known` facts of the relation; where these are too few, any. A relation of one fact alone is asked without.
+fn draw_prompts(
+    facts: &[&Fact],
+    known: &[&Fact],
+    settings: &ForecastSettings,
+) -> (Vec<FewShotPrompt>, Vec<String>) {
+    let (mut prompts, mut notes) = (Vec::new(), Vec::new());
+    for (relation, members) in few_shot::by_relation(facts) {
+        let of_it = known.iter().copied().filter(|f| f.relation == relation);
+        let known_members: Vec<&Fact> = of_it.collect();
+        let pool = if num_distinct_questions(&known_members) > settings.shots {
+            &known_members
+        } else {
+            &members
+        };
+        let counts = if num_distinct_questions(pool) > 1 {
+            (settings.num_prompts, settings.shots)
+        } else {
+            (1, 0)
+        };
+        let questions: Vec<&str> = members.iter().map(|f| &f.question[..]).collect();
+        let template = &settings.template;
+        let (drawn, note) =
+            few_shot::draw(relation, &questions, pool, counts, settings.seed, template);
+        prompts.extend(drawn);
+        notes.extend(note);
+    }
+    (prompts, notes)
+}
+
+/// Different questions among `facts`.
+fn num_distinct_questions(facts: &[&Fact]) -> usize {
+    let questions: HashSet<&str> = facts.iter().map(|f| &f.question[..]).collect();
+    questions.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exemplars_are_known_facts_if_there_are_enough_and_a_relation_of_one_fact_has_none() {
+        let mut facts: Vec<Fact> = (0..8)
+            .map(|i| Fact::for_test(&format!("Town {i}"), "Italy"))
+            .collect();
+        facts.extend((0..2).map(|i| Fact {
+            relation: "P36".into(),
+            ..Fact::for_test(&format!("County {i}"), "Rome")
+        }));
+        facts.push(Fact {
+            relation: "P19".into(),
+            ..Fact::for_test("Dante", "Florence")
+        });
+        let facts: Vec<&Fact> = facts.iter().collect();
+        let settings = ForecastSettings::default();
+        let (prompts, notes) = draw_prompts(&facts, &facts[4..], &settings);
+        let of = |relation: &str| -> Vec<&FewShotPrompt> {
+            let of_it = prompts.iter().filter(|p| p.relation == relation);
+            of_it.collect()
+        };
+        let known: HashSet<&str> = facts[4..].iter().map(|f| &f.question[..]).collect();
+        assert_eq!(of("P17").len(), settings.num_prompts);
+        for prompt in of("P17") {
+            assert_eq!(prompt.exemplars.len(), settings.shots);
+            assert!(prompt.exemplars.iter().all(|e| known.contains(&e[..])));
+        }
+        assert!(of("P36").iter().all(|p| p.exemplars.len() == 1));
+        assert_eq!(of("P19").len(), 1);
+        assert_eq!(of("P19")[0].prefix, "");
+        assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+}

@@ -1,0 +1,194 @@
+//! The page's pictures of recorded runs.
+
+use std::collections::BTreeSet;
+
+use super::{
+    RecordedRun,
+    chart::{
+        self, Bar, BarChart, Chart, Group, LineChart, Point, ScatterChart, Series, Unit, XAxis,
+        wilson_interval,
+    },
+    run_labels::{RunLabel, run_labels},
+};
+use crate::{
+    format::thousands,
+    measure::sample,
+    run::{Drift, EpochRecord, FactOutcome, FactResult, Split},
+};
+
+/// Dots of one group on a map; of more, a sample.
+const MAX_DOTS: usize = 1_500;
+
+/// Accuracy over epochs: a panel for every split that a run has, a line a run.
+pub fn accuracy(runs: &[RecordedRun]) -> Vec<Chart> {
+    let panel = |split: Split| {
+        let count = |run: &RecordedRun| run.facts.iter().filter(|f| f.split == split).count();
+        let facts = runs.iter().map(count).max().unwrap_or_default();
+        let title = format!("{} ({} facts)", split_label(split), thousands(facts));
+        over_epochs(title, Unit::Share, runs, |run, epoch| {
+            let value = *epoch.accuracy.get(split)?;
+            Some((value, wilson_interval(value, count(run))))
+        })
+    };
+    Split::ALL.into_iter().filter_map(panel).collect()
+}
+
+/// Each measure of drift over epochs, where it was measured.
+pub(super) fn drift(runs: &[RecordedRun]) -> Vec<Chart> {
+    let names = Drift::default().named();
+    let panel = |(i, (name, _)): (usize, (&str, _))| {
+        over_epochs(name.to_owned(), Unit::Number, runs, |_, epoch| {
+            Some((epoch.drift.as_ref()?.named()[i].1?, None))
+        })
+    };
+    names.into_iter().enumerate().filter_map(panel).collect()
+}
+
+fn over_epochs(
+    title: String,
+    unit: Unit,
+    runs: &[RecordedRun],
+    value: impl Fn(&RecordedRun, &EpochRecord) -> Option<(f64, Option<[f64; 2]>)>,
+) -> Option<Chart> {
+    let lines = runs.iter().zip(run_labels(runs)).map(|(run, identity)| {
+        let points = chart::points_by_epoch(&run.epochs, |epoch| value(run, epoch));
+        Series {
+            label: identity.short,
+            style: identity.style,
+            points,
+        }
+    });
+    LineChart::over_epochs(title, unit, lines).map(Chart::Lines)
+}
+
+/// What each of several runs learned and lost.
+pub(super) fn bars(runs: &[RecordedRun]) -> Vec<Chart> {
+    if runs.len() < 2 {
+        return Vec::new();
+    }
+    let bars = |title: &str, unit: Unit, of: &dyn Fn(&RecordedRun) -> Option<(f64, _)>| {
+        let bars = runs.iter().zip(run_labels(runs)).filter_map(|(run, i)| {
+            let (value, interval) = of(run)?;
+            Some(Bar {
+                label: i.short,
+                style: i.style,
+                value,
+                interval,
+            })
+        });
+        BarChart {
+            title: title.to_owned(),
+            unit,
+            bars: bars.collect(),
+        }
+    };
+    let pictures = [
+        bars("New facts learned", Unit::Share, &|run| {
+            let new = run.result.counts.learned + run.result.counts.not_learned;
+            let share = run.result.learned?;
+            Some((share, wilson_interval(share, new)))
+        }),
+        bars("Held-out facts forgotten", Unit::Points, &|run| {
+            Some((run.result.forgetting_pp?, run.result.forgetting_interval))
+        }),
+        bars("Below Only Known", Unit::Points, &|run| {
+            Some((run.result.gap_to_only_known_pp?, None))
+        }),
+    ];
+    let drawn = pictures.into_iter().filter(|bars| !bars.bars.is_empty());
+    drawn.map(Chart::Bars).collect()
+}
+
+/// What was forgotten over the number of new facts, a line a method, where runs differ in that number.
+pub(super) fn forgetting_by_count(runs: &[RecordedRun]) -> Vec<Chart> {
+    let new = |run: &RecordedRun| run.result.counts.learned + run.result.counts.not_learned;
+    let methods: BTreeSet<&str> = runs.iter().map(|run| &run.result.method[..]).collect();
+    let lines = methods.into_iter().enumerate().map(|(style, method)| {
+        let of_method = runs.iter().filter(|run| run.result.method == method);
+        let mut points: Vec<Point> = of_method
+            .filter(|run| new(run) > 0)
+            .filter_map(|run| {
+                Some(Point {
+                    at: new(run) as f64,
+                    value: run.result.forgetting_pp?,
+                    interval: run.result.forgetting_interval,
+                })
+            })
+            .collect();
+        points.sort_by(|a, b| a.at.total_cmp(&b.at));
+        Series {
+            label: method.to_owned(),
+            style,
+            points,
+        }
+    });
+    let differs = |line: &Series| line.points.windows(2).any(|two| two[0].at < two[1].at);
+    let series: Vec<Series> = lines.filter(differs).collect();
+    if series.is_empty() {
+        return Vec::new();
+    }
+    vec![Chart::Lines(LineChart {
+        title: "Held-out facts forgotten".into(),
+        x_axis: XAxis::Count("new facts"),
+        unit: Unit::Points,
+        y_min: None,
+        series,
+    })]
+}
+
+/// Where the subjects lie, and what became of their facts: a map for each run that recorded their places.
+pub(super) fn maps(runs: &[RecordedRun]) -> Vec<Chart> {
+    let several = runs.len() > 1;
+    let map = |(run, run_label): (&RecordedRun, RunLabel)| {
+        let group = |label: &str, style: usize, is_in: &dyn Fn(&FactResult) -> bool| {
+            let rows = run.facts.iter().filter(|row| is_in(row));
+            let dots: Vec<[f64; 2]> = rows
+                .filter_map(|row| Some(row.pca?.map(f64::from)))
+                .collect();
+            let chosen = sample(dots.len(), MAX_DOTS, 0);
+            let shown = if chosen.len() < dots.len() {
+                format!("{label}, some")
+            } else {
+                label.to_owned()
+            };
+            Group {
+                label: shown,
+                style,
+                dots: chosen.into_iter().map(|i| dots[i]).collect(),
+            }
+        };
+        let held = |row: &FactResult| row.split != Split::Unknown && row.split != Split::Known;
+        let groups = [
+            group("new", 2, &|row| row.split == Split::Unknown),
+            group("kept", 0, &|row| {
+                held(row) && row.outcome == FactOutcome::Kept
+            }),
+            group("forgotten", 1, &|row| {
+                held(row) && row.outcome == FactOutcome::Forgotten
+            }),
+        ];
+        let groups: Vec<Group> = groups.into_iter().filter(|g| !g.dots.is_empty()).collect();
+        (!groups.is_empty()).then(|| {
+            Chart::Scatter(ScatterChart {
+                title: if several {
+                    format!("After {}", run_label.short)
+                } else {
+                    "Held-out and new subjects".into()
+                },
+                groups,
+            })
+        })
+    };
+    runs.iter().zip(run_labels(runs)).filter_map(map).collect()
+}
+
+/// What a split is called on the page.
+pub(super) fn split_label(split: Split) -> &'static str {
+    match split {
+        Split::Known => "Known, trained",
+        Split::Unknown => "New, trained",
+        Split::Held => "Known, held out",
+        Split::MaybeKnown => "Maybe known, held out",
+        Split::WeaklyKnown => "Weakly known, held out",
+    }
+}

@@ -1,0 +1,60 @@
+//! What `metrics.jsonl` says of each epoch: all that curves are drawn from.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Drift, GradNorms, Metrics, PerSplit};
+
+/// An epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Epochs done.
+    pub epoch: usize,
+    /// Steps done.
+    pub steps: usize,
+    /// Seconds of training until then: of steps and the snapshot, without evaluations.
+    pub seconds: f64,
+    /// Share right.
+    pub accuracy: PerSplit<f64>,
+    /// How far the model has drifted, where measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+    /// What pulls at the weights, where measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grad_norms: Option<GradNorms>,
+}
+
+impl EpochRecord {
+    /// One for each evaluation, by epoch. Where a resumed run has evaluated an epoch twice, the later row counts.
+    pub fn from_metrics(metrics: &[Metrics]) -> Vec<Self> {
+        let mut seconds = 0.0;
+        let mut epochs: Vec<Self> = Vec::new();
+        for row in metrics {
+            match row {
+                Metrics::Step { seconds: s, .. } | Metrics::Snapshot { seconds: s, .. } => {
+                    seconds += s;
+                }
+                Metrics::Interpolation { .. } | Metrics::Skipped { .. } => {}
+                Metrics::Eval {
+                    epoch,
+                    step,
+                    accuracy,
+                    drift,
+                    grad_norms: pulls,
+                    ..
+                } => {
+                    epochs.retain(|e| e.epoch != *epoch);
+                    epochs.push(Self {
+                        epoch: *epoch,
+                        steps: *step,
+                        seconds,
+                        accuracy: *accuracy,
+                        drift: *drift,
+                        grad_norms: *pulls,
+                    });
+                }
+            }
+        }
+        epochs.sort_by_key(|e| e.epoch);
+        epochs
+    }
+}

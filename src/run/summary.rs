@@ -1,0 +1,56 @@
+//! What a run did, in one sentence.
+
+use std::fmt;
+
+use super::RunResult;
+use crate::config::Goal;
+
+impl fmt::Display for RunResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        write!(f, "{}: ", self.method)?;
+        if let Some(learned) = self.learned {
+            let (verb, note) = match self.goal {
+                Goal::Facts => ("learned", ""),
+                Goal::Task => ("absorbed", "; wanted: few"),
+            };
+            let new = counts.learned + counts.not_learned;
+            write!(
+                f,
+                "{verb} {} of {new} new facts ({:.1}%",
+                counts.learned,
+                100.0 * learned
+            )?;
+            if let Some(share) = self.learned_paraphrased {
+                write!(f, ", {:.1}% in other words", 100.0 * share)?;
+            }
+            write!(f, "{note}), ")?;
+        }
+        write!(
+            f,
+            "kept {} of {} known ones",
+            counts.kept,
+            counts.kept + counts.forgotten
+        )?;
+        if let Some(pp) = self.forgetting_pp {
+            write!(
+                f,
+                "; {pp:.1} pp of the held-out ones forgotten since their peak"
+            )?;
+            if let Some([low, high]) = self.forgetting_interval {
+                write!(f, " (95%: {low:.1} to {high:.1})")?;
+            }
+        }
+        if let Some(pp) = self.gap_to_only_known_pp {
+            write!(f, "; {pp:.1} pp below Only Known")?;
+        }
+        if let Some(budget) = self.budget {
+            write!(f, "; budget {budget}")?;
+        }
+        write!(
+            f,
+            "; {} epochs, {} steps, {:.0} s",
+            self.epochs, self.steps, self.seconds
+        )
+    }
+}

@@ -1,0 +1,83 @@
+//! What lies below the lowest layer that is trained: rows pass through it in every epoch and come to the same, so that they do it
+//! once.
+
+use super::batches::{MICRO_BATCH_TOKENS, PackedRows, micro_batches};
+use crate::{
+    engine::{CachedPrefix, Engine},
+    model::{Layout, Params},
+    prompt::Example,
+};
+
+/// The residual stream of every row after the layers below the lowest one that is trained.
+pub(super) struct ActivationCache {
+    layers: usize,
+    d: usize,
+    rows: Vec<Vec<f32>>, // of each: (tokens, D)
+}
+
+impl ActivationCache {
+    /// Layers of which nothing is trained, nor of the embedding below them, by the tensors that are (by index in the layout); one at
+    /// least is not among them.
+    pub fn layers(layout: &Layout, trained: &[bool]) -> usize {
+        let tensors = layout.tensors.iter().zip(trained);
+        let lowest = tensors
+            .filter(|(_, trained)| **trained)
+            .map(|(t, _)| t.range.start)
+            .min();
+        let lowest = lowest.unwrap_or(usize::MAX);
+        if lowest < layout.embed.end {
+            return 0;
+        }
+        let below = layout
+            .layers
+            .iter()
+            .take_while(|layer| layer.range().end <= lowest);
+        below.count().min(layout.layers.len() - 1)
+    }
+
+    /// The numbers that it holds of `rows` for a model of hidden size `d`.
+    pub fn floats(rows: &[Example], d: usize) -> usize {
+        rows.iter().map(|row| row.input_ids().len() * d).sum()
+    }
+
+    /// Of no row yet, for a model of hidden size `d`.
+    pub fn new(layers: usize, d: usize) -> Self {
+        Self {
+            layers,
+            d,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Lets `rows` pass that it does not know yet, in their order.
+    pub fn extend(&mut self, engine: &mut Engine, params: &Params, rows: &[Example]) {
+        let d = self.d;
+        let new = rows.get(self.rows.len()..).unwrap_or_default();
+        for pass in micro_batches(new, MICRO_BATCH_TOKENS, Example::len) {
+            let packed = PackedRows::new(pass);
+            let all: Vec<usize> = (0..packed.batch.tokens.len()).collect();
+            let stream = engine.residual_after(params, &packed.batch, self.layers, &all);
+            for own in &packed.row_ranges {
+                let tokens = packed.batch.row_tokens(own);
+                let of = tokens.flat_map(|token| &stream[token * d..][..d]);
+                self.rows.push(of.copied().collect());
+            }
+        }
+    }
+
+    /// Begins a pass of the rows with these numbers where they have come to.
+    pub fn attach(&self, packed: &mut PackedRows, rows: &[usize]) {
+        let d = self.d;
+        let mut stream = vec![0.0; packed.batch.tokens.len() * d];
+        for (row, own) in rows.iter().zip(&packed.row_ranges) {
+            let tokens = packed.batch.row_tokens(own);
+            for (token, from) in tokens.zip(self.rows[*row].chunks_exact(d)) {
+                stream[token * d..][..d].copy_from_slice(from);
+            }
+        }
+        packed.batch.cached_prefix = Some(CachedPrefix {
+            layers: self.layers,
+            stream,
+        });
+    }
+}
