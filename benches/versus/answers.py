@@ -1,4 +1,4 @@
-"""Greedy and sampled answers with PyTorch, as fast as we could make it and as a plain script does it."""
+"""Greedy and sampled answers with PyTorch: tuned, and as in an ordinary script."""
 
 from collections import defaultdict
 
@@ -8,9 +8,9 @@ from transformers import DynamicCache
 
 @torch.no_grad()
 def first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=8, temperature=0.0, top_k=40, batch_size=128):
-    """The first line of each answer, decoded in batches of equal length behind a prefix that is read once.
+    """The first line of each answer, decoded in batches of equal length after a prefix that is encoded once.
 
-    A row leaves its batch at the first line break or end token. Special tokens are what the tokenizer adds.
+    A row leaves its batch at the first line break or end token. The tokenizer adds special tokens as usual.
     """
     model.eval()
     shared = None
@@ -33,7 +33,7 @@ def first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=8, temperat
 
 @torch.no_grad()
 def usual_first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=16, temperature=0.0, top_k=40, batch_size=32):
-    """The first line of each answer as a plain script gets it: `generate` on padded batches, the whole prompt each time."""
+    """The first line of each answer with `generate` on padded batches, the complete prompt each time."""
     model.eval()
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
@@ -47,12 +47,12 @@ def usual_first_lines(model, tokenizer, prompts, prefix="", max_new_tokens=16, t
 
 
 def answering(variant):
-    """The way in which `best` or `usual` answers."""
+    """The answer function of variant `best` or `usual`."""
     return {"best": first_lines, "usual": usual_first_lines}[variant]
 
 
 def _continue(model, tokenizer, rows, shared, max_new_tokens, temperature, top_k):
-    """New tokens of `rows` (all of one length) behind the cache `shared`."""
+    """New tokens for `rows` (all of the same length) after the cache `shared`."""
     cache = DynamicCache()
     if shared is not None:
         for index, layer in enumerate(shared.layers):

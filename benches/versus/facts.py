@@ -1,4 +1,4 @@
-"""Facts and when an answer is right, as the PyTorch side of the comparison sees them."""
+"""Facts and the match rule for the PyTorch side of the comparison."""
 
 import csv
 import unicodedata
@@ -7,7 +7,7 @@ COLUMNS = ["subject", "relation", "object", "aliases", "question"]
 
 
 def read_tsv(path):
-    """Facts of a TSV with the columns of `COLUMNS`; aliases become a list."""
+    """Reads a TSV with the columns `COLUMNS`; aliases become a list."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [row | {"aliases": [a for a in row["aliases"].split("|") if a]} for row in rows]
@@ -23,7 +23,7 @@ def write_tsv(path, facts):
 
 
 def chats(count, tokens):
-    """Made-up chats of a question and an answer of so many digits, each of which is a token or two: to be cut to `tokens`."""
+    """Made-up chats whose answers are at least `tokens` tokens long, for truncation to that length."""
     digits = lambda i, n: " ".join(str((i * 7 + j * j) % 10) for j in range(n))
     for i in range(count):
         yield [{"role": "user", "content": digits(i, 20)}, {"role": "assistant", "content": digits(i + 1, tokens)}]
@@ -40,7 +40,7 @@ def target_text(fact):
 
 
 def normalised(text):
-    """NFKC, lower case, without outer white space, outer punctuation and a leading "the"."""
+    """Applies NFKC and lower case; removes outer white space, outer punctuation and a leading "the"."""
     text = unicodedata.normalize("NFKC", text).lower()
     outer = lambda c: c.isspace() or unicodedata.category(c).startswith("P")
     start, end = 0, len(text)
@@ -51,7 +51,7 @@ def normalised(text):
     return text[start:end].removeprefix("the ").strip()
 
 
-def is_right(answer, fact):
+def is_correct(answer, fact):
     """Whether the first line of `answer` is the object or an alias."""
     first_line = answer.split("\n", 1)[0]
     return normalised(first_line) in {normalised(form) for form in [fact["object"], *fact["aliases"]]}

@@ -1,17 +1,17 @@
-"""How time and memory of the program grow with its work; a JSON line a point.
+"""Time and memory of `unforget` as a function of the amount of work; one JSON line per point.
 
 usage: growth.py CURVE...     CURVE: read, synth, audit, tokens, sizes, threads
        [--model smollm2-135m] [--tokenizer HF_DIR] [--most N] [--threads 2]
 
-  read     rows of a table, read, checked and tokenised: 10^2 to 10^6
-  synth    made-up facts, written: 10^2 to 10^6
-  audit    facts, asked under one prompt: 10^2 to 10^4
-  tokens   tokens of a row, a row a step of SFT: 128 to 8,192, with activations kept and computed again
-  sizes    weights, a step of SFT on 32 short rows: the shapes of `shapes.py`, random (`--tokenizer` names an HF directory)
-  threads  threads, the same step: 1, 2, 4, ... as many as there are
+  read     table rows read, checked and tokenised: 10^2 to 10^6
+  synth    made-up facts written: 10^2 to 10^6
+  audit    facts audited under one prompt: 10^2 to 10^4
+  tokens   tokens per row, one row per SFT step: 128 to 8,192, with and without gradient checkpointing
+  sizes    model size, SFT step on 32 short rows: the shapes of `shapes.py`, random weights (`--tokenizer` names an HF directory)
+  threads  threads, the same step: 1, 2, 4, ... up to the number of cores
 
-UNFORGET names the program (default: unforget). `a_unit` is seconds for a row, a fact, a token or 10^6 weights, what a run of
-nothing takes (loading the model) left out; where a curve grows as its work does it stays the same.
+UNFORGET is the program (default: unforget). `seconds_per_unit` is the time for a row, a fact, a token or 10^6 weights, without
+the time to load the model. It is constant where time grows linearly.
 """
 
 import argparse
@@ -31,9 +31,9 @@ HEADER = "subject\trelation\tobject\n"
 COUNTRIES = ["Italy", "Japan", "Peru", "Kenya"]
 
 
-def told(curve, n, seconds, units, peak, **more):
-    """Prints a point."""
-    print(json.dumps({"curve": curve, "n": n, "seconds": round(seconds, 4), "a_unit": seconds / units,
+def report(curve, n, seconds, units, peak, **more):
+    """Prints one point."""
+    print(json.dumps({"curve": curve, "n": n, "seconds": round(seconds, 4), "seconds_per_unit": seconds / units,
                       "peak_rss_bytes": peak, **more}), flush=True)
 
 
@@ -43,39 +43,39 @@ def tens(most):
 
 
 def table(path, rows):
-    """A table of so many made-up facts."""
+    """Writes a table of `rows` made-up facts to `path`."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(HEADER)
         file.writelines(f"Place {i:07d}\tP17\t{COUNTRIES[i % len(COUNTRIES)]}\n" for i in range(rows))
     return path
 
 
-def growing(curve, counts, command):
-    """Points of a command that is given a number of things."""
-    nothing = min(measured(command(1))[0] for _ in range(3))
+def measure_counts(curve, counts, command):
+    """Measures `command(n)` for each n of `counts`, minus the time for one item."""
+    overhead = min(measured(command(1))[0] for _ in range(3))
     for n in counts:
         seconds, peak, _ = measured(command(n))
-        told(curve, n, max(seconds - nothing, 1e-9), n, peak, with_loading=round(seconds, 2))
+        report(curve, n, max(seconds - overhead, 1e-9), n, peak, with_loading=round(seconds, 2))
 
 
 def read(args, folder):
-    growing("read", tens(args.most), lambda n: [PROGRAM, "data", table(folder / "facts.tsv", n), "--model", args.model])
+    measure_counts("read", tens(args.most), lambda n: [PROGRAM, "data", table(folder / "facts.tsv", n), "--model", args.model])
 
 
 def synth(args, folder):
-    growing("synth", tens(args.most), lambda n: [
+    measure_counts("synth", tens(args.most), lambda n: [
         PROGRAM, "synth", args.model, "--relation", "P17", "--facts", "pack:world", "--n", n])
 
 
 def audit(args, folder):
-    growing("audit", tens(min(args.most, 10**4)), lambda n: [
-        PROGRAM, "audit", args.model, table(folder / "facts.tsv", n), "--runs", "1", "--force", "--out", folder / "audit",
-        "--seed", time.time_ns() % 2**31])  # an audit that was made before would be taken from the cache
+    measure_counts("audit", tens(min(args.most, 10**4)), lambda n: [
+        PROGRAM, "audit", args.model, table(folder / "facts.tsv", n), "--num-prompts", "1", "--force", "--out", folder / "audit",
+        "--seed", time.time_ns() % 2**31])  # a new seed avoids the audit cache
 
 
 def step(model, learn, folder, *sets, threads):
-    """Median seconds of a step of SFT after the first, its tokens, and the run's peak memory."""
-    plain = settings(data__audit="false", measure__paraphrase="false", train__epochs=1, train__lr=1e-12)
+    """Median time of an SFT step after the first, its tokens, and the peak memory of the run."""
+    plain = settings(data__audit="false", measure__paraphrase="false", train__num_epochs=1, train__learning_rate=1e-12)
     out = folder / "run"
     _, peak, _ = measured([PROGRAM, "tune", model, "--learn", learn, "--method", "sft", "--force", "--out", out,
                            "--threads", threads, *plain, *sets])
@@ -86,14 +86,14 @@ def step(model, learn, folder, *sets, threads):
 
 def tokens(args, folder):
     texts = folder / "texts.jsonl"
-    for recompute in ("false", "true"):
+    for checkpointing in ("false", "true"):
         n = 128
         while n <= min(args.most, 8192):
-            text = " ".join(f"{i % 10}" for i in range(n))  # a digit and what separates it: about two tokens
+            text = " ".join(f"{i % 10}" for i in range(n))  # a digit and a space: about two tokens
             texts.write_text("".join(json.dumps({"text": f"{row} {text}"}) + "\n" for row in range(4)))
-            sets = settings(train__batch_size=1, train__max_tokens=n, train__truncate="true", train__recompute=recompute)
+            sets = settings(train__batch_size=1, train__max_length=n, train__truncate="true", train__gradient_checkpointing=checkpointing)
             seconds, of_step, peak = step(args.model, texts, folder, *sets, threads=args.threads)
-            told("tokens", of_step, seconds, of_step, peak, recompute=recompute == "true")
+            report("tokens", of_step, seconds, of_step, peak, gradient_checkpointing=checkpointing == "true")
             n *= 2
 
 
@@ -103,9 +103,9 @@ def sizes(args, folder):
         made = folder / shape
         measured([sys.executable, Path(__file__).parent / "shapes.py", shape, args.tokenizer, made])
         weights = (made / "model.safetensors").stat().st_size / 2
-        sets = settings(train__batch_size=32, train__clip=0, train__fused="true")
+        sets = settings(train__batch_size=32, train__max_grad_norm=0, train__optimizer_in_backward="true")
         seconds, _, peak = step(made, learn, folder, *sets, threads=args.threads)
-        told("sizes", round(weights / 1e6), seconds, weights / 1e6, peak, shape=shape)
+        report("sizes", round(weights / 1e6), seconds, weights / 1e6, peak, shape=shape)
         (made / "model.safetensors").unlink()
 
 
@@ -114,7 +114,7 @@ def threads(args, folder):
     n = 1
     while n <= (os.cpu_count() or 1):
         seconds, _, peak = step(args.model, learn, folder, *settings(train__batch_size=32), threads=n)
-        told("threads", n, seconds, 1 / n, peak)
+        report("threads", n, seconds, 1 / n, peak)
         n *= 2
 
 

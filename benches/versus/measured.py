@@ -1,4 +1,4 @@
-"""A command's seconds and peak memory."""
+"""Time and peak memory of a command."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import time
 
 
 def measured(command, **environment):
-    """Runs `command`; its seconds, its peak memory in bytes, and what it printed."""
+    """Runs `command`; returns its time in seconds, its peak memory in bytes and its stdout."""
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         child = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=os.environ | environment)
@@ -22,5 +22,5 @@ def measured(command, **environment):
 
 
 def settings(**values):
-    """`--set` arguments; `__` stands for the dot of a key."""
+    """`--set` arguments; `__` in a name becomes a dot."""
     return [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]

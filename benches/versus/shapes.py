@@ -1,6 +1,6 @@
-"""Writes a Hugging Face directory with the shape of a known model and random weights in bf16: for what depends on shape alone.
+"""Writes a Hugging Face directory with the shape of a known model and random weights in bf16.
 
-usage: shapes.py SHAPE TOKENIZER_DIR OUT      SHAPE: one of those below. TOKENIZER_DIR: any HF directory, for its tokenizer's files.
+usage: shapes.py SHAPE TOKENIZER_DIR OUT      SHAPE: one of those below. TOKENIZER_DIR: any HF directory; its tokenizer files are copied.
 """
 
 import array
@@ -33,11 +33,11 @@ SHAPES = {
     },
 }
 SHARED = {"hidden_act": "silu", "max_position_embeddings": 8192, "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
-DRAWN = 1 << 20  # numbers drawn once; every tensor is cut from them, each from another place
+DRAWN = 1 << 20  # random numbers; every tensor is a slice of them from another offset
 
 
 def tensors(config):
-    """The name and shape of every tensor."""
+    """Yields the name and shape of every tensor."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head = hidden // config["num_attention_heads"]
     keys = config["num_key_value_heads"] * head
@@ -59,12 +59,12 @@ def tensors(config):
 
 
 def bf16(value):
-    """The upper half of the f32."""
+    """The upper 16 bits of the f32."""
     return struct.unpack("<H", struct.pack("<f", value)[2:])[0]
 
 
 def write_weights(path, config):
-    """The tensors, one after the other: norms 1, all else normal with a deviation of 0.02."""
+    """Writes all tensors: norms are 1, the others normal with a standard deviation of 0.02."""
     header, end = {}, 0
     for name, shape in tensors(config):
         size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)

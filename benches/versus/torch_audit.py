@@ -1,10 +1,10 @@
-"""SLiCK labels by generation with transformers, the few-shot prefix of a prompt computed once.
+"""SLiCK labels by generation with transformers. The few-shot prefix of a prompt is encoded once.
 
-usage: torch_audit.py HF_DIR FACTS.tsv --exemplars FACTS.tsv [--runs 20] [--shots 3] [--samples 16] --out OUT.jsonl
+usage: torch_audit.py HF_DIR FACTS.tsv --exemplars FACTS.tsv [--num-prompts 20] [--shots 3] [--samples 16] --out OUT.jsonl
 
-Writes the facts with `greedy_right` (per run), `sampled_right` (a count) and `label`; prints one JSON line of shares and
-seconds. Samples only tell WeaklyKnown from Unknown, so facts with a right greedy answer are not sampled,
-unless `--sample-all` asks for it.
+Writes the facts with `greedy_correct` (per prompt), `sampled_correct` (a count) and `label`; prints one JSON line with the
+fraction of each label and the time. Samples only separate WeaklyKnown from Unknown, so facts with a correct greedy answer are not
+sampled unless `--sample-all` is set.
 """
 
 import argparse
@@ -17,16 +17,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from answers import answering
-from facts import is_right, prompt_text, read_tsv, target_text
+from facts import is_correct, prompt_text, read_tsv, target_text
 
 
-def label(greedy_right, sampled_right):
+def label(greedy_correct, sampled_correct):
     """SLiCK's four labels."""
-    if all(greedy_right):
+    if all(greedy_correct):
         return "HighlyKnown"
-    if any(greedy_right):
+    if any(greedy_correct):
         return "MaybeKnown"
-    return "WeaklyKnown" if sampled_right else "Unknown"
+    return "WeaklyKnown" if sampled_correct else "Unknown"
 
 
 def main():
@@ -35,7 +35,7 @@ def main():
     parser.add_argument("facts")
     parser.add_argument("--exemplars", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--num-prompts", type=int, default=20)
     parser.add_argument("--shots", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=0.5)
@@ -56,32 +56,32 @@ def main():
     began = time.perf_counter()
 
     prefixes = []
-    for _ in range(args.runs):
+    for _ in range(args.num_prompts):
         shots = rng.sample(exemplars, args.shots)
         prefixes.append("".join(prompt_text(f) + target_text(f) for f in shots))
-    greedy_right = [[] for _ in facts]
+    greedy_correct = [[] for _ in facts]
     for prefix in prefixes:
         answers = answer_all(model, tokenizer, [prompt_text(f) for f in facts], prefix)
-        for right, answer, fact in zip(greedy_right, answers, facts):
-            right.append(is_right(answer, fact))
-    sampled_right = [0] * len(facts)
-    drawn = [i for i in range(len(facts)) if args.sample_all or not any(greedy_right[i])]
+        for correct, answer, fact in zip(greedy_correct, answers, facts):
+            correct.append(is_correct(answer, fact))
+    sampled_correct = [0] * len(facts)
+    to_sample = [i for i in range(len(facts)) if args.sample_all or not any(greedy_correct[i])]
     for prefix in prefixes:
-        prompts = [prompt_text(facts[i]) for i in drawn for _ in range(args.samples)]
+        prompts = [prompt_text(facts[i]) for i in to_sample for _ in range(args.samples)]
         answers = answer_all(model, tokenizer, prompts, prefix, temperature=args.temperature, top_k=args.top_k)
         for place, answer in enumerate(answers):
-            i = drawn[place // args.samples]
-            sampled_right[i] += is_right(answer, facts[i])
+            i = to_sample[place // args.samples]
+            sampled_correct[i] += is_correct(answer, facts[i])
 
     seconds = time.perf_counter() - began
-    labels = [label(g, s) for g, s in zip(greedy_right, sampled_right)]
+    labels = [label(g, s) for g, s in zip(greedy_correct, sampled_correct)]
     with open(args.out, "w", encoding="utf-8") as file:
-        for fact, greedy, sampled, name in zip(facts, greedy_right, sampled_right, labels):
-            row = fact | {"greedy_right": greedy, "sampled_right": sampled, "label": name}
+        for fact, greedy, sampled, name in zip(facts, greedy_correct, sampled_correct, labels):
+            row = fact | {"greedy_correct": greedy, "sampled_correct": sampled, "label": name}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    shares = {name: round(count / len(facts), 4) for name, count in sorted(Counter(labels).items())}
-    print(json.dumps({"what": "audit", "facts": len(facts), "runs": args.runs, "samples": args.samples,
-                      "shares": shares, "seconds": round(seconds, 1)}))
+    fractions = {name: round(count / len(facts), 4) for name, count in sorted(Counter(labels).items())}
+    print(json.dumps({"what": "audit", "facts": len(facts), "num_prompts": args.num_prompts, "samples": args.samples,
+                      "label_fractions": fractions, "seconds": round(seconds, 1)}))
 
 
 if __name__ == "__main__":

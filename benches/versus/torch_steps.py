@@ -1,18 +1,18 @@
-"""Times what PyTorch and transformers take for the work that `unforget` does. One JSON line for each measurement.
+"""Measures PyTorch and transformers on the work that `unforget` does. One JSON line per measurement.
 
 usage: torch_steps.py HF_DIR FACTS.tsv WHAT [--variant best|usual] [--batch-size 32] [--steps 10] [--chat-tokens 0] [--threads 2]
 
 WHAT is one of
   sft            a training step: forward, cross-entropy, backward, clipping, AdamW
-  self-distill   the same with a live teacher's forward and equation 2
+  self-distill   the same with a teacher forward pass and equation 2
   evaluate       greedy answers to `--facts` facts at the training prompt
-  load           the model from its files to its first token; what Python takes to import its libraries is not counted
-  audit          SLiCK of `--facts` facts: `--runs` prompts of 3 examples, greedy and `--samples` samples each
+  load           the model from its files to its first token, without the time to import Python libraries
+  audit          SLiCK of `--facts` facts: `--num-prompts` prompts of 3 examples, greedy and `--samples` samples each
 
-`best` is fused AdamW and the head on answer positions alone; `usual` is what a plain training script does: logits at
-every position, the labels of the prompt ignored, AdamW as it comes. For answers `best` decodes batches of equal length
-behind a prefix that is read once, and drops finished rows; `usual` calls `generate` on padded batches. A process measures one thing, so that its peak
-memory is that thing's. `run.sh` sets the allocator's tunables for huge pages, without which PyTorch spends up to half of its time
+`best` uses fused AdamW and computes the LM head at answer positions only. `usual` is an ordinary training script: logits at
+every position, prompt labels ignored, default AdamW. For answers `best` decodes batches of equal length
+after a prefix that is encoded once, and drops finished rows; `usual` calls `generate` on padded batches. Each process measures one thing, so its peak
+memory belongs to that. `run.sh` sets the allocator's tunables for huge pages; without them PyTorch spends up to half of its time
 in page faults.
 
 Each line: {"engine": "pytorch", "what", "variant", "batch_size" | "facts", "seconds" (a step's median, or the whole),
@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import arguments
 from answers import answering
-from facts import chats, is_right, prompt_text, read_tsv, target_text
+from facts import chats, is_correct, prompt_text, read_tsv, target_text
 from torch_tune import STEPS, tokenised
 
 WARM_UP = 2
@@ -39,8 +39,8 @@ TAU = 0.5
 
 
 def tokenised_chat(tokenizer, chat, tokens):
-    """Ids of a chat up to its answer, and of that, both together no more than `tokens`."""
-    as_text = lambda messages, **asked: tokenizer.apply_chat_template(messages, tokenize=False, **asked)
+    """Token ids of a chat before its answer and of the answer, at most `tokens` together."""
+    as_text = lambda messages, **options: tokenizer.apply_chat_template(messages, tokenize=False, **options)
     ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
     before, whole = as_text(chat[:1], add_generation_prompt=True), as_text(chat)
     prompt = ids(before)
@@ -48,7 +48,7 @@ def tokenised_chat(tokenizer, chat, tokens):
 
 
 def step_seconds(model, tokenizer, facts, args):
-    """Seconds of each timed step, and the tokens of a step (the median)."""
+    """Time of each measured step in seconds, and the median number of tokens per step."""
     if args.chat_tokens:
         rows = [tokenised_chat(tokenizer, chat, args.chat_tokens)
                 for chat in chats((WARM_UP + args.steps) * args.batch_size, args.chat_tokens)]
@@ -72,22 +72,22 @@ def step_seconds(model, tokenizer, facts, args):
 
 
 def evaluate(model, tokenizer, facts, answer):
-    """Asks every fact once, greedily; returns the share that is right."""
+    """Greedy answers to all facts; returns the accuracy."""
     answers = answer(model, tokenizer, [prompt_text(f) for f in facts])
-    return sum(map(is_right, answers, facts)) / len(facts)
+    return sum(map(is_correct, answers, facts)) / len(facts)
 
 
 def audit(model, tokenizer, facts, answer, args):
-    """Asks every fact behind every few-shot prefix, greedily and by samples; returns the share of greedy right answers."""
+    """Greedy answers and samples for every fact under every few-shot prefix; returns the greedy accuracy."""
     rng = random.Random(0)
     prompts = [prompt_text(f) for f in facts]
-    right = 0
-    for _ in range(args.runs):
+    correct = 0
+    for _ in range(args.num_prompts):
         prefix = "".join(prompt_text(f) + target_text(f) for f in rng.sample(facts, 3))
-        right += sum(map(is_right, answer(model, tokenizer, prompts, prefix), facts))
+        correct += sum(map(is_correct, answer(model, tokenizer, prompts, prefix), facts))
         for _ in range(args.samples):
             answer(model, tokenizer, prompts, prefix, temperature=0.5)
-    return right / args.runs / len(facts)
+    return correct / args.num_prompts / len(facts)
 
 
 def main():
@@ -116,11 +116,11 @@ def main():
         row |= {"variant": args.variant}
         began = time.perf_counter()
         if args.what == "evaluate":
-            share = evaluate(model, tokenizer, facts, answer)
+            accuracy = evaluate(model, tokenizer, facts, answer)
         else:
-            share = audit(model, tokenizer, facts, answer, args)
-            row |= {"runs": args.runs, "samples": args.samples}
-        row |= {"facts": len(facts), "seconds": round(time.perf_counter() - began, 2), "right": round(share, 4)}
+            accuracy = audit(model, tokenizer, facts, answer, args)
+            row |= {"num_prompts": args.num_prompts, "samples": args.samples}
+        row |= {"facts": len(facts), "seconds": round(time.perf_counter() - began, 2), "accuracy": round(accuracy, 4)}
     row |= {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "threads": args.threads}
     print(json.dumps(row), flush=True)
 
