@@ -12,6 +12,7 @@ use crate::{Result, facts::MatchRule, prompt::PromptTemplate};
 mod method;
 mod read;
 mod serde_helpers;
+mod tensor_groups;
 mod validate;
 
 pub use method::{
@@ -19,6 +20,8 @@ pub use method::{
     ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget, TargetToken,
     TeacherMode, VocabSubset,
 };
+pub use tensor_groups::{TENSOR_GROUPS, parse_selector};
+
 use serde_helpers::{false_or_table, one_or_many};
 
 /// An experiment: everything that decides what a run computes.

@@ -1,6 +1,9 @@
 //! From facts to token ids: the training prompt and target, and few-shot prefixes.
 
 mod chat;
+mod packing;
+
+pub use packing::{MICRO_BATCH_TOKENS, PackedExamples, micro_batches, target_offsets};
 
 use crate::{
     Error, Result,

@@ -3,7 +3,8 @@
 use super::{
     Config, Goal, MethodKind, OnNonFinite, ReplayTarget, TargetToken, TeacherMode, VocabSubset,
 };
-use crate::{Error, Result, distributed, error::closest_match, remedy::freeze::parse_selector};
+use super::{TENSOR_GROUPS, parse_selector};
+use crate::{Error, Result, distributed, error::closest_match};
 
 /// What is wrong with the value of one key.
 #[derive(Debug)]
@@ -13,10 +14,6 @@ pub(super) struct ConfigError {
     /// What is wrong, and what would be right.
     pub message: String,
 }
-
-/// Names of parameter groups that `train.trainable` takes.
-pub(super) const TENSOR_GROUPS: [&str; 9] =
-    ["k", "q", "v", "o", "attn", "gate+up", "down", "ffn", "all"];
 
 /// All faults, in the order of the file's sections.
 pub(super) fn errors(config: &Config) -> Vec<ConfigError> {
@@ -248,15 +245,16 @@ pub(super) fn errors(config: &Config) -> Vec<ConfigError> {
             continue;
         };
         let is_pattern = name.contains(['.', '*']);
-        let did_you_mean = closest_match(name, TENSOR_GROUPS)
+        let groups = TENSOR_GROUPS.map(|(group, _)| group);
+        let did_you_mean = closest_match(name, groups)
             .map(|near| format!(" (did you mean `{near}`?)"))
             .unwrap_or_default();
         check(
-            is_pattern || TENSOR_GROUPS.contains(&name),
+            is_pattern || groups.contains(&name),
             "train.trainable",
             format!(
                 "`{name}` is neither a group ({}) nor a pattern of tensor names{did_you_mean}",
-                TENSOR_GROUPS.join(", ")
+                groups.join(", ")
             ),
         );
     }

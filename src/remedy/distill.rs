@@ -11,9 +11,8 @@ use crate::{
     interrupt,
     model::{Buffer, Layout, Params},
     progress::Progress,
-    prompt::Example,
+    prompt::{Example, MICRO_BATCH_TOKENS, PackedExamples, micro_batches, target_offsets},
     run::RunDir,
-    train::batches::{MICRO_BATCH_TOKENS, PackedRows, micro_batches},
 };
 
 /// The term's strength.
@@ -199,16 +198,6 @@ impl TargetValues {
     }
 }
 
-/// The number of each row's first target, and that of all targets, where those of rows that are not `asked` about do not count.
-pub(super) fn target_offsets(rows: &[Example], asked: &Range<usize>) -> Vec<usize> {
-    let mut first = vec![0; asked.start + 1];
-    for row in &rows[asked.clone()] {
-        first.push(first[first.len() - 1] + row.num_targets());
-    }
-    first.resize(rows.len() + 1, first[first.len() - 1]);
-    first
-}
-
 impl Teacher {
     /// How many logits a teacher of this kind keeps in files of the run; none: it is kept in memory and in checkpoints.
     pub fn topk_on_disk(source: Source, tokens: VocabSubset) -> Option<usize> {
@@ -336,7 +325,7 @@ impl Teacher {
     pub fn outputs<'a>(
         &'a self,
         engine: &mut Engine,
-        packed: &PackedRows,
+        packed: &PackedExamples,
         rows: &[usize],
     ) -> TeacherOutputs<'a> {
         match self {
@@ -362,7 +351,7 @@ impl Teacher {
 
 /// The last hidden states (P, D) at the targets of `rows`, in one pass.
 fn hidden_states(engine: &mut Engine, params: &Params, rows: &[Example]) -> Vec<f32> {
-    let packed = PackedRows::new(rows);
+    let packed = PackedExamples::new(rows);
     engine.hidden(params, &packed.batch, &packed.positions())
 }
 

@@ -1,19 +1,13 @@
-//! Freezing: which tensors are trained (section 3 of the paper, table 3), as presets or patterns of tensor names.
+//! A view of the parameters: freezing. Only some tensors are trained (section 3 of the paper, table 3), chosen by selectors: groups
+//! ([`TENSOR_GROUPS`]) or patterns of tensor names in which `*` matches any text, each in all layers or in some (`ffn@0-9`, counted from
+//! 0).
 
-use crate::{Error, Result, error::closest_match, model::Layout};
-
-/// The parameter groups of the paper, and the parts of tensor names that belong to each: weight, bias and q/k norm.
-const PRESETS: [(&str, &[&str]); 9] = [
-    ("k", &["self_attn.k_"]),
-    ("q", &["self_attn.q_"]),
-    ("v", &["self_attn.v_"]),
-    ("o", &["self_attn.o_"]),
-    ("attn", &["self_attn."]),
-    ("gate+up", &["mlp.gate_", "mlp.up_"]),
-    ("down", &["mlp.down_"]),
-    ("ffn", &["mlp."]),
-    ("all", &[""]),
-];
+use crate::{
+    Error, Result,
+    config::{TENSOR_GROUPS, parse_selector},
+    error::closest_match,
+    model::Layout,
+};
 
 /// Parameters below which the paper's table 3 speaks for a model (1.5 billion there; appendix B has 7 and 8 billion).
 const SMALL_MODEL_PARAMS: usize = 3_000_000_000;
@@ -31,12 +25,10 @@ pub fn task_preset(parameters: usize) -> &'static str {
     }
 }
 
-/// Whether each tensor of `layout` is trained, given presets (`k` `q` `v` `o` `attn` `gate+up` `down` `ffn` `all`) and
-/// patterns of tensor names in which `*` stands for anything, each in all layers or in some (`ffn@0-9`, counted from 0).
-/// Embedding, norms and LM head belong to `all` alone.
+/// Whether each tensor of `layout` is trained, given selectors. Embedding, norms and LM head belong to `all` only.
 ///
 /// # Errors
-/// [`Error::Input`] for a pattern that matches no tensor, naming the nearest.
+/// [`Error::Input`] for a selector that matches no tensor, naming the nearest name, and for an empty list.
 pub fn trainable_tensors(layout: &Layout, selectors: &[String]) -> Result<Vec<bool>> {
     let mut trained = vec![false; layout.tensors.len()];
     for selector in selectors {
@@ -53,22 +45,11 @@ pub fn trainable_tensors(layout: &Layout, selectors: &[String]) -> Result<Vec<bo
     }
     if !trained.contains(&true) {
         return Err(Error::input_hint(
-            "`train.trainable` names no tensor: nothing would be trained",
-            "give a preset such as \"all\", or patterns of tensor names",
+            "`train.trainable` selects no tensor: nothing would be trained",
+            "give a group such as \"all\", or patterns of tensor names",
         ));
     }
     Ok(trained)
-}
-
-/// What a selector names, and the first and last layer that it is confined to, where it is; none where what follows `@` is
-/// neither a layer nor a range of layers.
-pub fn parse_selector(selector: &str) -> Option<(&str, Option<(usize, usize)>)> {
-    let Some((name, layers)) = selector.split_once('@') else {
-        return Some((selector, None));
-    };
-    let (first, last) = layers.split_once('-').unwrap_or((layers, layers));
-    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-    (first <= last).then_some((name, Some((first, last))))
 }
 
 /// The layer that a tensor belongs to.
@@ -86,13 +67,13 @@ fn selector_matches(selector: &str, name: &str) -> bool {
     if !layers.is_none_or(is_within) {
         return false;
     }
-    match PRESETS.iter().find(|(preset, _)| *preset == selector) {
+    match TENSOR_GROUPS.iter().find(|(group, _)| *group == selector) {
         Some((_, parts)) => parts.iter().any(|part| name.contains(part)),
         None => glob(selector.as_bytes(), name.as_bytes()),
     }
 }
 
-/// Whether `pattern`, in which `*` stands for any stretch, matches the whole `text`.
+/// Whether `pattern`, in which `*` matches any text, matches all of `text`.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
@@ -102,15 +83,15 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 fn no_match(layout: &Layout, selector: &str) -> Error {
-    let known = PRESETS
-        .iter()
-        .map(|(preset, _)| *preset)
-        .chain(layout.tensors.iter().map(|t| t.name.as_str()));
-    let near = closest_match(selector, known).unwrap_or(&layout.tensors[0].name);
+    let groups = TENSOR_GROUPS.map(|(name, _)| name);
+    let tensors = layout.tensors.iter().map(|t| t.name.as_str());
+    let near = closest_match(selector, groups.into_iter().chain(tensors))
+        .unwrap_or(&layout.tensors[0].name);
     Error::input_hint(
         format!("`train.trainable`: no tensor matches \"{selector}\""),
         format!(
-            "did you mean \"{near}\"? Presets: k q v o attn gate+up down ffn all; `*` in a pattern stands for anything, `@0-9` behind it for layers 0 to 9"
+            "did you mean \"{near}\"? Groups: {}; in a pattern `*` matches any text, and `@0-9` after it restricts it to layers 0 to 9",
+            groups.join(" ")
         ),
     )
 }
@@ -203,7 +184,7 @@ mod tests {
     fn a_task_is_learned_by_attention_or_in_a_large_model_by_one_projection() {
         let presets = [135_000_000, 1_500_000_000, 7_000_000_000].map(task_preset);
         assert_eq!(presets, ["attn", "attn", "k"]);
-        assert!(PRESETS.iter().any(|(preset, _)| *preset == "k"));
+        assert!(TENSOR_GROUPS.iter().any(|(group, _)| *group == "k"));
     }
 
     #[test]

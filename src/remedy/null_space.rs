@@ -13,8 +13,7 @@ use crate::{
     },
     model::{Buffer, Layout, LinearInput, Params},
     progress::Progress,
-    prompt::Example,
-    train::batches::micro_batches,
+    prompt::{Example, micro_batches},
 };
 
 /// Rows that the spaces are found from, at most.

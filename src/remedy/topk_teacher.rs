@@ -12,14 +12,12 @@ use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::distill::target_offsets;
 use crate::{
     Error, Result, distributed,
     model::FileMap,
     progress::Progress,
-    prompt::Example,
+    prompt::{Example, MICRO_BATCH_TOKENS, micro_batches, target_offsets},
     run::{RunDir, TEACHER_DIR},
-    train::batches::{MICRO_BATCH_TOKENS, micro_batches},
 };
 
 /// Tokens whose rows make a part: what is lost at most when the pass is stopped. Few in tests, so that there are several.

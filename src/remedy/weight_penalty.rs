@@ -15,8 +15,7 @@ use crate::{
     generate::{distribution, sample_at_quantile},
     model::{Buffer, Params},
     progress::Progress,
-    prompt::Example,
-    train::batches::PackedRows,
+    prompt::{Example, PackedExamples},
 };
 
 /// Elements a chunk of a sum.
@@ -146,7 +145,7 @@ pub fn fisher(
     let chosen = rand::seq::index::sample(&mut rng, rows.len(), count);
     let bar = progress.bar(count as u64, "what the facts depend on");
     for row in chosen {
-        let mut packed = PackedRows::new([&rows[row]]);
+        let mut packed = PackedExamples::new([&rows[row]]);
         let hidden = engine.hidden(params, &packed.batch, &packed.positions());
         let quantiles: Vec<f64> = packed.targets.iter().map(|_| rng.random()).collect();
         let drawn = engine.logits(params, &hidden, |i, logits| {

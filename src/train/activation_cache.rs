@@ -1,11 +1,10 @@
 //! What lies below the lowest layer that is trained: rows pass through it in every epoch and come to the same, so that they do it
 //! once.
 
-use super::batches::{MICRO_BATCH_TOKENS, PackedRows, micro_batches};
 use crate::{
     engine::{CachedPrefix, Engine},
     model::{Layout, Params},
-    prompt::Example,
+    prompt::{Example, MICRO_BATCH_TOKENS, PackedExamples, micro_batches},
 };
 
 /// The residual stream of every row after the layers below the lowest one that is trained.
@@ -54,10 +53,10 @@ impl ActivationCache {
         let d = self.d;
         let new = rows.get(self.rows.len()..).unwrap_or_default();
         for pass in micro_batches(new, MICRO_BATCH_TOKENS, Example::len) {
-            let packed = PackedRows::new(pass);
+            let packed = PackedExamples::new(pass);
             let all: Vec<usize> = (0..packed.batch.tokens.len()).collect();
             let stream = engine.residual_after(params, &packed.batch, self.layers, &all);
-            for own in &packed.row_ranges {
+            for own in &packed.own_tokens {
                 let tokens = packed.batch.row_tokens(own);
                 let of = tokens.flat_map(|token| &stream[token * d..][..d]);
                 self.rows.push(of.copied().collect());
@@ -66,10 +65,10 @@ impl ActivationCache {
     }
 
     /// Begins a pass of the rows with these numbers where they have come to.
-    pub fn attach(&self, packed: &mut PackedRows, rows: &[usize]) {
+    pub fn attach(&self, packed: &mut PackedExamples, rows: &[usize]) {
         let d = self.d;
         let mut stream = vec![0.0; packed.batch.tokens.len() * d];
-        for (row, own) in rows.iter().zip(&packed.row_ranges) {
+        for (row, own) in rows.iter().zip(&packed.own_tokens) {
             let tokens = packed.batch.row_tokens(own);
             for (token, from) in tokens.zip(self.rows[*row].chunks_exact(d)) {
                 stream[token * d..][..d].copy_from_slice(from);

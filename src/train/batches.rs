@@ -1,6 +1,4 @@
-//! The sampler: which rows an epoch's steps train on, and rows packed for the engine.
-
-use std::ops::Range;
+//! The sampler: which rows an epoch's steps train on.
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -8,10 +6,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     Error, Result,
     config::TrainConfig,
-    engine::{Batch, Target},
     facts::{Fact, Location, Text},
     model::Model,
-    prompt::{Example, PromptTemplate, text_examples},
+    prompt::{Example, MICRO_BATCH_TOKENS, PromptTemplate, text_examples},
 };
 
 /// The order in which an epoch (counted from 1) visits rows `0..len`: a permutation that depends on `seed` and `epoch`
@@ -99,91 +96,12 @@ fn truncate_row(mut row: Example, max_tokens: usize) -> Example {
     row
 }
 
-/// Tokens of a pass: enough to fill the products, and few enough for what they leave for a backward pass.
-pub const MICRO_BATCH_TOKENS: usize = 2048;
-
 /// Tokens of a training pass. Where weights move in the backward pass they see the whole step in one.
 pub fn micro_batch_tokens(train: &TrainConfig) -> usize {
     if train.optimizer_in_backward {
         usize::MAX
     } else {
         MICRO_BATCH_TOKENS
-    }
-}
-
-/// `rows` in their order, as they pass through the model together: at most so many `tokens`, of which each has `len`, or one row.
-pub fn micro_batches<T>(rows: &[T], tokens: usize, len: impl Fn(&T) -> usize) -> Vec<&[T]> {
-    let mut taken = rows.first().map_or(0, &len);
-    rows.chunk_by(|_, next| {
-        taken += len(next);
-        let fits = taken <= tokens;
-        if !fits {
-            taken = len(next);
-        }
-        fits
-    })
-    .collect()
-}
-
-/// Rows packed for the engine, with the positions whose logits predict their targets.
-pub struct PackedRows {
-    /// The rows, each without its last target token, after which nothing is predicted; what prompts have in common is there
-    /// once.
-    pub batch: Batch,
-    /// Where in it the last tokens of each row lie, those that it does not share.
-    pub row_ranges: Vec<Range<usize>>,
-    /// Every target token of every row, in order; both weights zero.
-    pub targets: Vec<Target>,
-    /// Number of targets of each row.
-    pub targets_per_row: Vec<usize>,
-}
-
-impl PackedRows {
-    /// Packs `rows` in their order. A row without a prompt starts with its first target token, which nothing predicts.
-    pub fn new<'a>(rows: impl IntoIterator<Item = &'a Example>) -> Self {
-        let rows: Vec<&Example> = rows.into_iter().collect();
-        let inputs: Vec<Vec<u32>> = rows.iter().map(|row| row.input_ids()).collect();
-        // What predicts is a row's own.
-        let read: Vec<_> = inputs
-            .iter()
-            .zip(&rows)
-            .map(|(inputs, row)| (&inputs[..], inputs.len().min(row.target_start() - 1)))
-            .collect();
-        let (batch, own) = Batch::with_shared_prefixes(&read);
-        let targets_per_row: Vec<usize> = rows.iter().map(|row| row.num_targets()).collect();
-        let mut targets = Vec::new();
-        for ((row, count), own) in rows.iter().zip(&targets_per_row).zip(&own) {
-            let tokens = &row.target[row.target.len() - count..];
-            let positions = own.end - count..own.end;
-            targets.extend(positions.zip(tokens).map(|(position, &token)| Target {
-                position,
-                token,
-                ce_weight: 0.0,
-                distill_weight: 0.0,
-            }));
-        }
-        Self {
-            batch,
-            row_ranges: own,
-            targets,
-            targets_per_row,
-        }
-    }
-
-    /// Gives every target its cross-entropy's weight, and its divergence's by the number of targets in its row.
-    pub fn set_weights(&mut self, ce_weight: f32, distill_weight: impl Fn(usize) -> f32) {
-        let mut targets = self.targets.iter_mut();
-        for &count in &self.targets_per_row {
-            for target in targets.by_ref().take(count) {
-                target.ce_weight = ce_weight;
-                target.distill_weight = distill_weight(count);
-            }
-        }
-    }
-
-    /// Where the targets lie in the batch.
-    pub fn positions(&self) -> Vec<usize> {
-        self.targets.iter().map(|t| t.position).collect()
     }
 }
 
@@ -212,42 +130,6 @@ mod tests {
     #[test]
     fn unshuffled_rows_keep_their_order() {
         assert_eq!(epoch_order(4, 7, 3, false), [0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn passes_keep_every_row_in_order_and_are_as_full_as_fits() {
-        let rows = [3, 4, 2, 9, 30, 1, 1, 8];
-        let passes = micro_batches(&rows, 10, |len| *len);
-        assert_eq!(passes, [&[3, 4, 2][..], &[9], &[30], &[1, 1, 8]]);
-        assert!(super::micro_batches(&[], 10, |len: &usize| *len).is_empty());
-    }
-
-    #[test]
-    fn targets_are_predicted_by_the_token_before_them() {
-        let packed = PackedRows::new([&row(&[1, 2, 3], &[4, 5]), &row(&[6], &[7])]);
-        assert_eq!(packed.batch.tokens, [1, 2, 3, 4, 6]);
-        assert_eq!(packed.positions(), [2, 3, 4]);
-        assert_eq!(
-            packed.targets.iter().map(|t| t.token).collect::<Vec<_>>(),
-            [4, 5, 7]
-        );
-        assert_eq!(packed.targets_per_row, [2, 1]);
-    }
-
-    #[test]
-    fn prompts_that_begin_alike_share_all_but_what_predicts() {
-        let packed = PackedRows::new([&row(&[1, 2, 3], &[4, 5]), &row(&[1, 2, 3], &[6])]);
-        assert_eq!(packed.batch.tokens, [1, 2, 3, 4, 3]);
-        assert_eq!(packed.positions(), [2, 3, 4]);
-        assert_eq!(packed.targets_per_row, [2, 1]);
-    }
-
-    #[test]
-    fn a_row_without_a_prompt_predicts_from_its_second_token_on() {
-        let packed = PackedRows::new([&row(&[], &[4, 5, 6])]);
-        assert_eq!(packed.batch.tokens, [4, 5]);
-        assert_eq!(packed.positions(), [0, 1]);
-        assert_eq!(packed.targets_per_row, [2]);
     }
 
     #[test]

@@ -5,9 +5,7 @@ use std::{fmt, time::Instant};
 use serde::Serialize;
 
 use super::{
-    Checkpoints, Trainer,
-    activation_cache::ActivationCache,
-    batches::{PackedRows, micro_batch_tokens, micro_batches},
+    Checkpoints, Trainer, activation_cache::ActivationCache, batches::micro_batch_tokens,
     epoch_order,
 };
 use crate::{
@@ -18,7 +16,7 @@ use crate::{
     generate::{self, Generator, MAX_BATCH_TOKENS},
     measure::EvalSet,
     model::{Model, params::TensorInfo},
-    prompt::Example,
+    prompt::{Example, PackedExamples, micro_batches},
     remedy::distill::Teacher,
     run::total_memory_bytes,
 };
@@ -259,7 +257,7 @@ fn largest_micro_batch(config: &Config, rows: &[Example]) -> usize {
     let train = &config.train;
     let most = micro_batch_tokens(train);
     let tokens = |of: &[usize]| {
-        let packed = PackedRows::new(of.iter().map(|row| &rows[*row]));
+        let packed = PackedExamples::new(of.iter().map(|row| &rows[*row]));
         packed.batch.tokens.len()
     };
     let largest_of = |epoch| {

@@ -1,9 +1,6 @@
 //! The objective: cross-entropy on the target tokens, and what holds the model to its snapshot (eqs. 1 and 3).
 
-use super::{
-    activation_cache::ActivationCache,
-    batches::{PackedRows, micro_batches},
-};
+use super::activation_cache::ActivationCache;
 use crate::{
     distributed,
     engine::{
@@ -11,7 +8,7 @@ use crate::{
         profile::{Phase, Work, timed},
     },
     model::Params,
-    prompt::Example,
+    prompt::{Example, PackedExamples, micro_batches},
     remedy::{
         distill::{Distillation, Teacher},
         snapshot::Snapshot,
@@ -91,7 +88,7 @@ struct RowGroup<'a> {
     /// Of them, those before the ones that this process passes.
     targets_before: usize,
     /// The rows of each of this process's passes, and the same packed.
-    micro_batches: Vec<(&'a [usize], PackedRows)>,
+    micro_batches: Vec<(&'a [usize], PackedExamples)>,
 }
 
 impl<'a> RowGroup<'a> {
@@ -103,7 +100,7 @@ impl<'a> RowGroup<'a> {
         frozen: Option<&ActivationCache>,
     ) -> Self {
         let packed = |pass: &[usize]| {
-            let mut packed = PackedRows::new(pass.iter().map(|&row| &of.rows[row]));
+            let mut packed = PackedExamples::new(pass.iter().map(|&row| &of.rows[row]));
             if let Some(frozen) = frozen {
                 frozen.attach(&mut packed, pass);
             }

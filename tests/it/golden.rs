@@ -12,11 +12,8 @@ use unforget::{
     engine::{Engine, Gradients, KvCache, Loss, Outputs, SoftTargets, TeacherLogits, TokenSubset},
     generate::{Generator, Request},
     model::Model,
-    prompt::Example,
-    train::{
-        adamw::{self, AdamW, AdamWSettings},
-        batches::PackedRows,
-    },
+    prompt::{Example, PackedExamples},
+    train::adamw::{self, AdamW, AdamWSettings},
 };
 
 const MODELS: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
@@ -120,9 +117,9 @@ impl Golden {
     }
 
     /// The rows, packed, cross-entropy as one mean over all target tokens, distillation by example (eq. 2).
-    fn packed_rows(&self, distilled: bool) -> PackedRows {
+    fn packed_rows(&self, distilled: bool) -> PackedExamples {
         let rows = self.rows();
-        let mut packed = PackedRows::new(&rows);
+        let mut packed = PackedExamples::new(&rows);
         let (all, examples) = (packed.targets.len() as f64, rows.len() as f64);
         let term = distilled.then(|| (self.number("lambda"), self.number("temperature")));
         packed.set_weights((1.0 / all) as f32, |count| {

@@ -7,7 +7,7 @@ use unforget::{
     },
     engine::{Engine, Gradients, Target},
     progress::Progress,
-    prompt::Example,
+    prompt::{Example, PackedExamples},
     remedy::{
         distill::Teacher as Kept,
         snapshot::{RunExamples, Snapshot},
@@ -16,7 +16,6 @@ use unforget::{
     run::RunDir,
     train::{
         adamw::{self, AdamW, AdamWSettings},
-        batches::PackedRows,
         objective::{AuxBatch, AuxTarget, Objective, StepBatch},
     },
 };
@@ -204,7 +203,7 @@ fn a_topk_teacher_is_exact() {
         };
         let quiet = Progress::quiet();
         let made = teacher.build(&run, rows, "PyTorch's", &quiet, |pass| {
-            let targets = PackedRows::new(pass).targets.len();
+            let targets = PackedExamples::new(pass).targets.len();
             Ok(tops.by_ref().take(targets * count).collect())
         });
         made.expect("writable");
@@ -324,7 +323,7 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         &mut gradients,
         &Progress::quiet(),
     );
-    let packed = PackedRows::new([&row]);
+    let packed = PackedExamples::new([&row]);
     let mut of_token = |token: u32| -> Vec<f32> {
         gradients.zero();
         let target = Target {

@@ -20,8 +20,9 @@ use crate::{
     },
     engine::{Loss, Target, basis_outputs},
     model::Params,
+    prompt::PackedExamples,
     run::Split,
-    train::{batches::PackedRows, objective::AuxBatch},
+    train::objective::AuxBatch,
 };
 
 /// Objects that the tiny model is taught.

@@ -471,7 +471,7 @@ fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
     trainer.select_replayed(1).expect("known rows");
     let losses: Vec<f64> = (0..6)
         .map(|row| {
-            let mut packed = PackedRows::new([&trainer.rows[row]]);
+            let mut packed = PackedExamples::new([&trainer.rows[row]]);
             let weight = 1.0 / packed.targets.len() as f32;
             packed.set_weights(weight, |_| 0.0);
             let targets: &[Target] = &packed.targets;
