@@ -1,9 +1,33 @@
-//! Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
+//! Fine-tune language models on new facts without forgetting, or hallucinating about, what they already knew, and measure it fact by
+//! fact.
 //!
-//! The code reads in the order in which the data flows: [`read_facts`] -> [`audit`] -> [`splits`] -> [`train`] ->
-//! [`metric`] -> [`report`]; [`experiment`] repeats the whole.
+//! The code reads in the order in which the data flows: [`facts`] -> [`audit`] -> [`splits`] -> [`train`] -> [`measure`] ->
+//! [`report`]. [`experiment`] repeats all of it.
 //!
-//! The main job, on a model so small that it learns in no time what it then says (`smollm2-135m` stands for a real one):
+//! # Rooms
+//!
+//! A room is a top-level module. Imports point down this list and never up, and the files of a room import each other in no circle;
+//! `tests/it/rooms.rs` reads this list and checks both.
+//!
+//! - `cli`: one file per command: arguments, config, a library call, output
+//! - `experiment`: the paper's figures and our own: arms, records, claims
+//! - `dashboard`, `gate`, `export`, `report`: from recorded runs to a page, a model card, an exit code
+//! - `train`: the training loop, its evaluator, checkpoints and cost estimate
+//! - `remedy`: methods against forgetting, one file each
+//! - `run`: the run directory and its records
+//! - `forecast`, `splits`, `synth`, `audit`, `measure`: SLiCK labels, splits, accuracy, forgetting, drift
+//! - `generate`: batched decoding
+//! - `engine`: forward and backward pass, loss head, optimizer step
+//! - `prompt`: training examples as token ids
+//! - `model`: model config, tokenizer, weights, file formats
+//! - `facts`: facts and their readers
+//! - `hub`: downloads, cache and checksums
+//! - `config`: the experiment file, typed and validated
+//! - `progress`, `interrupt`, `atomic_file`, `distributed`, `format`, `catch_panic`, `error`: support
+//!
+//! # Example
+//!
+//! Fine-tuning, evaluation and report, on a tiny test model in place of a real one such as `smollm2-135m`:
 //!
 //! ```
 //! use std::fs;

@@ -1,10 +1,11 @@
 //! The run directory: what a run writes and what `report`, `compare` and `resume` read. Everything else about a run follows from it.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Goal, measure::Neighbour};
+use crate::{
+    config::Goal,
+    measure::{ComparedFact, Neighbour},
+};
 
 mod directory;
 mod environment;
@@ -18,106 +19,10 @@ pub use environment::{
 };
 pub use history::EpochRecord;
 
-/// A part of the facts that is followed through a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Split {
-    /// `D_Known`: trained, known before.
-    Known,
-    /// `D_Unk`: trained, new.
-    Unknown,
-    /// `D_Held`: known before, never trained.
-    Held,
-    /// Held out, `MaybeKnown` before.
-    MaybeKnown,
-    /// Held out, `WeaklyKnown` before.
-    WeaklyKnown,
-}
-
-impl Split {
-    /// All five, in the order of every table.
-    pub const ALL: [Self; 5] = [
-        Self::Known,
-        Self::Unknown,
-        Self::Held,
-        Self::MaybeKnown,
-        Self::WeaklyKnown,
-    ];
-
-    /// Its name in tables and records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Known => "known",
-            Self::Unknown => "unknown",
-            Self::Held => "held",
-            Self::MaybeKnown => "maybe_known",
-            Self::WeaklyKnown => "weakly_known",
-        }
-    }
-}
-
-/// What became of a fact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FactOutcome {
-    /// New, and right at the end.
-    Learned,
-    /// New, and wrong at the end.
-    NotLearned,
-    /// Known at the audit, right at the end.
-    Kept,
-    /// Known at the audit, wrong at the end.
-    Forgotten,
-    /// Not known at the audit, not taught, right at the end.
-    Gained,
-    /// Not known at the audit, not taught, wrong at the end.
-    NeverKnew,
-}
-
-/// One value a split that a run has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct PerSplit<T> {
-    /// `D_Known`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub known: Option<T>,
-    /// `D_Unk`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unknown: Option<T>,
-    /// `D_Held`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub held: Option<T>,
-    /// Held `MaybeKnown`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub maybe_known: Option<T>,
-    /// Held `WeaklyKnown`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub weakly_known: Option<T>,
-}
-
-impl<T> PerSplit<T> {
-    /// The value of `split`.
-    pub fn get(&self, split: Split) -> Option<&T> {
-        match split {
-            Split::Known => self.known.as_ref(),
-            Split::Unknown => self.unknown.as_ref(),
-            Split::Held => self.held.as_ref(),
-            Split::MaybeKnown => self.maybe_known.as_ref(),
-            Split::WeaklyKnown => self.weakly_known.as_ref(),
-        }
-    }
-
-    /// Sets the value of `split`.
-    pub fn set(&mut self, split: Split, value: T) {
-        let slot = match split {
-            Split::Known => &mut self.known,
-            Split::Unknown => &mut self.unknown,
-            Split::Held => &mut self.held,
-            Split::MaybeKnown => &mut self.maybe_known,
-            Split::WeaklyKnown => &mut self.weakly_known,
-        };
-        *slot = Some(value);
-    }
-}
+pub use crate::{
+    facts::{PerSplit, Split},
+    measure::{Counts, Drift, FactOutcome},
+};
 
 /// Accuracies (shares, 0 to 1) of one split at four moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -209,26 +114,6 @@ pub enum Metrics {
     },
 }
 
-/// How far a model has drifted from another, at all held facts or at one, as [`crate::metric::DriftProbe`] measures it; none of
-/// what there is no fact or no pair for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Drift {
-    /// How far held subjects have moved: 0 to 2.
-    pub rd: Option<f64>,
-    /// How far they have moved against each other: 0 to 2.
-    pub ns: Option<f64>,
-    /// How far they have moved toward new subjects (negative: away): -2 to 2.
-    pub mtd: Option<f64>,
-    /// How alike a new fact's answers and a held fact's old ones are ranked: -1 to 1.
-    pub rank_rho: Option<f64>,
-    /// Share of the likeliest tokens that a new and a held fact have in common: 0 to 1.
-    pub ntr: Option<f64>,
-    /// How far a new fact's answers are from a held fact's old ones, in nats: 0 to ln 2.
-    pub jsd: Option<f64>,
-    /// Pairs of a new and a held fact with the same answer that the last three are means over.
-    pub pairs: usize,
-}
-
 /// What pulls at the weights: norms of the loss's two gradients over all that is trained, at one step's rows, before clipping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GradNorms {
@@ -236,30 +121,6 @@ pub struct GradNorms {
     pub ce: f64,
     /// Of what holds the model: distillation, decoys, L2, EWC, with their strengths.
     pub retention: f64,
-}
-
-impl Drift {
-    /// Each measure under the paper's name for it, in the paper's order.
-    pub fn named(&self) -> [(&'static str, Option<f64>); 6] {
-        [
-            ("RD", self.rd),
-            ("NS", self.ns),
-            ("MTD", self.mtd),
-            ("Rank-rho", self.rank_rho),
-            ("NTR", self.ntr),
-            ("JSD", self.jsd),
-        ]
-    }
-}
-
-impl fmt::Display for Drift {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let formatted = self
-            .named()
-            .into_iter()
-            .filter_map(|(name, value)| Some(format!("{name} {:.4}", value?)));
-        f.write_str(&formatted.collect::<Vec<_>>().join(", "))
-    }
 }
 
 /// A line of a run's `facts.jsonl`.
@@ -313,6 +174,23 @@ pub struct FactResult {
     pub paraphrases: Vec<ParaphraseResult>,
     /// What became of it.
     pub outcome: FactOutcome,
+}
+
+impl From<FactResult> for ComparedFact {
+    fn from(row: FactResult) -> Self {
+        Self {
+            split: Some(row.split),
+            relation: row.relation,
+            subject: row.subject,
+            question: row.question,
+            object: row.object,
+            before: row.answer_before,
+            after: row.answer_after,
+            correct_before: row.correct_before,
+            correct_after: row.correct_after,
+            outcome: row.outcome,
+        }
+    }
 }
 
 /// A new fact asked in other words, after training.
@@ -370,21 +248,4 @@ pub struct RunResult {
     pub eval_seconds: f64,
     /// Peak resident memory of the process.
     pub peak_memory_bytes: u64,
-}
-
-/// Facts by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// New and right.
-    pub learned: usize,
-    /// New and wrong.
-    pub not_learned: usize,
-    /// Known and right.
-    pub kept: usize,
-    /// Known and wrong.
-    pub forgotten: usize,
-    /// Gained without being taught.
-    pub gained: usize,
-    /// Never known.
-    pub never_knew: usize,
 }

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result,
     audit::{AuditedFact, Label},
-    facts::Fact,
+    facts::{Fact, PerSplit, Split},
     measure,
-    remedy::budget::MIN_CONTROL_FACTS,
-    run::{PerSplit, Split},
 };
+
+/// Control facts below which a budget of 1 pp cannot be checked reliably: one fact is then a tenth of it or more.
+pub const MIN_CONTROL_FACTS: usize = 1_000;
 
 /// Most facts that are taken for `D_Known` where the user names none.
 const MAX_KNOWN: usize = 8_000;

@@ -93,7 +93,8 @@ impl CompareArgs {
 
 /// What a finished run has recorded.
 fn compare_run(dir: &Path) -> Result<Comparison> {
-    Ok(Comparison::from_run(finished_run(dir)?.facts()?))
+    let rows = finished_run(dir)?.facts()?.into_iter();
+    Ok(Comparison::new(rows.map(ComparedFact::from)))
 }
 
 /// The counts, a table of the parts, and some facts of each group, in so many columns.

@@ -10,6 +10,7 @@ mod normalise;
 mod read;
 mod relations;
 mod scorer;
+mod split;
 
 pub use fact::{Fact, Location};
 pub use normalise::normalise;
@@ -19,3 +20,4 @@ pub use read::{
 };
 pub use relations::{Relation, relation};
 pub use scorer::{AnswerScorer, AnswerVerdict, MatchRule, WrongKind};
+pub use split::{PerSplit, Split};

@@ -1,27 +1,24 @@
-//! Two models, or a run's start and end, fact by fact.
+//! Outcomes fact by fact, between two models or between the start and the end of a run.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::EvalAnswer;
-use crate::{
-    facts::Fact,
-    run::{Counts, FactOutcome, FactResult, Split},
-};
+use crate::facts::{Fact, Split};
 
-/// What became of every fact.
+/// The outcomes of all facts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Facts by state.
+    /// Number of facts per outcome.
     #[serde(flatten)]
     pub counts: Counts,
     /// Every fact.
     pub facts: Vec<ComparedFact>,
 }
 
-/// What became of one fact.
+/// The outcome of one fact.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ComparedFact {
-    /// Which part of a run; null between two models.
+    /// Split of the run; null between two models.
     pub split: Option<Split>,
     /// Relation.
     pub relation: String,
@@ -29,30 +26,48 @@ pub struct ComparedFact {
     pub subject: String,
     /// Question.
     pub question: String,
-    /// Right answer, as taught.
+    /// Correct answer, as trained.
     pub object: String,
-    /// What the model said before.
+    /// The model's answer before.
     pub before: String,
-    /// What it says now.
+    /// The model's answer after.
     pub after: String,
-    /// Whether it was right before.
+    /// Whether the answer before is correct.
     pub correct_before: bool,
-    /// Whether it is right now.
+    /// Whether the answer after is correct.
     pub correct_after: bool,
-    /// What became of it.
+    /// The outcome.
     pub outcome: FactOutcome,
 }
 
+/// The outcome of training for one fact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FactOutcome {
+    /// New, and correct at the end.
+    Learned,
+    /// New, and wrong at the end.
+    NotLearned,
+    /// Known at the audit, correct at the end.
+    Kept,
+    /// Known at the audit, wrong at the end.
+    Forgotten,
+    /// Neither known at the audit nor trained, correct at the end.
+    Gained,
+    /// Neither known at the audit nor trained, wrong at the end.
+    NeverKnew,
+}
+
 impl FactOutcome {
-    /// What became of a fact of a run.
+    /// The outcome of a fact of a run.
     ///
-    /// | split | known at the audit | right at the end | wrong at the end |
+    /// | split | known at the audit | correct at the end | wrong at the end |
     /// |---|---|---|---|
     /// | `unknown` | whatever its label | learned | not learned |
     /// | any other | yes | kept | forgotten |
     /// | any other | no | gained | never knew |
     ///
-    /// [`known_at_audit`] is the third column's question.
+    /// [`known_at_audit`] decides the second column.
     pub fn in_run(split: Split, known: bool, correct_after: bool) -> Self {
         match (split, known, correct_after) {
             (Split::Unknown, _, true) => Self::Learned,
@@ -64,7 +79,7 @@ impl FactOutcome {
         }
     }
 
-    /// What became of a fact between two models of which no more is known: wrong before and right now is learned.
+    /// The outcome of a fact between two models without a run: wrong before and correct after counts as learned.
     pub fn between_models(correct_before: bool, correct_after: bool) -> Self {
         match (correct_before, correct_after) {
             (true, true) => Self::Kept,
@@ -77,23 +92,40 @@ impl FactOutcome {
 
 /// Whether a fact counts as known before training.
 ///
-/// With an audit: the greedy answer was right under at least half of the few-shot prompts (`few_shot` is that share), so
-/// every `HighlyKnown` fact is known and of the `MaybeKnown` those that were mostly right. Without one: it was right at
-/// the training prompt, before training or, since a model may have to learn the prompt's format first, at the best epoch.
+/// With an audit: the greedy answer was correct under at least half of the few-shot prompts (`few_shot_accuracy`), so every
+/// `HighlyKnown` fact is known, and a `MaybeKnown` fact if it was mostly correct. Without an audit: the answer at the training
+/// prompt was correct before training, or at the best epoch, since a model may have to learn the prompt's format first.
 pub fn known_at_audit(
     few_shot_accuracy: Option<f64>,
     correct_at_start: bool,
     correct_at_peak: bool,
 ) -> bool {
-    few_shot_accuracy.map_or(correct_at_start || correct_at_peak, |share| share >= 0.5)
+    few_shot_accuracy.map_or(correct_at_start || correct_at_peak, |accuracy| accuracy >= 0.5)
+}
+
+/// Number of facts per outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// [`FactOutcome::Learned`].
+    pub learned: usize,
+    /// [`FactOutcome::NotLearned`].
+    pub not_learned: usize,
+    /// [`FactOutcome::Kept`].
+    pub kept: usize,
+    /// [`FactOutcome::Forgotten`].
+    pub forgotten: usize,
+    /// [`FactOutcome::Gained`].
+    pub gained: usize,
+    /// [`FactOutcome::NeverKnew`].
+    pub never_knew: usize,
 }
 
 impl Counts {
-    /// Facts by state.
+    /// Counts the facts per outcome.
     pub fn count(outcomes: impl IntoIterator<Item = FactOutcome>) -> Self {
         let mut counts = Self::default();
-        for state in outcomes {
-            *match state {
+        for outcome in outcomes {
+            *match outcome {
                 FactOutcome::Learned => &mut counts.learned,
                 FactOutcome::NotLearned => &mut counts.not_learned,
                 FactOutcome::Kept => &mut counts.kept,
@@ -107,7 +139,7 @@ impl Counts {
 }
 
 impl Comparison {
-    /// Of two models that were asked the same facts.
+    /// Compares two models by their answers to the same `facts`.
     pub fn between(facts: &[Fact], before: Vec<EvalAnswer>, after: Vec<EvalAnswer>) -> Self {
         let rows = facts.iter().zip(before.into_iter().zip(after));
         Self::new(rows.map(|(fact, (before, after))| ComparedFact {
@@ -124,24 +156,9 @@ impl Comparison {
         }))
     }
 
-    /// Of a run's start and end, from its `facts.jsonl`.
-    pub fn from_run(rows: impl IntoIterator<Item = FactResult>) -> Self {
-        Self::new(rows.into_iter().map(|row| ComparedFact {
-            split: Some(row.split),
-            relation: row.relation,
-            subject: row.subject,
-            question: row.question,
-            object: row.object,
-            before: row.answer_before,
-            after: row.answer_after,
-            correct_before: row.correct_before,
-            correct_after: row.correct_after,
-            outcome: row.outcome,
-        }))
-    }
-
-    fn new(facts: impl Iterator<Item = ComparedFact>) -> Self {
-        let facts: Vec<ComparedFact> = facts.collect();
+    /// Collects compared facts and counts their outcomes.
+    pub fn new(facts: impl IntoIterator<Item = ComparedFact>) -> Self {
+        let facts: Vec<ComparedFact> = facts.into_iter().collect();
         Self {
             counts: Counts::count(facts.iter().map(|f| f.outcome)),
             facts,

@@ -13,7 +13,9 @@
 //! JSD      = mean over P of JSD(p(u) || p_0(h)), both renormalised over I, in nats                 (eq. 10)
 //! ```
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
+
+use serde::{Deserialize, Serialize};
 
 use super::{
     sample,
@@ -26,7 +28,6 @@ use crate::{
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
-    run::Drift,
 };
 
 /// Pairs of facts that are looked at; of more, a sample.
@@ -46,6 +47,49 @@ pub struct DriftSettings {
     pub seed: u64,
     /// How a fact is asked.
     pub template: PromptTemplate,
+}
+
+/// The drift of a model from a reference, at all held-out facts or at one; a measure is `None` where no fact or pair defines it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    /// Representational drift of held-out subjects: 0 to 2 (eq. 4).
+    pub rd: Option<f64>,
+    /// Neighbourhood shift among held-out subjects: 0 to 2 (eq. 6).
+    pub ns: Option<f64>,
+    /// Drift of held-out subjects toward new ones (negative: away from them): -2 to 2 (eq. 7).
+    pub mtd: Option<f64>,
+    /// Rank correlation of a new fact's logits with a held-out fact's logits before: -1 to 1 (eq. 8).
+    pub rank_rho: Option<f64>,
+    /// Fraction of top tokens that a new and a held-out fact share: 0 to 1 (eq. 9).
+    pub ntr: Option<f64>,
+    /// Jensen-Shannon divergence of a new fact's distribution from a held-out fact's before, in nats: 0 to ln 2 (eq. 10).
+    pub jsd: Option<f64>,
+    /// Number of pairs of a new and a held-out fact with the same answer, over which the last three are averaged.
+    pub pairs: usize,
+}
+
+impl Drift {
+    /// Each measure with its name in the paper, in the paper's order.
+    pub fn named(&self) -> [(&'static str, Option<f64>); 6] {
+        [
+            ("RD", self.rd),
+            ("NS", self.ns),
+            ("MTD", self.mtd),
+            ("Rank-rho", self.rank_rho),
+            ("NTR", self.ntr),
+            ("JSD", self.jsd),
+        ]
+    }
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let formatted = self
+            .named()
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name} {:.4}", value?)));
+        f.write_str(&formatted.collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// The facts at which a model is looked at, and how.

@@ -11,8 +11,8 @@ mod subjects;
 
 pub use accuracy::{EvalAnswer, EvalSet};
 pub use auc::{auc, auc_interval};
-pub use comparison::{ComparedFact, Comparison, known_at_audit};
-pub use drift::{DriftProbe, DriftReference, DriftSettings};
+pub use comparison::{ComparedFact, Comparison, Counts, FactOutcome, known_at_audit};
+pub use drift::{Drift, DriftProbe, DriftReference, DriftSettings};
 pub use intervals::{bootstrap, forgetting_interval, forgetting_pp, mean_interval};
 pub use knn::{Neighbour, nearest};
 pub use pca::pca_2d;

@@ -10,9 +10,6 @@ const PATIENCE: usize = 3;
 /// Bounds of the strength, as a multiple of the config's.
 const STRENGTH_RANGE: (f64, f64) = (0.5, 16.0);
 
-/// Watched facts below which a budget of 1 pp is a promise that cannot be checked: one fact is a tenth of it then.
-pub const MIN_CONTROL_FACTS: usize = 1_000;
-
 /// Whether so much forgetting (pp) is within a budget, rounding forgiven: .90 - .88 is a little more than .02.
 pub fn is_within(forgotten: f64, budget: f64) -> bool {
     forgotten <= budget + 1e-9

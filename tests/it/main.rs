@@ -21,6 +21,7 @@ mod model;
 mod project;
 mod remedies;
 mod report;
+mod rooms;
 mod smollm2;
 mod synth;
 mod tools;
