@@ -16,7 +16,7 @@ use super::{Context, fact_args::FactArgs, load_tokenizer, output};
 /// Show what would be trained of a file: its rows as the model reads them, with what is trained marked
 #[derive(Debug, Args)]
 #[command(
-    mut_arg("rule", |arg| arg.hide(true)),
+    mut_arg("match_rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget data chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct\n  \
     unforget data new.tsv train-00000.parquet --rows 1\n\n\
     JSONL, JSON, CSV, TSV and Parquet, a row of: subject, relation, object (facts); messages (chats), conversations\n\

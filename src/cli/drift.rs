@@ -17,7 +17,7 @@ use super::{Context, fact_args::FactArgs, load_model, model_spec, output};
 /// How far a tuned model has drifted from its base where it holds known facts
 #[derive(Debug, Args)]
 #[command(
-    mut_arg("rule", |arg| arg.hide(true)),
+    mut_arg("match_rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv\n  \
     unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv --layer 10 --json\n\n\
     With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are of the pairs\n\

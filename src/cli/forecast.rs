@@ -21,7 +21,7 @@ const MAX_LISTED: usize = 20;
 /// Before any training: which known facts a training set endangers
 #[derive(Debug, Args)]
 #[command(
-    mut_arg("rule", |arg| arg.hide(true)),
+    mut_arg("match_rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget forecast smollm2-135m --learn new.tsv --held known.tsv\n  \
     unforget forecast smollm2-135m --learn new.tsv --held known.tsv --against runs/new\n\n\
     The risk is the probability (0 to 1) that a fact of --held, known now, is wrong after plain fine-tuning on --learn.\n\

@@ -18,7 +18,7 @@ use super::{Context, fact_args::FactArgs, load_tokenizer};
 /// Made-up facts: new names for a relation's subjects, with balanced answers
 #[derive(Debug, Args)]
 #[command(
-    mut_arg("rule", |arg| arg.hide(true)),
+    mut_arg("match_rule", |arg| arg.hide(true)),
     mut_arg("chat", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget synth smollm2-135m --relation P17 --facts pack:world --n 1000 > new.tsv\n  \
     unforget synth smollm2-135m --relation P17 --facts P17.train.json --n 1000000 --keys uuid > new.tsv\n\n\
