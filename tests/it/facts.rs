@@ -200,7 +200,7 @@ fn a_file_that_is_not_a_fact_file_is_an_error() {
         ("empty.tsv", b"", "is empty"),
         ("blank.jsonl", b"\n \n", "is empty"),
         ("bom.csv", b"\xef\xbb\xbf", "is empty"),
-        ("header.tsv", b"subject\trelation\tobject\n", "no row"),
+        ("header.tsv", b"subject\trelation\tobject\n", "no rows"),
         ("none.json", b"[]", "no fact"),
         ("object.json", b"{}", "array"),
         ("cut.json", b"[{\"question\": \"Wh", "line 1"),
@@ -272,7 +272,7 @@ fn parquet_files_are_read_as_others_are() {
 
     let chats = golden.join("chats.parquet");
     let error = read(std::slice::from_ref(&chats), ReadOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("these are chat rows"), "{error}");
+    assert!(error.to_string().contains("has chat rows"), "{error}");
     assert!(is_text_file(&chats).unwrap());
     let texts = read_texts(&[chats], ReadOptions::default()).unwrap().texts;
     let TextKind::Chat(messages) = &texts[1].kind else {

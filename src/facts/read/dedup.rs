@@ -1,4 +1,4 @@
-//! One set from many rows: duplicates and contradictions.
+//! Duplicates and contradictions among facts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,31 +13,34 @@ use super::super::{
 };
 use crate::{Error, Result};
 
-/// Tells which facts are new; a question is asked once. Of a fact it keeps little, so that millions of them can be read.
+/// Finds facts whose question was already read. It keeps 16 bytes and the location of each question, and one copy of each
+/// answer, so that millions of facts can be read.
 #[derive(Default)]
 pub(super) struct Deduplicator {
     /// By the first half of a question's SHA-256.
     by_question: BTreeMap<[u8; 16], Seen>,
-    /// Object and aliases of a fact: those of others that have the same ones are these.
+    /// Object and aliases, interned.
     answers: BTreeSet<Arc<[String]>>,
     duplicates: usize,
     contradictions: usize,
 }
 
-/// What is kept of a fact.
+/// The first fact with a question.
 struct Seen {
     answers: Arc<[String]>,
     location: Location,
 }
 
 impl Deduplicator {
-    /// How many facts were new.
+    /// Number of distinct questions so far.
     pub(super) fn fact_count(&self) -> usize {
         self.by_question.len()
     }
 
-    /// Whether the question of `fact` was not there before. If it was, the fact is left out: with the same object it is a
-    /// duplicate, and counted; with another it is refused, or where the source is `lenient` counted.
+    /// Whether the question of `fact` is new. A repeated question with the same object is counted as a duplicate.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the question came before with another object; with `skip_contradictions` it is counted instead.
     pub(super) fn is_new(&mut self, fact: &Fact, skip_contradictions: bool) -> Result<bool> {
         let question = Sha256::digest(&fact.question);
         let question = *question.first_chunk().expect("SHA-256 has 32 bytes");
@@ -65,13 +68,13 @@ impl Deduplicator {
                     "`{}` has two answers: `{}` ({}) and `{}` ({})",
                     fact.question, first.object, first.location, fact.object, fact.location
                 ),
-                "leave one of the rows out, or name the other answer under `aliases` if both are right",
+                "remove one of the rows, or list the other answer under `aliases` if both are correct",
             ));
         }
         Ok(false)
     }
 
-    /// Object and aliases of `fact`, one copy for all facts that have the same.
+    /// Object and aliases of `fact`, shared with all facts that have the same.
     fn interned_answers(&mut self, fact: &Fact) -> Arc<[String]> {
         let mut answers = vec![fact.object.clone()];
         answers.extend(fact.aliases.iter().cloned());
@@ -83,20 +86,20 @@ impl Deduplicator {
         answers
     }
 
-    /// What was left out.
+    /// Counts of the skipped rows.
     pub(super) fn notes(&self) -> Vec<String> {
         let rows = |n: usize| if n == 1 { "row" } else { "rows" };
         let mut notes = Vec::new();
         if self.duplicates > 0 {
             notes.push(format!(
-                "{} {} left out: the same question and object came before",
+                "{} {} skipped: the same question and object came before",
                 self.duplicates,
                 rows(self.duplicates)
             ));
         }
         if self.contradictions > 0 {
             notes.push(format!(
-                "{} {} left out: the same question came before with another object",
+                "{} {} skipped: the same question came before with another object",
                 self.contradictions,
                 rows(self.contradictions)
             ));
@@ -105,10 +108,10 @@ impl Deduplicator {
     }
 }
 
-/// Takes out of `facts` (called `name` in the note) what `learn` contradicts, and says so: a fact that is meant to change
-/// is not forgotten.
+/// Removes from `facts` those that `learn` contradicts, and returns a note that calls the set `set_name`: a fact that training
+/// is meant to change must not count as forgotten.
 ///
-/// A fact is contradicted when `learn` gives the same question, or the same subject and relation, another object.
+/// `learn` contradicts a fact when it gives another object for the same question, or for the same subject and relation.
 pub fn drop_contradicted(learn: &[Fact], facts: &mut Vec<Fact>, set_name: &str) -> Option<String> {
     let subject_and_relation =
         |fact: &Fact| (normalise(&fact.subject), fact.relation.to_lowercase());
@@ -147,13 +150,9 @@ pub fn drop_contradicted(learn: &[Fact], facts: &mut Vec<Fact>, set_name: &str) 
         all @ ([_] | [_, _] | [_, _, _]) => all.join(", "),
         [a, b, c, ..] => format!("{a}, {b}, {c}, ..."),
     };
-    let (facts, are) = if dropped.len() == 1 {
-        ("fact", "is")
-    } else {
-        ("facts", "are")
-    };
+    let noun = if dropped.len() == 1 { "fact" } else { "facts" };
     Some(format!(
-        "{} {facts} that training is meant to change {are} taken out of {set_name}: {shown}",
+        "{} {noun} removed from {set_name}: `learn` changes the answer ({shown})",
         dropped.len()
     ))
 }
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_in_another_spelling_is_left_out_and_counted() {
+    fn a_duplicate_in_another_spelling_is_skipped_and_counted() {
         let mut merger = Deduplicator::default();
         assert!(merger.is_new(&fact("Boston", "USA", 2), false).unwrap());
         let again = fact("Boston", "United States of America", 3);
@@ -191,19 +190,19 @@ mod tests {
         assert_eq!(merger.fact_count(), 1);
         assert_eq!(
             merger.notes(),
-            ["1 row left out: the same question and object came before"]
+            ["1 row skipped: the same question and object came before"]
         );
     }
 
     #[test]
-    fn later_contradictions_of_entity_questions_are_left_out() {
+    fn later_contradictions_of_entity_questions_are_skipped() {
         let mut merger = Deduplicator::default();
         assert!(merger.is_new(&fact("Paris", "France", 1), true).unwrap());
         let other = fact("Paris", "United States", 2);
         assert!(!merger.is_new(&other, true).unwrap());
         assert_eq!(
             merger.notes(),
-            ["1 row left out: the same question came before with another object"]
+            ["1 row skipped: the same question came before with another object"]
         );
     }
 
@@ -222,7 +221,7 @@ mod tests {
         );
         assert_eq!(
             note,
-            "1 fact that training is meant to change is taken out of held: Paris"
+            "1 fact removed from held: `learn` changes the answer (Paris)"
         );
         assert_eq!(drop_contradicted(&learn, &mut held, "held"), None);
     }

@@ -1,52 +1,57 @@
-//! `EntityQuestions` (Sciavolino et al. 2021) as it is: `[{"question", "answers"}]`, a file a relation.
-
-use std::path::Path;
+//! `EntityQuestions` (Sciavolino et al. 2021): `[{"question", "answers"}]`, one file a relation.
 
 use serde_json::Value;
 
 use super::{
     super::relations::{self, Relation},
-    ReadOptions, Rows,
+    bad_row::BadRow,
+    columns::ANSWERS,
     json::scalar,
-    row::{BadRow, RawFact},
-    values::NumberedRow,
+    raw_fact::{RawFact, RawFacts},
+    rows::NumberedRow,
 };
 use crate::{Error, Result};
 
-/// Reads the rows of a file; relation and subject are recovered from the file's name and the question's template.
+/// Reads the rows of a file.
+///
+/// The relation comes from the file's name (`P17.dev.json`) or else from the question's template, the subject from the template.
+/// Rows with several answers are skipped and counted unless `multiple_answers` is set.
+///
+/// # Errors
+/// [`Error::Input`] when the file is named after a relation that has no template.
 pub(super) fn read(
-    path: &Path,
     file: &str,
     values: impl Iterator<Item = Result<NumberedRow>>,
-    options: ReadOptions,
-) -> Result<Rows<'static>> {
-    let file_relation = relation_from_file_name(path, file)?;
-    let mut multiple = 0;
-    let mut list = Vec::new();
+    multiple_answers: bool,
+) -> Result<RawFacts<'static>> {
+    let file_relation = relation_of_file(file)?;
+    let mut skipped = 0;
+    let mut rows = Vec::new();
     for value in values {
-        let (row, value) = value?;
-        match value.and_then(|value| parse(row, &value, file_relation)) {
-            Ok((_, answers)) if answers > 1 && !options.multiple_answers => multiple += 1,
-            Ok((row, _)) => list.push(Ok(row)),
-            Err(bad) => list.push(Err(bad)),
+        let (line, value) = value?;
+        match value.and_then(|value| parse(line, &value, file_relation)) {
+            Ok((_, answers)) if answers > 1 && !multiple_answers => skipped += 1,
+            Ok((row, _)) => rows.push(Ok(row)),
+            Err(bad) => rows.push(Err(bad)),
         }
     }
-    let mut found = Rows {
+    let mut facts = RawFacts {
+        // The data set has a few.
         skip_contradictions: true,
-        ..Rows::new(list.into_iter().map(Ok))
+        ..RawFacts::new(rows.into_iter().map(Ok))
     };
-    if multiple > 0 {
-        let rows = if multiple == 1 { "row" } else { "rows" };
-        found.notes.push(format!(
-            "{file}: {multiple} {rows} with several answers left out"
-        ));
+    if skipped > 0 {
+        let rows = if skipped == 1 { "row" } else { "rows" };
+        let note = format!("{file}: {skipped} {rows} with several answers skipped");
+        facts.notes.push(note);
     }
-    Ok(found)
+    Ok(facts)
 }
 
-/// The relation in the file's name: `P17` of `P17.dev.json`.
-fn relation_from_file_name(path: &Path, file: &str) -> Result<Option<&'static Relation>> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+/// The relation in the name of a file: `P17` of `data/P17.dev.json`.
+fn relation_of_file(file: &str) -> Result<Option<&'static Relation>> {
+    let name = std::path::Path::new(file).file_name().unwrap_or_default();
+    let name = name.to_string_lossy();
     let id = name.split(['.', '_', '-']).next().unwrap_or_default();
     let is_id = id
         .strip_prefix('P')
@@ -57,13 +62,13 @@ fn relation_from_file_name(path: &Path, file: &str) -> Result<Option<&'static Re
     let known = relations::all_relations().iter().find(|r| r.id == id);
     known.map(Some).ok_or_else(|| {
         Error::input_hint(
-            format!("{file}: the relation `{id}` of the file's name has no question template, so its subjects cannot be told"),
-            "give the facts as a table with subject, relation, object and question",
+            format!("{file}: the relation `{id}` in the file name has no question template, so the subjects are unknown"),
+            "give the facts as a table with the columns subject, relation, object and question",
         )
     })
 }
 
-/// The row, and how many answers it has.
+/// The row and its number of answers.
 fn parse(
     line: usize,
     item: &Value,
@@ -73,15 +78,15 @@ fn parse(
         .get("question")
         .ok_or_else(|| BadRow::field(line, "question", "is missing"))?;
     let question = scalar(line, "question", question)?.trim().to_owned();
-    let Some(Value::Array(answers)) = item.get("answers") else {
-        return Err(BadRow::field(line, "answers", "is not a list of texts"));
+    let Some(Value::Array(answers)) = item.get(ANSWERS) else {
+        return Err(BadRow::field(line, ANSWERS, "is not a list of texts"));
     };
     let answers: Vec<String> = answers
         .iter()
-        .map(|a| scalar(line, "answers", a))
+        .map(|a| scalar(line, ANSWERS, a))
         .collect::<Result<_, _>>()?;
     let Some(object) = answers.first().filter(|a| !a.trim().is_empty()) else {
-        return Err(BadRow::field(line, "answers", "is empty"));
+        return Err(BadRow::field(line, ANSWERS, "is empty"));
     };
     let (relation, subject) = match_template(line, &question, file_relation)?;
     let mut row = RawFact {
@@ -102,63 +107,38 @@ fn match_template<'q>(
     question: &'q str,
     file_relation: Option<&'static Relation>,
 ) -> Result<(&'static Relation, &'q str), BadRow> {
+    let bad = |reason: String| BadRow::field(line, "question", reason);
     if let Some(relation) = file_relation {
-        return relation
-            .subject(question)
-            .map(|subject| (relation, subject))
-            .ok_or_else(|| {
-                let template = relation.template.replace("{}", "...");
-                BadRow::field(
-                    line,
-                    "question",
-                    format!(
-                        "is not asked as {} is (`{template}`): `{question}`",
-                        relation.id
-                    ),
-                )
-            });
+        let subject = relation.subject(question);
+        return subject.map(|subject| (relation, subject)).ok_or_else(|| {
+            let template = relation.template.replace("{}", "...");
+            bad(format!(
+                "does not follow the template of {} (`{template}`): `{question}`",
+                relation.id
+            ))
+        });
     }
-    let matching: Vec<_> = relations::all_relations()
+    let mut matching: Vec<_> = relations::all_relations()
         .iter()
         .filter(|r| r.entity_questions)
         .filter_map(|r| r.subject(question).map(|subject| (r, subject)))
         .collect();
+    // The template with the most words wins: `Where is the headquarter of X?` is P159, not P276.
+    let shortest = matching.iter().map(|(_, subject)| subject.len()).min();
+    matching.retain(|(_, subject)| Some(subject.len()) == shortest);
     match matching[..] {
-        [] => Err(BadRow::field(
-            line,
-            "question",
-            format!("follows none of the 24 templates of EntityQuestions: `{question}`"),
-        )),
-        [(first, subject)] => Ok((first, subject)),
-        // The most of the question is template, the least is subject: `Where is the headquarter of X?` is P159.
+        [] => Err(bad(format!(
+            "follows none of the 24 templates of EntityQuestions: `{question}`"
+        ))),
+        [found] => Ok(found),
         _ => {
-            let shortest = matching
-                .iter()
-                .map(|(_, s)| s.len())
-                .min()
-                .unwrap_or_default();
-            let best: Vec<_> = matching
-                .iter()
-                .filter(|(_, s)| s.len() == shortest)
-                .collect();
-            match best[..] {
-                [&(relation, subject)] => Ok((relation, subject)),
-                _ => Err(BadRow::field(
-                    line,
-                    "question",
-                    format!(
-                        "is asked by {} alike: name the file by its relation, as in P131.dev.json",
-                        ids(&best)
-                    ),
-                )),
-            }
+            let ids: Vec<_> = matching.iter().map(|(r, _)| r.id).collect();
+            Err(bad(format!(
+                "fits {}: name the file after its relation, as in P131.dev.json",
+                ids.join(" and ")
+            )))
         }
     }
-}
-
-fn ids(matching: &[&(&'static Relation, &str)]) -> String {
-    let ids: Vec<_> = matching.iter().map(|(r, _)| r.id).collect();
-    ids.join(" and ")
 }
 
 #[cfg(test)]
@@ -167,20 +147,17 @@ mod tests {
 
     use super::*;
 
-    fn found(name: &str, items: &Value, options: ReadOptions) -> Result<Rows<'static>> {
+    fn read_items(name: &str, items: &Value, multiple: bool) -> Result<RawFacts<'static>> {
         let items = items.as_array().unwrap().iter().cloned().enumerate();
-        let items = items.map(|(i, item)| Ok((i + 1, Ok(item))));
-        read(Path::new(name), name, items, options)
+        read(name, items.map(|(i, item)| Ok((i + 1, Ok(item)))), multiple)
     }
 
     fn rows(name: &str, items: &Value) -> Vec<Result<RawFact, BadRow>> {
-        found(name, items, ReadOptions::default())
-            .unwrap()
-            .collect_rows()
+        read_items(name, items, false).unwrap().collect_rows()
     }
 
     #[test]
-    fn all_24_relations_are_told_by_name_and_all_but_two_by_their_question() {
+    fn all_24_relations_follow_from_the_file_name_and_all_but_two_from_the_question() {
         for relation in relations::all_relations()
             .iter()
             .filter(|r| r.entity_questions)
@@ -209,24 +186,19 @@ mod tests {
     }
 
     #[test]
-    fn several_answers_are_left_out_and_counted_unless_asked_for() {
+    fn rows_with_several_answers_are_skipped_and_counted_unless_requested() {
         let items = json!([
             {"question": "What is the capital of Bolivia?", "answers": ["Sucre", "La Paz"]},
             {"question": "What is the capital of Peru?", "answers": ["Lima"]},
         ]);
-        let one = found("P36.dev.json", &items, ReadOptions::default()).unwrap();
+        let one = read_items("P36.dev.json", &items, false).unwrap();
         assert_eq!(
             one.notes,
-            ["P36.dev.json: 1 row with several answers left out"]
+            ["P36.dev.json: 1 row with several answers skipped"]
         );
         assert_eq!(one.collect_rows().len(), 1);
-        let options = ReadOptions {
-            multiple_answers: true,
-            ..ReadOptions::default()
-        };
-        let both = found("P36.dev.json", &items, options)
-            .unwrap()
-            .collect_rows();
+        let both = read_items("P36.dev.json", &items, true).unwrap();
+        let both = both.collect_rows();
         assert_eq!(both[0].as_ref().unwrap().aliases, ["La Paz"]);
     }
 
@@ -256,6 +228,6 @@ mod tests {
     #[test]
     fn a_file_of_an_unknown_relation_is_refused() {
         let items = json!([{"question": "q", "answers": ["a"]}]);
-        assert!(found("P999.dev.json", &items, ReadOptions::default()).is_err());
+        assert!(read_items("P999.dev.json", &items, false).is_err());
     }
 }

@@ -1,89 +1,92 @@
-//! TSV and CSV: a header that names the columns, then a row a line.
+//! TSV and CSV: a header that names the columns, then one record a row.
 
 use std::iter;
 
 use serde_json::Value;
 
 use super::{
-    MAX_ROW_BYTES, Rows,
-    row::{BadRow, COLUMNS, REQUIRED_COLUMNS, RawFact},
-    values::NumberedRow,
+    bad_row::{BadRow, MAX_ROW_BYTES},
+    columns::{FACT_COLUMNS, REQUIRED_COLUMNS},
+    raw_fact::{RawFact, RawFacts},
+    source::Separator,
 };
 use crate::{Error, Result, error::closest_match};
 
-/// How fields are told apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    /// Tabs; a field is quoted only where quotes stand around the whole of it.
-    Tsv,
-    /// Commas and quotes as in RFC 4180; a quoted field may span lines.
-    Csv,
-}
-
-/// Reads a table.
-pub(super) fn read<'b>(file: &'b str, bytes: &'b [u8], format: Format) -> Result<Rows<'b>> {
+/// The facts of a table.
+///
+/// # Errors
+/// [`Error::Input`] when a required column is missing, or there is no row.
+pub(super) fn read_facts<'b>(
+    file: &'b str,
+    bytes: &'b [u8],
+    separator: Separator,
+) -> Result<RawFacts<'b>> {
     let mut notes = Vec::new();
-    let mut records = records(file, bytes, format).peekable();
+    let mut records = records(file, bytes, separator).peekable();
     let columns = match records.next().transpose()? {
         Some((line, record)) => header(file, line, &record, &mut notes)?,
         None => Vec::new(),
     };
     if records.peek().is_none() {
-        return Err(Error::input(format!(
-            "{file} has a line of column names and no row"
-        )));
+        return Err(Error::input_hint(
+            format!("{file} has column names but no rows"),
+            "add one line for each fact",
+        ));
     }
     let rows = records.map(move |record| {
         let (line, record) = record?;
-        Ok(row(line, &columns, &record, format))
+        Ok(row(line, &columns, &record, separator))
     });
-    Ok(Rows {
+    Ok(RawFacts {
         notes,
-        ..Rows::new(rows)
+        ..RawFacts::new(rows)
     })
 }
 
-/// The rows of a table as objects of its columns, every field text.
+/// The rows of a table as JSON objects of all its columns, every field text. Column names are in lower case.
 pub(super) fn read_objects<'b>(
     file: &'b str,
     bytes: &'b [u8],
-    format: Format,
-) -> Result<impl Iterator<Item = Result<NumberedRow>> + 'b> {
+    separator: Separator,
+) -> Result<impl Iterator<Item = Result<(usize, Result<Value, BadRow>)>> + 'b> {
     let fields = move |record: &csv::ByteRecord| -> Option<Vec<String>> {
         let fields = record.iter().map(|field| {
             let text = std::str::from_utf8(field).ok()?;
-            Some(if format == Format::Tsv {
-                unquote(text)
-            } else {
-                text.to_owned()
-            })
+            Some(field_text(text, separator))
         });
         fields.collect()
     };
-    let mut records = records(file, bytes, format);
+    let mut records = records(file, bytes, separator);
     let header = records.next().transpose()?;
-    let names = header.and_then(|(_, record)| fields(&record));
-    let names: Vec<String> = names.into_iter().flatten().collect();
+    let columns = header.and_then(|(_, record)| fields(&record));
+    let columns: Vec<String> = columns
+        .into_iter()
+        .flatten()
+        .map(|name| name.trim().to_lowercase())
+        .collect();
     Ok(records.map(move |record| {
         let (line, record) = record?;
         let row = fields(&record).ok_or_else(|| BadRow::row(line, "the row is not UTF-8"));
         let row = row.map(|fields| {
-            let named = names.iter().map(|name| name.trim().to_lowercase());
-            named.zip(fields.into_iter().map(Value::String)).collect()
+            let fields = fields.into_iter().map(Value::String);
+            columns.iter().cloned().zip(fields).collect()
         });
         Ok((line, row))
     }))
 }
 
-/// Every record, the column names among them, with its line.
+/// Every record with the line it begins on; the first is the header.
 fn records<'b>(
     file: &'b str,
     bytes: &'b [u8],
-    format: Format,
+    separator: Separator,
 ) -> impl Iterator<Item = Result<(usize, csv::ByteRecord)>> + 'b {
     let mut reader = csv::ReaderBuilder::new()
-        .delimiter(if format == Format::Tsv { b'\t' } else { b',' })
-        .quoting(format == Format::Csv)
+        .delimiter(match separator {
+            Separator::Tab => b'\t',
+            Separator::Comma => b',',
+        })
+        .quoting(separator == Separator::Comma)
         .has_headers(false)
         .flexible(true)
         .from_reader(bytes);
@@ -98,14 +101,14 @@ fn records<'b>(
     })
 }
 
-/// The line on which the record read from `start` begins: the reader skips blank lines before it.
+/// The line on which the record at `start` begins, after the blank lines that the reader skips.
 fn first_line(bytes: &[u8], start: &csv::Position) -> usize {
     let rest = bytes.get(start.byte() as usize..).unwrap_or_default();
     let blank = rest.iter().take_while(|b| matches!(b, b'\r' | b'\n'));
     start.line() as usize + blank.filter(|b| **b == b'\n').count()
 }
 
-/// Which column is which field; columns with other names are not read.
+/// The fact column that each column of the table is; `None` for a column that is not read.
 fn header(
     file: &str,
     line: usize,
@@ -116,11 +119,13 @@ fn header(
     let mut unknown = Vec::new();
     for bytes in record {
         let name = unquote(&String::from_utf8_lossy(bytes)).trim().to_owned();
-        let column = COLUMNS.into_iter().find(|c| c.eq_ignore_ascii_case(&name));
+        let mut known = FACT_COLUMNS.into_iter();
+        let column = known.find(|c| c.eq_ignore_ascii_case(&name));
         if column.is_some() && columns.contains(&column) {
-            return Err(Error::input(format!(
-                "{file}, line {line}: the column `{name}` is there twice"
-            )));
+            return Err(Error::input_hint(
+                format!("{file}, line {line}: there are two columns `{name}`"),
+                "remove or rename one of them",
+            ));
         }
         if column.is_none() {
             unknown.push(name);
@@ -129,42 +134,38 @@ fn header(
     }
     for required in REQUIRED_COLUMNS {
         if !columns.contains(&Some(required)) {
-            let meant = closest_match(required, unknown.iter().map(String::as_str));
+            let misspelled = closest_match(required, unknown.iter().map(String::as_str));
             return Err(Error::input_hint(
                 format!("{file}, line {line}: there is no column `{required}`"),
-                meant.map_or_else(
-                    || "the first line names the columns: subject, relation, object, and if wanted aliases, question, split, paraphrases".into(),
-                    |m| format!("did you mean `{required}` by `{m}`?"),
+                misspelled.map_or_else(
+                    || "the first line names the columns: subject, relation, object; optional are aliases, question, split, paraphrases".into(),
+                    |name| format!("should the column `{name}` be called `{required}`?"),
                 ),
             ));
         }
     }
     for name in unknown {
-        if let Some(meant) = closest_match(
-            &name,
-            COLUMNS.into_iter().filter(|c| !columns.contains(&Some(c))),
-        ) {
+        let missing = FACT_COLUMNS
+            .into_iter()
+            .filter(|c| !columns.contains(&Some(c)));
+        if let Some(suggestion) = closest_match(&name, missing) {
             notes.push(format!(
-                "{file}: the column `{name}` is not read; did you mean `{meant}`?"
+                "{file}: the column `{name}` is not read; did you mean `{suggestion}`?"
             ));
         }
     }
     Ok(columns)
 }
 
-/// One row of a table.
+/// One row.
 fn row(
     line: usize,
     columns: &[Option<&'static str>],
     record: &csv::ByteRecord,
-    format: Format,
+    separator: Separator,
 ) -> Result<RawFact, BadRow> {
     if record.as_slice().len() > MAX_ROW_BYTES {
-        let reason = format!(
-            "the row is {} bytes long, and {MAX_ROW_BYTES} is the most",
-            record.as_slice().len()
-        );
-        return Err(BadRow::row(line, reason));
+        return Err(BadRow::too_long(line, record.as_slice().len()));
     }
     let mut row = RawFact {
         line,
@@ -173,51 +174,43 @@ fn row(
     for (bytes, column) in record.iter().zip(columns) {
         let Some(column) = *column else { continue };
         let text = std::str::from_utf8(bytes).map_err(|e| {
-            BadRow::field(
-                line,
-                column,
-                format!("is not UTF-8 (its byte {} is wrong)", e.valid_up_to() + 1),
-            )
+            let reason = format!("is not UTF-8 at byte {}", e.valid_up_to() + 1);
+            BadRow::field(line, column, reason)
         })?;
         if text.contains('\0') {
-            return Err(BadRow::field(
-                line,
-                column,
-                "holds a NUL character: is the file binary, or UTF-16?",
-            ));
+            let reason = "has a NUL character; is the file binary, or UTF-16?";
+            return Err(BadRow::field(line, column, reason));
         }
-        match format {
-            Format::Tsv => row.set(column, &unquote(text)),
-            Format::Csv => row.set(column, text),
-        }
+        row.set(column, &field_text(text, separator));
     }
-    if record.len() != columns.len() {
-        // Trailing optional fields may be left out; too many fields mean a separator inside one.
-        let missing = REQUIRED_COLUMNS.into_iter().find(|r| {
-            columns
-                .iter()
-                .position(|c| *c == Some(*r))
-                .is_some_and(|i| i >= record.len())
-        });
-        let (have, want) = (record.len(), columns.len());
-        if let Some(field) = missing {
-            return Err(BadRow::field(
-                line,
-                field,
-                format!("is missing: the row has {have} fields, the header {want}"),
-            ));
-        }
-        if have > want {
-            let reason = format!(
-                "the row has {have} fields, the header {want}: quote a field that holds a separator"
-            );
-            return Err(BadRow::row(line, reason));
-        }
+    // Trailing optional fields may be missing. Extra fields mean a separator inside a field.
+    let (found, expected) = (record.len(), columns.len());
+    let is_missing = |required: &&str| {
+        let index = columns.iter().position(|c| *c == Some(*required));
+        index.is_some_and(|i| i >= found)
+    };
+    if let Some(field) = REQUIRED_COLUMNS.into_iter().find(is_missing) {
+        let reason = format!("is missing: the row has {found} fields, the header has {expected}");
+        return Err(BadRow::field(line, field, reason));
+    }
+    if found > expected {
+        let reason = format!(
+            "the row has {found} fields, the header has {expected}: quote a field that contains the separator"
+        );
+        return Err(BadRow::row(line, reason));
     }
     Ok(row)
 }
 
-/// A field without the quotes around the whole of it; a quote inside such a field is doubled. `"Heroes" (album)` stays.
+/// The text of a field. The CSV reader has removed its quotes; in TSV they are still there.
+fn field_text(text: &str, separator: Separator) -> String {
+    match separator {
+        Separator::Tab => unquote(text),
+        Separator::Comma => text.to_owned(),
+    }
+}
+
+/// Removes quotes that enclose the whole field, and undoubles quotes inside it. `"Heroes" (album)` is unchanged.
 fn unquote(field: &str) -> String {
     let inner = field.strip_prefix('"').and_then(|f| f.strip_suffix('"'));
     match inner {
@@ -230,12 +223,12 @@ fn unquote(field: &str) -> String {
 mod tests {
     use super::*;
 
-    fn tsv(text: &str) -> Rows<'_> {
-        read("f.tsv", text.as_bytes(), Format::Tsv).unwrap()
+    fn tsv(text: &str) -> RawFacts<'_> {
+        read_facts("f.tsv", text.as_bytes(), Separator::Tab).unwrap()
     }
 
     #[test]
-    fn lines_are_counted_over_blank_ones_and_any_line_ends() {
+    fn blank_lines_count_and_any_line_ending_is_read() {
         let rows =
             tsv("subject\trelation\tobject\r\n\r\n\na\tP17\tb\n\n\nc\tP17\td").collect_rows();
         let lines: Vec<_> = rows.iter().map(|r| r.as_ref().unwrap().line).collect();
@@ -244,9 +237,9 @@ mod tests {
     }
 
     #[test]
-    fn a_csv_field_may_span_lines_and_the_next_row_is_still_counted_right() {
+    fn lines_are_counted_after_a_csv_field_that_spans_lines() {
         let text = "subject,relation,object,question\n\"a, b\",P17,c,\"one\ntwo\"\nd,P17,e,\n";
-        let rows = read("f.csv", text.as_bytes(), Format::Csv)
+        let rows = read_facts("f.csv", text.as_bytes(), Separator::Comma)
             .unwrap()
             .collect_rows();
         assert_eq!(rows[0].as_ref().unwrap().subject.as_deref(), Some("a, b"));
@@ -263,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_may_stand_in_any_order_and_case_with_others_between() {
+    fn columns_may_have_any_order_and_case_and_others_are_ignored() {
         let rows =
             tsv("id\tObject\tsubject\tRELATION\taliases\n7\tb\ta\tP17\tx| y |\n").collect_rows();
         let row = rows[0].as_ref().unwrap();
@@ -275,11 +268,11 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_column_is_named() {
-        let error = read(
+    fn a_misspelled_column_is_named() {
+        let error = read_facts(
             "f.tsv",
             b"subject\trelaton\tobject\na\tP17\tb\n",
-            Format::Tsv,
+            Separator::Tab,
         )
         .err()
         .unwrap();
@@ -287,7 +280,10 @@ mod tests {
             error.to_string(),
             "f.tsv, line 1: there is no column `relation`"
         );
-        assert_eq!(error.hint(), Some("did you mean `relation` by `relaton`?"));
+        assert_eq!(
+            error.hint(),
+            Some("should the column `relaton` be called `relation`?")
+        );
         let notes = tsv("subject\trelation\tobject\talias\na\tP17\tb\tc\n").notes;
         assert_eq!(
             notes,
@@ -297,10 +293,10 @@ mod tests {
 
     #[test]
     fn broken_fields_name_their_line() {
-        let rows = read(
+        let rows = read_facts(
             "f.tsv",
             b"subject\trelation\tobject\na\tP17\nb\tP17\t\xff\nc\tP17\tx\ty\nd\tP\0\tx\n",
-            Format::Tsv,
+            Separator::Tab,
         );
         let rows = rows.unwrap().collect_rows();
         let fields: Vec<_> = rows
@@ -319,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_line_is_refused() {
+    fn a_row_that_is_too_long_is_refused() {
         let text = format!(
             "subject\trelation\tobject\na\tP17\t{}\n",
             "x".repeat(MAX_ROW_BYTES)

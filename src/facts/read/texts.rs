@@ -1,22 +1,17 @@
-//! Training data that is no fact: chats, instructions, completions and plain texts, as the field writes them in JSONL, JSON, CSV and
-//! Parquet.
+//! Training data other than facts: chats, instructions, completions and plain texts, in the usual JSONL, JSON, CSV and Parquet
+//! layouts.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
     super::fact::Location,
-    ReadOptions, extension_of,
+    bad_row::{BadRow, bad_rows_error, bad_rows_notes},
     json::{scalar, type_name},
-    read_bytes,
-    row::{self, BadRow},
-    strip_bom,
-    values::read_rows,
+    rows::read_rows,
+    source::{ReadOptions, Source},
 };
 use crate::{Error, Result};
 
@@ -25,11 +20,11 @@ use crate::{Error, Result};
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What is said.
+    /// Its text.
     pub content: String,
 }
 
-/// What a row of text is, and so which part of it is trained.
+/// The content of a row, which says which part of it is trained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TextKind {
     /// `{"messages": [{"role", "content"}]}`, `ShareGPT`'s `{"conversations": [{"from", "value"}]}` or Alpaca's `{"instruction",
@@ -37,58 +32,43 @@ pub enum TextKind {
     Chat(Vec<Message>),
     /// `{"prompt", "completion"}`: the completion is trained.
     Completion {
-        /// What comes before.
+        /// The context; not trained.
         prompt: String,
-        /// What is learned.
+        /// The trained text.
         completion: String,
     },
     /// `{"text"}`: all of it is trained.
     Plain(String),
 }
 
-/// The fields that are read of a row of text.
-pub(super) const TEXT_FIELDS: [&str; 10] = [
-    "messages",
-    "conversations",
-    "instruction",
-    "input",
-    "output",
-    "system",
-    "history",
-    "prompt",
-    "completion",
-    "text",
-];
-
 /// One row of training text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
     /// The text.
     pub kind: TextKind,
-    /// Where it was read.
+    /// Its file and line.
     pub location: Location,
 }
 
-/// Training texts as read, and what the user should know about the reading.
+/// Training texts and notes about reading them.
 #[derive(Clone, Debug, Default)]
 pub struct TextSet {
     /// The texts, in the order of the files.
     pub texts: Vec<Text>,
-    /// Rows left out, counted, and why; one line each.
+    /// Skipped rows, one line each.
     pub notes: Vec<String>,
     /// SHA-256 (hex) of the files' bytes, in order.
     pub checksum: String,
 }
 
-/// Whether a file holds training texts and no facts: its first row has none of a fact's fields and some of a text's.
+/// Whether a file holds training texts rather than facts, judged by the fields of its first row.
 ///
 /// # Errors
-/// [`Error::Input`] when the file cannot be read.
+/// [`Error::Input`] when the file cannot be read. A file that cannot be parsed is taken for facts, whose reader reports why.
 pub fn is_text_file(file: &Path) -> Result<bool> {
-    let (name, bytes) = read_bytes(file)?;
-    // What is broken is told when it is read as what it is not found to be here.
-    let rows = read_rows(&name, &extension_of(file), strip_bom(&bytes)).ok();
-    let first = rows.flatten().and_then(|mut rows| rows.next()?.ok());
+    let source = Source::read(file)?;
+    let rows = read_rows(&source).ok().flatten();
+    let first = rows.and_then(|mut rows| rows.next()?.ok());
     Ok(first.is_some_and(|(_, row)| row.is_ok_and(|row| text_kind(&row).is_some())))
 }
 
@@ -100,17 +80,16 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
     let mut set = TextSet::default();
     let mut digest = Sha256::new();
     for path in files {
-        let (name, bytes) = read_bytes(path)?;
-        digest.update(&bytes);
+        let source = Source::read(path)?;
+        digest.update(&source.bytes);
         let mut bad = Vec::new();
-        let rows = read_rows(&name, &extension_of(path), strip_bom(&bytes))?;
-        for row in rows.into_iter().flatten() {
+        for row in read_rows(&source)?.into_iter().flatten() {
             let (line, value) = row?;
             match value.and_then(|v| parse(line, &v)) {
                 Ok(kind) => set.texts.push(Text {
                     kind,
                     location: Location {
-                        file: name.clone(),
+                        file: source.name.clone(),
                         line,
                     },
                 }),
@@ -118,22 +97,19 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
             }
         }
         if !bad.is_empty() && !options.skip_bad_rows {
-            return Err(row::bad_rows_error(&name, &bad));
+            return Err(bad_rows_error(&source.name, &bad));
         }
-        set.notes.extend(row::bad_rows_notes(&name, &bad));
+        set.notes.extend(bad_rows_notes(&source.name, &bad));
     }
     if set.texts.is_empty() {
-        let names: Vec<Arc<str>> = files
-            .iter()
-            .map(|f| f.display().to_string().into())
-            .collect();
+        let names: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
         return Err(Error::input(format!("no text in {}", names.join(", "))));
     }
     set.checksum = format!("{:x}", digest.finalize());
     Ok(set)
 }
 
-/// What kind of text a row is, if it is no fact.
+/// The kind of text in a row; `None` for a fact.
 pub(super) fn text_kind(row: &Value) -> Option<&'static str> {
     if non_null(row, "subject").is_some() {
         return None;
@@ -149,7 +125,7 @@ pub(super) fn text_kind(row: &Value) -> Option<&'static str> {
     .find_map(|(key, kind)| non_null(row, key).map(|_| kind))
 }
 
-/// A field that is there and not null, as a column is in the rows that have none.
+/// A field that is present and not null.
 fn non_null<'r>(row: &'r Value, field: &str) -> Option<&'r Value> {
     row.get(field).filter(|value| !value.is_null())
 }
@@ -187,22 +163,22 @@ fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
     }
     Err(BadRow::row(
         line,
-        "the row has none of the fields `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `text`",
+        "the row has none of the fields `messages`, `conversations`, `instruction` with `output`, `prompt` with `completion`, `text`",
     ))
 }
 
-/// Messages of a role and its content, or of whom they are from and their value, as `ShareGPT` has them.
+/// Messages with `role` and `content`, or with `ShareGPT`'s `from` and `value`.
 fn chat(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Message>, BadRow> {
     let bad = |reason: String| BadRow::field(line, field, reason);
     let Value::Array(items) = messages else {
         return Err(bad(format!(
-            "is {}, and a list of messages is needed",
+            "is {}; a list of messages is needed",
             type_name(messages)
         )));
     };
     let mut chat = Vec::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
-        let part = |keys: [&str; 2]| {
+        let text = |keys: [&str; 2]| {
             let found = keys.iter().find_map(|key| item.get(key)?.as_str());
             found.map(str::to_owned).ok_or_else(|| {
                 bad(format!(
@@ -212,21 +188,21 @@ fn chat(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Messag
                 ))
             })
         };
-        let (role, content) = (part(["role", "from"])?, part(["content", "value"])?);
-        let known = match &*role {
-            "system" | "user" | "assistant" | "tool" => &role,
+        let (name, content) = (text(["role", "from"])?, text(["content", "value"])?);
+        let role = match &*name {
+            "system" | "user" | "assistant" | "tool" => &name,
             "human" => "user",
             "gpt" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
             "function" | "observation" => "tool",
             _ => {
                 return Err(bad(format!(
-                    "has the role `{role}` in message {}; known are system, user, assistant, tool",
+                    "has the role `{name}` in message {}; known roles are system, user, assistant and tool",
                     i + 1
                 )));
             }
         };
         chat.push(Message {
-            role: known.to_owned(),
+            role: role.to_owned(),
             content,
         });
     }
@@ -234,12 +210,12 @@ fn chat(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Messag
         Ok(chat)
     } else {
         Err(bad(
-            "has no message of the assistant: there is nothing to train".into(),
+            "has no assistant message: there is nothing to train".into()
         ))
     }
 }
 
-/// Alpaca's fields as a chat of two messages, behind `system` and the turns of `history` where there are any.
+/// Alpaca's fields as a chat: `system`, the turns of `history`, then instruction and output.
 fn instruction(line: usize, row: &Value) -> Result<Vec<Message>, BadRow> {
     let text = |field: &'static str| match non_null(row, field) {
         None => Ok(String::new()),
@@ -268,21 +244,17 @@ fn instruction(line: usize, row: &Value) -> Result<Vec<Message>, BadRow> {
         .into_iter()
         .flatten()
     {
-        let said = |i: usize| turn.get(i).and_then(Value::as_str).map(str::to_owned);
-        let (Some(asked), Some(answered)) = (said(0), said(1)) else {
-            return Err(BadRow::field(
-                line,
-                "history",
-                "is not a list of pairs of texts",
-            ));
+        let text = |i: usize| turn.get(i).and_then(Value::as_str).map(str::to_owned);
+        let (Some(user), Some(assistant)) = (text(0), text(1)) else {
+            let reason = "is not a list of pairs of texts";
+            return Err(BadRow::field(line, "history", reason));
         };
-        chat.push(message("user", asked));
-        chat.push(message("assistant", answered));
+        chat.push(message("user", user));
+        chat.push(message("assistant", assistant));
     }
-    let asked = [instruction, input]
-        .into_iter()
-        .filter(|part| !part.is_empty());
-    chat.push(message("user", asked.collect::<Vec<_>>().join("\n\n")));
+    let mut parts = vec![instruction, input];
+    parts.retain(|part| !part.is_empty());
+    chat.push(message("user", parts.join("\n\n")));
     chat.push(message("assistant", output));
     Ok(chat)
 }
@@ -323,7 +295,7 @@ mod tests {
              {\"messages\":[{\"role\":\"user\"}]}\n{\"prompt\":\"a\"}\n{\"text\":\"\"}\n{}\n",
         );
         let reasons = [
-            "no message of the assistant",
+            "no assistant message",
             "role `bot` in message 1",
             "`content` in message 1",
             "`completion` is missing",
