@@ -12,7 +12,8 @@ use std::{
 };
 
 use super::{
-    Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN, record_file_name, source::relations,
+    file::{Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN},
+    source::relations,
 };
 use crate::{Result, engine::matmul, format, model::Model, run::total_memory_bytes};
 
@@ -103,7 +104,7 @@ pub fn foretold(
         let (mut a_weight, mut trained, mut any) = (0.0, false, false);
         for relation in &scale.relations {
             let mut is_left = |rest: &str| {
-                let path = out.join(record_file_name(experiment, scale, name, relation, rest));
+                let path = out.join(experiment.record_file_name(scale, name, relation, rest));
                 !path.exists() && told.insert(path)
             };
             let mut left: Vec<&Arm> = Vec::new();

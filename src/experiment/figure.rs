@@ -1,9 +1,9 @@
-//! The figure of an experiment: epoch by epoch, arm by arm, or over the number of facts.
+//! The figure of an experiment: per epoch, per arm, or over the number of facts.
 
 use super::{
-    Arm, AuditRecord, Experiment, ExperimentResults, ONLY_KNOWN, Record,
-    file::FigureKind,
-    table::{BASELINE_ARM, arms, gap_to_only_known, learned},
+    file::{Arm, BASELINE_ARM, Experiment, FigureKind, ONLY_KNOWN},
+    record::{AuditRecord, ExperimentResults, Record},
+    table::{arms, gap_to_only_known, learned},
 };
 use crate::{
     report::chart::{
@@ -13,10 +13,13 @@ use crate::{
     synth::NameKind,
 };
 
-/// Panels side by side.
+/// The file name of a figure.
+pub(super) const FIGURE_FILE: &str = "figure.svg";
+
+/// Panels per row.
 const COLUMNS: usize = 2;
 
-/// The figure in SVG; none where there is nothing to draw.
+/// Draws the figure as SVG; `None` if there is nothing to draw.
 pub(super) fn draw(experiment: &Experiment, results: &ExperimentResults) -> Option<String> {
     let records = &results.runs;
     let lines = |panels: Vec<LineChart>| panels.into_iter().map(Chart::Lines).collect();
@@ -35,24 +38,24 @@ pub(super) fn draw(experiment: &Experiment, results: &ExperimentResults) -> Opti
     (!charts.is_empty()).then(|| chart::svg(&experiment.title, &charts, COLUMNS))
 }
 
-/// A panel for each part of the facts, every run a line; of the held and the new ones alone where not `all` are wanted.
+/// Accuracy per epoch: one panel per split, one line per run; held-out and new facts only unless `all`.
 fn accuracy_panels(records: &[Record], all: bool) -> Vec<LineChart> {
     let parts = [
-        ("Held facts", Split::Held),
+        ("Held-out facts", Split::Held),
         ("New facts", Split::Unknown),
-        ("Trained known facts", Split::Known),
-        ("MaybeKnown held facts", Split::MaybeKnown),
-        ("WeaklyKnown held facts", Split::WeaklyKnown),
+        ("Known facts in training", Split::Known),
+        ("MaybeKnown facts", Split::MaybeKnown),
+        ("WeaklyKnown facts", Split::WeaklyKnown),
     ];
     let parts = parts.into_iter().take(if all { 5 } else { 2 });
     let panel = |(title, split): (&str, Split)| {
         let value = |epoch: &EpochRecord| epoch.accuracy.get(split).copied();
-        over_epochs(format!("{title} right"), Unit::Share, records, value)
+        over_epochs(format!("{title}: accuracy"), Unit::Share, records, value)
     };
     parts.filter_map(panel).collect()
 }
 
-/// A panel for each measure of drift that is recorded, every run a line.
+/// Drift per epoch: one panel per recorded measure, one line per run.
 fn drift_panels(records: &[Record]) -> Vec<LineChart> {
     let names = Drift::default().named();
     let panel = |(i, (name, _)): (usize, (&str, _))| {
@@ -62,7 +65,7 @@ fn drift_panels(records: &[Record]) -> Vec<LineChart> {
     names.into_iter().enumerate().filter_map(panel).collect()
 }
 
-/// What `value` is epoch by epoch, every run a line; none where it is nowhere.
+/// `value` per epoch, one line per run; `None` if no run has it.
 fn over_epochs(
     title: String,
     unit: Unit,
@@ -88,7 +91,7 @@ fn point(at: f64, value: f64) -> Point {
     }
 }
 
-/// A line for each run of an arm, of which the first is named.
+/// One line per run of an arm; only the first has a label.
 fn lines<'r>(
     runs: impl Iterator<Item = &'r Record>,
     arm: &str,
@@ -107,7 +110,7 @@ fn lines<'r>(
     runs.enumerate().map(line).collect()
 }
 
-/// What each arm learned, and what it lost against Only Known: a bar an arm.
+/// Accuracy on new facts and gap to Only Known: one bar per arm.
 fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
     let bar = |arm: &str, value: f64, interval: Option<[f64; 2]>| Bar {
         label: arm.to_owned(),
@@ -130,7 +133,7 @@ fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
             learned.collect::<Vec<_>>(),
         ),
         (
-            "Held facts lost, against Only Known",
+            "Gap to Only Known on held-out facts",
             Unit::Points,
             forgotten.collect(),
         ),
@@ -147,7 +150,7 @@ fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
         .collect()
 }
 
-/// What is lost over the number of made-up facts, a line a kind of key.
+/// Gap to Only Known over the number of synthetic facts: one line per type of key.
 fn gap_over_num_facts(experiment: &Experiment, records: &[Record]) -> Vec<LineChart> {
     let kinds = [
         (NameKind::Semantic, "names", 0),
@@ -181,7 +184,7 @@ fn gap_over_num_facts(experiment: &Experiment, records: &[Record]) -> Vec<LineCh
         return Vec::new();
     }
     vec![LineChart {
-        title: "Held facts lost, against Only Known".into(),
+        title: "Gap to Only Known on held-out facts".into(),
         x_axis: XAxis::Count("new facts"),
         unit: Unit::Points,
         y_min: None,
@@ -189,7 +192,7 @@ fn gap_over_num_facts(experiment: &Experiment, records: &[Record]) -> Vec<LineCh
     }]
 }
 
-/// The share of each label in a relation.
+/// The fraction of each label in a relation.
 fn label_chart(audit: &AuditRecord) -> Chart {
     let shares = &audit.label_fractions;
     let labels = [
@@ -211,7 +214,7 @@ fn label_chart(audit: &AuditRecord) -> Chart {
     })
 }
 
-/// A panel for each arm, every run a line through its epochs; none where there is no arm beside those that each is drawn against.
+/// Accuracy on held-out facts over accuracy on new facts: one panel per arm with its baselines, one line per run.
 fn retained_vs_learned(records: &[Record]) -> Vec<LineChart> {
     let arms = arms(records).into_iter();
     let arms = arms.filter(|arm| ![BASELINE_ARM, ONLY_KNOWN].contains(arm));
@@ -226,7 +229,7 @@ fn retained_vs_learned(records: &[Record]) -> Vec<LineChart> {
     panels
 }
 
-/// `arm` and what it is drawn against, on the relations and seeds on which it was run.
+/// The panel of `arm` and its baselines, on the relations and seeds of its runs.
 fn panel(arm: &str, records: &[Record]) -> LineChart {
     let own: Vec<&Record> = records.iter().filter(|r| r.arm == arm).collect();
     let names = [arm, BASELINE_ARM, ONLY_KNOWN].into_iter().enumerate();
@@ -246,7 +249,7 @@ fn panel(arm: &str, records: &[Record]) -> LineChart {
     let runs = own.len();
     LineChart {
         title: format!(
-            "Held facts right: {arm} ({runs} run{})",
+            "Accuracy on held-out facts: {arm} ({runs} run{})",
             if runs == 1 { "" } else { "s" }
         ),
         x_axis: XAxis::Share("learned"),
@@ -256,8 +259,8 @@ fn panel(arm: &str, records: &[Record]) -> LineChart {
     }
 }
 
-/// The epochs of a run, from the first on: before it the format of the answers is not known. What learns nothing new ends in
-/// one share, which holds wherever the others stand.
+/// One point per epoch of a run, from the first on: before it, the model does not know the answer format. A run without new facts
+/// is drawn as a horizontal line at its final accuracy.
 fn learning_curve(record: &Record) -> Vec<Point> {
     let mut epochs = record.epochs.iter().filter(|epoch| epoch.epoch > 0);
     let learning = epochs

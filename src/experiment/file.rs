@@ -1,4 +1,4 @@
-//! The experiment's file.
+//! The experiment file: models, relations, seeds, sizes, arms and claims.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -12,7 +12,13 @@ use crate::{
     synth::NameKind,
 };
 
-/// The experiments that come with the program, by name: those of the paper in its order, then ours.
+/// The arm that trains on known facts only, to which the others are compared.
+pub const ONLY_KNOWN: &str = "only-known";
+
+/// The arm to which time and memory are relative.
+pub(super) const BASELINE_ARM: &str = "sft";
+
+/// The built-in experiments by name: those of the paper in its order, then ours.
 const BUILT_IN: [(&str, &str); 19] = [
     ("fig2", include_str!("../../experiments/fig2.toml")),
     ("table1", include_str!("../../experiments/table1.toml")),
@@ -38,10 +44,10 @@ const BUILT_IN: [(&str, &str); 19] = [
     ),
 ];
 
-/// How many of [`BUILT_IN`] are the paper's.
+/// The first so many of [`BUILT_IN`] are the paper's.
 const NUM_PAPER_EXPERIMENTS: usize = 17;
 
-/// What several experiments have in common, by name.
+/// Settings shared by several experiments, by name.
 const SETUPS: [(&str, &str); 3] = [
     ("p17", include_str!("../../experiments/setup/p17.toml")),
     (
@@ -51,109 +57,109 @@ const SETUPS: [(&str, &str); 3] = [
     ("8b", include_str!("../../experiments/setup/8b.toml")),
 ];
 
-/// An experiment, as its file describes it.
+/// An experiment file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
-    /// Name of the folder of its table and figure.
+    /// Name; its table and figure are written to a folder of this name.
     pub name: String,
-    /// What it has in common with others: all that it does not say itself.
+    /// Shared settings; keys of this file override them.
     #[serde(default)]
     pub setup: Option<String>,
-    /// Name of the folder of its records, by default the same: experiments with arms in common run these once.
+    /// Name of the folder of its records (default: `name`). Experiments that share arms run these once.
     #[serde(default)]
     pub records: Option<String>,
-    /// What is asked.
+    /// Title of the table and figure.
     pub title: String,
-    /// How what is recorded can be read, where a claim does not hold.
+    /// Discussion of the results, printed below the table.
     #[serde(default)]
     pub notes: Option<String>,
     /// The model of every arm.
     pub model: String,
-    /// Few-shot prompts of the audits.
+    /// Few-shot prompts per fact in the audits.
     pub audit_num_prompts: usize,
-    /// What is drawn. Default `learned`.
+    /// The figure. Default `retained-vs-learned`.
     #[serde(default)]
     pub figure: FigureKind,
-    /// What all arms share, as `key=value`.
+    /// Config keys of all arms, as `key=value`.
     pub set: Vec<String>,
-    /// What it can be run as, by name.
+    /// The sizes at which it can run, by name.
     pub scale: BTreeMap<String, ExperimentScale>,
-    /// The ways of training that are compared; none where facts are only audited or made up.
+    /// The training runs to compare; none if facts are only audited or generated.
     #[serde(default, rename = "arm")]
     pub arms: Vec<Arm>,
-    /// What is claimed of them, and the rule by which it holds.
+    /// Claims about the arms, with the bounds that decide them.
     #[serde(default, rename = "claim")]
     pub claims: Vec<Claim>,
 }
 
-/// What an experiment draws.
+/// The figure of an experiment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FigureKind {
-    /// Held facts right over new facts learned, an arm a panel.
+    /// Accuracy on held-out facts over accuracy on new facts, one panel per arm.
     #[default]
     RetainedVsLearned,
-    /// What is right epoch by epoch, a part of the facts a panel.
+    /// Accuracy per epoch, one panel per split.
     Epochs,
-    /// What each arm learned and lost, a bar an arm.
+    /// Learning and forgetting at the end, one bar per arm.
     Bars,
-    /// What was lost over the number of made-up facts, a line a kind of key.
+    /// Forgetting over the number of synthetic facts, one line per type of key.
     NumFacts,
-    /// How far held subjects have drifted, epoch by epoch (RD).
+    /// RD per epoch.
     Rd,
-    /// Every measure of drift, epoch by epoch.
+    /// All drift measures per epoch.
     Drift,
-    /// Nothing is trained: the labels of each relation's facts.
+    /// Audit only: the label fractions of each relation.
     Labels,
-    /// Nothing is trained: examples of made-up names.
+    /// No training: examples of synthetic names.
     Keys,
 }
 
 impl FigureKind {
-    /// Whether there are arms behind it.
+    /// Whether it shows trained arms.
     fn needs_runs(self) -> bool {
         !matches!(self, Self::Labels | Self::Keys)
     }
 }
 
-/// How much of an experiment is done.
+/// One size of an experiment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExperimentScale {
-    /// Models, each on its own; by default the experiment's.
+    /// Models, each run separately; default: the model of the experiment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
-    /// How many weights these have, so that what is needed can be told before they are brought.
+    /// Their numbers of parameters, so that the cost can be estimated before a download.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub num_parameters: BTreeMap<String, u64>,
-    /// Relations, each on its own; those of `P17+P36` together.
+    /// Relations, each run separately; `P17+P36` joins two.
     pub relations: Vec<String>,
     /// Seeds of splits and runs.
     #[serde(default = "default_seeds")]
     pub seeds: Vec<u64>,
-    /// Few-shot prompts of its audits, where not those of the experiment.
+    /// Few-shot prompts per fact in the audits; default: those of the experiment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_num_prompts: Option<usize>,
-    /// Facts of each relation that are audited to train on: the first of `EntityQuestions`' train part, or of the pack.
+    /// Facts of each relation to audit for training: the first of the train split of `EntityQuestions`, or of the pack.
     #[serde(default)]
     pub train_facts: usize,
-    /// Parts of `EntityQuestions` whose facts are held out, with the rest of train behind them.
+    /// Splits of `EntityQuestions` whose facts are held out, followed by the rest of the train split.
     #[serde(default)]
     pub held_splits: Vec<String>,
-    /// Facts of each relation that are audited to hold out, at most.
+    /// Facts of each relation to audit for holding out, at most.
     #[serde(default)]
     pub held_facts: usize,
-    /// `D_Known`.
+    /// Size of `D_Known`.
     #[serde(default)]
     pub known: usize,
-    /// `D_Unk`.
+    /// Size of `D_Unk`.
     #[serde(default)]
     pub unknown: usize,
-    /// Numbers of made-up facts that arms have in its place.
+    /// Numbers of synthetic facts, for arms that replace `D_Unk` by these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sizes: Vec<usize>,
-    /// `D_Held`, at most.
+    /// Size of `D_Held`, at most.
     #[serde(default)]
     pub held: usize,
     /// Held `MaybeKnown` facts, at most.
@@ -162,10 +168,10 @@ pub struct ExperimentScale {
     /// Held `WeaklyKnown` facts, at most.
     #[serde(default, skip_serializing_if = "config::is_default")]
     pub weakly_known: usize,
-    /// Known facts of other relations that are asked at the end, at most.
+    /// Known facts of other relations to evaluate at the end, at most.
     #[serde(default)]
     pub other_relations: usize,
-    /// What this scale sets beside what all arms share.
+    /// Config keys of this size, as `key=value`; they override those of all arms.
     #[serde(default)]
     pub set: Vec<String>,
 }
@@ -174,44 +180,44 @@ fn default_seeds() -> Vec<u64> {
     vec![0]
 }
 
-/// One way of training.
+/// One training configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arm {
     /// Name in tables and records.
     pub name: String,
-    /// What sets it apart, as `key=value`.
+    /// Config keys of this arm, as `key=value`.
     pub set: Vec<String>,
-    /// The only relations that it is run on; all by default.
+    /// Relations to run it on; default: all.
     #[serde(default)]
     pub relations: Option<Vec<String>>,
-    /// The only seeds that it is run with; all by default.
+    /// Seeds to run it with; default: all.
     #[serde(default)]
     pub seeds: Option<Vec<u64>>,
-    /// Made-up facts that it learns in the place of the unknown ones.
+    /// Synthetic facts that replace `D_Unk`.
     #[serde(default)]
     pub synthetic: Option<Synthetic>,
 }
 
-/// Made-up facts, `{ size = 1, keys = "semantic", values = "real" }`.
+/// Synthetic facts, such as `{ size = 1, keys = "semantic", values = "real" }`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Synthetic {
-    /// How many: which of the scale's `sizes`, counted from 1.
+    /// Index into `sizes` of the scale, from 1.
     pub size: usize,
-    /// What their subjects are like.
+    /// Type of the subjects.
     pub keys: NameKind,
-    /// What their answers are like.
+    /// Type of the answers.
     pub values: NameKind,
 }
 
 impl ExperimentScale {
-    /// How many facts an arm makes up.
+    /// Number of synthetic facts of an arm.
     pub(super) fn num_synthetic(&self, synthetic: Synthetic) -> usize {
         self.sizes[synthetic.size - 1]
     }
 
-    /// What is no part of what a record is of, left out.
+    /// The part that selects facts: what a record depends on, apart from config, relation and seed.
     pub(super) fn fact_selection(&self) -> Self {
         Self {
             models: Vec::new(),
@@ -226,7 +232,7 @@ impl ExperimentScale {
 }
 
 impl Arm {
-    /// Whether it is run on this relation with this seed.
+    /// Whether it runs on this relation with this seed.
     pub(super) fn runs_on(&self, relation: &str, seed: u64) -> bool {
         let relations = self.relations.as_ref();
         relations.is_none_or(|some| some.iter().any(|r| r == relation))
@@ -235,10 +241,10 @@ impl Arm {
 }
 
 impl Experiment {
-    /// The built-in experiment called `name`, or the one in the file at that path.
+    /// Loads the built-in experiment `name`, or the file at that path.
     ///
     /// # Errors
-    /// [`Error::Input`] for an unknown name or a file that is no experiment, naming what is wrong.
+    /// [`Error::Input`] for an unknown name or an invalid file.
     pub fn find(name: &str) -> Result<Self> {
         if let Some((_, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
             return Self::parse(text, name);
@@ -252,16 +258,16 @@ impl Experiment {
         let did_you_mean =
             closest_match(name, known).map(|near| format!("did you mean `{near}`? "));
         Err(Error::input_hint(
-            format!("there is no experiment `{name}`"),
+            format!("unknown experiment `{name}`"),
             format!(
-                "{}There are {}; or name a file that ends in .toml",
+                "{}Experiments: {}; or the path of a .toml file",
                 did_you_mean.unwrap_or_default(),
                 known.join(", ")
             ),
         ))
     }
 
-    /// The paper's experiments, in its order.
+    /// The names of the paper's experiments, in its order.
     pub fn paper_experiments() -> impl Iterator<Item = &'static str> {
         BUILT_IN[..NUM_PAPER_EXPERIMENTS]
             .iter()
@@ -281,9 +287,9 @@ impl Experiment {
             return Err(Error::input(format!(
                 "{name}: {}",
                 if experiment.arms.is_empty() {
-                    "there is no `[[arm]]`: nothing would be run"
+                    "no `[[arm]]`: there is nothing to run"
                 } else {
-                    "there is an `[[arm]]`, and its figure is not of runs"
+                    "`[[arm]]` is set, but its figure shows no runs"
                 }
             )));
         }
@@ -298,7 +304,7 @@ impl Experiment {
                 let sizes = 1..=scale.sizes.len();
                 if let Some(synthetic) = arm.synthetic.filter(|s| !sizes.contains(&s.size)) {
                     return Err(Error::input(format!(
-                        "{name}: `{}` has made-up facts of size {}, and the scale `{scale_name}` has {} `sizes`",
+                        "{name}: the arm `{}` uses size {} of the synthetic facts, but the scale `{scale_name}` lists {} `sizes`",
                         arm.name,
                         synthetic.size,
                         scale.sizes.len()
@@ -310,7 +316,7 @@ impl Experiment {
         Ok(experiment)
     }
 
-    /// Whether what becomes part of a file's name can be one, and no two arms are called alike.
+    /// Checks that names can be parts of file names, and that no two arms have the same name.
     fn check_names(&self, file: &str) -> Result<()> {
         let arms = || self.arms.iter().map(|arm| &arm.name);
         let relations = self.scale.values().flat_map(|scale| &scale.relations);
@@ -327,7 +333,7 @@ impl Experiment {
             .find(|name| !is_allowed(name))
         {
             return Err(Error::input(format!(
-                "{file}: `{name}` becomes part of a file's name: letters, digits, `-`, `_`, `.` and `+` alone can be in it, a letter or digit first"
+                "{file}: `{name}` is used in file names: it must start with a letter or digit and contain only letters, digits, `-`, `_`, `.` and `+`"
             )));
         }
         match arms()
@@ -336,36 +342,36 @@ impl Experiment {
         {
             None => Ok(()),
             Some((_, name)) => Err(Error::input(format!(
-                "{file}: two arms are called `{name}`"
+                "{file}: two arms have the name `{name}`"
             ))),
         }
     }
 
-    /// The scale called `name`.
+    /// The scale `name`.
     ///
     /// # Errors
-    /// [`Error::Input`] naming those that there are.
+    /// [`Error::Input`] for an unknown scale, with the known ones.
     pub fn scale(&self, name: &str) -> Result<&ExperimentScale> {
         self.scale.get(name).ok_or_else(|| {
             let names: Vec<&str> = self.scale.keys().map(String::as_str).collect();
             Error::input_hint(
                 format!("{} has no scale `{name}`", self.name),
-                format!("it has {}", names.join(", ")),
+                format!("scales: {}", names.join(", ")),
             )
         })
     }
 
-    /// Whether every one of `names` is an arm.
+    /// Checks that all `names` are arms.
     ///
     /// # Errors
-    /// [`Error::Input`] naming the first that is none, and those that there are.
+    /// [`Error::Input`] for the first unknown arm, with the known ones.
     pub fn check_arms(&self, names: &[String]) -> Result<()> {
         let arms: Vec<&str> = self.arms.iter().map(|arm| &arm.name[..]).collect();
         match names.iter().find(|name| !arms.contains(&&name[..])) {
             None => Ok(()),
             Some(unknown) => Err(Error::input_hint(
                 format!("{} has no arm `{unknown}`", self.name),
-                format!("it has {}", arms.join(", ")),
+                format!("arms: {}", arms.join(", ")),
             )),
         }
     }
@@ -379,9 +385,23 @@ impl Experiment {
         }
     }
 
-    /// Few-shot prompts of the audits at a scale.
+    /// Few-shot prompts per fact in the audits at a scale.
     pub(super) fn audit_num_prompts(&self, scale: &ExperimentScale) -> usize {
         scale.audit_num_prompts.unwrap_or(self.audit_num_prompts)
+    }
+
+    /// The name of a record file: `P17-0-sft.json`, prefixed with the model's name if there are several models.
+    pub(super) fn record_file_name(
+        &self,
+        scale: &ExperimentScale,
+        model: &str,
+        relation: &str,
+        name: &str,
+    ) -> String {
+        let has_several_models = self.models(scale).len() > 1;
+        let model = Path::new(model).file_name().filter(|_| has_several_models);
+        let model = model.map(|model| format!("{}-", model.to_string_lossy()));
+        format!("{}{relation}-{name}.json", model.unwrap_or_default())
     }
 
     /// The config of an arm.
@@ -399,21 +419,21 @@ impl Experiment {
     }
 }
 
-/// The setup called `name`, which the experiment in `file` has.
+/// The setup `name` that the experiment in `file` refers to.
 fn find_setup(name: &str, file: &str) -> Result<toml::Table> {
     let known = || SETUPS.iter().map(|(known, _)| *known);
     let found = SETUPS.iter().find(|(known, _)| *known == name);
     let (_, text) = found.ok_or_else(|| {
         let known: Vec<&str> = known().collect();
         Error::input_hint(
-            format!("{file}: there is no setup `{name}`"),
-            format!("there are {}", known.join(", ")),
+            format!("{file}: unknown setup `{name}`"),
+            format!("setups: {}", known.join(", ")),
         )
     })?;
-    Ok(toml::from_str(text).expect("a setup that comes with the program is TOML"))
+    Ok(toml::from_str(text).expect("a built-in setup is TOML"))
 }
 
-/// `own` over what `setup` says; tables are merged, all else is replaced.
+/// Overrides the keys of `setup` by those of `own`; tables are merged.
 fn merge_tables(mut setup: toml::Table, own: toml::Table) -> toml::Table {
     for (key, value) in own {
         let merged = match (setup.remove(&key), value) {
@@ -427,7 +447,7 @@ fn merge_tables(mut setup: toml::Table, own: toml::Table) -> toml::Table {
     setup
 }
 
-/// The config that every arm starts from.
+/// The config from which every arm starts.
 fn base_config(model: &str, seed: u64, num_prompts: usize) -> Config {
     let mut config = Config {
         model: model.to_owned(),
@@ -449,12 +469,9 @@ mod tests {
     #[test]
     fn the_built_in_experiments_are_complete() {
         for (name, _) in BUILT_IN {
-            let experiment = Experiment::find(name).expect("it comes with the program");
+            let experiment = Experiment::find(name).expect("it is built in");
             assert_eq!(experiment.name, name);
-            let has_control = experiment
-                .arms
-                .iter()
-                .any(|arm| arm.name == super::super::ONLY_KNOWN);
+            let has_control = experiment.arms.iter().any(|arm| arm.name == ONLY_KNOWN);
             assert_eq!(has_control, experiment.figure.needs_runs(), "{name}");
             for scale in ["smoke", "paper"] {
                 assert!(
@@ -469,7 +486,7 @@ mod tests {
 
     #[test]
     fn an_unknown_experiment_error_suggests_the_nearest_name() {
-        let error = Experiment::find("frontear").expect_err("no such experiment");
+        let error = Experiment::find("frontear").expect_err("unknown");
         assert!(error.hint().is_some_and(|hint| hint.contains("`frontier`")));
     }
 }

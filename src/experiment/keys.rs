@@ -1,4 +1,4 @@
-//! Examples of made-up names, beside the real ones whose tokens they are made of.
+//! Examples of synthetic names next to the real names whose tokens they are sampled from.
 
 use std::fmt::Write;
 
@@ -9,14 +9,14 @@ use crate::{
     synth::{NameKind, SyntheticFacts},
 };
 
-/// Examples of each kind.
+/// Number of examples.
 const EXAMPLES: usize = 10;
 
-/// A row an example in Markdown: a real subject, a made-up name and an identifier, each as the tokenizer cuts it.
+/// A Markdown table, one example per row: a real subject, a synthetic name and an identifier, each tokenized.
 pub(super) fn markdown(facts: &[Fact], tokenizer: &TextTokenizer, seed: u64) -> Result<String> {
     if facts.len() < EXAMPLES {
         return Err(Error::input(format!(
-            "there are {} facts: too few to show {EXAMPLES} names",
+            "{} facts are too few for {EXAMPLES} example names",
             facts.len()
         )));
     }
@@ -33,7 +33,7 @@ pub(super) fn markdown(facts: &[Fact], tokenizer: &TextTokenizer, seed: u64) -> 
     };
     let (names, identifiers) = (synthetic(NameKind::Semantic)?, synthetic(NameKind::Uuid)?);
     let mut out = String::from(
-        "| real name | made-up name | its tokens | identifier, its tokens |\n|---|---|---|---|\n",
+        "| real name (tokens) | synthetic name | its tokens | identifier (tokens) |\n|---|---|---|---|\n",
     );
     for ((real, name), identifier) in facts.iter().zip(&names).zip(&identifiers) {
         let _ = writeln!(

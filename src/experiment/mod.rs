@@ -1,11 +1,13 @@
-//! Experiments: the same facts trained in several ways, and what each way learned and forgot.
+//! Experiments: the same facts trained with several configs, compared by what each learned and forgot.
 //!
-//! An experiment is a file ([`Experiment`]): models, relations, seeds, sizes and arms, an arm being what sets its config apart. Every
-//! arm of every model, relation and seed leaves one [`Record`]; what is recorded already is not run again, be it by another
-//! experiment of the same setup.
+//! An experiment is a file ([`Experiment`]) with models, relations, seeds, sizes and arms. An arm is a set of config keys. Every arm
+//! writes one [`Record`] per model, relation and seed; recorded runs are skipped, also if another experiment of the same setup recorded
+//! them.
 
 mod claim;
 mod cost;
+mod estimate;
+mod evaluate;
 mod figure;
 mod file;
 mod keys;
@@ -17,38 +19,23 @@ mod table;
 
 use std::{fs, path::Path};
 
-pub use claim::{Claim, ClaimResult, ClaimVerdict, evaluate_claims};
+pub use claim::{Claim, ClaimVerdict};
 pub use cost::{Cost, foretold};
-pub use file::{Arm, Experiment, ExperimentScale, FigureKind, Synthetic};
+pub use evaluate::{ClaimResult, evaluate_claims};
+pub use file::{Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN, Synthetic};
 pub use page::{Section, write_page};
-pub use record::{AuditRecord, HeldOutFacts, Record};
+pub use record::{AuditRecord, ExperimentResults, HeldOutFacts, Record};
+pub use source::ENTITY_QUESTIONS;
 pub use table::{ArmSummary, summarize, summary_markdown};
 
 use self::runner::Runner;
 use crate::{Error, Result, atomic_file, model::Model, progress::Progress};
 
-/// The environment variable that names the folder with the files of `EntityQuestions` (`P17.train.json` ...).
-pub const ENTITY_QUESTIONS: &str = "UNFORGET_ENTITY_QUESTIONS";
-
-/// The arm to which the others are compared.
-pub const ONLY_KNOWN: &str = "only-known";
-
-/// What is recorded of an experiment.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ExperimentResults {
-    /// A record a run.
-    pub runs: Vec<Record>,
-    /// A record a relation, where facts are audited and nothing is trained.
-    pub audits: Vec<AuditRecord>,
-    /// Examples of made-up names in Markdown, where these are what is shown.
-    pub keys: Option<String>,
-}
-
-/// Runs what of `experiment` at `scale` is not recorded in `out` yet, all arms or those in `only` (of an empty list none), and
-/// returns all that is recorded.
+/// Runs what `out` does not record yet of `experiment` at `scale`: all arms, or those in `only` (an empty list: none). Returns all
+/// records.
 ///
 /// # Errors
-/// As [`crate::train::tune_on`]; [`Error::Input`] when the facts of a relation are not at hand.
+/// As [`crate::train::tune_on`]; [`Error::Input`] if the facts of the relations are not available.
 pub fn run(
     experiment: &Experiment,
     scale: &ExperimentScale,
@@ -84,10 +71,10 @@ pub fn run(
     Ok(results)
 }
 
-/// Removes what runs recorded in `out` shared of their beginnings: gigabytes, and of use only until all of them are done.
+/// Removes the shared checkpoints (gigabytes) of the runs recorded in `out`, which are only needed until all runs are done.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be removed.
+/// [`Error::Io`] if they cannot be removed.
 pub fn remove_shared_prefixes(out: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(out.join(runner::RUNS_DIR)) else {
         return Ok(());
@@ -101,29 +88,15 @@ pub fn remove_shared_prefixes(out: &Path) -> Result<()> {
             runner::remove(&entry.path())?;
         }
     }
-    // Empty, unless a run was stopped.
+    // Fails if an interrupted run is left there, which is kept.
     let _ = fs::remove_dir(out.join(runner::RUNS_DIR));
     Ok(())
 }
 
-/// The name of a record's file: `P17-0-sft.json`, after the model's name where there are several.
-fn record_file_name(
-    experiment: &Experiment,
-    scale: &ExperimentScale,
-    model: &str,
-    relation: &str,
-    name: &str,
-) -> String {
-    let has_several_models = experiment.models(scale).len() > 1;
-    let model = Path::new(model).file_name().filter(|_| has_several_models);
-    let model = model.map(|model| format!("{}-", model.to_string_lossy()));
-    format!("{}{relation}-{name}.json", model.unwrap_or_default())
-}
-
-/// Writes the table of what is `recorded`, what it says of the claims, and its figure, and returns the tables.
+/// Writes the table, the claims and the figure of an experiment, and returns the tables in Markdown.
 ///
 /// # Errors
-/// [`Error::Io`] when they cannot be written.
+/// [`Error::Io`] if they cannot be written.
 pub fn write_results(
     experiment: &Experiment,
     results: &ExperimentResults,
@@ -136,15 +109,12 @@ pub fn write_results(
     };
     if !experiment.claims.is_empty() {
         table += "\n";
-        table += &claim::markdown(&evaluate_claims(&experiment.claims, results));
+        table += &evaluate::markdown(&evaluate_claims(&experiment.claims, results));
     }
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     atomic_file::write(&out.join("table.md"), table.as_bytes())?;
     if let Some(figure) = figure::draw(experiment, results) {
-        atomic_file::write(&out.join(FIGURE_FILE), figure.as_bytes())?;
+        atomic_file::write(&out.join(figure::FIGURE_FILE), figure.as_bytes())?;
     }
     Ok(table)
 }
-
-/// The file of an experiment's figure.
-const FIGURE_FILE: &str = "figure.svg";

@@ -1,11 +1,14 @@
-//! The record of one arm: all that tables and figures are made of, small enough to be kept beside the code.
+//! The record of one run: everything that tables and figures need, small enough to be committed.
 
 use std::{fs, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use super::{Arm, ExperimentScale, Synthetic, claim::HeldOutSet};
+use super::{
+    claim::HeldOutSet,
+    file::{Arm, ExperimentScale, Synthetic},
+};
 use crate::{
     Error, Result, atomic_file,
     audit::{AuditResult, AuditSettings, LabelFractions},
@@ -15,7 +18,7 @@ use crate::{
     splits::{LabelledFact, Splits},
 };
 
-/// What one arm did with one relation and seed.
+/// One run: an arm on one relation with one seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The arm.
@@ -24,48 +27,48 @@ pub struct Record {
     pub relation: String,
     /// The seed.
     pub seed: u64,
-    /// SHA-256 (hex) over all that decides the figures: config, facts' selection, model.
+    /// SHA-256 (hex) of everything that determines the results: config, selection of facts, model.
     pub fingerprint: String,
-    /// Where it was run.
+    /// The machine and software.
     pub environment: Environment,
     /// The run's result.
     pub result: RunResult,
-    /// Epoch by epoch.
+    /// One entry per evaluation.
     pub epochs: Vec<EpochRecord>,
-    /// Median seconds of a step behind the snapshot epochs.
+    /// Median seconds per step after the snapshot epochs.
     pub step_seconds: f64,
-    /// Seconds that it took to find out how far the change of the weights may be scaled down; 0 where it was not.
+    /// Seconds spent on choosing the interpolation factor; 0 without interpolation.
     pub interpolation_seconds: f64,
-    /// For each held `HighlyKnown` fact, in order: 1 right at the end, 0 wrong.
+    /// One character per held-out `HighlyKnown` fact, in order: 1 if correct at the end, else 0.
     pub held: String,
-    /// The same after the epoch at which most of them were right.
+    /// The same after the best epoch.
     pub held_at_peak: String,
-    /// The same of the `MaybeKnown` facts.
+    /// The same for the `MaybeKnown` facts, at the end.
     pub maybe_known: String,
-    /// The same of the `WeaklyKnown` facts.
+    /// The same for the `WeaklyKnown` facts.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub weakly_known: String,
-    /// The same of the known facts of other relations.
+    /// The same for the known facts of other relations.
     pub other_relations: String,
-    /// How far each held fact's subject has drifted at the end, where measured.
+    /// Drift at each held-out fact at the end, if measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drift: Vec<Drift>,
-    /// Which facts these are.
+    /// The facts that the characters stand for.
     #[serde(skip)]
     pub facts: Arc<HeldOutFacts>,
 }
 
-/// The facts that every arm of one model, relation and seed holds out, in the order of their bits in a [`Record`]: relation and
-/// subject of each. Seeds that hold out the same fact are two looks at one fact, and not two facts.
+/// The held-out facts of one model, relation and seed, the same for every arm: relation and subject of each, in the order of the
+/// characters in a [`Record`]. The names identify facts that several seeds hold out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldOutFacts {
-    /// SHA-256 (hex) over all that decides them.
+    /// SHA-256 (hex) of everything that determines them.
     pub fingerprint: String,
-    /// `HighlyKnown`.
+    /// `HighlyKnown` facts.
     pub held: Vec<String>,
-    /// `MaybeKnown`.
+    /// `MaybeKnown` facts.
     pub maybe_known: Vec<String>,
-    /// `WeaklyKnown`.
+    /// `WeaklyKnown` facts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weakly_known: Vec<String>,
     /// Known facts of other relations.
@@ -73,7 +76,7 @@ pub struct HeldOutFacts {
 }
 
 impl HeldOutFacts {
-    /// Those of `splits`, and of other relations those `elsewhere`.
+    /// Takes the held-out facts of `splits` and the facts of other relations.
     pub(super) fn new(splits: &Splits, other_relations: &[Fact], fingerprint: String) -> Self {
         let name = |fact: &Fact| format!("{} {}", fact.relation, fact.subject);
         let names = |split: &[LabelledFact]| split.iter().map(|f| name(&f.fact)).collect();
@@ -87,14 +90,26 @@ impl HeldOutFacts {
     }
 }
 
-/// What the figures of an arm depend on.
+/// The records of an experiment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExperimentResults {
+    /// One record per run.
+    pub runs: Vec<Record>,
+    /// One record per relation, for experiments that only audit.
+    pub audits: Vec<AuditRecord>,
+    /// Examples of synthetic names as a Markdown table, for experiments that show these.
+    pub keys: Option<String>,
+}
+
+/// Identifies everything that the results of an arm depend on.
 pub(super) fn fingerprint(
     config: &Config,
-    (scale, arm): (&ExperimentScale, &Arm),
+    scale: &ExperimentScale,
+    arm: &Arm,
     relation: &str,
     model: &str,
 ) -> String {
-    let facts = toml::to_string(&scale.fact_selection()).expect("a scale has a form in TOML");
+    let facts = toml::to_string(&scale.fact_selection()).expect("a scale can be written as TOML");
     let mut text = format!("{}\n{facts}\n{relation}\n{model}", config.to_toml());
     if let Some(synthetic) = &arm.synthetic {
         let Synthetic { keys, values, .. } = synthetic;
@@ -103,40 +118,40 @@ pub(super) fn fingerprint(
     format!("{:x}", Sha256::digest(text))
 }
 
-/// What the labels of an audit depend on.
+/// Identifies everything that the labels of an audit depend on.
 pub(super) fn audit_fingerprint(
     settings: &AuditSettings,
     scale: &ExperimentScale,
     relation: &str,
     model: &str,
 ) -> String {
-    let facts = toml::to_string(&scale.fact_selection()).expect("a scale has a form in TOML");
+    let facts = toml::to_string(&scale.fact_selection()).expect("a scale can be written as TOML");
     let text = format!("{settings:?}\n{facts}\n{relation}\n{model}");
     format!("{:x}", Sha256::digest(text))
 }
 
-/// What the facts that are held out depend on.
+/// Identifies everything that the held-out facts depend on.
 pub(super) fn held_out_fingerprint(audit: &str, seed: u64) -> String {
     format!("{:x}", Sha256::digest(format!("{audit}\n{seed}")))
 }
 
-/// How well a model knows a relation.
+/// The audit of a model on one relation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuditRecord {
-    /// What the user called the model.
+    /// The model as the user named it.
     pub model: String,
     /// The relation.
     pub relation: String,
-    /// SHA-256 (hex) over all that decides the labels: the facts, how they were asked, the model.
+    /// SHA-256 (hex) of everything that determines the labels: facts, audit settings, model.
     pub fingerprint: String,
-    /// Few-shot prompts that each fact was asked behind.
+    /// Few-shot prompts per fact.
     pub num_prompts: usize,
-    /// Share of each label.
+    /// Fraction of each label.
     pub label_fractions: LabelFractions,
 }
 
 impl AuditRecord {
-    /// The record of an audit.
+    /// Takes what is recorded from an audit.
     pub(super) fn new(
         audit: &AuditResult,
         model: &str,
@@ -153,10 +168,10 @@ impl AuditRecord {
     }
 }
 
-/// What is in the file at `path`; none where there is none.
+/// Reads the record at `path`; `None` if the file does not exist.
 ///
 /// # Errors
-/// [`Error::Input`] when the file is no such record.
+/// [`Error::Input`] if the file is not such a record.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
@@ -166,16 +181,16 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     record.map_err(|e| Error::input(format!("{}: {e}", path.display())))
 }
 
-/// Writes a record whole, and its folder where there is none.
+/// Writes a record atomically and creates its folder.
 pub(super) fn write(record: &impl Serialize, path: &Path) -> Result<()> {
     let folder = path.parent().expect("a file in a folder");
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let text = serde_json::to_vec_pretty(record).expect("a record has a form in JSON");
+    let text = serde_json::to_vec_pretty(record).expect("a record can be written as JSON");
     atomic_file::write(path, &text)
 }
 
 impl Record {
-    /// The record of a finished run.
+    /// Reads the record of a finished run from its run directory.
     pub(super) fn from_run(
         run: &RunDir,
         arm: &str,
@@ -185,7 +200,7 @@ impl Record {
     ) -> Result<Self> {
         let result = run.result()?.expect("the run is finished");
         let mut environment: Environment = run.read_json("environment.json")?;
-        // Where a model lies on this machine is nobody's business but its user's.
+        // The absolute path of the model is private.
         let path = Path::new(&environment.model.path);
         if let Some(name) = path.file_name() {
             environment.model.path = name.to_string_lossy().into_owned();
@@ -220,7 +235,7 @@ impl Record {
         })
     }
 
-    /// Each fact of a part that is held out, and `1` where it is right at the end.
+    /// Each fact of a held-out set with `b'1'` if it is correct at the end, else `b'0'`.
     pub(super) fn correct(&self, set: HeldOutSet) -> impl Iterator<Item = (&str, u8)> {
         let (names, bits) = match set {
             HeldOutSet::Held => (&self.facts.held, &self.held),
@@ -231,21 +246,23 @@ impl Record {
         names.iter().map(String::as_str).zip(bits.bytes())
     }
 
-    /// The record at `path`; none where there is no file.
+    /// Reads the record at `path`; `None` if the file does not exist.
     ///
     /// # Errors
-    /// [`Error::Input`] when the file is no record.
+    /// [`Error::Input`] if the file is not a record.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         read(path)
     }
 
-    /// Seconds of training until this share of the new facts was learned: the steps until then, each as long as the median one (a
-    /// machine that was disturbed for a while makes no method dear), and those of the interpolation; none where it never was.
+    /// Training time in seconds until this accuracy on new facts: the number of steps until then times the median step time (robust
+    /// to other load on the machine), plus the time of the interpolation. `None` if it was never reached.
     pub fn seconds_until(&self, learned: f64) -> Option<f64> {
-        let epoch = self
-            .epochs
-            .iter()
-            .find(|epoch| epoch.accuracy.unknown.is_some_and(|share| share >= learned));
+        let epoch = self.epochs.iter().find(|epoch| {
+            epoch
+                .accuracy
+                .unknown
+                .is_some_and(|accuracy| accuracy >= learned)
+        });
         epoch.map(|epoch| epoch.steps as f64 * self.step_seconds + self.interpolation_seconds)
     }
 }
@@ -262,7 +279,7 @@ fn interpolation_seconds(metrics: &[Metrics]) -> f64 {
     seconds.sum()
 }
 
-/// The median step behind the last snapshot.
+/// Median seconds per step after the last snapshot.
 fn median_step_seconds(metrics: &[Metrics]) -> f64 {
     let after_snapshot = metrics
         .rsplit(|row| matches!(row, Metrics::Snapshot { .. }))
@@ -281,7 +298,7 @@ fn median_step_seconds(metrics: &[Metrics]) -> f64 {
 
 #[cfg(test)]
 impl Record {
-    /// A record of an arm that did nothing.
+    /// An empty record of an arm.
     pub(super) fn for_test(arm: &str) -> Self {
         let record = serde_json::json!({
             "arm": arm, "relation": "P17", "seed": 0, "fingerprint": "",

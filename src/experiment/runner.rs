@@ -1,4 +1,4 @@
-//! One model and relation of an experiment: its facts, its audits, its runs.
+//! Runs one model and relation of an experiment: facts, audits, training runs.
 
 use std::{
     fs,
@@ -7,8 +7,10 @@ use std::{
 };
 
 use super::{
-    Arm, AuditRecord, Experiment, ExperimentScale, HeldOutFacts, ONLY_KNOWN, Record, Synthetic,
-    keys, record, record_file_name, source,
+    file::{Arm, Experiment, ExperimentScale, ONLY_KNOWN, Synthetic},
+    keys,
+    record::{self, AuditRecord, HeldOutFacts, Record},
+    source,
 };
 use crate::{
     Error, Result,
@@ -28,13 +30,13 @@ use crate::{
     train::{self, Options, SPLITS},
 };
 
-/// The folder of runs under way, and of what they share.
+/// The folder of unfinished runs and of the checkpoints that they share.
 pub(super) const RUNS_DIR: &str = ".runs";
 
-/// What the names of shared beginnings in it start with.
-pub(super) const SHARED_PREFIX_DIR: &str = "warm-";
+/// The prefix of the folders of shared checkpoints.
+pub(super) const SHARED_PREFIX_DIR: &str = "shared-prefix-";
 
-/// How every arm is run.
+/// Options of every run.
 const OPTIONS: Options = Options {
     keep_checkpoints: false,
     metrics_only: true,
@@ -50,23 +52,22 @@ pub(super) struct Runner<'a> {
     pub progress: &'a Progress,
     pub relation: &'a str,
     pub model: &'a Model,
-    /// Its facts, once something is to be run on them.
+    /// The facts, loaded when the first run needs them.
     pub data: Option<AuditedData>,
 }
 
 impl Runner<'_> {
-    /// The path of what is recorded under `name`.
+    /// The path of the record `name`.
     fn record_path(&self, name: &str) -> PathBuf {
-        self.out.join(record_file_name(
-            self.experiment,
-            self.scale,
-            &self.model.name,
-            self.relation,
-            name,
-        ))
+        let (scale, model) = (self.scale, &self.model.name);
+        let name = self
+            .experiment
+            .record_file_name(scale, model, self.relation, name);
+        self.out.join(name)
     }
 
-    /// Every arm with every seed; of several processes each runs its share of what is left, and the first one has the records.
+    /// Runs every arm with every seed. With several processes, each runs a shard of the pending runs, and the main one collects the
+    /// records.
     pub fn run_all_ranks(&mut self, records: &mut Vec<Record>) -> Result<()> {
         if distributed::world_size() > 1 {
             self.run_shard()?;
@@ -77,7 +78,7 @@ impl Runner<'_> {
         distributed::solo(|| self.run_all(records))
     }
 
-    /// Runs this process's share of what is left to be run, and waits for the others.
+    /// Runs the shard of this process and waits for the others.
     fn run_shard(&mut self) -> Result<()> {
         let experiment = self.experiment;
         let mut pending = Vec::new();
@@ -89,7 +90,7 @@ impl Runner<'_> {
                 }
             }
         }
-        // Nothing is recorded before all have seen what is left.
+        // All processes must see the same pending runs before one of them writes a record.
         distributed::barrier();
         if !pending.is_empty() {
             self.data()?;
@@ -103,22 +104,24 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// What running an arm with a seed comes to.
+    /// The config, record path and fingerprint of an arm with a seed.
     fn plan(&self, arm: &Arm, seed: u64) -> Result<PlannedRun> {
         let config = self
             .experiment
             .config(&self.model.name, self.scale, arm, seed)?;
-        // What `auto` stands for is part of what a record is of.
+        // The fingerprint covers the settings that `auto` stands for.
         let config = auto::expand(&config, &self.model.config);
-        let of = (self.scale, arm);
+        let checksum = &self.model.checksum;
+        let fingerprint = record::fingerprint(&config, self.scale, arm, self.relation, checksum);
         Ok(PlannedRun {
             path: self.record_path(&format!("{seed}-{}", arm.name)),
-            fingerprint: record::fingerprint(&config, of, self.relation, &self.model.checksum),
+            fingerprint,
             selected: self.only.is_none_or(|only| only.contains(&arm.name)),
             config,
         })
     }
 
+    /// Runs every pending arm and collects all records.
     fn run_all(&mut self, records: &mut Vec<Record>) -> Result<()> {
         let (experiment, scale, relation) = (self.experiment, self.scale, self.relation);
         for &seed in &scale.seeds {
@@ -146,7 +149,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// The facts that every arm with this seed holds out.
+    /// The held-out facts of this seed, the same for every arm.
     fn held_out_facts(&mut self, seed: u64) -> Result<HeldOutFacts> {
         let (scale, relation) = (self.scale, self.relation);
         let path = self.record_path(&format!("{seed}-held-out"));
@@ -160,8 +163,11 @@ impl Runner<'_> {
         match record::read::<HeldOutFacts>(&path)? {
             Some(facts) if facts.fingerprint == fingerprint => Ok(facts),
             _ if self.only.is_some_and(<[String]>::is_empty) => Err(Error::input_hint(
-                format!("{} does not say which facts were held out", path.display()),
-                "run the experiment again without --recorded: what is recorded is not run again, but its facts are audited",
+                format!(
+                    "{} does not list the held-out facts of this experiment",
+                    path.display()
+                ),
+                "run it without --recorded: recorded runs are skipped, and the facts are audited again",
             )),
             _ => {
                 let data = self.data()?;
@@ -176,7 +182,7 @@ impl Runner<'_> {
         }
     }
 
-    /// Its facts, audited once.
+    /// The audited facts, loaded once.
     fn data(&mut self) -> Result<&AuditedData> {
         if self.data.is_none() {
             self.data = Some(self.load_data()?);
@@ -184,17 +190,17 @@ impl Runner<'_> {
         Ok(self.data.as_ref().expect("audited above"))
     }
 
-    /// Runs one arm and records it.
+    /// Runs one arm and writes its record.
     fn run(&mut self, arm: &Arm, planned: PlannedRun) -> Result<Record> {
         let PlannedRun {
             config,
             path,
-            fingerprint: print,
+            fingerprint,
             ..
         } = planned;
         let name = path
             .file_stem()
-            .expect("a record has a name")
+            .expect("a record file has a name")
             .to_string_lossy();
         self.progress
             .note(format_args!("{}: {name}", self.experiment.name));
@@ -202,22 +208,45 @@ impl Runner<'_> {
             out: self.out.join(RUNS_DIR).join(&*name),
             ..config
         };
-        let (model, scale, relation) = (self.model, self.scale, self.relation);
-        let progress = self.progress;
-        let shared_prefix = self.shared_prefix_dir(arm, &config);
-        let data = self.data()?;
-        let run = data.run((model, arm), &config, scale, shared_prefix, progress)?;
-        let other_relations = data.other_relations_correct(&run, &config)?;
-        let record = Record::from_run(&run, &arm.name, relation, print, other_relations)?;
+        let relation = self.relation;
+        let run = self.train(arm, &config)?;
+        let other_relations = self.data()?.other_relations_correct(&run, &config)?;
+        let record = Record::from_run(&run, &arm.name, relation, fingerprint, other_relations)?;
         record::write(&record, &path)?;
         remove(run.path())?;
         Ok(record)
     }
 
-    /// The place that this arm shares with those that do not differ from it before their snapshots, if it takes one.
+    /// The run directory of an arm after training; an interrupted run is resumed.
+    fn train(&mut self, arm: &Arm, config: &Config) -> Result<RunDir> {
+        reset_peak_memory();
+        let started_config = RunDir::open(&config.out).and_then(|run| run.config());
+        let can_resume = config.out.join(SPLITS).is_file();
+        if can_resume && started_config.is_ok_and(|started| started == *config) {
+            train::resume(&config.out, OPTIONS, self.progress)?;
+            return RunDir::open(&config.out);
+        }
+        if config.out.exists() {
+            remove(&config.out)?;
+        }
+        let (model, scale, progress) = (self.model, self.scale, self.progress);
+        let shared_prefix = self.shared_prefix_dir(arm, config);
+        let data = self.data()?;
+        let mut splits = data.splits(scale, config.seed)?;
+        if let Some(synthetic) = arm.synthetic {
+            splits.unknown = data.synthetic_facts(synthetic, scale, model, config.seed)?;
+        }
+        if arm.name == ONLY_KNOWN {
+            splits = splits.only_known();
+        }
+        train::tune_on(model, splits, config, OPTIONS, shared_prefix, progress)?;
+        RunDir::open(&config.out)
+    }
+
+    /// The directory of checkpoints shared by all arms that are identical up to their snapshots, for arms that have one.
     fn shared_prefix_dir(&self, arm: &Arm, config: &Config) -> Option<PathBuf> {
         let method = &config.method;
-        // These are at work before the snapshot.
+        // These act before the snapshot.
         let acts_before_snapshot =
             method.budget.is_some() || method.replay.is_some() || method.ewc.is_some();
         if method.effective_snapshot_epochs() == 0 || acts_before_snapshot {
@@ -231,9 +260,8 @@ impl Runner<'_> {
             },
             ..config.clone()
         };
-        let arm = (self.scale, arm);
-        let fingerprint =
-            record::fingerprint(&prefix_config, arm, self.relation, &self.model.checksum);
+        let (scale, checksum) = (self.scale, &self.model.checksum);
+        let fingerprint = record::fingerprint(&prefix_config, scale, arm, self.relation, checksum);
         Some(
             self.out
                 .join(RUNS_DIR)
@@ -241,7 +269,7 @@ impl Runner<'_> {
         )
     }
 
-    /// How well the model knows the relation's facts, those to train on and those to hold out.
+    /// The audit of the relation, over the facts to train on and to hold out.
     pub fn audit(&mut self) -> Result<Option<AuditRecord>> {
         let (scale, relation) = (self.scale, self.relation);
         let path = self.record_path("audit");
@@ -263,7 +291,7 @@ impl Runner<'_> {
         }
     }
 
-    /// Examples of names made up from the relation's subjects.
+    /// Examples of synthetic names made from the subjects of the relation.
     pub fn keys(&self) -> Result<String> {
         let (train, held) = source::read(self.scale, self.relation)?;
         keys::markdown(
@@ -273,7 +301,7 @@ impl Runner<'_> {
         )
     }
 
-    /// How facts are audited.
+    /// The settings of the audits.
     fn audit_settings(&self) -> AuditSettings {
         AuditSettings {
             num_prompts: self.experiment.audit_num_prompts(self.scale),
@@ -281,7 +309,7 @@ impl Runner<'_> {
         }
     }
 
-    /// The audit of `facts`; what was audited before is in the cache.
+    /// Audits `facts`; audits are cached.
     fn audit_facts(&self, facts: &[Fact]) -> Result<AuditResult> {
         let mut engine = Engine::new(&self.model.config);
         let settings = self.audit_settings();
@@ -328,7 +356,7 @@ impl Runner<'_> {
     }
 }
 
-/// An arm with a seed, and what is recorded of it under which name.
+/// An arm with a seed: its config and the path and fingerprint of its record.
 struct PlannedRun {
     config: Config,
     path: PathBuf,
@@ -337,7 +365,7 @@ struct PlannedRun {
 }
 
 impl PlannedRun {
-    /// Whether it is to be run: it is wanted, and nothing is recorded or something else.
+    /// Whether it has to run: it is selected, and there is no record with its fingerprint.
     fn is_pending(&self) -> Result<bool> {
         let is_recorded =
             Record::read(&self.path)?.is_some_and(|r| r.fingerprint == self.fingerprint);
@@ -349,50 +377,18 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
     fs::remove_dir_all(dir).map_err(Error::io("remove", dir))
 }
 
-/// The facts of one relation, audited.
+/// The audited facts of one relation.
 pub(super) struct AuditedData {
-    /// To train on.
+    /// Facts to train on.
     train: Vec<LabelledFact>,
-    /// To hold out.
+    /// Facts to hold out.
     held: Vec<LabelledFact>,
     /// `HighlyKnown` facts of other relations.
     other_relations: Vec<Fact>,
 }
 
 impl AuditedData {
-    /// The finished run of an arm; one that was stopped goes on.
-    fn run(
-        &self,
-        (model, arm): (&Model, &Arm),
-        config: &Config,
-        scale: &ExperimentScale,
-        shared_prefix: Option<PathBuf>,
-        progress: &Progress,
-    ) -> Result<RunDir> {
-        reset_peak_memory();
-        let started_config = RunDir::open(&config.out).and_then(|run| run.config());
-        let can_resume = config.out.join(SPLITS).is_file();
-        if can_resume && started_config.is_ok_and(|begun| begun == *config) {
-            train::resume(&config.out, OPTIONS, progress)?;
-        } else {
-            if config.out.exists() {
-                remove(&config.out)?;
-            }
-            let mut splits = self.splits(scale, config.seed)?;
-            if let Some(synthetic) = arm.synthetic {
-                splits.unknown = self.synthetic_facts(synthetic, scale, model, config.seed)?;
-            }
-            let splits = if arm.name == ONLY_KNOWN {
-                splits.only_known()
-            } else {
-                splits
-            };
-            train::tune_on(model, splits, config, OPTIONS, shared_prefix, progress)?;
-        }
-        RunDir::open(&config.out)
-    }
-
-    /// What an arm with this seed trains on and holds out, but for made-up facts.
+    /// The splits of a seed, without synthetic facts.
     fn splits(&self, scale: &ExperimentScale, seed: u64) -> Result<Splits> {
         let sizes = SplitSizes {
             known: scale.known,
@@ -405,7 +401,7 @@ impl AuditedData {
         Splits::paper(self.train.clone(), self.held.clone(), sizes, 0.0, seed)
     }
 
-    /// Made-up facts like those at hand, none of which is one of them.
+    /// Synthetic facts that resemble the real ones and contain none of them.
     fn synthetic_facts(
         &self,
         synthetic: Synthetic,
@@ -422,7 +418,7 @@ impl AuditedData {
             .collect()
     }
 
-    /// Whether each known fact of other relations is right after `run`.
+    /// Whether each known fact of other relations is correct after `run`.
     fn other_relations_correct(&self, run: &RunDir, config: &Config) -> Result<Vec<bool>> {
         let model = Model::load(&run.file("model").display().to_string())?;
         let template = config.data.template();

@@ -1,20 +1,23 @@
-//! Where an experiment's facts come from.
+//! Reads the facts of an experiment.
 
 use std::path::{Path, PathBuf};
 
-use super::{ENTITY_QUESTIONS, ExperimentScale};
+use super::file::ExperimentScale;
 use crate::{
     Error, Result,
     facts::{self, Fact, ReadOptions},
     progress::Progress,
 };
 
-/// The relations of `P17+P36`.
+/// The environment variable with the folder of the `EntityQuestions` files (`P17.train.json` ...).
+pub const ENTITY_QUESTIONS: &str = "UNFORGET_ENTITY_QUESTIONS";
+
+/// Splits joined relations such as `P17+P36`.
 pub(super) fn relations(joined: &str) -> impl Iterator<Item = &str> {
     joined.split('+')
 }
 
-/// The relations of a scale whose facts are at hand; a note tells which are not.
+/// The relations of a scale whose facts are available; notes list the others.
 pub(super) fn available_relations<'s>(
     scale: &'s ExperimentScale,
     progress: &Progress,
@@ -35,7 +38,7 @@ pub(super) fn available_relations<'s>(
         return Err(missing.remove(0));
     }
     for relation in missing {
-        progress.note(format_args!("{relation}: left out"));
+        progress.note(format_args!("{relation}: skipped"));
     }
     Ok(found)
 }
@@ -46,15 +49,15 @@ pub(super) fn read_pack() -> Result<Vec<Fact>> {
 
 fn missing_relation(relation: &str) -> Error {
     Error::input_hint(
-        format!("the built-in facts have none of {relation}"),
+        format!("the built-in facts contain none of {relation}"),
         format!(
-            "get EntityQuestions (https://github.com/princeton-nlp/EntityQuestions) and name its folder in {ENTITY_QUESTIONS}"
+            "download EntityQuestions (https://github.com/princeton-nlp/EntityQuestions) and set {ENTITY_QUESTIONS} to its folder"
         ),
     )
 }
 
-/// The facts of `together` to train on and to hold out: those of `EntityQuestions` where the environment names its
-/// folder, else of the built-in pack.
+/// Reads the facts of `joined` relations to train on and to hold out: from `EntityQuestions` if the environment variable is set, else
+/// from the built-in pack.
 pub(super) fn read(scale: &ExperimentScale, joined: &str) -> Result<(Vec<Fact>, Vec<Fact>)> {
     let (mut train, mut held) = (Vec::new(), Vec::new());
     for relation in relations(joined) {

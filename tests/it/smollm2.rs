@@ -1,4 +1,4 @@
-//! A real model against `transformers` (`tests/golden/smollm2.py`): runs where `UNFORGET_SMOLLM2` names SmolLM2-135M-Instruct,
+//! A real model against `transformers` (`tests/golden/smollm2.py`): runs if `UNFORGET_SMOLLM2` names SmolLM2-135M-Instruct,
 //! as `smollm2-135m` (from the cache, or pulled) or as a path.
 
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use unforget::{
     model::Model,
 };
 
-/// Two logits closer than this may change places: those of such a model are about 20, and differ by 1e-5 between engines.
+/// Two logits closer than this may swap ranks: logits of this model are about 20, and engines differ by 1e-5.
 const TIE: f32 = 1e-3;
 
 /// A question and the answer of `transformers`.
@@ -56,7 +56,7 @@ fn smollm2_answers_200_questions_as_transformers_does() {
             assert_eq!(first_line, expected.answer, "{}", expected.prompt);
         }
     }
-    eprintln!("{ties} of 200 answers are ties decided otherwise");
+    eprintln!("{ties} of 200 answers differ in near-ties");
 
     let rows: Vec<(Vec<u32>, Vec<u32>)> = prompts
         .into_iter()
@@ -85,8 +85,8 @@ fn experiments_of_the_paper_run_at_their_smallest() {
             .args(args)
             .output()
             .expect("it starts");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{args:?}: {told}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {stderr}");
         String::from_utf8(output.stdout).expect("UTF-8")
     };
     let results = dir.path().join("experiments/results");
@@ -97,7 +97,7 @@ fn experiments_of_the_paper_run_at_their_smallest() {
 
     let keys = reproduce(&["fig10"]);
     assert!(
-        keys.contains("| real name |") && keys.contains("`Loc·_·"),
+        keys.contains("| real name (tokens) |") && keys.contains("`Loc·_·"),
         "{keys}"
     );
     let labels = reproduce(&["table2"]);
@@ -108,16 +108,16 @@ fn experiments_of_the_paper_run_at_their_smallest() {
     assert!(figure("table2").contains("HighlyKnown"));
     let curves = reproduce(&["fig2"]);
     assert!(
-        curves.contains("| It keeps what it is taught of the known ones | 99% |"),
+        curves.contains("| Plain fine-tuning keeps the known facts in its training set | 99% |"),
         "{curves}"
     );
-    assert!(figure("fig2").contains("Held facts right"));
-    // Made-up facts, drift, and a teacher.
+    assert!(figure("fig2").contains("Held-out facts: accuracy"));
+    // Synthetic facts, drift, and a teacher.
     let drift = reproduce(&["fig5"]);
-    assert!(drift.contains("| Held subjects drift farther under names than under identifiers |"));
+    assert!(drift.contains("| Held-out subjects drift further with names than with identifiers |"));
     assert!(figure("fig5").contains("RD over epochs"));
 
-    // What is recorded makes the page.
+    // The page is made from records alone.
     let page = dir.path().join("page.md");
     reproduce(&[
         "fig2",
@@ -126,7 +126,7 @@ fn experiments_of_the_paper_run_at_their_smallest() {
         page.to_str().expect("UTF-8"),
     ]);
     let page = std::fs::read_to_string(page).expect("a page");
-    assert!(page.contains("2 recorded runs, of smollm2-135m"), "{page}");
+    assert!(page.contains("2 recorded runs: smollm2-135m"), "{page}");
     assert!(
         page.contains("(experiments/results/fig2/smoke/figure.svg)"),
         "{page}"
@@ -162,8 +162,8 @@ fn memory_is_estimated_within_a_tenth() {
             .args(args)
             .output()
             .expect("it starts");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{args:?}: {told}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {stderr}");
         serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
     };
     for method in ["method.kind=sft", "method.teacher=hidden"] {
