@@ -8,7 +8,7 @@ use unforget::{
     Error, Result,
     engine::Engine,
     facts::{Fact, drop_contradicted},
-    forecast::{self, AtRiskFact, ForecastSettings},
+    forecast::{self, AtRiskFact, FactSets, ForecastSettings},
     measure::{auc, auc_interval},
     run::{FactOutcome, Split},
 };
@@ -89,7 +89,11 @@ impl ForecastArgs {
             ..ForecastSettings::default()
         };
         let mut engine = Engine::new(&model.config);
-        let sets = [&learn[..], &keep, &held];
+        let sets = FactSets {
+            learn: &learn,
+            keep: &keep,
+            held: &held,
+        };
         let at_risk = forecast::forecast(&model, &mut engine, sets, &settings, &context.progress)?;
         let score = outcomes.map(|fates| score_forecast(&at_risk, &fates, settings.seed));
         match (context.json, &score) {

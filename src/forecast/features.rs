@@ -1,10 +1,9 @@
-//! What a model says to facts under few-shot prompts, and the hidden states that it says it from.
+//! Hidden states and answer log-probabilities of facts under few-shot prompts.
 //!
 //! N facts, D hidden, C answers.
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::ForecastSettings;
 use crate::{
     Result,
     audit::{FewShotPrompt, few_shot, queries::TokenizedQueries},
@@ -13,35 +12,61 @@ use crate::{
     generate::{Generator, cache_slots, common_prefix, log_sum_exp, split_by_budget},
     model::Model,
     progress::Progress,
+    prompt::PromptTemplate,
 };
 
-/// Questions that are read side by side.
+/// Maximum number of prompts per batch.
 const MAX_BATCH: usize = 512;
 
-/// What was heard. Answers are told apart by the first token in which they differ.
+/// Settings of a forecast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForecastSettings {
+    /// Few-shot prompts per relation.
+    pub num_prompts: usize,
+    /// Exemplars per prompt.
+    pub shots: usize,
+    /// Seed of the exemplars, and of the samples of large sets.
+    pub seed: u64,
+    /// Prompt template.
+    pub template: PromptTemplate,
+}
+
+impl Default for ForecastSettings {
+    fn default() -> Self {
+        Self {
+            num_prompts: 3,
+            shots: 3,
+            seed: 0,
+            template: PromptTemplate::default(),
+        }
+    }
+}
+
+/// Features of facts. Answers are distinguished by the first token after their common prefix.
 pub struct FactFeatures {
-    /// The hidden state at the answer position, after the final norm, mean over the prompts (N, D).
+    /// Hidden state at the answer position after the final norm, mean over prompts (N, D).
     pub hidden: Vec<f32>,
-    /// Log-probability (nats) of each answer's first token there, mean over the prompts (N, C).
+    /// Log-probability (nats) of the distinguishing token of each answer there, mean over prompts (N, C).
     pub logprobs: Vec<f32>,
-    /// Which of the answers is right, for each fact.
+    /// Index of the correct answer of each fact.
     pub correct_answer: Vec<usize>,
-    /// C.
+    /// C, the number of distinct answers.
     pub num_answers: usize,
 }
 
 impl FactFeatures {
-    /// Whether every number is finite.
+    /// Whether all values are finite.
     pub fn is_finite(&self) -> bool {
         let numbers = self.hidden.iter().chain(&self.logprobs);
         numbers.into_iter().all(|x| x.is_finite())
     }
 }
 
-/// Asks every fact under the few-shot prompts of its relation. Those from the `known`-th on are known, and make the exemplars.
+/// Computes the features of all facts under few-shot prompts of their relations. Facts from index `known` on are known and serve as
+/// exemplars.
 ///
 /// # Errors
-/// When a question is longer than the model's context.
+/// If a question is longer than the model's context.
 pub fn extract_features(
     model: &Model,
     engine: &mut Engine,
@@ -57,7 +82,7 @@ pub fn extract_features(
     features_behind_prompts(model, engine, facts, &prompts, settings, progress)
 }
 
-/// Asks every fact behind `prompts`.
+/// Computes the features of all facts under the given prompts.
 ///
 /// # Errors
 /// As [`extract_features`].
@@ -78,7 +103,7 @@ pub fn features_behind_prompts(
             model.tokenizer.encode_continuation(&target)
         })
         .collect::<Result<Vec<_>>>()?;
-    // What all answers begin with says nothing about which one it is.
+    // A prefix that all answers share does not distinguish them.
     let common_prefix = common_prefix(targets.iter().map(|t| &t[..]));
     let first_tokens: Vec<u32> = targets
         .iter()
@@ -113,7 +138,7 @@ pub fn features_behind_prompts(
         num_answers: c,
     };
     let mut counts = vec![0f32; facts.len()];
-    let bar = progress.bar(rows.len() as u64, "asking");
+    let bar = progress.bar(rows.len() as u64, "few-shot prompts");
     let mut cache = KvCache::new(&model.config);
     let costs = cache_slots(&questions.prefixes, &rows, 0);
     for batch in split_by_budget(&costs, generator.cache_tokens(), MAX_BATCH) {
@@ -152,9 +177,10 @@ fn add(sum: &mut [f32], values: &[f32]) {
     sum.iter_mut().zip(values).for_each(|(s, x)| *s += x);
 }
 
-/// The few-shot prompts of every relation, in the order in which the relations come, and what the user should know of them.
+/// Draws the few-shot prompts of every relation, in the order of the relations, and notes for the user.
 ///
-/// Exemplars are `known` facts of the relation; where these are too few, any. A relation of one fact alone is asked without.
+/// Exemplars are `known` facts of the relation, or any of its facts if these are too few. A relation with a single fact has no
+/// exemplars.
 fn draw_prompts(
     facts: &[&Fact],
     known: &[&Fact],
@@ -184,7 +210,7 @@ fn draw_prompts(
     (prompts, notes)
 }
 
-/// Different questions among `facts`.
+/// Number of distinct questions among `facts`.
 fn num_distinct_questions(facts: &[&Fact]) -> usize {
     let questions: HashSet<&str> = facts.iter().map(|f| &f.question[..]).collect();
     questions.len()

@@ -1,9 +1,9 @@
-//! Which known facts a training set endangers, told before any training.
+//! Forecast of forgetting: the risk of each held-out fact, before any training.
 //!
-//! What the model says to every fact under a few few-shot prompts, and the hidden states that it says it from, are read once
-//! (`asking`). On these the training is rehearsed: only the last layer's weights are thought of as trained, and two facts
-//! share an update as far as their hidden states overlap (`rehearsal`). A held fact's risk follows from what becomes of its
-//! answer there. Beside it stand the new facts whose subjects lie nearest inside the model ([`Neighbour`]).
+//! One pass reads hidden states and answer log-probabilities of every fact under a few few-shot prompts (`features`). Training is
+//! then simulated by kernel gradient descent on the answer logits, as if only the last layer were trained (`ntk_proxy`). The risk of
+//! a held-out fact follows from the log-odds of its answer after the simulation. Each fact also lists the new facts with the nearest
+//! subjects ([`Neighbour`]).
 
 mod features;
 mod ntk_proxy;
@@ -21,48 +21,24 @@ use crate::{
     measure::{self, Neighbour, SubjectPrompts, middle_layer},
     model::Model,
     progress::Progress,
-    prompt::PromptTemplate,
 };
 
+pub use features::ForecastSettings;
 use ntk_proxy::{NtkProxy, RehearsedFact};
 
-/// Risk = 1 / (1 + exp(-(`INTERCEPT` - `SLOPE` x log-odds))), the log-odds being those of a held fact's right answer after
-/// the rehearsal: a logistic regression on five real runs of SFT, which `docs/METHODOLOGY.md` names.
+/// Risk = 1 / (1 + exp(-(`INTERCEPT` - `SLOPE` x log-odds))) with the log-odds of the correct answer of a held-out fact after the
+/// simulation: a logistic regression on five real SFT runs, listed in `docs/METHODOLOGY.md`.
 const INTERCEPT: f64 = -2.7;
 /// See [`INTERCEPT`].
 const SLOPE: f64 = 1.2;
 
-/// The known facts together weigh so much of what the new ones do in the rehearsal: what is known already teaches little.
+/// Total weight of the known facts in the simulation, relative to the new facts: known facts have small gradients.
 const KNOWN_WEIGHT: f64 = 0.05;
 
-/// New facts, and known ones, that take part in a rehearsal; more are sampled.
+/// Maximum number of new facts, and of known facts, in a simulation; of more, a sample.
 const MAX_FACTS: usize = 2_000;
 
-/// How a forecast asks.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ForecastSettings {
-    /// Few-shot prompts of each relation.
-    pub num_prompts: usize,
-    /// Exemplars in each.
-    pub shots: usize,
-    /// Seed of the exemplars, and of the samples of large sets.
-    pub seed: u64,
-    /// How a question is put.
-    pub template: PromptTemplate,
-}
-
-impl Default for ForecastSettings {
-    fn default() -> Self {
-        Self {
-            num_prompts: 3,
-            shots: 3,
-            seed: 0,
-            template: PromptTemplate::default(),
-        }
-    }
-}
-
-/// A held fact, and how endangered it is.
+/// A held-out fact and its risk.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AtRiskFact {
     /// Subject.
@@ -71,23 +47,32 @@ pub struct AtRiskFact {
     pub relation: String,
     /// Question.
     pub question: String,
-    /// Right answer, as taught.
+    /// Correct answer, as trained.
     pub object: String,
-    /// Probability (0 to 1) that it is wrong after plain fine-tuning, known as it is now.
+    /// Probability (0 to 1) that a fact that is known now is wrong after plain fine-tuning.
     pub risk: f64,
-    /// The new facts whose subjects overlap most with its own, nearest first.
+    /// The new facts with the most similar subjects, nearest first.
     pub nearest: Vec<Neighbour>,
 }
 
-/// How endangered each fact of `held` is by training on `learn`, the most endangered first (in order of `held` among equals).
-///
-/// `keep`: the known facts that will be trained beside them; without any, the held facts stand in for them (none for itself).
+/// The facts of a forecast.
+#[derive(Clone, Copy, Debug)]
+pub struct FactSets<'a> {
+    /// New facts to train on.
+    pub learn: &'a [Fact],
+    /// Known facts to train on. If empty, the held-out facts stand in for them, each one except in its own forecast.
+    pub keep: &'a [Fact],
+    /// Held-out facts to forecast.
+    pub held: &'a [Fact],
+}
+
+/// Forecasts the risk of each held-out fact, sorted by descending risk (stable).
 ///
 /// ```
 /// use unforget::{
 ///     engine::Engine,
 ///     facts::{self, ReadOptions},
-///     forecast::{ForecastSettings, forecast},
+///     forecast::{FactSets, ForecastSettings, forecast},
 ///     model::Model,
 ///     progress::Progress,
 /// };
@@ -96,20 +81,20 @@ pub struct AtRiskFact {
 /// let mut engine = Engine::new(&model.config);
 /// let mut facts = facts::read(&["pack:world".into()], ReadOptions::default())?.facts;
 /// facts.retain(|fact| fact.relation == "P17");
-/// let (new, held) = (&facts[..6], &facts[6..12]);
+/// let sets = FactSets { learn: &facts[..6], keep: &[], held: &facts[6..12] };
 /// let settings = ForecastSettings::default();
-/// let endangered = forecast(&model, &mut engine, [new, &[], held], &settings, &Progress::quiet())?;
-/// assert_eq!(endangered.len(), held.len());
-/// assert!(endangered[0].risk >= endangered[5].risk);
+/// let at_risk = forecast(&model, &mut engine, sets, &settings, &Progress::quiet())?;
+/// assert_eq!(at_risk.len(), 6);
+/// assert!(at_risk[0].risk >= at_risk[5].risk);
 /// # Ok::<(), unforget::Error>(())
 /// ```
 ///
 /// # Errors
-/// [`Error::Input`] when a question is longer than the model's context; [`Error::Failed`] when the model's numbers are not finite.
+/// [`Error::Input`] if a question is longer than the model's context; [`Error::Failed`] if the model's outputs are not finite.
 pub fn forecast(
     model: &Model,
     engine: &mut Engine,
-    [learn, keep, held]: [&[Fact]; 3],
+    FactSets { learn, keep, held }: FactSets<'_>,
     settings: &ForecastSettings,
     progress: &Progress,
 ) -> Result<Vec<AtRiskFact>> {
@@ -142,8 +127,8 @@ pub fn forecast(
         features::extract_features(model, engine, &facts, new.len(), settings, progress)?;
     if !features.is_finite() {
         return Err(Error::Failed {
-            message: format!("{} answers with numbers that are not finite", model.name),
-            hint: Some("take another copy of the model: its weights are broken".into()),
+            message: format!("the outputs of {} are not finite", model.name),
+            hint: Some("the weights are broken: download the model again".into()),
         });
     }
     let proxy = NtkProxy::new(&features, new.len());
@@ -173,15 +158,15 @@ pub fn forecast(
     Ok(at_risk)
 }
 
-/// The probability that a fact is forgotten whose right answer has these log-odds after the rehearsal.
+/// The probability of forgetting a fact whose correct answer has these log-odds after the simulation.
 fn risk(log_odds: f64) -> f64 {
     1.0 / (1.0 + (-(INTERCEPT - SLOPE * log_odds)).exp())
 }
 
-/// What to say where most of `held` have an answer that no other of `facts` has.
+/// A note for sets in which most held-out facts have an answer that no other of `facts` has.
 ///
-/// New facts endanger a known one by the answers that they push up beside its own. Where no answer comes twice, such as the
-/// capitals of districts that are named after them, a small model copies more than it knows, and the risks said nothing.
+/// A new fact puts a known one at risk by raising its own answer over the known one. Where answers do not repeat, such as capitals of
+/// districts that are named after them, a small model copies the name rather than knows the fact, and the risks carried no information.
 fn unique_answer_note(facts: &[&Fact], held: &[&Fact]) -> Option<String> {
     let mut questions: HashMap<String, HashSet<&str>> = HashMap::new();
     for fact in facts {
@@ -192,17 +177,17 @@ fn unique_answer_note(facts: &[&Fact], held: &[&Fact]) -> Option<String> {
     let num_unique = held.iter().filter(is_unique).count();
     (2 * num_unique > held.len()).then(|| {
         format!(
-            "{num_unique} of {} held facts have an answer that no other fact has: their risks say little",
+            "{num_unique} of {} held-out facts have an answer that no other fact has: their risks are unreliable",
             held.len()
         )
     })
 }
 
-/// The facts of a set that take part in the rehearsal; a note tells where they are not all.
+/// The facts of a set that take part in the simulation; a note reports a sample.
 fn sample<'a>(facts: &'a [Fact], name: &str, seed: u64, progress: &Progress) -> Vec<&'a Fact> {
     if facts.len() > MAX_FACTS {
         progress.note(format!(
-            "{MAX_FACTS} of {} {name} facts are rehearsed: a sample with seed {seed}",
+            "the forecast uses a sample of {MAX_FACTS} of {} {name} facts (seed {seed})",
             facts.len()
         ));
     }

@@ -1,53 +1,55 @@
-//! Training, rehearsed on what was heard: kernel gradient descent on the answers' logits.
+//! Simulated training: kernel gradient descent on the answer logits, a proxy for the neural tangent kernel.
 //!
-//! Cross-entropy moves the output layer's logits at a fact h by a step times the sum over the trained facts u of
-//! (h's hidden state, u's hidden state) x (what u is taught - what is said to u): the inner product of the two facts'
-//! gradients. Deeper layers tell facts further apart, which the inner product is sharpened for:
+//! A gradient step on the cross-entropy of the output layer changes the logits at a fact h by the step size times the sum over trained
+//! facts u of (h's hidden state . u's hidden state) x (onehot(answer of u) - softmax(`z_u`)). Training all layers separates facts further,
+//! so a sharper kernel replaces the inner product:
 //!
-//!   `k(h, u) = exp(SHARPNESS x (cos(h, u) - 1))`, with hidden states from which the mean over the new facts is taken
-//!   `z_h     = z0_h + sum over u of k(h, u) a_u`, z0 the log-probabilities before training
-//!   `a_u    += STEP_SIZE x weight_u x (onehot(right answer of u) - softmax(z_u))`, batch by batch, from `a = 0`
+//! ```text
+//! k(h, u) = exp(SHARPNESS x (cos(h, u) - 1)), with hidden states minus their mean over the new facts
+//! z_h     = z0_h + sum over u of k(h, u) a_u, with the log-probabilities z0 before training
+//! a_u    += STEP_SIZE x weight_u x (onehot(answer of u) - softmax(z_u)), batch by batch, from a = 0
+//! ```
 //!
-//! N facts, D hidden, C answers, T trained, B a batch.
+//! N facts, D hidden, C answers, T trained, B batch.
 
 use std::ops::Range;
 
 use super::features::FactFeatures;
 use crate::{engine::matmul, generate::log_sum_exp};
 
-/// How much more a like hidden state counts than an unlike one.
+/// Inverse width of the kernel.
 const SHARPNESS: f32 = 2.0;
 
-/// Passes over the trained facts.
+/// Epochs over the trained facts.
 const EPOCHS: usize = 10;
 
-/// Size of a step (nats of a fact's own logits where its answer was impossible).
+/// Step size: the change (nats) of a fact's own logits in a step at which its answer has probability 0.
 const STEP_SIZE: f32 = 0.3;
 
-/// Facts whose coefficients move together.
+/// Facts per step.
 const BATCH_SIZE: usize = 32;
 
-/// Log-odds beyond these (nats) are told as these.
+/// Log-odds (nats) are clamped to this magnitude.
 const MAX_LOG_ODDS: f64 = 30.0;
 
-/// A fact that is trained.
+/// A trained fact.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RehearsedFact {
-    /// Which of the facts.
+    /// Its index.
     pub fact: usize,
-    /// What its steps are multiplied by.
+    /// Factor of its step size.
     pub weight: f32,
 }
 
-/// What a rehearsal needs to know.
+/// The simulated training.
 pub struct NtkProxy<'a> {
     features: &'a FactFeatures,
-    unit_hidden: Vec<f32>, // (N, D): hidden states about the mean of the new facts', of length 1
+    unit_hidden: Vec<f32>, // (N, D): hidden states minus the mean of the new facts, unit length
     d: usize,
 }
 
 impl<'a> NtkProxy<'a> {
-    /// Of what was `heard`, the first `new` facts being new.
+    /// The first `new` facts are new.
     pub fn new(features: &'a FactFeatures, new: usize) -> Self {
         let d = features.hidden.len() / features.correct_answer.len().max(1);
         Self {
@@ -57,8 +59,8 @@ impl<'a> NtkProxy<'a> {
         }
     }
 
-    /// Log-odds (nats) of the right answer to each fact of `asked` once `trained` is trained. A fact that is in both does not
-    /// reach itself: it is told what it would be without its own training.
+    /// Log-odds (nats) of the correct answer of each fact of `queries` after training on `trained`. For a fact in both, its own
+    /// training is left out.
     pub fn log_odds(&self, trained: &[RehearsedFact], queries: Range<usize>) -> Vec<f64> {
         let c = self.features.num_answers;
         let trained_facts: Vec<usize> = trained.iter().map(|t| t.fact).collect();
@@ -89,7 +91,7 @@ impl<'a> NtkProxy<'a> {
             .collect()
     }
 
-    /// `k` between `rows` and `columns`; 0 between a fact of `apart` and itself.
+    /// `k` between `rows` and `columns`; 0 between a fact of `excluded` and itself.
     fn kernel(&self, rows: &[usize], columns: &[usize], excluded: &Range<usize>) -> Vec<f32> {
         let (x, y) = (
             gather(&self.unit_hidden, rows, self.d),
@@ -113,7 +115,7 @@ impl<'a> NtkProxy<'a> {
         kernel
     }
 
-    /// The answers' logits at `facts` (B, C), of which `kernel` (B, T) has the rows.
+    /// The answer logits (B, C) at `facts`, with the rows `kernel` (B, T).
     fn logits(&self, facts: &[usize], kernel: &[f32], coefficients: &[f32]) -> Vec<f32> {
         let c = self.features.num_answers;
         let mut logits = gather(&self.features.logprobs, facts, c);
@@ -123,7 +125,7 @@ impl<'a> NtkProxy<'a> {
     }
 }
 
-/// ln(p / (1 - p)) of answer `right` under softmax(z).
+/// ln(p / (1 - p)) of answer `correct` under softmax(z).
 fn log_odds(z: &[f32], correct: usize) -> f64 {
     let top = z.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
     let others: f64 = z
@@ -136,7 +138,7 @@ fn log_odds(z: &[f32], correct: usize) -> f64 {
     odds.clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
 }
 
-/// Rows of `hidden` (N, D) less the mean of the first `new`, brought to length 1.
+/// Rows of `hidden` (N, D) minus the mean of the first `new`, normalized to unit length.
 fn centred_unit_rows(hidden: &[f32], new: usize, d: usize) -> Vec<f32> {
     let mut mean = vec![0f64; d];
     for row in hidden.chunks_exact(d.max(1)).take(new) {
@@ -147,7 +149,7 @@ fn centred_unit_rows(hidden: &[f32], new: usize, d: usize) -> Vec<f32> {
     for row in hidden.chunks_exact(d.max(1)) {
         let centred = || row.iter().zip(&mean).map(|(x, m)| f64::from(*x) - m);
         let length = centred().map(|x| x * x).sum::<f64>().sqrt();
-        // A fact that is the mean itself points nowhere, and overlaps with none.
+        // A fact at the mean becomes zero and overlaps with no other.
         unit_rows.extend(centred().map(|x| (x / length.max(f64::MIN_POSITIVE)) as f32));
     }
     unit_rows

@@ -1,4 +1,4 @@
-//! Facts asked at the training prompt: right or wrong, and what the model says.
+//! Evaluation of facts at the training prompt: greedy answers and whether they are correct.
 
 use std::collections::BTreeMap;
 
@@ -10,41 +10,41 @@ use crate::{
     prompt::PromptTemplate,
 };
 
-/// Tokens of an answer beyond the longest target: other spellings.
+/// Tokens of an answer beyond the longest target, for other spellings.
 const SLACK_TOKENS: usize = 4;
 
-/// Tokens of an answer that is written out for people, at least.
+/// Minimum length of an answer in tokens, so that wrong answers can be read.
 const MIN_ANSWER_TOKENS: usize = 16;
 
-/// Tokens of an answer of which a part may be right.
+/// Tokens of an answer beyond the longest target under [`MatchRule::Contains`].
 const VERBOSE_TOKENS: usize = 32;
 
-/// Facts ready to be asked again and again: a split of a run.
+/// Tokenized facts of one split, for repeated evaluation.
 pub struct EvalSet {
     prompts: Vec<Vec<u32>>,
-    /// The right answers, as they are taught.
+    /// The targets, as trained.
     targets: Vec<Vec<u32>>,
     scorers: Vec<AnswerScorer>,
-    /// The facts of each relation: their prompts begin alike.
+    /// Indices of the facts of each relation, whose prompts share a prefix.
     relations: Vec<Vec<usize>>,
-    /// Tokens after which an answer ends at the latest.
+    /// Maximum length of an answer in tokens.
     max_new_tokens: usize,
 }
 
 /// A greedy answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EvalAnswer {
-    /// Its first line.
+    /// The first line.
     pub text: String,
-    /// Whether it is right.
+    /// Whether it is correct.
     pub correct: bool,
 }
 
 impl EvalSet {
-    /// Facts as `template` asks them.
+    /// Tokenizes `facts` with `template`.
     ///
     /// # Errors
-    /// When the tokenizer refuses a text.
+    /// If the tokenizer refuses a text.
     pub fn new<'a>(
         facts: impl IntoIterator<Item = &'a Fact>,
         template: &PromptTemplate,
@@ -84,12 +84,12 @@ impl EvalSet {
         self.prompts.is_empty()
     }
 
-    /// Whether the greedy answer to each fact is right.
+    /// Whether the greedy answer to each fact is correct.
     ///
-    /// An answer that can no longer become right is not written on, so that most facts cost their question and a token or two.
+    /// Decoding of an answer stops once it cannot become correct, so that most facts cost their prompt and one or two tokens.
     ///
     /// # Errors
-    /// When a prompt is longer than the model's context.
+    /// If a prompt is longer than the model's context.
     pub fn correct(&self, generator: &mut Generator<'_>) -> Result<Vec<bool>> {
         let is_wrong =
             |judge: &AnswerScorer, text: &str| judge.verdict(text) == AnswerVerdict::Wrong;
@@ -102,10 +102,10 @@ impl EvalSet {
             .collect())
     }
 
-    /// The probability of each fact's right answer, as it is taught, end marker included.
+    /// The probability of each target, including its end marker: `exp(sum of log p)`.
     ///
     /// # Errors
-    /// When a row is longer than the model's context.
+    /// If a prompt and target are longer than the model's context.
     pub fn probabilities(&self, generator: &mut Generator<'_>) -> Result<Vec<f64>> {
         let own = distributed::shard_range(self.len());
         let prompts = self.prompts[own.clone()].iter().cloned();
@@ -120,7 +120,7 @@ impl EvalSet {
     /// The greedy answer to each fact, up to its first line break.
     ///
     /// # Errors
-    /// When a prompt is longer than the model's context.
+    /// If a prompt is longer than the model's context.
     pub fn answers(&self, generator: &mut Generator<'_>) -> Result<Vec<EvalAnswer>> {
         let texts = self.generate_texts(generator, |_, _| false)?;
         let answered = self
@@ -134,7 +134,7 @@ impl EvalSet {
         Ok(answered.collect())
     }
 
-    /// What the model writes for each fact, until its line ends or `stop` says so; of several processes each asks its share of every
+    /// Greedy decoding of each fact until the first line break or `stop`. With several processes, each decodes a shard of every
     /// relation.
     fn generate_texts(
         &self,

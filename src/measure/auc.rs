@@ -1,19 +1,22 @@
-//! How well a score tells two kinds of facts apart.
+//! Area under the ROC curve.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::intervals::{RESAMPLES, quantile};
 
-/// The area under the ROC curve: the probability that a member with `positive` has a higher score than one without, a tie
-/// counting one half (the Mann-Whitney U over the number of pairs). None unless there are both kinds.
+/// Area under the ROC curve: the probability that a positive example has a higher score than a negative one, with ties counted as one
+/// half (Mann-Whitney U divided by the number of pairs). `None` unless both classes occur.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn auc(scores: &[f64], positive: &[bool]) -> Option<f64> {
-    assert_eq!(scores.len(), positive.len(), "a score for each");
+    assert_eq!(scores.len(), positive.len(), "one score per example");
     weighted_auc(&tie_groups(scores), positive, &vec![1; scores.len()])
 }
 
-/// The 95% interval of [`auc`]: bootstrap over the members, percentiles 2.5 and 97.5 of 10,000 resamples; one that has only
-/// one kind is drawn again. None unless there are both kinds.
+/// The 95% interval of [`auc`] by bootstrap over examples: percentiles 2.5 and 97.5 of 10,000 resamples; a resample with one class is
+/// drawn again. `None` unless both classes occur.
 pub fn auc_interval(scores: &[f64], positive: &[bool], seed: u64) -> Option<[f64; 2]> {
     auc(scores, positive)?;
     let (n, ordered) = (scores.len(), tie_groups(scores));
@@ -30,7 +33,7 @@ pub fn auc_interval(scores: &[f64], positive: &[bool], seed: u64) -> Option<[f64
     Some([0.025, 0.975].map(|q| quantile(&drawn, q)))
 }
 
-/// Members by score, those of equal score together, lowest first.
+/// Indices grouped by equal score, in ascending order of score.
 fn tie_groups(scores: &[f64]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
@@ -38,7 +41,7 @@ fn tie_groups(scores: &[f64]) -> Vec<Vec<usize>> {
     groups.map(<[usize]>::to_vec).collect()
 }
 
-/// [`auc`] of members that are there so many `times`.
+/// [`auc`] with each example repeated `counts` times.
 fn weighted_auc(groups: &[Vec<usize>], positive: &[bool], counts: &[u32]) -> Option<f64> {
     let (mut positives, mut negatives, mut wins) = (0.0, 0.0, 0.0);
     for group in groups {
@@ -70,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_interval_is_as_wide_as_hanley_and_mcneil_say() {
-        // 40 against 160, alternating quantiles of two logistic scores; AUC about .76. Hanley and McNeil 1982: variance
+        // 40 positives and 160 negatives, quantiles of two logistic scores; AUC about 0.76. Hanley and McNeil 1982: variance
         // = (A (1 - A) + 39 (Q1 - A^2) + 159 (Q2 - A^2)) / (40 x 160), Q1 = A / (2 - A), Q2 = 2 A^2 / (1 + A).
         let logit = |i: usize, n: usize| {
             let q = (i as f64 + 0.5) / n as f64;
@@ -79,14 +82,14 @@ mod tests {
         let with = (0..40).map(|i| (logit(i, 40) + 1.7, true));
         let without = (0..160).map(|i| (logit(i, 160), false));
         let (scores, positive): (Vec<f64>, Vec<bool>) = with.chain(without).unzip();
-        let a = auc(&scores, &positive).expect("both kinds");
+        let a = auc(&scores, &positive).expect("both classes");
         let (q1, q2) = (a / (2.0 - a), 2.0 * a * a / (1.0 + a));
         let variance =
             (a * (1.0 - a) + 39.0 * (q1 - a * a) + 159.0 * (q2 - a * a)) / (40.0 * 160.0);
         let expected = 2.0 * 1.96 * variance.sqrt();
-        let [low, high] = auc_interval(&scores, &positive, 0).expect("both kinds");
+        let [low, high] = auc_interval(&scores, &positive, 0).expect("both classes");
         assert!(low < a && a < high);
-        // Theirs is an approximation for exponential scores, ours a bootstrap: a sixth apart at most.
+        // Their variance is an approximation for exponential scores: within a sixth of the bootstrap.
         assert!(
             (high - low - expected).abs() < expected / 6.0,
             "{low} {high} {expected}"

@@ -100,7 +100,9 @@ pub fn known_at_audit(
     correct_at_start: bool,
     correct_at_peak: bool,
 ) -> bool {
-    few_shot_accuracy.map_or(correct_at_start || correct_at_peak, |accuracy| accuracy >= 0.5)
+    few_shot_accuracy.map_or(correct_at_start || correct_at_peak, |accuracy| {
+        accuracy >= 0.5
+    })
 }
 
 /// Number of facts per outcome.

@@ -1,15 +1,16 @@
-//! How far a model has drifted where it holds known facts, beside new ones (section 5.2 and appendix F of the paper).
+//! Drift of a model at held-out facts, compared to new facts (section 5.2 and appendix F of the paper).
 //!
-//! H(x): the residual stream after l layers at the last token of the subject of x, at the training prompt; `cos` of two of
-//! them. z(x), p(x): logits and probabilities of the answer's first token. `T_k`: the k most likely tokens there. 0 marks
-//! the model before. P: the pairs of a new fact u and a held fact h with the same answer; `I = T_k(h)` before.
+//! H(x): the residual stream after l layers at the last token of the subject of x, at the training prompt; `cos` is the cosine
+//! similarity of two of them. z(x), p(x): logits and probabilities of the first answer token. `T_k(x)`: its k most likely tokens.
+//! Subscript 0: the reference model. P: the pairs of a new fact u and a held-out fact h with the same answer; `I`: `T_k(h)` of the
+//! reference model.
 //!
 //! ```text
 //! RD       = mean over h of 1 - cos(H_0(h), H(h))                                                  (eq. 4)
 //! NS       = mean over all ordered pairs (h, h') of |cos(H(h), H(h')) - cos(H_0(h), H_0(h'))|      (eq. 6)
 //! MTD      = mean over all pairs (h, u) of cos(H(h), H(u)) - cos(H_0(h), H_0(u))                   (eq. 7)
 //! Rank-rho = mean over P of Spearman's rho of z(u) and z_0(h), both over I                         (eq. 8)
-//! NTR      = mean over P of |T_k(u) and T_k(h) in common| / k                                      (eq. 9)
+//! NTR      = mean over P of |intersection of T_k(u), T_k(h)| / k                                     (eq. 9)
 //! JSD      = mean over P of JSD(p(u) || p_0(h)), both renormalised over I, in nats                 (eq. 10)
 //! ```
 
@@ -30,22 +31,22 @@ use crate::{
     prompt::PromptTemplate,
 };
 
-/// Pairs of facts that are looked at; of more, a sample.
+/// Pairs of facts to average over; of more, a seeded sample.
 const MAX_PAIRS: usize = 1_000_000;
 
-/// Tokens compared by default, as many as the paper's k.
+/// Default of k, as in the paper.
 const DEFAULT_TOKENS: usize = 76;
 
-/// What is looked at.
+/// Settings of the drift measures.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DriftSettings {
-    /// l: after how many layers subjects are looked at; none: half of them.
+    /// l; default: half of the layers.
     pub layer: Option<usize>,
-    /// k: how many tokens are compared; none: 76, or the vocabulary where that is smaller.
+    /// k; default: 76, or the vocabulary size if that is smaller.
     pub tokens: Option<usize>,
-    /// Seed of the samples of many pairs.
+    /// Seed of the samples of pairs.
     pub seed: u64,
-    /// How a fact is asked.
+    /// Prompt template.
     pub template: PromptTemplate,
 }
 
@@ -92,44 +93,43 @@ impl fmt::Display for Drift {
     }
 }
 
-/// The facts at which a model is looked at, and how.
+/// Tokenized new and held-out facts, to measure the drift of several models.
 pub struct DriftProbe {
     new: SubjectPrompts,
     held: SubjectPrompts,
     layer: usize,
     tokens: usize,
-    /// P, by the new fact: the held ones paired with it.
+    /// P: for each new fact the indices of the held-out facts paired with it.
     pairs: Vec<Vec<usize>>,
-    /// The held facts that are compared with each other.
+    /// The held-out facts that NS compares with each other.
     ns_sample: Vec<usize>,
 }
 
-/// What the model before showed.
+/// States and top tokens of the reference model.
 pub struct DriftReference {
-    /// H of the new facts, of length 1: (U, D).
+    /// H of the new facts, unit vectors: (U, D).
     new: Vec<f32>,
-    /// H of the held facts: (N, D).
+    /// H of the held-out facts, unit vectors: (N, D).
     held: Vec<f32>,
-    /// I of every held fact.
+    /// I of every held-out fact.
     top_tokens: Vec<TopTokens>,
 }
 
-/// The likeliest tokens of one prompt.
+/// The k most likely tokens of one prompt.
 struct TopTokens {
-    /// By falling logit.
+    /// In descending order of logits.
     tokens: Vec<u32>,
     /// Ranks of their logits.
     ranks: Vec<f64>,
-    /// Their probabilities, renormalised.
+    /// Their probabilities, renormalized.
     probabilities: Vec<f64>,
 }
 
 impl DriftProbe {
-    /// A look at `new` and `held` facts.
+    /// Tokenizes the facts and selects pairs.
     ///
     /// # Errors
-    /// [`Error::Input`] for a layer or a number of tokens that the model does not have; when a question is longer than its
-    /// context.
+    /// [`Error::Input`] for a layer or number of tokens out of range, or a question longer than the model's context.
     pub fn new(
         model: &Model,
         engine: &mut Engine,
@@ -140,18 +140,21 @@ impl DriftProbe {
         let layer = settings.layer.unwrap_or_else(|| middle_layer(model));
         if layer > layers {
             return Err(Error::input_hint(
-                format!("{} has {layers} layers, and not {layer}", model.name),
-                format!("take 0 (the embeddings) to {layers}; half of them is the default"),
+                format!(
+                    "layer {layer} is out of range: {} has {layers} layers",
+                    model.name
+                ),
+                format!("use 0 (embeddings) to {layers}; the default is half of the layers"),
             ));
         }
         let tokens = settings.tokens.unwrap_or(DEFAULT_TOKENS.min(vocabulary));
         if !(1..=vocabulary).contains(&tokens) {
             return Err(Error::input_hint(
                 format!(
-                    "{tokens} tokens cannot be compared: {} has {vocabulary}",
+                    "cannot compare the top {tokens} tokens: {} has {vocabulary}",
                     model.name
                 ),
-                format!("take 1 to {vocabulary}; the default is {DEFAULT_TOKENS}"),
+                format!("use 1 to {vocabulary}; the default is {DEFAULT_TOKENS}"),
             ));
         }
         settings.template.validate()?;
@@ -165,7 +168,7 @@ impl DriftProbe {
         })
     }
 
-    /// What `model`, the one before, shows.
+    /// Computes the states of the reference model.
     pub fn reference(
         &self,
         engine: &mut Engine,
@@ -191,7 +194,7 @@ impl DriftProbe {
         }
     }
 
-    /// How far `model` has drifted from the one that showed `before`, which has the same shape.
+    /// The drift of `model` from the reference model, which must have the same shapes.
     pub fn drift(
         &self,
         engine: &mut Engine,
@@ -209,8 +212,8 @@ impl DriftProbe {
         }
     }
 
-    /// The same at each held fact alone: the means of RD, NS and MTD are means over these, those of Rank-rho, NTR and JSD over
-    /// their pairs.
+    /// The drift at each held-out fact. [`Self::drift`] is the mean over facts for RD, NS and MTD, and the mean over all pairs for
+    /// Rank-rho, NTR and JSD.
     pub fn drift_per_fact(
         &self,
         engine: &mut Engine,
@@ -244,13 +247,13 @@ impl DriftProbe {
             .subject_states(engine, model, self.layer, progress);
         let ns = self.ns_per_fact(&held, &before.held, d);
         let pairs = self.pair_sums(engine, model, before, progress);
-        // The mean cosine with all new facts is the cosine with their mean.
+        // The mean cosine with all new facts (unit vectors) is the product with their mean.
         let centres = mean_row(&new, d).zip(mean_row(&before.new, d));
         let rows = held.chunks_exact(d).zip(before.held.chunks_exact(d));
         rows.zip(ns.into_iter().zip(pairs))
-            .map(|((now, then), (rearranged, pairs))| FactDrift {
+            .map(|((now, then), (ns, pairs))| FactDrift {
                 rd: 1.0 - dot(now, then) / (dot(now, now) * dot(then, then)).sqrt(),
-                ns: rearranged,
+                ns,
                 mtd: centres
                     .as_ref()
                     .map(|(new, before)| dot_mean(now, new) - dot_mean(then, before)),
@@ -259,7 +262,7 @@ impl DriftProbe {
             .collect()
     }
 
-    /// NS at each held fact: the mean over those that it is compared with; none for one that is not in the sample.
+    /// NS at each held-out fact: the mean over those it is compared with; `None` for a fact outside the sample.
     fn ns_per_fact(&self, held: &[f32], before: &[f32], d: usize) -> Vec<Option<f64>> {
         let n = self.ns_sample.len();
         let cosines = |states: &[f32]| {
@@ -282,7 +285,7 @@ impl DriftProbe {
         ns
     }
 
-    /// Rank-rho, NTR and JSD: the sums over each held fact's pairs.
+    /// The sums of Rank-rho, NTR and JSD over the pairs of each held-out fact.
     fn pair_sums(
         &self,
         engine: &mut Engine,
@@ -321,13 +324,13 @@ impl DriftProbe {
     }
 }
 
-/// What is found at one held fact.
+/// Drift at one held-out fact.
 struct FactDrift {
     /// 1 - cos(`H_0`, H).
     rd: f64,
-    /// See [`DriftProbe::ns`].
+    /// See [`DriftProbe::ns_per_fact`].
     ns: Option<f64>,
-    /// The mean over all new facts of cos(H, H(u)) - cos(`H_0`, `H_0(u)`); none where there is none.
+    /// The mean over all new facts of cos(H, H(u)) - cos(`H_0`, `H_0(u)`); `None` without new facts.
     mtd: Option<f64>,
     pairs: PairSums,
 }
@@ -336,7 +339,7 @@ struct FactDrift {
 #[derive(Clone, Copy, Default)]
 struct PairSums {
     rho: f64,
-    /// Pairs that have a rank correlation: one does not exist where all logits are equal.
+    /// Pairs that have a rank correlation; it is undefined if all logits are equal.
     num_ranked: usize,
     num_shared: f64,
     jsd: f64,
@@ -344,8 +347,8 @@ struct PairSums {
 }
 
 impl PairSums {
-    /// Those of one pair: a new fact, with its `logits` (V) and its likeliest tokens, and a held one, with those of now and of
-    /// before; both of now ascending.
+    /// The sums of one pair: a new fact with its `logits` (V) and top tokens `new`, and a held-out fact with its top tokens now
+    /// (`held`) and in the reference model (`before`). `new` and `held` are ascending.
     fn from_pair(logits: &[f32], new: &[u32], held: &[u32], before: &TopTokens) -> Self {
         let tokens = before.tokens.iter();
         let z: Vec<f32> = tokens.map(|id| logits[*id as usize]).collect();
@@ -389,7 +392,7 @@ impl PairSums {
     }
 }
 
-/// For every new fact the held ones with the same answer; of more than `most` pairs in all, a sample.
+/// For each new fact the held-out facts with the same answer; of more than `max` pairs in total, a seeded sample.
 fn same_answer_pairs(new: &[Fact], held: &[Fact], max: usize, seed: u64) -> Vec<Vec<usize>> {
     let mut by_answer: HashMap<String, Vec<usize>> = HashMap::new();
     for (i, fact) in held.iter().enumerate() {
@@ -399,7 +402,7 @@ fn same_answer_pairs(new: &[Fact], held: &[Fact], max: usize, seed: u64) -> Vec<
         .iter()
         .map(|fact| by_answer.get(&fact.target()).map_or(&[][..], |held| held))
         .collect();
-    // The pairs are numbered new fact by new fact.
+    // Pairs are numbered in the order of the new facts.
     let all: usize = partners.iter().map(|held| held.len()).sum();
     let mut chosen = sample(all, max, seed).into_iter().peekable();
     let mut first = 0;
@@ -421,7 +424,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
         .sum()
 }
 
-/// The scalar product of a row and a mean of rows.
+/// The dot product of a row and a mean of rows.
 fn dot_mean(row: &[f32], mean: &[f64]) -> f64 {
     row.iter().zip(mean).map(|(a, b)| f64::from(*a) * b).sum()
 }
@@ -435,7 +438,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| sum / f64::from(count))
 }
 
-/// The mean of rows (N, D); none of no rows.
+/// The mean of rows (N, D); `None` of no rows.
 fn mean_row(rows: &[f32], d: usize) -> Option<Vec<f64>> {
     let mut sum = vec![0.0; d];
     for row in rows.chunks_exact(d) {
@@ -447,7 +450,7 @@ fn mean_row(rows: &[f32], d: usize) -> Option<Vec<f64>> {
     (n > 0.0).then(|| sum.into_iter().map(|s| s / n).collect())
 }
 
-/// Ranks from 1, the smallest first; equal values share the mean of their ranks, as `scipy.stats.rankdata` has it.
+/// Ranks from 1 in ascending order; ties get the mean of their ranks, as in `scipy.stats.rankdata`.
 fn ranks(values: &[f32]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
@@ -463,7 +466,7 @@ fn ranks(values: &[f32]) -> Vec<f64> {
     ranks
 }
 
-/// Pearson's correlation; none where one side is constant. Of ranks it is Spearman's.
+/// Pearson correlation; of ranks, it is Spearman's rho. `None` if one side is constant.
 fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     let n = a.len() as f64;
     let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
@@ -499,7 +502,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_with_ties_are_correlated_as_scipy_does() {
+    fn rank_correlation_with_ties_equals_scipys() {
         let json = include_str!("../../tests/golden/drift/drift.json");
         let golden: serde_json::Value = serde_json::from_str(json).expect("it is committed");
         for case in golden["ties"].as_array().expect("a list") {
@@ -517,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_have_the_same_answer_and_many_are_sampled() {
+    fn pairs_have_the_same_answer_and_are_sampled() {
         let facts = |objects: &[&str]| -> Vec<Fact> {
             let facts = objects.iter().enumerate();
             facts

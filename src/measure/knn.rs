@@ -1,30 +1,30 @@
-//! Which subjects a model holds near to each other: the cosine of their hidden states.
+//! Nearest neighbours among subjects by cosine similarity of hidden states.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{engine::matmul, facts::Fact};
 
-/// New facts that are told beside another one.
+/// Neighbours per fact.
 const NUM_NEIGHBOURS: usize = 3;
 
-/// Facts that are compared with the new ones at a time: the cosines of more would not fit into memory.
+/// Facts per similarity matrix, to bound memory.
 const CHUNK_SIZE: usize = 512;
 
-/// A new fact beside another one.
+/// A new fact near another fact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Neighbour {
     /// Subject.
     pub subject: String,
-    /// Answer that is taught.
+    /// Target answer.
     pub object: String,
-    /// Cosine of the hidden states of the two subjects' last tokens, after half of the layers, at the training prompt.
+    /// Cosine similarity of the hidden states at the last tokens of the two subjects, after half of the layers, at the training prompt.
     pub cosine: f64,
 }
 
-/// The new facts whose subjects lie nearest to each of the others', nearest first.
+/// The nearest new facts of each other fact by cosine similarity of subjects, nearest first.
 ///
 /// # Shapes
-/// `new_states` (U, D) of the facts `new`, `states` (N, D), each of length 1, as [`super::SubjectPrompts::outcomes`] gives them; d: D.
+/// `new_states` (U, D) of the facts `new`, `states` (N, D): unit vectors, see [`super::SubjectPrompts::subject_states`]. d: D.
 pub fn nearest(new: &[&Fact], new_states: &[f32], states: &[f32], d: usize) -> Vec<Vec<Neighbour>> {
     let mut neighbours = Vec::new();
     for chunk in states.chunks(CHUNK_SIZE * d) {

@@ -1,4 +1,4 @@
-//! What a model gets right, what became of each fact, and how sure that is.
+//! Accuracy, outcomes per fact, drift, and confidence intervals.
 
 mod accuracy;
 mod auc;
@@ -21,13 +21,13 @@ pub use subjects::{SubjectPrompts, middle_layer};
 use rand::{SeedableRng, seq::index};
 use rand_chacha::ChaCha8Rng;
 
-/// Share of `right` (0 to 1); none of no facts.
+/// Fraction of correct facts (0 to 1); `None` of no facts.
 pub fn accuracy(correct: &[bool]) -> Option<f64> {
     let n = correct.iter().filter(|r| **r).count();
     (!correct.is_empty()).then(|| n as f64 / correct.len() as f64)
 }
 
-/// At most `most` of `0..count`, drawn with `seed`, ascending.
+/// A seeded sample of at most `max` of `0..count`, without replacement, ascending.
 pub(crate) fn sample(count: usize, max: usize, seed: u64) -> Vec<usize> {
     if count <= max {
         return (0..count).collect();

@@ -1,18 +1,18 @@
-//! Facts on a plane, for a map of them.
+//! Principal component analysis to two dimensions, for a map of facts.
 
 use super::sample;
 use crate::engine::{eigen, matmul};
 
-/// Facts that decide which directions the plane has: of more, a sample.
+/// Facts from which the components are computed; of more, a sample.
 const MAX_SAMPLES: usize = 512;
 
-/// Hidden states along the two directions in which they differ most (principal components): a place for each.
+/// Coordinates of hidden states along their first two principal components.
 ///
-/// With the states of at most 512 facts, less their mean, as the rows of X: the eigenvectors u of X X' with the largest
-/// eigenvalues v give the directions X' u / sqrt(v), each turned so that its largest entry is positive.
+/// X: the states of at most 512 facts minus their mean. With the eigenvectors u of X X' to the two largest eigenvalues v, the
+/// components are X' u / sqrt(v), with the sign that makes the largest entry positive.
 ///
 /// # Shapes
-/// `states` (N, D), d: D. Zero along a direction in which nothing differs.
+/// `states` (N, D), d: D; returns (N, 2). A coordinate is 0 along a component without variance.
 pub fn pca_2d(states: &[f32], d: usize, seed: u64) -> Vec<[f32; 2]> {
     let row = |i: usize| &states[i * d..][..d];
     let chosen = sample(states.len() / d, MAX_SAMPLES, seed);
@@ -37,7 +37,7 @@ pub fn pca_2d(states: &[f32], d: usize, seed: u64) -> Vec<[f32; 2]> {
     let axes = [1, 2].map(|from_last| {
         let mut axis = vec![0.0; d];
         let j = n - from_last;
-        // What is left of rounding is no direction.
+        // Below rounding error there is no component.
         let rounding = n as f64 * f64::from(f32::EPSILON) * eigen.values[n - 1];
         if eigen.values[j] <= rounding {
             return axis;

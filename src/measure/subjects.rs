@@ -1,4 +1,4 @@
-//! What a model shows inside when it is asked about facts: at the subject, and where the answer is to begin.
+//! Hidden states of facts: at the subject, and at the position that predicts the first answer token.
 
 use std::ops::Range;
 
@@ -12,23 +12,22 @@ use crate::{
     prompt::PromptTemplate,
 };
 
-/// After how many layers a subject is looked at by default: half of them, where a name's meaning is most plainly encoded.
+/// The default layer for subject states: half of the layers (at least 1), as in the paper.
 pub fn middle_layer(model: &Model) -> usize {
     (model.config.num_hidden_layers / 2).max(1)
 }
 
-/// The training prompts of facts, and where each one's subject ends.
+/// The training prompts of facts, with the last subject token of each.
 pub struct SubjectPrompts {
-    /// Tokens, and the place among them of the last token that holds a part of the subject.
+    /// Prompt tokens, and the position of the last token that overlaps the subject.
     rows: Vec<(Vec<u32>, usize)>,
 }
 
 impl SubjectPrompts {
-    /// Tokenises the prompts of `facts`. Where a question does not hold its subject as it is written, the prompt's last token
-    /// takes its place.
+    /// Tokenizes the prompts of `facts`. If a question does not contain its subject verbatim, the last token of the prompt is used.
     ///
     /// # Errors
-    /// When a question is longer than the model's context, or the tokenizer is not the model's.
+    /// If a question is longer than the model's context, or the tokenizer does not fit the model.
     pub fn new<'f>(
         facts: impl IntoIterator<Item = &'f Fact>,
         model: &Model,
@@ -48,17 +47,17 @@ impl SubjectPrompts {
         Ok(Self { rows })
     }
 
-    /// How many there are.
+    /// Number of prompts.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The residual stream after `layer` layers at the last token of each subject, brought to length 1: (N, D). Zero for an
+    /// The residual stream after `layer` layers at the last token of each subject, normalized to unit length: (N, D). Zero for an
     /// empty prompt.
     pub fn subject_states(
         &self,
@@ -81,8 +80,8 @@ impl SubjectPrompts {
         states
     }
 
-    /// The hidden states after the final norm at the last token of each prompt, from which the answer's first token is
-    /// predicted: (N, D). Zero for an empty prompt.
+    /// The hidden states after the final norm at the last token of each prompt, which predicts the first answer token: (N, D). Zero
+    /// for an empty prompt.
     pub fn answer_states(
         &self,
         engine: &mut Engine,
@@ -95,7 +94,7 @@ impl SubjectPrompts {
         })
     }
 
-    /// What `see` makes of the token at each row's place: (N, D).
+    /// Runs `forward` on batches of prompts and collects its output at `position` of each: (N, D).
     fn forward_at(
         &self,
         position: impl Fn(usize) -> usize,
@@ -106,11 +105,11 @@ impl SubjectPrompts {
         let d = model.config.hidden_size;
         let mut states = vec![0.0; self.rows.len() * d];
         let lengths: Vec<usize> = self.rows.iter().map(|(tokens, _)| tokens.len()).collect();
-        let bar = progress.bar(self.rows.len() as u64, "reading subjects");
+        let bar = progress.bar(self.rows.len() as u64, "subject states");
         for part in batch_by_cost(&lengths, MAX_BATCH_TOKENS, usize::MAX) {
             let read = part.iter().copied().filter(|i| lengths[*i] > 0);
             let read: Vec<usize> = read.collect();
-            // Nothing behind the place is looked at.
+            // Later tokens do not affect the state.
             let rows: Vec<(&[u32], usize)> = read
                 .iter()
                 .map(|i| (&self.rows[*i].0[..=position(*i)], position(*i)))
@@ -127,7 +126,7 @@ impl SubjectPrompts {
     }
 }
 
-/// Where the subject stands in the prompt (bytes): its last place in the question.
+/// The byte range of the subject in the prompt: its last occurrence in the question.
 fn subject_range(prompt: &str, fact: &Fact) -> Option<Range<usize>> {
     let subject = fact.subject.trim();
     let question = prompt.rfind(&fact.question)?;
@@ -135,7 +134,7 @@ fn subject_range(prompt: &str, fact: &Fact) -> Option<Range<usize>> {
     (!subject.is_empty()).then_some(start..start + subject.len())
 }
 
-/// The last of the tokens with these `offsets` that holds a part of `range`.
+/// The last of the tokens with these `offsets` that overlaps `range`.
 fn last_token_within(offsets: &[Range<usize>], range: &Range<usize>) -> Option<usize> {
     offsets
         .iter()
@@ -143,22 +142,22 @@ fn last_token_within(offsets: &[Range<usize>], range: &Range<usize>) -> Option<u
 }
 
 #[cfg(test)]
-mod unit {
+mod tests {
     use super::*;
 
     #[test]
-    fn the_subject_ends_where_its_last_token_does() {
+    fn the_subject_ends_at_its_last_token() {
         let fact = Fact::for_test("Rome", "Italy");
         let prompt = "Q: Which country is Rome located in?\nA:";
         let range = subject_range(prompt, &fact).expect("it is in the question");
         assert_eq!(&prompt[range.clone()], "Rome");
-        // " Ro", "me" and " located" of a text, a special token before them.
+        // A special token, "Q: Which country is", " Ro", "me" and " located".
         let offsets = [0..0, 0..19, 19..22, 22..24, 24..32];
         assert_eq!(last_token_within(&offsets, &range), Some(3));
     }
 
     #[test]
-    fn a_subject_that_is_not_in_the_question_has_no_place() {
+    fn a_subject_that_is_not_in_the_question_has_no_range() {
         let mut fact = Fact::for_test("Rome", "Italy");
         fact.question = "Which country is the eternal city in?".into();
         let prompt = PromptTemplate::default().prompt_text(&fact.question);

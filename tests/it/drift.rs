@@ -153,12 +153,12 @@ fn layers_and_token_counts_out_of_range_are_refused() {
     };
     let told = with(&["--layer", "3"]);
     assert!(
-        told.contains("has 2 layers, and not 3\nhint: take 0"),
+        told.contains("layer 3 is out of range: "),
         "{told}"
     );
     let told = with(&["--tokens", "0"]);
     assert!(
-        told.contains("error: 0 tokens cannot be compared"),
+        told.contains("error: cannot compare the top 0 tokens"),
         "{told}"
     );
     let other = MODEL.replace("llama", "qwen3");
