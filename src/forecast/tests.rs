@@ -264,7 +264,7 @@ fn answers_that_no_other_fact_has_are_reported() {
     let facts: Vec<&Fact> = facts.iter().collect();
     assert_eq!(unique_answer_note(&facts, &facts), None);
     let note = unique_answer_note(&facts, &facts[1..]).expect("two of three");
-    assert!(note.starts_with("2 of 3 held facts"), "{note}");
+    assert!(note.starts_with("2 of 3 held-out facts"), "{note}");
 }
 
 #[test]

@@ -152,10 +152,7 @@ fn layers_and_token_counts_out_of_range_are_refused() {
         refused(dir.path(), &[&drift[..], args].concat())
     };
     let told = with(&["--layer", "3"]);
-    assert!(
-        told.contains("layer 3 is out of range: "),
-        "{told}"
-    );
+    assert!(told.contains("layer 3 is out of range: "), "{told}");
     let told = with(&["--tokens", "0"]);
     assert!(
         told.contains("error: cannot compare the top 0 tokens"),

@@ -87,10 +87,16 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
         !place.join(".runs").exists(),
         "run directories are removed once recorded"
     );
-    assert!(stderr.contains("the same audit was made before"), "{stderr}");
+    assert!(
+        stderr.contains("the same audit was made before"),
+        "{stderr}"
+    );
     assert_eq!(fs::read_to_string(place.join("table.md")).unwrap(), table);
     let figure = fs::read_to_string(place.join("figure.svg")).unwrap();
-    assert!(figure.contains("Accuracy on held-out facts: low (1 run)"), "{figure}");
+    assert!(
+        figure.contains("Accuracy on held-out facts: low (1 run)"),
+        "{figure}"
+    );
 
     let recorded = reproduce(dir.path(), &["--recorded"]);
     assert_eq!(String::from_utf8(recorded.stdout).unwrap(), table);
@@ -285,7 +291,8 @@ fn the_cost_of_the_paper_scale_is_estimated_without_a_model_and_refused_if_it_do
     // 16 bytes per parameter, for 1.5 and 8 billion.
     assert_eq!(stdout.lines().count(), 17 + 1, "{stdout}");
     let of = |name: &str| {
-        stdout.lines()
+        stdout
+            .lines()
             .find(|line| line.starts_with(name))
             .unwrap()
             .to_owned()
