@@ -1,4 +1,5 @@
-//! The engine's hot paths at SmolLM2-135M's shape, random weights, rows of a fact table: `cargo bench --bench engine`.
+//! The hot paths of the engine, with the shape of SmolLM2-135M, random weights and rows of a fact table:
+//! `cargo bench --bench engine`.
 
 use std::sync::Arc;
 
@@ -6,8 +7,9 @@ use divan::Bencher;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use unforget::{
+    config::VocabSubset,
     engine::{
-        Batch, Engine, Gradients, KvCache, Outputs, SoftTargets, Target, TeacherLogits, TokenSubset,
+        Batch, Engine, Gradients, KvCache, Outputs, RngStream, SoftTargets, Target, TeacherLogits,
     },
     model::{Family, Layout, ModelConfig, Params, config::RopeScaling},
 };
@@ -45,16 +47,16 @@ fn params(config: &ModelConfig) -> Params {
     params
 }
 
-/// 32 rows of 12 to 20 tokens, the last three of each to be predicted, the first five the same in all: there once, or
-/// once a row.
+/// 32 rows of 12 to 20 tokens with three targets each. The first five tokens are the same in all rows: shared, or repeated in each
+/// row.
 fn batch(shared: bool) -> (Batch, Vec<Target>) {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let mut token = || rng.random_range(0..49_152);
     let rows: Vec<Vec<u32>> = (0..32)
         .map(|i| (0..5).chain((5..12 + i % 9).map(|_| token())).collect())
         .collect();
-    let may = if shared { 5 } else { 0 };
-    let rows: Vec<(&[u32], usize)> = rows.iter().map(|row| (&row[..], may)).collect();
+    let max_shared = if shared { 5 } else { 0 };
+    let rows: Vec<(&[u32], usize)> = rows.iter().map(|row| (&row[..], max_shared)).collect();
     let (batch, own) = Batch::with_shared_prefixes(&rows);
     let targets = own.iter().flat_map(|own| own.end - 3..own.end);
     let targets = targets.map(|position| Target {
@@ -66,13 +68,13 @@ fn batch(shared: bool) -> (Batch, Vec<Target>) {
     (batch, targets.collect())
 }
 
-/// Forward, backward and gradients of a step, without and with a teacher whose hidden states are kept.
+/// Forward and backward pass of a step, without and with a `hidden` teacher.
 #[divan::bench(args = [false, true], sample_count = 10, sample_size = 1)]
 fn loss_and_gradients(bencher: Bencher, distill: bool) {
     step(bencher, distill, true);
 }
 
-/// The same step without a teacher, every row by itself.
+/// The same step without a teacher and without shared prefixes.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn loss_and_gradients_without_sharing(bencher: Bencher) {
     step(bencher, false, false);
@@ -91,7 +93,8 @@ fn step(bencher: Bencher, distill: bool, shared: bool) {
         logits: TeacherLogits::Hidden {
             head,
             hidden: &hidden,
-            subset: TokenSubset::Full,
+            subset: VocabSubset::Full,
+            rng: RngStream { seed: 0, stream: 0 },
         },
         temperature: 0.5,
         exclude_target: false,
@@ -101,7 +104,7 @@ fn step(bencher: Bencher, distill: bool, shared: bool) {
     });
 }
 
-/// Questions of 14 tokens behind a few-shot prefix of 60.
+/// Questions of 14 tokens after a few-shot prefix of 60.
 #[divan::bench(args = [1, 32, 256], sample_count = 5, sample_size = 1)]
 fn extend(bencher: Bencher, rows: usize) {
     let config = smollm2();

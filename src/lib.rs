@@ -17,8 +17,8 @@
 //! - `run`: the run directory and its records
 //! - `forecast`, `splits`, `synth`, `audit`, `measure`: SLiCK labels, splits, accuracy, forgetting, drift
 //! - `generate`: batched decoding
+//! - `prompt`: training examples as token ids, packed for the engine
 //! - `engine`: forward and backward pass, loss head, optimizer step
-//! - `prompt`: training examples as token ids
 //! - `model`: model config, tokenizer, weights, file formats
 //! - `facts`: facts and their readers
 //! - `hub`: downloads, cache and checksums

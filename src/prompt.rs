@@ -1,8 +1,10 @@
 //! From facts to token ids: the training prompt and target, and few-shot prefixes.
 
 mod chat;
+mod example;
 mod packing;
 
+pub use example::Example;
 pub use packing::{MICRO_BATCH_TOKENS, PackedExamples, micro_batches, target_offsets};
 
 use crate::{
@@ -39,40 +41,6 @@ impl Default for PromptTemplate {
             target: " {object}\n".into(),
             next_prompt: None,
         }
-    }
-}
-
-/// One training row: prompt and target are tokenised apart and joined.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Example {
-    /// Tokens of the prompt.
-    pub prompt: Vec<u32>,
-    /// Tokens of the target, the end marker included.
-    pub target: Vec<u32>,
-}
-
-impl Example {
-    /// The place of the first token that is predicted: the target's first, or its second where nothing stands before it.
-    pub fn target_start(&self) -> usize {
-        self.prompt.len().max(1)
-    }
-
-    /// Tokens of prompt and target.
-    #[allow(clippy::len_without_is_empty, reason = "a row has a target")]
-    pub fn len(&self) -> usize {
-        self.prompt.len() + self.target.len()
-    }
-
-    /// How many tokens are predicted.
-    pub fn num_targets(&self) -> usize {
-        self.len().saturating_sub(self.target_start())
-    }
-
-    /// What the model reads: every token but the last, after which nothing is predicted.
-    pub fn input_ids(&self) -> Vec<u32> {
-        let mut tokens = [&self.prompt[..], &self.target].concat();
-        tokens.pop();
-        tokens
     }
 }
 

@@ -1,8 +1,8 @@
-//! Causal attention with grouped heads, in blocks (Dao et al. 2022): no matrix of scores beyond a block is ever kept.
+//! Causal grouped-query attention in blocks (`FlashAttention`, Dao et al. 2022): no score matrix larger than a block is stored.
 //!
-//! H query heads share G key and value heads of K channels; R = H / G. One layout serves training and decoding: the
-//! keys of a row are a list of [`KvSpan`]s, all of which it sees, and its own tokens, which it sees up to itself.
-//! Queries of the R heads that share a key head form one block of rows, so that short rows still fill registers.
+//! H query heads share G key and value heads of K channels; R = H / G query heads form a group. Training and decoding use one
+//! layout: the keys of a row are a list of [`KvSpan`]s that every new token attends to, and the row's own tokens, which are
+//! masked causally. Queries of the R heads in a group form one block of rows, so that short rows still fill the registers.
 
 use std::ops::Range;
 
@@ -14,14 +14,14 @@ use super::{
     small_matmul::{Matrix, small_matmul},
 };
 
-/// Query tokens a block.
+/// Query tokens per block.
 const QUERY_BLOCK: usize = 32;
-/// Keys a block.
+/// Keys per block.
 const KEY_BLOCK: usize = 64;
-/// Keys whose gradients one task makes, so that a long row has work for many threads. Fewer in tests, whose longest rows have several of these.
+/// Keys per task of the backward pass, so that a long row keeps many threads busy. Smaller in tests, whose longest rows then have several tasks.
 const KEYS_PER_TASK: usize = if cfg!(test) { 100 } else { 512 };
 
-/// The heads of a model.
+/// The attention heads of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
     /// H.
@@ -33,9 +33,14 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Width of a q, k, v row: (H + 2G) K.
+    /// Width of a row of q, k and v: (H + 2G) K.
     pub fn qkv_width(self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+
+    /// Width of a row of q, and of the output: H K.
+    pub fn q_width(self) -> usize {
+        self.num_heads * self.head_dim
     }
 
     /// R.
@@ -49,10 +54,10 @@ impl AttentionShape {
     }
 }
 
-/// Keys and values of successive tokens: token t, group g at `t * stride + g * K`.
+/// Keys and values of consecutive tokens: token t, group g at `t * stride + g * K`.
 #[derive(Clone, Copy)]
 pub struct KvSpan<'a> {
-    /// Keys, after rope.
+    /// Keys, after RoPE.
     pub keys: &'a [f32],
     /// Values.
     pub values: &'a [f32],
@@ -62,22 +67,22 @@ pub struct KvSpan<'a> {
     pub len: usize,
 }
 
-/// A row whose new tokens ask.
+/// The queries of one row, and the keys and values that they attend to.
 pub struct AttentionRow<'a> {
-    /// Its new tokens, among all new tokens.
+    /// Indices of the row's new tokens among all new tokens.
     pub tokens: Range<usize>,
-    /// What lies before, all of it seen by every new token.
+    /// Earlier tokens, in order. Every new token attends to all of them.
     pub context: Vec<KvSpan<'a>>,
-    /// Its own span; the new tokens are the last of it.
+    /// The row's own tokens, masked causally. The new tokens are the last ones of it.
     pub own: KvSpan<'a>,
 }
 
-/// Tokens of a batch, `tokens`, that see each other causally and all of what lies before them in the same batch.
+/// Tokens of a batch that attend causally to each other and to all of `context`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttentionSpan {
     /// The tokens.
     pub tokens: Range<usize>,
-    /// What lies before, in order.
+    /// Earlier tokens of the same batch, in order.
     pub context: Vec<Range<usize>>,
 }
 
@@ -86,40 +91,40 @@ impl AttentionSpan {
         self.context.iter().map(ExactSizeIterator::len).sum()
     }
 
-    /// What it sees, in order, in pieces of [`KEYS_PER_TASK`] keys.
+    /// The context and the span's own tokens, in order, in blocks of [`KEYS_PER_TASK`] keys.
     fn key_blocks(&self) -> Vec<KeyBlock> {
-        let mut pieces = vec![KeyBlock::default()];
+        let mut blocks = vec![KeyBlock::default()];
         let mut room = KEYS_PER_TASK;
         for keys in self.context.iter().chain([&self.tokens]) {
             let mut start = keys.start;
             while start < keys.end {
                 if room == 0 {
-                    pieces.push(KeyBlock {
+                    blocks.push(KeyBlock {
                         keys: Vec::new(),
-                        // Of its own tokens, those before see none of these keys.
+                        // The span's earlier tokens attend to none of these keys.
                         first_query: start.saturating_sub(self.tokens.start),
                     });
                     room = KEYS_PER_TASK;
                 }
                 let end = keys.end.min(start + room);
-                let piece = pieces.last_mut().expect("there is one from the start");
-                piece.keys.push(start..end);
+                let block = blocks.last_mut().expect("the list starts with one block");
+                block.keys.push(start..end);
                 room -= end - start;
                 start = end;
             }
         }
-        pieces
+        blocks
     }
 
-    /// As [`forward`] takes it, with the keys and values of `qkv`.
-    pub fn to_row<'a>(&self, qkv: &'a [f32], heads: AttentionShape) -> AttentionRow<'a> {
-        let (width, wide) = (heads.qkv_width(), heads.num_heads * heads.head_dim);
+    /// The row that [`forward`] takes, with keys and values from `qkv`.
+    pub fn to_row<'a>(&self, qkv: &'a [f32], shape: AttentionShape) -> AttentionRow<'a> {
+        let width = shape.qkv_width();
         let span = |tokens: &Range<usize>| {
-            // There may be no token, and then nothing behind the last one.
+            // An empty range at the end has no token to point to.
             let from = |column: usize| &qkv[qkv.len().min(tokens.start * width + column)..];
             KvSpan {
-                keys: from(wide),
-                values: from(wide + heads.num_kv_heads * heads.head_dim),
+                keys: from(shape.q_width()),
+                values: from(shape.q_width() + shape.num_kv_heads * shape.head_dim),
                 stride: width,
                 len: tokens.len(),
             }
@@ -132,7 +137,7 @@ impl AttentionSpan {
     }
 }
 
-/// Keys of a row's context and its own, and the first of its tokens that sees some of them.
+/// Some keys of a span's context and own tokens, and the first own token that attends to any of them.
 #[derive(Default)]
 struct KeyBlock {
     keys: Vec<Range<usize>>,
@@ -144,82 +149,80 @@ impl KeyBlock {
         self.keys.iter().map(ExactSizeIterator::len).sum()
     }
 
-    /// Queries of the tokens that see some of its keys, in one head group.
-    fn queries(&self, row: &AttentionSpan, heads: AttentionShape) -> usize {
-        (row.tokens.len() - self.first_query) * heads.group_size()
+    /// Number of query rows, in one group, that attend to any of its keys.
+    fn queries(&self, row: &AttentionSpan, shape: AttentionShape) -> usize {
+        (row.tokens.len() - self.first_query) * shape.group_size()
     }
 }
 
-/// Attention of all rows: `o` (T, HK) and `lse` (T, H), the log of each softmax's denominator.
+/// One task of [`forward`]: a block of a row's query tokens, and where their results go.
+struct QueryBlock<'a> {
+    row: &'a AttentionRow<'a>,
+    tokens: Range<usize>,
+    o: &'a mut [f32],   // (tokens, H K)
+    lse: &'a mut [f32], // (tokens, H)
+}
+
+/// Attention of all rows: `o` (T, HK), and `lse` (T, H), the log-sum-exp of each query's scores.
 ///
-/// `qkv` (T, (H + 2G) K) holds the queries, after rope. Rows cover `0..T` in order.
+/// `qkv` (T, (H + 2G) K) holds the queries, after RoPE. The rows cover `0..T` in order.
 pub fn forward(
     o: &mut [f32],
     lse: &mut [f32],
     qkv: &[f32],
     rows: &[AttentionRow<'_>],
-    heads: AttentionShape,
+    shape: AttentionShape,
 ) {
-    let (wide, h) = (heads.num_heads * heads.head_dim, heads.num_heads);
-    let mut tasks = Vec::new();
+    let (q_width, num_heads) = (shape.q_width(), shape.num_heads);
+    let mut blocks = Vec::new();
     let (mut o, mut lse) = (o, lse);
     for row in rows {
         for start in row.tokens.clone().step_by(QUERY_BLOCK) {
-            let block = start..(start + QUERY_BLOCK).min(row.tokens.end);
-            let (o_block, o_rest) = o.split_at_mut(block.len() * wide);
-            let (lse_block, lse_rest) = lse.split_at_mut(block.len() * h);
+            let tokens = start..(start + QUERY_BLOCK).min(row.tokens.end);
+            let (o_block, o_rest) = o.split_at_mut(tokens.len() * q_width);
+            let (lse_block, lse_rest) = lse.split_at_mut(tokens.len() * num_heads);
             (o, lse) = (o_rest, lse_rest);
-            tasks.push((row, block, o_block, lse_block));
+            blocks.push(QueryBlock {
+                row,
+                tokens,
+                o: o_block,
+                lse: lse_block,
+            });
         }
     }
-    tasks
+    blocks
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (row, block, o, lse)| {
-            forward_groups(o, lse, qkv, row, block, heads, scratch);
+        .for_each_init(Scratch::default, |scratch, mut block| {
+            forward_groups(&mut block, qkv, shape, scratch);
         });
 }
 
 vectorized! {
-    /// One block of queries, every head group.
-    fn forward_groups(
-        o: &mut [f32],
-        lse: &mut [f32],
-        qkv: &[f32],
-        row: &AttentionRow<'_>,
-        block: Range<usize>,
-        heads: AttentionShape,
-        scratch: &mut Scratch,
-    ) {
-        for g in 0..heads.num_kv_heads {
-            forward_block(o, lse, qkv, row, block.clone(), g, heads, scratch);
+    /// One block of queries, every group.
+    fn forward_groups(block: &mut QueryBlock<'_>, qkv: &[f32], shape: AttentionShape, scratch: &mut Scratch) {
+        for group in 0..shape.num_kv_heads {
+            forward_block(block, qkv, group, shape, scratch);
         }
     }
 
-    /// One task of [`backward`]: what the keys and values of a piece receive in one head group, into `d_keys` (keys, 2 K), and what
-    /// queries receive from them, into `d_queries` (tokens from its first * R, K), unscaled. Both are zero before.
-    fn backward_key_block(
-        into: [&mut [f32]; 2],
-        of: &Backward<'_>,
-        row: &AttentionSpan,
-        piece: &KeyBlock,
-        g: usize,
-        scratch: &mut Scratch,
-    ) {
-        let [d_queries, mut d_keys] = into;
-        let AttentionShape { num_heads: h, head_dim, .. } = of.heads;
-        let shared = of.heads.group_size();
-        let tokens = row.tokens.start + piece.first_query..row.tokens.end;
-        let delta = sized(&mut scratch.delta, tokens.len() * shared);
-        for (delta, t) in delta.chunks_exact_mut(shared).zip(tokens) {
+    /// One task of [`backward`].
+    fn backward_key_block(task: KeyBlockTask<'_>, saved: &SavedForward<'_>, scratch: &mut Scratch) {
+        let KeyBlockTask { row, block, group, d_queries, mut d_keys } = task;
+        let AttentionShape { num_heads, head_dim, .. } = saved.shape;
+        let group_size = saved.shape.group_size();
+        let tokens = row.tokens.start + block.first_query..row.tokens.end;
+        let delta = sized(&mut scratch.delta, tokens.len() * group_size);
+        for (delta, t) in delta.chunks_exact_mut(group_size).zip(tokens) {
             for (r, delta) in delta.iter_mut().enumerate() {
-                let at = (t * h + g * shared + r) * head_dim;
-                *delta = simd::dot(&of.o[at..][..head_dim], &of.d_o[at..][..head_dim]);
+                let at = (t * num_heads + group * group_size + r) * head_dim;
+                *delta = simd::dot(&saved.o[at..][..head_dim], &saved.d_o[at..][..head_dim]);
             }
         }
-        for keys in &piece.keys {
-            let (of_these, after) = d_keys.split_at_mut(keys.len() * 2 * head_dim);
-            backward_keys(d_queries, of_these, of, row, piece.first_query, keys, g, scratch);
-            d_keys = after;
+        let queries = GroupQueries { row, first: block.first_query, group };
+        for keys in &block.keys {
+            let (d_these, d_rest) = d_keys.split_at_mut(keys.len() * 2 * head_dim);
+            backward_keys(d_queries, d_these, saved, &queries, keys, scratch);
+            d_keys = d_rest;
         }
     }
 
@@ -230,7 +233,7 @@ vectorized! {
     }
 }
 
-/// Memory of one task.
+/// Buffers of one task.
 #[derive(Default)]
 struct Scratch {
     queries: Vec<f32>,  // (QUERY_BLOCK * R, K), scaled
@@ -238,7 +241,7 @@ struct Scratch {
     values: Vec<f32>,   // (K, KEY_BLOCK), transposed
     scores: Vec<f32>,   // (QUERY_BLOCK * R, KEY_BLOCK)
     out: Vec<f32>,      // (QUERY_BLOCK * R, K)
-    top: Vec<f32>,      // (QUERY_BLOCK * R): running maximum
+    max: Vec<f32>,      // (QUERY_BLOCK * R): running maximum
     sum: Vec<f32>,      // (QUERY_BLOCK * R): running denominator
     d_out: Vec<f32>,    // (QUERY_BLOCK * R, K)
     d_scores: Vec<f32>, // (QUERY_BLOCK * R, KEY_BLOCK)
@@ -253,29 +256,27 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Packs head group `g` of the tokens' rows in `source` (T, width), starting at column `first`, into (tokens * R, K).
+/// Copies `columns` of the rows of `source` (T, width) at `tokens`, times `scale`, to `out` (tokens, columns).
 #[inline(always)]
 fn pack(
     out: &mut [f32],
     source: &[f32],
-    tokens: Range<usize>,
     width: usize,
-    g: usize,
-    heads: AttentionShape,
+    tokens: Range<usize>,
+    columns: Range<usize>,
     scale: f32,
 ) {
-    let group = heads.group_size() * heads.head_dim;
-    for (out, t) in out.chunks_exact_mut(group).zip(tokens) {
+    for (out, t) in out.chunks_exact_mut(columns.len()).zip(tokens) {
         for (o, x) in out
             .iter_mut()
-            .zip(&source[t * width + g * group..][..group])
+            .zip(&source[t * width + columns.start..][..columns.len()])
         {
             *o = x * scale;
         }
     }
 }
 
-/// Packs `len` tokens' channels of `source` (stride apart) transposed into (K, padded); the padding is zero.
+/// Copies the first `dim` channels of `len` tokens of `source` (`stride` apart), transposed, to `out` (dim, padded); the padding is zero.
 #[inline(always)]
 fn pack_transposed(
     out: &mut [f32],
@@ -296,61 +297,60 @@ fn pack_transposed(
 }
 
 #[inline(always)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one block of one head group: the loop above names them all"
-)]
 fn forward_block(
-    o: &mut [f32],
-    lse: &mut [f32],
+    block: &mut QueryBlock<'_>,
     qkv: &[f32],
-    row: &AttentionRow<'_>,
-    block: Range<usize>,
-    g: usize,
-    heads: AttentionShape,
+    group: usize,
+    shape: AttentionShape,
     scratch: &mut Scratch,
 ) {
-    let (dim, shared) = (heads.head_dim, heads.group_size());
-    let n = block.len() * shared;
+    let QueryBlock {
+        row,
+        tokens,
+        o,
+        lse,
+    } = block;
+    let (dim, group_size) = (shape.head_dim, shape.group_size());
+    let n = tokens.len() * group_size;
     let queries = sized(&mut scratch.queries, n * dim);
+    let columns = group * group_size * dim..(group + 1) * group_size * dim;
     pack(
         queries,
         qkv,
-        block.clone(),
-        heads.qkv_width(),
-        g,
-        heads,
-        heads.scale(),
+        shape.qkv_width(),
+        tokens.clone(),
+        columns,
+        shape.scale(),
     );
-    let (out, top, sum) = (
+    let (out, max, sum) = (
         sized(&mut scratch.out, n * dim),
-        sized(&mut scratch.top, n),
+        sized(&mut scratch.max, n),
         sized(&mut scratch.sum, n),
     );
     out.fill(0.0);
-    top.fill(f32::NEG_INFINITY);
+    max.fill(f32::NEG_INFINITY);
     sum.fill(0.0);
 
-    let before = row.own.len - row.tokens.len(); // tokens of its own span before the new ones
-    let first = before + block.start - row.tokens.start; // index in its own span of the block's first query
+    let before = row.own.len - row.tokens.len(); // tokens of the row's own span before the new ones
+    let first = before + tokens.start - row.tokens.start; // index in the own span of the block's first query
     let spans = row
         .context
         .iter()
         .map(|s| (s, false))
         .chain([(&row.own, true)]);
     for (span, causal) in spans {
-        let seen = if causal {
-            first + block.len()
+        let visible_to_block = if causal {
+            first + tokens.len()
         } else {
             span.len
         };
-        for start in (0..seen).step_by(KEY_BLOCK) {
-            let len = KEY_BLOCK.min(seen - start);
+        for start in (0..visible_to_block).step_by(KEY_BLOCK) {
+            let len = KEY_BLOCK.min(visible_to_block - start);
             let padded = len.next_multiple_of(LANES);
             let keys = sized(&mut scratch.keys, dim * padded);
             pack_transposed(
                 keys,
-                &span.keys[start * span.stride + g * dim..],
+                &span.keys[start * span.stride + group * dim..],
                 span.stride,
                 len,
                 dim,
@@ -366,9 +366,9 @@ fn forward_block(
                 false,
             );
             for (i, scores) in scores.chunks_exact_mut(padded).enumerate() {
-                // Query i / R sees keys up to its own place.
+                // Query row i belongs to token i / R, which attends to keys up to itself.
                 let visible = if causal {
-                    (first + i / shared + 1).saturating_sub(start).min(len)
+                    (first + i / group_size + 1).saturating_sub(start).min(len)
                 } else {
                     len
                 };
@@ -376,11 +376,11 @@ fn forward_block(
                     scores.fill(0.0);
                     continue;
                 }
-                let new_top = top[i].max(simd::max(&scores[..visible]));
-                let rescale = simd::exp(top[i] - new_top);
-                top[i] = new_top;
+                let new_max = max[i].max(simd::max(&scores[..visible]));
+                let rescale = simd::exp(max[i] - new_max);
+                max[i] = new_max;
                 for x in scores.iter_mut() {
-                    *x = simd::exp(*x - new_top);
+                    *x = simd::exp(*x - new_max);
                 }
                 scores[visible..].fill(0.0);
                 sum[i] = sum[i] * rescale + scores.iter().sum::<f32>();
@@ -388,7 +388,7 @@ fn forward_block(
                     *x *= rescale;
                 }
             }
-            let values = &span.values[start * span.stride + g * dim..];
+            let values = &span.values[start * span.stride + group * dim..];
             small_matmul(
                 out,
                 dim,
@@ -400,103 +400,126 @@ fn forward_block(
         }
     }
     for i in 0..n {
-        let (t, head) = (i / shared, g * shared + i % shared);
+        let (t, head) = (i / group_size, group * group_size + i % group_size);
         let inverse = 1.0 / sum[i];
-        for (o, x) in o[(t * heads.num_heads + head) * dim..][..dim]
+        for (o, x) in o[(t * shape.num_heads + head) * dim..][..dim]
             .iter_mut()
             .zip(&out[i * dim..][..dim])
         {
             *o = x * inverse;
         }
-        lse[t * heads.num_heads + head] = top[i] + sum[i].ln();
+        lse[t * shape.num_heads + head] = max[i] + sum[i].ln();
     }
 }
 
-/// What the forward pass kept, and the gradient of what it returned.
+/// Results that the forward pass saved for [`backward`], and the gradient of its output.
 #[derive(Clone, Copy)]
-pub struct Backward<'a> {
+pub struct SavedForward<'a> {
     /// Gradient of `o` (T, HK).
     pub d_o: &'a [f32],
     /// (T, HK).
     pub o: &'a [f32],
     /// (T, H).
     pub lse: &'a [f32],
-    /// (T, (H + 2G) K), after rope.
+    /// (T, (H + 2G) K), after RoPE.
     pub qkv: &'a [f32],
-    /// The model's.
-    pub heads: AttentionShape,
+    /// The model's heads.
+    pub shape: AttentionShape,
 }
 
-/// Gradient of [`forward`] over a batch (training): `dqkv` (T, (H + 2G) K), with respect to the projections *before* rope.
-/// Every element is written. `positions`: each token's place in its row; `parts`: memory for the parts below, to be used again.
+/// One task of [`backward`]: a block of a row's keys in one group, and where its gradients go. Both are zero at the start.
+struct KeyBlockTask<'a> {
+    row: &'a AttentionSpan,
+    block: &'a KeyBlock,
+    group: usize,
+    d_queries: &'a mut [f32], // (tokens from `block.first_query` * R, K), without the scale
+    d_keys: &'a mut [f32],    // (keys, 2 K): gradients of keys and values
+}
+
+/// The queries of a row, from the token numbered `first`, in one group.
+struct GroupQueries<'a> {
+    row: &'a AttentionSpan,
+    first: usize,
+    group: usize,
+}
+
+/// Gradient of [`forward`] over a training batch: `d_qkv` (T, (H + 2G) K), with respect to the projections *before* RoPE.
+/// Every element is written. `positions` has each token's position in its row. `parts` is scratch memory that can be reused.
 ///
-/// Scores are made again block by block: dS = P * (dP - sum(dO * O)), P = exp(S - lse). Each head group of each row makes its part
-/// alone, piece by piece: what keys and values receive, (2 K) a token, first of the context, then of its own row; then what its queries
-/// receive from each piece (tokens from the first that sees it, R K), unscaled. Pieces, and what several rows give to a context, are summed
-/// in their order, so that threads change no bit.
+/// Scores are recomputed block by block: P = exp(S - lse), dS = P * (dP - sum(dO * O)). Each task writes its own part of `parts`,
+/// for one group of one row: first the gradients of keys and values, (2 K) per token, of the context and then of the row itself;
+/// then the gradients of the queries from each block of keys (R K per token from the first that attends to it), without the scale.
+/// Parts are summed in a fixed order, so that the result does not depend on the number of threads.
 pub fn backward(
-    dqkv: &mut [f32],
-    of: &Backward<'_>,
+    d_qkv: &mut [f32],
+    saved: &SavedForward<'_>,
     rows: &[AttentionSpan],
     positions: &[usize],
     rope: &Rope,
     parts: &mut Vec<f32>,
 ) {
-    let heads = of.heads;
-    let width = heads.qkv_width();
+    let shape = saved.shape;
+    let (width, dim) = (shape.qkv_width(), shape.head_dim);
     let rows: Vec<(&AttentionSpan, Vec<KeyBlock>)> =
         rows.iter().map(|row| (row, row.key_blocks())).collect();
-    let part_len = |(row, pieces): &(&AttentionSpan, Vec<KeyBlock>)| {
-        let keys_and_queries = pieces.iter().map(|p| 2 * p.len() + p.queries(row, heads));
-        keys_and_queries.sum::<usize>() * heads.head_dim
+    let part_len = |row: &AttentionSpan, blocks: &[KeyBlock]| {
+        let keys_and_queries = blocks.iter().map(|b| 2 * b.len() + b.queries(row, shape));
+        keys_and_queries.sum::<usize>() * dim
     };
-    let all: usize = rows.iter().map(part_len).sum();
+    let all: usize = rows.iter().map(|(row, blocks)| part_len(row, blocks)).sum();
     parts.clear();
-    parts.resize(all * heads.num_kv_heads, 0.0);
+    parts.resize(all * shape.num_kv_heads, 0.0);
     let mut tasks = Vec::new();
     let mut rest = &mut parts[..];
-    for of_row in &rows {
-        let (row, pieces) = of_row;
-        for g in 0..heads.num_kv_heads {
-            let (part, after) = rest.split_at_mut(part_len(of_row));
+    for (row, blocks) in &rows {
+        for group in 0..shape.num_kv_heads {
+            let (part, after) = rest.split_at_mut(part_len(row, blocks));
             rest = after;
-            let seen = row.context_len() + row.tokens.len();
-            let (mut keys, mut queries) = part.split_at_mut(2 * seen * heads.head_dim);
-            for piece in pieces {
-                let (d_keys, keys_after) = keys.split_at_mut(2 * piece.len() * heads.head_dim);
+            let num_keys = row.context_len() + row.tokens.len();
+            let (mut keys, mut queries) = part.split_at_mut(2 * num_keys * dim);
+            for block in blocks {
+                let (d_keys, keys_after) = keys.split_at_mut(2 * block.len() * dim);
                 let (d_queries, queries_after) =
-                    queries.split_at_mut(piece.queries(row, heads) * heads.head_dim);
+                    queries.split_at_mut(block.queries(row, shape) * dim);
                 (keys, queries) = (keys_after, queries_after);
-                tasks.push((*row, piece, g, [d_queries, d_keys]));
+                tasks.push(KeyBlockTask {
+                    row,
+                    block,
+                    group,
+                    d_queries,
+                    d_keys,
+                });
             }
         }
     }
     tasks
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (row, piece, g, parts)| {
-            backward_key_block(parts, of, row, piece, g, scratch);
+        .for_each_init(Scratch::default, |scratch, task| {
+            backward_key_block(task, saved, scratch);
         });
 
     let mut tasks = Vec::new();
-    let (mut rest, mut parts_rest) = (&mut *dqkv, &parts[..]);
-    for of_row in &rows {
-        let (own, after) = rest.split_at_mut(of_row.0.tokens.len() * width);
-        let (parts, parts_after) = parts_rest.split_at(part_len(of_row) * heads.num_kv_heads);
+    let (mut rest, mut parts_rest) = (&mut *d_qkv, &parts[..]);
+    for (row, blocks) in &rows {
+        let (own, after) = rest.split_at_mut(row.tokens.len() * width);
+        let len = part_len(row, blocks) * shape.num_kv_heads;
+        let (parts, parts_after) = parts_rest.split_at(len);
         (rest, parts_rest) = (after, parts_after);
-        tasks.push((of_row, own, parts));
+        tasks.push((*row, blocks, own, parts));
     }
     let in_order: Vec<_> = tasks
         .iter()
-        .map(|(of_row, _, parts)| (of_row.0, *parts))
+        .map(|(row, .., parts)| (*row, *parts))
         .collect();
     tasks
         .into_par_iter()
-        .for_each(|((row, pieces), own, parts)| write_own_grads(own, parts, row, pieces, heads));
+        .for_each(|(row, blocks, own, parts)| write_own_grads(own, parts, row, blocks, shape));
     for (row, parts) in in_order {
-        add_context_grads(dqkv, parts, row, heads);
+        add_context_grads(d_qkv, parts, row, shape);
     }
-    let rotated = (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
-    dqkv.par_chunks_mut(width)
+    let rotated = (shape.num_heads + shape.num_kv_heads) * dim;
+    d_qkv
+        .par_chunks_mut(width)
         .zip(positions)
         .with_min_len(8)
         .for_each(|(row, &position)| {
@@ -505,16 +528,16 @@ pub fn backward(
         });
 }
 
-/// The parts of a row's head groups: what the context's keys and values receive, what its own do, and what queries do.
+/// The parts of a row, group by group: gradients of the context's keys and values, of the row's own, and of its queries.
 fn split_parts<'a>(
     parts: &'a [f32],
     row: &AttentionSpan,
-    heads: AttentionShape,
+    shape: AttentionShape,
 ) -> impl Iterator<Item = [&'a [f32]; 3]> {
     let [context, own] =
-        [row.context_len(), row.tokens.len()].map(|keys| keys * 2 * heads.head_dim);
+        [row.context_len(), row.tokens.len()].map(|keys| keys * 2 * shape.head_dim);
     parts
-        .chunks_exact((parts.len() / heads.num_kv_heads).max(1))
+        .chunks_exact((parts.len() / shape.num_kv_heads).max(1))
         .map(move |part| {
             let (pairs, queries) = part.split_at(context + own);
             let (context, own) = pairs.split_at(context);
@@ -522,101 +545,97 @@ fn split_parts<'a>(
         })
 }
 
-/// Writes what a row's head groups made to its own tokens' `dqkv`, every element of it.
+/// Writes the gradients of a row's own tokens, every element of their `d_qkv`.
 fn write_own_grads(
-    dqkv: &mut [f32],
+    d_qkv: &mut [f32],
     parts: &[f32],
     row: &AttentionSpan,
-    pieces: &[KeyBlock],
-    heads: AttentionShape,
+    blocks: &[KeyBlock],
+    shape: AttentionShape,
 ) {
-    let (dim, group, width) = (
-        heads.head_dim,
-        heads.group_size() * heads.head_dim,
-        heads.qkv_width(),
-    );
+    let (dim, width) = (shape.head_dim, shape.qkv_width());
+    let group_width = shape.group_size() * dim;
     let [keys, values] =
-        [heads.num_heads, heads.num_heads + heads.num_kv_heads].map(|head| head * dim);
-    for (g, [_, pairs, mut queries]) in split_parts(parts, row, heads).enumerate() {
-        let tokens = dqkv.chunks_exact_mut(width);
+        [shape.num_heads, shape.num_heads + shape.num_kv_heads].map(|head| head * dim);
+    for (group, [_, pairs, mut queries]) in split_parts(parts, row, shape).enumerate() {
+        let tokens = d_qkv.chunks_exact_mut(width);
         for (out, pair) in tokens.zip(pairs.chunks_exact(2 * dim)) {
-            out[g * group..][..group].fill(0.0);
-            out[keys + g * dim..][..dim].copy_from_slice(&pair[..dim]);
-            out[values + g * dim..][..dim].copy_from_slice(&pair[dim..]);
+            out[group * group_width..][..group_width].fill(0.0);
+            out[keys + group * dim..][..dim].copy_from_slice(&pair[..dim]);
+            out[values + group * dim..][..dim].copy_from_slice(&pair[dim..]);
         }
-        for piece in pieces {
-            let tokens = dqkv[piece.first_query * width..].chunks_exact_mut(width);
-            let (of_piece, after) = queries.split_at(piece.queries(row, heads) * dim);
-            for (out, dq) in tokens.zip(of_piece.chunks_exact(group)) {
-                simd::axpy(&mut out[g * group..][..group], heads.scale(), dq);
+        for block in blocks {
+            let tokens = d_qkv[block.first_query * width..].chunks_exact_mut(width);
+            let (of_block, after) = queries.split_at(block.queries(row, shape) * dim);
+            for (out, dq) in tokens.zip(of_block.chunks_exact(group_width)) {
+                simd::axpy(
+                    &mut out[group * group_width..][..group_width],
+                    shape.scale(),
+                    dq,
+                );
             }
             queries = after;
         }
     }
 }
 
-/// Adds what a row's head groups give to its context to the keys and values there.
-fn add_context_grads(dqkv: &mut [f32], parts: &[f32], row: &AttentionSpan, heads: AttentionShape) {
-    let dim = heads.head_dim;
-    for (g, [pairs, ..]) in split_parts(parts, row, heads).enumerate() {
+/// Adds a row's gradients of its context to the keys and values there.
+fn add_context_grads(d_qkv: &mut [f32], parts: &[f32], row: &AttentionSpan, shape: AttentionShape) {
+    let dim = shape.head_dim;
+    for (group, [pairs, ..]) in split_parts(parts, row, shape).enumerate() {
         let tokens = row.context.iter().cloned().flatten();
         for (token, pair) in tokens.zip(pairs.chunks_exact(2 * dim)) {
-            let at = token * heads.qkv_width() + (heads.num_heads + g) * dim;
-            simd::axpy(&mut dqkv[at..][..dim], 1.0, &pair[..dim]);
-            let at = at + heads.num_kv_heads * dim;
-            simd::axpy(&mut dqkv[at..][..dim], 1.0, &pair[dim..]);
+            let at = token * shape.qkv_width() + (shape.num_heads + group) * dim;
+            simd::axpy(&mut d_qkv[at..][..dim], 1.0, &pair[..dim]);
+            let at = at + shape.num_kv_heads * dim;
+            simd::axpy(&mut d_qkv[at..][..dim], 1.0, &pair[dim..]);
         }
     }
 }
 
-/// What the keys and values of the tokens `all_keys` receive from the row's queries, into `d_keys` (keys, 2 K), and these queries from
-/// them, into `d_queries` (row's tokens from the one numbered `first_of_all` * R, K), unscaled; both are added.
+/// Adds the gradients of the keys and values of the tokens `all_keys` to `d_keys` (keys, 2 K), and those of the queries to
+/// `d_queries` (tokens from `of.first` * R, K), without the scale.
 #[inline(always)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "some keys of one head group: the loop above names them all"
-)]
 fn backward_keys(
     d_queries: &mut [f32],
     d_keys: &mut [f32],
-    of: &Backward<'_>,
-    row: &AttentionSpan,
-    first_of_all: usize,
+    saved: &SavedForward<'_>,
+    of: &GroupQueries<'_>,
     all_keys: &Range<usize>,
-    g: usize,
     scratch: &mut Scratch,
 ) {
-    let Backward {
+    let SavedForward {
         d_o,
         lse,
         qkv,
-        heads,
+        shape,
         ..
-    } = *of;
-    let (dim, shared, width) = (heads.head_dim, heads.group_size(), heads.qkv_width());
-    let wide = heads.num_heads * dim;
+    } = *saved;
+    let (dim, group_size, width) = (shape.head_dim, shape.group_size(), shape.qkv_width());
+    let (q_width, group) = (shape.num_heads * dim, of.group);
     let (key_column, value_column) = (
-        (heads.num_heads + g) * dim,
-        (heads.num_heads + heads.num_kv_heads + g) * dim,
+        (shape.num_heads + group) * dim,
+        (shape.num_heads + shape.num_kv_heads + group) * dim,
     );
-    let tokens = &row.tokens;
+    let columns = group * group_size * dim..(group + 1) * group_size * dim;
+    let tokens = &of.row.tokens;
     let causal = tokens.contains(&all_keys.start);
 
     for key_start in (0..all_keys.len()).step_by(KEY_BLOCK) {
         let keys = key_start..(key_start + KEY_BLOCK).min(all_keys.len());
         let padded = keys.len().next_multiple_of(LANES);
         let at = (all_keys.start + keys.start) * width;
-        let [keys_across, values_across] = [
+        let [keys_transposed, values_transposed] = [
             (&mut scratch.keys, key_column),
             (&mut scratch.values, value_column),
         ]
         .map(|(buffer, column)| {
-            let across = sized(buffer, dim * padded);
+            let transposed = sized(buffer, dim * padded);
             let source = &qkv[at + column..];
-            pack_transposed(across, source, width, keys.len(), dim, padded);
-            &*across
+            pack_transposed(transposed, source, width, keys.len(), dim, padded);
+            &*transposed
         });
-        // Of its own row's keys, queries before the block see none.
+        // Earlier queries of the same row attend to none of these keys.
         let first_query = if causal {
             all_keys.start + keys.start - tokens.start
         } else {
@@ -625,12 +644,19 @@ fn backward_keys(
         for query_start in (first_query..tokens.len()).step_by(QUERY_BLOCK) {
             let block = query_start..(query_start + QUERY_BLOCK).min(tokens.len());
             let global = tokens.start + block.start..tokens.start + block.end;
-            let n = block.len() * shared;
+            let n = block.len() * group_size;
 
             let queries = sized(&mut scratch.queries, n * dim);
-            pack(queries, qkv, global.clone(), width, g, heads, heads.scale());
+            pack(
+                queries,
+                qkv,
+                width,
+                global.clone(),
+                columns.clone(),
+                shape.scale(),
+            );
             let d_out = sized(&mut scratch.d_out, n * dim);
-            pack(d_out, d_o, global.clone(), wide, g, heads, 1.0);
+            pack(d_out, d_o, q_width, global.clone(), columns.clone(), 1.0);
 
             // P = exp(S - lse), masked.
             let p = sized(&mut scratch.scores, n * padded);
@@ -639,17 +665,17 @@ fn backward_keys(
                 padded,
                 [n, dim, padded],
                 Matrix::rows(queries, dim),
-                Matrix::rows(keys_across, padded),
+                Matrix::rows(keys_transposed, padded),
                 false,
             );
             for (i, p) in p.chunks_exact_mut(padded).enumerate() {
-                let (t, head) = (i / shared, g * shared + i % shared);
+                let (t, head) = (i / group_size, group * group_size + i % group_size);
                 let visible = if causal {
                     (block.start + t + 1 - first_query).min(keys.len())
                 } else {
                     keys.len()
                 };
-                let lse = lse[(global.start + t) * heads.num_heads + head];
+                let lse = lse[(global.start + t) * shape.num_heads + head];
                 for x in &mut *p {
                     *x = simd::exp(*x - lse);
                 }
@@ -663,20 +689,20 @@ fn backward_keys(
                 padded,
                 [n, dim, padded],
                 Matrix::rows(d_out, dim),
-                Matrix::rows(values_across, padded),
+                Matrix::rows(values_transposed, padded),
                 false,
             );
             for ((ds, p), delta) in d_scores
                 .chunks_exact_mut(padded)
                 .zip(p.chunks_exact(padded))
-                .zip(&scratch.delta[(block.start - first_of_all) * shared..])
+                .zip(&scratch.delta[(block.start - of.first) * group_size..])
             {
                 for (ds, p) in ds.iter_mut().zip(p) {
                     *ds = p * (*ds - delta);
                 }
             }
 
-            // dV += P^T dO, dK += dS^T Q (Q carries the scale), dQ += dS K.
+            // dV += P^T dO, dK += dS^T Q (Q is scaled already), dQ += dS K.
             let d_keys = &mut d_keys[keys.start * 2 * dim..];
             small_matmul(
                 &mut d_keys[dim..],
@@ -694,7 +720,7 @@ fn backward_keys(
                 Matrix::rows(queries, dim),
                 true,
             );
-            let d_queries = &mut d_queries[(block.start - first_of_all) * shared * dim..];
+            let d_queries = &mut d_queries[(block.start - of.first) * group_size * dim..];
             let key_rows = &qkv[at + key_column..];
             small_matmul(
                 d_queries,

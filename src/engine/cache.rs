@@ -1,17 +1,17 @@
-//! Keys and values of tokens already seen, as a tree of segments: a few-shot prefix, its questions, their answers.
+//! The KV cache: keys and values of past tokens, as a tree of segments (a few-shot prefix, its questions, their answers).
 
 use super::attention::KvSpan;
 use crate::model::ModelConfig;
 
-/// A stretch of tokens whose keys and values are kept.
+/// A segment of tokens in a [`KvCache`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentId(u32);
 
-/// One segment: tokens behind those of its parent.
+/// Tokens that follow those of the parent segment.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     parent: Option<SegmentId>,
-    /// Tokens before it.
+    /// Number of tokens before it.
     before: usize,
     /// First slot.
     slot: usize,
@@ -19,7 +19,7 @@ struct Segment {
     capacity: usize,
 }
 
-/// Keys and values of token segments that form a tree.
+/// Keys and values of a tree of token segments.
 pub struct KvCache {
     layers: Vec<[Vec<f32>; 2]>, // keys, values: (slots, G K)
     stride: usize,              // G K
@@ -36,8 +36,7 @@ impl KvCache {
         }
     }
 
-    /// A new empty segment behind `parent` (all of whose tokens it follows), with room for `capacity` tokens.
-    /// The parent must not grow any more.
+    /// Opens an empty segment after all tokens of `parent`, with room for `capacity` tokens. The parent must not grow any more.
     pub fn open(&mut self, parent: Option<SegmentId>, capacity: usize) -> SegmentId {
         let before = parent.map_or(0, |p| self.len(p));
         let slot = self.slots();
@@ -57,22 +56,22 @@ impl KvCache {
         SegmentId(self.segments.len() as u32 - 1)
     }
 
-    /// Slots in use.
+    /// Number of slots in use.
     fn slots(&self) -> usize {
         self.segments.last().map_or(0, |s| s.slot + s.capacity)
     }
 
-    /// A mark to which [`KvCache::release`] goes back.
+    /// The current state, to which [`KvCache::release`] can return.
     pub fn mark(&self) -> usize {
         self.segments.len()
     }
 
-    /// Forgets every segment that was opened after the mark.
+    /// Removes every segment that was opened after `mark`.
     pub fn release(&mut self, mark: usize) {
         self.segments.truncate(mark);
     }
 
-    /// Number of tokens before and in `segment`.
+    /// Number of tokens up to the end of `segment`.
     pub fn len(&self, segment: SegmentId) -> usize {
         let s = self.segment(segment);
         s.before + s.len
@@ -87,7 +86,7 @@ impl KvCache {
         &self.segments[id.0 as usize]
     }
 
-    /// Makes room in `segment` for `tokens` more and returns the first one's slot.
+    /// Reserves slots for `tokens` more in `segment` and returns the first one.
     pub(super) fn grow(&mut self, segment: SegmentId, tokens: usize) -> usize {
         let s = &mut self.segments[segment.0 as usize];
         assert!(
@@ -98,7 +97,7 @@ impl KvCache {
         s.slot + s.len - tokens
     }
 
-    /// Writes the keys and values of one token: `row` is its k, then v (2 G K).
+    /// Writes the keys and values of one token. `row` is k, then v (2 G K).
     pub(super) fn write(&mut self, layer: usize, slot: usize, row: &[f32]) {
         let at = slot * self.stride..(slot + 1) * self.stride;
         let (keys, values) = row.split_at(self.stride);
@@ -106,7 +105,7 @@ impl KvCache {
         self.layers[layer][1][at].copy_from_slice(values);
     }
 
-    /// What a segment's tokens see in `layer`: every segment before it, and its own.
+    /// The keys and values in `layer` that the tokens of `segment` attend to: those of the segments before it, and its own.
     pub(super) fn spans(&self, layer: usize, segment: SegmentId) -> (Vec<KvSpan<'_>>, KvSpan<'_>) {
         let [keys, values] = &self.layers[layer];
         let span = |s: &Segment| KvSpan {

@@ -1,15 +1,16 @@
-//! A guard: the hot kernels take no more instructions than was recorded in `counts.toml`.
+//! A performance test: the hot kernels execute no more instructions than recorded in `counts.toml`.
 //!
-//! A test runs itself again under Valgrind's callgrind, which counts instructions: the same ones whatever else the machine does,
-//! where times differ by half. Valgrind 3.19 knows no AVX-512, so that it is the AVX2 path that is counted. Write the counts anew
-//! with `UNFORGET_COUNTS=record cargo test --release counts`.
+//! The test runs itself under Valgrind's callgrind, which counts instructions. Counts are reproducible on a busy machine, where times
+//! vary by half. Valgrind 3.19 does not support AVX-512, so that the AVX2 code is counted. Record new counts with
+//! `UNFORGET_COUNTS=record cargo test --release counts`.
 
 use std::{collections::BTreeMap, env, fs, hint::black_box, process::Command};
 
 use super::{
     Batch, Gradients, Target,
     attention::{self, AttentionShape},
-    head, matmul,
+    head::{self, HeadGradients, LmHead},
+    matmul,
     rope::Rope,
     tests::{config, params},
 };
@@ -18,12 +19,12 @@ use crate::{
     train::adamw::{AdamW, AdamWSettings},
 };
 
-/// More than this many times what was recorded is too much.
+/// The largest allowed ratio to the recorded count.
 const MAX_RATIO: f64 = 1.1;
 
 const RECORD_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/counts.toml");
 
-/// Tokens, outputs and inputs of a matrix product; none of them a whole number of tiles.
+/// Tokens, outputs and inputs of a matrix product, none of them a multiple of the tile size.
 const SHAPE: [usize; 3] = [70, 200, 136];
 
 const HEADS: AttentionShape = AttentionShape {
@@ -65,35 +66,32 @@ fn counted_attention(
 
 #[inline(never)]
 fn counted_attention_backward(
-    dqkv: &mut [f32],
-    of: &attention::Backward<'_>,
+    d_qkv: &mut [f32],
+    saved: &attention::SavedForward<'_>,
     rows: &[attention::AttentionSpan],
     positions: &[usize],
     rope: &Rope,
 ) {
-    attention::backward(dqkv, of, rows, positions, rope, &mut Vec::new());
+    attention::backward(d_qkv, saved, rows, positions, rope, &mut Vec::new());
 }
 
 #[inline(never)]
-fn counted_loss(head: &[f32], hidden: &[f32], targets: &[Target], shape: [usize; 2]) {
-    let (mut d_hidden, mut d_head) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
+fn counted_loss(head: LmHead<'_>, hidden: &[f32], targets: &[Target]) {
+    let mut d_hidden = vec![0.0; hidden.len()];
+    let mut d_weight = vec![0.0; head.weight.len()];
+    let gradients = HeadGradients {
+        hidden: &mut d_hidden,
+        weight: Some(&mut d_weight),
+    };
     let buffers = &mut [Vec::new(), Vec::new()];
-    let d_head = Some(&mut d_head[..]);
-    black_box(head::loss(
-        head,
-        hidden,
-        targets,
-        None,
-        &mut d_hidden,
-        d_head,
-        shape,
-        buffers,
+    black_box(head::loss_and_gradients(
+        head, hidden, targets, None, gradients, buffers,
     ));
 }
 
 #[inline(never)]
-fn counted_optimizer(optimiser: &mut AdamW, params: &mut Params, gradients: &Gradients) {
-    optimiser.step(params, gradients, 1e-4, 1.0);
+fn counted_optimizer(optimizer: &mut AdamW, params: &mut Params, gradients: &Gradients) {
+    optimizer.step(params, gradients, 1e-4, 1.0);
 }
 
 fn count_matmuls() {
@@ -105,33 +103,33 @@ fn count_matmuls() {
 }
 
 fn count_attention() {
-    // Three rows that begin alike.
+    // Three rows with common prefixes.
     let long: Vec<u32> = (0..90).collect();
     let rows = [(&long[..], 40), (&long[..57], 40), (&long[..44], 40)];
     let (batch, _) = Batch::with_shared_prefixes(&rows);
-    let (t, wide) = (batch.tokens.len(), HEADS.num_heads * HEADS.head_dim);
-    let (qkv, reaches) = (test_values(t * HEADS.qkv_width()), batch.attention_spans());
-    let (mut o, mut lse) = (vec![0.0; t * wide], vec![0.0; t * HEADS.num_heads]);
-    let rows: Vec<_> = reaches.iter().map(|r| r.to_row(&qkv, HEADS)).collect();
+    let (t, q_width) = (batch.tokens.len(), HEADS.q_width());
+    let (qkv, spans) = (test_values(t * HEADS.qkv_width()), batch.attention_spans());
+    let (mut o, mut lse) = (vec![0.0; t * q_width], vec![0.0; t * HEADS.num_heads]);
+    let rows: Vec<_> = spans.iter().map(|span| span.to_row(&qkv, HEADS)).collect();
     counted_attention(&mut o, &mut lse, &qkv, &rows);
-    let of = attention::Backward {
+    let saved = attention::SavedForward {
         d_o: &test_values(o.len()),
         o: &o,
         lse: &lse,
         qkv: &qkv,
-        heads: HEADS,
+        shape: HEADS,
     };
     let mut rope = Rope::new(&ModelConfig {
         head_dim: HEADS.head_dim,
         ..config(true)
     });
     rope.extend_to(long.len());
-    let mut dqkv = vec![0.0; qkv.len()];
-    counted_attention_backward(&mut dqkv, &of, &reaches, &batch.positions(), &rope);
+    let mut d_qkv = vec![0.0; qkv.len()];
+    counted_attention_backward(&mut d_qkv, &saved, &spans, &batch.positions(), &rope);
 }
 
 fn count_loss() {
-    let shape @ [v, d] = [1_000, 72];
+    let (v, d) = (1_000, 72);
     let targets: Vec<_> = (0..40)
         .map(|position| Target {
             position,
@@ -140,22 +138,27 @@ fn count_loss() {
             distill_weight: 0.0,
         })
         .collect();
-    let (head, hidden) = (test_values(v * d), test_values(targets.len() * d));
-    counted_loss(&head, &hidden, &targets, shape);
+    let (weight, hidden) = (test_values(v * d), test_values(targets.len() * d));
+    let head = LmHead {
+        weight: &weight,
+        vocab_size: v,
+        hidden_size: d,
+    };
+    counted_loss(head, &hidden, &targets);
 }
 
 fn count_optimizer() {
     let mut params = params(&config(true), 1);
     let mut gradients = Gradients::new(&params, &vec![true; params.layout.tensors.len()]);
-    let numbers = test_values(gradients.data.len());
-    gradients.data.copy_from_slice(&numbers);
-    let mut optimiser = AdamW::new(&gradients, AdamWSettings::default());
-    counted_optimizer(&mut optimiser, &mut params, &gradients);
+    let values = test_values(gradients.data.len());
+    gradients.data.copy_from_slice(&values);
+    let mut optimizer = AdamW::new(&gradients, AdamWSettings::default());
+    counted_optimizer(&mut optimizer, &mut params, &gradients);
 }
 
-/// What the guard runs under callgrind, on one thread.
+/// Runs the kernels on one thread; the test below runs it under callgrind.
 #[test]
-#[ignore = "run by the guard"]
+#[ignore = "run by hot_kernels_take_no_more_instructions_than_recorded"]
 fn counted_kernels() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
@@ -168,11 +171,11 @@ fn counted_kernels() {
     });
 }
 
-/// Instructions of each `counted_` function and of what it calls, as `callgrind_annotate` tells them: the most of its lines,
-/// of which others are what was inlined from other files.
-fn counts(told: &str) -> BTreeMap<String, u64> {
+/// Instructions of each `counted_` function including its callees, from the output of `callgrind_annotate`: the largest number of its
+/// lines, since the others are code that was inlined from other files.
+fn counts(annotated: &str) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
-    for line in told.lines() {
+    for line in annotated.lines() {
         let Some((_, after)) = line.split_once("counts::counted_") else {
             continue;
         };
@@ -200,16 +203,16 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
         .arg("--test-threads=1")
         .output();
     let Ok(counted) = counted else {
-        eprintln!("skipped: there is no valgrind");
+        eprintln!("skipped: valgrind is not installed");
         return;
     };
     assert!(counted.status.success(), "{counted:?}");
-    let told = Command::new("callgrind_annotate")
+    let annotated = Command::new("callgrind_annotate")
         .args(["--inclusive=yes", "--threshold=100", "--auto=no"])
         .arg(&out)
         .output()
         .expect("callgrind_annotate is part of valgrind");
-    let counts = counts(&String::from_utf8_lossy(&told.stdout));
+    let counts = counts(&String::from_utf8_lossy(&annotated.stdout));
     if env::var("UNFORGET_COUNTS").is_ok_and(|what| what == "record") {
         let table = toml::to_string(&counts).expect("a table");
         fs::write(RECORD_PATH, table).expect("written");
@@ -221,11 +224,11 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
     assert_eq!(names(&counts), names(&recorded), "other kernels");
     for (name, count) in counts {
         let ratio = count as f64 / recorded[&name] as f64;
-        eprintln!("{name}: {count} instructions, {ratio:.3} of what was recorded");
+        eprintln!("{name}: {count} instructions, {ratio:.3} times the recorded count");
         assert!(
             ratio <= MAX_RATIO,
-            "{name} takes {count} instructions, {ratio:.2} times the {} that were recorded; where the compiler is another one, \
-             record them anew (UNFORGET_COUNTS=record)",
+            "{name} takes {count} instructions, {ratio:.2} times the recorded {}; after a change of compiler, record new counts \
+             (UNFORGET_COUNTS=record)",
             recorded[&name]
         );
     }

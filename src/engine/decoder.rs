@@ -1,8 +1,8 @@
-//! The decoder's layers, forward and backward, written out: llama, mistral, qwen2 and qwen3 by the switches of the config.
+//! The decoder layers, forward and backward, written out: llama, mistral, qwen2 and qwen3, by the switches of the model's config.
 //!
-//! T tokens of all rows, D hidden, F intermediate, H query heads and G key heads of K channels.
+//! T tokens of all rows, P output positions, D hidden, F intermediate, H query heads and G key heads of K channels.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use super::{
     Batch, CachedPrefix, GradSink, Gradients,
@@ -14,20 +14,20 @@ use super::{
 };
 use crate::model::{Buffer, LinearInput, ModelConfig, Params, params::LayerLayout};
 
-/// What a forward pass keeps of its layers.
+/// Which activations a forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivationPolicy {
-    /// Nothing: no backward pass follows.
+    /// None: there is no backward pass.
     None,
     /// All that the backward pass needs.
     All,
-    /// What each layer reads; the rest of what the backward pass needs is computed again there, a layer at a time (Chen et al.
-    /// 2016, arXiv 1604.06174).
+    /// The input of each layer. The backward pass recomputes the rest, one layer at a time (gradient checkpointing, Chen et al. 2016,
+    /// arXiv 1604.06174).
     Checkpoint,
 }
 
 impl ActivationPolicy {
-    /// Layers whose streams and whose states there is room for, of so many.
+    /// Number of residual streams, and of [`LayerActivations`], that are kept for a model of so many layers.
     fn buffer_counts(self, layers: usize) -> (usize, usize) {
         match self {
             Self::None => (1, 1),
@@ -36,16 +36,21 @@ impl ActivationPolicy {
         }
     }
 
-    /// Where the state of `layer` lies.
+    /// Index of the activations of `layer`.
     fn state_index(self, layer: usize) -> usize {
         if self == Self::All { layer } else { 0 }
     }
+
+    /// Index of the residual stream before `layer`, which is the one after the layer below.
+    fn stream_index(self, layer: usize) -> usize {
+        if self == Self::None { layer % 2 } else { layer }
+    }
 }
 
-/// What a layer's backward pass needs of its forward pass.
+/// Activations of a layer that its backward pass needs.
 struct LayerActivations {
     r_input: Buffer, // (T): r of the input norm
-    qkv: Buffer,     // (T, (H + 2G) K), after rope
+    qkv: Buffer,     // (T, (H + 2G) K), after RoPE
     qk_raw: Buffer,  // (T, (H + G) K), before the per-head norm; empty without one
     r_qk: Buffer,    // (T, H + G): r of the per-head norm; empty without one
     o: Buffer,       // (T, H K)
@@ -55,15 +60,15 @@ struct LayerActivations {
     gate_up: Buffer, // (T, 2F); its gradient after the backward pass
 }
 
-/// Memory of one pass, grown when a batch needs more and kept for the whole run.
+/// Activation memory, grown when a batch needs more and kept for the whole run.
 pub struct Decoder {
     config: ModelConfig,
     heads: AttentionShape,
     rope: Rope,
-    capacity: usize,               // tokens that the buffers hold
-    policy: ActivationPolicy,      // what the last forward pass kept
+    capacity: usize,               // tokens that the buffers have room for
+    policy: ActivationPolicy,      // of the last forward pass
     streams: Vec<Buffer>, // (T, D): the residual stream before each layer and after the last
-    layers: Vec<LayerActivations>, // one a layer where they are kept, else one in all
+    layers: Vec<LayerActivations>, // one per layer if all are kept, else one
     norm: Buffer,         // (T, D)
     hidden: Buffer,       // (T, F)
     backward: Option<BackwardBuffers>,
@@ -78,17 +83,38 @@ struct BackwardBuffers {
     o: Buffer,      // (T, H K)
 }
 
+/// Input of a forward pass.
+pub struct ForwardInput<'a> {
+    /// The weights.
+    pub params: &'a Params,
+    /// Token ids (T).
+    pub tokens: &'a [u32],
+    /// Position of each token in its row (T).
+    pub positions: &'a [usize],
+    /// The residual stream of these tokens after fewer layers than `num_layers`, if it is known.
+    pub cached_prefix: Option<&'a CachedPrefix>,
+    /// Layers to run.
+    pub num_layers: usize,
+    /// Indices of the tokens whose output is returned (P).
+    pub output_positions: &'a [usize],
+    /// Activations to keep.
+    pub policy: ActivationPolicy,
+}
+
+fn attention_shape(config: &ModelConfig) -> AttentionShape {
+    AttentionShape {
+        num_heads: config.num_attention_heads,
+        num_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+    }
+}
+
 impl Decoder {
     /// A decoder of this shape.
     pub fn new(config: &ModelConfig) -> Self {
-        let heads = AttentionShape {
-            num_heads: config.num_attention_heads,
-            num_kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        };
         Self {
             config: config.clone(),
-            heads,
+            heads: attention_shape(config),
             rope: Rope::new(config),
             capacity: 0,
             policy: ActivationPolicy::None,
@@ -100,28 +126,25 @@ impl Decoder {
         }
     }
 
-    /// Numbers that [`Decoder::reserve`] makes room for, and a pass over so many tokens writes.
+    /// Number of floats that a pass over so many tokens allocates and writes.
     pub fn floats(c: &ModelConfig, tokens: usize, policy: ActivationPolicy) -> usize {
-        let h = AttentionShape {
-            num_heads: c.num_attention_heads,
-            num_kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-        };
-        let (d, f, wide) = (c.hidden_size, c.intermediate_size, h.num_heads * h.head_dim);
+        let h = attention_shape(c);
+        let (d, f, q_width) = (c.hidden_size, c.intermediate_size, h.q_width());
         let normed = if c.qk_norm {
             h.num_heads + h.num_kv_heads
         } else {
             0
         };
-        let state = 2 + h.qkv_width() + normed * (h.head_dim + 1) + wide + h.num_heads + d + 2 * f;
-        let (streams, states) = policy.buffer_counts(c.num_hidden_layers);
-        let gradient = if policy == ActivationPolicy::None {
+        let layer =
+            2 + h.qkv_width() + normed * (h.head_dim + 1) + q_width + h.num_heads + d + 2 * f;
+        let (streams, layers) = policy.buffer_counts(c.num_hidden_layers);
+        let backward = if policy == ActivationPolicy::None {
             0
         } else {
-            // The last is what attention's parts take.
-            2 * d + f + 2 * h.qkv_width() + wide
+            // The second qkv_width is the scratch memory of attention's backward pass.
+            2 * d + f + 2 * h.qkv_width() + q_width
         };
-        tokens * ((streams + 1) * d + states * state + d + f + gradient)
+        tokens * ((streams + 1) * d + layers * layer + d + f + backward)
     }
 
     /// The heads of the model.
@@ -129,12 +152,12 @@ impl Decoder {
         self.heads
     }
 
-    /// Makes room for `tokens`, for what is kept of them, and for a backward pass where anything is.
+    /// Allocates the buffers for `tokens` under `policy`.
     fn reserve(&mut self, tokens: usize, policy: ActivationPolicy) {
         let (c, h) = (&self.config, self.heads);
-        let (streams, states) = policy.buffer_counts(c.num_hidden_layers);
+        let (streams, layers) = policy.buffer_counts(c.num_hidden_layers);
         if tokens > self.capacity {
-            // An eighth to spare: batches of a run differ by little.
+            // An eighth more than needed: the batches of a run differ little in length.
             self.capacity = tokens + tokens / 8;
             self.streams.clear();
             self.layers.clear();
@@ -146,7 +169,7 @@ impl Decoder {
         while self.streams.len() <= streams {
             self.streams.push(Buffer::zeros(t * c.hidden_size));
         }
-        while self.layers.len() < states {
+        while self.layers.len() < layers {
             let normed = if c.qk_norm {
                 t * (h.num_heads + h.num_kv_heads)
             } else {
@@ -157,7 +180,7 @@ impl Decoder {
                 qkv: Buffer::zeros(t * h.qkv_width()),
                 qk_raw: Buffer::zeros(normed * h.head_dim),
                 r_qk: Buffer::zeros(normed),
-                o: Buffer::zeros(t * h.num_heads * h.head_dim),
+                o: Buffer::zeros(t * h.q_width()),
                 lse: Buffer::zeros(t * h.num_heads),
                 mid: Buffer::zeros(t * c.hidden_size),
                 r_post: Buffer::zeros(t),
@@ -170,87 +193,79 @@ impl Decoder {
                 norm: Buffer::zeros(t * c.hidden_size),
                 hidden: Buffer::zeros(t * c.intermediate_size),
                 qkv: Buffer::zeros(t * h.qkv_width()),
-                o: Buffer::zeros(t * h.num_heads * h.head_dim),
+                o: Buffer::zeros(t * h.q_width()),
             });
         }
     }
 
-    /// The residual stream after `layers` layers (of which the final norm is not one) at the tokens `wanted`: (P, D).
-    /// The last of these layers goes on behind its attention with these tokens alone: nothing reads what it makes of others.
+    /// The residual stream after `input.num_layers` layers, before the final norm, at the output positions: (P, D).
     ///
-    /// `positions`: each token's place in its row. `begun`: what they have come to already, in fewer layers. `attend(layer, qkv, o, lse)` fills attention's output.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the tokens, how far they go, and what is asked of them, each named"
-    )]
+    /// After its attention, the last of these layers computes the output positions alone. `attend(layer, qkv, o, lse)` computes the
+    /// attention of a layer.
     pub fn forward(
         &mut self,
-        params: &Params,
-        (tokens, begun): (&[u32], Option<&CachedPrefix>),
-        positions: &[usize],
-        layers: usize,
-        output_positions: &[usize],
-        policy: ActivationPolicy,
+        input: &ForwardInput<'_>,
         mut attend: impl FnMut(usize, &[f32], &mut [f32], &mut [f32]),
     ) -> &[f32] {
+        let &ForwardInput {
+            params,
+            tokens,
+            positions,
+            cached_prefix,
+            num_layers,
+            output_positions,
+            policy,
+        } = input;
         self.reserve(tokens.len(), policy);
         self.policy = policy;
         self.rope
             .extend_to(positions.iter().max().map_or(0, |p| p + 1));
         let (t, d) = (tokens.len(), self.config.hidden_size);
-        let first = begun.map_or(0, |begun| begun.layers);
-        let stream = &mut self.streams[stream_index(policy, first)];
-        if let Some(begun) = begun {
-            stream[..t * d].copy_from_slice(&begun.stream);
+        let first = cached_prefix.map_or(0, |prefix| prefix.layers);
+        let stream = &mut self.streams[policy.stream_index(first)];
+        if let Some(prefix) = cached_prefix {
+            stream[..t * d].copy_from_slice(&prefix.stream);
         } else {
             let embed = &params.data[params.layout.embed.clone()];
             for (row, id) in stream.chunks_exact_mut(d).zip(tokens) {
                 row.copy_from_slice(&embed[*id as usize * d..][..d]);
             }
         }
-        for layer in first..layers {
-            let [from, to] = [layer, layer + 1].map(|layer| stream_index(policy, layer));
+        for layer in first..num_layers {
+            let [from, to] = [layer, layer + 1].map(|layer| policy.stream_index(layer));
             let [x, out] = self
                 .streams
                 .get_disjoint_mut([from, to])
-                .expect("two streams at least");
-            let state = &mut self.layers[policy.state_index(layer)];
-            let l = &params.layout.layers[layer];
-            let shape = LayerContext {
+                .expect("there are at least two streams");
+            let activations = &mut self.layers[policy.state_index(layer)];
+            let context = LayerContext {
                 config: &self.config,
                 heads: self.heads,
                 rope: &self.rope,
-                positions,
-                output_positions: (layer + 1 == layers).then_some(output_positions),
-            };
-            forward_to_gate_up(
-                state,
-                &x[..t * d],
-                &mut self.norm,
                 params,
-                l,
-                &shape,
-                |qkv, o, lse| {
-                    attend(layer, qkv, o, lse);
-                },
-            );
-            forward_down(out, state, &mut self.hidden, params, l, &shape);
+                layout: &params.layout.layers[layer],
+                positions,
+                output_positions: (layer + 1 == num_layers).then_some(output_positions),
+            };
+            let attend = |qkv: &[f32], o: &mut [f32], lse: &mut [f32]| attend(layer, qkv, o, lse);
+            forward_to_gate_up(activations, &x[..t * d], &mut self.norm, &context, attend);
+            forward_down(out, activations, &mut self.hidden, &context);
         }
-        if layers == 0 {
+        let p = output_positions.len();
+        if num_layers == 0 {
             let [embedded, out] = self
                 .streams
                 .get_disjoint_mut([0, 1])
-                .expect("two streams at least");
+                .expect("there are at least two streams");
             gather(out, embedded, output_positions, d);
-            return &self.streams[1][..output_positions.len() * d];
+            return &self.streams[1][..p * d];
         }
-        &self.streams[stream_index(policy, layers)][..output_positions.len() * d]
+        &self.streams[policy.stream_index(num_layers)][..p * d]
     }
 
-    /// What the linear layers of `layer` read as `input` at each of `t` tokens (T, N), N the input's width.
+    /// The `input` of the linear layers of `layer` at each of `t` tokens (T, N), where N is the width of that input.
     ///
-    /// After a [`Decoder::forward`] that kept its states, which hold the input or all that makes it again, and in which every
-    /// token was wanted.
+    /// Call it after a [`Decoder::forward`] with [`ActivationPolicy::All`] in which every token was an output position.
     pub fn linear_input(
         &mut self,
         params: &Params,
@@ -259,17 +274,16 @@ impl Decoder {
         input: LinearInput,
     ) -> &[f32] {
         let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let wide = self.heads.num_heads * self.heads.head_dim;
         let (s, l) = (&self.layers[layer], &params.layout.layers[layer]);
         let (norm, hidden) = (&mut self.norm[..t * d], &mut self.hidden[..t * f]);
-        let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];
+        let weight = |range: &Range<usize>| &params.data[range.clone()];
         match input {
             LinearInput::Qkv => {
                 let x = &self.streams[layer][..t * d];
                 ops::rms_norm_recompute(norm, &s.r_input[..t], x, weight(&l.input_norm));
                 norm
             }
-            LinearInput::O => &s.o[..t * wide],
+            LinearInput::O => &s.o[..t * self.heads.q_width()],
             LinearInput::GateUp => {
                 let mid = &s.mid[..t * d];
                 ops::rms_norm_recompute(norm, &s.r_post[..t], mid, weight(&l.post_norm));
@@ -282,11 +296,11 @@ impl Decoder {
         }
     }
 
-    /// The gradients of all trained tensors below the final norm are added to `gradients`.
+    /// Adds the gradients of all trained tensors below the final norm to `gradients`.
     ///
-    /// After a [`Decoder::forward`] through all layers that kept its states or streams, of the same `batch` and `wanted`, which ascends; `d_rows`
-    /// is the gradient of what it returned (P, D). `weights` are told of each layer, from the last to the lowest that is reached, and
-    /// of the embedding, once their gradients are complete.
+    /// Call it after a [`Decoder::forward`] through all layers that kept activations, with the same `batch` and `output_positions`
+    /// (ascending). `d_rows` is the gradient of the result (P, D). `sink` receives each layer, from the last to the lowest that has a
+    /// trained tensor at or below it, and the embedding.
     pub fn backward(
         &mut self,
         sink: &mut impl GradSink,
@@ -296,29 +310,25 @@ impl Decoder {
         d_rows: &[f32],
     ) {
         let (t, c, heads) = (batch.tokens.len(), &self.config, self.heads);
-        let (rows, positions) = (batch.attention_spans(), batch.positions());
-        let (d, f, width, wide) = (
-            c.hidden_size,
-            c.intermediate_size,
-            heads.qkv_width(),
-            heads.num_heads * heads.head_dim,
-        );
+        let (spans, positions) = (batch.attention_spans(), batch.positions());
+        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let (qkv_width, q_width) = (heads.qkv_width(), heads.q_width());
         let g = self
             .backward
             .as_mut()
-            .expect("the forward pass kept what this one needs");
+            .expect("the forward pass kept activations");
         let d_stream = &mut g.stream[..t * d];
-        let (d_norm, d_qkv) = (&mut g.norm[..t * d], &mut g.qkv[..t * width]);
-        let (d_hidden, d_o) = (&mut g.hidden[..t * f], &mut g.o[..t * wide]);
+        let (d_norm, d_qkv) = (&mut g.norm[..t * d], &mut g.qkv[..t * qkv_width]);
+        let (d_hidden, d_o) = (&mut g.hidden[..t * f], &mut g.o[..t * q_width]);
         let (norm, hidden) = (&mut self.norm[..t * d], &mut self.hidden[..t * f]);
         d_stream[..d_rows.len()].copy_from_slice(d_rows);
 
-        let lowest = gradients.first_trained();
+        let first_trained = gradients.first_trained();
         let mut attention_scratch = Vec::new();
         for layer in (0..c.num_hidden_layers).rev() {
             let params = sink.params();
             let l = &params.layout.layers[layer];
-            if lowest >= l.down.end {
+            if first_trained >= l.down.end {
                 // Neither this layer nor anything below it is trained.
                 return;
             }
@@ -328,25 +338,27 @@ impl Decoder {
                 &self.streams[layer][..t * d],
                 &mut self.layers[self.policy.state_index(layer)],
             );
-            // The last layer's state is still there.
+            // The activations of the last layer are still there.
             if self.policy == ActivationPolicy::Checkpoint && !last {
-                let shape = LayerContext {
+                let context = LayerContext {
                     config: c,
                     heads,
                     rope: &self.rope,
+                    params,
+                    layout: l,
                     positions: &positions,
                     output_positions: None,
                 };
-                forward_to_gate_up(s, x, norm, params, l, &shape, |qkv, o, lse| {
-                    attend_rows(&rows, heads, qkv, o, lse);
+                forward_to_gate_up(s, x, norm, &context, |qkv, o, lse| {
+                    attend_rows(&spans, heads, qkv, o, lse);
                 });
             }
             let mid = &s.mid[..p * d];
             let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..p]);
-            let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];
+            let weight = |range: &Range<usize>| &params.data[range.clone()];
             {
                 let (d_stream, d_norm) = (&mut d_stream[..p * d], &mut d_norm[..p * d]);
-                let (d_hidden, d_o) = (&mut d_hidden[..p * f], &mut d_o[..p * wide]);
+                let (d_hidden, d_o) = (&mut d_hidden[..p * f], &mut d_o[..p * q_width]);
                 let (norm, hidden) = (&mut norm[..p * d], &mut hidden[..p * f]);
 
                 // out = mid + down(swiglu(gate_up(norm(mid))))
@@ -361,31 +373,28 @@ impl Decoder {
                 ops::rms_norm_backward(d_stream, d_post, d_norm, mid, r_post, weight(&l.post_norm));
 
                 // mid = x + o(attention(rope(qkv(norm(x)))))
-                matmul::input_gradient(d_o, d_stream, weight(&l.o), [p, d, wide], false);
-                let o = select_rows(&s.o[..t * wide], last.then_some(output_positions), wide);
-                gradients.add_linear_grad(&l.o, d_stream, &o, [p, d, wide]);
+                matmul::input_gradient(d_o, d_stream, weight(&l.o), [p, d, q_width], false);
+                let o = select_rows(
+                    &s.o[..t * q_width],
+                    last.then_some(output_positions),
+                    q_width,
+                );
+                gradients.add_linear_grad(&l.o, d_stream, &o, [p, d, q_width]);
             }
             if last {
                 scatter(d_stream, output_positions, d);
-                scatter(d_o, output_positions, wide);
+                scatter(d_o, output_positions, q_width);
             }
-            let o = &s.o[..t * wide];
-            let of = attention::Backward {
+            let saved = attention::SavedForward {
                 d_o,
-                o,
+                o: &s.o[..t * q_width],
                 lse: &s.lse[..t * heads.num_heads],
-                qkv: &s.qkv[..t * width],
-                heads,
+                qkv: &s.qkv[..t * qkv_width],
+                shape: heads,
             };
+            let scratch = &mut attention_scratch;
             timed(Phase::AttentionBackward, Work::default(), || {
-                attention::backward(
-                    d_qkv,
-                    &of,
-                    &rows,
-                    &positions,
-                    &self.rope,
-                    &mut attention_scratch,
-                );
+                attention::backward(d_qkv, &saved, &spans, &positions, &self.rope, scratch);
             });
             if let Some((q_norm, k_norm)) = &l.qk_norm {
                 let norms = [weight(q_norm), weight(k_norm)];
@@ -398,16 +407,16 @@ impl Decoder {
             }
             if let Some(bias) = &l.qkv_bias {
                 for (part, slot) in gradients.slices_mut(bias) {
-                    ops::add_column_sums(slot, d_qkv, part.start, width);
+                    ops::add_column_sums(slot, d_qkv, part.start, qkv_width);
                 }
             }
             ops::rms_norm_recompute(norm, r_input, x, weight(&l.input_norm));
-            gradients.add_linear_grad(&l.qkv, d_qkv, norm, [t, width, d]);
-            matmul::input_gradient(d_norm, d_qkv, weight(&l.qkv), [t, width, d], false);
+            gradients.add_linear_grad(&l.qkv, d_qkv, norm, [t, qkv_width, d]);
+            matmul::input_gradient(d_norm, d_qkv, weight(&l.qkv), [t, qkv_width, d], false);
             let d_input = gradients.tensor_mut(&l.input_norm);
             ops::rms_norm_backward(d_stream, d_input, d_norm, x, r_input, weight(&l.input_norm));
-            let complete = l.range();
-            sink.grad_ready(&complete, gradients);
+            let of_layer = l.range();
+            sink.grad_ready(&of_layer, gradients);
         }
         let embed = sink.params().layout.embed.clone();
         if let Some(d_embed) = gradients.tensor_mut(&embed) {
@@ -421,32 +430,34 @@ impl Decoder {
     }
 }
 
-/// What all layers share in one pass.
+/// Inputs of one layer other than the residual stream.
 struct LayerContext<'a> {
     config: &'a ModelConfig,
     heads: AttentionShape,
     rope: &'a Rope,
+    params: &'a Params,
+    layout: &'a LayerLayout,
     positions: &'a [usize],
-    output_positions: Option<&'a [usize]>, // the tokens that go on behind attention, if not all
+    output_positions: Option<&'a [usize]>, // the tokens that are computed after attention, if not all
 }
 
-/// The rows of `from` (T, W) that are wanted: (P, W).
+/// The rows of `from` (T, W) at `positions`: (P, W); all of them without `positions`.
 fn select_rows<'a>(from: &'a [f32], positions: Option<&[usize]>, width: usize) -> Cow<'a, [f32]> {
-    positions.map_or(Cow::Borrowed(from), |wanted| {
-        let mut rows = vec![0.0; wanted.len() * width];
-        gather(&mut rows, from, wanted, width);
+    positions.map_or(Cow::Borrowed(from), |positions| {
+        let mut rows = vec![0.0; positions.len() * width];
+        gather(&mut rows, from, positions, width);
         Cow::Owned(rows)
     })
 }
 
-/// Copies the rows of `from` (T, W) at `positions` to the beginning of `to`.
+/// Copies the rows of `from` (T, W) at `positions` to the start of `to`.
 fn gather(to: &mut [f32], from: &[f32], positions: &[usize], width: usize) {
     for (to, position) in to.chunks_exact_mut(width).zip(positions) {
         to.copy_from_slice(&from[position * width..][..width]);
     }
 }
 
-/// The other way round, in place: the rows that `rows` (T, W) begins with lie at `positions` (ascending) then, among zeros.
+/// The inverse of [`gather`], in place: moves the first rows of `rows` (T, W) to `positions` (ascending) and zeroes the others.
 fn scatter(rows: &mut [f32], positions: &[usize], width: usize) {
     let mut end = rows.len();
     for (i, position) in positions.iter().enumerate().rev() {
@@ -458,46 +469,35 @@ fn scatter(rows: &mut [f32], positions: &[usize], width: usize) {
     rows[..end].fill(0.0);
 }
 
-/// Where the stream before `layer`, or after the one below it, lies.
-fn stream_index(policy: ActivationPolicy, layer: usize) -> usize {
-    if policy == ActivationPolicy::None {
-        layer % 2
-    } else {
-        layer
-    }
-}
-
-/// Attention of a batch's rows, forward.
+/// Attention of a batch, forward.
 pub(super) fn attend_rows(
-    rows: &[AttentionSpan],
+    spans: &[AttentionSpan],
     heads: AttentionShape,
     qkv: &[f32],
     o: &mut [f32],
     lse: &mut [f32],
 ) {
-    let rows: Vec<_> = rows.iter().map(|r| r.to_row(qkv, heads)).collect();
+    let rows: Vec<_> = spans.iter().map(|span| span.to_row(qkv, heads)).collect();
     timed(Phase::Attention, Work::default(), || {
         attention::forward(o, lse, qkv, &rows, heads);
     });
 }
 
-/// A layer up to what its activation reads: `gate_up(norm(mid))`, `mid = x + o(attention(rope(qkv(norm(x)))))`.
+/// The first part of a layer: `gate_up(norm(mid))`, where `mid = x + o(attention(rope(qkv(norm(x)))))`.
 fn forward_to_gate_up(
     s: &mut LayerActivations,
     x: &[f32],
     norm: &mut [f32],
-    params: &Params,
-    l: &LayerLayout,
-    shape: &LayerContext<'_>,
+    context: &LayerContext<'_>,
     attend: impl FnOnce(&[f32], &mut [f32], &mut [f32]),
 ) {
-    let (c, heads) = (shape.config, shape.heads);
-    let (t, d, f) = (shape.positions.len(), c.hidden_size, c.intermediate_size);
-    let (width, wide) = (heads.qkv_width(), heads.num_heads * heads.head_dim);
-    let weight = |range: &std::ops::Range<usize>| &params.data[range.clone()];
+    let (c, heads, l) = (context.config, context.heads, context.layout);
+    let (t, d, f) = (context.positions.len(), c.hidden_size, c.intermediate_size);
+    let (qkv_width, q_width) = (heads.qkv_width(), heads.q_width());
+    let weight = |range: &Range<usize>| &context.params.data[range.clone()];
     let (qkv, o, lse) = (
-        &mut s.qkv[..t * width],
-        &mut s.o[..t * wide],
+        &mut s.qkv[..t * qkv_width],
+        &mut s.o[..t * q_width],
         &mut s.lse[..t * heads.num_heads],
     );
 
@@ -508,7 +508,13 @@ fn forward_to_gate_up(
         weight(&l.input_norm),
         c.rms_norm_eps,
     );
-    matmul::forward(qkv, &norm[..t * d], weight(&l.qkv), [t, width, d], false);
+    matmul::forward(
+        qkv,
+        &norm[..t * d],
+        weight(&l.qkv),
+        [t, qkv_width, d],
+        false,
+    );
     if let Some(bias) = &l.qkv_bias {
         ops::add_bias(qkv, weight(bias));
     }
@@ -523,15 +529,15 @@ fn forward_to_gate_up(
             c.rms_norm_eps,
         );
     }
-    ops::apply_rope(qkv, shape.positions, heads, shape.rope);
+    ops::apply_rope(qkv, context.positions, heads, context.rope);
     attend(qkv, o, lse);
 
-    let p = shape.output_positions.map_or(t, <[usize]>::len);
-    let o = select_rows(o, shape.output_positions, wide);
+    let p = context.output_positions.map_or(t, <[usize]>::len);
+    let o = select_rows(o, context.output_positions, q_width);
     let norm = &mut norm[..p * d];
     let (mid, gate_up) = (&mut s.mid[..p * d], &mut s.gate_up[..p * 2 * f]);
-    mid.copy_from_slice(&select_rows(x, shape.output_positions, d));
-    matmul::forward(mid, &o, weight(&l.o), [p, d, wide], true);
+    mid.copy_from_slice(&select_rows(x, context.output_positions, d));
+    matmul::forward(mid, &o, weight(&l.o), [p, d, q_width], true);
 
     ops::rms_norm(
         norm,
@@ -543,19 +549,19 @@ fn forward_to_gate_up(
     matmul::forward(gate_up, norm, weight(&l.gate_up), [p, 2 * f, d], false);
 }
 
-/// What it passes on: `out = mid + down(swiglu(gate_up))`.
+/// The second part of a layer: `out = mid + down(swiglu(gate_up))`.
 fn forward_down(
     out: &mut [f32],
     s: &LayerActivations,
     hidden: &mut [f32],
-    params: &Params,
-    l: &LayerLayout,
-    shape: &LayerContext<'_>,
+    context: &LayerContext<'_>,
 ) {
-    let (d, f) = (shape.config.hidden_size, shape.config.intermediate_size);
-    let p = shape.output_positions.unwrap_or(shape.positions).len();
+    let c = context.config;
+    let (d, f) = (c.hidden_size, c.intermediate_size);
+    let p = context.output_positions.unwrap_or(context.positions).len();
     let (out, hidden) = (&mut out[..p * d], &mut hidden[..p * f]);
     ops::swiglu(hidden, &s.gate_up[..p * 2 * f], f);
     out.copy_from_slice(&s.mid[..p * d]);
-    matmul::forward(out, hidden, &params.data[l.down.clone()], [p, d, f], true);
+    let down = &context.params.data[context.layout.down.clone()];
+    matmul::forward(out, hidden, down, [p, d, f], true);
 }

@@ -1,4 +1,4 @@
-//! Eigenvectors of a symmetric matrix.
+//! Eigendecomposition of a symmetric matrix.
 
 use faer::{
     Mat, MatRef, Par,
@@ -11,25 +11,25 @@ use faer::{
 pub struct Eigen {
     /// Ascending.
     pub values: Vec<f64>,
-    /// One behind the other, each of length 1.
+    /// In the order of the values, each of length 1.
     vectors: Vec<f64>,
 }
 
 impl Eigen {
-    /// The eigenvector of the j-th value.
+    /// The eigenvector of the value at index `j`.
     pub fn vector(&self, j: usize) -> &[f64] {
         let n = self.values.len();
         &self.vectors[j * n..][..n]
     }
 }
 
-/// Of the symmetric matrix (n, n), of which the lower triangle is read; none where it is not finite.
+/// Decomposes a symmetric matrix (n, n), of which the lower triangle is read. None if an element is not finite.
 pub fn symmetric(matrix: &[f64], n: usize) -> Option<Eigen> {
     if !matrix.iter().all(|x| x.is_finite()) {
         return None;
     }
     let (mut vectors, mut values) = (Mat::<f64>::zeros(n, n), Diag::<f64>::zeros(n));
-    // On one thread, whose sums have the same order at any number of threads.
+    // On one thread: the order of sums must not depend on the number of threads.
     let par = Par::Seq;
     let both = ComputeEigenvectors::Yes;
     let room = self_adjoint_evd_scratch::<f64>(n, both, par, faer::Spec::default());

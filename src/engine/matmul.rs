@@ -1,29 +1,29 @@
-//! The three matrix products of a linear layer, on `faer`'s.
+//! The three matrix products of a linear layer, computed with `faer`.
 //!
-//! T tokens, N outputs, K inputs; all matrices row-major, weights (N, K) as `nn.Linear` keeps them.
+//! T tokens, N outputs, K inputs. All matrices are row-major; weights are (N, K), as in `nn.Linear`.
 //!
-//! The result is cut into tiles by its shape alone, and each tile is one single-threaded product: whatever the
-//! number of threads, the same sums are made in the same order.
+//! The result is divided into tiles by its shape alone, and each tile is one single-threaded product: results are bitwise
+//! independent of the number of threads.
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 use super::profile::{Phase, Work, timed};
 
-/// How a result is cut: at most `rows` x `columns` a tile.
+/// How a result is divided: at most `rows` x `columns` per tile.
 #[derive(Clone, Copy)]
 struct Tile {
     rows: usize,
     columns: usize,
-    /// Tiles that lie above the diagonal as a whole are left out.
+    /// Tiles that are entirely above the diagonal are left out.
     lower: bool,
 }
 
-/// Below this many multiplications, one tile: cutting costs more than it brings.
+/// Smaller products (in multiplications) are one tile: parallelism would cost more than it saves.
 const SINGLE_TILE_OPS: usize = 1 << 18;
 
-/// Length of the pieces that `len` is cut into: about `target`, a multiple of four pieces where there is
-/// more than one (so that 2 and 4 threads share them evenly), a multiple of 16 elements.
+/// Length of a tile along a dimension of `len`: about `target`, a multiple of 16. The number of tiles is one or a multiple of four,
+/// so that 2 and 4 threads share them evenly.
 fn tile_len(len: usize, target: usize) -> usize {
     if len <= target {
         return len;
@@ -32,13 +32,13 @@ fn tile_len(len: usize, target: usize) -> usize {
     len.div_ceil(pieces).next_multiple_of(16)
 }
 
-/// (m, n), its rows `width` apart.
+/// A view (m, n) with rows `width` apart.
 fn matrix(data: &[f32], [m, n]: [usize; 2], width: usize) -> MatRef<'_, f32> {
     MatRef::from_row_major_slice_with_stride(data, m, n, width)
 }
 
-/// Reads through a matrix whose columns lie one behind the other, once a cache line. A product reads it across these, which no
-/// processor foresees: with weights that come from memory it takes a tenth longer than where they were read in order before.
+/// Touches every cache line of a column-major matrix, in order. The product reads across its columns, which hardware prefetchers do
+/// not predict: for weights that are not in the cache, prefetching saves a tenth of the time.
 fn prefetch(of: MatRef<'_, f32>) {
     let Some(of) = of.try_as_col_major() else {
         return;
@@ -79,7 +79,7 @@ fn tiled_matmul(c: &mut [f32], a: MatRef<'_, f32>, b: MatRef<'_, f32>, add: bool
     }
 }
 
-/// The tiles of a result, and where in it each begins.
+/// The tiles of a result, with the row and column where each starts.
 fn tiles(c: MatMut<'_, f32>, tile: Tile) -> Vec<(usize, usize, MatMut<'_, f32>)> {
     let (m, n) = (c.nrows(), c.ncols());
     let mut tiles = Vec::new();
@@ -124,7 +124,7 @@ pub fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 
     });
 }
 
-/// Gradient of rows `first..` of the weight, added: `dw (R, K) += dy (T, N)[:, first..first + R]^T x (T, K)`.
+/// Gradient of the rows `first..` of the weight: `dw (R, K) += dy (T, N)[:, first..first + R]^T x (T, K)`.
 pub fn weight_gradient(dw: &mut [f32], dy: &[f32], first: usize, x: &[f32], [t, n, k]: [usize; 3]) {
     let rows = dw.len() / k;
     assert!(first + rows <= n, "no such rows");
@@ -142,7 +142,7 @@ pub fn weight_gradient(dw: &mut [f32], dy: &[f32], first: usize, x: &[f32], [t, 
     });
 }
 
-/// Second moments, added: `c (K, K) += x (T, K)^T x (T, K)`, on and below the diagonal; above it there may be anything.
+/// Second moments: `c (K, K) += x (T, K)^T x (T, K)`. Only the lower triangle and the diagonal are defined.
 pub fn second_moments(c: &mut [f32], x: &[f32], [t, k]: [usize; 2]) {
     let tile = Tile {
         rows: tile_len(k, 192),
@@ -163,7 +163,7 @@ mod tests {
         (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
     }
 
-    /// Shapes around the tile edges, one of them small enough not to be cut.
+    /// Shapes around the tile edges, one of them small enough for a single tile.
     const SHAPES: [[usize; 3]; 4] = [[3, 5, 7], [33, 400, 50], [600, 208, 65], [70, 576, 192]];
 
     #[test]

@@ -1,7 +1,7 @@
 //! Row-wise operations of a layer and their gradients.
 //!
-//! T tokens, D hidden, F intermediate. Each works on blocks of [`BLOCK`] rows in parallel; sums over rows are made
-//! block by block in order, so no result depends on the number of threads.
+//! T tokens, D hidden, F intermediate. Each operation works on blocks of [`BLOCK`] rows in parallel. Sums over rows are computed
+//! block by block in a fixed order, so that results do not depend on the number of threads.
 
 use rayon::prelude::*;
 
@@ -11,12 +11,12 @@ use super::{
     simd::{self, vectorized},
 };
 
-/// Rows that one task takes.
+/// Rows per task.
 const BLOCK: usize = 16;
 
-/// RMS norm: `y = x * r * w` with `r = 1 / sqrt(mean(x^2) + eps)` a row (Zhang and Sennrich 2019).
+/// RMS norm: `y = x * r * w`, where each row has its `r = 1 / sqrt(mean(x^2) + eps)` (Zhang and Sennrich 2019).
 ///
-/// `x`, `y` (T, D); `w` (D); `r` (T) is kept for the gradient.
+/// `x`, `y` (T, D); `w` (D); `r` (T) is saved for the gradient.
 pub fn rms_norm(y: &mut [f32], r: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
     let block = BLOCK * w.len();
     y.par_chunks_mut(block)
@@ -25,7 +25,7 @@ pub fn rms_norm(y: &mut [f32], r: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
         .for_each(|((y, x), r)| rms_norm_rows(y, r, x, w, eps));
 }
 
-/// [`rms_norm`] again, from the r that was kept.
+/// [`rms_norm`] from the saved `r`.
 pub fn rms_norm_recompute(y: &mut [f32], r: &[f32], x: &[f32], w: &[f32]) {
     let block = BLOCK * w.len();
     y.par_chunks_mut(block)
@@ -34,7 +34,7 @@ pub fn rms_norm_recompute(y: &mut [f32], r: &[f32], x: &[f32], w: &[f32]) {
         .for_each(|((y, x), r)| scale_rows(y, r, x, w));
 }
 
-/// Gradient of [`rms_norm`]: adds to `dx`, and to `dw` where the weight is trained.
+/// Gradient of [`rms_norm`]: adds to `dx`, and to `dw` if the weight is trained.
 pub fn rms_norm_backward(
     dx: &mut [f32],
     dw: Option<&mut [f32]>,
@@ -113,7 +113,7 @@ vectorized! {
         }
     }
 
-    /// RMS norm of each head of a row, by the norm of its kind; `raw` keeps what it was, `r` each factor.
+    /// RMS norm of each head of a row, with the weight of q or of k. Saves the input in `raw`, and each r in `r`.
     fn norm_heads(row: &mut [f32], raw: &mut [f32], r: &mut [f32], norms: [&[f32]; 2], queries: usize, eps: f32) {
         let dim = norms[0].len();
         raw.copy_from_slice(&row[..raw.len()]);
@@ -123,7 +123,7 @@ vectorized! {
         }
     }
 
-    /// Gradient of [`norm_heads`], in place; adds to the gradients of the two norms.
+    /// Gradient of [`norm_heads`], in place. Adds the gradients of the two weights to `sums`.
     fn norm_heads_backward(
         row: &mut [f32],
         raw: &[f32],
@@ -170,20 +170,20 @@ fn rms_norm_backward_row(dx: &mut [f32], dw: &mut [f32], dy: &[f32], x: &[f32], 
     }
 }
 
-/// `x += bias`, every row.
+/// `x += bias`, for every row.
 pub fn add_bias(x: &mut [f32], bias: &[f32]) {
     x.par_chunks_mut(BLOCK * bias.len())
         .for_each(|x| add_to_rows(x, bias));
 }
 
-/// Gradient of a bias: `out += ` the sum of rows of `dy (T, N)`, columns `first..first + out.len()`.
+/// Gradient of a bias: adds the sum over rows of `dy` (T, N), columns `first..first + out.len()`, to `out`.
 pub fn add_column_sums(out: &mut [f32], dy: &[f32], first: usize, n: usize) {
     for row in dy.chunks_exact(n) {
         simd::axpy(out, 1.0, &row[first..first + out.len()]);
     }
 }
 
-/// `SwiGLU` (Shazeer 2020): `h = silu(gate) * up`; rows of `gate_up` (T, 2F) are gate, then up; `h` (T, F).
+/// `SwiGLU` (Shazeer 2020): `h = silu(gate) * up`. Each row of `gate_up` (T, 2F) is gate, then up; `h` (T, F).
 pub fn swiglu(h: &mut [f32], gate_up: &[f32], f: usize) {
     h.par_chunks_mut(f)
         .zip(gate_up.par_chunks(2 * f))
@@ -194,7 +194,7 @@ pub fn swiglu(h: &mut [f32], gate_up: &[f32], f: usize) {
         });
 }
 
-/// Gradient of [`swiglu`]: makes `h` again, and turns `gate_up` into its gradient, given `dh`.
+/// Gradient of [`swiglu`]: recomputes `h`, and overwrites `gate_up` with its gradient, given `dh`.
 pub fn swiglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize) {
     h.par_chunks_mut(f)
         .zip(gate_up.par_chunks_mut(2 * f))
@@ -218,7 +218,7 @@ pub fn apply_rope(qkv: &mut [f32], positions: &[usize], heads: AttentionShape, r
         });
 }
 
-/// RMS norm of every head of q and k (qwen3), in place; what it was before (T, (H + G) K), and each r (T, H + G), are kept.
+/// RMS norm of every head of q and k (qwen3), in place. Saves the input in `raw` (T, (H + G) K), and each r in `r` (T, H + G).
 pub fn qk_norm(
     qkv: &mut [f32],
     raw: &mut [f32],
@@ -243,7 +243,7 @@ pub fn qk_norm(
         });
 }
 
-/// Gradient of [`qk_norm`], in place in `d_qkv`; returns the gradients of the two norms (K each).
+/// Gradient of [`qk_norm`], in place in `d_qkv`. Returns the gradients of the two weights (K each).
 pub fn qk_norm_backward(
     d_qkv: &mut [f32],
     raw: &[f32],

@@ -1,16 +1,16 @@
-//! Where the time of training steps goes, part by part: `tune --profile`.
+//! Where the time of training steps goes, phase by phase: `tune --profile`.
 //!
-//! A thread that has called [`start`] counts what it spends in [`timed`]; on every other thread, and outside of [`Phase::StepTime`],
-//! that only calls. The work itself may use all threads.
+//! A thread that has called [`start`] measures the calls of [`timed`] within a [`Phase::Step`]. On other threads, and outside of
+//! steps, [`timed`] only calls its function. The work itself may use all threads.
 
 use std::{cell::RefCell, fmt, hint::black_box, time::Instant};
 
 use super::simd::{LANES, vectorized};
 
-/// A part of a step.
+/// A phase of a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// A whole step; by itself what no other part has: norms, rotations, activations, copies.
+    /// A whole step. Its own time is that of no other phase: norms, RoPE, activations, copies.
     Step,
     /// `x W^T`.
     Forward,
@@ -22,13 +22,13 @@ pub enum Phase {
     Attention,
     /// Attention, backward.
     AttentionBackward,
-    /// Softmax, cross-entropy and divergence over the vocabulary.
+    /// Softmax, cross-entropy and KL divergence over the vocabulary.
     Loss,
-    /// What holds the weights themselves, and the norm of the gradient.
+    /// Penalties on the weights, and the gradient norm.
     Penalties,
-    /// `AdamW`, and the average of the weights.
+    /// `AdamW`, and the moving average of the weights.
     Optimizer,
-    /// Updates projected off the known facts' inputs.
+    /// The null-space projection of updates.
     Projection,
 }
 
@@ -48,31 +48,31 @@ impl Phase {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Step => "all else",
-            Self::Forward => "products, forward",
-            Self::InputGradient => "products, gradients of inputs",
-            Self::WeightGradient => "products, gradients of weights",
+            Self::Step => "other",
+            Self::Forward => "matmul, forward",
+            Self::InputGradient => "matmul, input gradients",
+            Self::WeightGradient => "matmul, weight gradients",
             Self::Attention => "attention, forward",
             Self::AttentionBackward => "attention, backward",
-            Self::Loss => "loss over the vocabulary",
-            Self::Penalties => "penalties, norm of the gradient",
-            Self::Optimizer => "optimiser",
+            Self::Loss => "loss",
+            Self::Penalties => "penalties and gradient norm",
+            Self::Optimizer => "optimizer",
             Self::Projection => "projection",
         }
     }
 }
 
-/// What a part takes at least.
+/// The minimum work of a phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
-    /// Additions and multiplications.
+    /// Floating-point operations.
     pub operations: f64,
-    /// Bytes read and written, each once.
+    /// Bytes read and written, each counted once.
     pub bytes: f64,
 }
 
 impl Work {
-    /// Of a product (m, k) (k, n), in f32.
+    /// Of a matrix product (m, k) (k, n), in f32.
     pub fn matmul([m, n, k]: [usize; 3]) -> Self {
         let [m, n, k] = [m as f64, n as f64, k as f64];
         Self {
@@ -81,7 +81,7 @@ impl Work {
         }
     }
 
-    /// Of passing over so many f32, read or written.
+    /// Of reading or writing so many f32.
     pub fn floats(count: usize) -> Self {
         Self {
             operations: 0.0,
@@ -90,7 +90,7 @@ impl Work {
     }
 }
 
-/// What one part took.
+/// Measurements of one phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct PhaseStats {
     calls: u64,
@@ -99,13 +99,13 @@ struct PhaseStats {
     bytes: f64,
 }
 
-/// What the steps since [`start`] took.
+/// Measurements of the steps since [`start`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
     phases: [PhaseStats; Phase::ALL.len()],
-    /// What the processor can do at most, in operations a second; 0 where it was not measured.
+    /// Peak of the processor, in operations per second; 0 if not measured.
     peak_flops: f64,
-    /// Seconds of parts within the one that is open.
+    /// Seconds of phases nested in the current one.
     nested_seconds: f64,
     in_step: bool,
 }
@@ -114,52 +114,51 @@ thread_local! {
     static PROFILE: RefCell<Option<Profile>> = const { RefCell::new(None) };
 }
 
-/// Counts on this thread from now on.
+/// Starts measuring on this thread.
 pub fn start() {
     PROFILE.set(Some(Profile::default()));
 }
 
-/// What was counted since [`start`], beside what the processor can do at most; none where it was not called. Nothing is counted from
-/// here on.
+/// Stops measuring. Returns the measurements since [`start`], with the peak of the processor; none if it was not called.
 pub fn finish() -> Option<Profile> {
     let mut profile = PROFILE.take()?;
     profile.peak_flops = peak_flops();
     Some(profile)
 }
 
-/// Calls `f`, and counts what it takes as `part`, without what is counted within it.
-pub fn timed<T>(part: Phase, work: Work, f: impl FnOnce() -> T) -> T {
-    let counts = PROFILE.with_borrow_mut(|profile| {
+/// Calls `f`, and adds its time to `phase`, without that of nested phases.
+pub fn timed<T>(phase: Phase, work: Work, f: impl FnOnce() -> T) -> T {
+    let nested = PROFILE.with_borrow_mut(|profile| {
         let profile = profile.as_mut()?;
-        profile.in_step |= part == Phase::Step;
+        profile.in_step |= phase == Phase::Step;
         profile
             .in_step
             .then(|| std::mem::take(&mut profile.nested_seconds))
     });
-    let Some(before) = counts else {
+    let Some(before) = nested else {
         return f();
     };
     let started = Instant::now();
-    let made = f();
+    let result = f();
     let seconds = started.elapsed().as_secs_f64();
     PROFILE.with_borrow_mut(|profile| {
         if let Some(profile) = profile {
-            let spent = &mut profile.phases[part as usize];
-            spent.calls += 1;
-            spent.seconds += seconds - profile.nested_seconds;
-            spent.operations += work.operations;
-            spent.bytes += work.bytes;
+            let stats = &mut profile.phases[phase as usize];
+            stats.calls += 1;
+            stats.seconds += seconds - profile.nested_seconds;
+            stats.operations += work.operations;
+            stats.bytes += work.bytes;
             profile.nested_seconds = before + seconds;
-            profile.in_step &= part != Phase::Step;
+            profile.in_step &= phase != Phase::Step;
         }
     });
-    made
+    result
 }
 
-/// Rounds of [`fma_rounds`]: some hundredth of a second.
+/// Rounds of [`fma_rounds`]: some hundredths of a second.
 const ROUNDS: usize = 5_000_000;
 
-/// Operations a second of fused multiply-adds in registers, on all threads; the best of a few tries.
+/// Operations per second of fused multiply-adds in registers, on all threads: the best of a few tries.
 fn peak_flops() -> f64 {
     let once = || {
         let started = Instant::now();
@@ -170,16 +169,16 @@ fn peak_flops() -> f64 {
     (0..5).map(|_| once()).fold(0.0, f64::max)
 }
 
-/// As many multiply-adds of vectors as a processor has under way at most: two at once, each of four cycles.
+/// Independent chains of vector FMAs that keep a processor busy: two per cycle with a latency of four cycles.
 const FMA_CHAINS: usize = 8;
 
 vectorized! {
-    /// [`FMA_CHAINS`] fused multiply-adds of [`LANES`] numbers a round, none of which waits for another.
+    /// [`FMA_CHAINS`] independent fused multiply-adds of [`LANES`] numbers per round.
     ///
-    /// They are named so that they stay in registers, as in [`super::small`].
+    /// They are written out so that they stay in registers, as in [`super::small_matmul`].
     fn fma_rounds(rounds: usize) -> f32 {
         let (by, plus) = (black_box(0.5f32), black_box(1.0f32));
-        // Each of its own, or the compiler would make them one.
+        // Separate values, or the compiler would merge the chains.
         let start = || [black_box(0f32); LANES];
         let (mut s0, mut s1, mut s2, mut s3) = (start(), start(), start(), start());
         let (mut s4, mut s5, mut s6, mut s7) = (start(), start(), start(), start());
@@ -200,66 +199,66 @@ vectorized! {
 }
 
 impl Profile {
-    fn stats(&self, part: Phase) -> PhaseStats {
-        self.phases[part as usize]
+    fn stats(&self, phase: Phase) -> PhaseStats {
+        self.phases[phase as usize]
     }
 
-    /// Steps that were taken.
+    /// Number of steps.
     fn steps(&self) -> u64 {
         self.stats(Phase::Step).calls
     }
 }
 
-/// A table: seconds a step, share, and what they are worth.
+/// A table: seconds per step, share of the time, and throughput.
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let steps = self.steps().max(1) as f64;
-        let all: f64 = self.phases.iter().map(|spent| spent.seconds).sum();
+        let all: f64 = self.phases.iter().map(|stats| stats.seconds).sum();
         writeln!(
             f,
-            "{} steps of {:.3} s each, where their time went:",
+            "time of {} steps, {:.3} s each:",
             self.steps(),
             all / steps
         )?;
         write!(
             f,
             "{:<32}{:>9}{:>7}{:>9}{:>10}{:>9}{:>8}{:>8}",
-            "", "s a step", "share", "calls", "GFLOP/s", "of peak", "GB", "GB/s"
+            "", "s/step", "share", "calls", "GFLOP/s", "of peak", "GB", "GB/s"
         )?;
-        for part in Phase::ALL {
-            let spent = self.stats(part);
-            if spent.calls == 0 {
+        for phase in Phase::ALL {
+            let stats = self.stats(phase);
+            if stats.calls == 0 {
                 continue;
             }
             let of_time = |amount: f64| {
                 if amount > 0.0 {
-                    format!("{:.1}", amount / spent.seconds / 1e9)
+                    format!("{:.1}", amount / stats.seconds / 1e9)
                 } else {
                     String::new()
                 }
             };
-            let of_peak = if spent.operations > 0.0 && self.peak_flops > 0.0 {
-                let rate = spent.operations / spent.seconds;
+            let of_peak = if stats.operations > 0.0 && self.peak_flops > 0.0 {
+                let rate = stats.operations / stats.seconds;
                 format!("{:.0}%", 100.0 * rate / self.peak_flops)
             } else {
                 String::new()
             };
-            let moved = if spent.bytes > 0.0 {
-                format!("{:.2}", spent.bytes / steps / 1e9)
+            let moved = if stats.bytes > 0.0 {
+                format!("{:.2}", stats.bytes / steps / 1e9)
             } else {
                 String::new()
             };
             write!(
                 f,
                 "\n{:<32}{:>9.3}{:>6.0}%{:>9.0}{:>10}{:>9}{:>8}{:>8}",
-                part.name(),
-                spent.seconds / steps,
-                100.0 * spent.seconds / all,
-                spent.calls as f64 / steps,
-                of_time(spent.operations),
+                phase.name(),
+                stats.seconds / steps,
+                100.0 * stats.seconds / all,
+                stats.calls as f64 / steps,
+                of_time(stats.operations),
                 of_peak,
                 moved,
-                of_time(spent.bytes),
+                of_time(stats.bytes),
             )?;
         }
         Ok(())
@@ -294,7 +293,7 @@ mod tests {
             });
         }
         product();
-        let profile = finish().expect("it was begun");
+        let profile = finish().expect("it was started");
         assert_eq!(finish(), None);
         let (step, loss, forward) = (
             profile.stats(Phase::Step),
@@ -304,19 +303,23 @@ mod tests {
         assert_eq!((step.calls, loss.calls, forward.calls), (2, 2, 4));
         assert_eq!(forward.operations, 4.0 * 48.0);
         assert_eq!(forward.bytes, 4.0 * 4.0 * (8.0 + 12.0 + 6.0));
-        // Sleeping takes as long as was said, or longer.
+        // Sleeping takes at least the requested time.
         assert!(step.seconds >= 0.04 && forward.seconds >= 0.08);
-        assert!(loss.seconds < 0.04, "it only calls: {}", loss.seconds);
+        assert!(
+            loss.seconds < 0.04,
+            "it only calls the others: {}",
+            loss.seconds
+        );
 
-        let told = profile.to_string();
-        assert!(told.starts_with("2 steps of "), "{told}");
-        assert!(told.contains("products, forward"), "{told}");
-        // Every processor that this runs on does more than one operation in a nanosecond, and none a million.
+        let table = profile.to_string();
+        assert!(table.starts_with("time of 2 steps, "), "{table}");
+        assert!(table.contains("matmul, forward"), "{table}");
+        // Any processor does more than one operation per nanosecond, and fewer than a million.
         assert!(
             (1e9..1e15).contains(&profile.peak_flops),
             "{}",
             profile.peak_flops
         );
-        assert!(!told.contains("projection"), "{told}");
+        assert!(!table.contains("projection"), "{table}");
     }
 }

@@ -1,17 +1,17 @@
-//! Rotary position embedding (Su et al. 2021), in the half-split form of Hugging Face's models.
+//! Rotary position embedding (RoPE, Su et al. 2021), in the half-split form of `transformers`.
 
 use std::f64::consts::PI;
 
 use crate::model::{ModelConfig, config::RopeScaling};
 
-/// cos and sin of every position seen so far.
+/// cos and sin of the positions `0..n`.
 pub struct Rope {
-    inverse_frequencies: Vec<f64>, // (K / 2), radians a position
+    inverse_frequencies: Vec<f64>, // (K / 2), radians per position
     table: Vec<f32>,               // (positions, K): K / 2 cosines, then K / 2 sines
 }
 
 impl Rope {
-    /// Frequencies of `config`: theta^(-2i / K), scaled as `rope_scaling` says.
+    /// Frequencies of `config`: theta^(-2i / K), scaled by `rope_scaling`. The table is empty.
     pub fn new(config: &ModelConfig) -> Self {
         let k = config.head_dim;
         let inverse_frequencies = (0..k / 2)
@@ -28,7 +28,7 @@ impl Rope {
         }
     }
 
-    /// Makes sure that positions `0..positions` are in the table.
+    /// Extends the table to at least the positions `0..positions`.
     pub fn extend_to(&mut self, positions: usize) {
         let half = self.inverse_frequencies.len();
         for p in self.table.len() / (2 * half).max(1)..positions {
@@ -38,7 +38,7 @@ impl Rope {
         }
     }
 
-    /// cos and sin (K / 2 each) of a position that was reached.
+    /// cos and sin (K / 2 each) of a position in the table.
     #[inline(always)]
     pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let k = 2 * self.inverse_frequencies.len();
@@ -46,8 +46,8 @@ impl Rope {
     }
 }
 
-/// Scaled frequency. Llama 3.x: wavelengths beyond `low` are slowed by `factor`, below `high` kept, blended between
-/// (as `_compute_llama3_parameters` of `transformers`).
+/// The scaled frequency. Llama 3.x divides that of long wavelengths by `factor`, keeps that of short ones and interpolates in between
+/// (`_compute_llama3_parameters` of `transformers`).
 fn scale(frequency: f64, scaling: &RopeScaling) -> f64 {
     match scaling {
         RopeScaling::None => frequency,

@@ -1,30 +1,27 @@
-//! Vector code without intrinsics: plain loops over 16 lanes, compiled for the widest instructions that the processor has.
+//! SIMD without intrinsics: plain loops over 16 lanes, compiled for several instruction sets and selected at run time.
 //!
-//! The lanes fix the order of every sum, so the result is the same on AVX2 and AVX-512.
+//! The number of lanes fixes the order of every sum, so that results are the same on AVX2 and AVX-512.
 
 /// Lanes of a sum: one AVX-512 register of f32.
 pub const LANES: usize = 16;
 
-/// Defines functions that are compiled three times, for AVX-512, for AVX2 and for the build's own target, and choose by
-/// the processor at hand on every call. What they call must be `#[inline(always)]`, closures be small, to profit.
+/// Defines functions that are compiled three times, for AVX-512, AVX2 and the build's own target. Each call selects the best version
+/// that the processor supports. Functions that they call must be `#[inline(always)]` (and closures small) to be vectorised too.
 macro_rules! vectorized {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block)*) => {$(
         $(#[$meta])*
         $vis fn $name($($arg: $type),*) $(-> $out)? {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments, reason = "the function around it says why")]
             fn body($($arg: $type),*) $(-> $out)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-            #[allow(clippy::too_many_arguments, reason = "the function around it says why")]
             fn avx512($($arg: $type),*) $(-> $out)? {
                 body($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            #[allow(clippy::too_many_arguments, reason = "the function around it says why")]
             fn avx2($($arg: $type),*) $(-> $out)? {
                 body($($arg),*)
             }
@@ -45,18 +42,18 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// Instructions that `vectorized` functions choose between.
+/// Instruction sets that `vectorized` functions are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
     /// AVX2 and FMA.
     Avx2,
-    /// What the program was built for.
+    /// The target of the build.
     Build,
 }
 
-/// The widest instructions of this processor.
+/// The widest instruction set that this processor supports.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub fn level() -> Level {
@@ -75,7 +72,7 @@ pub fn level() -> Level {
 
 /// e^x within 2 units in the last place, on [-87, 88]; clamped outside.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts; e^r by its Taylor series to degree 7.
+/// x = n ln 2 + r with |r| <= ln 2 / 2, where ln 2 is split in two parts; e^r is its Taylor series up to degree 7.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
@@ -89,12 +86,12 @@ pub fn exp(x: f32) -> f32 {
         .mul_add(r, 0.5)
         .mul_add(r, 1.0)
         .mul_add(r, 1.0);
-    // 2^n, by its bits: adding 1.5 * 2^23 leaves n + 127 in the low bits of the mantissa.
+    // 2^n from its bits: adding 1.5 * 2^23 leaves n + 127 in the low bits of the mantissa.
     let bits = (n + (127.0 + 12_582_912.0)).to_bits();
     p * f32::from_bits(bits << 23)
 }
 
-/// Sum of the products, in 16 lanes.
+/// Dot product, in 16 lanes.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = a.as_chunks::<LANES>();
@@ -109,7 +106,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum.iter().sum::<f32>() + rest
 }
 
-/// Largest element; `f32::NEG_INFINITY` of none.
+/// Largest element; `f32::NEG_INFINITY` if there is none.
 #[inline(always)]
 pub fn max(a: &[f32]) -> f32 {
     let (chunks, rest) = a.as_chunks::<LANES>();

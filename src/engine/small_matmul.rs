@@ -1,8 +1,8 @@
-//! Products too small to be worth packing for: attention's, a block of one head group at a time.
+//! Matrix products that are too small to pay for packing: those of attention, one block of one head group at a time.
 
 use super::simd::vectorized;
 
-/// A matrix where it lies: element (i, j) is `data[i * step.0 + j * step.1]`.
+/// A strided view of a matrix: element (i, j) is `data[i * step.0 + j * step.1]`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     data: &'a [f32],
@@ -10,7 +10,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Stored row by row, rows `width` apart.
+    /// Of a row-major matrix whose rows are `width` apart.
     #[inline(always)]
     pub const fn rows(data: &'a [f32], width: usize) -> Self {
         Self {
@@ -19,7 +19,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The transpose of what is stored row by row, rows `width` apart.
+    /// Of the transpose of a row-major matrix whose rows are `width` apart.
     #[inline(always)]
     pub const fn columns(data: &'a [f32], width: usize) -> Self {
         Self {
@@ -30,9 +30,9 @@ impl<'a> Matrix<'a> {
 }
 
 vectorized! {
-    /// `c (m, n) = a (m, k) b (k, n)`, or `+=` with `add`: a product too small to be worth packing for.
+    /// `c (m, n) = a (m, k) b (k, n)`, or `+=` with `add`.
     ///
-    /// Rows of `c` lie `ldc` apart; those of `b` must be stored row by row.
+    /// Rows of `c` are `ldc` apart; `b` must be row-major.
     pub fn small_matmul(c: &mut [f32], ldc: usize, shape: [usize; 3], a: Matrix<'_>, b: Matrix<'_>, add: bool) {
         let [m, k, n] = shape;
         debug_assert_eq!(b.step.1, 1, "columns of b lie side by side");
@@ -64,8 +64,8 @@ vectorized! {
 
 /// The first N columns of [`small_matmul`], four rows at a time: 4 N sums stay in registers.
 ///
-/// The four are named, not counted: in a loop over them the compiler kept the sums in memory and multiplied number by number, at a
-/// twentieth of the speed.
+/// The four rows are written out: in a loop over them the compiler kept the sums in memory and did not vectorise, at a twentieth of
+/// the speed.
 #[inline(always)]
 fn column_block<const N: usize>(
     c: &mut [f32],
@@ -78,7 +78,7 @@ fn column_block<const N: usize>(
     let mut i = 0;
     while i < m {
         let rows = (m - i).min(4);
-        // Rows beyond the last repeat it; their sums are dropped.
+        // Rows beyond the end repeat the last one; their sums are dropped.
         let from = |r: usize| &a.data[(i + r.min(rows - 1)) * a.step.0..];
         let [a0, a1, a2, a3] = [from(0), from(1), from(2), from(3)];
         let (mut s0, mut s1, mut s2, mut s3) = ([0f32; N], [0f32; N], [0f32; N], [0f32; N]);

@@ -1,4 +1,5 @@
-//! The engine against itself: finite differences, packing, caching, threads. (Against `transformers`: `tests/it/golden.rs`.)
+//! Properties of the engine: gradients equal finite differences, and packing, caching and threads do not change results. (The
+//! comparison with `transformers` is in `tests/it/golden.rs`.)
 
 use std::{ops::Range, sync::Arc};
 
@@ -6,12 +7,15 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::model::{
-    Family, Layout,
-    config::{Llama3Scaling, RopeScaling},
+use crate::{
+    config::VocabSubset,
+    model::{
+        Family, Layout,
+        config::{Llama3Scaling, RopeScaling},
+    },
 };
 
-/// A tiny model with every switch on: biases, per-head norms, grouped heads, a head width of its own.
+/// A tiny model with every switch on: biases, per-head norms, grouped heads, an explicit head width.
 pub(super) fn config(tied: bool) -> ModelConfig {
     ModelConfig {
         family: Family::Qwen3,
@@ -53,8 +57,8 @@ pub(super) fn params(config: &ModelConfig, seed: u64) -> Params {
     params
 }
 
-/// Rows of unequal length, one longer than two blocks of keys, some of which begin alike, one with all of another; and
-/// how many of each row's tokens may be shared. The last has none.
+/// Rows of different lengths with common prefixes, one of them longer than two blocks of keys and one a prefix of another, with the
+/// number of tokens that each may share. The last row is empty.
 fn token_rows(v: u32) -> Vec<(Vec<u32>, usize)> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut tokens =
@@ -79,7 +83,7 @@ fn token_rows(v: u32) -> Vec<(Vec<u32>, usize)> {
     .collect()
 }
 
-/// Targets at the last three tokens of each row, which lie at the end of `own`.
+/// Targets at the last three tokens of each row, whose own tokens are `own`.
 fn targets(own: &[Range<usize>], v: u32) -> Vec<Target> {
     let mut rng = ChaCha8Rng::seed_from_u64(8);
     let positions = own
@@ -95,7 +99,7 @@ fn targets(own: &[Range<usize>], v: u32) -> Vec<Target> {
         .collect()
 }
 
-/// The rows, what they begin with shared.
+/// The rows with shared prefixes.
 fn batch(v: u32) -> (Batch, Vec<Target>) {
     let rows = token_rows(v);
     let rows: Vec<(&[u32], usize)> = rows.iter().map(|(row, may)| (&row[..], *may)).collect();
@@ -109,7 +113,7 @@ fn batch(v: u32) -> (Batch, Vec<Target>) {
     (batch, targets(&own, v))
 }
 
-/// The same rows, each by itself.
+/// The same rows without sharing.
 fn batch_without_sharing(v: u32) -> (Batch, Vec<Target>) {
     let mut batch = Batch::new();
     let rows = token_rows(v).into_iter();
@@ -148,16 +152,17 @@ fn add_gradients(
     let mut engine = Engine::new(config);
     let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
     let hidden = engine.hidden(&teacher, &batch, &positions);
-    let side = SoftTargets {
+    let soft_targets = SoftTargets {
         logits: TeacherLogits::Hidden {
             head: &teacher.data[teacher.layout.head.clone()],
             hidden: &hidden,
-            subset: TokenSubset::Full,
+            subset: VocabSubset::Full,
+            rng: RngStream { seed: 0, stream: 0 },
         },
         temperature: 0.5,
         exclude_target: without_target,
     };
-    engine.loss_and_gradients(params, &batch, &targets, Some(side), gradients)
+    engine.loss_and_gradients(params, &batch, &targets, Some(soft_targets), gradients)
 }
 
 #[test]
@@ -201,7 +206,7 @@ fn gradients_equal_finite_differences() {
 }
 
 #[test]
-fn gradients_of_a_part_equal_those_of_the_whole() {
+fn gradients_of_some_tensors_equal_those_of_a_full_pass() {
     let config = config(true);
     let params = params(&config, 1);
     let tensors = &params.layout.tensors;
@@ -224,7 +229,7 @@ fn gradients_of_a_part_equal_those_of_the_whole() {
             let close = part.data[range.clone()]
                 .iter()
                 .zip(&whole.data[expected.clone()]);
-            // The rows of a fused product may be cut into other tiles: rounding alone differs.
+            // A fused matmul of other rows may have other tiles: only rounding differs.
             assert!(
                 close.clone().all(|(a, b)| (a - b).abs() < 1e-5),
                 "{}",
@@ -241,24 +246,27 @@ fn set_trainable_keeps_the_offsets_of_the_remaining_gradients() {
     let tensors = &params.layout.tensors;
     let all = vec![true; tensors.len()];
     let (_, whole) = loss_and_gradients(&params, &config, &all);
-    let mut narrowed = Gradients::new(&params, &all);
-    // Whatever was there before is no gradient any more.
-    narrowed.data.fill(1.0);
+    let mut partial = Gradients::new(&params, &all);
+    // Values from before are discarded.
+    partial.data.fill(1.0);
     let stays = |i: usize| tensors[i].name.ends_with("proj.weight");
-    narrowed.set_trainable(&params.layout, stays);
-    add_gradients(&params, &config, false, batch(50), &mut narrowed);
-    for (tensor, range) in &narrowed.tensors {
-        let (got, of_whole) = (&narrowed.data[range.clone()], &whole.data[range.clone()]);
+    partial.set_trainable(&params.layout, stays);
+    add_gradients(&params, &config, false, batch(50), &mut partial);
+    for (tensor, range) in &partial.tensors {
+        let (got, of_whole) = (&partial.data[range.clone()], &whole.data[range.clone()]);
         if stays(*tensor) {
             assert_eq!(got, of_whole, "{}", tensors[*tensor].name);
         } else {
             assert!(got.iter().all(|g| *g == 0.0), "{}", tensors[*tensor].name);
         }
     }
-    let left: usize = narrowed
+    let left: usize = partial
         .segments()
         .map(|(weights, at)| {
-            assert_eq!(weights, at, "all were trained, so that places are the same");
+            assert_eq!(
+                weights, at,
+                "all were trained: offsets equal the weights' indices"
+            );
             weights.len()
         })
         .sum();
@@ -302,7 +310,7 @@ fn a_row_alone_equals_the_row_in_a_batch() {
         alone.push(row);
         let hidden = engine.hidden(&params, &alone, &last);
         for (alone, packed) in hidden.chunks_exact(24).zip(packed.by_ref()) {
-            // Rounding alone differs: other tiles.
+            // Only rounding differs: other tiles.
             let close = alone.iter().zip(packed).all(|(a, b)| (a - b).abs() < 1e-5);
             assert!(close, "{alone:?} {packed:?}");
         }
@@ -311,27 +319,27 @@ fn a_row_alone_equals_the_row_in_a_batch() {
 }
 
 #[test]
-fn gradients_of_shared_beginnings_equal_those_of_rows_apart() {
+fn gradients_with_shared_prefixes_equal_those_without() {
     for tied in [true, false] {
         let config = config(tied);
         let params = params(&config, 1);
         let all = vec![true; params.layout.tensors.len()];
         let (loss, shared) = loss_and_gradients(&params, &config, &all);
-        let mut apart = Gradients::new(&params, &all);
-        let loss_apart = add_gradients(
+        let mut separate = Gradients::new(&params, &all);
+        let separate_loss = add_gradients(
             &params,
             &config,
             false,
             batch_without_sharing(50),
-            &mut apart,
+            &mut separate,
         );
-        assert!((loss.total() - loss_apart.total()).abs() < 1e-5 * loss.total());
+        assert!((loss.total() - separate_loss.total()).abs() < 1e-5 * loss.total());
         for (tensor, range) in &shared.tensors {
-            let (shared, apart) = (&shared.data[range.clone()], &apart.data[range.clone()]);
-            let largest = apart.iter().fold(0f32, |m, g| m.max(g.abs()));
-            let off = shared.iter().zip(apart).map(|(a, b)| (a - b).abs());
+            let (shared, separate) = (&shared.data[range.clone()], &separate.data[range.clone()]);
+            let largest = separate.iter().fold(0f32, |m, g| m.max(g.abs()));
+            let off = shared.iter().zip(separate).map(|(a, b)| (a - b).abs());
             let off = off.fold(0f32, f32::max);
-            // The same sums in another order: f32 rounding, over 500 tokens.
+            // The same sums in another order: f32 rounding over 500 tokens.
             let name = &params.layout.tensors[*tensor].name;
             assert!(off < 1e-5 * largest + 1e-7, "{name}: {off} of {largest}");
         }
@@ -354,7 +362,7 @@ fn a_cached_prefix_gives_the_same_hidden_states_as_the_whole_row() {
     let mut cache = KvCache::new(&config);
 
     let root = cache.open(None, prefix.len());
-    // The prefix in two odd pieces.
+    // The prefix in two parts.
     engine.extend(&params, &mut cache, &[(root, &prefix[..13])], Outputs::Last);
     engine.extend(&params, &mut cache, &[(root, &prefix[13..])], Outputs::Last);
     let mark = cache.mark();
@@ -371,12 +379,12 @@ fn a_cached_prefix_gives_the_same_hidden_states_as_the_whole_row() {
             .collect();
         let cached = engine.extend(&params, &mut cache, &rows, Outputs::All);
 
-        let (mut batch, mut wanted) = (Batch::new(), Vec::new());
+        let (mut batch, mut output_positions) = (Batch::new(), Vec::new());
         for (question, answer) in questions.iter().zip(&answers) {
             let row = batch.push(prefix.iter().chain(question).chain(answer).copied());
-            wanted.extend(row.end - answer.len()..row.end);
+            output_positions.extend(row.end - answer.len()..row.end);
         }
-        let whole = engine.hidden(&params, &batch, &wanted);
+        let whole = engine.hidden(&params, &batch, &output_positions);
         assert!(whole.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 1e-5));
         cache.release(mark);
     }

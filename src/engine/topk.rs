@@ -1,4 +1,4 @@
-//! The largest of many logits.
+//! The largest of many logits, as `torch.topk`.
 
 use super::simd::{self, vectorized};
 
@@ -12,9 +12,9 @@ vectorized! {
     }
 }
 
-/// The `n` largest logits with their tokens, largest first, the lowest id first among equals.
+/// The `n` largest logits with their tokens, largest first. Ties are broken by the lowest id.
 ///
-/// The n-th largest of the blocks' maxima is a lower bound of the n-th largest logit, so that only few are ever sorted.
+/// The n-th largest block maximum is a lower bound of the n-th largest logit, so that only a few logits are sorted.
 pub fn topk(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     let mut maxima: Vec<f32> = block_maxima(logits);
     let bound = match n.checked_sub(1) {

@@ -1,6 +1,7 @@
-//! Batched decoding over the engine: unequal prompts, a shared prefix computed once, stop rules, greedy and sampled.
+//! Batched decoding over the engine: prompts of different lengths, a shared prefix that is computed once, stop rules, greedy and
+//! sampled.
 //!
-//! No result depends on how the rows are batched (but for rounding): every row and sample has its own random stream.
+//! Results do not depend on batching (up to rounding): every row and sample has its own random stream.
 
 use std::ops::Range;
 
@@ -19,31 +20,31 @@ mod sampling;
 
 pub use sampling::{argmax, distribution, log_sum_exp, sample_at_quantile};
 
-/// New tokens in one call of the engine: enough for efficient products, few enough to bound its memory.
+/// New tokens per call of the engine: enough for efficient matmuls, few enough to bound its memory.
 pub const MAX_BATCH_TOKENS: usize = 2048;
 
-/// Keys and values held at once.
+/// Size of the KV cache.
 pub const KV_CACHE_BYTES: usize = 256 << 20;
 
-/// Rows that are decoded side by side.
+/// Sequences that are decoded together.
 const MAX_SEQUENCES: usize = 512;
 
-/// Tokens of a row's end that a message quotes.
+/// Tokens at the end of a row that a message quotes.
 const QUOTED_TOKENS: usize = 16;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0 is greedy.
+    /// 0 means greedy.
     pub temperature: f32,
-    /// 0 is the whole vocabulary.
+    /// 0 means the whole vocabulary.
     pub top_k: usize,
-    /// Seed of the draws.
+    /// Random seed.
     pub seed: u64,
 }
 
 impl SamplingParams {
-    /// The most likely token each time (the lowest id among equals).
+    /// The most likely token at every step (ties: the lowest id).
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_k: 0,
@@ -51,20 +52,20 @@ impl SamplingParams {
     };
 }
 
-/// What is to be generated.
+/// Prompts, and how to continue them.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// Tokens before every prompt; their keys and values are computed once.
+    /// Tokens before every prompt. Their keys and values are computed once.
     pub prefix: &'a [u32],
-    /// Tokens of the prompts.
+    /// Token ids of the prompts.
     pub prompts: &'a [Vec<u32>],
-    /// Tokens after which a row ends at the latest.
+    /// Maximum number of new tokens per row.
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
-    /// Continuations of each prompt.
+    /// Continuations per prompt.
     pub samples: usize,
-    /// Log-probabilities are wanted, and so many of the likeliest tokens at each position.
+    /// If set: return log-probabilities, and this many of the most likely tokens at each position.
     pub logprobs: Option<usize>,
 }
 
@@ -82,29 +83,29 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A token of a continuation, with natural logarithms of probabilities at temperature 1 over the whole vocabulary.
+/// A token of a continuation, with log-probabilities (nats) at temperature 1 over the whole vocabulary.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenLogprob {
     /// The token.
     pub id: u32,
-    /// Its log-probability (nats).
+    /// Its log-probability.
     pub logprob: f32,
-    /// The likeliest tokens at this position and their log-probabilities, most likely first.
+    /// The most likely tokens at this position with their log-probabilities, most likely first.
     pub top: Vec<(u32, f32)>,
 }
 
 /// One generated continuation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generated {
-    /// Its tokens, an end token included.
+    /// Its tokens, including an end token.
     pub tokens: Vec<u32>,
-    /// Its text, end token left out.
+    /// Its text, without the end token.
     pub text: String,
-    /// One entry a token where log-probabilities were asked for, else none.
+    /// One entry per token if log-probabilities were requested, else empty.
     pub logprobs: Vec<TokenLogprob>,
 }
 
-/// What decoding needs of a model, borrowed for a while.
+/// The parts of a model that decoding needs.
 pub struct Generator<'a> {
     /// The engine.
     pub engine: &'a mut Engine,
@@ -116,7 +117,7 @@ pub struct Generator<'a> {
     pub tokenizer: &'a TextTokenizer,
 }
 
-/// One continuation while it grows.
+/// A continuation that is being decoded.
 struct Sequence {
     row: usize,
     sample: usize,
@@ -137,11 +138,11 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Continues every prompt; `samples` continuations a prompt, in the order of the prompts.
+    /// Continues every prompt, `samples` times each. Results are in the order of the prompts.
     ///
-    /// A row ends at an end token, at the end of the model's context, or once `done(row, text so far)` says so;
-    /// an unfinished character at the end is held back from `done`. `finished` is told how many prompts were
-    /// finished since the last time.
+    /// A row ends at an end token, at the end of the model's context, or when `should_stop(row, text so far)` returns true; an
+    /// incomplete character at the end of the text is withheld. `on_finished` receives the number of prompts that were finished since
+    /// its last call.
     ///
     /// ```
     /// use unforget::{engine::Engine, generate::{Generator, Request}, model::Model};
@@ -159,8 +160,8 @@ impl<'a> Generator<'a> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Input`] when a prompt does not fit into the model's context, or is empty and the tokenizer has no
-    /// token for the beginning of a text; [`Error::Interrupted`] once the user has asked to stop.
+    /// [`Error::Input`] if a prompt does not fit into the model's context, or is empty and the tokenizer has no beginning-of-text token;
+    /// [`Error::Interrupted`] if the user interrupts.
     pub fn generate(
         &mut self,
         request: &Request<'_>,
@@ -251,7 +252,7 @@ impl<'a> Generator<'a> {
         (lanes, hidden)
     }
 
-    /// Grows the lanes token by token until all have ended; they come back in the order in which they ended.
+    /// Decodes token by token until all sequences have ended. Returns them in the order in which they ended.
     fn decode(
         &mut self,
         cache: &mut KvCache,
@@ -290,7 +291,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Whether a lane ends with its newest token; its text is brought up to date.
+    /// Updates the text of a sequence, and returns whether it ends with its newest token.
     fn ends(&self, lane: &mut Sequence, newest: u32, done: &impl Fn(usize, &str) -> bool) -> bool {
         if self.tokenizer.eos_token_ids.contains(&newest) {
             return true;
@@ -322,7 +323,7 @@ impl<'a> Generator<'a> {
             let (mut positions, mut targets) = (Vec::new(), Vec::new());
             for row in part.iter().copied().filter(|r| !rows[*r].1.is_empty()) {
                 let (prompt, completion) = (&prompts[row], &rows[row].1);
-                // The last token predicts nothing that is asked for.
+                // The prediction after the last token is not needed.
                 let read = &completion[..completion.len() - 1];
                 let at = batch.push(prompt.iter().chain(read).copied());
                 positions.extend(at.start + prompt.len() - 1..at.end);
@@ -340,8 +341,8 @@ impl<'a> Generator<'a> {
         Ok(results)
     }
 
-    /// Appends tokens to segments, at most [`MAX_BATCH_TOKENS`] a call, and returns the hidden state of the last token of
-    /// each: (rows, D).
+    /// Appends tokens to segments, at most [`MAX_BATCH_TOKENS`] per call, and returns the hidden state of the last token of each row:
+    /// (rows, D).
     pub fn prefill(&mut self, cache: &mut KvCache, rows: &[(SegmentId, &[u32])]) -> Vec<f32> {
         let mut tails = Vec::with_capacity(rows.len());
         for (segment, tokens) in rows {
@@ -362,8 +363,8 @@ impl<'a> Generator<'a> {
             .collect()
     }
 
-    /// Reads `rows`, each the index of the prefix that it stands behind and its tokens (those of one prefix lie together),
-    /// and returns their segments and the hidden states of their last tokens: (rows, D).
+    /// Prefills `rows`, each given as the index of its prefix and its tokens (rows of one prefix are adjacent). Each prefix is computed
+    /// once. Returns the segments of the rows, and the hidden states of their last tokens: (rows, D).
     pub fn prefill_with_prefix(
         &mut self,
         cache: &mut KvCache,
@@ -395,15 +396,15 @@ impl<'a> Generator<'a> {
         (behind.iter().map(|(segment, _)| *segment).collect(), hidden)
     }
 
-    /// Tokens whose keys and values are held at once.
+    /// Capacity of the KV cache, in tokens.
     pub fn cache_tokens(&self) -> usize {
         let c = self.config;
         let bytes = c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2 * size_of::<f32>();
         (KV_CACHE_BYTES / bytes).max(1)
     }
 
-    /// The prefix and the prompts such that every prompt has at least one token, since only a token can be continued:
-    /// the last one of the prefix, else the tokenizer's beginning of a text.
+    /// The prefix and the prompts, changed so that every prompt has at least one token. An empty prompt takes the last token of the prefix
+    /// (as do all others then), or the beginning-of-text token if there is no prefix.
     fn nonempty_prompts(
         &self,
         prefix: &[u32],
@@ -418,8 +419,11 @@ impl<'a> Generator<'a> {
         }
         let begin = self.bos_token().ok_or_else(|| {
             Error::input_hint(
-                format!("prompt {} is empty, and this model's tokenizer has no token for the beginning of a text", empty + 1),
-                "give a prompt of at least one character",
+                format!(
+                    "prompt {} is empty, and this model's tokenizer has no beginning-of-text token",
+                    empty + 1
+                ),
+                "give a prompt with at least one character",
             )
         })?;
         let prompts = prompts.iter().map(|p| match &p[..] {
@@ -436,24 +440,24 @@ impl<'a> Generator<'a> {
         self.tokenizer.inner.token_to_id(text)
     }
 
-    /// The end of a row's text, by which it can be found.
+    /// The end of a row's text, for messages.
     fn quoted_end(&self, parts: &[&[u32]]) -> String {
         let tokens = parts.concat();
         let end = &tokens[tokens.len().saturating_sub(QUOTED_TOKENS)..];
         self.tokenizer.decode(end).trim().escape_debug().to_string()
     }
 
-    /// Refuses a row that the model cannot read.
+    /// Returns an error if a row does not fit into the context, or has a token that is not in the vocabulary.
     pub(crate) fn check_row(&self, row: usize, length: usize, parts: &[&[u32]]) -> Result<()> {
         let context = self.config.max_position_embeddings;
         if length > context {
             return Err(Error::input_hint(
                 format!(
-                    "row {} needs {length} tokens, and the model's context is {context}; it ends with `{}`",
+                    "row {} needs {length} tokens, but the model's context is {context}; it ends with `{}`",
                     row + 1,
                     self.quoted_end(parts)
                 ),
-                "shorten the text, or take a model with a longer context",
+                "shorten the text, or use a model with a longer context",
             ));
         }
         let beyond = |id: &&u32| **id as usize >= self.config.vocab_size;
@@ -461,7 +465,7 @@ impl<'a> Generator<'a> {
             None => Ok(()),
             Some(id) => Err(Error::input_hint(
                 format!(
-                    "the tokenizer makes token {id} of row {}, and the model's vocabulary has {}",
+                    "the tokenizer produced token {id} in row {}, but the model's vocabulary has {} tokens",
                     row + 1,
                     self.config.vocab_size
                 ),
@@ -471,7 +475,7 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// The next token of a lane, `quantile` being its next random number.
+/// The next token of a sequence, sampled at `quantile`.
 fn next_token(logits: &[f32], request: &Request<'_>, quantile: f64) -> TokenLogprob {
     let SamplingParams {
         temperature, top_k, ..
@@ -489,8 +493,7 @@ fn next_token(logits: &[f32], request: &Request<'_>, quantile: f64) -> TokenLogp
     TokenLogprob { id, logprob, top }
 }
 
-/// Cache slots that each row of [`Generator::prefill_with_prefix`] takes, the prefix counted with its first row and `more` slots
-/// with every one.
+/// Cache slots that each row of [`Generator::prefill_with_prefix`] takes, plus `more`. A prefix is counted with its first row.
 pub fn cache_slots(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize) -> Vec<usize> {
     rows.iter()
         .enumerate()
@@ -502,7 +505,7 @@ pub fn cache_slots(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize)
         .collect()
 }
 
-/// Cuts a list into runs whose costs sum to at most `budget` and that have at most `most` members; one member at least.
+/// Splits a list into consecutive ranges with a total cost of at most `budget` and at most `max_len` members, but at least one member.
 pub fn split_by_budget(
     costs: &[usize],
     budget: usize,
@@ -520,7 +523,7 @@ pub fn split_by_budget(
     })
 }
 
-/// Indices of rows in batches of similar cost, the costliest first, within the limits of [`split_by_budget`].
+/// Batches of row indices with similar costs, the most expensive first, within the limits of [`split_by_budget`].
 pub fn batch_by_cost(costs: &[usize], budget: usize, most: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..costs.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(costs[*i]));
@@ -530,7 +533,7 @@ pub fn batch_by_cost(costs: &[usize], budget: usize, most: usize) -> Vec<Vec<usi
         .collect()
 }
 
-/// The longest beginning that all rows share and that is not the whole of any.
+/// The longest common prefix of all rows that leaves each row at least one token.
 pub fn common_prefix<'a>(mut rows: impl Iterator<Item = &'a [u32]>) -> &'a [u32] {
     let Some(first) = rows.next() else {
         return &[];

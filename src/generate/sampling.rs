@@ -1,11 +1,11 @@
-//! From the logits of one position to a token and its probabilities. V vocabulary.
+//! From the logits (V) of one position to a token and its probabilities.
 
 use crate::engine::{
     simd::{self, LANES, vectorized},
     topk,
 };
 
-/// The most likely token; the lowest id among equals.
+/// The most likely token. Ties are broken by the lowest id.
 pub fn argmax(logits: &[f32]) -> u32 {
     let top = max_logit(logits);
     logits.iter().position(|x| *x == top).unwrap_or(0) as u32
@@ -16,7 +16,7 @@ vectorized! {
         simd::max(logits)
     }
 
-    /// ln of the sum of `exp(logits)`: what a logit exceeds its log-probability by, in nats.
+    /// ln of the sum of `exp(logits)`. A log-probability (nats) is the logit minus this.
     pub fn log_sum_exp(logits: &[f32]) -> f32 {
         let top = simd::max(logits);
         let (chunks, rest) = logits.as_chunks::<LANES>();
@@ -31,9 +31,9 @@ vectorized! {
     }
 }
 
-/// The distribution that a sample is drawn from: softmax(logits / temperature) over the `top_k` most likely tokens.
+/// The sampling distribution: softmax(logits / temperature) over the `top_k` most likely tokens.
 ///
-/// `top_k` = 0 is the whole vocabulary. The probabilities sum to 1.
+/// `top_k` = 0 means the whole vocabulary. The probabilities sum to 1.
 pub fn distribution(logits: &[f32], temperature: f32, top_k: usize) -> Vec<(u32, f64)> {
     let kept = if top_k == 0 {
         (0..).zip(logits.iter().copied()).collect()
@@ -57,7 +57,7 @@ pub fn sample_at_quantile(distribution: &[(u32, f64)], u: f64) -> u32 {
             return *id;
         }
     }
-    // Rounding may leave the sum a little under 1.
+    // The sum may be slightly below 1 because of rounding.
     distribution.last().map_or(0, |(id, _)| *id)
 }
 
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn temperature_softens_and_top_k_cuts() {
         let logits = [0.0, 2f32.ln(), 3f32.ln(), -9.0];
-        // T = 0.5 squares the odds 3 : 2; the others are cut.
+        // T = 0.5 squares the odds 3 : 2; top-k removes the other tokens.
         let p = distribution(&logits, 0.5, 2);
         assert_eq!([p[0].0, p[1].0], [2, 1]);
         assert!((p[0].1 - 9.0 / 13.0).abs() < 1e-6 && (p[1].1 - 4.0 / 13.0).abs() < 1e-6);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Example;
+use super::example::Example;
 use crate::engine::{Batch, Target};
 
 /// Tokens of a micro-batch: enough for efficient matmuls, few enough to bound the memory for activations.

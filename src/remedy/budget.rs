@@ -1,46 +1,47 @@
-//! A budget of forgetting: half of the held-out facts are watched, and the strength of what holds the model follows them.
+//! A forgetting budget: the strength of all remedies adapts to the forgetting on control facts. Not a remedy itself.
 //!
-//! The watched facts are not among those that a run reports, so that the figure it ends with was not chosen by looking.
+//! The control facts are half of the held-out facts. A run reports the other half, so that the reported forgetting was not used for
+//! selection.
 
 use serde::{Deserialize, Serialize};
 
-/// Evaluations over the budget in a row after which training stops, if there is a model within it to go back to.
+/// Consecutive evaluations over the budget after which training stops, if there is an earlier model within it to restore.
 const PATIENCE: usize = 3;
 
-/// Bounds of the strength, as a multiple of the config's.
+/// Bounds of the strength factor.
 const STRENGTH_RANGE: (f64, f64) = (0.5, 16.0);
 
-/// Whether so much forgetting (pp) is within a budget, rounding forgiven: .90 - .88 is a little more than .02.
+/// Whether `forgotten` (pp) is within `budget` (pp), up to rounding: 0.90 - 0.88 is slightly more than 0.02.
 pub fn is_within(forgotten: f64, budget: f64) -> bool {
     forgotten <= budget + 1e-9
 }
 
-/// Where the budget stands.
+/// Adapts the strength of the remedies to a forgetting budget.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BudgetController {
-    /// Forgetting that is allowed, in pp.
+    /// Allowed forgetting, in pp.
     budget: f64,
-    /// What the strength of every remedy is multiplied by.
+    /// Factor of the strength of every remedy.
     pub strength: f64,
-    /// The best share of the watched facts so far.
+    /// Best accuracy on the control facts so far.
     peak: f64,
-    /// The model that had learned most within the budget.
+    /// The model within the budget that had learned most.
     pub best: Option<Best>,
-    /// Evaluations over the budget since the last one within it.
+    /// Consecutive evaluations over the budget.
     evaluations_over: usize,
 }
 
 /// A model within the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// After which epoch.
+    /// Its epoch.
     pub epoch: usize,
-    /// Share of the new facts that it had learned.
+    /// Its accuracy on the new facts.
     pub learned: f64,
 }
 
 impl BudgetController {
-    /// A run that has not begun.
+    /// A controller at the start of a run.
     pub const fn new(budget: f64) -> Self {
         Self {
             budget,
@@ -51,16 +52,16 @@ impl BudgetController {
         }
     }
 
-    /// Takes the share of the watched facts that is right before training: no model to be kept, but one to fall short of.
+    /// Sets the accuracy on the control facts before training. It counts as a peak, but the untuned model is never restored.
     pub const fn set_baseline(&mut self, watched: f64) {
         self.peak = watched;
     }
 
-    /// Takes the evaluation after `epoch`: the share of the watched facts that is right, and that of the new ones learned
-    /// (1 where nothing is new). Whether this model is the one to keep so far.
+    /// Takes the evaluation after `epoch`: the accuracies on the control facts and on the new facts (1 if there are none). Returns
+    /// whether this is the best model so far.
     ///
-    /// Forgetting is 100 x (best share of the watched facts so far - share now). Over the budget the strength doubles;
-    /// at less than half of it the strength falls by a fifth, since what is held too hard learns late.
+    /// Forgetting is 100 x (best accuracy on the control facts - accuracy now). Over the budget the strength doubles; below half of it
+    /// the strength falls by a fifth, since too much strength slows down learning.
     pub fn update(&mut self, epoch: usize, watched: f64, learned: f64) -> bool {
         self.peak = self.peak.max(watched);
         let forgotten = 100.0 * (self.peak - watched);
@@ -84,7 +85,7 @@ impl BudgetController {
         better
     }
 
-    /// Whether going on is idle: over the budget again and again, with a model to go back to.
+    /// Whether training should stop: over the budget too often, and there is a model to restore.
     pub fn should_stop(&self) -> bool {
         self.evaluations_over >= PATIENCE && self.best.is_some()
     }
@@ -97,7 +98,7 @@ mod tests {
     #[test]
     fn the_model_that_learned_most_within_the_budget_is_kept() {
         let mut steering = BudgetController::new(2.0);
-        // Watched .9 is the peak; 1 pp and 2 pp below are within, 5 pp is not.
+        // The peak is 0.9; 1 pp and 2 pp below it are within the budget, 5 pp is not.
         assert!(steering.update(1, 0.90, 0.1));
         assert!(steering.update(2, 0.89, 0.5));
         assert!(!steering.update(3, 0.85, 0.9));
@@ -147,7 +148,7 @@ mod tests {
         for epoch in 1..6 {
             assert!(!steering.update(epoch, 0.5, 0.9));
         }
-        assert!(!steering.should_stop(), "there is none to go back to");
+        assert!(!steering.should_stop(), "there is no model to restore");
         assert!(steering.update(6, 0.895, 0.9));
     }
 }

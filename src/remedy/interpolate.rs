@@ -1,28 +1,27 @@
-//! Interpolation (Wortsman et al. 2022, `WiSE-FT`): after training, the change of the weights is scaled down as far as what was
-//! learned allows.
+//! A view of the parameters: interpolation between the base model and the trained one (`WiSE-FT`, Wortsman et al. 2022). After
+//! training, the change of the weights is scaled down as far as the learned facts allow.
 //!
 //! ```text
 //! W(a) = W0 + a (W - W0)        W0: the base model, W: the trained one, 0 <= a <= 1
 //! ```
 //!
-//! Facts that were trained until they are certain stay right on most of the way back to W0, and the facts that training
-//! broke come back on it. What decides a is what was trained, never what is held out.
+//! Facts that were trained to high confidence stay correct on most of the way back to W0, and forgotten facts return on it. a is chosen
+//! by accuracy on trained facts, never on held-out facts.
 
 use rayon::prelude::*;
 
 use crate::{Result, engine::simd::vectorized};
 
-/// Elements a chunk.
+/// Elements per chunk.
 const CHUNK: usize = 1 << 14;
 
-/// Halvings of the interval in which the factor lies: it is found to 1/64.
+/// Steps of the bisection, which finds the factor to 1/64.
 const HALVINGS: usize = 6;
 
-/// The smallest factor, up to 1/64, with which `holds` says that enough is right; it is taken to hold with 1, and from the
-/// smallest factor on.
+/// The smallest factor a, to within 1/64, for which `is_enough` is true. It is assumed to be true for 1, and monotone.
 ///
 /// # Errors
-/// When `holds` fails.
+/// Those of `is_enough`.
 pub fn smallest_factor(mut is_enough: impl FnMut(f32) -> Result<bool>) -> Result<f32> {
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..HALVINGS {
@@ -36,7 +35,7 @@ pub fn smallest_factor(mut is_enough: impl FnMut(f32) -> Result<bool>) -> Result
     Ok(high)
 }
 
-/// Writes W(a) into `into`, element by element in f32; W itself where a is 1.
+/// Writes W(a) to `into`, element by element in f32. W(1) is W exactly.
 pub fn interpolate(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
     into.par_chunks_mut(CHUNK)
         .zip(base.par_chunks(CHUNK).zip(trained.par_chunks(CHUNK)))
@@ -45,7 +44,7 @@ pub fn interpolate(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
 
 vectorized! {
     fn lerp(into: &mut [f32], base: &[f32], trained: &[f32], a: f32) {
-        // In this form weights that did not move stay to the bit.
+        // In this form weights that did not change stay bitwise identical.
         for (into, (w0, w)) in into.iter_mut().zip(base.iter().zip(trained)) {
             *into = w - (1.0 - a) * (w - w0);
         }
@@ -65,15 +64,15 @@ mod tests {
         assert_eq!(into, trained);
         interpolate(&mut into, &base, &trained, 0.25);
         assert_eq!(into[1].to_bits(), base[1].to_bits());
-        // Values of a few tenths: two roundings of half a unit in the last place.
+        // Values of a few tenths: two rounding errors of half a unit in the last place.
         let expected = [1.5, -2.5, 0.15, 6.75];
         assert!(into.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 
     #[test]
-    fn the_smallest_factor_that_holds_is_found_to_a_64th() {
+    fn the_smallest_factor_is_found_to_a_64th() {
         for least in [0.0, 0.01, 0.3, 0.655, 0.99, 1.0] {
-            let found = smallest_factor(|a| Ok(a >= least)).expect("asking never fails");
+            let found = smallest_factor(|a| Ok(a >= least)).expect("it never fails");
             assert!(
                 found >= least && found - least <= 1.0 / 64.0,
                 "{least}: {found}"
@@ -83,9 +82,6 @@ mod tests {
 
     #[test]
     fn the_factor_is_one_when_nothing_smaller_is_enough() {
-        assert_eq!(
-            smallest_factor(|_| Ok(false)).expect("asking never fails"),
-            1.0
-        );
+        assert_eq!(smallest_factor(|_| Ok(false)).expect("it never fails"), 1.0);
     }
 }

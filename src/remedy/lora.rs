@@ -1,14 +1,14 @@
-//! Low-rank adapters (Hu et al. 2021, `LoRA`): a matrix is trained as what it was plus a product of two thin ones. What is
-//! computed, and from which start, is what the PEFT library computes.
+//! A view of the parameters: low-rank adapters (`LoRA`, Hu et al. 2021). A weight is its frozen value plus the product of two thin
+//! matrices, which are trained. Computation and initialisation are those of the PEFT library.
 //!
 //! ```text
 //! V = W0 + s B A            W0 (out, in), A (r, in), B (out, r); s = alpha / r, under `rslora` alpha / sqrt(r)
 //! W = V                     `lora`, `rslora` (Kalajdzievski 2023)
-//! W_i = m_i V_i / |V_i|     `dora` (Liu et al. 2024, eq. 5): row i has a length of its own, m (out)
+//! W_i = m_i V_i / |V_i|     `dora` (Liu et al. 2024, eq. 5): the norm of row i is trained separately, m (out)
 //! ```
 //!
-//! The model holds W throughout: engine, teachers and measures know nothing of adapters, and what pulls at weights (L2,
-//! EWC) pulls at W. Only the optimiser sees A, B and m.
+//! The model always has W: the engine, teachers and measures do not know about adapters, and penalties on weights (L2, EWC) apply to W.
+//! Only the optimizer sees A, B and m.
 
 use std::{fs, ops::Range, path::Path, sync::Arc};
 
@@ -28,23 +28,23 @@ use crate::{
     model::{Buffer, Dtype, Layout, Params, params::TensorInfo, write_json, write_weights},
 };
 
-/// The name that stands for every linear layer.
+/// The name that means every linear layer.
 const ALL_LINEAR: &str = "all-linear";
 
-/// What PEFT's classes put before the name of a module.
+/// PEFT's prefix of module names.
 const PEFT_PREFIX: &str = "base_model.model.";
 
-/// A linear layer of the decoder, and the adapter of its weight.
+/// The weight of a linear layer with an adapter.
 struct AdaptedWeight {
-    /// Where the weight lies in the model's weights.
+    /// Its range in the model's weights.
     weight: Range<usize>,
-    /// Where it lies in the model's gradients, and W0 in `base`.
+    /// Its range in the model's gradients, and that of W0 in `base`.
     grad_range: Range<usize>,
     /// out, in.
     shape: [usize; 2],
-    /// Where A, B and (under `dora`) m lie among the adapters' parameters, one behind the other.
+    /// The range of A, B and (for `dora`) m in the adapters' parameters, in this order.
     adapter_range: Range<usize>,
-    /// Under `dora`: the lengths of V's rows as of the last merge (out).
+    /// For `dora`: the norms of the rows of V at the last merge (out).
     row_norms: Vec<f32>,
 }
 
@@ -52,20 +52,20 @@ struct AdaptedWeight {
 pub struct Adapters {
     settings: LoraConfig,
     targets: Vec<AdaptedWeight>,
-    /// W0 of every target.
+    /// W0 of every adapted weight.
     base: Buffer,
-    /// A, B and m of every target, under the names that PEFT gives them.
+    /// A, B and m of every adapted weight, under PEFT's names.
     pub params: Params,
     /// Their gradients.
     pub gradients: Gradients,
 }
 
-/// Whether each tensor of `params` is a target: the weights of linear layers of the decoder whose module is called as
-/// `lora.targets` says, or ends so after a dot.
+/// Whether each tensor of `params` gets an adapter: the weights of linear layers of the decoder whose module name equals an entry of
+/// `lora.target_modules`, or ends with a dot and that entry.
 ///
 /// # Errors
-/// [`Error::Input`] for a target that matches nothing, naming the nearest; for a rank above what any target can have; for
-/// a row of zeros under `dora`, which has no direction.
+/// [`Error::Input`] for a target that matches nothing, naming the nearest; for a rank above the full rank of every target; for a row of
+/// zeros with `dora`, which has no direction.
 pub fn target_tensors(lora: &LoraConfig, params: &Params) -> Result<Vec<bool>> {
     let tensors = &params.layout.tensors;
     for target in &lora.target_modules {
@@ -94,7 +94,7 @@ pub fn target_tensors(lora: &LoraConfig, params: &Params) -> Result<Vec<bool>> {
                 "`train.lora.r` is {}, above the largest rank that a target of this model can have",
                 lora.r
             ),
-            format!("give {full_rank} at most; ranks from 4 to 64 are usual"),
+            format!("use at most {full_rank}; ranks from 4 to 64 are usual"),
         ));
     }
     if lora.variant == LoraVariant::Dora {
@@ -103,7 +103,7 @@ pub fn target_tensors(lora: &LoraConfig, params: &Params) -> Result<Vec<bool>> {
             if let Some(row) = rows.position(|row| row.iter().all(|w| *w == 0.0)) {
                 return Err(Error::input_hint(
                     format!(
-                        "row {row} of {} is all zeros: it has no direction, which `dora` needs",
+                        "row {row} of {} is all zeros: `dora` needs a direction",
                         tensor.name
                     ),
                     "set `train.lora.variant = \"lora\"` or \"rslora\"",
@@ -114,7 +114,7 @@ pub fn target_tensors(lora: &LoraConfig, params: &Params) -> Result<Vec<bool>> {
     Ok(chosen)
 }
 
-/// The module of a linear layer's weight: `model.layers.0.self_attn.q_proj`.
+/// The module name of a linear layer's weight, such as `model.layers.0.self_attn.q_proj`.
 fn module(tensor: &TensorInfo) -> Option<&str> {
     let name = tensor.name.strip_suffix(".weight")?;
     (tensor.shape.len() == 2 && name.starts_with("model.layers.")).then_some(name)
@@ -129,7 +129,7 @@ fn matches_target(module: &str, target: &str) -> bool {
     target == ALL_LINEAR || module.strip_suffix(target).is_some_and(ends_so)
 }
 
-/// The last parts of the modules' names, each once.
+/// The distinct last parts of module names.
 fn short_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut names = Vec::new();
     for name in modules.filter_map(|module| module.rsplit('.').next()) {
@@ -147,14 +147,14 @@ fn no_match(layout: &Layout, target: &str) -> Error {
         .map(|near| format!("did you mean \"{near}\"? "))
         .unwrap_or_default();
     Error::input_hint(
-        format!("`train.lora.target_modules`: no linear layer is called \"{target}\""),
+        format!("`train.lora.target_modules`: no linear layer is named \"{target}\""),
         format!("{did_you_mean}Known: {} and {ALL_LINEAR}", names.join(", ")),
     )
 }
 
 impl Adapters {
-    /// Adapters of the tensors that `gradients` holds, in `params` as they are, as PEFT begins them: A uniform in
-    /// +-1/sqrt(in) (Kaiming's with a = sqrt 5), B zero, m the lengths of W0's rows. So W is W0 to the bit.
+    /// Adapters of the tensors that `gradients` contains, around the current `params`, initialised as in PEFT: A uniform in +-1/sqrt(in)
+    /// (Kaiming's with a = sqrt 5), B zero, m the norms of the rows of W0. W is then bitwise identical to W0.
     pub fn new(settings: LoraConfig, params: &Params, gradients: &Gradients, seed: u64) -> Self {
         let dora = settings.variant == LoraVariant::Dora;
         let (mut targets, mut tensors, mut len) = (Vec::new(), Vec::new(), 0);
@@ -213,7 +213,7 @@ impl Adapters {
         scale as f32
     }
 
-    /// Writes W of every target into the model's weights.
+    /// Writes W of every adapted weight into the model's weights.
     pub fn merge(&mut self, params: &mut Params) {
         let (rank, scale) = (self.settings.r, self.scale());
         let dora = self.settings.variant == LoraVariant::Dora;
@@ -233,14 +233,14 @@ impl Adapters {
         }
     }
 
-    /// Gradients of A, B and m from those of W, in the place of what they were.
+    /// Computes the gradients of A, B and m from those of W, and overwrites their previous values.
     ///
     /// ```text
     /// dB = s G A^T      dA = s B^T G      G = dW; under `dora` G_i = m_i / |V_i| dW_i
     /// dm_i = dW_i . V_i / |V_i| = (dW_i . W0_i + s dW_i . (B A)_i) / |V_i|
     /// ```
     ///
-    /// Under `dora` a row's length counts as a constant (section 4.3 of its paper), as in PEFT.
+    /// For `dora` the norm of a row counts as a constant (section 4.3 of its paper), as in PEFT.
     pub fn backward(&mut self, gradients: &Gradients) {
         let (rank, scale) = (self.settings.r, self.scale());
         let dora = self.settings.variant == LoraVariant::Dora;
@@ -273,11 +273,11 @@ impl Adapters {
         }
     }
 
-    /// Writes what `peft.PeftModel.from_pretrained` loads, in f32: `adapter_config.json` and `adapter_model.safetensors`.
-    /// `base` is what the base model is called.
+    /// Writes `adapter_config.json` and `adapter_model.safetensors` (f32), which `peft.PeftModel.from_pretrained` loads. `base` is the
+    /// name of the base model.
     ///
     /// # Errors
-    /// When `dir` cannot be written.
+    /// [`Error::Io`] if `dir` cannot be written.
     pub fn save(&self, dir: &Path, base: &str) -> Result<()> {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let config = json!({
@@ -295,13 +295,13 @@ impl Adapters {
             "use_rslora": self.settings.variant == LoraVariant::RsLora,
             "use_dora": self.settings.variant == LoraVariant::Dora,
         });
-        let config = config.as_object().expect("it is one");
+        let config = config.as_object().expect("it is an object");
         write_json(&dir.join("adapter_config.json"), config)?;
         let weights = dir.join("adapter_model.safetensors");
         write_weights(&self.params, &weights, Dtype::F32)
     }
 
-    /// The targets as PEFT matches them; where they are all, the last parts of their names.
+    /// `target_modules` for PEFT: the config's, or the last parts of all module names for `all-linear`.
     fn target_modules(&self) -> Vec<&str> {
         if !self.settings.target_modules.iter().any(|t| t == ALL_LINEAR) {
             return self
@@ -337,7 +337,7 @@ impl AdaptedWeight {
     }
 }
 
-/// Euclidean length of every row.
+/// Euclidean norm of every row.
 fn row_norms(matrix: &[f32], row_len: usize) -> Vec<f32> {
     matrix
         .par_chunks_exact(row_len)
@@ -346,7 +346,7 @@ fn row_norms(matrix: &[f32], row_len: usize) -> Vec<f32> {
 }
 
 vectorized! {
-    /// Sum of the products, in f64.
+    /// Dot product, in f64.
     fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
         let mut lanes = [0f64; LANES];
         for (i, (a, b)) in a.iter().zip(b).enumerate() {
@@ -427,7 +427,7 @@ mod tests {
         assert!(of(LoraVariant::Lora).is_ok());
     }
 
-    /// Adapters of a (600, 300) and a (40, 300) matrix; large enough for products to be cut.
+    /// Adapters of a (600, 300) and a (40, 300) matrix, large enough for several tiles.
     fn two_matrices(variant: LoraVariant, seed: u64) -> (Params, Gradients, Adapters) {
         let shapes = [("a.weight", 600), ("b.weight", 40)];
         let layout = Layout::of_tensors(shapes.map(|(name, out)| (name.into(), vec![out, 300])));
@@ -456,7 +456,7 @@ mod tests {
 
             let (a, b, _) = adapters.targets[0].parts(&adapters.params.data, 16);
             assert!(b.iter().all(|b| *b == 0.0));
-            // Uniform in +-1/sqrt(300): 4,800 draws come within 1% of the bounds, and their mean square is a third of the bound's.
+            // Uniform in +-1/sqrt(300): 4,800 draws come within 1% of the bound, and their mean square is a third of its square.
             let bound = 1.0 / 300f32.sqrt();
             let largest = a.iter().fold(0f32, |most, a| most.max(a.abs()));
             assert!(largest < bound && largest > 0.99 * bound);

@@ -1,6 +1,8 @@
-//! Projection: what the linear layers make of the inputs of known facts, and of decoys where there are any, stays as the
-//! snapshot had it, and new facts are learned in the directions that are left. After GPM (Saha et al. 2021, arXiv 2103.09762), whose space this is, and
-//! `AlphaEdit` (Fang et al. 2024, arXiv 2410.02355), which projects the update and not the gradient.
+//! A change of a tensor's step: updates are projected onto the null space of known inputs. The outputs of linear layers for the inputs
+//! of known facts (and of decoys, if there are any) stay those of the snapshot, and new facts are learned in the remaining directions.
+//!
+//! The space is that of GPM (Saha et al. 2021, arXiv 2103.09762). As in `AlphaEdit` (Fang et al. 2024, arXiv 2410.02355), the update is
+//! projected and not the gradient.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -9,41 +11,40 @@ use rayon::prelude::*;
 use crate::{
     Error, Result,
     engine::{
-        Batch, Engine, Gradients, SecondMoments, basis_outputs, eigen, restore_basis_outputs,
+        Batch, Gradients, SecondMoments, TrainingModel, basis_outputs, eigen, restore_basis_outputs,
     },
     model::{Buffer, Layout, LinearInput, Params},
     progress::Progress,
     prompt::{Example, micro_batches},
 };
 
-/// Rows that the spaces are found from, at most.
+/// Maximum number of examples from which the spaces are computed.
 const MAX_ROWS: usize = 1024;
 
-/// Tokens of a pass over them: no more than a training step has, whose memory it uses.
-const PASS_TOKENS: usize = 512;
+/// Tokens per micro-batch: no more than a training step has, whose memory is reused.
+const MICRO_BATCH_TOKENS: usize = 512;
 
-/// Bytes of moments that are summed up in the same passes, about; a wider model is passed through in several turns.
+/// Approximate bytes of second moments that are summed in one pass over the examples. A wider model takes several passes.
 const MOMENT_BYTES: usize = 1 << 29;
 
-/// The spaces of the inputs of known facts and decoys, and what the trained linear layers made of them at the snapshot.
+/// The spaces of known inputs, and the outputs of the trained linear layers for them at the snapshot.
 ///
-/// For a linear layer with weight W (out, in), let x (in) be what it reads at each token of their rows,
-/// `C = sum x x^T` (in, in; not centred), and U (in, r) the fewest leading eigenvectors of C whose eigenvalues sum up to at
-/// least `energy` of its trace. Every step is followed by
+/// Take a linear layer with weight W (out, in), whose input at each token of the known examples is x (in). Let C be the sum of x x^T
+/// (in, in; not centred), and U (in, r) the fewest leading eigenvectors of C whose eigenvalues sum to at least `energy` of its trace.
+/// Every step is followed by
 ///
 /// ```text
 /// W <- W - (W U - K) U^T,    K = W* U (out, r), W* the weight at the snapshot
 /// ```
 ///
-/// after which `W U = K`. Since W U = K before the step too, this projects the step's update, whole as `AdamW` (and its
-/// weight decay) made it, onto the null space of U^T: `dW <- dW (I - U U^T)`. It
-/// needs no copy of the weights, and it takes rounding back instead of gathering it. q, k and v read one input and share
-/// one U, gate and up another.
+/// after which `W U = K`. Since W U = K held before the step, this projects the update that `AdamW` made, with its weight decay, onto
+/// the null space of U^T: `dW <- dW (I - U U^T)`. It needs no copy of the weights, and rounding errors do not accumulate. q, k and v
+/// have the same input and share one U; so do gate and up.
 ///
-/// With `every` = n this follows every n-th step and the last of an epoch alone, and takes back what all of them changed within the
-/// spaces; gradients in between are those of weights that have left them by so many steps.
+/// With `every` = n this follows every n-th step and the last step of an epoch. The gradients in between are those of weights that have
+/// left the constraint by that many steps.
 ///
-/// It costs `2 out in r` multiplications a weight, beside the `3 T out in` that a step has at T tokens.
+/// The cost is `2 out in r` multiplications per weight matrix, compared with `3 T out in` for a step with T tokens.
 pub struct NullSpaceProjection {
     spaces: Vec<InputSpace>,
 }
@@ -59,7 +60,7 @@ struct InputSpace {
     weights: Vec<ProjectedWeight>,
 }
 
-/// A trained weight that reads it.
+/// A trained weight with this input.
 struct ProjectedWeight {
     /// Its index in the layout.
     tensor: usize,
@@ -68,26 +69,26 @@ struct ProjectedWeight {
 }
 
 impl NullSpaceProjection {
-    /// The linear layers of `layout` of which weights are trained (by index in the layout), and no directions yet.
+    /// A space without directions for every linear layer of `layout` with a trained weight (by index in the layout).
     fn new(layout: &Layout, trained: impl Fn(usize) -> bool) -> Self {
         let mut spaces = Vec::new();
-        for (layer, within) in layout.layers.iter().enumerate() {
+        for (layer, of_layer) in layout.layers.iter().enumerate() {
             for input in LinearInput::ALL {
-                let group = within.weight_range(input);
-                let readers: Vec<ProjectedWeight> = (0..layout.tensors.len())
+                let group = of_layer.weight_range(input);
+                let weights: Vec<ProjectedWeight> = (0..layout.tensors.len())
                     .filter(|i| group.contains(&layout.tensors[*i].range.start) && trained(*i))
                     .map(|tensor| ProjectedWeight {
                         tensor,
                         outputs: Vec::new(),
                     })
                     .collect();
-                if let Some(first) = readers.first() {
+                if let Some(first) = weights.first() {
                     spaces.push(InputSpace {
                         layer,
                         input,
                         width: layout.tensors[first.tensor].row_len(),
                         basis: Vec::new(),
-                        weights: readers,
+                        weights,
                     });
                 }
             }
@@ -95,47 +96,51 @@ impl NullSpaceProjection {
         Self { spaces }
     }
 
-    /// Finds the spaces of the inputs of `held` in `params` as they are.
+    /// Computes the spaces of the inputs of `known` for the current weights.
     ///
-    /// 1,024 rows at most are read, drawn at random, each as training reads it: without its last token, after which nothing
-    /// is predicted. C is summed in f32, whose rounding (1e-6 of its largest eigenvalue or so) is far below the eigenvalues
-    /// that decide at any `energy` but 1; eigenvalues that are no larger than `in * 1.2e-7` of the largest are taken for
-    /// rounding, so that at 1 the space is all that the inputs span. Decomposed in f64, an input a thread.
+    /// At most 1,024 examples, drawn at random, are used, each as in training: without its last token, after which nothing is
+    /// predicted. C is summed in f32; the rounding error (about 1e-6 of its largest eigenvalue) is far below the eigenvalues that matter
+    /// for any `energy` below 1. Eigenvalues up to `in * 1.2e-7` of the largest count as rounding, so that the space for `energy` = 1 is
+    /// the span of the inputs. The decomposition is in f64, one input per thread.
     ///
     /// # Errors
-    /// When an input is not finite.
+    /// [`Error::Failed`] if an input is not finite.
     pub fn fit(
         energy: f64,
-        engine: &mut Engine,
-        params: &Params,
-        held: &[&Example],
+        model: &mut TrainingModel<'_>,
+        known: &[&Example],
         seed: u64,
-        gradients: &Gradients,
         progress: &Progress,
     ) -> Result<Self> {
+        let TrainingModel {
+            engine,
+            params,
+            gradients,
+        } = model;
         let mut projection = Self::new(&params.layout, |i| gradients.contains(i));
-        let count = held.len().min(MAX_ROWS);
+        let count = known.len().min(MAX_ROWS);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let rows: Vec<Example> = rand::seq::index::sample(&mut rng, held.len(), count)
+        let examples: Vec<Example> = rand::seq::index::sample(&mut rng, known.len(), count)
             .into_iter()
-            .map(|row| held[row].clone())
+            .map(|example| known[example].clone())
             .collect();
         let spaces = projection.spaces.len();
         let turns = split_by_memory(&mut projection.spaces);
         let bar = progress.bar(
-            (turns.len() * rows.len() + spaces) as u64,
-            "the space of what is held",
+            (turns.len() * examples.len() + spaces) as u64,
+            "space of known inputs",
         );
         for turn in turns {
-            let mut moments: Vec<SecondMoments> = turn.iter().map(InputSpace::moments).collect();
-            for pass in micro_batches(&rows, PASS_TOKENS, Example::len) {
-                // Each row counts with all of its tokens, those that others begin with too.
+            let mut moments: Vec<SecondMoments> =
+                turn.iter().map(InputSpace::second_moments).collect();
+            for micro_batch in micro_batches(&examples, MICRO_BATCH_TOKENS, Example::len) {
+                // No shared prefixes: each example counts with all of its tokens.
                 let mut batch = Batch::new();
-                for row in pass {
-                    batch.push(row.input_ids());
+                for example in micro_batch {
+                    batch.push(example.input_ids());
                 }
                 engine.second_moments(params, &batch, &mut moments);
-                bar.inc(pass.len() as u64);
+                bar.inc(micro_batch.len() as u64);
             }
             turn.par_iter_mut()
                 .zip(moments)
@@ -147,49 +152,47 @@ impl NullSpaceProjection {
         }
         drop(bar);
         for space in &mut projection.spaces {
-            for reader in &mut space.weights {
-                let weight = &params.layout.tensors[reader.tensor];
-                let weight = &params.data[weight.range.clone()];
-                reader.outputs = basis_outputs(weight, &space.basis, space.width);
+            for weight in &mut space.weights {
+                let range = params.layout.tensors[weight.tensor].range.clone();
+                weight.outputs = basis_outputs(&params.data[range], &space.basis, space.width);
             }
         }
         progress.note(projection.free_dimensions());
         Ok(projection)
     }
 
-    /// Room for what [`NullSpaceProjection::fit`] finds, to be filled from a checkpoint, of which `length` says how long the array
-    /// of a name is.
+    /// A projection whose arrays are zero, to be filled from a checkpoint; `length` returns the length of an array there by its name.
     pub fn empty(layout: &Layout, gradients: &Gradients, length: impl Fn(&str) -> usize) -> Self {
         let mut projection = Self::new(layout, |i| gradients.contains(i));
         for space in &mut projection.spaces {
             space.basis = vec![0.0; length(&space.name())];
             let rank = space.rank();
-            for reader in &mut space.weights {
-                reader.outputs = vec![0.0; layout.tensors[reader.tensor].shape[0] * rank];
+            for weight in &mut space.weights {
+                weight.outputs = vec![0.0; layout.tensors[weight.tensor].shape[0] * rank];
             }
         }
         projection
     }
 
-    /// Whether the tensor (by index in the layout) has a space, so that it may move outside of it.
+    /// Whether the tensor (by index in the layout) is projected. The others must be frozen.
     pub fn covers(&self, tensor: usize) -> bool {
-        self.weights().any(|reader| reader.tensor == tensor)
+        self.weights().any(|weight| weight.tensor == tensor)
     }
 
-    /// Takes back what the last step changed within the spaces.
+    /// Undoes the changes within the spaces since the last call.
     pub fn apply(&self, params: &mut Params) {
         for space in &self.spaces {
-            for reader in &space.weights {
-                let weight = params.layout.tensors[reader.tensor].range.clone();
-                let weight = &mut params.data[weight];
-                restore_basis_outputs(weight, &space.basis, &reader.outputs, space.width);
+            for weight in &space.weights {
+                let range = params.layout.tensors[weight.tensor].range.clone();
+                let w = &mut params.data[range];
+                restore_basis_outputs(w, &space.basis, &weight.outputs, space.width);
             }
         }
     }
 
-    /// How many dimensions are left to learn in, for people.
+    /// A note with the number of dimensions that remain to learn in.
     fn free_dimensions(&self) -> String {
-        let told = LinearInput::ALL.into_iter().filter_map(|input| {
+        let of_inputs = LinearInput::ALL.into_iter().filter_map(|input| {
             let of_input = || self.spaces.iter().filter(move |s| s.input == input);
             let width = of_input().next()?.width;
             let free: usize = of_input().map(|s| width - s.rank()).sum();
@@ -197,8 +200,8 @@ impl NullSpaceProjection {
             Some(format!("{mean:.1} of {width} ({})", input.name()))
         });
         format!(
-            "input dimensions that what is held leaves free, mean over layers: {}",
-            told.collect::<Vec<_>>().join(", ")
+            "free input dimensions, mean over layers: {}",
+            of_inputs.collect::<Vec<_>>().join(", ")
         )
     }
 
@@ -206,13 +209,13 @@ impl NullSpaceProjection {
         self.spaces.iter().flat_map(|space| &space.weights)
     }
 
-    /// Its arrays under the names that a checkpoint gives them.
+    /// Its arrays, by their names in a checkpoint.
     pub fn arrays(&self) -> Vec<(String, &[f32])> {
         let mut arrays = Vec::new();
         for space in &self.spaces {
             arrays.push((space.name(), &space.basis[..]));
-            let held = space.weights.iter().map(|r| (r.name(), &r.outputs[..]));
-            arrays.extend(held);
+            let outputs = space.weights.iter().map(|w| (w.name(), &w.outputs[..]));
+            arrays.extend(outputs);
         }
         arrays
     }
@@ -222,15 +225,14 @@ impl NullSpaceProjection {
         let mut arrays = Vec::new();
         for space in &mut self.spaces {
             arrays.push((space.name(), &mut space.basis[..]));
-            let held = space.weights.iter_mut();
-            arrays.extend(held.map(|r| (r.name(), &mut r.outputs[..])));
+            let weights = space.weights.iter_mut();
+            arrays.extend(weights.map(|w| (w.name(), &mut w.outputs[..])));
         }
         arrays
     }
 }
 
-/// Whether any of the tensors that are trained (by index in the layout) is a linear layer's weight: the others are frozen from
-/// the snapshot on.
+/// Whether any trained tensor (by index in the layout) is the weight of a linear layer. The projection freezes all others.
 pub fn has_projected_weights(layout: &Layout, trained: &[bool]) -> bool {
     !NullSpaceProjection::new(layout, |i| trained[i])
         .spaces
@@ -247,8 +249,8 @@ impl InputSpace {
         self.basis.len() / self.width
     }
 
-    /// No moments yet.
-    fn moments(&self) -> SecondMoments {
+    /// Zero second moments of this input.
+    fn second_moments(&self) -> SecondMoments {
         SecondMoments {
             layer: self.layer,
             input: self.input,
@@ -259,11 +261,11 @@ impl InputSpace {
 
 impl ProjectedWeight {
     fn name(&self) -> String {
-        format!("held.{}", self.tensor)
+        format!("outputs.{}", self.tensor)
     }
 }
 
-/// `spaces` in order, in stretches whose moments have about [`MOMENT_BYTES`], at least one each.
+/// Splits `spaces` into consecutive parts whose second moments take about [`MOMENT_BYTES`], but at least one space each.
 fn split_by_memory(spaces: &mut [InputSpace]) -> Vec<&mut [InputSpace]> {
     let bytes = |space: &InputSpace| space.width * space.width * size_of::<f32>();
     let mut sum = 0;
@@ -279,15 +281,15 @@ fn split_by_memory(spaces: &mut [InputSpace]) -> Vec<&mut [InputSpace]> {
         .collect()
 }
 
-/// U^T (r, n): the leading eigenvectors of the moments (n, n) that hold at least `energy` of their trace.
+/// U^T (r, n): the fewest leading eigenvectors of the second moments (n, n) with at least `energy` of their trace.
 ///
 /// # Errors
-/// When the moments are not finite.
+/// [`Error::Failed`] if the moments are not finite.
 fn leading_directions(moments: &SecondMoments, n: usize, energy: f64) -> Result<Vec<f32>> {
     let sum: Vec<f64> = moments.sum.iter().map(|x| f64::from(*x)).collect();
     let eigen = eigen::symmetric(&sum, n).ok_or_else(|| Error::Failed {
         message: format!(
-            "what known facts put into {} of layer {} is not finite",
+            "the inputs of {} in layer {} are not finite for known facts",
             moments.input.name(),
             moments.layer
         ),
@@ -299,17 +301,17 @@ fn leading_directions(moments: &SecondMoments, n: usize, energy: f64) -> Result<
         .collect())
 }
 
-/// How many of the largest of these eigenvalues sum up to at least `energy` of all; those that are rounding count as 0.
+/// The smallest number of the largest eigenvalues whose sum is at least `energy` of the total. Values at the level of rounding count as 0.
 fn rank(ascending: &[f64], energy: f64) -> usize {
     let largest = ascending.last().copied().unwrap_or_default();
     let rounding = ascending.len() as f64 * f64::from(f32::EPSILON) * largest;
     let descending = ascending.iter().rev().take_while(|v| **v > rounding);
     let enough = energy * descending.clone().sum::<f64>();
-    let mut held = 0.0;
+    let mut sum = 0.0;
     descending
         .take_while(|value| {
-            let is_needed = held < enough;
-            held += **value;
+            let is_needed = sum < enough;
+            sum += **value;
             is_needed
         })
         .count()
@@ -321,7 +323,7 @@ mod tests {
 
     #[test]
     fn rank_is_the_smallest_that_reaches_the_energy() {
-        // Of a trace of 16: 8, 12, 14, 15, 16.
+        // Cumulative sums of a trace of 16: 8, 12, 14, 15, 16.
         let values = [1.0, 1.0, 2.0, 4.0, 8.0];
         for (energy, expected) in [(0.1, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.9, 4), (1.0, 5)] {
             assert_eq!(rank(&values, energy), expected, "{energy}");
@@ -337,7 +339,7 @@ mod tests {
 
     #[test]
     fn directions_are_orthonormal_and_the_strongest_come_first() {
-        // 9 a a^T + 4 b b^T for a = (0.6, 0.8, 0), b = (0, 0, 1), below the diagonal; the third direction has nothing.
+        // 9 a a^T + 4 b b^T for a = (0.6, 0.8, 0), b = (0, 0, 1), lower triangle; the third direction has eigenvalue 0.
         let sum = [3.24, 77.0, 77.0, 4.32, 5.76, 77.0, 0.0, 0.0, 4.0];
         let mut moments = SecondMoments {
             layer: 0,
@@ -346,7 +348,7 @@ mod tests {
         };
         moments.sum.copy_from_slice(&sum);
         let directions = leading_directions(&moments, 3, 1.0).expect("finite");
-        // A direction has no sign; f32.
+        // The sign of a direction is arbitrary; f32.
         for (got, expected) in directions.iter().zip([0.6, 0.8, 0.0, 0.0, 0.0, 1.0f32]) {
             assert!((got.abs() - expected).abs() < 1e-6, "{directions:?}");
         }
@@ -358,7 +360,7 @@ mod tests {
 
         moments.sum[4] = f32::NAN;
         let error = leading_directions(&moments, 3, 0.6).expect_err("not finite");
-        assert!(error.to_string().contains("o of layer 0"), "{error}");
+        assert!(error.to_string().contains("o in layer 0"), "{error}");
     }
 
     #[test]
@@ -377,7 +379,7 @@ mod tests {
                 .map(|turn| turn.len())
                 .collect()
         };
-        // 256 MiB of moments each, of 512; then one that is wider than a turn.
+        // 256 MiB of moments each, of 512 MiB; then one that is wider than a turn.
         assert_eq!(lengths(&[8192; 5]), [2, 2, 1]);
         assert_eq!(lengths(&[64, 20_000, 64, 64]), [1, 1, 2]);
         assert!(lengths(&[]).is_empty());

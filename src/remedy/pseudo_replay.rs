@@ -1,15 +1,16 @@
-//! Decoys: beside what is learned, the model is held to its snapshot's answers about subjects that do not exist.
+//! A source of rows: decoys, a form of pseudo-rehearsal. In addition to the training rows, the model is distilled from its snapshot on
+//! questions about made-up subjects.
 //!
-//! Forgetting is interference between names that look alike (section 5 of the paper), so made-up names of the same make
-//! cover the region where it happens, and need no data. New facts are learned by plain cross-entropy; a decoy adds to
-//! the loss, with its answer a of the snapshot's own greedy words and tau that of self-distillation,
+//! Forgetting is interference between similar names (section 5 of the paper). Made-up names of the same form cover the region where it
+//! happens, and need no data. New facts are learned by cross-entropy alone. Each decoy adds this term to the loss, where a is the
+//! snapshot's greedy answer and tau is the temperature of self-distillation:
 //!
 //! ```text
 //! strength * mean over the step's decoys of tau^2 / |a| * sum over j in a of KL(snapshot_j || model_j)
 //! ```
 //!
-//! Chats and other texts name no subject that could be changed: their decoys the model makes itself. It is given the beginning
-//! of a text of theirs and goes on in words of its own, so that a decoy is near what is learned and not the same.
+//! Chats and other texts have no subject that could be replaced. Their decoys are generated: the model continues a prefix of such a
+//! text, so that a decoy is similar to the training data but not the same.
 
 use std::collections::BTreeMap;
 
@@ -25,26 +26,26 @@ use crate::{
     synth::SemanticKeys,
 };
 
-/// Tokens of a decoy's answer, at most.
+/// Maximum number of tokens of a decoy's answer.
 const MAX_ANSWER_TOKENS: usize = 12;
 
-/// Tokens of a text that the model writes itself, at most: a question, an answer to it, or a text's next ones.
+/// Maximum number of tokens that the model generates for a text: the rest of a question, its answer, or a continuation.
 const MAX_TEXT_TOKENS: usize = 32;
 
-/// Whether decoys can be made of what is trained on: of its facts, where there are any, and of its texts, where there are any.
+/// Checks that decoys can be generated from the training data: from its facts if there are any, and from its texts if there are any.
 ///
 /// # Errors
-/// [`Error::Input`] when no question names its fact's subject, or no text has a beginning to go on from.
+/// [`Error::Input`] if no question contains its fact's subject, or no text has a prefix to continue.
 pub fn check<'a>(facts: impl IntoIterator<Item = &'a Fact>, texts: &[Text]) -> Result<()> {
     let none = |of: &str| {
         Err(Error::input_hint(
-            format!("there are no decoys for these {of}"),
-            "leave `method.decoys` out, or take `method.kind = \"self-distill\"` in the place of `\"auto\"`",
+            format!("cannot generate decoys from these {of}"),
+            "remove `method.decoys`, or use `method.kind = \"self-distill\"` instead of `\"auto\"`",
         ))
     };
     let mut facts = facts.into_iter().peekable();
     if facts.peek().is_some() && !facts.any(question_has_subject) {
-        return none("facts: no question has its fact's subject in it");
+        return none("facts: no question contains its fact's subject");
     }
     let has_beginning = |text: &Text| match &text.kind {
         TextKind::Chat(messages) => has_chat_questions(messages),
@@ -53,9 +54,7 @@ pub fn check<'a>(facts: impl IntoIterator<Item = &'a Fact>, texts: &[Text]) -> R
         }
     };
     if !texts.is_empty() && !texts.iter().any(has_beginning) {
-        return none(
-            "texts: no chat has a message of the user that is answered, and no other text a beginning",
-        );
+        return none("texts: no chat has an answered user message, and no other text has a prefix");
     }
     Ok(())
 }
@@ -64,8 +63,8 @@ fn question_has_subject(fact: &Fact) -> bool {
     fact.question.contains(&fact.subject)
 }
 
-/// At most `count` prompts: questions of `facts` with a made-up subject in the place of the real one, as many of each
-/// relation as it has facts. Fewer where the pools of short names are exhausted.
+/// At most `count` prompts: questions of `facts` with a made-up subject instead of the real one, in proportion to the relations. There
+/// are fewer if the pools of short names are exhausted.
 ///
 /// # Errors
 /// When the tokenizer refuses a text.
@@ -101,24 +100,24 @@ pub fn prompts<'a>(
     Ok(prompts)
 }
 
-/// The decoys of `prompts`: each with the model's own greedy answer, its line break included.
+/// The decoys of `prompts`: each with the model's greedy answer up to and including a line break.
 ///
 /// # Errors
-/// When a prompt is longer than the model's context.
+/// [`Error::Input`] if a prompt is longer than the model's context.
 pub fn rows(generator: &mut Generator<'_>, prompts: Vec<Vec<u32>>) -> Result<Vec<Example>> {
     with_greedy_answers(generator, prompts, MAX_ANSWER_TOKENS, |text| {
         text.contains('\n')
     })
 }
 
-/// `prompts` with the model's own greedy answers, which end at so many tokens at the latest or once `done` says so.
+/// `prompts` with the model's greedy answers, which end after `max_tokens` or when `done` returns true.
 fn with_greedy_answers(
     generator: &mut Generator<'_>,
     prompts: Vec<Vec<u32>>,
-    most_tokens: usize,
+    max_tokens: usize,
     done: impl Fn(&str) -> bool + Sync,
 ) -> Result<Vec<Example>> {
-    let request = Request::greedy(&[], &prompts, most_tokens);
+    let request = Request::greedy(&[], &prompts, max_tokens);
     let answers = generator.generate(&request, |_, text| done(text), &|_| {})?;
     let rows = prompts.into_iter().zip(answers);
     let rows = rows.map(|(prompt, mut answer)| Example {
@@ -128,11 +127,11 @@ fn with_greedy_answers(
     Ok(rows.collect())
 }
 
-/// What a decoy of a text begins with.
+/// The prefix of a decoy of a text.
 enum TextPrefix {
-    /// A chat up to a word of a question: the model finds the rest of the question, and the answer.
+    /// A chat up to a word of a question. The model generates the rest of the question, and the answer.
     Question(ChatQuestion),
-    /// A text up to a word of it: the model goes on.
+    /// A text up to one of its words. The model continues it.
     Text(String),
 }
 
@@ -145,8 +144,8 @@ impl TextPrefix {
     }
 }
 
-/// At most `count` decoys of `texts`, none longer than `longest` tokens. A question of a chat, or another text, is cut at a word
-/// drawn at random, the model goes on with it as it would (drawn at temperature 1), and a question it answers (greedily).
+/// At most `count` decoys of `texts`, none longer than `max_length` tokens. A question of a chat, or another text, is cut after a random
+/// word. The model continues it (sampled at temperature 1), and answers a question (greedily).
 ///
 /// # Errors
 /// When the chat template or the tokenizer refuses a text.
@@ -154,10 +153,10 @@ pub fn from_texts(
     generator: &mut Generator<'_>,
     texts: &[Text],
     count: usize,
-    longest: usize,
+    max_length: usize,
     seed: u64,
 ) -> Result<Vec<Example>> {
-    let fits = |prompt: &[u32]| prompt.len() + MAX_TEXT_TOKENS <= longest;
+    let fits = |prompt: &[u32]| prompt.len() + MAX_TEXT_TOKENS <= max_length;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let beginnings = text_prefixes(texts, count, generator.tokenizer, &mut rng)?;
     let (mut begun, mut prompts) = (Vec::new(), Vec::new());
@@ -203,7 +202,7 @@ pub fn from_texts(
     Ok(rows)
 }
 
-/// `count` beginnings, of as many texts as there are.
+/// `count` prefixes, from as many texts as possible.
 fn text_prefixes(
     texts: &[Text],
     count: usize,
@@ -214,7 +213,7 @@ fn text_prefixes(
     for text in texts {
         match &text.kind {
             TextKind::Chat(messages) => {
-                // As it is asked there, and as anybody would ask it: with nothing before it.
+                // Each question in its context, and without it.
                 for asked in std::iter::once(&messages[..]).chain(messages.windows(2)) {
                     let questions = chat_questions(tokenizer, asked)?;
                     whole.extend(questions.into_iter().map(TextPrefix::Question));
@@ -349,7 +348,11 @@ mod tests {
             text(TextKind::Plain(" ".into())),
         ] {
             let error = check([], &[nothing]).unwrap_err();
-            assert!(error.to_string().contains("no decoys for these texts"));
+            assert!(
+                error
+                    .to_string()
+                    .contains("cannot generate decoys from these texts")
+            );
             assert!(error.hint().is_some());
         }
     }

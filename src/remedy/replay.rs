@@ -1,9 +1,9 @@
-//! Replay: beside what is learned, known facts are shown again, by default those that the model is worst at.
+//! A source of rows: replay. Known facts are repeated in addition to the training rows, by default those with the largest loss.
 //!
-//! The known facts are trained in any case, so that a replayed row is one more repetition of it. Under `target = "label"` it
-//! joins the mean of the step's cross-entropy. Under `target = "teacher"` it has no cross-entropy: as dark experience replay
-//! repeats what a model once said and not what is right (Buzzega et al. 2020, arXiv 2004.07211, there by squared differences
-//! of logits), it adds to the loss, with y the right answer's tokens and tau that of self-distillation,
+//! The known facts are training rows in any case, so that a replayed row is one more repetition. With `target = "label"` it joins the
+//! mean of the step's cross-entropy. With `target = "teacher"` it has no cross-entropy and repeats the teacher's output instead, as
+//! dark experience replay does (Buzzega et al. 2020, arXiv 2004.07211, with squared differences of logits). It adds this term to the
+//! loss, where y are the tokens of the correct answer and tau is the temperature of self-distillation:
 //!
 //! ```text
 //! strength * mean over the step's replayed rows of tau^2 / |y| * sum over j in y of KL(snapshot_j || model_j)
@@ -20,8 +20,8 @@ use crate::{
 };
 
 impl ReplayConfig {
-    /// Rows that are replayed in an epoch that trains on `rows`: the one numbered `epoch` (from 0) of the `epochs` after the
-    /// snapshot epochs. Under `end` the share rises from 0 to twice its mean; a single epoch has the mean.
+    /// Number of rows to replay in an epoch of `rows` training rows: the one with index `epoch` of the `epochs` after the snapshot
+    /// epochs. Under `end` the share rises from 0 to twice its mean; a single epoch has the mean.
     pub fn count(&self, rows: usize, epoch: usize, epochs: usize) -> usize {
         let share = match self.schedule {
             ReplaySchedule::Ramp if epochs > 1 => {
@@ -33,10 +33,10 @@ impl ReplayConfig {
     }
 }
 
-/// The cross-entropy of each of `rows` under the generator's model: mean over its target tokens, in nats.
+/// The cross-entropy of each row under the generator's model: mean over its target tokens, in nats.
 ///
 /// # Errors
-/// When a row is longer than the model's context.
+/// [`crate::Error::Input`] if a row is longer than the model's context.
 pub fn example_losses(generator: &mut Generator<'_>, rows: &[Example]) -> Result<Vec<f64>> {
     let pairs = rows.iter().map(|r| (r.prompt.clone(), r.target.clone()));
     let scored = generator.score(&pairs.collect::<Vec<_>>(), &|_| {})?;
@@ -47,20 +47,19 @@ pub fn example_losses(generator: &mut Generator<'_>, rows: &[Example]) -> Result
     Ok(scored.into_iter().map(mean).collect())
 }
 
-/// The numbers of the `count` rows with the largest `losses`, largest first, the lowest number first among equals; from the
-/// first one on again where there are fewer.
+/// The indices of the `count` rows with the largest `losses`, largest first. Ties are broken by the lowest index. If there are fewer
+/// rows, they repeat.
 pub fn hardest(losses: &[f64], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..losses.len()).collect();
     order.sort_by(|a, b| losses[*b].total_cmp(&losses[*a]));
     order.into_iter().cycle().take(count).collect()
 }
 
-/// The numbers of `count` of `rows` rows, drawn for an epoch without replacement; from the first one on again where there
-/// are fewer.
+/// `count` indices below `rows`, drawn for an epoch without replacement. If there are fewer rows, they repeat.
 pub fn sample_uniform(rows: usize, count: usize, seed: u64, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rows).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    // From the last stream down: the order of what is learned takes those from the first up.
+    // Streams are used from the last one down: the training order uses those from the first one up.
     rng.set_stream(u64::MAX - epoch as u64);
     order.shuffle(&mut rng);
     order.into_iter().cycle().take(count).collect()

@@ -1,118 +1,123 @@
-//! The snapshot: what is frozen of the model after its first epochs, and holds it from then on.
+//! The snapshot: everything that is frozen after the first epochs, on which the remedies of the rest of the run depend.
 
-use std::{ops::Range, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use super::{
-    distill::{Distillation, Teacher},
+    distill::Distillation,
     null_space::NullSpaceProjection,
+    teacher::{Teacher, TeacherExamples, TeacherSpec},
     weight_penalty::{WeightPenalty, fisher},
 };
 use crate::{
     Result,
     config::{MethodConfig, MethodKind, ReplayTarget},
-    engine::{Engine, Gradients},
-    model::{Layout, Params},
+    engine::{Gradients, TrainingModel},
+    model::Layout,
     progress::Progress,
     prompt::Example,
-    run::RunDir,
 };
 
-/// The rows of a run: known facts, then what else is learned, then decoys.
+/// The examples of a run: known facts, then everything else that is learned, then decoys.
 #[derive(Clone, Copy)]
 pub struct RunExamples<'a> {
     /// All of them.
     pub all: &'a [Example],
-    /// How many are known facts.
+    /// Number of known facts.
     pub known: usize,
-    /// How many are learned: all but the decoys.
+    /// Number of examples without the decoys.
     pub learned: usize,
 }
 
-impl RunExamples<'_> {
-    /// The rows between the first and the last at which the teacher is asked: all under self-distillation, else those that are
-    /// replayed with its answers, and decoys.
-    fn teacher_range(&self, method: &MethodConfig) -> Range<usize> {
+impl<'a> RunExamples<'a> {
+    /// The examples that the teacher covers: all of them under self-distillation, else those that are replayed with its outputs, and
+    /// decoys.
+    fn for_teacher(&self, method: &MethodConfig) -> TeacherExamples<'a> {
         let replayed = method.replay.map(|r| r.target) == Some(ReplayTarget::Teacher);
-        let first = if replayed { 0 } else { self.learned };
-        let last = if method.trains_decoys() {
+        let start = if replayed { 0 } else { self.learned };
+        let end = if method.trains_decoys() {
             self.all.len()
         } else {
             self.known
         };
-        if method.distills() {
-            0..self.all.len()
+        let (start, end) = if method.distills() {
+            (0, self.all.len())
         } else {
-            first..last.max(first)
+            (start, end.max(start))
+        };
+        TeacherExamples {
+            all: self.all,
+            start,
+            end,
         }
     }
 }
 
-/// What holds the model, as far as the method asks for it.
+/// The parts of the snapshot that the method needs.
 pub struct Snapshot {
-    /// The teacher, and what its say weighs.
+    /// The teacher, and the settings of the distillation term.
     pub teacher: Option<(Distillation, Teacher)>,
-    /// L2 toward the weights.
     l2: Option<WeightPenalty>,
-    /// Elastic weight consolidation around them.
     ewc: Option<WeightPenalty>,
-    /// What linear layers make of the known facts' inputs.
+    /// The outputs of linear layers for known inputs.
     pub projection: Option<NullSpaceProjection>,
 }
 
 impl Snapshot {
-    /// Freezes `params` as they are, for training on `rows`. `gradients` is left cleared, and what is kept in files is kept in
-    /// `run`.
+    /// Freezes the model as it is, for training on `examples`. A teacher on disk writes its files into `teacher_dir`. The gradients are
+    /// zero afterwards.
     ///
     /// # Errors
-    /// Those of [`TeacherMode::freeze`] and [`NullSpaceProjection::fit`].
+    /// Those of [`Teacher::freeze`] and [`NullSpaceProjection::fit`].
     pub fn freeze(
-        (method, seed): (&MethodConfig, u64),
-        engine: &mut Engine,
-        params: &Params,
-        rows: RunExamples<'_>,
-        gradients: &mut Gradients,
-        run: &RunDir,
+        method: &MethodConfig,
+        seed: u64,
+        model: &mut TrainingModel<'_>,
+        examples: RunExamples<'_>,
+        teacher_dir: &Path,
         progress: &Progress,
     ) -> Result<Self> {
-        let known = &rows.all[..rows.known];
+        let known = &examples.all[..examples.known];
         let projection = method.project.map(|project| {
-            let held: Vec<&Example> = known.iter().chain(&rows.all[rows.learned..]).collect();
-            let energy = project.energy;
-            NullSpaceProjection::fit(energy, engine, params, &held, seed, gradients, progress)
+            let decoys = &examples.all[examples.learned..];
+            let inputs: Vec<&Example> = known.iter().chain(decoys).collect();
+            NullSpaceProjection::fit(project.energy, model, &inputs, seed, progress)
         });
         let teacher = if method.has_teacher() {
-            let kind = (method.teacher, method.vocab_subset);
-            let rows = (rows.all, rows.teacher_range(method));
-            let teacher = Teacher::freeze(kind, engine, params, rows, run, progress)?;
+            let covered = examples.for_teacher(method);
+            let spec = TeacherSpec::of(method);
+            let teacher = Teacher::freeze(spec, model, covered, teacher_dir, progress)?;
             Some((Distillation::new(method, seed), teacher))
         } else {
             None
         };
+        let l2 = (method.kind == MethodKind::L2)
+            .then(|| WeightPenalty::l2(method.lambda, model.params, model.gradients));
+        let ewc = method.ewc.as_ref().map(|ewc| {
+            let importance = fisher(model, known, seed, progress);
+            WeightPenalty::ewc(ewc.strength, model.params, importance, model.gradients)
+        });
         Ok(Self {
             teacher,
-            l2: (method.kind == MethodKind::L2)
-                .then(|| WeightPenalty::l2(method.lambda, params, gradients)),
-            ewc: method.ewc.as_ref().map(|ewc| {
-                let importance = fisher(engine, params, known, seed, gradients, progress);
-                WeightPenalty::ewc(ewc.strength, params, importance, gradients)
-            }),
+            l2,
+            ewc,
             projection: projection.transpose()?,
         })
     }
 
-    /// Room for what [`Snapshot::freeze`] makes, to be filled from a checkpoint, of which `length` says how long the
-    /// array of a name is.
+    /// A snapshot like that of [`Snapshot::freeze`] whose arrays are zero, to be filled from a checkpoint; `length` returns the length of
+    /// an array there by its name.
     pub fn empty(
-        (method, seed): (&MethodConfig, u64),
+        method: &MethodConfig,
+        seed: u64,
         layout: &Arc<Layout>,
-        rows: RunExamples<'_>,
+        examples: RunExamples<'_>,
         gradients: &Gradients,
         length: impl Fn(&str) -> usize,
     ) -> Self {
         Self {
             teacher: method.has_teacher().then(|| {
-                let kind = (method.teacher, method.vocab_subset);
-                let teacher = Teacher::empty(kind, layout, (rows.all, rows.teacher_range(method)));
+                let covered = examples.for_teacher(method);
+                let teacher = Teacher::empty(TeacherSpec::of(method), layout, covered);
                 (Distillation::new(method, seed), teacher)
             }),
             l2: (method.kind == MethodKind::L2)
@@ -129,47 +134,47 @@ impl Snapshot {
         }
     }
 
-    /// Opens what a snapshot made before has kept in files of `run`.
+    /// Opens the files of an earlier [`Snapshot::freeze`] in `teacher_dir`.
     ///
     /// # Errors
-    /// Those of [`TeacherMode::open_files`].
-    pub fn open_files(&mut self, run: &RunDir) -> Result<()> {
+    /// Those of [`Teacher::open_files`].
+    pub fn open_files(&mut self, teacher_dir: &Path) -> Result<()> {
         let teacher = self.teacher.iter_mut();
         teacher
             .map(|(_, teacher)| teacher)
-            .try_for_each(|teacher| teacher.open_files(run))
+            .try_for_each(|teacher| teacher.open_files(teacher_dir))
     }
 
-    /// Makes one penalty of its own EWC and `earlier` ones, around its own weights.
+    /// Merges `earlier` EWC penalties into its own, around its own weights.
     pub fn merge_penalties(&mut self, earlier: &[WeightPenalty]) {
         if let Some(ewc) = &mut self.ewc {
-            for anchor in earlier {
-                ewc.add_importance(anchor);
+            for penalty in earlier {
+                ewc.add_importance(penalty);
             }
         }
     }
 
-    /// What the weights themselves are held by.
+    /// The penalties on the weights.
     pub fn weight_penalties(&self) -> impl Iterator<Item = &WeightPenalty> {
         self.l2.iter().chain(&self.ewc)
     }
 
-    /// Every array under the name that a checkpoint gives it.
+    /// Every array, by its name in a checkpoint.
     pub fn arrays(&self) -> Vec<(String, &[f32])> {
         let teacher = self.teacher.iter().flat_map(|(_, t)| t.arrays());
-        let anchors =
+        let penalties =
             [("l2", &self.l2), ("ewc", &self.ewc)]
                 .into_iter()
-                .flat_map(|(name, anchor)| {
-                    anchor.iter().flat_map(move |anchor| {
+                .flat_map(|(name, penalty)| {
+                    penalty.iter().flat_map(move |penalty| {
                         let named = move |(part, values)| (format!("{name}.{part}"), values);
-                        anchor.arrays().into_iter().map(named)
+                        penalty.arrays().into_iter().map(named)
                     })
                 });
         let projection = self.projection.iter().flat_map(NullSpaceProjection::arrays);
         teacher
             .map(|(name, values)| (format!("teacher.{name}"), values))
-            .chain(anchors)
+            .chain(penalties)
             .chain(projection.map(|(name, values)| (format!("project.{name}"), values)))
             .collect()
     }
@@ -177,21 +182,19 @@ impl Snapshot {
     /// The same arrays, to be filled from a checkpoint.
     pub fn arrays_mut(&mut self) -> Vec<(String, &mut [f32])> {
         let teacher = self.teacher.iter_mut().flat_map(|(_, t)| t.arrays_mut());
-        let anchors = [("l2", &mut self.l2), ("ewc", &mut self.ewc)]
+        let penalties = [("l2", &mut self.l2), ("ewc", &mut self.ewc)]
             .into_iter()
-            .flat_map(|(name, anchor)| {
-                anchor.iter_mut().flat_map(move |anchor| {
+            .flat_map(|(name, penalty)| {
+                penalty.iter_mut().flat_map(move |penalty| {
                     let named = move |(part, values)| (format!("{name}.{part}"), values);
-                    anchor.arrays_mut().into_iter().map(named)
+                    penalty.arrays_mut().into_iter().map(named)
                 })
             });
-        let projection = self
-            .projection
-            .iter_mut()
-            .flat_map(NullSpaceProjection::arrays_mut);
+        let projection = self.projection.iter_mut();
+        let projection = projection.flat_map(NullSpaceProjection::arrays_mut);
         teacher
             .map(|(name, values)| (format!("teacher.{name}"), values))
-            .chain(anchors)
+            .chain(penalties)
             .chain(projection.map(|(name, values)| (format!("project.{name}"), values)))
             .collect()
     }
@@ -204,13 +207,13 @@ mod tests {
 
     #[test]
     fn the_teacher_covers_the_rows_that_it_distills() {
-        let row = Example {
+        let example = Example {
             prompt: vec![1],
             target: vec![2],
         };
-        let all = vec![row; 10];
+        let all = vec![example; 10];
         let (known, learned) = (3, 7);
-        let rows = |decoys: bool| RunExamples {
+        let examples = |decoys: bool| RunExamples {
             all: &all[..if decoys { 10 } else { 7 }],
             known,
             learned,
@@ -225,7 +228,7 @@ mod tests {
             ..MethodConfig::default()
         };
         let teacher = Some(ReplayTarget::Teacher);
-        for (kind, decoys, replay, asked) in [
+        for (kind, decoys, replay, covered) in [
             (MethodKind::SelfDistill, false, None, 0..7),
             (MethodKind::SelfDistill, true, teacher, 0..10),
             (MethodKind::Sft, true, None, 7..10),
@@ -233,10 +236,8 @@ mod tests {
             (MethodKind::Sft, false, teacher, 0..3),
             (MethodKind::Sft, true, teacher, 0..10),
         ] {
-            assert_eq!(
-                rows(decoys).teacher_range(&method(kind, decoys, replay)),
-                asked
-            );
+            let of_teacher = examples(decoys).for_teacher(&method(kind, decoys, replay));
+            assert_eq!(of_teacher.range(), covered);
         }
     }
 }

@@ -1,223 +1,228 @@
-//! A teacher's largest logits, in files of the run: made in one pass that can be stopped and gone on with, then mapped, so that
-//! the memory they take is the system's to take back.
+//! A term of the loss, continued: a teacher's largest logits, in files. They are computed in one pass that can be interrupted and
+//! continued, and memory-mapped, so that the operating system can reclaim their memory.
 //!
 //! ```text
-//! teacher/index.json               what they were made from, and the checksum of every part that is whole
-//! teacher/part-00000.safetensors   `tokens` (P, k) u32, most likely first, and their `logits` (P, k) f32, at the P targets of some rows
+//! index.json               what the shards were computed from, and the checksum of every complete shard
+//! shard-00000.safetensors  `tokens` (P, k) u32, most likely first, and their `logits` (P, k) f32, at the P targets of some examples
 //! ```
 
-use std::{collections::BTreeMap, fs, ops::Range};
+use std::{collections::BTreeMap, fs, ops::Range, path::Path};
 
 use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Error, Result, distributed,
+    Error, Result, atomic_file, distributed,
     model::FileMap,
     progress::Progress,
     prompt::{Example, MICRO_BATCH_TOKENS, micro_batches, target_offsets},
-    run::{RunDir, TEACHER_DIR},
 };
 
-/// Tokens whose rows make a part: what is lost at most when the pass is stopped. Few in tests, so that there are several.
+/// Tokens of the examples in a shard: the work that an interrupt loses at most. Few in tests, so that there are several shards.
 const SHARD_TOKENS: usize = if cfg!(test) { 64 } else { 1 << 15 };
 
-/// Bytes of a token's id, and of a logit.
+/// Bytes of a token id, and of a logit.
 const WIDTH: usize = 4;
 
-/// The largest logits of a frozen model at the targets of a fixed set of rows: exact under `tokens = { top = k }`.
+/// The largest logits of a frozen model at the targets of a fixed set of examples: exact under `vocab_subset = { top = k }`.
 pub struct TopkTeacher {
-    /// Tokens a target.
-    count: usize,
-    /// SHA-256 (hex) of the rows.
-    rows: String,
-    /// The number of each row's first target, and that of all targets.
+    /// Tokens per target.
+    k: usize,
+    /// SHA-256 (hex) of the examples.
+    examples: String,
+    /// See [`target_offsets`].
     target_offsets: Vec<usize>,
-    /// The rows of each part.
-    shard_rows: Vec<Range<usize>>,
-    /// None until they are made or opened.
+    /// The examples of each shard.
+    shard_ranges: Vec<Range<usize>>,
+    /// Empty until they are built or opened.
     shards: Vec<Shard>,
 }
 
 /// `index.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Index {
-    /// Tokens a target.
-    count: usize,
-    /// SHA-256 (hex) of the rows.
-    rows: String,
+    /// Tokens per target.
+    k: usize,
+    /// SHA-256 (hex) of the examples.
+    examples: String,
     /// SHA-256 (hex) of the teacher's weights.
     weights: String,
-    /// SHA-256 (hex) of every part that is whole, under its name.
+    /// SHA-256 (hex) of every complete shard, by file name.
     shards: BTreeMap<String, String>,
 }
 
-/// A part, mapped.
+/// A memory-mapped shard.
 struct Shard {
     map: FileMap,
-    /// Where the tokens lie in the file.
+    /// Where the tokens are in the file.
     tokens: Range<usize>,
-    /// Where their logits do.
+    /// Where their logits are.
     logits: Range<usize>,
 }
 
 impl TopkTeacher {
-    /// A teacher that has said nothing yet, of `count` logits at each target of those of `rows` that are `asked` about.
-    pub fn empty(count: usize, (rows, asked): (&[Example], Range<usize>)) -> Self {
-        let (mut end, of) = (asked.start, &rows[asked.clone()]);
-        let stretches = micro_batches(of, SHARD_TOKENS, Example::len)
-            .into_iter()
-            .map(|part| {
-                end += part.len();
-                end - part.len()..end
-            });
+    /// A teacher without shards, of `k` logits per target, for the examples of a run that `covered` selects.
+    pub fn empty(k: usize, all: &[Example], covered: Range<usize>) -> Self {
+        let (mut end, examples) = (covered.start, &all[covered.clone()]);
+        let shards = micro_batches(examples, SHARD_TOKENS, Example::len);
+        let shard_ranges = shards.into_iter().map(|shard| {
+            end += shard.len();
+            end - shard.len()..end
+        });
         Self {
-            count,
-            shard_rows: stretches.collect(),
-            rows: checksum(of),
-            target_offsets: target_offsets(rows, &asked),
+            k,
+            shard_ranges: shard_ranges.collect(),
+            examples: checksum(examples),
+            target_offsets: target_offsets(all, &covered),
             shards: Vec::new(),
         }
     }
 
-    /// Tokens a target.
-    pub fn count(&self) -> usize {
-        self.count
+    /// Tokens per target.
+    pub fn k(&self) -> usize {
+        self.k
     }
 
-    /// Makes the parts that `run` does not hold whole already, of the same rows and weights, and maps all of them. Of several processes
-    /// the first makes them for all.
+    /// Computes the shards that are not yet complete in `dir` for the same examples and weights, and opens all of them. With several
+    /// processes the main one computes all of them.
     ///
-    /// `weights` is the checksum of the teacher's; `ask` answers stretches of rows, with `count` tokens and logits a target.
+    /// `weights` is the checksum of the teacher's weights. `compute` returns `k` tokens and logits per target of some of the examples.
     ///
     /// # Errors
-    /// Those of `ask`, after which what was made before stays; when a part cannot be written.
+    /// Those of `compute`, after which the complete shards remain. [`Error::Io`] if a shard cannot be written.
     pub fn build(
         &mut self,
-        run: &RunDir,
-        rows: &[Example],
+        dir: &Path,
+        all: &[Example],
         weights: &str,
         progress: &Progress,
-        mut ask: impl FnMut(&[Example]) -> Result<Vec<(u32, f32)>>,
+        mut compute: impl FnMut(&[Example]) -> Result<Vec<(u32, f32)>>,
     ) -> Result<()> {
         if !distributed::is_main() {
             distributed::barrier();
-            return self.open(run);
+            return self.open(dir);
         }
-        let fresh = Index {
-            count: self.count,
-            rows: self.rows.clone(),
+        let new = Index {
+            k: self.k,
+            examples: self.examples.clone(),
             weights: weights.to_owned(),
             shards: BTreeMap::new(),
         };
-        let mut index = run
-            .read_json::<Index>(&teacher_path(INDEX))
-            .ok()
-            .filter(|found| found.fingerprint() == fresh.fingerprint())
-            .unwrap_or(fresh);
-        let folder = run.file(TEACHER_DIR);
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let asked = self.shard_rows.iter().map(|stretch| stretch.len() as u64);
-        let bar = progress.bar(asked.sum(), "what the teacher says");
+        let mut index = Index::read(dir)
+            .filter(|found| found.fingerprint() == new.fingerprint())
+            .unwrap_or(new);
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let count = self.shard_ranges.iter().map(|range| range.len() as u64);
+        let bar = progress.bar(count.sum(), "teacher forward pass");
         self.shards.clear();
-        for (i, stretch) in self.shard_rows.clone().into_iter().enumerate() {
-            if let Some(part) = self.open_shard(run, i, &index) {
-                self.shards.push(part);
-                bar.inc(stretch.len() as u64);
+        for (i, range) in self.shard_ranges.clone().into_iter().enumerate() {
+            if let Some(shard) = self.open_shard(dir, i, &index) {
+                self.shards.push(shard);
+                bar.inc(range.len() as u64);
                 continue;
             }
-            let mut tops = Vec::new();
-            for pass in micro_batches(&rows[stretch], MICRO_BATCH_TOKENS, Example::len) {
-                tops.extend(ask(pass)?);
-                bar.inc(pass.len() as u64);
+            let mut top = Vec::new();
+            for micro_batch in micro_batches(&all[range], MICRO_BATCH_TOKENS, Example::len) {
+                top.extend(compute(micro_batch)?);
+                bar.inc(micro_batch.len() as u64);
             }
             let name = shard_name(i);
-            let bytes = encode_shard(&tops, self.count);
-            run.write(&teacher_path(&name), &bytes)?;
+            let bytes = encode_shard(&top, self.k);
+            atomic_file::write(&dir.join(&name), &bytes)?;
             index.shards.insert(name, sha256(&bytes));
-            run.write_json(&teacher_path(INDEX), &index)?;
-            let part = self.open_shard(run, i, &index);
+            index.write(dir)?;
+            let shard = self.open_shard(dir, i, &index);
             self.shards
-                .push(part.ok_or_else(|| corrupt_file(run, &shard_name(i)))?);
+                .push(shard.ok_or_else(|| corrupt_file(dir, &shard_name(i)))?);
         }
         distributed::barrier();
         Ok(())
     }
 
-    /// Maps the parts that [`TopkTeacher::build`] has made in `run`, each as it was written.
+    /// Opens the shards that [`TopkTeacher::build`] wrote into `dir`, and verifies their checksums.
     ///
     /// # Errors
-    /// [`Error::Failed`] naming the file that is missing or broken: from trained weights it cannot be made again.
-    pub fn open(&mut self, run: &RunDir) -> Result<()> {
-        let index = run
-            .read_json::<Index>(&teacher_path(INDEX))
-            .ok()
-            .filter(|index| (index.count, &index.rows) == (self.count, &self.rows))
-            .ok_or_else(|| corrupt_file(run, INDEX))?;
+    /// [`Error::Failed`] naming the file that is missing or corrupt: it cannot be computed again from weights that have been trained.
+    pub fn open(&mut self, dir: &Path) -> Result<()> {
+        let index = Index::read(dir)
+            .filter(|index| (index.k, &index.examples) == (self.k, &self.examples))
+            .ok_or_else(|| corrupt_file(dir, INDEX))?;
         let open = |i| {
-            self.open_shard(run, i, &index)
-                .ok_or_else(|| corrupt_file(run, &shard_name(i)))
+            self.open_shard(dir, i, &index)
+                .ok_or_else(|| corrupt_file(dir, &shard_name(i)))
         };
-        self.shards = (0..self.shard_rows.len())
+        self.shards = (0..self.shard_ranges.len())
             .map(open)
             .collect::<Result<_>>()?;
         Ok(())
     }
 
-    /// The part numbered `i`, if it is what `index` says.
-    fn open_shard(&self, run: &RunDir, i: usize, index: &Index) -> Option<Shard> {
+    /// Shard `i`, if it has the checksum that `index` says.
+    fn open_shard(&self, dir: &Path, i: usize, index: &Index) -> Option<Shard> {
         let name = shard_name(i);
         let sum = index.shards.get(&name)?;
-        let map = FileMap::open(&run.file(&teacher_path(&name))).ok()?;
-        let Range { start, end } = self.shard_rows[i].clone();
+        let map = FileMap::open(&dir.join(&name)).ok()?;
+        let Range { start, end } = self.shard_ranges[i].clone();
         let targets = self.target_offsets[end] - self.target_offsets[start];
         (sha256(&map) == *sum)
-            .then(|| Shard::new(map, targets * self.count))
+            .then(|| Shard::new(map, targets * self.k))
             .flatten()
     }
 
-    /// The tokens at the targets of the rows numbered `rows`, and their logits; both (P, count).
-    pub fn select(&self, rows: &[usize]) -> (Vec<u32>, Vec<f32>) {
+    /// The tokens at the targets of the examples with these indices, and their logits; both (P, k).
+    pub fn select(&self, examples: &[usize]) -> (Vec<u32>, Vec<f32>) {
         let (mut tokens, mut logits) = (Vec::new(), Vec::new());
-        for &row in rows {
-            let i = self.shard_rows.partition_point(|part| part.end <= row);
-            let first = self.target_offsets[self.shard_rows[i].start];
-            let at = |target: usize| (target - first) * self.count * WIDTH;
-            let place = at(self.target_offsets[row])..at(self.target_offsets[row + 1]);
-            let part = &self.shards[i];
-            let words = |of: &Range<usize>| {
-                let bytes = &part.map[of.clone()][place.clone()];
+        for &example in examples {
+            let i = self
+                .shard_ranges
+                .partition_point(|range| range.end <= example);
+            let first = self.target_offsets[self.shard_ranges[i].start];
+            let at = |target: usize| (target - first) * self.k * WIDTH;
+            let bytes = at(self.target_offsets[example])..at(self.target_offsets[example + 1]);
+            let shard = &self.shards[i];
+            let words = |tensor: &Range<usize>| {
+                let bytes = &shard.map[tensor.clone()][bytes.clone()];
                 bytes.as_chunks::<WIDTH>().0
             };
-            tokens.extend(words(&part.tokens).iter().map(|b| u32::from_le_bytes(*b)));
-            logits.extend(words(&part.logits).iter().map(|b| f32::from_le_bytes(*b)));
+            tokens.extend(words(&shard.tokens).iter().map(|b| u32::from_le_bytes(*b)));
+            logits.extend(words(&shard.logits).iter().map(|b| f32::from_le_bytes(*b)));
         }
         (tokens, logits)
     }
 }
 
 impl Index {
-    /// What decides every bit of the parts.
+    fn read(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(dir.join(INDEX)).ok()?).ok()
+    }
+
+    fn write(&self, dir: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).expect("the index is valid JSON");
+        text.push(b'\n');
+        atomic_file::write(&dir.join(INDEX), &text)
+    }
+
+    /// Everything that determines the shards, bit by bit.
     fn fingerprint(&self) -> (usize, &str, &str) {
-        (self.count, &self.rows, &self.weights)
+        (self.k, &self.examples, &self.weights)
     }
 }
 
 impl Shard {
-    /// The part in `map`, if it holds so many values of both kinds.
+    /// The shard in `map`, if it has so many values of both kinds.
     fn new(map: FileMap, values: usize) -> Option<Self> {
-        let (head, contents) = SafeTensors::read_metadata(&map).ok()?;
-        // The length of the head comes before it.
-        let data = size_of::<u64>() + head;
-        let place = |name: &str, dtype: Dtype| {
+        let (header, contents) = SafeTensors::read_metadata(&map).ok()?;
+        // The length of the header precedes it.
+        let data = size_of::<u64>() + header;
+        let range = |name: &str, dtype: Dtype| {
             let info = contents.info(name).filter(|info| info.dtype == dtype)?;
             let (start, end) = info.data_offsets;
             (end - start == values * WIDTH).then_some(data + start..data + end)
         };
         Some(Self {
-            tokens: place("tokens", Dtype::U32)?,
-            logits: place("logits", Dtype::F32)?,
+            tokens: range("tokens", Dtype::U32)?,
+            logits: range("logits", Dtype::F32)?,
             map,
         })
     }
@@ -226,37 +231,32 @@ impl Shard {
 const INDEX: &str = "index.json";
 
 fn shard_name(i: usize) -> String {
-    format!("part-{i:05}.safetensors")
+    format!("shard-{i:05}.safetensors")
 }
 
-/// Where the teacher's file called `name` is in a run.
-fn teacher_path(name: &str) -> String {
-    format!("{TEACHER_DIR}/{name}")
-}
-
-/// The file of a part in which each target has `count` of `tops`.
-fn encode_shard(tops: &[(u32, f32)], count: usize) -> Vec<u8> {
-    let tokens: Vec<u8> = tops.iter().flat_map(|(id, _)| id.to_le_bytes()).collect();
-    let logits: Vec<u8> = tops.iter().flat_map(|(_, x)| x.to_le_bytes()).collect();
+/// The file of a shard, with `k` of `top` per target.
+fn encode_shard(top: &[(u32, f32)], k: usize) -> Vec<u8> {
+    let tokens: Vec<u8> = top.iter().flat_map(|(id, _)| id.to_le_bytes()).collect();
+    let logits: Vec<u8> = top.iter().flat_map(|(_, x)| x.to_le_bytes()).collect();
     let view = |dtype, bytes| {
-        let shape = vec![tops.len() / count, count];
-        TensorView::new(dtype, shape, bytes).expect("every target has as many")
+        let shape = vec![top.len() / k, k];
+        TensorView::new(dtype, shape, bytes).expect("every target has k values")
     };
     let views = [
         ("tokens", view(Dtype::U32, &tokens)),
         ("logits", view(Dtype::F32, &logits)),
     ];
-    ::safetensors::serialize(views, None).expect("two tensors with a name each")
+    ::safetensors::serialize(views, None).expect("the tensors have distinct names")
 }
 
 fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// SHA-256 (hex) of the tokens of `rows`.
-fn checksum(rows: &[Example]) -> String {
+/// SHA-256 (hex) of the tokens of `examples`.
+fn checksum(examples: &[Example]) -> String {
     let mut hasher = Sha256::new();
-    for tokens in rows.iter().flat_map(|row| [&row.prompt, &row.target]) {
+    for tokens in examples.iter().flat_map(|e| [&e.prompt, &e.target]) {
         hasher.update((tokens.len() as u64).to_le_bytes());
         for id in tokens {
             hasher.update(id.to_le_bytes());
@@ -265,65 +265,70 @@ fn checksum(rows: &[Example]) -> String {
     format!("{:x}", hasher.finalize())
 }
 
-fn corrupt_file(run: &RunDir, name: &str) -> Error {
+fn corrupt_file(dir: &Path, name: &str) -> Error {
     Error::Failed {
         message: format!(
-            "{} is not what the run wrote, and cannot be made again: the weights have been trained since",
-            run.file(&teacher_path(name)).display()
+            "{} is missing or corrupt, and cannot be computed again: the weights have been trained since",
+            dir.join(name).display()
         ),
-        hint: Some(format!(
-            "bring the file back, or remove {} and call `unforget resume {}`: the run then starts over",
-            run.file("checkpoints").display(),
-            run.path().display()
-        )),
+        hint: Some("restore the file, or remove `checkpoints` from the run directory and run `unforget resume`, which then starts over".into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
-    /// Twenty rows of 7 to 13 tokens, of which 1 to 3 are targets.
-    fn rows() -> Vec<Example> {
-        let row = |i: u32| Example {
+    /// Twenty examples of 7 to 13 tokens, 1 to 3 of which are targets.
+    fn examples() -> Vec<Example> {
+        let example = |i: u32| Example {
             prompt: (0..6 + i % 5).collect(),
             target: (0..=i % 3).map(|j| 100 * i + j).collect(),
         };
-        (0..20).map(row).collect()
+        (0..20).map(example).collect()
     }
 
-    /// Two tokens a target, the row's own and the next.
-    fn answer(rows: &[Example]) -> Vec<(u32, f32)> {
-        let targets = rows.iter().flat_map(|row| &row.target);
+    /// Two tokens per target: the example's own, and the next.
+    fn logits_of(examples: &[Example]) -> Vec<(u32, f32)> {
+        let targets = examples.iter().flat_map(|example| &example.target);
         targets
             .flat_map(|id| [(*id, 0.1 * *id as f32), (id + 1, -0.0)])
             .collect()
     }
 
-    /// Makes the teacher in `run`, stopped before the pass numbered `stop`; the rows that were asked about.
-    fn make(run: &RunDir, weights: &str, stop: usize) -> (Result<()>, usize) {
-        let (mut passes, mut asked) = (0, 0);
-        let mut teacher = TopkTeacher::empty(2, (&rows(), 0..rows().len()));
+    fn teacher() -> TopkTeacher {
+        TopkTeacher::empty(2, &examples(), 0..20)
+    }
+
+    /// Builds the teacher in `dir`, interrupted before micro-batch `stop`. Returns the number of examples that were computed.
+    fn build(dir: &Path, weights: &str, stop: usize) -> (Result<()>, usize) {
+        let (mut micro_batches, mut computed) = (0, 0);
         let quiet = Progress::quiet();
-        let made = teacher.build(run, &rows(), weights, &quiet, |pass| {
-            if passes == stop {
-                return Err(run.interrupted());
+        let built = teacher().build(dir, &examples(), weights, &quiet, |micro_batch| {
+            if micro_batches == stop {
+                return Err(Error::Interrupted {
+                    hint: String::new(),
+                });
             }
-            passes += 1;
-            asked += pass.len();
-            Ok(answer(pass))
+            micro_batches += 1;
+            computed += micro_batch.len();
+            Ok(logits_of(micro_batch))
         });
-        (made, asked)
+        (built, computed)
     }
 
-    fn run_in(place: &tempfile::TempDir) -> RunDir {
-        RunDir::create(&place.path().join("run")).expect("writable")
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let dir = place.path().join("teacher");
+        (place, dir)
     }
 
-    /// What the teacher in `run` says, to the bit.
-    fn said(run: &RunDir, of: &[usize]) -> Result<Vec<(u32, u32)>> {
-        let mut teacher = TopkTeacher::empty(2, (&rows(), 0..rows().len()));
-        teacher.open(run)?;
+    /// The stored tokens, and the bits of their logits.
+    fn stored(dir: &Path, of: &[usize]) -> Result<Vec<(u32, u32)>> {
+        let mut teacher = teacher();
+        teacher.open(dir)?;
         let (tokens, logits) = teacher.select(of);
         let bits = logits.into_iter().map(f32::to_bits);
         Ok(tokens.into_iter().zip(bits).collect())
@@ -331,71 +336,66 @@ mod tests {
 
     #[test]
     fn every_row_returns_the_stored_logits_in_any_order() {
-        let place = tempfile::tempdir().expect("a temporary directory");
-        let run = run_in(&place);
-        let (made, asked) = make(&run, "w", usize::MAX);
-        made.expect("writable");
-        assert_eq!(asked, 20);
-        assert!(run.file("teacher/part-00002.safetensors").is_file());
+        let (_place, dir) = place();
+        let (built, computed) = build(&dir, "w", usize::MAX);
+        built.expect("writable");
+        assert_eq!(computed, 20);
+        assert!(dir.join("shard-00002.safetensors").is_file());
         let order = [19, 3, 7, 0, 3, 12];
-        let theirs = order.iter().flat_map(|&i| answer(&rows()[i..=i]));
-        let theirs: Vec<(u32, u32)> = theirs.map(|(id, x)| (id, x.to_bits())).collect();
-        assert_eq!(said(&run, &order).expect("as made"), theirs);
+        let expected = order.iter().flat_map(|&i| logits_of(&examples()[i..=i]));
+        let expected: Vec<(u32, u32)> = expected.map(|(id, x)| (id, x.to_bits())).collect();
+        assert_eq!(stored(&dir, &order).expect("as built"), expected);
     }
 
     #[test]
     fn an_interrupted_build_continues_after_its_last_complete_shard() {
-        let (whole, stopped) = (tempfile::tempdir(), tempfile::tempdir());
-        let whole = whole.expect("a temporary directory");
-        let stopped = stopped.expect("a temporary directory");
-        let (whole, stopped) = (run_in(&whole), run_in(&stopped));
-        make(&whole, "w", usize::MAX).0.expect("writable");
-        let (interrupted, first) = make(&stopped, "w", 1);
-        assert!(matches!(interrupted, Err(Error::Interrupted { .. })));
-        assert!(first > 0 && said(&stopped, &[0]).is_err());
-        let (made, rest) = make(&stopped, "w", usize::MAX);
-        made.expect("writable");
+        let ((_a, complete), (_b, interrupted)) = (place(), place());
+        build(&complete, "w", usize::MAX).0.expect("writable");
+        let (error, first) = build(&interrupted, "w", 1);
+        assert!(matches!(error, Err(Error::Interrupted { .. })));
+        assert!(first > 0 && stored(&interrupted, &[0]).is_err());
+        let (built, rest) = build(&interrupted, "w", usize::MAX);
+        built.expect("writable");
         assert_eq!(first + rest, 20);
         for name in [
             "index.json",
-            "part-00000.safetensors",
-            "part-00001.safetensors",
+            "shard-00000.safetensors",
+            "shard-00001.safetensors",
         ] {
-            let bytes = |run: &RunDir| fs::read(run.file(&teacher_path(name))).expect("there");
-            assert!(bytes(&stopped) == bytes(&whole), "{name}");
+            let bytes = |dir: &Path| fs::read(dir.join(name)).expect("it exists");
+            assert!(bytes(&interrupted) == bytes(&complete), "{name}");
         }
-        // Of other weights nothing is taken over.
-        assert_eq!(make(&stopped, "others", usize::MAX).1, 20);
+        // With other weights everything is computed again.
+        assert_eq!(build(&interrupted, "others", usize::MAX).1, 20);
     }
 
     #[test]
     fn a_corrupt_shard_is_rebuilt_during_build_and_refused_by_open() {
-        let place = tempfile::tempdir().expect("a temporary directory");
-        let run = run_in(&place);
-        make(&run, "w", usize::MAX).0.expect("writable");
-        let file = run.file("teacher/part-00001.safetensors");
-        let whole = fs::read(&file).expect("there");
-        let before = said(&run, &[8, 9]).expect("as made");
-        for broken in [vec![], whole[..whole.len() - 4].to_vec(), {
-            let mut other = whole.clone();
+        let (_place, dir) = place();
+        build(&dir, "w", usize::MAX).0.expect("writable");
+        let file = dir.join("shard-00001.safetensors");
+        let complete = fs::read(&file).expect("it exists");
+        let before = stored(&dir, &[8, 9]).expect("as built");
+        for corrupt in [vec![], complete[..complete.len() - 4].to_vec(), {
+            let mut other = complete.clone();
             *other.last_mut().expect("not empty") ^= 1;
             other
         }] {
-            fs::write(&file, &broken).expect("writable");
-            let error = said(&run, &[0]).expect_err("not as written");
-            assert!(error.to_string().contains("part-00001"), "{error}");
+            fs::write(&file, &corrupt).expect("writable");
+            let error = stored(&dir, &[0]).expect_err("corrupt");
+            assert!(error.to_string().contains("shard-00001"), "{error}");
             assert!(error.hint().is_some_and(|hint| hint.contains("resume")));
-            let (made, asked) = make(&run, "w", usize::MAX);
-            made.expect("writable");
+            let (built, computed) = build(&dir, "w", usize::MAX);
+            built.expect("writable");
             assert!(
-                asked > 0 && asked < 20,
-                "{asked} rows, not those of the part"
+                computed > 0 && computed < 20,
+                "{computed} examples, not those of the shard"
             );
-            assert!(fs::read(&file).expect("there") == whole);
-            assert_eq!(said(&run, &[8, 9]).expect("made again"), before);
+            assert!(fs::read(&file).expect("it exists") == complete);
+            assert_eq!(stored(&dir, &[8, 9]).expect("built again"), before);
         }
-        fs::remove_file(run.file("teacher/index.json")).expect("there");
-        let error = said(&run, &[0]).expect_err("no index");
+        fs::remove_file(dir.join("index.json")).expect("it exists");
+        let error = stored(&dir, &[0]).expect_err("no index");
         assert!(error.to_string().contains("index.json"), "{error}");
     }
 }

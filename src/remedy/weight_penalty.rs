@@ -1,5 +1,12 @@
-//! A pull of the trained weights toward the snapshot: L2 (eq. 3), and elastic weight consolidation, which pulls hardest at
-//! the weights that the known facts depend on.
+//! A change of gradients: a quadratic penalty that draws the trained weights to a center, such as the snapshot.
+//!
+//! ```text
+//! L2 (eq. 3 of the paper)                       lambda * sum over trained weights of (w - w*)^2
+//! EWC (Kirkpatrick et al. 2017, eq. 3)          strength / 2 * sum over trained weights of F (w - w*)^2
+//! ```
+//!
+//! w* is the center. F is the diagonal of the Fisher information of the known facts ([`fisher`]): weights that the known facts depend
+//! on are penalised most.
 
 use std::ops::Range;
 
@@ -9,7 +16,7 @@ use rayon::prelude::*;
 
 use crate::{
     engine::{
-        Engine, Gradients,
+        Gradients, TrainingModel,
         simd::{LANES, vectorized},
     },
     generate::{distribution, sample_at_quantile},
@@ -18,50 +25,50 @@ use crate::{
     prompt::{Example, PackedExamples},
 };
 
-/// Elements a chunk of a sum.
+/// Elements per chunk of a sum.
 const CHUNK: usize = 1 << 14;
 
-/// Rows that the Fisher information is estimated from, at most.
+/// Maximum number of examples from which the Fisher information is estimated.
 const MAX_FISHER_ROWS: usize = 256;
 
-/// `strength * sum over trained weights of importance * (w - w*)^2`, w* being the weights of the snapshot.
+/// `strength * sum over trained weights of importance * (w - center)^2`.
 pub struct WeightPenalty {
-    /// lambda of eq. 3; half of EWC's strength.
+    /// lambda of L2, or half of EWC's strength.
     strength: f64,
-    /// The trained weights at the snapshot, laid out as the gradients are.
+    /// The trained weights that the penalty draws to, at their trained offsets.
     center: Buffer,
-    /// How much each matters; none: all alike.
+    /// F, in the same layout; none: 1 for every weight.
     importance: Option<Buffer>,
 }
 
 impl WeightPenalty {
-    /// Room for an anchor of the weights that `gradients` holds, with `importance` or all alike; all zero.
-    pub fn empty(strength: f64, importance: bool, gradients: &Gradients) -> Self {
+    /// A penalty on the weights that `gradients` contains, with center zero, and importance zero or 1 for every weight: to be filled from
+    /// a checkpoint.
+    pub fn empty(strength: f64, has_importance: bool, gradients: &Gradients) -> Self {
         let len = gradients.data.len();
         Self {
             strength,
             center: Buffer::zeros(len),
-            importance: importance.then(|| Buffer::zeros(len)),
+            importance: has_importance.then(|| Buffer::zeros(len)),
         }
     }
 
-    /// L2 toward `params` as they are: `lambda * sum (w - w*)^2` (eq. 3).
+    /// L2 around the current `params`.
     pub fn l2(lambda: f64, params: &Params, gradients: &Gradients) -> Self {
-        let mut anchor = Self::empty(lambda, false, gradients);
-        anchor.set_center(params, gradients);
-        anchor
+        let mut penalty = Self::empty(lambda, false, gradients);
+        penalty.set_center(params, gradients);
+        penalty
     }
 
-    /// Elastic weight consolidation around `params` as they are: `strength / 2 * sum F (w - w*)^2` (Kirkpatrick et al. 2017,
-    /// eq. 3), F being `importance`, laid out as `gradients` are.
+    /// Elastic weight consolidation around the current `params`. `importance` is F, in the layout of `gradients`.
     pub fn ewc(strength: f64, params: &Params, importance: Buffer, gradients: &Gradients) -> Self {
-        let mut anchor = Self::empty(strength / 2.0, false, gradients);
-        anchor.set_center(params, gradients);
-        anchor.importance = Some(importance);
-        anchor
+        let mut penalty = Self::empty(strength / 2.0, false, gradients);
+        penalty.set_center(params, gradients);
+        penalty.importance = Some(importance);
+        penalty
     }
 
-    /// Adds the importance that `other` gives each weight: one penalty for both, around the weights of this one.
+    /// Adds the importance of `other`: one penalty for both, around the center of this one.
     pub fn add_importance(&mut self, other: &Self) {
         if let (Some(sum), Some(other)) = (&mut self.importance, &other.importance) {
             for (sum, other) in sum.iter_mut().zip(&other[..]) {
@@ -76,29 +83,29 @@ impl WeightPenalty {
         }
     }
 
-    /// `factor` times the penalty at `params`, and its gradient, which is added to `gradients`.
+    /// `factor` times the penalty at `params`. Its gradient is added to `gradients`.
     pub fn penalty_and_gradient(
         &self,
         params: &Params,
         gradients: &mut Gradients,
         factor: f64,
     ) -> f64 {
-        let stretches: Vec<(Range<usize>, Range<usize>)> = gradients.segments().collect();
+        let segments: Vec<(Range<usize>, Range<usize>)> = gradients.segments().collect();
         let strength = (factor * self.strength) as f32;
         let mut sum = 0.0;
-        for (weights, at) in stretches {
-            let pulled = gradients.data[at.clone()]
+        for (weights, at) in segments {
+            let chunks = gradients.data[at.clone()]
                 .par_chunks_mut(CHUNK)
                 .zip(params.data[weights].par_chunks(CHUNK))
                 .zip(self.center[at.clone()].par_chunks(CHUNK));
-            // Sums of chunks are added in their order: the same bits at any number of threads.
+            // The sums of chunks are added in order: the result is bitwise independent of the number of threads.
             let sums: Vec<f64> = match &self.importance {
-                None => pulled
-                    .map(|((g, w), anchor)| add_l2_grad(g, w, anchor, strength))
+                None => chunks
+                    .map(|((g, w), center)| add_l2_grad(g, w, center, strength))
                     .collect(),
-                Some(importance) => pulled
+                Some(importance) => chunks
                     .zip(importance[at].par_chunks(CHUNK))
-                    .map(|(((g, w), anchor), f)| add_weighted_l2_grad(g, w, anchor, f, strength))
+                    .map(|(((g, w), center), f)| add_weighted_l2_grad(g, w, center, f, strength))
                     .collect(),
             };
             sum += sums.iter().sum::<f64>();
@@ -106,9 +113,9 @@ impl WeightPenalty {
         factor * self.strength * sum
     }
 
-    /// Its arrays under the names that a checkpoint gives them.
+    /// Its arrays, by their names in a checkpoint.
     pub fn arrays(&self) -> Vec<(&'static str, &[f32])> {
-        let mut arrays: Vec<(&'static str, &[f32])> = vec![("anchor", &self.center)];
+        let mut arrays: Vec<(&'static str, &[f32])> = vec![("center", &self.center)];
         if let Some(importance) = &self.importance {
             arrays.push(("importance", importance));
         }
@@ -117,7 +124,7 @@ impl WeightPenalty {
 
     /// The same arrays, to be filled from a checkpoint.
     pub fn arrays_mut(&mut self) -> Vec<(&'static str, &mut [f32])> {
-        let mut arrays: Vec<(&'static str, &mut [f32])> = vec![("anchor", &mut self.center)];
+        let mut arrays: Vec<(&'static str, &mut [f32])> = vec![("center", &mut self.center)];
         if let Some(importance) = &mut self.importance {
             arrays.push(("importance", importance));
         }
@@ -125,27 +132,30 @@ impl WeightPenalty {
     }
 }
 
-/// The diagonal of the Fisher information of the model's own answers to `rows`, laid out as `gradients` are.
+/// The diagonal of the Fisher information of the model's own answers to `examples`, in the layout of the gradients.
 ///
-/// F is the mean over rows of the squared gradient of the sum of ln p(y) over the row's target positions, each y drawn
-/// from the model's distribution there (given the row's tokens before it) and not the right answer: draws at
-/// different positions are uncorrelated, so that the square of the sum is the sum of the squares in expectation.
-/// 256 rows at most are asked, drawn at random. `gradients` is left cleared.
+/// F is the mean over examples of the squared gradient of the sum of ln p(y) over the target positions. Each y is drawn from the
+/// model's distribution at that position, given the example's tokens before it; it is not the correct answer. Draws at different
+/// positions are uncorrelated, so that the expected square of the sum is the sum of the squares. At most 256 examples, drawn at
+/// random, are used. The gradients are zero afterwards.
 pub fn fisher(
-    engine: &mut Engine,
-    params: &Params,
-    rows: &[Example],
+    model: &mut TrainingModel<'_>,
+    examples: &[Example],
     seed: u64,
-    gradients: &mut Gradients,
     progress: &Progress,
 ) -> Buffer {
+    let TrainingModel {
+        engine,
+        params,
+        gradients,
+    } = model;
     let mut fisher = Buffer::zeros(gradients.data.len());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let count = rows.len().min(MAX_FISHER_ROWS);
-    let chosen = rand::seq::index::sample(&mut rng, rows.len(), count);
-    let bar = progress.bar(count as u64, "what the facts depend on");
-    for row in chosen {
-        let mut packed = PackedExamples::new([&rows[row]]);
+    let count = examples.len().min(MAX_FISHER_ROWS);
+    let chosen = rand::seq::index::sample(&mut rng, examples.len(), count);
+    let bar = progress.bar(count as u64, "Fisher information");
+    for example in chosen {
+        let mut packed = PackedExamples::new([&examples[example]]);
         let hidden = engine.hidden(params, &packed.batch, &packed.positions());
         let quantiles: Vec<f64> = packed.targets.iter().map(|_| rng.random()).collect();
         let drawn = engine.logits(params, &hidden, |i, logits| {
@@ -155,12 +165,12 @@ pub fn fisher(
             (target.token, target.ce_weight) = (token, 1.0);
         }
         gradients.zero();
-        engine.loss_and_gradients(params, &packed.batch, &packed.targets, None, gradients);
-        let share = 1.0 / count as f32;
+        engine.loss_and_gradients(*params, &packed.batch, &packed.targets, None, gradients);
+        let weight = 1.0 / count as f32;
         fisher
             .par_chunks_mut(CHUNK)
             .zip(gradients.data.par_chunks(CHUNK))
-            .for_each(|(fisher, gradient)| add_squares(fisher, gradient, share));
+            .for_each(|(fisher, gradient)| add_squares(fisher, gradient, weight));
         bar.inc(1);
     }
     gradients.zero();
@@ -168,31 +178,31 @@ pub fn fisher(
 }
 
 vectorized! {
-    /// Adds `2 strength (w - anchor)` to `g`; returns the sum of the squared differences.
-    fn add_l2_grad(g: &mut [f32], w: &[f32], anchor: &[f32], strength: f32) -> f64 {
+    /// Adds `2 strength (w - center)` to `g`; returns the sum of the squared differences.
+    fn add_l2_grad(g: &mut [f32], w: &[f32], center: &[f32], strength: f32) -> f64 {
         let mut lanes = [0f64; LANES];
-        for (i, ((g, w), anchor)) in g.iter_mut().zip(w).zip(anchor).enumerate() {
-            let d = w - anchor;
+        for (i, ((g, w), center)) in g.iter_mut().zip(w).zip(center).enumerate() {
+            let d = w - center;
             *g += 2.0 * strength * d;
             lanes[i % LANES] += f64::from(d) * f64::from(d);
         }
         lanes.iter().sum()
     }
 
-    /// Adds `2 strength f (w - anchor)` to `g`; returns the sum of `f (w - anchor)^2`.
-    fn add_weighted_l2_grad(g: &mut [f32], w: &[f32], anchor: &[f32], f: &[f32], strength: f32) -> f64 {
+    /// Adds `2 strength f (w - center)` to `g`; returns the sum of `f (w - center)^2`.
+    fn add_weighted_l2_grad(g: &mut [f32], w: &[f32], center: &[f32], f: &[f32], strength: f32) -> f64 {
         let mut lanes = [0f64; LANES];
-        for (i, (((g, w), anchor), f)) in g.iter_mut().zip(w).zip(anchor).zip(f).enumerate() {
-            let d = w - anchor;
+        for (i, (((g, w), center), f)) in g.iter_mut().zip(w).zip(center).zip(f).enumerate() {
+            let d = w - center;
             *g += 2.0 * strength * f * d;
             lanes[i % LANES] += f64::from(*f) * f64::from(d) * f64::from(d);
         }
         lanes.iter().sum()
     }
 
-    fn add_squares(sum: &mut [f32], x: &[f32], share: f32) {
+    fn add_squares(sum: &mut [f32], x: &[f32], weight: f32) {
         for (sum, x) in sum.iter_mut().zip(x) {
-            *sum += share * (x * x);
+            *sum += weight * (x * x);
         }
     }
 }

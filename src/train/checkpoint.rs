@@ -28,7 +28,7 @@ use crate::{
     engine::Gradients,
     model::Params,
     remedy::{budget::BudgetController, snapshot::Snapshot},
-    run::RunDir,
+    run::{RunDir, TEACHER_DIR},
 };
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -231,7 +231,7 @@ impl Checkpoints {
         let snapshot = state.snapshot.is_some().then(|| read_snapshot(&path, room));
         let mut snapshot = snapshot.transpose().map_err(Error::io("read", &path))?;
         if let Some(snapshot) = &mut snapshot {
-            snapshot.open_files(run)?;
+            snapshot.open_files(&run.file(TEACHER_DIR))?;
         }
         self.snapshot = state.snapshot;
         run.truncate_metrics(state.metrics_bytes)?;

@@ -17,7 +17,7 @@ use crate::{
     measure::EvalSet,
     model::{Model, params::TensorInfo},
     prompt::{Example, PackedExamples, micro_batches},
-    remedy::distill::Teacher,
+    remedy::teacher::TeacherSpec,
     run::total_memory_bytes,
 };
 
@@ -124,7 +124,7 @@ impl MemoryEstimate {
             .map_or(0.0, |d| d.pool_ratio.unwrap_or(d.ratio));
         let targets: usize = rows.iter().map(Example::num_targets).sum();
         let targets = (targets as f64 * (1.0 + decoys)).ceil() as u64;
-        let in_files = Teacher::topk_on_disk(method.teacher, method.vocab_subset).is_some();
+        let in_files = TeacherSpec::of(method).topk_on_disk().is_some();
         let teacher = match method.teacher {
             _ if !method.has_teacher() || in_files => 0,
             Source::Online => all,

@@ -4,10 +4,11 @@ use std::{collections::HashMap, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SPLITS, Trainer};
+use super::{SPLITS, Trainer, previous_runs::previous_runs};
 use crate::{
     Result, audit,
     config::{Goal, MethodKind, TargetToken},
+    engine::TrainingModel,
     facts::Fact,
     generate::Generator,
     measure::{
@@ -21,7 +22,7 @@ use crate::{
         weight_penalty::fisher,
     },
     run::{
-        ADAPTER_DIR, AccuracyStages, Counts, Drift, FactOutcome, FactResult, Metrics,
+        ADAPTER_DIR, AccuracyStages, Counts, Drift, EWC_FILE, FactOutcome, FactResult, Metrics,
         ParaphraseResult, PerSplit, RunDir, RunResult, Split, TEACHER_DIR, peak_memory_bytes,
     },
     splits::{LabelledFact, Splits},
@@ -224,19 +225,18 @@ impl Trainer<'_> {
         let Some(ewc) = &self.config.method.ewc else {
             return Ok(());
         };
-        let mut importance = fisher(
-            &mut self.engine,
-            &self.model.params,
-            &self.rows[..self.learned_rows],
-            self.config.seed,
-            &mut self.gradients,
-            self.progress,
-        );
+        let mut model = TrainingModel {
+            engine: &mut self.engine,
+            params: &self.model.params,
+            gradients: &mut self.gradients,
+        };
+        let rows = &self.rows[..self.learned_rows];
+        let mut importance = fisher(&mut model, rows, self.config.seed, self.progress);
         let layout = &self.model.params.layout;
         if let Some(decay) = ewc.gamma {
-            for run in &ewc.previous_runs {
+            for run in previous_runs(ewc) {
                 continual_ewc::add_importance(
-                    run,
+                    &run.importance,
                     decay,
                     layout,
                     &self.gradients,
@@ -245,7 +245,8 @@ impl Trainer<'_> {
             }
         }
         let base = &self.model.checksum;
-        continual_ewc::save_importance(&self.run, &importance, layout, &self.gradients, base)
+        let path = self.run.file(EWC_FILE);
+        continual_ewc::save_importance(&path, &importance, layout, &self.gradients, base)
     }
 
     /// Scales the change of the weights down as far as the new facts allow, where the method asks for it; by how much.

@@ -18,6 +18,7 @@ mod grad_reduce;
 mod non_finite;
 pub mod objective;
 mod prepare;
+mod previous_runs;
 mod sampler;
 mod schedule;
 mod shared_prefix;
@@ -37,6 +38,7 @@ use self::{
     finish::{Baseline, baseline_from_records},
     non_finite::LossSpikeDetector,
     objective::Objective,
+    previous_runs::previous_runs,
     trainable::TrainableParams,
 };
 use crate::{
@@ -44,7 +46,7 @@ use crate::{
     audit::AuditSettings,
     config::Config,
     distributed,
-    engine::{Engine, Gradients, profile},
+    engine::{Engine, Gradients, TrainingModel, profile},
     facts::{Fact, Text},
     interrupt::{self, InterruptGuard},
     measure::{DriftProbe, DriftReference, DriftSettings, EvalSet},
@@ -54,11 +56,11 @@ use crate::{
     remedy::{
         budget::BudgetController,
         continual_ewc,
-        distill::Teacher,
         snapshot::{RunExamples, Snapshot},
+        teacher::TeacherSpec,
         weight_penalty::WeightPenalty,
     },
-    run::{Metrics, RunDir, RunResult},
+    run::{Metrics, RunDir, RunResult, TEACHER_DIR},
     splits::{LabelledFact, Splits},
 };
 
@@ -417,26 +419,33 @@ impl<'a> Trainer<'a> {
     fn take_snapshot(&mut self) -> Result<()> {
         let started = Instant::now();
         let method = &self.config.method;
-        if method.has_teacher()
-            && Teacher::topk_on_disk(method.teacher, method.vocab_subset).is_some()
-        {
+        if method.has_teacher() && TeacherSpec::of(method).topk_on_disk().is_some() {
             // From here on a run that is stopped goes on with the files that it has made.
             self.checkpoint()?;
         }
         self.generate_decoys()?;
+        let mut model = TrainingModel {
+            engine: &mut self.engine,
+            params: &self.model.params,
+            gradients: &mut self.gradients,
+        };
+        let examples = RunExamples {
+            all: &self.rows,
+            known: self.splits.known.len(),
+            learned: self.learned_rows,
+        };
         let mut snapshot = Snapshot::freeze(
-            (&self.config.method, self.config.seed),
-            &mut self.engine,
-            &self.model.params,
-            RunExamples {
-                all: &self.rows,
-                known: self.splits.known.len(),
-                learned: self.learned_rows,
-            },
-            &mut self.gradients,
-            &self.run,
+            &self.config.method,
+            self.config.seed,
+            &mut model,
+            examples,
+            &self.run.file(TEACHER_DIR),
             self.progress,
-        )?;
+        )
+        .map_err(|error| match error {
+            Error::Interrupted { .. } => self.run.interrupted(),
+            other => other,
+        })?;
         if self.merges_ewc_penalties() {
             snapshot.merge_penalties(&std::mem::take(&mut self.objective.previous_penalties));
         }
@@ -545,10 +554,10 @@ impl<'a> Trainer<'a> {
             known: self.splits.known.len(),
             learned: self.learned_rows,
         };
-        let method = (&self.config.method, self.config.seed);
+        let (method, seed) = (&self.config.method, self.config.seed);
         let restored = self.checkpoints.restore(
             &mut memory,
-            |length| Snapshot::empty(method, &layout, run_rows, &self.gradients, length),
+            |length| Snapshot::empty(method, seed, &layout, run_rows, &self.gradients, length),
             &self.run,
         )?;
         let Some((standing, snapshot)) = restored else {
@@ -613,7 +622,7 @@ fn previous_run_penalties(
 ) -> Result<Vec<WeightPenalty>> {
     let ewc = config.method.ewc.as_ref();
     ewc.map_or(Ok(Vec::new()), |ewc| {
-        continual_ewc::weight_penalties(ewc, &model.params.layout, gradients)
+        continual_ewc::weight_penalties(ewc, &previous_runs(ewc), &model.params.layout, gradients)
     })
 }
 

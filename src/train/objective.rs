@@ -10,9 +10,7 @@ use crate::{
     model::Params,
     prompt::{Example, PackedExamples, micro_batches},
     remedy::{
-        distill::{Distillation, Teacher},
-        snapshot::Snapshot,
-        weight_penalty::WeightPenalty,
+        distill::Distillation, snapshot::Snapshot, teacher::Teacher, weight_penalty::WeightPenalty,
     },
 };
 

@@ -13,6 +13,7 @@ use super::{
     AuditAfter, RunEstimate, SPLITS, Trainer, TuneJob,
     batches::{text_training_rows, training_rows},
     finish::{SplitRecord, baseline_from_records, splits_from_records},
+    previous_runs::{self, previous_runs},
     trainable,
 };
 use crate::{
@@ -284,7 +285,8 @@ fn check<'a>(
         ));
     }
     if let Some(ewc) = &config.method.ewc {
-        continual_ewc::check(ewc, &config.out, model, &trained)?;
+        previous_runs::check(ewc, &config.out)?;
+        continual_ewc::check(&previous_runs(ewc), model, &trained)?;
     }
     training_rows(facts, &template(config, model)?, model, &config.train)?;
     text_training_rows(texts, model, &config.train)?;

@@ -9,7 +9,8 @@ use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 use unforget::{
-    engine::{Engine, Gradients, KvCache, Loss, Outputs, SoftTargets, TeacherLogits, TokenSubset},
+    config::VocabSubset,
+    engine::{Engine, Gradients, KvCache, Loss, Outputs, RngStream, SoftTargets, TeacherLogits},
     generate::{Generator, Request},
     model::Model,
     prompt::{Example, PackedExamples},
@@ -159,7 +160,8 @@ impl Golden {
                 logits: TeacherLogits::Hidden {
                     head,
                     hidden,
-                    subset: TokenSubset::Full,
+                    subset: VocabSubset::Full,
+                    rng: RngStream { seed: 0, stream: 0 },
                 },
                 temperature,
                 exclude_target: false,

@@ -1,7 +1,7 @@
 //! Projection against `PyTorch` (`tests/golden/project.py`): the spaces of known inputs, and ten projected steps.
 
 use unforget::{
-    engine::{Engine, Gradients},
+    engine::{Engine, Gradients, TrainingModel},
     progress::Progress,
     remedy::null_space::NullSpaceProjection,
     train::{
@@ -21,14 +21,16 @@ const PROJECTOR: f64 = 5e-4;
 
 fn find(golden: &Golden, energy: f64) -> (NullSpaceProjection, Gradients) {
     let params = &golden.model.params;
-    let gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
+    let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
     let projection = NullSpaceProjection::fit(
         energy,
-        &mut Engine::new(&golden.model.config),
-        params,
+        &mut TrainingModel {
+            engine: &mut Engine::new(&golden.model.config),
+            params,
+            gradients: &mut gradients,
+        },
         &golden.rows().iter().collect::<Vec<_>>(),
         0,
-        &gradients,
         &Progress::quiet(),
     );
     (projection.expect("the model is finite"), gradients)

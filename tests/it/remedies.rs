@@ -5,12 +5,12 @@ use unforget::{
         EwcConfig, MethodConfig, MethodKind, ReplayConfig, ReplayTarget, TargetToken, TeacherMode,
         VocabSubset,
     },
-    engine::{Engine, Gradients, Target},
+    engine::{Engine, Gradients, Target, TrainingModel},
     progress::Progress,
     prompt::{Example, PackedExamples},
     remedy::{
-        distill::Teacher as Kept,
         snapshot::{RunExamples, Snapshot},
+        teacher::Teacher as Kept,
         weight_penalty::fisher,
     },
     run::RunDir,
@@ -70,7 +70,7 @@ fn check_rows(
         known: rows.len(),
         learned: 0,
     };
-    let mut snapshot = Snapshot::empty((method, 0), &layout, run_rows, &gradients, |_| 0);
+    let mut snapshot = Snapshot::empty(method, 0, &layout, run_rows, &gradients, |_| 0);
     fill(&golden, &rows, &mut snapshot);
     let mut objective = Objective::default();
     objective.snapshot = Some(snapshot);
@@ -202,7 +202,7 @@ fn a_topk_teacher_is_exact() {
             panic!("no such teacher");
         };
         let quiet = Progress::quiet();
-        let made = teacher.build(&run, rows, "PyTorch's", &quiet, |pass| {
+        let made = teacher.build(run.path(), rows, "PyTorch's", &quiet, |pass| {
             let targets = PackedExamples::new(pass).targets.len();
             Ok(tops.by_ref().take(targets * count).collect())
         });
@@ -220,7 +220,7 @@ fn l2_toward_the_snapshot_equals_pytorchs() {
         ..MethodConfig::default()
     };
     check("l2", &method, |golden, array, values| {
-        assert_eq!(array, "l2.anchor");
+        assert_eq!(array, "l2.center");
         values.copy_from_slice(&tensors_with_prefix(golden, "anchor"));
     });
 }
@@ -238,7 +238,7 @@ fn elastic_weight_consolidation_equals_pytorchs() {
     };
     check("ewc", &method, |golden, array, values| {
         let group = match array {
-            "ewc.anchor" => "anchor",
+            "ewc.center" => "anchor",
             "ewc.importance" => "fisher",
             other => panic!("{other} is no array of EWC"),
         };
@@ -315,14 +315,13 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         prompt: vec![5, 17, 203, 44],
         target: vec![9],
     };
-    let fisher = fisher(
-        &mut engine,
+    let mut model = TrainingModel {
+        engine: &mut engine,
         params,
-        std::slice::from_ref(&row),
-        7,
-        &mut gradients,
-        &Progress::quiet(),
-    );
+        gradients: &mut gradients,
+    };
+    let examples = std::slice::from_ref(&row);
+    let fisher = fisher(&mut model, examples, 7, &Progress::quiet());
     let packed = PackedExamples::new([&row]);
     let mut of_token = |token: u32| -> Vec<f32> {
         gradients.zero();

@@ -114,7 +114,7 @@ fn projected_updates_keep_outputs_on_known_inputs_and_freeze_tensors_without_a_b
         let mut basis: &[f32] = &[];
         let mut free = 0;
         for (name, values) in &arrays {
-            let Some(tensor) = name.strip_prefix("held.") else {
+            let Some(tensor) = name.strip_prefix("outputs.") else {
                 basis = values;
                 continue;
             };

@@ -109,8 +109,8 @@ fn topk_config(place: &Path, out: &str) -> Config {
 }
 
 /// When each part of the run's teacher was written, and what it holds.
-fn teacher_parts(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
-    let part = |i: usize| run.join(format!("teacher/part-{i:05}.safetensors"));
+fn teacher_shards(run: &Path) -> Vec<(std::time::SystemTime, Vec<u8>)> {
+    let part = |i: usize| run.join(format!("teacher/shard-{i:05}.safetensors"));
     let found = (0..).map(part).take_while(|path| path.is_file());
     found
         .map(|path| {
@@ -127,7 +127,7 @@ fn a_run_stopped_while_computing_teacher_logits_reuses_complete_parts() {
     let config = topk_config(place.path(), "run");
     run(&config);
     let (weights_before, steps_before) = (weights(&config.out), steps(&config.out));
-    let before = teacher_parts(&config.out);
+    let before = teacher_shards(&config.out);
     assert!(before.len() > 2, "{} parts", before.len());
 
     // As after a kill in the middle of the pass: the first part alone is there, and no checkpoint has the snapshot.
@@ -136,17 +136,17 @@ fn a_run_stopped_while_computing_teacher_logits_reuses_complete_parts() {
     assert!(!config.out.join("checkpoints/snapshot.safetensors").exists());
     let dir = RunDir::open(&config.out).expect("a run");
     let mut index: serde_json::Value = dir.read_json("teacher/index.json").expect("written");
-    let listed = index["parts"].as_object_mut().expect("parts");
+    let listed = index["shards"].as_object_mut().expect("shards");
     listed.retain(|name, _| name.contains("00000"));
     dir.write_json("teacher/index.json", &index)
         .expect("writable");
     for i in 1..before.len() {
-        fs::remove_file(config.out.join(format!("teacher/part-{i:05}.safetensors")))
+        fs::remove_file(config.out.join(format!("teacher/shard-{i:05}.safetensors")))
             .expect("it was made");
     }
 
     resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
-    let after = teacher_parts(&config.out);
+    let after = teacher_shards(&config.out);
     assert_eq!(after[0].0, before[0].0, "the whole part was not made again");
     for ((_, after), (_, before)) in after.iter().zip(&before) {
         assert!(after == before);
@@ -164,14 +164,14 @@ fn a_corrupt_teacher_part_is_detected_and_the_run_can_start_over() {
     run(&config);
     let weights_before = weights(&config.out);
     unfinish(&config.out);
-    let file = config.out.join("teacher/part-00001.safetensors");
+    let file = config.out.join("teacher/shard-00001.safetensors");
     let mut bytes = fs::read(&file).expect("it was made");
     *bytes.last_mut().expect("not empty") ^= 1;
     fs::write(&file, bytes).expect("writable");
 
     let error =
         resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err("a broken part");
-    assert!(error.to_string().contains("part-00001"), "{error}");
+    assert!(error.to_string().contains("shard-00001"), "{error}");
     assert_eq!(error.exit_code(), 1);
     fs::remove_dir_all(config.out.join("checkpoints")).expect("as the error's hint says");
     resume(&config.out, Options::default(), &Progress::quiet()).expect("it starts over");

@@ -56,11 +56,13 @@ fn fisher_of(
     trainer.model.params.data.copy_from_slice(params);
     let rows = rows(&trainer);
     let fisher = crate::remedy::weight_penalty::fisher(
-        &mut trainer.engine,
-        &trainer.model.params,
+        &mut crate::engine::TrainingModel {
+            engine: &mut trainer.engine,
+            params: &trainer.model.params,
+            gradients: &mut trainer.gradients,
+        },
         &rows,
         config.seed,
-        &mut trainer.gradients,
         &progress,
     );
     fisher.iter().map(|f| f64::from(*f)).collect()
@@ -304,7 +306,7 @@ fn a_run_that_cannot_follow_another_is_refused_before_anything_is_written() {
         "of another model",
     );
     fs::write(first.out.join("ewc.safetensors"), b"broken").expect("writable");
-    refused(&|_| (), "ewc.safetensors is broken");
+    refused(&|_| (), "ewc.safetensors is corrupt");
     fs::remove_file(first.out.join("result.json")).expect("there");
     refused(&|_| (), "is not finished");
 }
