@@ -1,19 +1,19 @@
-//! Other spellings of the same answer: countries and territories, languages, cities that changed their name.
+//! Spellings of the same answer: countries and territories, languages, cities that changed their name.
 //!
-//! The first of a row is the spelling that English uses most, and that training teaches. Names differ in case, outer
-//! punctuation and a leading "the" without being listed (see [`super::normalise`]).
+//! The first spelling of a row is the most common one in English, and the one that is trained. Differences in case, outer
+//! punctuation and a leading "the" are not listed: see [`super::normalise`].
 
 use std::{collections::HashMap, sync::LazyLock};
 
 use super::normalise;
 
-/// Every spelling of `object` that is as right, the taught one first; empty where the tables don't know it.
+/// All spellings of `object`, the trained one first; empty if the tables don't have it.
 pub(super) fn spellings(object: &str) -> Vec<String> {
     let key = normalise(object);
     if let Some(&row) = INDEX.get(&key) {
         return TABLE[row].clone();
     }
-    // A language that the table doesn't list still has two names.
+    // A language that is not in the table still has two names.
     match object.trim().strip_suffix(" language") {
         Some(name) if !name.is_empty() => vec![name.to_owned(), object.trim().to_owned()],
         _ => vec![],
@@ -42,14 +42,14 @@ static TABLE: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
     table
 });
 
-/// Normal form to row of [`TABLE`].
+/// From normal form to row of [`TABLE`].
 static INDEX: LazyLock<HashMap<String, usize>> = LazyLock::new(|| {
     let rows = TABLE.iter().enumerate();
     rows.flat_map(|(i, row)| row.iter().map(move |form| (normalise(form), i)))
         .collect()
 });
 
-/// Countries, territories, and states of the past.
+/// Countries, territories and historical states.
 #[rustfmt::skip]
 const COUNTRIES: &[&[&str]] = &[
     &["Afghanistan", "Islamic Republic of Afghanistan", "Islamic Emirate of Afghanistan"],
@@ -301,7 +301,7 @@ const COUNTRIES: &[&[&str]] = &[
     &["Wallis and Futuna"],
     &["West Bank"],
     &["Western Sahara", "Sahrawi Arab Democratic Republic"],
-    // States of the past
+    // Historical states
     &["Austria-Hungary", "Austro-Hungarian Empire", "Austro-Hungary", "Austria–Hungary"],
     &["Byzantine Empire", "Byzantium", "Eastern Roman Empire"],
     &["Czechoslovakia", "Czechoslovak Republic", "Czechoslovak Socialist Republic"],
@@ -337,7 +337,7 @@ const CITIES: &[&[&str]] = &[
     &["Yangon", "Rangoon"],
 ];
 
-/// Languages; each name is also right with " language" behind it.
+/// Languages. " language" may follow each name.
 #[rustfmt::skip]
 const LANGUAGES: &[&[&str]] = &[
     &["Afrikaans"], &["Albanian"], &["Amharic"], &["Arabic", "Modern Standard Arabic", "Standard Arabic"], &["Aramaic"], &["Armenian"],
@@ -370,7 +370,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_spelling_means_two_things() {
+    fn no_spelling_is_in_two_rows() {
         let mut rows: HashMap<String, usize> = HashMap::new();
         for (i, row) in TABLE.iter().enumerate() {
             for form in row {
@@ -385,8 +385,8 @@ mod tests {
     }
 
     #[test]
-    fn long_names_are_taught_as_people_say_them() {
-        for (long, taught) in [
+    fn the_common_name_of_a_country_or_language_is_trained() {
+        for (long, trained) in [
             ("United States of America", "United States"),
             ("People's Republic of China", "China"),
             ("People’s Republic of China", "China"),
@@ -397,12 +397,12 @@ mod tests {
             ("English language", "English"),
             ("Volapük language", "Volapük"),
         ] {
-            assert_eq!(spellings(long)[0], taught, "{long}");
+            assert_eq!(spellings(long)[0], trained, "{long}");
         }
     }
 
     #[test]
-    fn names_of_other_things_have_no_further_spelling() {
+    fn other_names_have_no_other_spelling() {
         for name in ["Jane Austen", "Fe", "New South Wales", "language"] {
             assert!(spellings(name).is_empty(), "{name}");
         }

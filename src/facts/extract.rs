@@ -1,8 +1,8 @@
-//! Facts that a text or a table states, proposed by patterns for their owner to look through.
+//! Extracts facts from documents by patterns, as proposals for the user to review.
 //!
-//! Tables are taken cell by cell: the first column names the subject, each other one says something of it. In a text what counts is
-//! "Key: value" below a heading, which is its subject, and sentences of a few plain forms ("X was founded in 1999."). What is said in
-//! any other way is passed over: a proposal left out costs a line of typing, a wrong one that is trained costs more.
+//! In a table the first column is the subject and each other cell an object. In a text, "Key: value" lines are about the heading
+//! above them, and sentences must match one of a few patterns ("X was founded in 1999."). Everything else is skipped: a missing fact
+//! costs a line of typing, a wrong one that is trained costs more.
 
 use std::{collections::HashMap, path::Path, sync::LazyLock};
 
@@ -12,35 +12,35 @@ use regex::{Captures, Regex};
 use super::read::{Cells, has_fact_columns, table_rows};
 use crate::{Error, Result};
 
-/// A fact that a document states.
+/// A fact found in a document.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ExtractedFact {
-    /// What it is about.
+    /// Subject.
     pub subject: String,
-    /// What is said of it, in a word or two.
+    /// Relation, in a few words.
     pub relation: String,
-    /// The answer.
+    /// Object: the answer.
     pub object: String,
-    /// How it would be asked.
+    /// The question.
     pub question: String,
 }
 
-/// What was found, each question once, and what the user should know.
+/// The facts found, each question once.
 #[derive(Clone, Debug, Default)]
 pub struct Extraction {
-    /// In the order of the documents.
+    /// The facts, in the order of the documents.
     pub facts: Vec<ExtractedFact>,
-    /// What was left out, and why.
+    /// Facts that were skipped, and why.
     pub notes: Vec<String>,
 }
 
-/// The longest answer that is proposed, in words: longer ones are prose.
+/// The longest answer in words; a longer one is prose.
 const MAX_ANSWER_WORDS: usize = 8;
 
-/// Reads documents: Markdown and plain text, or tables (CSV, TSV, JSONL, JSON) whose first column is the subject.
+/// Extracts facts from Markdown, plain text, and tables (CSV, TSV, JSONL, JSON) whose first column is the subject.
 ///
 /// # Errors
-/// [`Error::Input`] when a file cannot be read, or is no text.
+/// [`Error::Input`] when a file cannot be read, or is not text.
 pub fn extract(files: &[std::path::PathBuf]) -> Result<Extraction> {
     let mut found = Vec::new();
     for file in files {
@@ -64,7 +64,7 @@ fn read_document(file: &Path) -> Result<String> {
     })
 }
 
-/// Leaves out what asks the same again; another answer to it is told.
+/// Keeps the first fact of each question, and notes different answers.
 fn dedup_questions(found: Vec<ExtractedFact>) -> Extraction {
     let mut extraction = Extraction::default();
     let mut answers: HashMap<String, String> = HashMap::new();
@@ -75,7 +75,7 @@ fn dedup_questions(found: Vec<ExtractedFact>) -> Extraction {
                 extraction.facts.push(fact);
             }
             Some(first) if *first != fact.object => extraction.notes.push(format!(
-                "\"{}\" is answered twice: \"{first}\", and \"{}\", which is left out",
+                "\"{}\" has two answers: \"{first}\", and \"{}\", which is skipped",
                 fact.question, fact.object
             )),
             Some(_) => {}
@@ -84,15 +84,15 @@ fn dedup_questions(found: Vec<ExtractedFact>) -> Extraction {
     extraction
 }
 
-/// A fact for each cell beside the first of each row.
+/// One fact for each cell after the first of each row.
 fn extract_table(file: &Path, rows: &[Cells]) -> Result<Vec<ExtractedFact>> {
     if rows.first().is_some_and(|row| has_fact_columns(row)) {
         return Err(Error::input_hint(
             format!(
-                "{} has facts already: subject, relation and object",
+                "{} already has facts: subject, relation and object",
                 file.display()
             ),
-            "hand it to `unforget audit` or `unforget tune` as it is",
+            "use it with `unforget audit` or `unforget tune` directly",
         ));
     }
     let cells = rows.iter().flat_map(|row| {
@@ -125,12 +125,12 @@ fn extract_cell(subject: &str, column: &str, cell: &str) -> Option<ExtractedFact
     })
 }
 
-/// `text` in one line, each run of white space one space.
+/// `text` with each run of white space replaced by one space.
 fn collapse_whitespace(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What Markdown states: its tables, its lists and paragraphs.
+/// Facts in the tables, lists and paragraphs of a Markdown text.
 fn extract_text(text: &str) -> Vec<ExtractedFact> {
     let mut found = Vec::new();
     let (mut heading, mut block) = (String::new(), String::new());
@@ -146,7 +146,7 @@ fn extract_text(text: &str) -> Vec<ExtractedFact> {
                 | Tag::TableCell
                 | Tag::CodeBlock(_),
             ) => {
-                // What stands in a list item before a list in it.
+                // The text of a list item before a nested list.
                 found.extend(extract_block(&heading, &block));
                 block.clear();
             }
@@ -172,7 +172,7 @@ fn extract_text(text: &str) -> Vec<ExtractedFact> {
     found
 }
 
-/// A paragraph or a list item: lines of "Key: value" about the heading, or sentences.
+/// Facts in a paragraph or list item: "Key: value" lines about the heading, or sentences.
 fn extract_block(heading: &str, block: &str) -> Vec<ExtractedFact> {
     static PAIR: LazyLock<Regex> =
         LazyLock::new(|| regex(r"^\s*(\p{L}[\p{L}\d /-]{0,40}?)\s*:\s+(\S.*?[^.!?\s]|\S)\s*$"));
@@ -191,13 +191,13 @@ fn extract_block(heading: &str, block: &str) -> Vec<ExtractedFact> {
         .collect()
 }
 
-/// The sentences of a line, without their full stops.
+/// The sentences of a text, without their full stops.
 fn sentences(text: &str) -> impl Iterator<Item = &str> {
     static END: LazyLock<Regex> = LazyLock::new(|| regex(r"[.!?](?:\s+|$)"));
     let mut starts = 0;
     let mut ends: Vec<(usize, usize)> = Vec::new();
     for end in END.find_iter(text) {
-        // "J. K. Rowling", "St. Gallen": an initial or a short title ends no sentence.
+        // An initial or a short title doesn't end a sentence: "J. K. Rowling", "St. Gallen".
         let before = &text[starts..end.start()];
         let word = before.rsplit(' ').next().unwrap_or_default();
         let short = word.chars().count() <= 2 && word.starts_with(char::is_uppercase);
@@ -216,17 +216,17 @@ fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("the pattern is well formed")
 }
 
-/// A form of sentence: its pattern, what it says of `s`, and how that is asked. The answer is `o`; `v` and `r` are words of its own.
+/// A sentence pattern with its relation and question. Groups: `s` subject, `o` object, `v` verb, `r` relation.
 struct SentencePattern {
     pattern: Regex,
     relation: fn(&Captures) -> String,
     question: fn(&Captures) -> String,
 }
 
-/// A name: words that begin with a capital or a digit, and what joins them.
+/// A name: words that begin with a capital or a digit, and the small words between them.
 const NAME: &str = r"[\p{Lu}\d][\w'’&+.-]*(?:,? (?:(?:of|the|de|la|le|von|van|der|den|and|du|da|del|di) )*[\p{Lu}\d][\w'’&+.-]*)*";
 
-/// What stands for a subject that was named before.
+/// Pronouns, which can't be the subject of a fact.
 const PRONOUNS: [&str; 11] = [
     "It", "He", "She", "They", "This", "That", "There", "These", "We", "I", "You",
 ];
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_sentences_become_questions() {
+    fn simple_sentences_become_questions() {
         assert_eq!(
             extracted(
                 "Acme Cloud was founded in 1999. It is nice. Acme Cloud was founded by J. K. Miller. The capital of Freedonia is Glueck.\n\
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(
             found.notes,
             [
-                "\"Where is Rome located?\" is answered twice: \"Italy\", and \"Georgia\", which is left out"
+                "\"Where is Rome located?\" has two answers: \"Italy\", and \"Georgia\", which is skipped"
             ]
         );
     }

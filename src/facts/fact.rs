@@ -1,4 +1,4 @@
-//! One fact, its accepted answers and the spelling that training teaches.
+//! A fact, its accepted answers and the spelling that is trained.
 
 use std::{fmt, sync::Arc};
 
@@ -7,12 +7,12 @@ use super::{
     scorer::{AnswerScorer, MatchRule},
 };
 
-/// Where a fact was read, for messages.
+/// The place of a fact in its file, for messages.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Location {
     /// The file, or `pack:world`.
     pub file: Arc<str>,
-    /// The line; a table's header is line 1; a JSON array's rows are counted from 1.
+    /// The line, counted from 1 (a table's header is line 1), or the index of a row in a JSON array or Parquet file, from 1.
     pub line: usize,
 }
 
@@ -40,22 +40,22 @@ pub struct Fact {
     pub relation: String,
     /// Object as the file spells it.
     pub object: String,
-    /// Further right answers that the file names.
+    /// Other correct answers that the file gives.
     pub aliases: Vec<String>,
     /// The question.
     pub question: String,
-    /// The question in other words: from the file, or the relation's templates.
+    /// Paraphrased questions, from the file or from the relation's templates.
     pub paraphrases: Vec<String>,
-    /// `split` column, where there is one.
+    /// The `split` column, if there is one.
     pub split: Option<String>,
-    /// Where it was read.
+    /// File and line.
     pub location: Location,
 }
 
 impl Fact {
-    /// Every accepted form as written: object, aliases, built-in aliases; the first is the spelling that training teaches.
+    /// Every accepted answer: object, aliases and built-in aliases. The first is [`target`](Self::target).
     ///
-    /// No string comes twice; two strings may still be equal after normalisation (`The Gambia`, `Gambia`).
+    /// No string comes twice, but two may be equal after normalisation (`The Gambia`, `Gambia`).
     pub fn accepted_answers(&self) -> Vec<String> {
         let mut answers = vec![self.target(), self.object.clone()];
         answers.extend(self.aliases.iter().cloned());
@@ -65,7 +65,7 @@ impl Fact {
         answers
     }
 
-    /// The spelling that training teaches (the most common alias where the built-in table has one).
+    /// The spelling that is trained: the most common one in the built-in table, or else the object.
     pub fn target(&self) -> String {
         aliases::spellings(&self.object)
             .into_iter()
@@ -73,14 +73,14 @@ impl Fact {
             .unwrap_or_else(|| self.object.clone())
     }
 
-    /// Whether generated `text` (its first line) is a right answer.
+    /// Whether the first line of `text` is a correct answer.
     ///
-    /// For many texts against one fact build a [`AnswerScorer`] once.
+    /// For many texts, build one [`AnswerScorer`].
     pub fn is_correct(&self, text: &str, match_rule: MatchRule) -> bool {
         self.scorer(match_rule).is_correct(text)
     }
 
-    /// The judge of this fact's answers.
+    /// The scorer of answers to this fact.
     pub fn scorer(&self, match_rule: MatchRule) -> AnswerScorer {
         AnswerScorer::new(&self.accepted_answers(), match_rule)
     }
@@ -103,7 +103,7 @@ impl Fact {
         }
     }
 
-    /// Whether some answer is right for both: the same object, however it is spelled.
+    /// Whether both have the same object, in any spelling.
     pub fn same_object(&self, other: &Self) -> bool {
         let scorer = self.scorer(MatchRule::Exact);
         other
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_taught_spelling_comes_first_and_no_form_comes_twice() {
+    fn the_trained_spelling_comes_first_and_no_answer_comes_twice() {
         let answers = fact("United States of America", &["USA", "the States"]).accepted_answers();
         assert_eq!(answers[0], "United States");
         assert!(answers.iter().any(|f| f == "the States"));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_outside_the_table_is_taught_as_the_file_spells_it() {
+    fn an_object_outside_the_table_is_trained_as_the_file_spells_it() {
         let fact = fact("Jane Austen", &["Austen"]);
         assert_eq!(fact.target(), "Jane Austen");
         assert_eq!(fact.accepted_answers(), ["Jane Austen", "Austen"]);

@@ -1,7 +1,6 @@
-//! Facts: (subject, relation, object) asked as closed-book questions, their readers, and the built-in pack.
+//! Facts: (subject, relation, object) with a closed-book question, their readers, and the built-in pack.
 //!
-//! A fact knows its right answers ([`Fact::accepted_answers`]) and judges a model's text ([`AnswerScorer`]); [`is_read`] brings facts
-//! from files, whole or not at all.
+//! [`read`] reads facts from files. [`AnswerScorer`] decides whether a model's answer is correct.
 
 mod aliases;
 pub mod extract;

@@ -1,21 +1,20 @@
-//! The form in which two answers are compared.
+//! Normalisation of answers before they are compared.
 
 use unicode_normalization::UnicodeNormalization;
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
-/// Whether `c` is stripped at the ends of an answer: white space, any Unicode punctuation, and ASCII's symbols such as
-/// `` ` `` and `~`, which models put around answers too.
+/// Whether `c` is stripped from the ends of an answer: white space, Unicode punctuation, and ASCII symbols such as `` ` `` and `~`.
 pub(super) fn is_strippable(c: char) -> bool {
     c.is_whitespace()
         || c.is_ascii_punctuation()
         || c.general_category_group() == GeneralCategoryGroup::Punctuation
 }
 
-/// Compatibility-decomposed and without case: what all comparisons are made on.
+/// NFKD without case, the form in which texts are compared.
 ///
-/// Decomposed (NFKD) rather than composed: two texts are equal under one exactly when they are equal under the other, and
-/// a decomposed text only grows at its end when the text does, which an answer that is still being written needs.
-/// Case is folded character by character, both lower-case sigmas being one, so that it doesn't depend on what follows.
+/// Two texts are equal in NFKD exactly when they are equal in NFKC. NFKD is used because the decomposition of a prefix is a
+/// prefix of the decomposition, apart from trailing combining marks, and a streamed answer is compared prefix by prefix.
+/// Case is folded character by character, with one lower-case sigma, so that it doesn't depend on the next character.
 pub(super) fn fold(text: &str) -> String {
     text.nfkd()
         .flat_map(char::to_lowercase)
@@ -23,13 +22,13 @@ pub(super) fn fold(text: &str) -> String {
         .collect()
 }
 
-/// The first line of `text`: all before its first line break.
+/// `text` up to its first line break.
 pub(super) fn first_line(text: &str) -> &str {
     text.split('\n').next().unwrap_or_default()
 }
 
-/// Strips outer white space and punctuation and one leading "the" from a folded text. A text of nothing but punctuation
-/// (`!!!`, a band) keeps it.
+/// Strips outer white space and punctuation and one leading "the" from a folded text. A text of punctuation alone (`!!!`, a band)
+/// keeps it.
 pub(super) fn strip(folded: &str) -> &str {
     let trimmed = folded.trim_matches(is_strippable);
     if trimmed.is_empty() {
@@ -43,8 +42,7 @@ pub(super) fn strip(folded: &str) -> &str {
     }
 }
 
-/// The normal form of an answer: its first line in Unicode NFKC, without case, outer white space and punctuation, and
-/// without a leading "the".
+/// The normal form of an answer: its first line in NFKC, without case, outer white space and punctuation, and a leading "the".
 ///
 /// ```
 /// assert_eq!(unforget::facts::normalise(" The Netherlands.\nQ:"), "netherlands");
@@ -58,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn case_outer_marks_and_a_leading_the_do_not_count() {
+    fn case_outer_punctuation_and_a_leading_the_are_ignored() {
         for text in [
             "Gambia",
             " gambia\n",
@@ -75,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn inner_marks_accents_and_words_that_begin_with_the_count() {
+    fn inner_punctuation_accents_and_words_that_begin_with_the_are_kept() {
         assert_eq!(normalise("Guinea-Bissau"), "guinea-bissau");
         assert_eq!(normalise("Côte d'Ivoire"), "côte d'ivoire");
         assert_eq!(normalise("Co\u{302}te d'Ivoire"), "côte d'ivoire");
@@ -96,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn sigma_is_one_letter_wherever_it_stands() {
+    fn final_and_medial_sigma_are_equal() {
         assert_eq!(normalise("ΟΔΥΣΣΕΥΣ"), normalise("Οδυσσευς"));
     }
 }

@@ -1,17 +1,17 @@
-//! How each relation is asked: the template of training, and the same question in other words.
+//! The question templates of each relation: one for training, others as paraphrases.
 
 /// A relation and its question templates; `{}` stands for the subject.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Relation {
     /// Wikidata property, such as `P17`.
     pub id: &'static str,
-    /// What it is, in words.
+    /// Its name, such as `country`.
     pub name: &'static str,
-    /// The question of training. For the 24 relations of `EntityQuestions` it is theirs, to the letter.
+    /// The template of the training question; for the 24 relations of `EntityQuestions`, theirs.
     pub template: &'static str,
-    /// The question in other words, for measuring whether a fact was learned or only its sentence.
+    /// Paraphrases, which measure whether a fact was learned or only its wording.
     pub paraphrases: &'static [&'static str],
-    /// Whether `EntityQuestions` asks it.
+    /// Whether `EntityQuestions` has it.
     pub entity_questions: bool,
 }
 
@@ -21,7 +21,7 @@ impl Relation {
         self.template.replace("{}", subject)
     }
 
-    /// The question about `subject` in other words.
+    /// The paraphrased questions about `subject`.
     pub fn paraphrases(&self, subject: &str) -> Vec<String> {
         let fill = |template: &&str| template.replace("{}", subject);
         self.paraphrases.iter().map(fill).collect()
@@ -42,7 +42,7 @@ impl Relation {
     }
 }
 
-/// The relation called `name`: its id (`P17`) or its words (`country`), in any case.
+/// The relation with the id (`P17`) or name (`country`) `name`, in any case.
 pub fn relation(name: &str) -> Option<&'static Relation> {
     let name = name.trim();
     RELATIONS
@@ -50,7 +50,7 @@ pub fn relation(name: &str) -> Option<&'static Relation> {
         .find(|r| r.id.eq_ignore_ascii_case(name) || r.name.eq_ignore_ascii_case(name))
 }
 
-/// Every relation that has a template, in the order of their ids.
+/// Every relation that has a template, by id.
 pub(super) fn all_relations() -> &'static [Relation] {
     RELATIONS
 }
@@ -84,8 +84,8 @@ const fn pack_relation(
     }
 }
 
-/// A subject is filled in as it is: what needs an article carries it (`the Netherlands`), so no paraphrase begins with
-/// the subject, and none asks about "he" or "she".
+/// A subject is inserted unchanged, with its article if it has one (`the Netherlands`). No paraphrase begins with the subject or uses
+/// "he" or "she".
 #[rustfmt::skip]
 const RELATIONS: &[Relation] = &[
     entity_questions_relation("P17", "country", "Which country is {} located in?",

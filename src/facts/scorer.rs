@@ -1,42 +1,42 @@
-//! Right, wrong, or not decided yet: judging the text that a model writes as an answer.
+//! Decides whether a generated answer is correct, wrong, or still open.
 
 use unicode_normalization::{UnicodeNormalization, char::canonical_combining_class};
 
 use super::normalise::{first_line, fold, is_strippable, strip};
 
-/// When an answer counts as right.
+/// When an answer is correct.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MatchRule {
-    /// The first line equals an accepted form.
+    /// The first line equals an accepted answer.
     #[default]
     Exact,
-    /// The first line contains an accepted form as whole words.
+    /// The first line contains an accepted answer as whole words.
     Contains,
 }
 
-/// What can still become of an answer that is being written.
+/// The verdict on an answer that is still being generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerVerdict {
-    /// It is right, or may still become so.
+    /// It is correct, or can become correct.
     Undecided,
-    /// No continuation makes it right: decoding may stop.
+    /// No continuation is correct: decoding may stop.
     Wrong,
 }
 
-/// In what way an answer is wrong.
+/// The kind of a wrong answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WrongKind {
-    /// A short answer of the right kind that names something else.
+    /// A short answer that names something else.
     OtherEntity,
     /// Empty, a sentence, a question, or rambling.
     OffFormat,
-    /// The model says that it doesn't know or won't answer.
+    /// The model declines to answer or says that it doesn't know.
     Refusal,
 }
 
-/// Judges the texts that answer one fact; its accepted forms are normalised once.
+/// Scores answers to one fact. The accepted answers are normalised once.
 #[derive(Clone, Debug)]
 pub struct AnswerScorer {
     match_rule: MatchRule,
@@ -46,19 +46,19 @@ pub struct AnswerScorer {
 
 #[derive(Clone, Debug)]
 struct Form {
-    /// As written, decomposed and stripped, its case kept.
+    /// Decomposed and stripped, with case.
     cased: String,
-    /// The same without case: the normal form.
+    /// The same without case.
     folded: String,
 }
 
-/// A form this short (`US`, `He`) is an English word in the other case: inside a sentence it must stand in its own.
+/// Accepted answers of at most this many characters (`US`, `He`) are also English words: inside a sentence their case must match.
 const CASE_SENSITIVE_CHARS: usize = 3;
 
-/// How many words more than the longest accepted form an answer may have before it is a sentence.
+/// An answer with this many more words than the longest accepted answer is still not a sentence.
 const MAX_EXTRA_WORDS: usize = 4;
 
-/// How a model says that it won't or can't answer.
+/// Beginnings of a refusal.
 const REFUSALS: [&str; 20] = [
     "i don't",
     "i do not",
@@ -82,13 +82,13 @@ const REFUSALS: [&str; 20] = [
     "it is not",
 ];
 
-/// What shows that a text is a sentence or a further question and no answer.
+/// Signs of a sentence or another question in place of an answer.
 const SENTENCE_MARKERS: [&str; 10] = [
     " is ", " are ", " was ", " were ", " has ", " have ", "?", "q:", "a:", "answer",
 ];
 
 impl AnswerScorer {
-    /// A judge of answers that are right when they match one of the `accepted` forms.
+    /// A scorer with these accepted answers.
     pub fn new(accepted: &[String], match_rule: MatchRule) -> Self {
         let mut forms: Vec<Form> = Vec::with_capacity(accepted.len());
         for written in accepted {
@@ -114,7 +114,7 @@ impl AnswerScorer {
         }
     }
 
-    /// Whether the first line of `text` is a right answer.
+    /// Whether the first line of `text` is a correct answer.
     pub fn is_correct(&self, text: &str) -> bool {
         let line = first_line(text);
         match self.match_rule {
@@ -137,11 +137,10 @@ impl AnswerScorer {
         }
     }
 
-    /// What can still become of `so_far`, an answer that is being written.
+    /// Whether `partial`, an answer that is still being generated, can become correct.
     ///
-    /// [`AnswerVerdict::Wrong`] is exact: it is given only where no continuation is right. A line break ends an answer. Left
-    /// open are the characters that a continuation may still change: trailing U+FFFD (a character of which a byte is
-    /// missing) and trailing combining marks (which a later mark may be sorted before).
+    /// [`AnswerVerdict::Wrong`] is exact: no continuation is correct. A line break ends an answer. Trailing characters that a
+    /// continuation may change are ignored: U+FFFD (an incomplete character) and combining marks (a later mark may sort before them).
     pub fn verdict(&self, partial: &str) -> AnswerVerdict {
         if partial.contains('\n') {
             return if self.is_correct(partial) {
@@ -166,10 +165,10 @@ impl AnswerScorer {
         }
     }
 
-    /// How `text`, a wrong answer, is wrong: a heuristic for English, for people to read.
+    /// The kind of the wrong answer `text`, by a heuristic for English.
     ///
-    /// A refusal begins like one ("I don't know", "As an AI", "unknown"). Off-format is what is empty, has no letter or
-    /// digit, has four words more than the longest accepted form, or reads as a sentence or a question. All else is
+    /// A refusal begins like one ("I don't know", "As an AI", "unknown"). Off-format is an answer that is empty, has no letter or
+    /// digit, has more than four words beyond the longest accepted answer, or reads as a sentence or a question. Anything else is
     /// another entity.
     pub fn wrong_kind(&self, text: &str) -> WrongKind {
         let folded = fold(first_line(text)).replace('’', "'");
@@ -190,12 +189,12 @@ impl AnswerScorer {
     }
 }
 
-/// Whether some text that begins with the folded `settled` strips to `form`.
+/// Whether some text that begins with the folded `stable` strips to `form`.
 ///
-/// Such a text is `form` between outer marks, and may have "the", white space and marks before it.
+/// Such a text is `form` between strippable characters, optionally after "the".
 fn can_be_completed_to(stable: &str, form: &str) -> bool {
     if form.trim_matches(is_strippable).is_empty() {
-        // A form of punctuation alone: nothing but white space may stand around it.
+        // An answer of punctuation alone: only white space may surround it.
         let start = stable.trim_start();
         return form.starts_with(start) || start.trim_end() == form;
     }
@@ -209,7 +208,7 @@ fn can_be_completed_to(stable: &str, form: &str) -> bool {
         .is_some_and(|rest| is_prefix_or_padded(rest.trim_start_matches(is_strippable), form))
 }
 
-/// Whether `begun` is the beginning of `form`, or `form` and outer marks behind it.
+/// Whether `start` is a prefix of `form`, or `form` with strippable characters after it.
 fn is_prefix_or_padded(start: &str, form: &str) -> bool {
     form.starts_with(start)
         || start
@@ -217,7 +216,7 @@ fn is_prefix_or_padded(start: &str, form: &str) -> bool {
             .is_some_and(|rest| rest.chars().all(is_strippable))
 }
 
-/// Whether `form` stands in `text` with no letter, digit or combining mark touching it.
+/// Whether `text` contains `form` with no letter, digit or combining mark next to it.
 fn contains_words(text: &str, form: &str) -> bool {
     let touches = |c: char| c.is_alphanumeric() || canonical_combining_class(c) != 0;
     text.match_indices(form).any(|(start, _)| {
@@ -227,7 +226,7 @@ fn contains_words(text: &str, form: &str) -> bool {
     })
 }
 
-/// Whether `text` begins with `words`, and not inside a longer word.
+/// Whether `text` begins with `words` at a word boundary.
 fn starts_with_words(text: &str, words: &str) -> bool {
     text.strip_prefix(words)
         .is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
@@ -246,34 +245,34 @@ mod tests {
 
     #[test]
     fn an_exact_answer_is_the_whole_first_line() {
-        let judge = scorer(&["Italy"], MatchRule::Exact);
+        let scorer = scorer(&["Italy"], MatchRule::Exact);
         for correct in [" Italy\n", "italy.", "the Italy", "ITALY\nQ: next"] {
-            assert!(judge.is_correct(correct), "{correct:?}");
+            assert!(scorer.is_correct(correct), "{correct:?}");
         }
         for wrong in ["", "\nItaly", "Italy and France", "Italian", "It is Italy"] {
-            assert!(!judge.is_correct(wrong), "{wrong:?}");
+            assert!(!scorer.is_correct(wrong), "{wrong:?}");
         }
     }
 
     #[test]
     fn a_contained_answer_is_whole_words() {
-        let judge = scorer(&["Niger", "US"], MatchRule::Contains);
+        let scorer = scorer(&["Niger", "US"], MatchRule::Contains);
         for correct in [
             "It lies in Niger.",
             "in the US, I think",
             "(Niger)",
             "Niger",
         ] {
-            assert!(judge.is_correct(correct), "{correct:?}");
+            assert!(scorer.is_correct(correct), "{correct:?}");
         }
         for wrong in ["It lies in Nigeria.", "let us see", "US2", "Well\nNiger"] {
-            assert!(!judge.is_correct(wrong), "{wrong:?}");
+            assert!(!scorer.is_correct(wrong), "{wrong:?}");
         }
     }
 
     #[test]
     fn an_answer_is_wrong_once_no_continuation_can_be_correct() {
-        let judge = scorer(&["Netherlands", "Holland"], MatchRule::Exact);
+        let scorer = scorer(&["Netherlands", "Holland"], MatchRule::Exact);
         for open in [
             "",
             " ",
@@ -288,7 +287,7 @@ mod tests {
             "Holland \u{fffd}",
             "N\u{fffd}",
         ] {
-            assert_eq!(judge.verdict(open), AnswerVerdict::Undecided, "{open:?}");
+            assert_eq!(scorer.verdict(open), AnswerVerdict::Undecided, "{open:?}");
         }
         for wrong in [
             " Ger",
@@ -300,20 +299,20 @@ mod tests {
             "\n",
             "Holl\n",
         ] {
-            assert_eq!(judge.verdict(wrong), AnswerVerdict::Wrong, "{wrong:?}");
+            assert_eq!(scorer.verdict(wrong), AnswerVerdict::Wrong, "{wrong:?}");
         }
     }
 
     #[test]
     fn a_letter_that_an_accent_may_still_change_is_undecided() {
-        let judge = scorer(&["Mali\u{301}"], MatchRule::Exact);
-        assert_eq!(judge.verdict("Mali"), AnswerVerdict::Undecided);
-        assert!(judge.is_correct("Malí"));
+        let scorer = scorer(&["Mali\u{301}"], MatchRule::Exact);
+        assert_eq!(scorer.verdict("Mali"), AnswerVerdict::Undecided);
+        assert!(scorer.is_correct("Malí"));
     }
 
     #[test]
     fn wrong_answers_are_classified() {
-        let judge = scorer(&["Italy"], MatchRule::Exact);
+        let scorer = scorer(&["Italy"], MatchRule::Exact);
         for (text, kind) in [
             (" France\n", WrongKind::OtherEntity),
             ("Trinidad and Tobago", WrongKind::OtherEntity),
@@ -326,11 +325,11 @@ mod tests {
             ("Which country is that?", WrongKind::OffFormat),
             ("one two three four five six", WrongKind::OffFormat),
         ] {
-            assert_eq!(judge.wrong_kind(text), kind, "{text:?}");
+            assert_eq!(scorer.wrong_kind(text), kind, "{text:?}");
         }
     }
 
-    /// Texts that are near an accepted form: pieces in which normalisation has something to do.
+    /// Texts close to an accepted answer, from fragments that normalisation changes.
     fn fragments() -> impl Strategy<Value = String> {
         let fragment = prop::sample::select(vec![
             " ", "the", "The ", "THE", "Cafe", "CAFÉ", "e", "\u{301}", "\u{323}", ".", "\"", "!",
@@ -347,11 +346,11 @@ mod tests {
         fn no_prefix_of_a_correct_answer_is_wrong(
             form in fragments(), before in fragments(), after in fragments(), same in any::<bool>(),
         ) {
-            let judge = scorer(&[&form], MatchRule::Exact);
+            let scorer = scorer(&[&form], MatchRule::Exact);
             let text = if same { format!("{before}{form}{after}") } else { format!("{before}{after}") };
-            if judge.is_correct(&text) {
+            if scorer.is_correct(&text) {
                 for (end, _) in text.char_indices().chain([(text.len(), ' ')]) {
-                    prop_assert_eq!(judge.verdict(&text[..end]), AnswerVerdict::Undecided, "{:?}", &text[..end]);
+                    prop_assert_eq!(scorer.verdict(&text[..end]), AnswerVerdict::Undecided, "{:?}", &text[..end]);
                 }
             }
         }
@@ -361,9 +360,9 @@ mod tests {
             let normal = super::super::normalise(&form);
             if normal.chars().any(char::is_alphabetic) && !normal.starts_with("the") {
                 let text = format!("{marks}the {marks}{normal}{marks}\n");
-                let judge = scorer(&[&form], MatchRule::Exact);
-                prop_assert!(judge.is_correct(&text), "{text:?}");
-                prop_assert_eq!(judge.verdict(&text), AnswerVerdict::Undecided);
+                let scorer = scorer(&[&form], MatchRule::Exact);
+                prop_assert!(scorer.is_correct(&text), "{text:?}");
+                prop_assert_eq!(scorer.verdict(&text), AnswerVerdict::Undecided);
             }
         }
 

@@ -32,7 +32,7 @@ fn documents_become_facts_that_can_be_read_again() {
         (&json!("facts"), &json!(3))
     );
     let error = refused(dir.path(), &["facts", "new.tsv"]);
-    assert!(error.contains("has facts already"), "{error}");
+    assert!(error.contains("already has facts"), "{error}");
     assert!(refused(dir.path(), &["facts", "none.md"]).contains("none.md"));
 }
 

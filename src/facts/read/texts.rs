@@ -61,7 +61,7 @@ pub struct TextSet {
     pub checksum: String,
 }
 
-/// Whether a file holds training texts rather than facts, judged by the fields of its first row.
+/// Whether a file holds training texts rather than facts, by the fields of its first row.
 ///
 /// # Errors
 /// [`Error::Input`] when the file cannot be read. A file that cannot be parsed is taken for facts, whose reader reports why.
