@@ -1,94 +1,59 @@
-//! Greedy answers and the probability of a right sample without drawing one: a walk over the tree of accepted answers.
+//! Greedy answers and the probability of a correct sample, computed without sampling by a search of the tries of accepted answers.
 //!
-//! Every few-shot prefix is read once, every question once behind it. From there two kinds of branches grow, token by
-//! token and all facts side by side: the beginnings of accepted forms, and the greedy answer. While the greedy answer
-//! is itself such a beginning they are one branch, so that a right answer is proved without being generated.
-
-use serde::{Deserialize, Serialize};
+//! Every few-shot prefix is prefilled once, and every question once after it. From there branches are extended token by token, in
+//! one batch for many queries: the prefixes of accepted answers, and the greedy answer. While the greedy answer is a prefix of an
+//! accepted one, the two are one branch.
 
 use super::{
-    AuditSettings,
     answer_trie::{AnswerTrie, StopTokens},
+    label::AuditAnswer,
+    queries::{Query, QueryRunner, first_line_text},
+    settings::AuditSettings,
 };
 use crate::{
     engine::{KvCache, SegmentId},
-    facts::{AnswerScorer, AnswerVerdict},
-    generate::{Generator, argmax, cache_slots, distribution, split_by_budget},
+    facts::AnswerVerdict,
+    generate::{argmax, cache_slots, distribution, split_by_budget},
 };
 
-/// A beginning of an accepted form that a sample takes with a smaller probability is not followed.
+/// A branch that a sample takes with a smaller probability is not extended.
 ///
-/// What is cut off is less than this for each branch, far below what tells `WeaklyKnown` from Unknown: 0.002 a sample
-/// at 20 prompts of 16 samples.
+/// The probability mass lost in a branch is far below the threshold between `WeaklyKnown` and Unknown: 0.002 a sample with 20 prompts
+/// of 16 samples.
 const MIN_BRANCH_PROBABILITY: f64 = 1e-5;
 
-/// Questions that are walked side by side.
+/// Maximum number of queries in a batch.
 const MAX_BATCH_QUERIES: usize = 512;
 
-/// Cache slots beyond its own tokens that a question is given in the estimate of a batch.
+/// KV cache slots that a query is assumed to need beyond its own tokens.
 const BRANCH_TOKENS: usize = 12;
 
-/// One question behind one few-shot prefix.
-pub struct Query<'a> {
-    /// Which of the prefixes.
-    pub prefix: usize,
-    /// Tokens of the question.
-    pub question: &'a [u32],
-    /// Accepted answers.
-    pub trie: &'a AnswerTrie,
-    /// What is right.
-    pub scorer: &'a AnswerScorer,
-}
-
-/// What the model says to a question.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct AuditAnswer {
-    /// The greedy answer is right.
-    pub greedy_correct: bool,
-    /// The greedy answer up to its first line break; with an ellipsis where decoding stopped because it is surely wrong.
-    pub greedy: String,
-    /// Probability that a sample is right.
-    pub p_sampled: f64,
-}
-
-/// A branch, read up to its newest token.
+/// A branch whose tokens are all in the KV cache.
 struct Branch {
     query: usize,
     segment: SegmentId,
-    /// Where in the forms; none once the greedy answer has left them.
+    /// Its node in the trie; `None` once the greedy answer has left it.
     node: Option<usize>,
-    /// Probability that a sample begins like this.
+    /// Probability that a sample begins with this branch.
     probability: f64,
-    /// Tokens so far, where this is the greedy answer.
+    /// Its tokens, if it is the greedy answer.
     greedy_tokens: Option<Vec<u32>>,
 }
 
-/// What the logits behind a branch say.
+/// The continuations of a branch, from its logits.
 struct NextTokens {
     /// The most likely token.
     argmax: u32,
-    /// Probability that a sample ends the line here, and rightly.
+    /// Probability that a sample ends the line here with a correct answer.
     p_correct: f64,
-    /// Probability that a sample goes on to a node: its token, the node, the probability.
+    /// Children in the trie: token, node and probability.
     children: Vec<(u32, usize, f64)>,
 }
 
-/// What all questions of an audit have in common.
-pub struct QueryRunner<'a, 'm> {
-    /// Decodes.
-    pub generator: Generator<'m>,
-    /// Which tokens end a line.
-    pub stop_tokens: &'a StopTokens,
-    /// Temperature, top-k and whether wrong answers are written out.
-    pub settings: &'a AuditSettings,
-    /// Tokens after which a greedy answer ends at the latest.
-    pub max_new_tokens: usize,
-}
-
 impl QueryRunner<'_, '_> {
-    /// Asks every question, behind the prefix of `prefixes` (as tokens) that its [`Query::prefix`] names.
+    /// Answers every query; [`AuditAnswer::p_sampled`] is computed from the logits.
     ///
-    /// Questions of one prefix should lie together. `finished` is told how many were finished since the last time.
+    /// Queries with the same prefix should be adjacent. `on_progress` receives the number of queries finished since its last call.
     pub fn answer_analytically(
         &mut self,
         prefixes: &[Vec<u32>],
@@ -107,8 +72,8 @@ impl QueryRunner<'_, '_> {
             let mut branches: Vec<Branch> = batch
                 .clone()
                 .zip(segments)
-                .map(|(asked, segment)| Branch {
-                    query: asked,
+                .map(|(query, segment)| Branch {
+                    query,
                     segment,
                     node: Some(AnswerTrie::ROOT),
                     probability: 1.0,
@@ -117,7 +82,7 @@ impl QueryRunner<'_, '_> {
                 .collect();
             while !branches.is_empty() {
                 let engine = &mut *self.generator.engine;
-                let seen = engine.logits(self.generator.params, &hidden, |i, logits| {
+                let next = engine.logits(self.generator.params, &hidden, |i, logits| {
                     next_tokens(
                         logits,
                         &branches[i],
@@ -127,10 +92,10 @@ impl QueryRunner<'_, '_> {
                     )
                 });
                 let mut extended = Vec::new();
-                for (branch, seen) in branches.into_iter().zip(seen) {
-                    let (question, answer) = (&queries[branch.query], &mut answers[branch.query]);
-                    answer.p_sampled += branch.probability * seen.p_correct;
-                    self.extend_branch(branch, seen, question, answer, &mut extended);
+                for (branch, next) in branches.into_iter().zip(next) {
+                    let (query, answer) = (&queries[branch.query], &mut answers[branch.query]);
+                    answer.p_sampled += branch.probability * next.p_correct;
+                    self.extend_branch(branch, next, query, answer, &mut extended);
                 }
                 (branches, hidden) = self.advance(&mut cache, extended);
             }
@@ -139,7 +104,7 @@ impl QueryRunner<'_, '_> {
         answers
     }
 
-    /// Reads the newest token of each branch, in a segment of its own behind the one that the branch has grown from.
+    /// Prefills the newest token of each branch in a new segment, and returns the branches with their hidden states.
     fn advance(
         &mut self,
         cache: &mut KvCache,
@@ -158,71 +123,65 @@ impl QueryRunner<'_, '_> {
         (branches, hidden)
     }
 
-    /// The branches that go on from `branch`: its likely enough forms, and the greedy answer while it is open.
+    /// Adds the continuations of `branch` to `extended`: its likely children in the trie, and the greedy answer until it ends.
     fn extend_branch(
         &self,
         branch: Branch,
         next: NextTokens,
-        question: &Query<'_>,
+        query: &Query<'_>,
         answer: &mut AuditAnswer,
         extended: &mut Vec<(u32, Branch)>,
     ) {
         let mut greedy = branch
             .greedy_tokens
-            .and_then(|tokens| self.extend_greedy(tokens, next.argmax, question, answer));
+            .and_then(|tokens| self.extend_greedy(tokens, next.argmax, query, answer));
         for (token, node, p) in next.children {
-            let p = branch.probability * p;
+            let probability = branch.probability * p;
             let greedy = greedy.take_if(|_| token == next.argmax);
-            if greedy.is_some() || p >= MIN_BRANCH_PROBABILITY {
-                let node = Some(node);
-                extended.push((
-                    token,
-                    Branch {
-                        node,
-                        probability: p,
-                        greedy_tokens: greedy,
-                        ..branch
-                    },
-                ));
+            if greedy.is_some() || probability >= MIN_BRANCH_PROBABILITY {
+                let child = Branch {
+                    node: Some(node),
+                    probability,
+                    greedy_tokens: greedy,
+                    ..branch
+                };
+                extended.push((token, child));
             }
         }
         if greedy.is_some() {
-            let (node, p) = (None, 0.0);
-            extended.push((
-                next.argmax,
-                Branch {
-                    node,
-                    probability: p,
-                    greedy_tokens: greedy,
-                    ..branch
-                },
-            ));
+            let outside = Branch {
+                node: None,
+                probability: 0.0,
+                greedy_tokens: greedy,
+                ..branch
+            };
+            extended.push((next.argmax, outside));
         }
     }
 
-    /// The greedy answer with one more token; none once it has ended, when `answer` has it.
+    /// The greedy answer with one more token. Once it has ended it is stored in `answer`, and `None` returned.
     fn extend_greedy(
         &self,
         mut tokens: Vec<u32>,
-        best: u32,
-        question: &Query<'_>,
+        token: u32,
+        query: &Query<'_>,
         answer: &mut AuditAnswer,
     ) -> Option<Vec<u32>> {
-        tokens.push(best);
+        tokens.push(token);
         let text = self.generator.tokenizer.decode(&tokens);
-        let ended = self.stop_tokens.contains(best);
-        let wrong = || question.scorer.verdict(&text) == AnswerVerdict::Wrong;
+        let ended = self.stop_tokens.contains(token);
+        let wrong = || query.scorer.verdict(&text) == AnswerVerdict::Wrong;
         if !ended && tokens.len() < self.max_new_tokens && (self.settings.full_answers || !wrong())
         {
             return Some(tokens);
         }
-        answer.greedy_correct = question.scorer.is_correct(&text);
+        answer.greedy_correct = query.scorer.is_correct(&text);
         answer.greedy = first_line_text(&text, ended);
         None
     }
 }
 
-/// What the logits behind `branch` say of it.
+/// The continuations of `branch`, from its `logits`.
 fn next_tokens(
     logits: &[f32],
     branch: &Branch,
@@ -238,30 +197,15 @@ fn next_tokens(
     let Some(node) = branch.node else {
         return next;
     };
-    let Query {
-        trie: forms,
-        scorer: judge,
-        ..
-    } = queries[branch.query];
+    let Query { trie, scorer, .. } = queries[branch.query];
     for (token, p) in distribution(logits, settings.temperature, settings.top_k) {
         if let Some(rest) = stop_tokens.text_before_break(token) {
-            if judge.is_correct(&format!("{}{rest}", forms.text(node))) {
+            if scorer.is_correct(&format!("{}{rest}", trie.text(node))) {
                 next.p_correct += p;
             }
-        } else if let Some(child) = forms.child(node, token) {
+        } else if let Some(child) = trie.child(node, token) {
             next.children.push((token, child, p));
         }
     }
     next
-}
-
-/// The first line of a greedy answer; with an ellipsis where decoding did not reach its end.
-pub fn first_line_text(text: &str, ended: bool) -> String {
-    let line = text.split('\n').next().unwrap_or_default().trim();
-    let ellipsis = if ended || text.contains('\n') {
-        ""
-    } else {
-        "\u{2026}"
-    };
-    format!("{line}{ellipsis}")
 }

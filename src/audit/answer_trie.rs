@@ -1,15 +1,15 @@
-//! The accepted answers of a fact as a trie of tokens, and the tokens that end a line.
+//! Tries of accepted answers as tokens, and the tokens that end a line.
 
 use rayon::prelude::*;
 
 use crate::{Result, model::TextTokenizer, prompt::PromptTemplate};
 
-/// A trie of the tokenised accepted forms of one answer.
+/// The trie of the tokenized accepted answers of a fact.
 pub struct AnswerTrie {
     nodes: Vec<Node>,
 }
 
-/// A beginning of an accepted form.
+/// A prefix of an accepted answer.
 #[derive(Default)]
 struct Node {
     text: String,
@@ -17,14 +17,14 @@ struct Node {
 }
 
 impl AnswerTrie {
-    /// The node of the empty beginning.
+    /// The node of the empty prefix.
     pub const ROOT: usize = 0;
 
-    /// The trie of `accepted`, each form tokenised as the tokenizer itself does it: alone, and together with the end of
-    /// the target (in which a form's last token may melt into the line break).
+    /// The trie of `accepted`. Each answer is tokenized alone, and with the end of the target, since its last token may merge with the
+    /// line break.
     ///
     /// # Errors
-    /// When the tokenizer refuses a form.
+    /// When an answer cannot be tokenized.
     pub fn new(
         accepted: &[String],
         template: &PromptTemplate,
@@ -61,7 +61,7 @@ impl AnswerTrie {
         }
     }
 
-    /// The node that `token` leads to from `node`.
+    /// The child of `node` by `token`.
     pub fn child(&self, node: usize, token: u32) -> Option<usize> {
         let children = &self.nodes[node].children;
         children
@@ -70,15 +70,15 @@ impl AnswerTrie {
             .map(|(_, child)| *child)
     }
 
-    /// The text up to `node`.
+    /// The text of the prefix at `node`.
     pub fn text(&self, node: usize) -> &str {
         &self.nodes[node].text
     }
 
-    /// Tokens of the longest form.
+    /// Tokens of the longest answer.
     pub fn depth(&self) -> usize {
         let mut depths = vec![0; self.nodes.len()];
-        // A child is younger than its parent.
+        // A child has a larger index than its parent.
         for (i, node) in self.nodes.iter().enumerate() {
             for (_, child) in &node.children {
                 depths[*child] = depths[i] + 1;
@@ -88,14 +88,14 @@ impl AnswerTrie {
     }
 }
 
-/// The tokens that end a line: end tokens, and every token with a line break in it.
+/// The tokens that end a line: end-of-text tokens, and every token that contains a line break.
 pub struct StopTokens {
-    /// By token id: the text up to the line break, where the token ends a line.
+    /// By token id: the text before the line break; `None` for other tokens.
     text_before_break: Vec<Option<String>>,
 }
 
 impl StopTokens {
-    /// Those of `tokenizer`, for a model whose vocabulary has `vocab_size` tokens.
+    /// The stop tokens of `tokenizer` among the first `vocab_size` ids.
     pub fn new(tokenizer: &TextTokenizer, vocab_size: usize) -> Self {
         let text_before_break = (0..vocab_size as u32).into_par_iter().map(|id| {
             if tokenizer.eos_token_ids.contains(&id) {
@@ -114,7 +114,7 @@ impl StopTokens {
         self.text_before_break(token).is_some()
     }
 
-    /// What `token` still adds to the line that it ends; none if it does not end it.
+    /// The text of `token` before its line break; `None` if it doesn't end a line.
     pub fn text_before_break(&self, token: u32) -> Option<&str> {
         self.text_before_break.get(token as usize)?.as_deref()
     }
@@ -126,7 +126,7 @@ mod tests {
     use crate::model::Model;
 
     #[test]
-    fn forms_share_their_beginnings_and_end_before_the_line_does() {
+    fn answers_share_prefixes_and_end_before_the_line_break() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let model = Model::load(path).expect("the golden model is there");
         let tokenizer = &model.tokenizer;

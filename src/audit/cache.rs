@@ -1,21 +1,20 @@
-//! Audits that were made before, by the checksum of everything that they depend on.
+//! The cache of audits. The key is a checksum of everything that an audit depends on.
 
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use super::AuditSettings;
+use super::settings::AuditSettings;
 use crate::{
     Result,
     facts::Fact,
     model::{Model, cache_dir},
 };
 
-/// Raised when audits begin to find something else for the same input.
+/// Incremented when the same input gives another audit.
 const VERSION: u32 = 1;
 
-/// The checksum (hex) of everything that an audit depends on: the weights as they are in memory, the tokenizer, the
-/// facts, the exemplars and the settings.
+/// SHA-256 (hex) of the weights in memory, the model's files, facts, exemplars and settings.
 pub fn key(
     model: &Model,
     facts: &[Fact],
@@ -37,10 +36,10 @@ pub fn key(
     format!("{:x}", hash.finalize())
 }
 
-/// Where the audit with this key is kept.
+/// The directory of the audit with this key.
 ///
 /// # Errors
-/// When there is no place for a cache.
+/// When there is no cache directory.
 pub fn path(key: &str) -> Result<PathBuf> {
     Ok(cache_dir()?.join("audits").join(&key[..32]))
 }
@@ -50,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trained_weight_another_fact_or_setting_is_another_audit() {
+    fn a_changed_weight_fact_or_setting_changes_the_key() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let mut model = Model::load(path).expect("the golden model is there");
         let fact = Fact::for_test("Rome", "Italy");

@@ -1,4 +1,4 @@
-//! The few-shot prompts of an audit: which exemplars stand before which question.
+//! Few-shot prompts: the exemplars before each question.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::settings::AuditSettings;
 use crate::{facts::Fact, prompt::PromptTemplate};
 
 /// One few-shot prompt of a relation.
@@ -14,21 +15,18 @@ use crate::{facts::Fact, prompt::PromptTemplate};
 pub struct FewShotPrompt {
     /// The relation.
     pub relation: String,
-    /// Which of the relation's prompts, counted from 0.
+    /// Index among the relation's prompts.
     pub prompt: usize,
     /// The text before the question.
     pub prefix: String,
     /// The questions of its exemplars.
     pub exemplars: Vec<String>,
-    /// The prefixes that stand in where an exemplar is itself the question, one an exemplar; empty where no exemplar is
-    /// asked.
+    /// For each exemplar, the prefix for the query whose question it is; empty if no exemplar is asked.
     pub substitute_prefixes: Vec<String>,
 }
 
 impl FewShotPrompt {
-    /// The text before `question`.
-    ///
-    /// An exemplar that is the question itself is replaced by the run's spare one.
+    /// The text before `question`. An exemplar with the same question is replaced by another one.
     pub fn prefix_for(&self, question: &str) -> &str {
         let own = self.exemplars.iter().position(|e| e == question);
         own.and_then(|i| self.substitute_prefixes.get(i))
@@ -36,47 +34,94 @@ impl FewShotPrompt {
     }
 }
 
-/// `facts` of each relation, in the order in which the relations come.
+/// `facts` grouped by relation, in the order in which the relations first occur.
 pub fn by_relation<'a>(facts: &[&'a Fact]) -> Vec<(&'a str, Vec<&'a Fact>)> {
     let mut index: HashMap<&str, usize> = HashMap::new();
     let mut relations: Vec<(&str, Vec<&Fact>)> = Vec::new();
     for fact in facts {
-        let place = *index.entry(&fact.relation).or_insert_with(|| {
+        let i = *index.entry(&fact.relation).or_insert_with(|| {
             relations.push((&fact.relation, Vec::new()));
             relations.len() - 1
         });
-        relations[place].1.push(fact);
+        relations[i].1.push(fact);
     }
     relations
 }
 
-/// Draws `runs` prompts of `shots` exemplars for the questions of one relation.
+/// The parameters of [`draw`].
+#[derive(Clone, Copy)]
+pub struct FewShotSettings<'a> {
+    /// Number of prompts per relation.
+    pub num_prompts: usize,
+    /// Exemplars per prompt.
+    pub shots: usize,
+    /// Seed.
+    pub seed: u64,
+    /// Prompt template.
+    pub template: &'a PromptTemplate,
+}
+
+/// Draws the few-shot prompts of every relation from its `exemplars`, or from the facts themselves if it has none.
+pub fn draw_all(
+    facts: &[&Fact],
+    exemplars: Option<&[Fact]>,
+    settings: &AuditSettings,
+    notes: &mut Vec<String>,
+) -> Vec<FewShotPrompt> {
+    let few_shot = FewShotSettings {
+        num_prompts: settings.num_prompts,
+        shots: settings.shots,
+        seed: settings.seed,
+        template: &settings.template,
+    };
+    let mut prompts = Vec::new();
+    for (relation, members) in by_relation(facts) {
+        let of_relation = exemplars.into_iter().flatten();
+        let mut pool: Vec<&Fact> = of_relation.filter(|f| f.relation == relation).collect();
+        if pool.is_empty() {
+            if exemplars.is_some() {
+                notes.push(format!("the exemplars have no {relation}: its few-shot prompts are drawn from the facts themselves"));
+            }
+            pool.clone_from(&members);
+        }
+        let (drawn, note) = draw(&members, &pool, few_shot);
+        prompts.extend(drawn);
+        notes.extend(note);
+    }
+    prompts
+}
+
+/// Draws the few-shot prompts of one relation for the questions of `facts`, with exemplars from `pool`.
 ///
-/// Each run draws one exemplar more than it shows where a question could be its own exemplar: the spare. A pool that is
-/// too small for `shots` gives as many as it can, down to none; the answer's second part then says so.
+/// Where a question may be its own exemplar, each prompt has a spare exemplar to replace it. If the pool is smaller than a prompt, all of it
+/// is used, and the returned note says so.
 pub fn draw(
-    relation: &str,
-    questions: &[&str],
+    facts: &[&Fact],
     pool: &[&Fact],
-    (runs, shots): (usize, usize),
-    seed: u64,
-    template: &PromptTemplate,
+    settings: FewShotSettings<'_>,
 ) -> (Vec<FewShotPrompt>, Option<String>) {
+    let FewShotSettings {
+        num_prompts,
+        shots,
+        seed,
+        template,
+    } = settings;
+    let relation = &facts[0].relation[..];
     let mut seen = HashSet::new();
     let pool: Vec<&Fact> = pool
         .iter()
         .copied()
         .filter(|f| seen.insert(&f.question))
         .collect();
-    let asked: HashSet<&str> = questions.iter().copied().collect();
-    let overlap = pool.iter().any(|f| asked.contains(&f.question[..]));
+    let questions: HashSet<&str> = facts.iter().map(|f| &f.question[..]).collect();
+    let overlap = pool.iter().any(|f| questions.contains(&f.question[..]));
     let used = shots.min(pool.len().saturating_sub(usize::from(overlap)));
     let note = (used < shots).then(|| match used {
         0 => format!(
-            "relation {relation} has no second fact to show as an exemplar: it is asked without any"
+            "relation {relation} has only one fact, so its prompts have no exemplars"
         ),
         _ => format!(
-            "relation {relation} has too few facts for {shots} exemplars a prompt: {used} are shown"
+            "relation {relation} has too few facts for {shots} exemplars per prompt: {used} are used"
         ),
     });
 
@@ -84,7 +129,7 @@ pub fn draw(
     let stream = digest[..8].iter().fold(0, |n, b| (n << 8) | u64::from(*b));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
-    let prompts = (0..runs).map(|run| {
+    let prompts = (0..num_prompts).map(|prompt| {
         let spare = usize::from(overlap && used > 0);
         let drawn = draw_diverse(&pool, used + spare, &mut rng);
         let (shown, spare) = drawn.split_at(used);
@@ -95,7 +140,7 @@ pub fn draw(
         };
         FewShotPrompt {
             relation: relation.to_owned(),
-            prompt: run,
+            prompt,
             prefix: template.few_shot(shown),
             exemplars: shown.iter().map(|f| f.question.clone()).collect(),
             substitute_prefixes: spare
@@ -107,10 +152,10 @@ pub fn draw(
     (prompts.collect(), note)
 }
 
-/// `count` facts of `pool` at random, of which no two have the same answer as far as there are others.
+/// Draws `count` facts of `pool` with different answers, as far as there are enough of them.
 ///
-/// Exemplars that all answer alike teach the answer instead of its form: behind three places in one country a small model
-/// names that country for every place, and nothing is right under all prompts any more.
+/// Exemplars that all have the same answer teach the answer instead of the format: after three places in one country a small model
+/// names that country for every place, and no answer is correct under all prompts.
 fn draw_diverse<'a>(pool: &[&'a Fact], count: usize, rng: &mut ChaCha8Rng) -> Vec<&'a Fact> {
     let mut answers = HashSet::new();
     let (mut drawn, mut repeated) = (Vec::new(), Vec::new());

@@ -1,39 +1,43 @@
-//! Facts behind the few-shot prompts of their relation, as tokens.
+//! Queries: every fact under every few-shot prompt of its relation, as tokens.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::FewShotPrompt;
+use super::{
+    answer_trie::{AnswerTrie, StopTokens},
+    few_shot::FewShotPrompt,
+    settings::AuditSettings,
+};
 use crate::{
     Result,
-    facts::Fact,
+    facts::{AnswerScorer, Fact},
     generate::{Generator, common_prefix},
     model::TextTokenizer,
     prompt::PromptTemplate,
 };
 
-/// Every fact behind every prompt of its relation.
+/// Every fact under every prompt of its relation.
 pub struct TokenizedQueries {
-    /// Few-shot texts, each with the beginning that all questions of its relation share.
+    /// Few-shot texts, each followed by the tokens that all questions of its relation share.
     pub prefixes: Vec<Vec<u32>>,
-    /// The rest of each fact's question.
+    /// The other tokens of each fact's question.
     pub suffixes: Vec<Vec<u32>>,
-    /// What is asked; the pairs of one prefix lie together.
+    /// All queries, grouped by prefix.
     pub queries: Vec<FactPrompt>,
 }
 
-/// One fact behind one prefix.
+/// One fact under one prefix.
 pub struct FactPrompt {
-    /// Which of the facts.
+    /// Index of the fact.
     pub fact: usize,
-    /// Which of the prefixes.
+    /// Index of the prefix.
     pub prefix: usize,
 }
 
 impl TokenizedQueries {
-    /// `facts` behind `prompts`, those of a relation together; one without exemplars is the bare question.
+    /// Tokenizes `facts` under `prompts`, which are grouped by relation. A prompt without exemplars is the question alone.
     ///
     /// # Errors
-    /// When the tokenizer refuses a text.
+    /// When a text cannot be tokenized.
     pub fn new(
         tokenizer: &TextTokenizer,
         facts: &[&Fact],
@@ -61,8 +65,8 @@ impl TokenizedQueries {
             for prompt in prompts {
                 let mut by_prefix: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
                 for i in members {
-                    let before = prompt.prefix_for(&facts[*i].question);
-                    by_prefix.entry(before).or_default().push(*i);
+                    let prefix = prompt.prefix_for(&facts[*i].question);
+                    by_prefix.entry(prefix).or_default().push(*i);
                 }
                 for (text, members) in by_prefix {
                     let mut tokens = if text.is_empty() {
@@ -89,16 +93,51 @@ impl TokenizedQueries {
         })
     }
 
-    /// Refuses what the model cannot read and then write `new_tokens` behind.
+    /// Checks that every query and `new_tokens` more fit the model's context.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] when a question is longer than the model's context, or has a token that the model has not.
+    /// [`crate::Error::Input`] when a query is too long, or has a token outside the model's vocabulary.
     pub fn check(&self, generator: &Generator<'_>, new_tokens: usize) -> Result<()> {
-        for pair in &self.queries {
-            let tokens = [&self.prefixes[pair.prefix][..], &self.suffixes[pair.fact]];
+        for query in &self.queries {
+            let tokens = [&self.prefixes[query.prefix][..], &self.suffixes[query.fact]];
             let length = tokens[0].len() + tokens[1].len() + new_tokens;
-            generator.check_row(pair.fact, length, &tokens)?;
+            generator.check_row(query.fact, length, &tokens)?;
         }
         Ok(())
     }
+}
+
+/// A question after a few-shot prefix, and its accepted answers.
+pub struct Query<'a> {
+    /// Index of the prefix.
+    pub prefix: usize,
+    /// Tokens of the question after the prefix.
+    pub question: &'a [u32],
+    /// The accepted answers as tokens.
+    pub trie: &'a AnswerTrie,
+    /// The accepted answers as text.
+    pub scorer: &'a AnswerScorer,
+}
+
+/// Answers queries: see [`Self::answer_analytically`] and [`Self::answer_by_sampling`].
+pub struct QueryRunner<'a, 'm> {
+    /// Engine, weights and tokenizer.
+    pub generator: Generator<'m>,
+    /// The tokens that end a line.
+    pub stop_tokens: &'a StopTokens,
+    /// Temperature, top-k, samples, seed, and whether wrong answers are decoded to the end.
+    pub settings: &'a AuditSettings,
+    /// Maximum length of a greedy answer.
+    pub max_new_tokens: usize,
+}
+
+/// The first line of a greedy answer, with an ellipsis if decoding did not reach its end.
+pub fn first_line_text(text: &str, ended: bool) -> String {
+    let line = text.split('\n').next().unwrap_or_default().trim();
+    let ellipsis = if ended || text.contains('\n') {
+        ""
+    } else {
+        "\u{2026}"
+    };
+    format!("{line}{ellipsis}")
 }

@@ -1,6 +1,9 @@
-//! `SLiCK` as the paper did it: greedy answers and samples are generated.
+//! Greedy answers and samples by generation, as in the paper.
 
-use super::analytic::{AuditAnswer, Query, QueryRunner, first_line_text};
+use super::{
+    label::AuditAnswer,
+    queries::{Query, QueryRunner, first_line_text},
+};
 use crate::{
     Result,
     facts::{AnswerScorer, AnswerVerdict},
@@ -8,11 +11,10 @@ use crate::{
 };
 
 impl QueryRunner<'_, '_> {
-    /// Asks every question as [`Self::answers`] does, but generates the greedy answer and draws the samples;
-    /// [`AuditAnswer::p_sampled`] is the share of right ones.
+    /// Answers every query; [`AuditAnswer::p_sampled`] is the fraction of correct samples.
     ///
     /// # Errors
-    /// As [`crate::add_generation_prompt::Generator::add_generation_prompt`].
+    /// Those of [`crate::generate::Generator::generate`].
     pub fn answer_by_sampling(
         &mut self,
         prefixes: &[Vec<u32>],
@@ -21,14 +23,14 @@ impl QueryRunner<'_, '_> {
     ) -> Result<Vec<AuditAnswer>> {
         let mut answers = Vec::with_capacity(queries.len());
         for group in queries.chunk_by(|a, b| a.prefix == b.prefix) {
-            let scorers: Vec<&AnswerScorer> = group.iter().map(|a| a.scorer).collect();
-            let prompts: Vec<Vec<u32>> = group.iter().map(|a| a.question.to_vec()).collect();
+            let scorers: Vec<&AnswerScorer> = group.iter().map(|q| q.scorer).collect();
+            let prompts: Vec<Vec<u32>> = group.iter().map(|q| q.question.to_vec()).collect();
             let prefix = &prefixes[group[0].prefix];
             let greedy = Request::greedy(prefix, &prompts, self.max_new_tokens);
             let sampling = SamplingParams {
                 temperature: self.settings.temperature,
                 top_k: self.settings.top_k,
-                // Each prefix draws from streams of its own.
+                // Each prefix has its own random streams.
                 seed: self.settings.seed ^ ((group[0].prefix as u64 + 1) << 32),
             };
             let sampled = Request {
@@ -47,11 +49,11 @@ impl QueryRunner<'_, '_> {
                 |row, text| text.contains('\n') || is_wrong(scorers[row], text),
                 on_progress,
             )?;
-            for ((judge, greedy), samples) in scorers.iter().zip(&first).zip(&samples) {
+            for ((scorer, greedy), samples) in scorers.iter().zip(&first).zip(&samples) {
                 let greedy = &greedy[0];
-                let is_correct = |s: &&Generated| judge.is_correct(&s.text);
+                let is_correct = |s: &&Generated| scorer.is_correct(&s.text);
                 answers.push(AuditAnswer {
-                    greedy_correct: judge.is_correct(&greedy.text),
+                    greedy_correct: scorer.is_correct(&greedy.text),
                     greedy: first_line_text(
                         &greedy.text,
                         greedy
@@ -68,6 +70,6 @@ impl QueryRunner<'_, '_> {
     }
 }
 
-fn is_wrong(judge: &AnswerScorer, text: &str) -> bool {
-    judge.verdict(text) == AnswerVerdict::Wrong
+fn is_wrong(scorer: &AnswerScorer, text: &str) -> bool {
+    scorer.verdict(text) == AnswerVerdict::Wrong
 }

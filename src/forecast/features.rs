@@ -6,7 +6,11 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::{
     Result,
-    audit::{FewShotPrompt, few_shot, queries::TokenizedQueries},
+    audit::{
+        FewShotPrompt,
+        few_shot::{self, FewShotSettings},
+        queries::TokenizedQueries,
+    },
     engine::{Engine, KvCache},
     facts::Fact,
     generate::{Generator, cache_slots, common_prefix, log_sum_exp, split_by_budget},
@@ -195,15 +199,18 @@ fn draw_prompts(
         } else {
             &members
         };
-        let counts = if num_distinct_questions(pool) > 1 {
+        let (num_prompts, shots) = if num_distinct_questions(pool) > 1 {
             (settings.num_prompts, settings.shots)
         } else {
             (1, 0)
         };
-        let questions: Vec<&str> = members.iter().map(|f| &f.question[..]).collect();
-        let template = &settings.template;
-        let (drawn, note) =
-            few_shot::draw(relation, &questions, pool, counts, settings.seed, template);
+        let few_shot = FewShotSettings {
+            num_prompts,
+            shots,
+            seed: settings.seed,
+            template: &settings.template,
+        };
+        let (drawn, note) = few_shot::draw(&members, pool, few_shot);
         prompts.extend(drawn);
         notes.extend(note);
     }

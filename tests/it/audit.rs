@@ -243,7 +243,7 @@ fn a_fact_alone_in_its_relation_is_audited_zero_shot_with_a_note() {
     };
     let audit = ask(None);
     assert!(audit.prompts.iter().all(|prompt| prompt.prefix.is_empty()));
-    assert!(audit.notes[0].contains("P17 has no second fact"));
+    assert!(audit.notes[0].contains("P17 has only one fact"));
     let audit = ask(Some(&places()));
     assert!(
         audit

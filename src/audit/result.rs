@@ -1,27 +1,77 @@
-//! An audit on disk: `facts.jsonl`, `prompts.jsonl` and `summary.json`.
+//! The result of an audit, in memory and on disk: `facts.jsonl`, `prompts.jsonl` and `summary.json`.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{AuditResult, AuditSettings, AuditedFact, FewShotPrompt, LabelFractions};
+use super::{
+    few_shot::FewShotPrompt,
+    label::{AuditedFact, LabelFractions},
+    settings::AuditSettings,
+};
 use crate::{Error, Result, atomic_file};
 
-/// `summary.json`.
+/// An audit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuditResult {
+    /// The model as the user named it.
+    pub model: String,
+    /// Its settings.
+    pub settings: AuditSettings,
+    /// One row per fact, in the order of the facts.
+    pub facts: Vec<AuditedFact>,
+    /// The few-shot prompts, grouped by relation.
+    pub prompts: Vec<FewShotPrompt>,
+    /// Remarks for the user.
+    pub notes: Vec<String>,
+    /// Duration in seconds.
+    pub seconds: f64,
+}
+
+/// The content of `summary.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct AuditSummary {
     model: String,
     seconds: f64,
     relations: BTreeMap<String, LabelFractions>,
     all: LabelFractions,
-    /// What `p_sampled` is: `share of the samples drawn` or `lower bound`.
+    /// The meaning of `p_sampled`: `fraction of the samples drawn` or `lower bound`.
     p_sampled: String,
     settings: AuditSettings,
     notes: Vec<String>,
 }
 
 impl AuditResult {
-    /// Writes the three files of an audit into `dir`, which is made if need be; each is written whole or not at all.
+    /// Label fractions per relation.
+    pub fn by_relation(&self) -> BTreeMap<&str, LabelFractions> {
+        let mut relations: BTreeMap<&str, Vec<&AuditedFact>> = BTreeMap::new();
+        for fact in &self.facts {
+            relations.entry(&fact.relation).or_default().push(fact);
+        }
+        relations
+            .into_iter()
+            .map(|(relation, facts)| (relation, LabelFractions::new(facts.into_iter())))
+            .collect()
+    }
+
+    /// Label fractions of all facts.
+    pub fn overall(&self) -> LabelFractions {
+        LabelFractions::new(self.facts.iter())
+    }
+
+    /// The facts by relation and question.
+    pub fn by_question(&self) -> HashMap<(&str, &str), &AuditedFact> {
+        self.facts
+            .iter()
+            .map(|f| ((&f.relation[..], &f.question[..]), f))
+            .collect()
+    }
+
+    /// Writes `facts.jsonl`, `prompts.jsonl` and `summary.json` into `dir`, creating it if needed. Each file is written atomically.
     ///
     /// # Errors
     /// When `dir` cannot be written.
@@ -36,7 +86,7 @@ impl AuditResult {
         atomic_file::write(&dir.join("summary.json"), (text + "\n").as_bytes())
     }
 
-    /// The shares of each label, and how they were found: `summary.json`.
+    /// Label fractions and settings: the content of `summary.json`.
     pub fn summary(&self) -> AuditSummary {
         let relations = self.by_relation().into_iter();
         AuditSummary {
@@ -45,7 +95,7 @@ impl AuditResult {
             relations: relations.map(|(r, s)| (r.to_owned(), s)).collect(),
             all: self.overall(),
             p_sampled: if self.settings.sample {
-                "share of the samples drawn"
+                "fraction of the samples drawn"
             } else {
                 "lower bound"
             }
@@ -55,16 +105,16 @@ impl AuditResult {
         }
     }
 
-    /// Reads what [`Self::write`] has written.
+    /// Reads an audit written by [`Self::write`].
     ///
     /// # Errors
-    /// When a file cannot be read, or is not what an audit writes.
+    /// When a file cannot be read, or has another format.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("summary.json");
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
         let summary: AuditSummary = serde_json::from_str(&text).map_err(|reason| {
             Error::input(format!(
-                "`{}` is no summary of an audit: {reason}",
+                "`{}` is not the summary of an audit: {reason}",
                 path.display()
             ))
         })?;
@@ -90,7 +140,7 @@ fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let rows = text.lines().enumerate().map(|(i, line)| {
         serde_json::from_str(line).map_err(|reason| {
             let place = format!("`{}` line {}", path.display(), i + 1);
-            Error::input(format!("{place} is not what an audit writes: {reason}"))
+            Error::input(format!("{place} is not a row of an audit: {reason}"))
         })
     });
     rows.collect()
