@@ -5,8 +5,7 @@
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
-use candle_core::quantized::GgmlDType;
-
+use super::blocks::GgmlType;
 use crate::{Error, Result};
 
 const MAGIC: &[u8] = b"GGUF";
@@ -38,9 +37,9 @@ struct Array<'a> {
 pub(super) struct Tensor {
     /// Outermost dimension first (GGUF has them the other way round).
     pub(super) shape: Vec<usize>,
-    /// How its blocks are stored.
-    pub(super) dtype: GgmlDType,
-    /// Where they lie in the file.
+    /// The type of its blocks.
+    pub(super) kind: GgmlType,
+    /// Their position in the file.
     pub(super) bytes: Range<usize>,
 }
 
@@ -114,21 +113,25 @@ impl<'a> Header<'a> {
                 .map(|_| cursor.u64().and_then(|n| cursor.size(n)))
                 .collect::<Result<Vec<_>>>()?;
             shape.reverse();
-            table.push((name, shape, cursor.u32()?, cursor.u64()?));
-        }
-        let data = (cursor.at as u64).next_multiple_of(alignment);
-        for (name, shape, kind, offset) in table {
-            let tensor = locate(
-                path,
-                bytes.len(),
+            table.push(Entry {
                 name,
                 shape,
-                kind,
-                offset,
-                data,
-                alignment,
-            )?;
-            if header.tensors.insert(name, tensor).is_some() {
+                kind: cursor.u32()?,
+                offset: cursor.u64()?,
+            });
+        }
+        let data = Data {
+            start: (cursor.at as u64).next_multiple_of(alignment),
+            alignment,
+            file_len: bytes.len(),
+        };
+        for entry in table {
+            let name = entry.name;
+            if header
+                .tensors
+                .insert(name, data.locate(path, entry)?)
+                .is_some()
+            {
                 return Err(Error::broken(
                     path,
                     format!("tensor `{name}` is there twice"),
@@ -228,77 +231,68 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Checks one entry of the tensor table against the file.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one entry's fields, and the file's"
-)]
-fn locate(
-    path: &Path,
-    file_len: usize,
-    name: &str,
+/// One entry of the tensor table, as stored.
+struct Entry<'a> {
+    name: &'a str,
     shape: Vec<usize>,
     kind: u32,
     offset: u64,
-    data: u64,
-    alignment: u64,
-) -> Result<Tensor> {
-    let broken = |what: String| Error::broken(path, format!("tensor `{name}` {what}"));
-    let dtype = dtype(kind).ok_or_else(|| {
-        Error::input_hint(
-            format!("{}: tensor `{name}` has quantisation type {kind}, which is not supported", path.display()),
-            "these work: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K",
-        )
-    })?;
-    let row = shape.last().copied().unwrap_or(0);
-    if row == 0 || row % dtype.block_size() != 0 {
-        return Err(broken(format!(
-            "has rows of {row} elements, which {dtype:?} cannot hold"
-        )));
-    }
-    let length = shape
-        .iter()
-        .try_fold(1usize, |n, d| n.checked_mul(*d))
-        .and_then(|n| (n / dtype.block_size()).checked_mul(dtype.type_size()))
-        .ok_or_else(|| broken(format!("has an impossible shape {shape:?}")))?;
-    let range = offset
-        .is_multiple_of(alignment)
-        .then(|| data.checked_add(offset))
-        .flatten()
-        .and_then(|start| usize::try_from(start).ok())
-        .and_then(|start| Some(start..start.checked_add(length)?))
-        .filter(|range| range.end <= file_len);
-    match range {
-        Some(bytes) => Ok(Tensor {
-            shape,
-            dtype,
-            bytes,
-        }),
-        None => Err(broken(format!(
-            "lies outside the file ({length} bytes at offset {offset} of the data; the file has {file_len} bytes)"
-        ))),
-    }
 }
 
-/// ggml's type numbers.
-fn dtype(kind: u32) -> Option<GgmlDType> {
-    Some(match kind {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        15 => GgmlDType::Q8K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
+/// The part of the file behind the header: where it begins, the alignment of tensors in it, and the length of the whole file.
+struct Data {
+    start: u64,
+    alignment: u64,
+    file_len: usize,
+}
+
+impl Data {
+    /// Checks an entry of the tensor table against the file.
+    fn locate(&self, path: &Path, entry: Entry) -> Result<Tensor> {
+        let Entry {
+            name,
+            shape,
+            kind,
+            offset,
+        } = entry;
+        let broken = |what: String| Error::broken(path, format!("tensor `{name}` {what}"));
+        let kind = GgmlType::from_id(kind).ok_or_else(|| {
+            let supported = GgmlType::ALL.map(GgmlType::name).join(", ");
+            Error::input_hint(
+                format!(
+                    "{}: tensor `{name}` has quantisation type {kind}, which is not supported",
+                    path.display()
+                ),
+                format!("these work: {supported}"),
+            )
+        })?;
+        let row = shape.last().copied().unwrap_or(0);
+        if row == 0 || !row.is_multiple_of(kind.block_len()) {
+            return Err(broken(format!(
+                "has rows of {row} elements, which {} cannot hold",
+                kind.name()
+            )));
+        }
+        let length = shape
+            .iter()
+            .try_fold(1usize, |n, d| n.checked_mul(*d))
+            .and_then(|n| kind.bytes(n))
+            .ok_or_else(|| broken(format!("has an impossible shape {shape:?}")))?;
+        let range = offset
+            .is_multiple_of(self.alignment)
+            .then(|| self.start.checked_add(offset))
+            .flatten()
+            .and_then(|start| usize::try_from(start).ok())
+            .and_then(|start| Some(start..start.checked_add(length)?))
+            .filter(|range| range.end <= self.file_len);
+        match range {
+            Some(bytes) => Ok(Tensor { shape, kind, bytes }),
+            None => Err(broken(format!(
+                "lies outside the file ({length} bytes at offset {offset} of the data; the file has {} bytes)",
+                self.file_len
+            ))),
+        }
+    }
 }
 
 const STRING: u32 = 8;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::{Dtype, Model, ModelConfig, TextTokenizer, checksum, map::FileMap};
 use crate::Result;
 
+mod blocks;
 mod config;
 mod header;
 mod tokenizer;
@@ -41,7 +42,7 @@ fn tokenizer_of(
 pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
     let map = FileMap::open(path)?;
     let header = header::Header::parse(path, &map)?;
-    let rope_factors = weights::rope_factors(&header, &map)?;
+    let rope_factors = weights::rope_factors(&header, &map);
     let config_json = config::config_json(&header, rope_factors.as_deref())?;
     let config = ModelConfig::from_json(&config_json, path)?;
     let source = weights::Weights::new(&header, &map, &config)?;

@@ -1,8 +1,6 @@
 //! The tensors of a GGUF file, dequantised a few rows at a time.
 
-use std::{borrow::Cow, collections::BTreeMap, path::Path};
-
-use candle_core::CpuStorage;
+use std::{collections::BTreeMap, path::Path};
 
 use super::header::{Header, Tensor};
 use crate::{
@@ -72,23 +70,18 @@ impl TensorSource for Weights<'_> {
 
     fn read_rows(&self, info: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
         let tensor = &self.tensors[&info.name];
+        let row_len = info.row_len();
         let paired = info.name.ends_with("q_proj.weight") || info.name.ends_with("k_proj.weight");
-        match self.paired_head_dim {
-            Some(head_dim) if paired => out
-                .chunks_exact_mut(info.row_len())
-                .enumerate()
-                .try_for_each(|(i, row)| {
+        match self.paired_head_dim.filter(|_| paired) {
+            Some(head_dim) => {
+                for (i, row) in out.chunks_exact_mut(row_len).enumerate() {
                     let stored = stored_row(first_row + i, head_dim);
-                    dequantize(self.path, self.bytes, tensor, stored * row.len(), row)
-                }),
-            _ => dequantize(
-                self.path,
-                self.bytes,
-                tensor,
-                first_row * info.row_len(),
-                out,
-            ),
+                    dequantize(self.bytes, tensor, stored * row_len, row);
+                }
+            }
+            None => dequantize(self.bytes, tensor, first_row * row_len, out),
         }
+        Ok(())
     }
 }
 
@@ -96,40 +89,22 @@ impl TensorSource for Weights<'_> {
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// The content of `rope_freqs.weight`, where there is one.
-pub(super) fn rope_factors(header: &Header, bytes: &[u8]) -> Result<Option<Vec<f32>>> {
-    let Some(tensor) = header.tensors.get(ROPE_FACTORS) else {
-        return Ok(None);
-    };
+pub(super) fn rope_factors(header: &Header, bytes: &[u8]) -> Option<Vec<f32>> {
+    let tensor = header.tensors.get(ROPE_FACTORS)?;
     let mut factors = vec![0.0; tensor.shape.iter().product()];
-    dequantize(header.path(), bytes, tensor, 0, &mut factors)?;
-    Ok(Some(factors))
+    dequantize(bytes, tensor, 0, &mut factors);
+    Some(factors)
 }
 
-/// Elements of `tensor` from `first` on, a multiple of its block size, into `out`, a whole number of blocks.
-fn dequantize(
-    path: &Path,
-    bytes: &[u8],
-    tensor: &Tensor,
-    first: usize,
-    out: &mut [f32],
-) -> Result<()> {
-    let bytes_of =
-        |elements: usize| elements / tensor.dtype.block_size() * tensor.dtype.type_size();
-    let start = tensor.bytes.start + bytes_of(first);
-    let blocks = &bytes[start..start + bytes_of(out.len())];
-    let values = tensor
-        .dtype
-        .from_data(Cow::Borrowed(blocks))
-        .dequantize(out.len())
-        .map_err(|e| Error::broken(path, e.to_string()))?;
-    let CpuStorage::F32(values) = values else {
-        return Err(Error::broken(
-            path,
-            "dequantised to something else than f32",
-        ));
+/// Dequantises elements of `tensor` from `first` on, a multiple of its block length, into `out`, a whole number of blocks.
+fn dequantize(bytes: &[u8], tensor: &Tensor, first: usize, out: &mut [f32]) {
+    let offset = |elements: usize| {
+        let bytes = tensor.kind.bytes(elements);
+        bytes.expect("the header's check of the whole tensor covers its parts")
     };
-    out.copy_from_slice(&values);
-    Ok(())
+    let start = tensor.bytes.start + offset(first);
+    let blocks = &bytes[start..start + offset(out.len())];
+    tensor.kind.dequantize(blocks, out);
 }
 
 /// What lies beside the layers, as GGUF and as Hugging Face call it.

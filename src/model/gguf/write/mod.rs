@@ -1,23 +1,17 @@
-//! A GGUF file, out: what llama.cpp and all that is built on it load.
+//! Writes a GGUF file that llama.cpp, and programs built on it, load.
 
+mod file;
 mod tokenizer;
 
-use std::{borrow::Cow, io, io::Write as _, path::Path};
+use std::{borrow::Cow, path::Path};
 
-use candle_core::{
-    Device, Tensor,
-    quantized::{
-        GgmlDType, QTensor,
-        gguf_file::{self, Value},
-    },
-};
-
+use self::file::Value;
 use super::{
     config::llama3_factors,
     weights::{ROPE_FACTORS, gguf_name, stored_row},
 };
 use crate::{
-    Error, Result, atomic_file,
+    Result,
     model::{Family, GgufType, Model, config::RopeScaling, params::TensorInfo},
 };
 
@@ -25,30 +19,20 @@ use crate::{
 const QUANTIZATION_VERSION: u32 = 2;
 
 impl GgufType {
-    /// How the matrices of the layers are stored.
-    fn of_layers(self) -> GgmlDType {
-        match self {
-            Self::F32 => GgmlDType::F32,
-            Self::F16 => GgmlDType::F16,
-            Self::Bf16 => GgmlDType::BF16,
-            Self::Q8_0 => GgmlDType::Q8_0,
-            Self::Q4_0 => GgmlDType::Q4_0,
-        }
-    }
-
-    /// How a tensor is stored: vectors in f32, embedding and head in eight bits at least, and what is no whole number of
-    /// blocks in f16.
-    fn of(self, tensor: &TensorInfo) -> GgmlDType {
+    /// The type of a tensor: vectors are f32, embedding and head have at least eight bits, and rows that are not a whole number
+    /// of blocks are f16.
+    fn of(self, tensor: &TensorInfo) -> Self {
         let outer = !tensor.name.starts_with("model.layers.");
         let kind = match self {
-            _ if tensor.shape.len() < 2 => GgmlDType::F32,
-            Self::Q4_0 if outer => GgmlDType::Q8_0,
-            _ => self.of_layers(),
+            _ if tensor.shape.len() < 2 => Self::F32,
+            Self::Q4_0 if outer => Self::Q8_0,
+            _ => self,
         };
-        if tensor.row_len().is_multiple_of(kind.block_size()) {
+        let block_len = kind.ggml_type().block_len();
+        if tensor.row_len().is_multiple_of(block_len) {
             kind
         } else {
-            GgmlDType::F16
+            Self::F16
         }
     }
 
@@ -64,34 +48,13 @@ impl GgufType {
     }
 }
 
-/// Writes `model` as the file `path`, whole or not at all.
+/// Writes `model` as the file `path`, complete or not at all.
 ///
 /// # Errors
 /// When its tokenizer has no form in GGUF, or the file cannot be written.
 pub(in crate::model) fn save(model: &Model, path: &Path, kind: GgufType) -> Result<()> {
     let metadata = metadata(model, kind)?;
-    let tensors = tensors(model, kind).map_err(|e| Error::Failed {
-        message: format!("cannot make {}: {e}", path.display()),
-        hint: None,
-    })?;
-    let metadata: Vec<_> = metadata
-        .iter()
-        .map(|(key, value)| (&key[..], value))
-        .collect();
-    let tensors: Vec<_> = tensors
-        .iter()
-        .map(|(name, values)| (&name[..], values))
-        .collect();
-
-    let mut file = atomic_file::temp_file(path)?;
-    let failed = Error::io("write", path);
-    let mut buffer = io::BufWriter::new(&mut file);
-    gguf_file::write(&mut buffer, &metadata, &tensors)
-        .map_err(io::Error::other)
-        .and_then(|()| buffer.flush())
-        .map_err(failed)?;
-    drop(buffer);
-    atomic_file::persist(file, path)
+    file::write(path, &metadata, &tensors(model, kind))
 }
 
 /// The architecture, which `mistral` shares with `llama`.
@@ -119,7 +82,7 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
     let mut metadata = vec![
         (
             "general.architecture".to_owned(),
-            Value::String(architecture.into()),
+            Value::Text(architecture.into()),
         ),
         ("general.file_type".to_owned(), Value::U32(kind.number())),
         (
@@ -144,7 +107,7 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
     add("rope.dimension_count", count(c.head_dim));
     add("rope.freq_base", Value::F32(c.rope_theta as f32));
     if let RopeScaling::Linear(factor) = c.rope_scaling {
-        add("rope.scaling.type", Value::String("linear".into()));
+        add("rope.scaling.type", Value::Text("linear".into()));
         add("rope.scaling.factor", Value::F32(factor as f32));
     }
     if let (Family::Mistral, Some(window)) = (c.family, written("sliding_window")) {
@@ -154,32 +117,35 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
     Ok(metadata)
 }
 
-fn tensors(model: &Model, kind: GgufType) -> candle_core::Result<Vec<(String, QTensor)>> {
+/// The tensors under their GGUF names.
+fn tensors(model: &Model, kind: GgufType) -> Vec<file::Tensor<'_>> {
     let c = &model.config;
     let paired = architecture(c.family) == Family::Llama.model_type();
     let mut tensors = Vec::new();
     for tensor in &model.params.layout.tensors {
         let values = &model.params.data[tensor.range.clone()];
         let rotated = tensor.name.contains(".q_proj.") || tensor.name.contains(".k_proj.");
-        let values = if paired && rotated {
-            Cow::Owned(in_pairs(values, tensor, c.head_dim))
-        } else {
-            Cow::Borrowed(values)
-        };
-        let name = gguf_name(&tensor.name).expect("every tensor of a decoder has a name in GGUF");
-        let values = Tensor::from_slice(&values, &tensor.shape[..], &Device::Cpu)?;
-        tensors.push((name, QTensor::quantize(&values, kind.of(tensor))?));
+        tensors.push(file::Tensor {
+            name: gguf_name(&tensor.name).expect("every tensor of a decoder has a name in GGUF"),
+            shape: tensor.shape.clone(),
+            kind: kind.of(tensor),
+            values: if paired && rotated {
+                Cow::Owned(in_pairs(values, tensor, c.head_dim))
+            } else {
+                Cow::Borrowed(values)
+            },
+        });
     }
     if let RopeScaling::Llama3(scaling) = &c.rope_scaling {
         let factors = llama3_factors(scaling, c.rope_theta, c.head_dim / 2);
-        let factors: Vec<f32> = factors.into_iter().map(|factor| factor as f32).collect();
-        let factors = Tensor::new(factors, &Device::Cpu)?;
-        tensors.push((
-            ROPE_FACTORS.into(),
-            QTensor::quantize(&factors, GgmlDType::F32)?,
-        ));
+        tensors.push(file::Tensor {
+            name: ROPE_FACTORS.into(),
+            shape: vec![factors.len()],
+            kind: GgufType::F32,
+            values: factors.into_iter().map(|factor| factor as f32).collect(),
+        });
     }
-    Ok(tensors)
+    tensors
 }
 
 /// The rows of q or k (a bias: its elements) in the order of interleaved rope.

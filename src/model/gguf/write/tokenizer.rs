@@ -2,15 +2,15 @@
 
 use std::collections::HashSet;
 
-use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 use tokenizers::{
     NormalizedString, Normalizer as _, NormalizerWrapper, OffsetReferential, OffsetType,
     PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper,
 };
 
-use super::super::tokenizer::{
-    CONTROL, NORMAL, PRE_TOKENIZERS, PreTokenizer, UNUSED, USER_DEFINED,
+use super::{
+    super::tokenizer::{CONTROL, NORMAL, PRE_TOKENIZERS, PreTokenizer, UNUSED, USER_DEFINED},
+    file::Value,
 };
 use crate::{Error, Result, model::TextTokenizer};
 
@@ -81,22 +81,13 @@ pub(super) fn metadata(
     let add_bos = bos.is_some() && around.first() == bos.as_ref();
     let add_eos = eos.is_some() && around.last() == eos.as_ref();
 
-    let texts =
-        |texts: &mut dyn Iterator<Item = String>| Value::Array(texts.map(Value::String).collect());
+    let types = types.into_iter().map(|kind| kind as i32).collect();
     let mut metadata = vec![
-        ("model", Value::String("gpt2".into())),
-        ("pre", Value::String((*pre).into())),
-        ("tokens", texts(&mut tokens.into_iter())),
-        (
-            "token_type",
-            Value::Array(
-                types
-                    .into_iter()
-                    .map(|kind| Value::I32(kind as i32))
-                    .collect(),
-            ),
-        ),
-        ("merges", texts(&mut merges.into_iter())),
+        ("model", Value::Text("gpt2".into())),
+        ("pre", Value::Text((*pre).into())),
+        ("tokens", Value::Texts(tokens)),
+        ("token_type", Value::I32s(types)),
+        ("merges", Value::Texts(merges.collect())),
         ("add_bos_token", Value::Bool(add_bos)),
         ("add_eos_token", Value::Bool(add_eos)),
     ];
@@ -122,7 +113,7 @@ pub(super) fn metadata(
     {
         metadata.push((
             "tokenizer.chat_template".into(),
-            Value::String(template.into()),
+            Value::Text(template.into()),
         ));
     }
     Ok(metadata)
