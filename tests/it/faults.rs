@@ -16,7 +16,7 @@ use std::{
 
 use assert_cmd::cargo::cargo_bin;
 
-use crate::cli::MODEL;
+use crate::{cli::MODEL, tools::require};
 
 /// Every way of training that keeps other things in a checkpoint.
 const METHODS: [(&str, &[&str]); 8] = [
@@ -200,8 +200,7 @@ fn check_fault(
 
 #[test]
 fn a_run_killed_or_failing_at_any_call_resumes_bitwise_identically() {
-    if shim().is_none() {
-        eprintln!("there is no C compiler for the shim: skipped");
+    if require(shim(), "a C compiler").is_none() {
         return;
     }
     let mut tried = 0;

@@ -1,7 +1,14 @@
-//! Files that are for other tools, read by these: they run where `UNFORGET_TOOLS_PYTHON` names a Python that has `tensorboard` and
-//! `xllamacpp` (llama.cpp as packaged for Python).
+//! Tools that tests call. A missing tool fails its tests in CI; elsewhere they are skipped, and the run ends with a list of them.
+//!
+//! The tests in this file read files that are written for other tools: TensorBoard and llama.cpp, packaged for Python.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, Once},
+};
 
 use serde_json::Value;
 use unforget::{
@@ -12,10 +19,60 @@ use unforget::{
 
 use crate::{
     cli::{TUNE, run, write_facts},
-    model::{golden, load, needs},
+    model::{golden, load},
 };
 
+/// A Python that has `tensorboard` and `xllamacpp`.
 const TOOLS: &str = "UNFORGET_TOOLS_PYTHON";
+/// `SmolLM2-135M-Instruct`: its name in the registry, or a path.
+pub const SMOLLM2: &str = "UNFORGET_SMOLLM2";
+
+/// `found`, a tool or file that a test needs. `None` means that the test is skipped.
+///
+/// # Panics
+/// In CI (`CI` is set) when it is missing.
+#[track_caller]
+pub fn require<T>(found: Option<T>, what: &str) -> Option<T> {
+    if found.is_none() {
+        assert!(env::var_os("CI").is_none(), "{what} is missing");
+        skipped(what);
+    }
+    found
+}
+
+/// The value of an environment variable that a test needs, as for [`require`].
+#[track_caller]
+pub fn require_variable(name: &str) -> Option<PathBuf> {
+    require(
+        env::var_os(name).map(PathBuf::from),
+        &format!("the environment variable {name}"),
+    )
+}
+
+static SKIPPED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Adds the current test to the list that is printed when the process ends.
+#[allow(unsafe_code, reason = "libtest has no hook for the end of a run")]
+fn skipped(what: &str) {
+    unsafe extern "C" {
+        fn atexit(callback: extern "C" fn()) -> i32;
+    }
+    static AT_EXIT: Once = Once::new();
+    // SAFETY: `atexit` is C's own, and the callback neither unwinds nor uses thread-local storage.
+    AT_EXIT.call_once(|| assert_eq!(unsafe { atexit(print_skipped) }, 0));
+    let thread = std::thread::current();
+    let line = format!("{}: {what} is missing", thread.name().unwrap_or("a test"));
+    SKIPPED.lock().expect("no test panics here").push(line);
+}
+
+extern "C" fn print_skipped() {
+    let Ok(skipped) = SKIPPED.lock() else { return };
+    let _ = writeln!(
+        io::stderr(),
+        "\nskipped tests, counted above as passed:\n  {}",
+        skipped.join("\n  ")
+    );
+}
 
 /// What a script of `tests/golden` prints.
 fn script_output(python: &Path, script: &str, args: &[&Path]) -> String {
@@ -31,7 +88,9 @@ fn script_output(python: &Path, script: &str, args: &[&Path]) -> String {
 
 #[test]
 fn tensorboard_reads_the_events_of_a_run() {
-    let Some(python) = needs(TOOLS) else { return };
+    let Some(python) = require_variable(TOOLS) else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     let tuned = run(
@@ -74,8 +133,8 @@ fn tensorboard_reads_the_events_of_a_run() {
 const TOLERANCE: f64 = 0.03;
 
 #[test]
-fn llama_cpp_answers_as_the_model_that_was_exported() {
-    let (Some(python), Some(spec)) = (needs(TOOLS), needs("UNFORGET_SMOLLM2")) else {
+fn llama_cpp_answers_as_the_exported_model() {
+    let (Some(python), Some(spec)) = (require_variable(TOOLS), require_variable(SMOLLM2)) else {
         return;
     };
     let model = load(spec).unwrap();
