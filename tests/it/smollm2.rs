@@ -8,13 +8,9 @@ use unforget::{
     model::Model,
 };
 
-<<<<<<< HEAD
-/// Two logits closer than this may swap ranks: logits of this model are about 20, and engines differ by 1e-5.
-=======
 use crate::tools::{SMOLLM2, require_variable};
 
-/// Two logits closer than this may change places: those of such a model are about 20, and differ by 1e-5 between engines.
->>>>>>> fe4da40 (Build less: no line tables, cold dependencies barely optimised, one deflate)
+/// Two logits closer than this may swap ranks: logits of this model are about 20, and engines differ by 1e-5.
 const TIE: f32 = 1e-3;
 
 /// A question and the answer of `transformers`.
