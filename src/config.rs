@@ -28,7 +28,7 @@ use serde_helpers::{false_or_table, one_or_many};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// A Hugging Face directory, a `.gguf` file, a hub id or a name in the catalogue. Default `smollm2-135m`.
+    /// A Hugging Face directory, a `.gguf` file, a hub id or a name in the registry. Default `smollm2-135m`.
     pub model: String,
     /// The run directory to be written. Default `runs/p17`.
     pub out: PathBuf,

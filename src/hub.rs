@@ -1,7 +1,11 @@
-//! Models and data sets of the Hugging Face hub, into the cache that `transformers` and `datasets` share.
+//! Downloads from the Hugging Face hub into the cache that `transformers` and `datasets` share, and the model registry.
 //!
-//! As `huggingface_hub` has it: `HF_HOME` is where the cache is, `HF_ENDPOINT` the hub, `HF_TOKEN` the token (else the one that was
-//! logged in with), `HF_HUB_OFFLINE` keeps from asking, and `HF_HUB_DOWNLOAD_TIMEOUT` says for how many seconds nothing may come.
+//! The environment variables are those of `huggingface_hub`: `HF_HOME` (the cache), `HF_ENDPOINT` (the hub), `HF_TOKEN` (the token; the
+//! stored login is used without it), `HF_HUB_OFFLINE` (no requests), `HF_HUB_DOWNLOAD_TIMEOUT` (seconds without data before a
+//! download fails).
+
+pub(crate) mod checksum;
+pub(crate) mod registry;
 
 use std::{
     env, fs,
@@ -24,12 +28,14 @@ use hf_hub::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{
-    Error, Result,
-    model::{checksum, files},
-};
+pub(crate) use self::registry::cache_dir;
+use crate::{Error, Result};
 
-/// Files that are of use, where a repository has them.
+/// Hint for a name that is not a model.
+pub(crate) const MODEL_FORMS: &str =
+    "a model is a Hugging Face directory, a .gguf file, a hub id or a name in the registry";
+
+/// Files besides the weights that are downloaded if the repository has them.
 const CONFIG_FILES: [&str; 5] = [
     "config.json",
     "tokenizer.json",
@@ -38,16 +44,16 @@ const CONFIG_FILES: [&str; 5] = [
     "chat_template.jinja",
 ];
 
-/// Extensions of files of rows.
+/// Extensions of data files.
 const DATA_EXTENSIONS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];
 
-/// How often a download that broke off is gone on with.
+/// How many times an interrupted download is resumed.
 const RETRIES: usize = 3;
 
-/// Seconds for which nothing may come, unless the environment says otherwise.
+/// Seconds without data before a download fails; `HF_HUB_DOWNLOAD_TIMEOUT` replaces it.
 const TIMEOUT_SECONDS: u64 = 60;
 
-/// What a repository of the hub holds.
+/// The type of a repository on the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RepoType {
     Model,
@@ -70,7 +76,7 @@ impl RepoType {
     }
 }
 
-/// The directory of the snapshot of the model `id` (`organisation/name`).
+/// The snapshot directory of the model `id` (`organisation/name`), downloaded if it is not in the cache.
 pub(crate) fn model_snapshot(id: &str) -> Result<PathBuf> {
     if let Some(snapshot) = cached_snapshot(id) {
         return Ok(snapshot);
@@ -79,54 +85,55 @@ pub(crate) fn model_snapshot(id: &str) -> Result<PathBuf> {
     let snapshot = files.last().and_then(|path| path.parent());
     snapshot
         .map(PathBuf::from)
-        .ok_or_else(|| Error::input(format!("the hub's `{id}` is empty")))
+        .ok_or_else(|| Error::input(format!("`{id}` on the hub is empty")))
 }
 
-/// The files of the data set `id` that training reads: those of its part `train`, where it has parts.
+/// The data files of the data set `id`: those of its `train` split if it has one.
 pub(crate) fn dataset_files(id: &str) -> Result<Vec<PathBuf>> {
     pull(id, RepoType::Dataset)
 }
 
-/// The files of use of a repository, brought where they are not in the cache.
-fn pull(id: &str, kind: RepoType) -> Result<Vec<PathBuf>> {
+/// The useful files of a repository, downloaded if they are not in the cache.
+fn pull(id: &str, repo_type: RepoType) -> Result<Vec<PathBuf>> {
     if env_var("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&value[..])) {
-        return Err(match kind {
+        return Err(match repo_type {
             RepoType::Model => Error::input_hint(
                 format!(
-                    "`{id}` is no directory here and not in the hub's cache, and HF_HUB_OFFLINE is set"
+                    "`{id}` not found: no such directory, not in the hub cache, and HF_HUB_OFFLINE is set"
                 ),
-                "unset HF_HUB_OFFLINE to bring it, or name a directory or .gguf file that is here",
+                "unset HF_HUB_OFFLINE to download it, or name a local directory or .gguf file",
             ),
             RepoType::Dataset => Error::input_hint(
-                format!("`{id}` is no file here, and HF_HUB_OFFLINE is set"),
-                "unset HF_HUB_OFFLINE to bring the data set, or name files that are here",
+                format!("`{id}` not found: no such file, and HF_HUB_OFFLINE is set"),
+                "unset HF_HUB_OFFLINE to download the data set, or name local files",
             ),
         });
     }
     let bytes = Arc::new(AtomicU64::new(0));
     let work = {
         let (id, bytes) = (id.to_owned(), Arc::clone(&bytes));
-        move || download(&id, kind, &bytes)
+        move || download(&id, repo_type, &bytes)
     };
     let timeout = env_var("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse().ok());
     let timeout = timeout.unwrap_or(TIMEOUT_SECONDS);
     with_stall_timeout(work, &bytes, Duration::from_secs(timeout)).unwrap_or_else(|| {
         Err(Error::Failed {
-            message: format!("bringing `{id}` from the hub: nothing came for {timeout} seconds"),
+            message: format!("download of `{id}` from the hub: no data for {timeout} seconds"),
             hint: Some(
-                "give the command again, it goes on where it was; HF_HUB_DOWNLOAD_TIMEOUT says how many seconds are waited for"
+                "run the command again to continue the download; HF_HUB_DOWNLOAD_TIMEOUT sets the number of seconds"
                     .into(),
             ),
         })
     })
 }
 
-/// An environment variable that is set and not empty.
+/// The value of an environment variable, unless it is empty.
 fn env_var(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// What `work` returns; none once `bytes` has not grown for `patience`, and then the work is left to itself.
+/// Runs `work` in a thread of its own and returns its result; `None` once `bytes` has not grown for `timeout`. The thread is not
+/// stopped.
 fn with_stall_timeout<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
     bytes: &AtomicU64,
@@ -134,7 +141,7 @@ fn with_stall_timeout<T: Send + 'static>(
 ) -> Option<T> {
     let (done, result) = mpsc::channel();
     thread::spawn(move || {
-        // Nobody waits any more where it stalled.
+        // After a timeout there is no receiver.
         let _ = done.send(work());
     });
     let mut seen = 0;
@@ -153,41 +160,46 @@ fn with_stall_timeout<T: Send + 'static>(
     }
 }
 
-/// Brings what is of use of a repository, the weights last; what has come is counted in `bytes`.
+/// Downloads the useful files of a repository, the weights last, and counts the received bytes in `bytes`.
 ///
-/// A token is told only to a hub that asks for one: the library that asks it would tell it also to the host that a hub sends us on
-/// to for a file.
-fn download(id: &str, kind: RepoType, bytes: &Arc<AtomicU64>) -> Result<Vec<PathBuf>> {
+/// The token is sent only after the hub has refused a request without one: `hf-hub` would also send it to the host that serves
+/// the files after a redirect.
+fn download(id: &str, repo_type: RepoType, bytes: &Arc<AtomicU64>) -> Result<Vec<PathBuf>> {
     let token = env_var("HF_TOKEN").or_else(|| hf_hub::Cache::from_env().token());
-    match try_download(id, kind, None, bytes) {
-        Err((Some(401 | 403), _)) if token.is_some() => try_download(id, kind, token, bytes),
+    match try_download(id, repo_type, None, bytes) {
+        Err((Some(401 | 403), _)) if token.is_some() => try_download(id, repo_type, token, bytes),
         ended => ended,
     }
     .map_err(|(_, error)| error)
 }
 
-/// The same with this token or without one. An error has the status of the answer that it comes of, if it comes of one.
+/// One attempt, with this token or without. An error comes with the HTTP status that caused it, if one did.
 fn try_download(
     id: &str,
-    kind: RepoType,
+    repo_type: RepoType,
     token: Option<String>,
     bytes: &Arc<AtomicU64>,
 ) -> Result<Vec<PathBuf>, (Option<u16>, Error)> {
     let with_token = token.is_some();
-    let failed = |error: &ApiError| (status(error), failed(id, kind, error, with_token));
+    let failed = |error: &ApiError| {
+        (
+            status(error),
+            download_error(id, repo_type, error, with_token),
+        )
+    };
     let wrong = |error: Error| (None, error);
     let builder = ApiBuilder::from_env()
         .with_retries(RETRIES)
         .with_token(token);
     let api = builder.build().map_err(|e| failed(&e))?;
-    let repository = api.repo(kind.repository(id));
+    let repository = api.repo(repo_type.repository(id));
     let info = repository.info().map_err(|e| failed(&e))?;
-    let names = match kind {
+    let names = match repo_type {
         RepoType::Model => model_file_names(id, &info),
         RepoType::Dataset => dataset_file_names(id, &info),
     };
-    // What an earlier call has brought is not brought again.
-    let cache = hf_hub::Cache::from_env().repo(kind.repository(id));
+    // Files of an earlier call are in the cache.
+    let cache = hf_hub::Cache::from_env().repo(repo_type.repository(id));
     let mut files = Vec::new();
     for name in names.map_err(wrong)? {
         let path = if let Some(path) = cache.get(&name) {
@@ -207,14 +219,14 @@ fn try_download(
     Ok(files)
 }
 
-/// The files of a model that are of use, the weights last.
+/// The useful files of a model, the weights last.
 fn model_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     let names = || info.siblings.iter().map(|file| file.rfilename.as_str());
     let present = |wanted: &&str| names().any(|name| name == *wanted);
     if !present(&"config.json") {
         return Err(Error::input_hint(
-            format!("the hub's `{id}` has no config.json"),
-            "of a repository of GGUF files, download one and name it",
+            format!("`{id}` on the hub has no config.json"),
+            "if it holds GGUF files, download one and name that file",
         ));
     }
     let shard = |name: &&str| {
@@ -227,14 +239,14 @@ fn model_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     };
     if weights.is_empty() {
         return Err(Error::input(format!(
-            "the hub's `{id}` has no safetensors weights"
+            "`{id}` on the hub has no safetensors weights"
         )));
     }
     let small = CONFIG_FILES.into_iter().filter(present);
     Ok(small.chain(weights).map(str::to_owned).collect())
 }
 
-/// The files of a data set that are rows of something, those of `train` where any says that it is.
+/// The data files of a data set: those with `train` in their name, if there are any.
 fn dataset_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     let names = info.siblings.iter().map(|file| file.rfilename.clone());
     let rows = names.filter(|name| {
@@ -250,14 +262,14 @@ fn dataset_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     rows.sort_unstable();
     if rows.is_empty() {
         return Err(Error::input_hint(
-            format!("the hub's data set `{id}` has no Parquet, JSONL, JSON, CSV or TSV file"),
-            "download what it has, and save it as one of these",
+            format!("the data set `{id}` on the hub has no Parquet, JSONL, JSON, CSV or TSV file"),
+            "download it and convert it to one of these formats",
         ));
     }
     Ok(rows)
 }
 
-/// Shows what comes, and counts it.
+/// A progress bar that also counts the received bytes.
 struct DownloadProgress {
     bar: ProgressBar,
     bytes: Arc<AtomicU64>,
@@ -266,9 +278,8 @@ struct DownloadProgress {
 impl Progress for DownloadProgress {
     fn init(&mut self, size: usize, filename: &str) {
         let style = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-        self.bar.set_style(
-            ProgressStyle::with_template(style).expect("its parts are those of indicatif"),
-        );
+        self.bar
+            .set_style(ProgressStyle::with_template(style).expect("a valid template"));
         self.bar.set_length(size as u64);
         self.bar.set_position(0);
         self.bar.set_prefix(filename.to_owned());
@@ -284,7 +295,7 @@ impl Progress for DownloadProgress {
     }
 }
 
-/// Refuses a file that is not what the hub says: large ones are named by their SHA-256. Then it is taken out of the cache.
+/// Checks a downloaded file against its SHA-256, by which large files are named in the cache. A wrong file is removed.
 fn verify(path: &Path) -> Result<()> {
     let blob = fs::canonicalize(path).map_err(Error::io("read", path))?;
     let name = blob.file_name().unwrap_or_default().to_string_lossy();
@@ -301,14 +312,14 @@ fn verify(path: &Path) -> Result<()> {
     }
     Err(Error::Failed {
         message: format!(
-            "what came from the hub as {} has the SHA-256 {found}, not {name}: it was thrown away",
+            "{} from the hub has SHA-256 {found}; expected {name}. The file was removed",
             path.file_name().unwrap_or_default().to_string_lossy()
         ),
-        hint: Some("give the command again; if it happens twice, something between here and the hub changes files".into()),
+        hint: Some("run the command again; if it happens twice, a proxy between here and the hub changes files".into()),
     })
 }
 
-/// The snapshot of `id` in the cache, if it is whole: the weights come last.
+/// The snapshot of `id` in the cache, if it is complete.
 fn cached_snapshot(id: &str) -> Option<PathBuf> {
     let repository = hf_hub::Cache::from_env().model(id.to_owned());
     let config = repository.get("config.json")?;
@@ -317,7 +328,8 @@ fn cached_snapshot(id: &str) -> Option<PathBuf> {
     if repository.get("model.safetensors").is_some() {
         return Some(directory);
     }
-    let index = files::read_json(&repository.get("model.safetensors.index.json")?).ok()?;
+    let index = fs::read(repository.get("model.safetensors.index.json")?).ok()?;
+    let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
     let shards = index.get("weight_map")?.as_object()?;
     shards
         .values()
@@ -329,41 +341,41 @@ fn cached_snapshot(id: &str) -> Option<PathBuf> {
         .then_some(directory)
 }
 
-/// What a failed request means to the user. Nothing of the token is told.
-fn failed(id: &str, kind: RepoType, error: &ApiError, with_token: bool) -> Error {
-    let what = kind.name();
+/// The error message for a failed request. It never contains the token.
+fn download_error(id: &str, repo_type: RepoType, error: &ApiError, with_token: bool) -> Error {
+    let what = repo_type.name();
     match status(error) {
         Some(401) if with_token => Error::input_hint(
-            format!("the hub does not accept the token that was given for `{id}`"),
-            "mend HF_TOKEN, or log in again (`huggingface-cli login`); without a token public models can be brought",
+            format!("the hub rejects the token for `{id}`"),
+            "fix HF_TOKEN, or log in again (`hf auth login`); public models need no token",
         ),
         Some(401 | 403) if !with_token => Error::input_hint(
-            format!("the hub has no {what} `{id}`, or keeps it behind a licence, and there is no such directory here"),
-            "what is gated needs its licence accepted on its page and a token in HF_TOKEN",
+            format!("`{id}` not found: no such directory, and the hub has no such {what} or requires a licence for it"),
+            "for a gated repository, accept its licence on its page and set HF_TOKEN",
         ),
         Some(403) => Error::input_hint(
-            format!("the hub keeps `{id}` from the account of this token"),
-            "accept its licence on its page with that account, or give another token in HF_TOKEN",
+            format!("the account of this token has no access to `{id}`"),
+            "accept its licence on its page with that account, or set another token in HF_TOKEN",
         ),
         Some(404) => Error::input_hint(
-            format!("the hub has no {what} `{id}`, and there is no such directory here"),
-            match kind {
-                RepoType::Model => "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
-                RepoType::Dataset => "facts and texts are files, `pack:world`, or a data set of the hub (`organisation/name`)",
+            format!("`{id}` not found: no such directory, and the hub has no such {what}"),
+            match repo_type {
+                RepoType::Model => MODEL_FORMS,
+                RepoType::Dataset => "data is a file, `pack:world`, or a data set on the hub (`organisation/name`)",
             },
         ),
         Some(429) => Error::Failed {
-            message: format!("the hub is asked too often from here to bring `{id}` now"),
-            hint: Some("wait some minutes and give the command again, or give a token in HF_TOKEN".into()),
+            message: format!("the hub limits the request rate: `{id}` cannot be downloaded now"),
+            hint: Some("wait some minutes and run the command again, or set a token in HF_TOKEN".into()),
         },
         _ => Error::Failed {
-            message: format!("`{id}` is no directory here, and bringing it from the hub failed: {error}"),
-            hint: Some("give the command again, it goes on where it was; else check the network and HF_ENDPOINT, or name what is already here".into()),
+            message: format!("`{id}` not found: no such directory, and the download from the hub failed: {error}"),
+            hint: Some("run the command again to continue the download; check the network and HF_ENDPOINT, or name a local file or directory".into()),
         },
     }
 }
 
-/// The status of the answer that an error is about.
+/// The HTTP status that caused an error.
 fn status(error: &ApiError) -> Option<u16> {
     match error {
         ApiError::TooManyRetries(error) => status(error),

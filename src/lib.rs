@@ -23,7 +23,7 @@
 //! - `facts`: facts and their readers
 //! - `hub`: downloads, cache and checksums
 //! - `config`: the experiment file, typed and validated
-//! - `progress`, `interrupt`, `atomic_file`, `distributed`, `format`, `catch_panic`, `error`: support
+//! - `progress`, `interrupt`, `tensor_file`, `file_map`, `atomic_file`, `distributed`, `system`, `format`, `catch_panic`, `error`: support
 //!
 //! # Example
 //!
@@ -59,7 +59,7 @@
 
 mod atomic_file;
 pub mod audit;
-mod catch_panic;
+pub mod catch_panic;
 pub mod config;
 pub mod dashboard;
 pub mod distributed;
@@ -68,6 +68,7 @@ pub mod error;
 pub mod experiment;
 pub mod export;
 pub mod facts;
+mod file_map;
 pub mod forecast;
 mod format;
 pub mod gate;
@@ -83,6 +84,8 @@ pub mod report;
 pub mod run;
 pub mod splits;
 pub mod synth;
+pub mod system;
+mod tensor_file;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -14,9 +14,7 @@ mod summary;
 mod tensorboard;
 
 pub use directory::{ADAPTER_DIR, EWC_FILE, RunDir, TEACHER_DIR};
-pub use environment::{
-    Environment, ModelRecord, peak_memory_bytes, reset_peak_memory, total_memory_bytes,
-};
+pub use environment::{Environment, ModelRecord};
 pub use history::EpochRecord;
 
 pub use crate::{

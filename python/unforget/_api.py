@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Pathlike = Union[str, "os.PathLike[str]"]
 Model = Pathlike
-"""A Hugging Face directory, a `.gguf` file, a hub id, a name in the catalogue, or a `Run`."""
+"""A Hugging Face directory, a `.gguf` file, a hub id, a name in the registry, or a `Run`."""
 
 Facts = Union[Pathlike, Sequence[Pathlike], Sequence[Mapping[str, Any]], "pd.DataFrame"]
 """Files, `pack:world`, or rows with `subject`, `relation` and `object` (a list of dicts, a DataFrame)."""

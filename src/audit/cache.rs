@@ -5,11 +5,7 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::settings::AuditSettings;
-use crate::{
-    Result,
-    facts::Fact,
-    model::{Model, cache_dir},
-};
+use crate::{Result, facts::Fact, hub::cache_dir, model::Model};
 
 /// Incremented when the same input gives another audit.
 const VERSION: u32 = 1;

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use unforget::{
-    Error, Result, distributed, interrupt,
+    Error, Result, catch_panic, distributed, interrupt,
     model::{Model, TextTokenizer},
     progress::Progress,
     run::RunDir,
@@ -40,7 +40,7 @@ mod tune;
 #[command(name = "unforget", version, arg_required_else_help = true)]
 #[command(
     after_help = "Begin with `unforget demo`: the whole story on a real small model, in about ten minutes.\n\n\
-    MODEL is a Hugging Face directory, a .gguf file, a hub id (Qwen/Qwen2.5-0.5B), a name in the catalogue \
+    MODEL is a Hugging Face directory, a .gguf file, a hub id (Qwen/Qwen2.5-0.5B), a name in the registry \
     (smollm2-135m) or a run directory.\nFACTS is a TSV, CSV, JSONL or EntityQuestions file, or pack:world, the built-in facts.\n\n\
     Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 3 done but over the\nforgetting budget, 130 interrupted."
 )]
@@ -133,6 +133,7 @@ struct Context {
 ///
 /// Of several processes that share the work the first one speaks; one that fails ends all.
 pub fn main() -> ExitCode {
+    catch_panic::hide_caught_panics();
     let cli = Cli::parse();
     let _together = match distributed::init() {
         Ok(together) => together,

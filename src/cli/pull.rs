@@ -10,7 +10,7 @@ use super::{Context, output};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call costs nothing.")]
 pub struct PullArgs {
-    /// A name in the catalogue (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
+    /// A name in the registry (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
     model: String,
 }
 

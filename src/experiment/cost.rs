@@ -15,7 +15,7 @@ use super::{
     file::{Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN},
     source::relations,
 };
-use crate::{Result, engine::matmul, format, model::Model, run::total_memory_bytes};
+use crate::{Result, engine::matmul, format, model::Model, system::total_memory_bytes};
 
 /// Tokens of a row, about: a question and its answer, less what it begins with like others.
 const TOKENS_A_ROW: f64 = 15.0;

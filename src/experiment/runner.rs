@@ -24,9 +24,10 @@ use crate::{
     model::Model,
     progress::Progress,
     remedy::auto,
-    run::{RunDir, reset_peak_memory},
+    run::RunDir,
     splits::{LabelledFact, SplitSizes, Splits},
     synth::SyntheticFacts,
+    system,
     train::{self, Options, SPLITS},
 };
 
@@ -219,7 +220,7 @@ impl Runner<'_> {
 
     /// The run directory of an arm after training; an interrupted run is resumed.
     fn train(&mut self, arm: &Arm, config: &Config) -> Result<RunDir> {
-        reset_peak_memory();
+        system::reset_peak_memory();
         let started_config = RunDir::open(&config.out).and_then(|run| run.config());
         let can_resume = config.out.join(SPLITS).is_file();
         if can_resume && started_config.is_ok_and(|started| started == *config) {

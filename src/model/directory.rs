@@ -4,8 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Model, ModelConfig, TextTokenizer, checksum, files, safetensors::Weights, weights};
-use crate::{Error, Result};
+use super::{Model, ModelConfig, TextTokenizer, files, safetensors::Weights, weights};
+use crate::{
+    Error, Result,
+    hub::{self, checksum},
+};
 
 /// What a directory holds beside its weights.
 struct ModelFiles {
@@ -30,7 +33,7 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
                 "{} is not a model directory: there is no config.json",
                 dir.display()
             ),
-            "a model is a Hugging Face directory, a .gguf file, a hub id or a name of the catalogue",
+            hub::MODEL_FORMS,
         ));
     }
     let config_json = files::read_json(&config_path)?;
@@ -108,6 +111,8 @@ pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
         params: params?,
         tokenizer,
         dtype: source.dtype(),
+        quantization: source.dtype().name(),
+        hub_id: None,
         config_json,
         generation_config_json,
     })

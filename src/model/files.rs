@@ -1,4 +1,4 @@
-//! The small files of a model.
+//! Reads the JSON and text files of a model directory.
 
 use std::{fs, path::Path};
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// Bytes beyond which no configuration or tokenizer goes.
+/// Upper limit for configuration and tokenizer files.
 const MAX_JSON_BYTES: u64 = 1 << 28;
 
 /// The bytes of a configuration or tokenizer file.
@@ -15,19 +15,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     if length > MAX_JSON_BYTES {
         return Err(Error::broken(
             path,
-            format!("{length} bytes is too long for such a file"),
+            format!("its length is {length} bytes; the limit is {MAX_JSON_BYTES}"),
         ));
     }
     fs::read(path).map_err(Error::io("read", path))
 }
 
-/// A JSON object.
-pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>> {
-    parse_json(path, &read(path)?)
-}
-
-/// The JSON object in `bytes`, the content of `path`.
-pub(super) fn parse_json(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
-    serde_json::from_slice(bytes)
+/// The JSON object in the file at `path`.
+pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>> {
+    serde_json::from_slice(&read(path)?)
         .map_err(|e| Error::broken(path, format!("not a JSON object: {e}")))
 }

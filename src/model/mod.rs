@@ -3,14 +3,11 @@
 use std::path::{Path, PathBuf};
 
 pub mod buffer;
-pub(crate) mod checksum;
 pub mod config;
 mod directory;
-pub(crate) mod files;
+mod files;
 mod gguf;
-mod map;
 pub mod params;
-mod registry;
 mod safetensors;
 mod save;
 mod source;
@@ -19,10 +16,9 @@ mod weights;
 
 pub use buffer::Buffer;
 pub use config::{Family, ModelConfig};
-pub(crate) use map::FileMap;
 pub use params::{Layout, LinearInput, Params};
-pub(crate) use registry::cache_dir;
 pub(crate) use save::{write_json, write_weights};
+use source::ModelSource;
 pub use source::pull;
 pub use tokenizer::TextTokenizer;
 
@@ -48,7 +44,16 @@ impl Dtype {
         }
     }
 
-    /// As `config.json` and `torch` call it.
+    /// Its short name, such as `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Its name in `torch` and `config.json`.
     pub fn torch_name(self) -> &'static str {
         match self {
             Self::F32 => "float32",
@@ -90,6 +95,10 @@ pub struct Model {
     pub tokenizer: TextTokenizer,
     /// The dtype it was stored in (F32 for a quantised GGUF).
     pub dtype: Dtype,
+    /// The type of its stored weights, as `bf16` or `Q4_1`; of several, the one of most weights.
+    pub quantization: &'static str,
+    /// The model's id on the Hugging Face hub, if it was loaded by that id or by a name in the registry.
+    pub hub_id: Option<String>,
     /// `config.json` as read (or as made from a GGUF's metadata), written back unchanged but for `dtype`.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     /// `generation_config.json`, where there is one.
@@ -97,7 +106,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face directory, a `.gguf` file, a name in the catalogue or a hub id.
+    /// Loads a Hugging Face directory, a `.gguf` file, a name in the registry or a hub id.
     ///
     /// ```
     /// use unforget::model::{Dtype, Model};
@@ -114,12 +123,14 @@ impl Model {
     /// [`crate::Error::Input`] when there is no such model or its architecture is not supported,
     /// [`crate::Error::BrokenModel`] when a file is truncated or lies.
     pub fn load(spec: &str) -> Result<Self> {
-        let path = pull(spec)?;
-        if path.is_dir() {
+        let ModelSource { path, hub_id } = source::find(spec)?;
+        let mut model = if path.is_dir() {
             directory::load(spec, &path)
         } else {
             gguf::load(spec, &path)
-        }
+        }?;
+        model.hub_id = hub_id;
+        Ok(model)
     }
 
     /// Writes a Hugging Face directory that `transformers` loads as it is.

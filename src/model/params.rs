@@ -4,7 +4,8 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{buffer::Buffer, checksum, config::ModelConfig};
+use super::{buffer::Buffer, config::ModelConfig};
+use crate::hub::checksum;
 
 /// One tensor of the layout.
 #[derive(Clone, Debug, PartialEq, Eq)]

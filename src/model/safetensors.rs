@@ -1,28 +1,31 @@
-//! Weights in safetensors: one file, or an index of shards.
+//! Weights of a Hugging Face directory: one safetensors file, or an index of shards.
 
 use std::{
-    collections::BTreeMap,
-    ops::Range,
+    collections::{BTreeMap, BTreeSet},
+    io,
     path::{Component, Path, PathBuf},
 };
 
 use serde_json::{Map, Value};
 
-use super::{Dtype, config::ModelConfig, files, map::FileMap, params::TensorInfo, weights};
-use crate::{Error, Result};
-
-/// One tensor of one file.
-struct Entry {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Range<usize>,
-}
+use super::{Dtype, Layout, config::ModelConfig, files, params::TensorInfo, weights};
+use crate::{
+    Error, Result,
+    tensor_file::{self, TensorFile, TensorView},
+};
 
 /// The tensors of a directory, under their names with the `model.` prefix.
 pub(super) struct Weights {
-    files: Vec<(PathBuf, FileMap)>,
+    files: Vec<(PathBuf, TensorFile)>,
+    /// The file of a tensor and its name there.
     tensors: BTreeMap<String, Entry>,
+}
+
+/// The position of one tensor.
+struct Entry {
+    file: usize,
+    stored_name: String,
+    dtype: Dtype,
 }
 
 impl Weights {
@@ -53,57 +56,58 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Adds the tensors of one file.
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let map = FileMap::open(&path)?;
-        let (header, metadata) = ::safetensors::SafeTensors::read_metadata(&map)
-            .map_err(|e| Error::broken(&path, e.to_string()))?;
-        // The length field itself comes before the header.
-        let data = size_of::<u64>() + header;
-        for name in metadata.offset_keys() {
-            let info = metadata
-                .info(&name)
-                .expect("the key is from the same header");
-            let dtype = match info.dtype {
-                ::safetensors::Dtype::F32 => Dtype::F32,
-                ::safetensors::Dtype::F16 => Dtype::F16,
-                ::safetensors::Dtype::BF16 => Dtype::Bf16,
-                // Buffers of positions; computed, never read.
+        let file = TensorFile::open(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidData => Error::broken(&path, e.to_string()),
+            _ => Error::io("read", &path)(e),
+        })?;
+        for (name, tensor) in file.iter() {
+            let dtype = match tensor.dtype {
+                tensor_file::Dtype::F32 => Dtype::F32,
+                tensor_file::Dtype::F16 => Dtype::F16,
+                tensor_file::Dtype::BF16 => Dtype::Bf16,
+                // A buffer of rotary frequencies, which are computed.
                 _ if name.ends_with("rotary_emb.inv_freq") => continue,
                 other => {
                     return Err(Error::input_hint(
                         format!("{}: tensor `{name}` is stored as {other:?}", path.display()),
-                        "these work: F32, F16, BF16",
+                        "supported: F32, F16, BF16",
                     ));
                 }
             };
-            let entry = Entry {
-                file: self.files.len(),
-                dtype,
-                shape: info.shape.clone(),
-                bytes: data + info.data_offsets.0..data + info.data_offsets.1,
-            };
             let full_name = if name.starts_with("model.") || name == "lm_head.weight" {
-                name
+                name.to_owned()
             } else {
                 format!("model.{name}")
             };
             if self.tensors.contains_key(&full_name) {
                 return Err(Error::broken(
                     &path,
-                    format!("tensor `{full_name}` is there twice"),
+                    format!("duplicate tensor `{full_name}`"),
                 ));
             }
+            let entry = Entry {
+                file: self.files.len(),
+                stored_name: name.to_owned(),
+                dtype,
+            };
             self.tensors.insert(full_name, entry);
         }
-        self.files.push((path, map));
+        self.files.push((path, file));
         Ok(())
+    }
+
+    fn tensor(&self, entry: &Entry) -> TensorView<'_> {
+        let (_, file) = &self.files[entry.file];
+        let tensor = file.get(&entry.stored_name);
+        tensor.expect("the entry was made from the same file")
     }
 
     /// An error if there is a tensor that `config` has no place for.
     pub(super) fn refuse_extra(&self, config: &ModelConfig) -> Result<()> {
-        let layout = super::Layout::new(config);
-        let known: std::collections::BTreeSet<&str> =
-            layout.tensors.iter().map(|t| t.name.as_str()).collect();
+        let layout = Layout::new(config);
+        let known: BTreeSet<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
         for (name, entry) in &self.tensors {
             let computed = name.ends_with("rotary_emb.inv_freq");
             let tied = config.tie_word_embeddings && name == "lm_head.weight";
@@ -125,25 +129,25 @@ impl Weights {
         weights::common_dtype(self.tensors.values().map(|entry| entry.dtype))
     }
 
-    /// The files, for the checksum.
+    /// Paths and bytes of the files, for the checksum.
     pub(super) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
-        self.files
-            .iter()
-            .map(|(path, map)| (path.as_path(), &**map))
+        let files = self.files.iter();
+        files.map(|(path, file)| (path.as_path(), file.bytes()))
     }
 }
 
 impl weights::TensorSource for Weights {
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)> {
         let entry = self.tensors.get(name)?;
-        Some((&self.files[entry.file].0, entry.shape.clone()))
+        let shape = self.tensor(entry).shape.to_vec();
+        Some((&self.files[entry.file].0, shape))
     }
 
     fn read_rows(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
         let entry = &self.tensors[&tensor.name];
         let width = entry.dtype.bytes();
-        let start = entry.bytes.start + first_row * tensor.row_len() * width;
-        let bytes = &self.files[entry.file].1[start..start + out.len() * width];
+        let start = first_row * tensor.row_len() * width;
+        let bytes = &self.tensor(entry).bytes[start..start + out.len() * width];
         weights::convert(entry.dtype, bytes, out);
         Ok(())
     }

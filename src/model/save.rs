@@ -1,14 +1,14 @@
 //! A Hugging Face directory, out: what `transformers` loads as it is.
 
-use std::{borrow::Cow, collections::HashMap, fs, path::Path};
+use std::{borrow::Cow, fs, path::Path};
 
-use ::safetensors::tensor::{Dtype as StoredDtype, View, serialize_to_file};
+use ::safetensors::{Dtype as StoredDtype, View};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{Dtype, Model, Params, config::RopeScaling};
-use crate::{Error, Result, atomic_file};
+use crate::{Error, Result, atomic_file, tensor_file};
 
 /// Writes `model` into `dir`, each file whole or not at all, the weights last.
 pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
@@ -66,15 +66,9 @@ pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Resul
         };
         (tensor.name.as_str(), view)
     });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let file = atomic_file::temp_file(path)?;
-    serialize_to_file(tensors, Some(metadata), file.path()).map_err(|e| match e {
-        ::safetensors::SafeTensorError::IoError(e) => Error::io("write", path)(e),
-        other => Error::Failed {
-            message: format!("cannot write {}: {other}", path.display()),
-            hint: None,
-        },
-    })?;
+    tensor_file::write(file.path(), tensors, &[("format", "pt")])
+        .map_err(Error::io("write", path))?;
     atomic_file::persist(file, path)
 }
 

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use rayon::prelude::*;
 
 use super::{Dtype, Layout, ModelConfig, Params, params::TensorInfo};
-use crate::{Error, Result, format, run::total_memory_bytes};
+use crate::{Error, Result, format, system::total_memory_bytes};
 
 /// Elements that one job converts: enough to be worth a job, few enough to keep every core busy.
 const CHUNK_ELEMENTS: usize = 1 << 18;

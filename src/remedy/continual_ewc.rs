@@ -14,19 +14,17 @@
 //! `gamma F_r + F`, which is also what the run saves at its end.
 
 use std::{
-    collections::HashMap,
     io,
     path::{Path, PathBuf},
 };
-
-use ::safetensors::{Dtype, SafeTensors, serialize_to_file, tensor::TensorView};
 
 use super::weight_penalty::WeightPenalty;
 use crate::{
     Error, Result, atomic_file,
     config::EwcConfig,
     engine::Gradients,
-    model::{Buffer, FileMap, Layout, Model, params::TensorInfo},
+    model::{Buffer, Layout, Model, params::TensorInfo},
+    tensor_file::{self, Dtype, TensorFile, TensorView},
 };
 
 /// The files of a finished run that later runs need.
@@ -55,16 +53,14 @@ pub fn save_importance(
     gradients: &Gradients,
     base: &str,
 ) -> Result<()> {
-    let views = gradients.tensors.iter().map(|(tensor, at)| {
+    let tensors = gradients.tensors.iter().map(|(tensor, at)| {
         let info = &layout.tensors[*tensor];
-        let bytes = bytemuck::cast_slice(&importance[at.clone()]);
-        let view = TensorView::new(Dtype::F32, info.shape.clone(), bytes);
-        (&info.name, view.expect("a gradient has its tensor's shape"))
+        let values = &importance[at.clone()];
+        (&info.name[..], TensorView::f32(&info.shape, values))
     });
-    let metadata = HashMap::from([("base_model".to_owned(), base.to_owned())]);
     let file = atomic_file::temp_file(path)?;
-    serialize_to_file(views, Some(metadata), file.path())
-        .map_err(|e| Error::io("write", path)(io::Error::other(e)))?;
+    tensor_file::write(file.path(), tensors, &[("base_model", base)])
+        .map_err(Error::io("write", path))?;
     atomic_file::persist(file, path)
 }
 
@@ -77,7 +73,7 @@ pub fn check(previous: &[PreviousRun], model: &Model, trained: &[bool]) -> Resul
     let layout = &model.params.layout;
     let mut last = None;
     for run in previous {
-        let map = open_importance(&run.importance)?;
+        let file = open_importance(&run.importance)?;
         let saved = run.load_model()?;
         if saved.params.layout.tensors != layout.tensors {
             return Err(Error::input(format!(
@@ -88,7 +84,7 @@ pub fn check(previous: &[PreviousRun], model: &Model, trained: &[bool]) -> Resul
         }
         let tensors = layout.tensors.iter().zip(trained);
         let tensors = tensors.filter_map(|(tensor, trained)| trained.then_some(tensor));
-        importance_views(&run.importance, &map, tensors)?;
+        importance_views(&run.importance, &file, tensors)?;
         last = Some(saved);
     }
     match last {
@@ -139,57 +135,55 @@ pub fn add_importance(
     gradients: &Gradients,
     sum: &mut [f32],
 ) -> Result<()> {
-    let map = open_importance(path)?;
+    let file = open_importance(path)?;
     let tensors = gradients.tensors.iter();
     let tensors = tensors.map(|(tensor, _)| &layout.tensors[*tensor]);
-    let views = importance_views(path, &map, tensors)?;
+    let views = importance_views(path, &file, tensors)?;
     for ((_, at), view) in gradients.tensors.iter().zip(views) {
-        for (sum, bytes) in sum[at.clone()]
-            .iter_mut()
-            .zip(view.data().as_chunks::<4>().0)
-        {
+        for (sum, bytes) in sum[at.clone()].iter_mut().zip(view.bytes.as_chunks().0) {
             *sum += factor as f32 * f32::from_le_bytes(*bytes);
         }
     }
     Ok(())
 }
 
-fn open_importance(path: &Path) -> Result<FileMap> {
+fn open_importance(path: &Path) -> Result<TensorFile> {
     if !path.is_file() {
         return Err(Error::input_hint(
             format!("{} not found: the run did not use EWC", path.display()),
             "`method.ewc.previous_runs` takes finished runs with `method.ewc`",
         ));
     }
-    FileMap::open(path)
+    TensorFile::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => Error::input(format!("{} is corrupt: {e}", path.display())),
+        _ => Error::io("read", path)(e),
+    })
 }
 
-/// The importance of `tensors` in the file `path`, which is mapped as `map`.
+/// The importance of `tensors` in `file`, which is at `path`.
 fn importance_views<'a, 't>(
     path: &Path,
-    map: &'a FileMap,
+    file: &'a TensorFile,
     tensors: impl Iterator<Item = &'t TensorInfo>,
 ) -> Result<Vec<TensorView<'a>>> {
-    let file = SafeTensors::deserialize(map)
-        .map_err(|e| Error::input(format!("{} is corrupt: {e}", path.display())))?;
     let of_tensor = |tensor: &TensorInfo| {
-        let view = file.tensor(&tensor.name).map_err(|_| {
+        let stored = file.get(&tensor.name).ok_or_else(|| {
             Error::input_hint(
                 format!("{} does not contain `{}`, which this run trains", path.display(), tensor.name),
                 "train the same tensors as the previous run, or fewer (`train.trainable`, `train.lora`)",
             )
         })?;
-        if view.shape() != tensor.shape || view.dtype() != Dtype::F32 {
+        if stored.shape != tensor.shape || stored.dtype != Dtype::F32 {
             return Err(Error::input(format!(
                 "{}: `{}` is {:?} of shape {:?}, not F32 of shape {:?}",
                 path.display(),
                 tensor.name,
-                view.dtype(),
-                view.shape(),
+                stored.dtype,
+                stored.shape,
                 tensor.shape
             )));
         }
-        Ok(view)
+        Ok(stored)
     };
     tensors.map(of_tensor).collect()
 }

@@ -8,15 +8,14 @@
 
 use std::{collections::BTreeMap, fs, ops::Range, path::Path};
 
-use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
     Error, Result, atomic_file, distributed,
-    model::FileMap,
     progress::Progress,
     prompt::{Example, MICRO_BATCH_TOKENS, micro_batches, target_offsets},
+    tensor_file::{self, Dtype, TensorFile, TensorView},
 };
 
 /// Tokens of the examples in a shard: the work that an interrupt loses at most. Few in tests, so that there are several shards.
@@ -52,14 +51,8 @@ struct Index {
     shards: BTreeMap<String, String>,
 }
 
-/// A memory-mapped shard.
-struct Shard {
-    map: FileMap,
-    /// Where the tokens are in the file.
-    tokens: Range<usize>,
-    /// Where their logits are.
-    logits: Range<usize>,
-}
+/// A memory-mapped shard: the tensors `tokens` and `logits`.
+struct Shard(TensorFile);
 
 impl TopkTeacher {
     /// A teacher without shards, of `k` logits per target, for the examples of a run that `covered` selects.
@@ -162,11 +155,11 @@ impl TopkTeacher {
     fn open_shard(&self, dir: &Path, i: usize, index: &Index) -> Option<Shard> {
         let name = shard_name(i);
         let sum = index.shards.get(&name)?;
-        let map = FileMap::open(&dir.join(&name)).ok()?;
+        let file = TensorFile::open(&dir.join(&name)).ok()?;
         let Range { start, end } = self.shard_ranges[i].clone();
         let targets = self.target_offsets[end] - self.target_offsets[start];
-        (sha256(&map) == *sum)
-            .then(|| Shard::new(map, targets * self.k))
+        (sha256(file.bytes()) == *sum)
+            .then(|| Shard::new(file, targets * self.k))
             .flatten()
     }
 
@@ -181,12 +174,9 @@ impl TopkTeacher {
             let at = |target: usize| (target - first) * self.k * WIDTH;
             let bytes = at(self.target_offsets[example])..at(self.target_offsets[example + 1]);
             let shard = &self.shards[i];
-            let words = |tensor: &Range<usize>| {
-                let bytes = &shard.map[tensor.clone()][bytes.clone()];
-                bytes.as_chunks::<WIDTH>().0
-            };
-            tokens.extend(words(&shard.tokens).iter().map(|b| u32::from_le_bytes(*b)));
-            logits.extend(words(&shard.logits).iter().map(|b| f32::from_le_bytes(*b)));
+            let words = |name| shard.bytes(name)[bytes.clone()].as_chunks::<WIDTH>().0;
+            tokens.extend(words("tokens").iter().map(|b| u32::from_le_bytes(*b)));
+            logits.extend(words("logits").iter().map(|b| f32::from_le_bytes(*b)));
         }
         (tokens, logits)
     }
@@ -210,21 +200,22 @@ impl Index {
 }
 
 impl Shard {
-    /// The shard in `map`, if it has so many values of both kinds.
-    fn new(map: FileMap, values: usize) -> Option<Self> {
-        let (header, contents) = SafeTensors::read_metadata(&map).ok()?;
-        // The length of the header precedes it.
-        let data = size_of::<u64>() + header;
-        let range = |name: &str, dtype: Dtype| {
-            let info = contents.info(name).filter(|info| info.dtype == dtype)?;
-            let (start, end) = info.data_offsets;
-            (end - start == values * WIDTH).then_some(data + start..data + end)
+    /// The shard in `file`, if both tensors have this number of values.
+    fn new(file: TensorFile, values: usize) -> Option<Self> {
+        let is_complete = |(name, dtype)| {
+            let tensor = file.get(name);
+            tensor.is_some_and(|t| t.dtype == dtype && t.bytes.len() == values * WIDTH)
         };
-        Some(Self {
-            tokens: range("tokens", Dtype::U32)?,
-            logits: range("logits", Dtype::F32)?,
-            map,
-        })
+        [("tokens", Dtype::U32), ("logits", Dtype::F32)]
+            .into_iter()
+            .all(is_complete)
+            .then_some(Self(file))
+    }
+
+    /// The values of `tokens` or `logits`.
+    fn bytes(&self, name: &str) -> &[u8] {
+        let tensor = self.0.get(name);
+        tensor.expect("checked when the shard was opened").bytes
     }
 }
 
@@ -238,15 +229,16 @@ fn shard_name(i: usize) -> String {
 fn encode_shard(top: &[(u32, f32)], k: usize) -> Vec<u8> {
     let tokens: Vec<u8> = top.iter().flat_map(|(id, _)| id.to_le_bytes()).collect();
     let logits: Vec<u8> = top.iter().flat_map(|(_, x)| x.to_le_bytes()).collect();
-    let view = |dtype, bytes| {
-        let shape = vec![top.len() / k, k];
-        TensorView::new(dtype, shape, bytes).expect("every target has k values")
+    let shape = [top.len() / k, k];
+    let view = |dtype, bytes| TensorView {
+        dtype,
+        shape: &shape,
+        bytes,
     };
-    let views = [
+    tensor_file::to_bytes([
         ("tokens", view(Dtype::U32, &tokens)),
         ("logits", view(Dtype::F32, &logits)),
-    ];
-    ::safetensors::serialize(views, None).expect("the tensors have distinct names")
+    ])
 }
 
 fn sha256(bytes: &[u8]) -> String {

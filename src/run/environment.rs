@@ -1,10 +1,10 @@
 //! `environment.json`: on what, with what and from what a run was made.
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Model;
+use crate::{model::Model, system};
 
 /// What a run's figures may depend on beside its config.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ impl Environment {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu: proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
+            cpu: system::cpu_name().unwrap_or_else(|| "unknown".into()),
             threads: rayon::current_num_threads(),
             device: "cpu".into(),
             seed,
@@ -58,51 +58,5 @@ impl Environment {
             },
             data,
         }
-    }
-}
-
-/// Peak resident memory of this process in bytes; 0 where the system doesn't say (it does on Linux).
-pub fn peak_memory_bytes() -> u64 {
-    kibibytes("/proc/self/status", "VmHWM").unwrap_or_default()
-}
-
-/// Memory of this machine in bytes, where the system says so (Linux does).
-pub fn total_memory_bytes() -> Option<u64> {
-    kibibytes("/proc/meminfo", "MemTotal")
-}
-
-/// Counts [`peak_memory_bytes`] from what is in use now on, where the system can (Linux).
-pub fn reset_peak_memory() {
-    // Elsewhere, and where it is not allowed, the peak is that of the whole process.
-    let _ = fs::write("/proc/self/clear_refs", "5");
-}
-
-/// A number of kibibytes in such a file, in bytes.
-fn kibibytes(path: &str, name: &str) -> Option<u64> {
-    let text = proc_field(path, name)?;
-    let number: u64 = text.split_whitespace().next()?.parse().ok()?;
-    Some(number * 1024)
-}
-
-/// The first value called `name` in a file of `name: value` lines.
-fn proc_field(path: &str, name: &str) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(key, _)| key.trim() == name)
-        .map(|(_, value)| value.trim().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn peak_memory_grows_with_what_is_touched() {
-        let before = peak_memory_bytes();
-        let touched = std::hint::black_box(vec![1u8; 64 << 20]);
-        assert!(before > 0);
-        assert!(peak_memory_bytes() >= touched.len() as u64);
     }
 }

@@ -19,16 +19,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    adamw::AdamW,
-    tensor_file::{self, TensorFile},
-};
+use super::adamw::AdamW;
 use crate::{
     Error, Result, atomic_file, config, distributed,
     engine::Gradients,
     model::Params,
     remedy::{budget::BudgetController, snapshot::Snapshot},
     run::{RunDir, TEACHER_DIR},
+    tensor_file::{self, TensorFile},
 };
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -140,7 +138,7 @@ impl Checkpoints {
         };
         let path = self.next_path(standing.step);
         atomic_file::write_dir(&path, |folder| {
-            tensor_file::write(&folder.join(WEIGHTS), arrays)?;
+            tensor_file::write_vectors(&folder.join(WEIGHTS), &arrays)?;
             let text = serde_json::to_vec_pretty(&state).expect("a state has a form in JSON");
             fs::write(folder.join(STATE), text)
         })?;
@@ -198,7 +196,7 @@ impl Checkpoints {
         )?;
         let file = atomic_file::temp_file(&path)?;
         let sum = tensor_file::checksum(&arrays);
-        tensor_file::write(file.path(), arrays).map_err(Error::io("write", &path))?;
+        tensor_file::write_vectors(file.path(), &arrays).map_err(Error::io("write", &path))?;
         atomic_file::persist(file, &path)?;
         Ok(sum)
     }
@@ -293,7 +291,7 @@ impl Checkpoints {
     /// The state of the checkpoint at `path`, if its files are what it says, and the metrics as long.
     fn complete_state(&self, path: &Path, run: &RunDir) -> Option<CheckpointState> {
         let state = read_state(path)?;
-        let sum = |path| tensor_file::checksum_of_file(path).ok();
+        let sum = |path: &Path| stored_checksum(path).ok();
         let has_snapshot =
             state.snapshot.is_none() || sum(&self.root.join(SNAPSHOT)) == state.snapshot;
         let has_metrics = state.metrics_bytes <= run.metrics_bytes();
@@ -307,7 +305,12 @@ fn read_state(path: &Path) -> Option<CheckpointState> {
 
 /// Whether the weights of the checkpoint at `path` are those that `state` is of.
 fn has_weights(path: &Path, state: &CheckpointState) -> bool {
-    tensor_file::checksum_of_file(&path.join(WEIGHTS)).is_ok_and(|sum| sum == state.weights)
+    stored_checksum(&path.join(WEIGHTS)).is_ok_and(|sum| sum == state.weights)
+}
+
+/// [`tensor_file::checksum`] of the tensors in the file at `path`.
+fn stored_checksum(path: &Path) -> io::Result<String> {
+    TensorFile::open(path)?.checksum()
 }
 
 fn bytes_of(arrays: &[(&str, &[f32])]) -> u64 {

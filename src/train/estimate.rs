@@ -18,7 +18,7 @@ use crate::{
     model::{Model, params::TensorInfo},
     prompt::{Example, PackedExamples, micro_batches},
     remedy::teacher::TeacherSpec,
-    run::total_memory_bytes,
+    system::total_memory_bytes,
 };
 
 /// Bytes of a number.

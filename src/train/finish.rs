@@ -23,9 +23,10 @@ use crate::{
     },
     run::{
         ADAPTER_DIR, AccuracyStages, Counts, Drift, EWC_FILE, FactOutcome, FactResult, Metrics,
-        ParaphraseResult, PerSplit, RunDir, RunResult, Split, TEACHER_DIR, peak_memory_bytes,
+        ParaphraseResult, PerSplit, RunDir, RunResult, Split, TEACHER_DIR,
     },
     splits::{LabelledFact, Splits},
+    system,
 };
 
 /// A row of `splits.jsonl`: a fact of the run, and what the base model said.
@@ -447,7 +448,7 @@ impl Trainer<'_> {
             steps: self.state.step,
             seconds: self.state.seconds,
             eval_seconds: self.state.eval_seconds,
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: system::peak_memory_bytes(),
         })
     }
 

@@ -23,7 +23,6 @@ mod sampler;
 mod schedule;
 mod shared_prefix;
 mod step;
-mod tensor_file;
 mod trainable;
 
 pub use estimate::{MemoryEstimate as MemoryForetold, RunEstimate};

@@ -1,4 +1,4 @@
-//! Models that are broken, lie or are none: an error that says so, and never a panic.
+//! Broken model files: an error that names the fault, never a panic.
 
 use std::{fs, path::Path};
 
@@ -7,20 +7,23 @@ use proptest::prelude::*;
 
 use crate::model::{copy_of, golden, load};
 
-/// Loads what cannot be loaded: the exit code and every word of the message must be as told.
+/// Loads a broken model; checks the exit code and the words of the message.
 fn assert_refused(case: &str, path: &Path, exit_code: u8, words: &[&str]) {
     let Err(error) = load(path) else {
         panic!("{case}: loaded")
     };
-    let told = format!("{error} {}", error.hint().unwrap_or_default());
-    assert_eq!(error.exit_code(), exit_code, "{case}: {told}");
+    let message = format!("{error} {}", error.hint().unwrap_or_default());
+    assert_eq!(error.exit_code(), exit_code, "{case}: {message}");
     for word in words {
-        assert!(told.contains(word), "{case}: `{word}` is not in: {told}");
+        assert!(
+            message.contains(word),
+            "{case}: `{word}` is not in: {message}"
+        );
     }
 }
 
 #[test]
-fn a_directory_that_lies_is_refused_by_name() {
+fn a_broken_directory_is_refused_with_the_faulty_file() {
     type Break = fn(&Path);
     fn edit(path: &Path, change: impl Fn(&mut serde_json::Value)) {
         let mut json = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -208,7 +211,7 @@ fn a_directory_that_lies_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_no_model_is_told_apart() {
+fn a_path_that_is_not_a_model_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
@@ -288,7 +291,7 @@ fn tensor(name: &str, len: u64, kind: u32, offset: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_gguf_that_lies_is_refused_and_nothing_is_allocated_for_it() {
+fn a_broken_gguf_is_refused_before_anything_is_allocated() {
     let huge = u64::MAX;
     let long_array = [
         text("a"),
@@ -314,22 +317,37 @@ fn a_gguf_that_lies_is_refused_and_nothing_is_allocated_for_it() {
             2,
             "little-endian",
         ),
-        ("too many tensors", gguf(3, huge, 0, &[0; 64]), 1, "lies"),
-        ("too much metadata", gguf(3, 0, huge, &[0; 64]), 1, "lies"),
+        (
+            "too many tensors",
+            gguf(3, huge, 0, &[0; 64]),
+            1,
+            "wrong length",
+        ),
+        (
+            "too much metadata",
+            gguf(3, 0, huge, &[0; 64]),
+            1,
+            "wrong length",
+        ),
         (
             "a long key",
             gguf(3, 0, 1, &[long_key, vec![0; 32]].concat()),
             1,
-            "lies",
+            "wrong length",
         ),
-        ("a long array", gguf(3, 0, 1, &long_array), 1, "lies"),
+        (
+            "a long array",
+            gguf(3, 0, 1, &long_array),
+            1,
+            "wrong length",
+        ),
         (
             "an array of arrays",
             gguf(3, 0, 1, &[deep_array, vec![0; 64]].concat()),
             1,
             "array",
         ),
-        ("a key twice", gguf(3, 0, 2, &twice), 1, "twice"),
+        ("a key twice", gguf(3, 0, 2, &twice), 1, "duplicate"),
         (
             "no architecture",
             gguf(3, 0, 0, b""),
@@ -404,9 +422,9 @@ fn a_gguf_that_lies_is_refused_and_nothing_is_allocated_for_it() {
     }
 }
 
-/// A template that names a token which is not there: `tokenizers` reads it, and panics at the first text.
+/// A template with an unknown token: `tokenizers` loads it and panics at the first text.
 #[test]
-fn what_the_tokenizer_panics_at_is_told_as_an_error_alone() {
+fn a_panic_of_the_tokenizer_is_reported_as_an_error_only() {
     let dir = copy_of("llama");
     let path = dir.path().join("tokenizer.json");
     let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -420,10 +438,10 @@ fn what_the_tokenizer_panics_at_is_told_as_an_error_alone() {
         .args(["ask", dir.path().to_str().unwrap(), "Hi"])
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("tokenizer.json"), "{told}");
-    assert!(!told.contains("panicked"), "{told}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("tokenizer.json"), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 proptest! {

@@ -1,29 +1,36 @@
-//! A page as a real browser sees it.
+//! A page in a real browser: headless Chromium, controlled by the DevTools protocol over a pipe.
 
 use std::{
+    cell::RefCell,
+    io::{BufRead, BufReader, Write},
     path::Path,
-    process::Command,
-    sync::{Arc, Mutex},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
     time::Duration,
 };
 
-use headless_chrome::{
-    Browser, LaunchOptions, Tab,
-    protocol::cdp::{
-        Emulation::{MediaFeature, SetDeviceMetricsOverride, SetEmulatedMedia},
-        Page::CaptureScreenshotFormatOption,
-        types::Event,
-    },
-};
-use serde_json::Value;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
 
 use crate::tools::require;
 
-/// An open page. What it complains of on its console is kept.
-pub struct Page {
-    tab: Arc<Tab>,
-    console_messages: Arc<Mutex<Vec<String>>>,
-    _browser: Browser,
+/// Longest wait for a message of the browser.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An open page, and the messages on its console.
+pub struct Page(RefCell<Connection>);
+
+struct Connection {
+    browser: Child,
+    commands: ChildStdin,
+    messages: Receiver<Value>,
+    last_id: u64,
+    /// The tab; empty before it is open.
+    session: String,
+    loaded: bool,
+    console_messages: Vec<Value>,
+    _profile: tempfile::TempDir,
 }
 
 /// Opens the page from disk in headless Chromium; `None` where there is no browser outside CI.
@@ -32,121 +39,170 @@ pub fn open(page: &Path) -> Option<Page> {
         .into_iter()
         .find(|name| Command::new(name).arg("--version").output().is_ok());
     let browser = require(browser, "Chromium (Debian: apt-get install chromium)")?;
-    let options = LaunchOptions {
-        path: Some(browser.into()),
-        sandbox: false,
-        args: ["--disable-dev-shm-usage", "--disable-background-networking"]
-            .map(AsRef::as_ref)
-            .to_vec(),
-        idle_browser_timeout: Duration::from_secs(120),
-        ..LaunchOptions::default()
-    };
-    let browser = Browser::new(options).expect("the browser starts");
-    let tab = browser.new_tab().expect("a tab");
-    tab.set_default_timeout(Duration::from_secs(60));
-    tab.enable_log().expect("a log");
-    tab.enable_runtime().expect("a runtime");
-    let console_messages = Arc::new(Mutex::new(Vec::new()));
-    let messages = Arc::clone(&console_messages);
-    let listen = move |event: &Event| {
-        let message = match event {
-            Event::LogEntryAdded(e) => e.params.entry.text.clone(),
-            Event::RuntimeExceptionThrown(e) => format!("{:?}", e.params.exception_details),
-            Event::RuntimeConsoleAPICalled(e) => format!("{:?}", e.params.args),
-            _ => return,
-        };
-        messages.lock().expect("no listener panicked").push(message);
-    };
-    tab.add_event_listener(Arc::new(listen))
-        .expect("a listener");
-    let address = format!("file://{}", page.display());
-    tab.navigate_to(&address)
-        .and_then(|tab| tab.wait_until_navigated())
-        .expect("the page opens");
-    Some(Page {
-        tab,
-        console_messages,
-        _browser: browser,
-    })
+    let mut connection = Connection::new(browser);
+    let tab = connection.call("Target.createTarget", json!({"url": "about:blank"}));
+    let attach = json!({"targetId": tab["targetId"], "flatten": true});
+    let attached = connection.call("Target.attachToTarget", attach);
+    connection.session = attached["sessionId"].as_str().expect("an id").to_owned();
+    for domain in ["Log", "Runtime", "Page"] {
+        connection.call(&format!("{domain}.enable"), json!({}));
+    }
+    let url = format!("file://{}", page.display());
+    connection.call("Page.navigate", json!({ "url": url }));
+    while !connection.loaded {
+        connection.receive();
+    }
+    Some(Page(RefCell::new(connection)))
 }
 
-impl Page {
-    /// The value of an expression in the page, awaited where it is a promise.
-    #[track_caller]
-    pub fn eval(&self, expression: &str) -> Value {
-        let text = self
-            .tab
-            .evaluate(
-                &format!("(async () => JSON.stringify(await ({expression})))()"),
-                true,
-            )
-            .unwrap_or_else(|e| panic!("{expression}: {e}"))
-            .value;
-        let text = text.as_ref().and_then(Value::as_str).unwrap_or("null");
-        serde_json::from_str(text).expect("JSON")
-    }
-
-    /// The text of the first element that a selector finds.
-    #[track_caller]
-    pub fn text(&self, selector: &str) -> String {
-        let found = self.eval(&format!("document.querySelector({selector:?}).textContent"));
-        found.as_str().expect("text").to_owned()
-    }
-
-    /// The document as it stands.
-    pub fn document(&self) -> String {
-        self.tab.get_content().expect("a document")
-    }
-
-    /// Presses keys, one after the other.
-    pub fn press(&self, keys: &[&str]) {
-        for key in keys {
-            self.tab.press_key(key).expect("a key");
+impl Connection {
+    fn new(browser: &str) -> Self {
+        let profile = tempfile::tempdir().expect("a temporary directory");
+        // Chromium reads commands from descriptor 3 and writes messages to descriptor 4.
+        let mut child = Command::new("sh")
+            .args(["-c", r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >&2"#, browser])
+            .args(["--headless=new", "--remote-debugging-pipe", "--no-sandbox"])
+            .args(["--disable-dev-shm-usage", "--disable-background-networking"])
+            .args(["--disable-gpu", "--hide-scrollbars", "--no-first-run"])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the browser starts");
+        let commands = child.stdin.take().expect("piped");
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let (sender, messages) = mpsc::channel();
+        thread::spawn(move || {
+            for message in output.split(0).map_while(Result::ok) {
+                let message = serde_json::from_slice(&message).expect("messages are JSON");
+                if sender.send(message).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            browser: child,
+            commands,
+            messages,
+            last_id: 0,
+            session: String::new(),
+            loaded: false,
+            console_messages: Vec::new(),
+            _profile: profile,
         }
     }
 
-    /// Lays the page out on a screen of this width, in the dark if wished.
+    /// Calls a method of the protocol and returns its result.
+    #[track_caller]
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        self.last_id += 1;
+        let mut command = json!({"id": self.last_id, "method": method, "params": params});
+        if !self.session.is_empty() {
+            command["sessionId"] = self.session.clone().into();
+        }
+        let sent = write!(self.commands, "{command}\0").and_then(|()| self.commands.flush());
+        sent.expect("the browser is running");
+        loop {
+            let mut message = self.receive();
+            if message["id"] == self.last_id {
+                assert!(message.get("error").is_none(), "{method}: {message}");
+                return message["result"].take();
+            }
+        }
+    }
+
+    /// Receives one message and records what it says about the page.
+    fn receive(&mut self) -> Value {
+        let message = self.messages.recv_timeout(TIMEOUT);
+        let message = message.expect("the browser answers");
+        match message["method"].as_str() {
+            Some("Page.loadEventFired") => self.loaded = true,
+            Some("Log.entryAdded" | "Runtime.exceptionThrown" | "Runtime.consoleAPICalled") => {
+                self.console_messages.push(message["params"].clone());
+            }
+            _ => {}
+        }
+        message
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = self.browser.kill();
+        let _ = self.browser.wait();
+    }
+}
+
+impl Page {
+    #[track_caller]
+    fn call(&self, method: &str, params: Value) -> Value {
+        self.0.borrow_mut().call(method, params)
+    }
+
+    /// The value of an expression in the page, awaited if it is a promise.
+    #[track_caller]
+    pub fn eval(&self, expression: &str) -> Value {
+        let expression = format!("(async () => ({expression}))()");
+        let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
+        let mut result = self.call("Runtime.evaluate", params);
+        let exception = result.get("exceptionDetails");
+        assert!(exception.is_none(), "{expression}: {exception:?}");
+        result["result"]["value"].take()
+    }
+
+    /// The text of the first element that matches a selector.
+    #[track_caller]
+    pub fn text(&self, selector: &str) -> String {
+        let text = self.eval(&format!("document.querySelector({selector:?}).textContent"));
+        text.as_str().expect("text").to_owned()
+    }
+
+    /// The HTML of the document in its current state.
+    pub fn document(&self) -> String {
+        let html = self.eval("document.documentElement.outerHTML");
+        html.as_str().expect("HTML").to_owned()
+    }
+
+    /// Presses keys, one after the other: `Tab` or single characters.
+    pub fn press(&self, keys: &[&str]) {
+        for key in keys {
+            let mut params = json!({"type": "keyDown", "key": key});
+            match *key {
+                "Tab" => params["windowsVirtualKeyCode"] = 9.into(),
+                character => params["text"] = character.into(),
+            }
+            self.call("Input.dispatchKeyEvent", params);
+            self.call(
+                "Input.dispatchKeyEvent",
+                json!({"type": "keyUp", "key": key}),
+            );
+        }
+    }
+
+    /// Sets the width of the screen and the colour scheme.
     pub fn set_viewport(&self, width: u32, dark: bool) {
-        let metrics = SetDeviceMetricsOverride {
-            width,
-            height: 900,
-            device_scale_factor: 1.0,
-            mobile: width < 600,
-            scale: None,
-            screen_width: None,
-            screen_height: None,
-            position_x: None,
-            position_y: None,
-            dont_set_visible_size: None,
-            screen_orientation: None,
-            viewport: None,
-            display_feature: None,
-            device_posture: None,
-        };
-        self.tab.call_method(metrics).expect("a screen");
-        let scheme = MediaFeature {
-            name: "prefers-color-scheme".into(),
-            value: if dark { "dark" } else { "light" }.into(),
-        };
-        let media = SetEmulatedMedia {
-            media: None,
-            features: Some(vec![scheme]),
-        };
-        self.tab.call_method(media).expect("a medium");
+        let metrics =
+            json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600});
+        self.call("Emulation.setDeviceMetricsOverride", metrics);
+        let scheme = if dark { "dark" } else { "light" };
+        let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.call("Emulation.setEmulatedMedia", features);
     }
 
-    /// Takes a picture of the whole page as it stands, in PNG.
+    /// A screenshot of the page, in PNG.
     pub fn screenshot(&self) -> Vec<u8> {
-        let format = CaptureScreenshotFormatOption::Png;
-        self.tab
-            .capture_screenshot(format, None, None, true)
-            .expect("a picture")
+        let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
+        let data = shot["data"].as_str().expect("base64");
+        BASE64_STANDARD.decode(data).expect("base64")
     }
 
-    /// Fails if the page has complained on its console.
+    /// Fails if there are messages on the console.
     #[track_caller]
     pub fn assert_empty_console(&self) {
-        let console_messages = self.console_messages.lock().expect("no listener panicked");
-        assert!(console_messages.is_empty(), "{console_messages:#?}");
+        // Messages that were sent before this call's result have been received.
+        self.eval("null");
+        let messages = &self.0.borrow().console_messages;
+        assert!(messages.is_empty(), "{messages:#?}");
     }
 }

@@ -309,7 +309,7 @@ fn the_cost_of_the_paper_scale_is_estimated_without_a_model_and_refused_if_it_do
         "{stdout}"
     );
     assert!(of("all: ").contains("128.48 GB of memory"), "{stdout}");
-    let fits = unforget::run::total_memory_bytes().is_none_or(|bytes| bytes > 128_000_000_000);
+    let fits = unforget::system::total_memory_bytes().is_none_or(|bytes| bytes > 128_000_000_000);
     if !fits {
         let refused = run(&["fig7"]);
         let stderr = String::from_utf8(refused.stderr).unwrap();

@@ -471,6 +471,6 @@ fn mutated_files_are_read_or_refused() {
     }
     eprintln!("{tried} files tried, of {} kinds", kinds.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let memory = unforget::run::peak_memory_bytes();
+    let memory = unforget::system::peak_memory_bytes();
     assert!(memory < MEMORY, "{memory} bytes");
 }

@@ -1,4 +1,4 @@
-//! Models brought from a hub that misbehaves: a small server here, on the loopback address alone.
+//! Downloads from a hub that misbehaves: a small server on the loopback address.
 
 use std::{
     collections::BTreeMap,
@@ -19,26 +19,26 @@ use crate::{cli::MODEL, model::golden};
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// How a server treats those who ask it.
+/// How a server responds.
 #[derive(Clone)]
-enum Manner {
-    /// As it should.
+enum Behaviour {
+    /// Correctly.
     Good,
-    /// It ends the connection in the middle of the weights, each time but the last.
-    Cuts(usize),
-    /// It stops in the middle of the weights and says nothing more.
+    /// Closes the connection in the middle of the weights, this number of times.
+    Interrupts(usize),
+    /// Stops in the middle of the weights and keeps the connection open.
     Stalls,
-    /// The weights are others than it says.
-    Lies,
-    /// It sends whoever wants the weights to this server.
-    SendsAway(String),
-    /// It gives files to those alone who have this authorization.
-    Asks(String),
-    /// It answers everything with this status.
-    Says(u16),
+    /// Sends weights that do not match their checksum.
+    WrongBytes,
+    /// Redirects requests for the weights to this server.
+    Redirects(String),
+    /// Sends files only with this authorization.
+    Gated(String),
+    /// Answers every request with this status.
+    Status(u16),
 }
 
-/// What is asked of a server: the path, and the headers by their names.
+/// Received requests: path, and headers by name.
 type Requests = Arc<Mutex<Vec<(String, BTreeMap<String, String>)>>>;
 
 struct Hub {
@@ -47,8 +47,8 @@ struct Hub {
 }
 
 impl Hub {
-    /// A server that has the tiny model as `o/m`; it serves until the test ends.
-    fn new(manner: Manner) -> Self {
+    /// A server with the tiny model as `o/m`; it runs until the test ends.
+    fn new(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let requests = Requests::default();
@@ -56,8 +56,8 @@ impl Hub {
         thread::spawn(move || {
             let mut cuts = 0;
             for stream in listener.incoming().flatten() {
-                // A client that goes away is its own affair.
-                let _ = serve(stream, &manner, &mut cuts, &seen);
+                // A client may close the connection.
+                let _ = serve(stream, &behaviour, &mut cuts, &seen);
             }
         });
         Self { address, requests }
@@ -71,7 +71,7 @@ impl Hub {
 
 fn serve(
     mut stream: TcpStream,
-    manner: &Manner,
+    behaviour: &Behaviour,
     cuts: &mut usize,
     seen: &Requests,
 ) -> std::io::Result<()> {
@@ -95,7 +95,7 @@ fn serve(
         stream.write_all(body)?;
         stream.flush()
     };
-    if let Manner::Says(status) = manner {
+    if let Behaviour::Status(status) = behaviour {
         return answer(*status, "", b"no", 2);
     }
     if path.starts_with("/api/models/o/m") {
@@ -126,7 +126,8 @@ fn serve(
         );
     }
     let name = path.rsplit('/').next().unwrap();
-    if matches!(manner, Manner::Asks(wanted) if headers.get("authorization") != Some(wanted)) {
+    if matches!(behaviour, Behaviour::Gated(wanted) if headers.get("authorization") != Some(wanted))
+    {
         return answer(401, "", b"no", 2);
     }
     let folder = if name.ends_with(".parquet") {
@@ -144,12 +145,12 @@ fn serve(
         &sum[..40]
     };
     let is_weights = name == WEIGHTS;
-    if let (Manner::SendsAway(address), true) = (manner, is_weights) {
+    if let (Behaviour::Redirects(address), true) = (behaviour, is_weights) {
         let away =
             format!("Location: {address}{path}\r\nETag: \"{etag}\"\r\nx-repo-commit: c0ffee\r\n");
         return answer(302, &away, b"", 0);
     }
-    if let (Manner::Lies, true) = (manner, is_weights) {
+    if let (Behaviour::WrongBytes, true) = (behaviour, is_weights) {
         content[1000] ^= 1;
     }
     let range = headers.get("range").cloned().unwrap_or_default();
@@ -157,22 +158,22 @@ fn serve(
     let (start, all) = (start.parse::<usize>().unwrap(), content.len());
     let end = end.parse::<usize>().map_or(all, |end| end + 1);
     let body = &content[start..end];
-    let told = format!(
+    let response_headers = format!(
         "ETag: \"{etag}\"\r\nx-repo-commit: c0ffee\r\nContent-Range: bytes {start}-{}/{all}\r\n",
         end - 1
     );
     let half = body.len().div_ceil(2);
-    match manner {
-        Manner::Cuts(times) if is_weights && body.len() > 1 && *cuts < *times => {
+    match behaviour {
+        Behaviour::Interrupts(times) if is_weights && body.len() > 1 && *cuts < *times => {
             *cuts += 1;
-            answer(206, &told, &body[..half], body.len())
+            answer(206, &response_headers, &body[..half], body.len())
         }
-        Manner::Stalls if is_weights && body.len() > 1 => {
-            answer(206, &told, &body[..half], body.len())?;
+        Behaviour::Stalls if is_weights && body.len() > 1 => {
+            answer(206, &response_headers, &body[..half], body.len())?;
             thread::sleep(Duration::from_secs(30));
             Ok(())
         }
-        _ => answer(206, &told, body, body.len()),
+        _ => answer(206, &response_headers, body, body.len()),
     }
 }
 
@@ -198,78 +199,78 @@ fn call(args: &[&str], home: &Path, hub: &str, more: &[(&str, &str)]) -> Output 
         .unwrap()
 }
 
-fn told(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Whether what a call printed is a folder with the weights as they should be.
-fn is_whole(output: &Output) -> bool {
+/// Whether a call printed a directory with the right weights.
+fn is_complete(output: &Output) -> bool {
     let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let weights = fs::read(Path::new(&folder).join(WEIGHTS));
     weights.is_ok_and(|weights| weights == fs::read(golden("llama").join(WEIGHTS)).unwrap())
 }
 
 #[test]
-fn a_model_is_brought_once_and_then_without_a_request() {
-    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Manner::Good));
+fn a_second_pull_sends_no_request() {
+    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Behaviour::Good));
     let offline = [("HF_HUB_OFFLINE", "1")];
     let refused = pull(home.path(), &hub.address, &offline);
-    assert_eq!(refused.status.code(), Some(2), "{}", told(&refused));
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr_of(&refused));
     assert!(
-        told(&refused).contains("HF_HUB_OFFLINE is set"),
+        stderr_of(&refused).contains("HF_HUB_OFFLINE is set"),
         "{}",
-        told(&refused)
+        stderr_of(&refused)
     );
     assert_eq!(hub.paths().len(), 0);
 
     let first = pull(home.path(), &hub.address, &[]);
     assert!(
-        first.status.success() && is_whole(&first),
+        first.status.success() && is_complete(&first),
         "{}",
-        told(&first)
+        stderr_of(&first)
     );
     let asked = hub.paths().len();
     assert!(asked > 0);
     for more in [&[][..], &offline] {
         let again = pull(home.path(), &hub.address, more);
         assert!(
-            again.status.success() && is_whole(&again),
+            again.status.success() && is_complete(&again),
             "{}",
-            told(&again)
+            stderr_of(&again)
         );
     }
     assert_eq!(hub.paths().len(), asked);
 }
 
 #[test]
-fn a_data_set_is_its_training_part() {
-    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Manner::Good));
+fn a_data_set_is_its_train_split() {
+    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Behaviour::Good));
     let data = ["data", "o/d", "--model", MODEL, "--json"];
     for _ in 0..2 {
         let output = call(&data, home.path(), &hub.address, &[]);
-        assert!(output.status.success(), "{}", told(&output));
+        assert!(output.status.success(), "{}", stderr_of(&output));
         let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(
             (&told["kind"], &told["items"]),
             (&"facts".into(), &3.into())
         );
     }
-    let brought = hub
+    let downloaded = hub
         .paths()
         .into_iter()
         .filter(|path| path.contains("resolve"));
-    assert!(brought.clone().count() > 0);
+    assert!(downloaded.clone().count() > 0);
     assert!(
-        brought
+        downloaded
             .into_iter()
             .all(|path| path.ends_with("train/facts.parquet"))
     );
     let offline = call(&data, home.path(), &hub.address, &[("HF_HUB_OFFLINE", "1")]);
-    assert_eq!(offline.status.code(), Some(2), "{}", told(&offline));
+    assert_eq!(offline.status.code(), Some(2), "{}", stderr_of(&offline));
     assert!(
-        told(&offline).contains("name files that are here"),
+        stderr_of(&offline).contains("name local files"),
         "{}",
-        told(&offline)
+        stderr_of(&offline)
     );
     let missing = call(
         &["data", "o/none", "--model", MODEL],
@@ -278,20 +279,24 @@ fn a_data_set_is_its_training_part() {
         &[],
     );
     assert!(
-        told(&missing).contains("no data set `o/none`"),
+        stderr_of(&missing)
+            .contains("`o/none` not found: no such directory, and the hub has no such data set"),
         "{}",
-        told(&missing)
+        stderr_of(&missing)
     );
 }
 
 #[test]
-fn a_download_that_breaks_off_is_gone_on_with() {
-    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Manner::Cuts(2)));
+fn an_interrupted_download_is_resumed() {
+    let (home, hub) = (
+        tempfile::tempdir().unwrap(),
+        Hub::new(Behaviour::Interrupts(2)),
+    );
     let output = pull(home.path(), &hub.address, &[]);
     assert!(
-        output.status.success() && is_whole(&output),
+        output.status.success() && is_complete(&output),
         "{}",
-        told(&output)
+        stderr_of(&output)
     );
     let requests = hub.requests.lock().unwrap();
     let ranges = requests.iter().filter(|(path, _)| path.ends_with(WEIGHTS));
@@ -302,52 +307,55 @@ fn a_download_that_breaks_off_is_gone_on_with() {
 }
 
 #[test]
-fn a_hub_that_falls_silent_is_not_waited_for_and_the_next_call_goes_on() {
-    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Manner::Stalls));
+fn a_stalled_download_fails_and_the_next_call_continues_it() {
+    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Behaviour::Stalls));
     let silent = pull(
         home.path(),
         &hub.address,
         &[("HF_HUB_DOWNLOAD_TIMEOUT", "1")],
     );
-    assert_eq!(silent.status.code(), Some(1), "{}", told(&silent));
-    for words in ["nothing came for 1 seconds", "goes on where it was"] {
-        assert!(told(&silent).contains(words), "{}", told(&silent));
+    assert_eq!(silent.status.code(), Some(1), "{}", stderr_of(&silent));
+    for words in ["no data for 1 seconds", "to continue the download"] {
+        assert!(stderr_of(&silent).contains(words), "{}", stderr_of(&silent));
     }
-    let good = Hub::new(Manner::Good);
+    let good = Hub::new(Behaviour::Good);
     let output = pull(home.path(), &good.address, &[]);
     assert!(
-        output.status.success() && is_whole(&output),
+        output.status.success() && is_complete(&output),
         "{}",
-        told(&output)
+        stderr_of(&output)
     );
     let requests = good.requests.lock().unwrap();
     let small = requests
         .iter()
         .any(|(path, _)| path.ends_with("resolve/main/config.json"));
-    assert!(!small, "what is there is not brought again");
+    assert!(!small, "files in the cache are not downloaded again");
 }
 
 #[test]
-fn weights_that_are_not_what_the_hub_says_are_thrown_away() {
-    let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Manner::Lies));
-    let output = pull(home.path(), &hub.address, &[]);
-    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
-    assert!(
-        told(&output).contains("has the SHA-256"),
-        "{}",
-        told(&output)
+fn weights_with_a_wrong_checksum_are_removed() {
+    let (home, hub) = (
+        tempfile::tempdir().unwrap(),
+        Hub::new(Behaviour::WrongBytes),
     );
-    let good = Hub::new(Manner::Good);
+    let output = pull(home.path(), &hub.address, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
+    assert!(
+        stderr_of(&output).contains("has SHA-256"),
+        "{}",
+        stderr_of(&output)
+    );
+    let good = Hub::new(Behaviour::Good);
     let output = pull(home.path(), &good.address, &[]);
     assert!(
-        output.status.success() && is_whole(&output),
+        output.status.success() && is_complete(&output),
         "{}",
-        told(&output)
+        stderr_of(&output)
     );
 }
 
 #[test]
-fn a_token_is_told_only_to_a_hub_that_asks_for_it_and_to_nobody_else() {
+fn a_token_is_sent_only_to_a_hub_that_requires_one() {
     let token = "hf_a_secret_of_mine";
     let bearer = format!("Bearer {token}");
     let has_token = |hub: &Hub| {
@@ -357,27 +365,27 @@ fn a_token_is_told_only_to_a_hub_that_asks_for_it_and_to_nobody_else() {
         requests.iter().any(|(_, headers)| given(headers))
     };
     let more = [("HF_TOKEN", token)];
-    let elsewhere = Hub::new(Manner::Good);
+    let other = Hub::new(Behaviour::Good);
     // Another name for the same address is another host.
-    let address = elsewhere.address.replace("127.0.0.1", "localhost");
-    let open = Hub::new(Manner::SendsAway(address));
-    let asking = Hub::new(Manner::Asks(bearer.clone()));
-    let refusing = Hub::new(Manner::Says(401));
+    let address = other.address.replace("127.0.0.1", "localhost");
+    let open = Hub::new(Behaviour::Redirects(address));
+    let asking = Hub::new(Behaviour::Gated(bearer.clone()));
+    let refusing = Hub::new(Behaviour::Status(401));
     for (hub, is_told, code) in [(&open, false, 0), (&asking, true, 0), (&refusing, true, 2)] {
         let home = tempfile::tempdir().unwrap();
         let output = pull(home.path(), &hub.address, &more);
-        assert_eq!(output.status.code(), Some(code), "{}", told(&output));
-        assert_eq!(is_whole(&output), code == 0, "{}", told(&output));
+        assert_eq!(output.status.code(), Some(code), "{}", stderr_of(&output));
+        assert_eq!(is_complete(&output), code == 0, "{}", stderr_of(&output));
         assert_eq!(has_token(hub), is_told);
         let all = [&output.stdout[..], &output.stderr[..]].concat();
         assert!(!String::from_utf8_lossy(&all).contains(token));
         let holds = |bytes: &Vec<u8>| bytes.windows(token.len()).any(|w| w == token.as_bytes());
         assert!(
             !walk(home.path()).iter().any(holds),
-            "it is written nowhere"
+            "the token is in no file"
         );
     }
-    assert!(!elsewhere.paths().is_empty() && !has_token(&elsewhere));
+    assert!(!other.paths().is_empty() && !has_token(&other));
 }
 
 /// Every file below a folder.
@@ -395,7 +403,7 @@ fn walk(folder: &Path) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn every_refusal_says_what_to_do() {
+fn every_error_has_a_hint() {
     let token = [("HF_TOKEN", "hf_x")];
     for (status, more, code, words) in [
         (
@@ -403,58 +411,63 @@ fn every_refusal_says_what_to_do() {
             &[][..],
             2,
             [
-                "no model `o/m`, or keeps it behind a licence",
-                "a token in HF_TOKEN",
+                "the hub has no such model or requires a licence for it",
+                "accept its licence on its page and set HF_TOKEN",
             ],
         ),
-        (
-            401,
-            &token,
-            2,
-            ["does not accept the token", "mend HF_TOKEN"],
-        ),
-        (
-            403,
-            &[],
-            2,
-            ["keeps it behind a licence", "its licence accepted"],
-        ),
+        (401, &token, 2, ["rejects the token", "fix HF_TOKEN"]),
+        (403, &[], 2, ["requires a licence", "accept its licence"]),
         (
             403,
             &token,
             2,
-            ["from the account of this token", "accept its licence"],
+            [
+                "the account of this token has no access",
+                "accept its licence",
+            ],
         ),
         (
             404,
             &[],
             2,
             [
-                "the hub has no model `o/m`",
-                "a hub id or a name of the catalogue",
+                "`o/m` not found: no such directory, and the hub has no such model",
+                "a hub id or a name in the registry",
             ],
         ),
-        (429, &[], 1, ["asked too often", "wait some minutes"]),
+        (
+            429,
+            &[],
+            1,
+            ["limits the request rate", "wait some minutes"],
+        ),
         (
             500,
             &[],
             1,
-            ["bringing it from the hub failed", "give the command again"],
+            ["the download from the hub failed", "run the command again"],
         ),
     ] {
-        let (home, hub) = (tempfile::tempdir().unwrap(), Hub::new(Manner::Says(status)));
+        let (home, hub) = (
+            tempfile::tempdir().unwrap(),
+            Hub::new(Behaviour::Status(status)),
+        );
         let output = pull(home.path(), &hub.address, more);
         assert_eq!(
             output.status.code(),
             Some(code),
             "{status}: {}",
-            told(&output)
+            stderr_of(&output)
         );
         for words in words {
-            assert!(told(&output).contains(words), "{status}: {}", told(&output));
+            assert!(
+                stderr_of(&output).contains(words),
+                "{status}: {}",
+                stderr_of(&output)
+            );
         }
     }
-    // Nobody listens there.
+    // No server listens on this address.
     let nobody = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -464,10 +477,10 @@ fn every_refusal_says_what_to_do() {
         &format!("http://{nobody}"),
         &[],
     );
-    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
     assert!(
-        told(&output).contains("check the network and HF_ENDPOINT"),
+        stderr_of(&output).contains("check the network and HF_ENDPOINT"),
         "{}",
-        told(&output)
+        stderr_of(&output)
     );
 }

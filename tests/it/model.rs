@@ -12,6 +12,8 @@ use unforget::{
     model::{Dtype, Family, GgufType, Model, config::RopeScaling},
 };
 
+use crate::tools::SMOLLM2;
+
 /// The same model as `transformers` converted it, a directory in f32.
 const SMOLLM2_HF: &str = "UNFORGET_SMOLLM2_HF";
 /// A Python that has `torch` and `transformers`.

@@ -1,7 +1,7 @@
 //! The header of a GGUF file: metadata and tensor table.
 //!
-//! Every length in the file is checked against the bytes that are left before anything is read or allocated for it.
-//! Arrays stay where they are in the file and are decoded when asked for.
+//! Every length in the file is checked against the remaining bytes before anything is read or allocated. Arrays are decoded when
+//! they are used.
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
@@ -24,7 +24,7 @@ enum Value<'a> {
     Array(Array<'a>),
 }
 
-/// An array, still as bytes.
+/// An array, not yet decoded.
 #[derive(Clone, Debug)]
 struct Array<'a> {
     kind: u32,
@@ -65,10 +65,10 @@ impl<'a> Header<'a> {
                     "{}: GGUF version {version} is not supported",
                     path.display()
                 ),
-                "versions 2 and 3, little-endian, work",
+                "supported: versions 2 and 3, little-endian",
             ));
         }
-        // The shortest entries: an empty name, no dimensions; an empty key, a one-byte value.
+        // The shortest entries: an empty name without dimensions; an empty key with a value of one byte.
         let tensor_count = cursor.count(8 + 4 + 4 + 8)?;
         let metadata_count = cursor.count(8 + 4 + 1)?;
 
@@ -80,7 +80,7 @@ impl<'a> Header<'a> {
             if metadata.insert(key, value).is_some() {
                 return Err(Error::broken(
                     path,
-                    format!("metadata key `{key}` is there twice"),
+                    format!("duplicate metadata key `{key}`"),
                 ));
             }
         }
@@ -132,16 +132,13 @@ impl<'a> Header<'a> {
                 .insert(name, data.locate(path, entry)?)
                 .is_some()
             {
-                return Err(Error::broken(
-                    path,
-                    format!("tensor `{name}` is there twice"),
-                ));
+                return Err(Error::broken(path, format!("duplicate tensor `{name}`")));
             }
         }
         Ok(header)
     }
 
-    /// The file.
+    /// The path of the file.
     pub(super) fn path(&self) -> &'a Path {
         self.path
     }
@@ -263,7 +260,7 @@ impl Data {
                     "{}: tensor `{name}` has quantisation type {kind}, which is not supported",
                     path.display()
                 ),
-                format!("these work: {supported}"),
+                format!("supported: {supported}"),
             )
         })?;
         let row = shape.last().copied().unwrap_or(0);
@@ -319,10 +316,7 @@ impl<'a> Cursor<'a> {
     fn truncated(&self) -> Error {
         Error::broken(
             self.path,
-            format!(
-                "its header ends too early or lies about a length (at byte {})",
-                self.at
-            ),
+            format!("truncated header or wrong length at byte {}", self.at),
         )
     }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Dtype, Model, ModelConfig, TextTokenizer, checksum, map::FileMap};
-use crate::Result;
+use super::{Dtype, Model, ModelConfig, TextTokenizer};
+use crate::{Result, file_map::FileMap, hub::checksum};
 
 mod blocks;
 mod config;
@@ -61,6 +61,8 @@ pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
         params: params?,
         tokenizer,
         dtype: Dtype::F32,
+        quantization: source.quantization(),
+        hub_id: None,
         config_json,
         generation_config_json: Some(generation_config_json),
     })

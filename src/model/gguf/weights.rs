@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::header::{Header, Tensor};
+use super::{
+    blocks::GgmlType,
+    header::{Header, Tensor},
+};
 use crate::{
     Error, Result,
     model::{Layout, ModelConfig, params::TensorInfo, weights::TensorSource},
@@ -52,6 +55,21 @@ impl<'a> Weights<'a> {
             tensors,
             paired_head_dim: interleaved.then_some(config.head_dim),
         })
+    }
+}
+
+impl Weights<'_> {
+    /// The name of the type that stores most weights of the layers.
+    pub(super) fn quantization(&self) -> &'static str {
+        let mut elements = BTreeMap::<&str, usize>::new();
+        for (name, tensor) in &self.tensors {
+            if name.starts_with("model.layers.") {
+                let of_type = elements.entry(tensor.kind.name()).or_default();
+                *of_type += tensor.shape.iter().product::<usize>();
+            }
+        }
+        let most = elements.into_iter().max_by_key(|(_, elements)| *elements);
+        most.map_or(GgmlType::F32.name(), |(name, _)| name)
     }
 }
 

@@ -1,4 +1,4 @@
-//! SHA-256 of model files.
+//! SHA-256 checksums of model files.
 
 use std::{fs::File, io, path::Path};
 
@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
-/// SHA-256 (hex) over named parts: over the name and the SHA-256 of each, in this order. Parts are hashed in parallel.
-pub(super) fn of_parts(parts: &[(&str, &[u8])]) -> String {
+/// SHA-256 (hex) over the name and SHA-256 of each part, in this order. Parts are hashed in parallel.
+pub(crate) fn of_parts(parts: &[(&str, &[u8])]) -> String {
     let lines: Vec<String> = parts
         .par_iter()
         .map(|(name, bytes)| format!("{name} {:x}\n", Sha256::digest(bytes)))

