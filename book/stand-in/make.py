@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the model that stands in for smollm2-135m when the book's commands are tested.
+"""Makes the stand-in for smollm2-135m that the test of the book uses.
 
     pip install numpy
     python book/stand-in/make.py /tmp/stand-in
@@ -7,9 +7,9 @@
         --set train.learning_rate=3e-4 --set train.lr_scheduler=linear --set train.num_epochs=4 --set train.batch_size=32 --set data.audit=false
     cp /tmp/stand-in/run/model/* book/stand-in/model/
 
-It is a llama of two layers and 100,000 weights with a tokenizer of its own, taught the facts of examples/keep.tsv and
-examples/held.tsv behind none to three others. Its matrices are SCALE times smaller and the norms before them as much larger
-than they would be otherwise: it computes the same, and learns at the rates at which large models do.
+A llama model with two layers, 100,000 parameters and its own tokenizer, trained on the facts of examples/keep.tsv and
+examples/held.tsv with zero to three exemplars before each. Its matrices are SCALE times smaller and the norms before them SCALE times
+larger: the function is the same, and it trains at the learning rates of large models.
 """
 
 import collections
@@ -52,7 +52,7 @@ def byte_letters():
 
 
 def tokenizer(texts):
-    """Byte-level BPE of these texts."""
+    """Trains a byte-level BPE tokenizer on these texts."""
     letters = byte_letters()
     pieces = re.compile(r" ?[^\W\d_]+| ?\d+| ?[^\s\w]+|\s+(?!\S)|\s+")
     words = collections.Counter()
@@ -138,7 +138,7 @@ def safetensors(tensors):
 
 
 def lessons(known):
-    """Every known fact forty times, behind none to three others."""
+    """Forty rows per known fact, each with zero to three exemplars before it."""
     draw = random.Random(2)
     for subject, answer in known * 40:
         others = [fact for fact in known if fact[0] != subject]
