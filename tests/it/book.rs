@@ -14,7 +14,7 @@ use regex::Regex;
 use snapbox::{IntoData, filter::NormalizeToExpected};
 use unforget::{config::Config, experiment::Experiment};
 
-use crate::tools::require;
+use crate::tools::{SMOLLM2, require, require_variable};
 
 /// The commands that are shown but not run, by chapter, and why. There may be no others.
 const NOT_RUN: [(&str, &str, &str); 8] = [
@@ -382,12 +382,11 @@ fn every_command_prints_what_the_page_shows() {
 
 #[test]
 fn the_first_run_prints_what_the_page_shows_with_the_real_model() {
-    let Ok(spec) = std::env::var("UNFORGET_SMOLLM2") else {
-        eprintln!("UNFORGET_SMOLLM2 is not set: skipped");
+    let Some(spec) = require_variable(SMOLLM2) else {
         return;
     };
     let dir = folder();
-    let path = unforget::model::pull(&spec).expect("the model");
+    let path = unforget::model::pull(&spec.to_string_lossy()).expect("the model");
     let path = fs::canonicalize(path).expect("an absolute path");
     std::os::unix::fs::symlink(path, dir.path().join("smollm2-135m")).expect("a link");
     let chapter = Chapter::read(REAL_MODEL_CHAPTER.into());
