@@ -127,6 +127,13 @@ struct Sequence {
     out: Generated,
 }
 
+/// Continuations that are decoded together.
+struct DecodingBatch {
+    sequences: Vec<Sequence>,
+    /// The hidden state of the last token of each sequence: (sequences, D).
+    hidden: Vec<f32>,
+}
+
 impl<'a> Generator<'a> {
     /// Decoding with `model`.
     pub fn new(engine: &'a mut Engine, model: &'a Model) -> Self {
@@ -180,8 +187,13 @@ impl<'a> Generator<'a> {
             return Ok(results);
         }
 
+        let request = &Request {
+            prefix: &prefix,
+            prompts: &prompts,
+            ..*request
+        };
         let mut cache = KvCache::new(self.config);
-        let shared = (!prefix.is_empty()).then(|| {
+        let prefix = (!prefix.is_empty()).then(|| {
             let segment = cache.open(None, prefix.len());
             self.prefill(&mut cache, &[(segment, &prefix)]);
             segment
@@ -195,9 +207,9 @@ impl<'a> Generator<'a> {
         for batch in batch_by_cost(&costs, self.cache_tokens(), MAX_SEQUENCES) {
             interrupt::check()?;
             cache.release(mark);
-            let lanes = self.open_sequences(&mut cache, shared, &prefix, &prompts, request, &batch);
-            for lane in self.decode(&mut cache, lanes, request, &should_stop) {
-                results[lane.row][lane.sample] = lane.out;
+            let sequences = self.open_sequences(&mut cache, prefix, request, &batch);
+            for sequence in self.decode(&mut cache, sequences, request, &should_stop) {
+                results[sequence.row][sequence.sample] = sequence.out;
             }
             let last = request.samples - 1;
             on_finished(
@@ -210,37 +222,37 @@ impl<'a> Generator<'a> {
         Ok(results)
     }
 
-    /// Reads the prompts of a batch of (row, sample) pairs; the samples of a row share its prompt.
+    /// Prefills the prompts of a batch of continuations, each given as row * samples + sample. The samples of a row share its prompt.
     fn open_sequences(
         &mut self,
         cache: &mut KvCache,
-        shared: Option<SegmentId>,
-        prefix: &[u32],
-        prompts: &[Vec<u32>],
+        prefix: Option<SegmentId>,
         request: &Request<'_>,
         batch: &[usize],
-    ) -> (Vec<Sequence>, Vec<f32>) {
+    ) -> DecodingBatch {
+        let prompts = request.prompts;
         let mut rows: Vec<usize> = batch.iter().map(|i| i / request.samples).collect();
         rows.sort_unstable();
         rows.dedup();
         let segments: Vec<(SegmentId, &[u32])> = rows
             .iter()
-            .map(|r| (cache.open(shared, prompts[*r].len()), &prompts[*r][..]))
+            .map(|r| (cache.open(prefix, prompts[*r].len()), &prompts[*r][..]))
             .collect();
         let row_hidden = self.prefill(cache, &segments);
 
         let d = self.config.hidden_size;
         let mut hidden = Vec::with_capacity(batch.len() * d);
-        let mut lanes = Vec::with_capacity(batch.len());
+        let mut sequences = Vec::with_capacity(batch.len());
         for pair in batch {
             let (row, sample) = (pair / request.samples, pair % request.samples);
             let i = rows.partition_point(|r| *r < row);
-            let left = self.config.max_position_embeddings - prefix.len() - prompts[row].len();
+            let used = request.prefix.len() + prompts[row].len();
+            let left = self.config.max_position_embeddings - used;
             let max_tokens = request.max_new_tokens.min(left);
             let mut rng = ChaCha8Rng::seed_from_u64(request.sampling.seed);
             rng.set_stream(((row as u64) << 24) + sample as u64);
             hidden.extend_from_slice(&row_hidden[i * d..][..d]);
-            lanes.push(Sequence {
+            sequences.push(Sequence {
                 row,
                 sample,
                 segment: cache.open(Some(segments[i].0), max_tokens),
@@ -249,62 +261,74 @@ impl<'a> Generator<'a> {
                 out: Generated::default(),
             });
         }
-        (lanes, hidden)
+        DecodingBatch { sequences, hidden }
     }
 
     /// Decodes token by token until all sequences have ended. Returns them in the order in which they ended.
     fn decode(
         &mut self,
         cache: &mut KvCache,
-        (mut sequences, mut hidden): (Vec<Sequence>, Vec<f32>),
+        batch: DecodingBatch,
         request: &Request<'_>,
-        done: &impl Fn(usize, &str) -> bool,
+        should_stop: &impl Fn(usize, &str) -> bool,
     ) -> Vec<Sequence> {
+        let DecodingBatch {
+            mut sequences,
+            mut hidden,
+        } = batch;
         let mut ended = Vec::with_capacity(sequences.len());
         loop {
-            let quantiles: Vec<f64> = sequences.iter_mut().map(|l| l.rng.random()).collect();
+            let quantiles: Vec<f64> = sequences.iter_mut().map(|s| s.rng.random()).collect();
             let tokens = self.engine.logits(self.params, &hidden, |i, logits| {
                 next_token(logits, request, quantiles[i])
             });
-            let mut growing = Vec::with_capacity(sequences.len());
-            for (mut lane, token) in sequences.into_iter().zip(tokens) {
+            let mut unfinished = Vec::with_capacity(sequences.len());
+            for (mut sequence, token) in sequences.into_iter().zip(tokens) {
                 let newest = token.id;
-                lane.out.tokens.push(newest);
+                sequence.out.tokens.push(newest);
                 if request.logprobs.is_some() {
-                    lane.out.logprobs.push(token);
+                    sequence.out.logprobs.push(token);
                 }
-                if self.ends(&mut lane, newest, done) {
-                    ended.push(lane);
+                if self.ends(&mut sequence, newest, should_stop) {
+                    ended.push(sequence);
                 } else {
-                    growing.push(lane);
+                    unfinished.push(sequence);
                 }
             }
-            sequences = growing;
+            sequences = unfinished;
             if sequences.is_empty() {
                 return ended;
             }
             let new: Vec<(SegmentId, &[u32])> = sequences
                 .iter()
-                .map(|l| (l.segment, &l.out.tokens[l.out.tokens.len() - 1..]))
+                .map(|s| (s.segment, &s.out.tokens[s.out.tokens.len() - 1..]))
                 .collect();
             hidden = self.engine.extend(self.params, cache, &new, Outputs::Last);
         }
     }
 
     /// Updates the text of a sequence, and returns whether it ends with its newest token.
-    fn ends(&self, lane: &mut Sequence, newest: u32, done: &impl Fn(usize, &str) -> bool) -> bool {
+    fn ends(
+        &self,
+        sequence: &mut Sequence,
+        newest: u32,
+        should_stop: &impl Fn(usize, &str) -> bool,
+    ) -> bool {
         if self.tokenizer.eos_token_ids.contains(&newest) {
             return true;
         }
-        lane.out.text = self.tokenizer.decode(&lane.out.tokens);
-        let whole = lane.out.text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        done(lane.row, whole) || lane.out.tokens.len() == lane.max_tokens
+        sequence.out.text = self.tokenizer.decode(&sequence.out.tokens);
+        let complete = sequence
+            .out
+            .text
+            .trim_end_matches(char::REPLACEMENT_CHARACTER);
+        should_stop(sequence.row, complete) || sequence.out.tokens.len() == sequence.max_tokens
     }
 
     /// Log-probability (nats, temperature 1) of every completion token given its prompt, in one teacher-forced pass.
     ///
     /// # Errors
-    /// As [`Self::add_generation_prompt`].
+    /// As [`Self::generate`].
     pub fn score(
         &mut self,
         rows: &[(Vec<u32>, Vec<u32>)],
@@ -318,14 +342,18 @@ impl<'a> Generator<'a> {
             self.check_row(row, prompt.len() + completion.len(), &[prompt, completion])?;
         }
         let mut results: Vec<Vec<f32>> = rows.iter().map(|_| Vec::new()).collect();
-        for part in batch_by_cost(&lengths, MAX_BATCH_TOKENS, usize::MAX) {
+        for rows_of_batch in batch_by_cost(&lengths, MAX_BATCH_TOKENS, usize::MAX) {
             let mut batch = Batch::new();
             let (mut positions, mut targets) = (Vec::new(), Vec::new());
-            for row in part.iter().copied().filter(|r| !rows[*r].1.is_empty()) {
+            for row in rows_of_batch
+                .iter()
+                .copied()
+                .filter(|r| !rows[*r].1.is_empty())
+            {
                 let (prompt, completion) = (&prompts[row], &rows[row].1);
                 // The prediction after the last token is not needed.
-                let read = &completion[..completion.len() - 1];
-                let at = batch.push(prompt.iter().chain(read).copied());
+                let input = &completion[..completion.len() - 1];
+                let at = batch.push(prompt.iter().chain(input).copied());
                 positions.extend(at.start + prompt.len() - 1..at.end);
                 targets.extend(completion.iter().map(|token| (row, *token)));
             }
@@ -336,7 +364,7 @@ impl<'a> Generator<'a> {
             for ((row, _), logprob) in targets.iter().zip(logprobs) {
                 results[*row].push(logprob);
             }
-            on_finished(part.len());
+            on_finished(rows_of_batch.len());
         }
         Ok(results)
     }
@@ -347,10 +375,10 @@ impl<'a> Generator<'a> {
         let mut tails = Vec::with_capacity(rows.len());
         for (segment, tokens) in rows {
             let tail = (tokens.len() - 1) / MAX_BATCH_TOKENS * MAX_BATCH_TOKENS;
-            for piece in tokens[..tail].chunks(MAX_BATCH_TOKENS) {
+            for chunk in tokens[..tail].chunks(MAX_BATCH_TOKENS) {
                 let _ = self
                     .engine
-                    .extend(self.params, cache, &[(*segment, piece)], Outputs::Last);
+                    .extend(self.params, cache, &[(*segment, chunk)], Outputs::Last);
             }
             tails.push((*segment, &tokens[tail..]));
         }
@@ -377,23 +405,26 @@ impl<'a> Generator<'a> {
             .iter()
             .map(|p| (!prefixes[*p].is_empty()).then(|| cache.open(None, prefixes[*p].len())))
             .collect();
-        let read: Vec<(SegmentId, &[u32])> = opened
+        let prefix_rows: Vec<(SegmentId, &[u32])> = opened
             .iter()
             .zip(&used)
             .filter_map(|(segment, p)| Some(((*segment)?, &prefixes[*p][..])))
             .collect();
-        self.prefill(cache, &read);
+        self.prefill(cache, &prefix_rows);
 
         let mut at = 0;
-        let behind: Vec<(SegmentId, &[u32])> = rows
+        let opened_rows: Vec<(SegmentId, &[u32])> = rows
             .iter()
             .map(|(prefix, tokens)| {
                 at += usize::from(*prefix != used[at]);
                 (cache.open(opened[at], tokens.len()), *tokens)
             })
             .collect();
-        let hidden = self.prefill(cache, &behind);
-        (behind.iter().map(|(segment, _)| *segment).collect(), hidden)
+        let hidden = self.prefill(cache, &opened_rows);
+        (
+            opened_rows.iter().map(|(segment, _)| *segment).collect(),
+            hidden,
+        )
     }
 
     /// Capacity of the KV cache, in tokens.
@@ -417,7 +448,7 @@ impl<'a> Generator<'a> {
             let prompts = prompts.iter().map(|p| [&[*last], &p[..]].concat());
             return Ok((rest.to_vec(), prompts.collect()));
         }
-        let begin = self.bos_token().ok_or_else(|| {
+        let bos = self.bos_token().ok_or_else(|| {
             Error::input_hint(
                 format!(
                     "prompt {} is empty, and this model's tokenizer has no beginning-of-text token",
@@ -427,7 +458,7 @@ impl<'a> Generator<'a> {
             )
         })?;
         let prompts = prompts.iter().map(|p| match &p[..] {
-            [] => vec![begin],
+            [] => vec![bos],
             tokens => tokens.to_vec(),
         });
         Ok((Vec::new(), prompts.collect()))
@@ -505,17 +536,17 @@ pub fn cache_slots(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize)
         .collect()
 }
 
-/// Splits a list into consecutive ranges with a total cost of at most `budget` and at most `max_len` members, but at least one member.
+/// Splits a list into consecutive ranges with a total cost of at max_len `budget` and at max_len `max_len` members, but at least one member.
 pub fn split_by_budget(
     costs: &[usize],
     budget: usize,
-    most: usize,
+    max_len: usize,
 ) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     std::iter::from_fn(move || {
         let mut sum = *costs.get(start)?;
         let mut end = start + 1;
-        while end < costs.len() && end - start < most && sum + costs[end] <= budget {
+        while end < costs.len() && end - start < max_len && sum + costs[end] <= budget {
             sum += costs[end];
             end += 1;
         }
@@ -524,11 +555,11 @@ pub fn split_by_budget(
 }
 
 /// Batches of row indices with similar costs, the most expensive first, within the limits of [`split_by_budget`].
-pub fn batch_by_cost(costs: &[usize], budget: usize, most: usize) -> Vec<Vec<usize>> {
+pub fn batch_by_cost(costs: &[usize], budget: usize, max_len: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..costs.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(costs[*i]));
     let sorted: Vec<usize> = order.iter().map(|i| costs[*i]).collect();
-    split_by_budget(&sorted, budget, most)
+    split_by_budget(&sorted, budget, max_len)
         .map(|run| order[run].to_vec())
         .collect()
 }
@@ -538,8 +569,8 @@ pub fn common_prefix<'a>(mut rows: impl Iterator<Item = &'a [u32]>) -> &'a [u32]
     let Some(first) = rows.next() else {
         return &[];
     };
-    let most = &first[..first.len().saturating_sub(1)];
-    rows.fold(most, |shared, row| {
+    let longest = &first[..first.len().saturating_sub(1)];
+    rows.fold(longest, |shared, row| {
         let same = shared.iter().zip(row).take_while(|(a, b)| a == b).count();
         &shared[..same.min(row.len().saturating_sub(1))]
     })

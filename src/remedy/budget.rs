@@ -53,8 +53,8 @@ impl BudgetController {
     }
 
     /// Sets the accuracy on the control facts before training. It counts as a peak, but the untuned model is never restored.
-    pub const fn set_baseline(&mut self, watched: f64) {
-        self.peak = watched;
+    pub const fn set_baseline(&mut self, control: f64) {
+        self.peak = control;
     }
 
     /// Takes the evaluation after `epoch`: the accuracies on the control facts and on the new facts (1 if there are none). Returns
@@ -62,9 +62,9 @@ impl BudgetController {
     ///
     /// Forgetting is 100 x (best accuracy on the control facts - accuracy now). Over the budget the strength doubles; below half of it
     /// the strength falls by a fifth, since too much strength slows down learning.
-    pub fn update(&mut self, epoch: usize, watched: f64, learned: f64) -> bool {
-        self.peak = self.peak.max(watched);
-        let forgotten = 100.0 * (self.peak - watched);
+    pub fn update(&mut self, epoch: usize, control: f64, learned: f64) -> bool {
+        self.peak = self.peak.max(control);
+        let forgotten = 100.0 * (self.peak - control);
         let within = is_within(forgotten, self.budget);
         let factor = if within {
             self.evaluations_over = 0;
@@ -97,15 +97,15 @@ mod tests {
 
     #[test]
     fn the_model_that_learned_most_within_the_budget_is_kept() {
-        let mut steering = BudgetController::new(2.0);
+        let mut controller = BudgetController::new(2.0);
         // The peak is 0.9; 1 pp and 2 pp below it are within the budget, 5 pp is not.
-        assert!(steering.update(1, 0.90, 0.1));
-        assert!(steering.update(2, 0.89, 0.5));
-        assert!(!steering.update(3, 0.85, 0.9));
-        assert!(steering.update(4, 0.88, 0.8));
-        assert!(!steering.update(5, 0.90, 0.7));
+        assert!(controller.update(1, 0.90, 0.1));
+        assert!(controller.update(2, 0.89, 0.5));
+        assert!(!controller.update(3, 0.85, 0.9));
+        assert!(controller.update(4, 0.88, 0.8));
+        assert!(!controller.update(5, 0.90, 0.7));
         assert_eq!(
-            steering.best,
+            controller.best,
             Some(Best {
                 epoch: 4,
                 learned: 0.8
@@ -114,41 +114,41 @@ mod tests {
     }
 
     #[test]
-    fn strength_follows_what_is_forgotten_within_its_bounds() {
-        let mut steering = BudgetController::new(1.0);
-        steering.update(1, 0.9, 0.0);
-        assert_eq!(steering.strength, 0.8);
+    fn strength_follows_forgetting_within_its_bounds() {
+        let mut controller = BudgetController::new(1.0);
+        controller.update(1, 0.9, 0.0);
+        assert_eq!(controller.strength, 0.8);
         for epoch in 2..9 {
-            steering.update(epoch, 0.9, 0.0);
+            controller.update(epoch, 0.9, 0.0);
         }
-        assert_eq!(steering.strength, 0.5);
+        assert_eq!(controller.strength, 0.5);
         for epoch in 9..20 {
-            steering.update(epoch, 0.8, 0.0);
+            controller.update(epoch, 0.8, 0.0);
         }
-        assert_eq!(steering.strength, 16.0);
+        assert_eq!(controller.strength, 16.0);
     }
 
     #[test]
-    fn three_evaluations_over_the_budget_end_the_run_where_there_is_a_way_back() {
-        let mut steering = BudgetController::new(1.0);
-        steering.update(1, 0.9, 0.3);
+    fn three_evaluations_over_the_budget_end_the_run_if_a_model_can_be_restored() {
+        let mut controller = BudgetController::new(1.0);
+        controller.update(1, 0.9, 0.3);
         for epoch in 2..4 {
-            steering.update(epoch, 0.5, 0.9);
-            assert!(!steering.should_stop());
+            controller.update(epoch, 0.5, 0.9);
+            assert!(!controller.should_stop());
         }
-        steering.update(4, 0.5, 0.9);
-        assert!(steering.should_stop());
+        controller.update(4, 0.5, 0.9);
+        assert!(controller.should_stop());
         assert!(BudgetController::new(0.0).best.is_none());
     }
 
     #[test]
     fn the_untuned_model_sets_the_peak_but_is_never_restored() {
-        let mut steering = BudgetController::new(1.0);
-        steering.set_baseline(0.9);
+        let mut controller = BudgetController::new(1.0);
+        controller.set_baseline(0.9);
         for epoch in 1..6 {
-            assert!(!steering.update(epoch, 0.5, 0.9));
+            assert!(!controller.update(epoch, 0.5, 0.9));
         }
-        assert!(!steering.should_stop(), "there is no model to restore");
-        assert!(steering.update(6, 0.895, 0.9));
+        assert!(!controller.should_stop(), "there is no model to restore");
+        assert!(controller.update(6, 0.895, 0.9));
     }
 }

@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_whole_names_or_their_ends_after_a_dot() {
+    fn targets_match_full_names_or_their_ends_after_a_dot() {
         let q = ["0.self_attn.q_proj.weight", "1.self_attn.q_proj.weight"];
         assert_eq!(chosen(&["q_proj"]), q);
         assert_eq!(chosen(&["self_attn.q_proj", "q_proj"]), q);

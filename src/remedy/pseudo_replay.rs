@@ -67,7 +67,7 @@ fn question_has_subject(fact: &Fact) -> bool {
 /// are fewer if the pools of short names are exhausted.
 ///
 /// # Errors
-/// When the tokenizer refuses a text.
+/// [`Error::Input`] if the tokenizer rejects a text.
 pub fn prompts<'a>(
     facts: impl IntoIterator<Item = &'a Fact>,
     count: usize,
@@ -110,15 +110,15 @@ pub fn rows(generator: &mut Generator<'_>, prompts: Vec<Vec<u32>>) -> Result<Vec
     })
 }
 
-/// `prompts` with the model's greedy answers, which end after `max_tokens` or when `done` returns true.
+/// `prompts` with the model's greedy answers, which end after `max_tokens` or when `should_stop` returns true.
 fn with_greedy_answers(
     generator: &mut Generator<'_>,
     prompts: Vec<Vec<u32>>,
     max_tokens: usize,
-    done: impl Fn(&str) -> bool + Sync,
+    should_stop: impl Fn(&str) -> bool + Sync,
 ) -> Result<Vec<Example>> {
     let request = Request::greedy(&[], &prompts, max_tokens);
-    let answers = generator.generate(&request, |_, text| done(text), &|_| {})?;
+    let answers = generator.generate(&request, |_, text| should_stop(text), &|_| {})?;
     let rows = prompts.into_iter().zip(answers);
     let rows = rows.map(|(prompt, mut answer)| Example {
         prompt,
@@ -148,7 +148,7 @@ impl TextPrefix {
 /// word. The model continues it (sampled at temperature 1), and answers a question (greedily).
 ///
 /// # Errors
-/// When the chat template or the tokenizer refuses a text.
+/// [`Error::Input`] if the chat template or the tokenizer rejects a text.
 pub fn from_texts(
     generator: &mut Generator<'_>,
     texts: &[Text],
@@ -158,12 +158,12 @@ pub fn from_texts(
 ) -> Result<Vec<Example>> {
     let fits = |prompt: &[u32]| prompt.len() + MAX_TEXT_TOKENS <= max_length;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let beginnings = text_prefixes(texts, count, generator.tokenizer, &mut rng)?;
-    let (mut begun, mut prompts) = (Vec::new(), Vec::new());
-    for beginning in beginnings {
-        let prompt = generator.tokenizer.encode_prompt(&beginning.text())?;
+    let prefixes = text_prefixes(texts, count, generator.tokenizer, &mut rng)?;
+    let (mut fitting, mut prompts) = (Vec::new(), Vec::new());
+    for prefix in prefixes {
+        let prompt = generator.tokenizer.encode_prompt(&prefix.text())?;
         if fits(&prompt) {
-            begun.push(beginning);
+            fitting.push(prefix);
             prompts.push(prompt);
         }
     }
@@ -175,20 +175,20 @@ pub fn from_texts(
         },
         ..Request::greedy(&[], &prompts, MAX_TEXT_TOKENS)
     };
-    let written = generator.generate(&request, |_, _| false, &|_| {})?;
+    let continuations = generator.generate(&request, |_, _| false, &|_| {})?;
 
     let (mut rows, mut questions) = (Vec::new(), Vec::new());
-    for ((beginning, prompt), mut written) in begun.iter().zip(prompts).zip(written) {
-        let written = written.swap_remove(0);
-        match beginning {
+    for ((prefix, prompt), mut continuation) in fitting.iter().zip(prompts).zip(continuations) {
+        let continuation = continuation.swap_remove(0);
+        match prefix {
             TextPrefix::Text(_) => rows.push(Example {
                 prompt,
-                target: written.tokens,
+                target: continuation.tokens,
             }),
             TextPrefix::Question(question) => {
-                let text = format!("{}{}{}", beginning.text(), written.text, question.suffix);
-                let asked = generator.tokenizer.encode_prompt(&text)?;
-                questions.extend(fits(&asked).then_some(asked));
+                let text = format!("{}{}{}", prefix.text(), continuation.text, question.suffix);
+                let prompt = generator.tokenizer.encode_prompt(&text)?;
+                questions.extend(fits(&prompt).then_some(prompt));
             }
         }
     }
@@ -209,40 +209,46 @@ fn text_prefixes(
     tokenizer: &TextTokenizer,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<TextPrefix>> {
-    let mut whole = Vec::new();
+    let mut candidates = Vec::new();
     for text in texts {
         match &text.kind {
             TextKind::Chat(messages) => {
                 // Each question in its context, and without it.
-                for asked in std::iter::once(&messages[..]).chain(messages.windows(2)) {
-                    let questions = chat_questions(tokenizer, asked)?;
-                    whole.extend(questions.into_iter().map(TextPrefix::Question));
+                for turns in std::iter::once(&messages[..]).chain(messages.windows(2)) {
+                    let questions = chat_questions(tokenizer, turns)?;
+                    candidates.extend(questions.into_iter().map(TextPrefix::Question));
                 }
             }
             TextKind::Completion { prompt: text, .. } | TextKind::Plain(text) => {
-                whole.extend((!text.trim().is_empty()).then(|| TextPrefix::Text(text.clone())));
+                candidates
+                    .extend((!text.trim().is_empty()).then(|| TextPrefix::Text(text.clone())));
             }
         }
     }
-    whole.shuffle(rng);
-    let mut cut = |text: &str, fewest: usize| {
+    candidates.shuffle(rng);
+    let mut truncate = |text: &str, min_words: usize| {
         let words: Vec<usize> = text
             .split_inclusive(char::is_whitespace)
             .map(str::len)
             .collect();
-        let fewest = fewest.min(words.len());
-        let most = words.len().saturating_sub(1).max(fewest);
-        let kept = rng.random_range(fewest..=most);
+        let min_words = min_words.min(words.len());
+        let max_words = words.len().saturating_sub(1).max(min_words);
+        let kept = rng.random_range(min_words..=max_words);
         text[..words.iter().take(kept).sum()].trim_end().to_owned()
     };
-    let cut = |beginning: &TextPrefix| match beginning {
+    let truncate_prefix = |prefix: &TextPrefix| match prefix {
         TextPrefix::Question(question) => TextPrefix::Question(ChatQuestion {
-            question: cut(&question.question, 0),
+            question: truncate(&question.question, 0),
             ..question.clone()
         }),
-        TextPrefix::Text(text) => TextPrefix::Text(cut(text, 1)),
+        TextPrefix::Text(text) => TextPrefix::Text(truncate(text, 1)),
     };
-    Ok(whole.iter().cycle().take(count).map(cut).collect())
+    Ok(candidates
+        .iter()
+        .cycle()
+        .take(count)
+        .map(truncate_prefix)
+        .collect())
 }
 
 #[cfg(test)]
@@ -316,8 +322,12 @@ mod tests {
             seen[usize::from(in_context)] += 1;
             let asked = asked.strip_prefix("<user>");
             let asked = asked.and_then(|text| text.strip_suffix("\n<assistant>"));
-            let asked = asked.unwrap_or_else(|| panic!("{prompt:?} is no question of this chat"));
-            assert_ne!(asked, "What is the Bamberg?", "it is the chat's own");
+            let asked =
+                asked.unwrap_or_else(|| panic!("{prompt:?} is not a question of this chat"));
+            assert_ne!(
+                asked, "What is the Bamberg?",
+                "it is the question of the chat"
+            );
             assert!((1..=MAX_TEXT_TOKENS).contains(&row.target.len()));
         }
         assert!(seen.iter().all(|&rows| rows >= 4), "{seen:?}");
