@@ -228,7 +228,7 @@ vectorized! {
 
     fn rotate_row_back(row: &mut [f32], cos: &[f32], sin: &[f32]) {
         for head in row.chunks_exact_mut(2 * cos.len()) {
-            rotate_back(head, (cos, sin));
+            rotate_back(head, cos, sin);
         }
     }
 }

@@ -109,7 +109,7 @@ vectorized! {
 
     fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32]) {
         for head in row.chunks_exact_mut(2 * cos.len()) {
-            rotate(head, (cos, sin));
+            rotate(head, cos, sin);
         }
     }
 

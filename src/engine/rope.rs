@@ -58,7 +58,7 @@ fn scale(frequency: f64, scaling: &RopeScaling) -> f64 {
 
 /// Rotates one head by the angles of its position.
 #[inline(always)]
-pub fn rotate(head: &mut [f32], (cos, sin): (&[f32], &[f32])) {
+pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (a, b) = head.split_at_mut(cos.len());
     for i in 0..cos.len() {
         (a[i], b[i]) = (a[i] * cos[i] - b[i] * sin[i], b[i] * cos[i] + a[i] * sin[i]);
@@ -67,7 +67,7 @@ pub fn rotate(head: &mut [f32], (cos, sin): (&[f32], &[f32])) {
 
 /// Rotates one head back: the gradient of [`rotate`].
 #[inline(always)]
-pub fn rotate_back(head: &mut [f32], (cos, sin): (&[f32], &[f32])) {
+pub fn rotate_back(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (a, b) = head.split_at_mut(cos.len());
     for i in 0..cos.len() {
         (a[i], b[i]) = (a[i] * cos[i] + b[i] * sin[i], b[i] * cos[i] - a[i] * sin[i]);

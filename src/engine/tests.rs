@@ -133,25 +133,33 @@ fn loss_and_gradients_with(
     params: &Params,
     config: &ModelConfig,
     trained: &[bool],
-    without_target: bool,
+    exclude_target: bool,
 ) -> (Loss, Gradients) {
     let mut gradients = Gradients::new(params, trained);
-    let rows = batch(config.vocab_size as u32);
-    let loss = add_gradients(params, config, without_target, rows, &mut gradients);
+    let (batch, targets) = batch(config.vocab_size as u32);
+    let loss = add_gradients(
+        params,
+        config,
+        exclude_target,
+        &batch,
+        &targets,
+        &mut gradients,
+    );
     (loss, gradients)
 }
 
 fn add_gradients(
     params: &Params,
     config: &ModelConfig,
-    without_target: bool,
-    (batch, targets): (Batch, Vec<Target>),
+    exclude_target: bool,
+    batch: &Batch,
+    targets: &[Target],
     gradients: &mut Gradients,
 ) -> Loss {
     let teacher = self::params(config, 99);
     let mut engine = Engine::new(config);
     let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
-    let hidden = engine.hidden(&teacher, &batch, &positions);
+    let hidden = engine.hidden(&teacher, batch, &positions);
     let soft_targets = SoftTargets {
         logits: TeacherLogits::Hidden {
             head: &teacher.data[teacher.layout.head.clone()],
@@ -160,19 +168,19 @@ fn add_gradients(
             rng: RngStream { seed: 0, stream: 0 },
         },
         temperature: 0.5,
-        exclude_target: without_target,
+        exclude_target: exclude_target,
     };
-    engine.loss_and_gradients(params, &batch, &targets, Some(soft_targets), gradients)
+    engine.loss_and_gradients(params, batch, targets, Some(soft_targets), gradients)
 }
 
 #[test]
 fn gradients_equal_finite_differences() {
-    for (tied, without_target) in [(true, false), (false, false), (true, true)] {
+    for (tied, exclude_target) in [(true, false), (false, false), (true, true)] {
         let config = config(tied);
         let params = params(&config, 1);
         let all = vec![true; params.layout.tensors.len()];
         let loss_at = |params: &Params, trained: &[bool]| {
-            loss_and_gradients_with(params, &config, trained, without_target)
+            loss_and_gradients_with(params, &config, trained, exclude_target)
         };
         let (_, gradients) = loss_at(&params, &all);
         for (tensor, range) in &gradients.tensors {
@@ -251,7 +259,8 @@ fn set_trainable_keeps_the_offsets_of_the_remaining_gradients() {
     partial.data.fill(1.0);
     let stays = |i: usize| tensors[i].name.ends_with("proj.weight");
     partial.set_trainable(&params.layout, stays);
-    add_gradients(&params, &config, false, batch(50), &mut partial);
+    let (batch, targets) = batch(50);
+    add_gradients(&params, &config, false, &batch, &targets, &mut partial);
     for (tensor, range) in &partial.tensors {
         let (got, of_whole) = (&partial.data[range.clone()], &whole.data[range.clone()]);
         if stays(*tensor) {
@@ -326,13 +335,8 @@ fn gradients_with_shared_prefixes_equal_those_without() {
         let all = vec![true; params.layout.tensors.len()];
         let (loss, shared) = loss_and_gradients(&params, &config, &all);
         let mut separate = Gradients::new(&params, &all);
-        let separate_loss = add_gradients(
-            &params,
-            &config,
-            false,
-            batch_without_sharing(50),
-            &mut separate,
-        );
+        let (batch, targets) = batch_without_sharing(50);
+        let separate_loss = add_gradients(&params, &config, false, &batch, &targets, &mut separate);
         assert!((loss.total() - separate_loss.total()).abs() < 1e-5 * loss.total());
         for (tensor, range) in &shared.tensors {
             let (shared, separate) = (&shared.data[range.clone()], &separate.data[range.clone()]);
