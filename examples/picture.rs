@@ -1,14 +1,14 @@
-//! Accuracy over epochs of recorded runs as a picture of its own, such as the README's:
+//! Accuracy over epochs of run directories as an SVG file, such as the plot in the README:
 //! `cargo run --release --example picture -- runs/demo/sft runs/demo/self-distill > picture.svg`
 
 use std::{path::PathBuf, process::ExitCode};
 
-use unforget::report;
+use unforget::{report, run::RecordedRun};
 
-#[allow(clippy::print_stdout, reason = "the picture is its output")]
+#[allow(clippy::print_stdout, reason = "the SVG is its output")]
 fn main() -> ExitCode {
     let dirs: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    match report::read_runs(&dirs) {
+    match RecordedRun::read_all(&dirs) {
         Ok(runs) => {
             println!(
                 "{}",

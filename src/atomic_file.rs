@@ -1,18 +1,16 @@
-//! Files and folders that are written whole or not at all: under another name beside their own first, which they get once their
-//! bytes are on the disk. The folder that they are in is brought to the disk after them, so that a name outlives a loss of power.
-//! Of several processes that share the work the first one writes.
+//! Atomic writes of files and directories: they are written under a temporary name, flushed to the disk, and renamed. The parent
+//! directory is flushed afterwards, so that the name survives a power loss. Only the main process writes.
 
 use std::{fs, io, io::Write, path::Path};
 
-use indicatif::HumanBytes;
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result, distributed};
+use crate::{Error, Result, distributed, format};
 
-/// What the name of a folder under way starts with. A process that was killed leaves it behind.
+/// Prefix of an unfinished directory. A killed process leaves it behind.
 pub(crate) const UNFINISHED_PREFIX: &str = ".unfinished-";
 
-/// Writes `bytes` as `path`.
+/// Writes `bytes` to the file `path`.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if !distributed::is_main() {
         return Ok(());
@@ -22,7 +20,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     persist(file, path)
 }
 
-/// A new file beside `path`, readable as any other file (a temporary one is its owner's alone by default).
+/// A temporary file in the directory of `path`, with the usual permissions (temporary files are private by default).
 pub(crate) fn temp_file(path: &Path) -> Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -36,7 +34,7 @@ pub(crate) fn temp_file(path: &Path) -> Result<NamedTempFile> {
         .map_err(Error::io("write", path))
 }
 
-/// Puts a finished file in its place, once its bytes are on the disk.
+/// Flushes a temporary file to the disk and renames it to `path`.
 pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
     if !distributed::is_main() {
         return Ok(());
@@ -47,7 +45,7 @@ pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
     sync_dir(parent_dir(path)).map_err(failed)
 }
 
-/// Makes the folder `path`, of which there is none yet, with what `fill` puts into the folder that it is told.
+/// Creates the directory `path`, which must not exist. `fill` writes its files into the temporary directory it is given.
 pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     if !distributed::is_main() {
         return Ok(());
@@ -60,14 +58,14 @@ pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>)
         fill(unfinished.path())?;
         sync_dir_tree(unfinished.path())?;
         fs::rename(unfinished.path(), path)?;
-        // It is called otherwise now: there is nothing to remove.
+        // It has been renamed: there is nothing to remove.
         let _ = unfinished.keep();
         sync_dir(parent)
     };
     make().map_err(Error::io("write", path))
 }
 
-/// Removes the folders that a killed process was making in `parent`; what cannot be removed is left.
+/// Removes the unfinished directories of a killed process from `parent`. Directories that cannot be removed stay.
 pub(crate) fn remove_unfinished(parent: &Path) {
     if !distributed::is_main() {
         return;
@@ -84,18 +82,18 @@ pub(crate) fn remove_unfinished(parent: &Path) {
     }
 }
 
-/// Refuses to begin what needs more bytes than are free where `folder` is; where the system does not say, nothing is refused.
+/// Returns an error if the disk of `folder` has less than `bytes` free. Without an answer from the system it succeeds.
 pub(crate) fn require_space(folder: &Path, bytes: u64, purpose: &str) -> Result<()> {
     match fs4::available_space(folder) {
         Ok(free) if free < bytes => Err(Error::Failed {
             message: format!(
-                "{purpose} needs {} on the disk of {}, which has {} left",
-                HumanBytes(bytes),
+                "{purpose} needs {} on the disk of {}, which has {} free",
+                format::memory(bytes),
                 folder.display(),
-                HumanBytes(free)
+                format::memory(free)
             ),
             hint: Some(
-                "make room, write to another disk, or train less (`train.trainable`, `train.lora`)"
+                "free some space, write to another disk, or train fewer parameters (`train.trainable`, `train.lora`)"
                     .into(),
             ),
         }),
@@ -103,13 +101,13 @@ pub(crate) fn require_space(folder: &Path, bytes: u64, purpose: &str) -> Result<
     }
 }
 
-/// The folder that `path` is in.
+/// The parent directory of `path`.
 fn parent_dir(path: &Path) -> &Path {
     let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     folder.unwrap_or(Path::new("."))
 }
 
-/// Brings a folder's files and folders to the disk, then itself.
+/// Flushes the files and directories below `folder` to the disk, then `folder` itself.
 fn sync_dir_tree(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -122,7 +120,7 @@ fn sync_dir_tree(folder: &Path) -> io::Result<()> {
     sync_dir(folder)
 }
 
-/// Brings the names in a folder to the disk, where the system has a way to.
+/// Flushes the names in a directory to the disk, on systems that support it.
 fn sync_dir(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         fs::File::open(folder)?.sync_all()?;
@@ -163,7 +161,7 @@ mod tests {
         let refused = require_space(here, 1 << 60, "a checkpoint").expect_err("too large");
         let message = refused.to_string();
         assert!(
-            message.starts_with("a checkpoint needs 1.00 EiB on the disk of ., which has "),
+            message.starts_with("a checkpoint needs 1152921504.61 GB on the disk of ., which has "),
             "{message}"
         );
         assert_eq!(refused.exit_code(), 1);

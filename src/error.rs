@@ -2,69 +2,69 @@
 
 use std::path::{Path, PathBuf};
 
-/// What went wrong: what, where, and what to do about it.
+/// An error: its cause, its place, and a hint for fixing it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Wrong usage, configuration or input, found before any compute. Exit code 2.
+    /// Wrong usage, configuration or input, found before any computation. Exit code 2.
     #[error("{message}")]
     Input {
-        /// What is wrong and where (file, line, field).
+        /// The fault and its place (file, line, field).
         message: String,
-        /// What to do about it.
+        /// How to fix it.
         hint: Option<String>,
     },
-    /// A model file that is truncated, lies about itself, or is not what it claims. Exit code 1.
+    /// A model file that is truncated or inconsistent. Exit code 1.
     #[error("broken model file {}: {message}", path.display())]
     BrokenModel {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         message: String,
     },
-    /// Reading or writing failed during the work. Exit code 1.
+    /// Reading or writing a file failed. Exit code 1.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried: `read`, `write`, `create` ...
+        /// The operation: `read`, `write`, `create`, ...
         action: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A loss, gradient or weight that is not finite. Exit code 1.
     #[error("step {step}: {quantity} is not finite")]
     NonFinite {
-        /// The optimiser step, counted from 1.
+        /// The optimizer step, counted from 1.
         step: usize,
-        /// Loss, or the name of the tensor.
+        /// The loss, or the name of the tensor.
         quantity: String,
-        /// What to do about it.
+        /// How to fix it.
         hint: String,
     },
-    /// The work failed for another reason. Exit code 1.
+    /// Any other failure. Exit code 1.
     #[error("{message}")]
     Failed {
-        /// What failed.
+        /// The failure.
         message: String,
-        /// What to do about it.
+        /// How to fix it.
         hint: Option<String>,
     },
-    /// Done, but more was forgotten than the budget allows. Exit code 3.
+    /// The work is complete, but the model forgot more than the budget allows. Exit code 3.
     #[error(
-        "{forgotten:.1} pp of the held-out facts were forgotten, over the budget of {budget} pp"
+        "the model forgot {forgotten:.1} pp of the held-out facts, over the budget of {budget} pp"
     )]
     OverBudget {
-        /// Forgetting, in pp.
+        /// Forgetting in pp.
         forgotten: f64,
-        /// What was allowed, in pp.
+        /// The budget in pp.
         budget: f64,
-        /// What to do.
+        /// How to reduce the forgetting.
         hint: &'static str,
     },
     /// Interrupted by the user; the run can be resumed. Exit code 130.
     #[error("interrupted")]
     Interrupted {
-        /// How to go on.
+        /// How to continue.
         hint: String,
     },
 }
@@ -97,7 +97,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Io`], for `map_err`.
+    /// Converts an I/O error to [`Error::Io`], for `map_err`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
@@ -107,7 +107,7 @@ impl Error {
         }
     }
 
-    /// The process exit code of this failure (see the table in the README).
+    /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input { .. } => 2,
@@ -120,13 +120,13 @@ impl Error {
         }
     }
 
-    /// What the user can do, where we know it.
+    /// How to fix it, if known.
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Input { hint, .. } | Self::Failed { hint, .. } => hint.as_deref(),
             Self::NonFinite { hint, .. } | Self::Interrupted { hint } => Some(hint),
             Self::BrokenModel { .. } => {
-                Some("bring the file again (`unforget pull`), or check where it came from")
+                Some("download the file again (`unforget pull`), or check its source")
             }
             Self::OverBudget { hint, .. } => Some(hint),
             Self::Io { .. } => None,
@@ -134,7 +134,7 @@ impl Error {
     }
 }
 
-/// ` did you mean ...?` for a misspelt word: the nearest of the known ones, if it is near at all.
+/// The name of `known` that is closest to `word`, if any is close enough for a "did you mean".
 pub fn closest_match<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()

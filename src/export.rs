@@ -1,28 +1,28 @@
-//! What goes with a model to where it is used: a model card for the hub, a Modelfile for Ollama.
+//! Files that accompany an exported model: a model card for the hub, a Modelfile for Ollama.
 
 use std::{fmt::Write as _, path::Path};
 
 use serde_json::json;
 
 use crate::{
+    format::{capitalised, code_block, inline_code, percent},
     prompt::PromptTemplate,
-    report::{RecordedRun, capitalised},
-    run::{AccuracyStages, Split},
+    run::{AccuracyStages, RecordedRun, Split},
 };
 
-/// The `README.md` of a tuned model: the hub's metadata, what was learned, kept and forgotten, how, and from what.
+/// The `README.md` of a tuned model: hub metadata, accuracies, forgetting, config and environment.
 ///
-/// It tells of no single fact. What the user named (model, method, files) stands in it as YAML strings and code alone.
+/// It names no single fact and no local path of the base model. Text from the user is escaped as YAML strings or code.
 pub fn model_card(run: &RecordedRun) -> String {
     let result = &run.result;
     let mut card = format!("---\n{}---\n\n", metadata(run));
     let _ = write!(
         card,
-        "# {} after fine-tuning\n\nFine-tuned with [`unforget`](https://crates.io/crates/unforget) {}, which asks for every fact before and after.\n\n\
-         {}.\n\n## What it knows now\n\nShare of the facts answered rightly at the training prompt, greedily; the first column behind a few examples.\n\n\
-         | facts | audited before | before | best epoch | after |\n|---|---|---|---|---|\n",
+        "# {} after fine-tuning\n\nFine-tuned with [`unforget`](https://crates.io/crates/unforget) {}.\n\n{}.\n\n\
+         ## Accuracy\n\nAccuracy of greedy answers at the training prompt. The audit column is few-shot accuracy before training.\n\n\
+         | facts | audit | before | best epoch | after |\n|---|---|---|---|---|\n",
         inline_code(model_name(run)),
-        run.environment["version"].as_str().unwrap_or_default(),
+        run.environment.version,
         capitalised(&result.to_string()),
     );
     for (name, stages) in splits(run) {
@@ -41,33 +41,34 @@ pub fn model_card(run: &RecordedRun) -> String {
     if let (Some(pp), Some([low, high])) = (result.forgetting_pp, result.forgetting_interval) {
         let _ = write!(
             card,
-            "\nForgotten of what was held out, since the best epoch: {pp:.1} percentage points (95% interval over the facts: {low:.1} to {high:.1}).\n"
+            "\nForgetting on the held-out facts since the best epoch: {pp:.1} percentage points (95% interval over the facts: {low:.1} to {high:.1}).\n"
         );
     }
-    // Where the base model lay is nobody's business.
-    let mut environment = run.environment.clone();
+    let mut environment =
+        serde_json::to_value(&run.environment).expect("records serialize to JSON");
     if let Some(model) = environment["model"].as_object_mut() {
         model.remove("path");
     }
-    card += "\nWhat it knows beside these facts was not measured.\n";
+    card += "\nOther knowledge of the model was not evaluated.\n";
     let _ = write!(
         card,
-        "\n## How it was made\n\n{}\nThe base model, the data and the machine:\n\n{}",
+        "\n## Training\n\nConfig:\n\n{}\nEnvironment:\n\n{}",
         code_block("toml", &run.config_text),
         code_block(
             "json",
-            &serde_json::to_string_pretty(&environment).expect("JSON that was read")
+            &serde_json::to_string_pretty(&environment).expect("records serialize to JSON")
         )
     );
     card
 }
 
-/// The hub's metadata, as YAML. A string of JSON is one of YAML.
+/// The hub's metadata as YAML. JSON strings are valid YAML strings.
 fn metadata(run: &RecordedRun) -> String {
     let result = &run.result;
     let mut yaml = "library_name: transformers\npipeline_tag: text-generation\ntags:\n- unforget\n- continual-learning\n".to_owned();
-    if is_hub_id(&result.model) {
-        let _ = writeln!(yaml, "base_model: {}", json!(result.model));
+    let hub_id = run.environment.model.hub_id.as_deref();
+    if let Some(id) = hub_id.or_else(|| is_hub_id(&result.model).then_some(&result.model)) {
+        let _ = writeln!(yaml, "base_model: {}", json!(id));
     }
     let _ = write!(
         yaml,
@@ -85,12 +86,12 @@ fn metadata(run: &RecordedRun) -> String {
     yaml
 }
 
-/// `owner/name` is a model on the hub; anything else is a path or a name of ours.
+/// Whether `model` has the form `owner/name`; other names are paths or names in the registry.
 fn is_hub_id(model: &str) -> bool {
     model.matches('/').count() == 1 && !model.starts_with(['.', '/', '~'])
 }
 
-/// What the base model is called, without the way to it on this machine.
+/// The base model's name, without its local path.
 fn model_name(run: &RecordedRun) -> &str {
     let model = run.result.model.as_str();
     if is_hub_id(model) {
@@ -100,28 +101,28 @@ fn model_name(run: &RecordedRun) -> &str {
     name.unwrap_or(model)
 }
 
-/// The parts of a run, as a reader of the card calls them.
+/// The splits of a run, as named on the card.
 fn splits(run: &RecordedRun) -> impl Iterator<Item = (&'static str, &AccuracyStages)> {
     Split::ALL.into_iter().filter_map(|split| {
         let name = match split {
             Split::Known => "known before, and trained",
             Split::Unknown => "new, and trained",
             Split::Held => "known before, not trained",
-            Split::MaybeKnown => "half known before, not trained",
-            Split::WeaklyKnown => "hardly known before, not trained",
+            Split::MaybeKnown => "maybe known before, not trained",
+            Split::WeaklyKnown => "weakly known before, not trained",
         };
         Some((name, run.result.accuracy.get(split)?))
     })
 }
 
-/// The Modelfile beside `file`. With a template, Ollama asks as the model was trained, and answers greedily as it was measured;
-/// without, by the model's own chat template.
+/// The Modelfile for the GGUF file `file`. With a template, Ollama uses the training prompt and greedy decoding, as in the
+/// evaluation. Without one it uses the model's chat template.
 pub fn modelfile(file: &str, template: Option<&PromptTemplate>) -> String {
     let mut text = format!("FROM ./{file}\nPARAMETER temperature 0\n");
     let Some(template) = template else {
         return text;
     };
-    // What Go's templates take for their own stands in a string of theirs.
+    // Go templates need a literal `{{` as a string expression.
     let prompt = template
         .prompt
         .replace("{{", "{{ \"{{\" }}")
@@ -136,34 +137,6 @@ pub fn modelfile(file: &str, template: Option<&PromptTemplate>) -> String {
         let _ = writeln!(text, "PARAMETER stop {}", json!(end));
     }
     text
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.1}%", 100.0 * share)
-}
-
-/// `text` in Markdown's code marks, longer than any run of them in it.
-pub(crate) fn inline_code(text: &str) -> String {
-    let fence = backticks(text, 1);
-    let line = text.replace(['\n', '\r'], " ");
-    // One space on both sides is taken away by a reader.
-    let pad = if line.starts_with('`') || line.ends_with('`') || line.trim().is_empty() {
-        " "
-    } else {
-        ""
-    };
-    format!("{fence}{pad}{line}{pad}{fence}")
-}
-
-/// `text` as a block of code.
-fn code_block(language: &str, text: &str) -> String {
-    let fence = backticks(text, 3);
-    format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
-}
-
-fn backticks(text: &str, min: usize) -> String {
-    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
-    "`".repeat(min.max(longest + 1))
 }
 
 #[cfg(test)]
@@ -188,17 +161,6 @@ mod tests {
         assert_eq!(
             modelfile("m.gguf", None),
             "FROM ./m.gguf\nPARAMETER temperature 0\n"
-        );
-    }
-
-    #[test]
-    fn user_text_is_escaped_as_code() {
-        assert_eq!(inline_code("a`b\n# c"), "``a`b # c``");
-        assert_eq!(inline_code("`b`"), "`` `b` ``");
-        assert_eq!(inline_code(""), "`  `");
-        assert_eq!(
-            code_block("toml", "x = '```'\n"),
-            "````toml\nx = '```'\n````\n"
         );
     }
 }

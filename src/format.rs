@@ -1,23 +1,23 @@
-//! Figures as people write them.
+//! Formats numbers, sizes and Markdown for people.
 
-/// A share, in percent.
-pub(crate) fn percent(share: f64) -> String {
-    format!("{:.1}%", 100.0 * share)
+/// A fraction in percent.
+pub(crate) fn percent(fraction: f64) -> String {
+    format!("{:.1}%", 100.0 * fraction)
 }
 
-/// Percentage points to one digit.
+/// Percentage points with one decimal.
 pub(crate) fn pp(value: f64) -> String {
     rounded(value, 1)
 }
 
-/// A number with `digits` after the point; never "-0".
+/// A number with `digits` decimals; never "-0".
 pub(crate) fn rounded(value: f64, digits: usize) -> String {
     let scale = 10_f64.powi(digits as i32);
     let rounded = (scale * value).round() / scale + 0.0;
     format!("{rounded:.digits$}").replace('-', "−")
 }
 
-/// A count, its thousands apart.
+/// A count with thousands separators.
 pub(crate) fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -41,7 +41,7 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// Memory, in units of a thousand.
+/// A size in bytes as MB or GB (powers of 1,000).
 pub(crate) fn memory(bytes: u64) -> String {
     let megabytes = bytes as f64 / 1e6;
     if megabytes < 1000.0 {
@@ -51,12 +51,46 @@ pub(crate) fn memory(bytes: u64) -> String {
     }
 }
 
+/// `text` with its first letter in upper case.
+pub(crate) fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars
+        .next()
+        .map(|first| first.to_uppercase().chain(chars).collect())
+        .unwrap_or_default()
+}
+
+/// `text` as inline code in Markdown.
+pub(crate) fn inline_code(text: &str) -> String {
+    let fence = backticks(text, 1);
+    let line = text.replace(['\n', '\r'], " ");
+    // Markdown strips one space on both sides.
+    let pad = if line.starts_with('`') || line.ends_with('`') || line.trim().is_empty() {
+        " "
+    } else {
+        ""
+    };
+    format!("{fence}{pad}{line}{pad}{fence}")
+}
+
+/// `text` as a fenced code block in Markdown.
+pub(crate) fn code_block(language: &str, text: &str) -> String {
+    let fence = backticks(text, 3);
+    format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
+}
+
+/// A fence longer than any run of backticks in `text`.
+fn backticks(text: &str, min: usize) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    "`".repeat(min.max(longest + 1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn figures_read_as_people_write_them() {
+    fn numbers_are_formatted_for_people() {
         assert_eq!(
             [999, 1000, 1_234_567].map(thousands),
             ["999", "1,000", "1,234,567"]
@@ -70,5 +104,16 @@ mod tests {
             ["250 MB", "1.31 GB"]
         );
         assert_eq!([-0.04, -1.25, 14.06].map(pp), ["0.0", "−1.3", "14.1"]);
+    }
+
+    #[test]
+    fn user_text_is_escaped_as_code() {
+        assert_eq!(inline_code("a`b\n# c"), "``a`b # c``");
+        assert_eq!(inline_code("`b`"), "`` `b` ``");
+        assert_eq!(inline_code(""), "`  `");
+        assert_eq!(
+            code_block("toml", "x = '```'\n"),
+            "````toml\nx = '```'\n````\n"
+        );
     }
 }

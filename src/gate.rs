@@ -1,4 +1,4 @@
-//! Whether a model still knows what a recorded run knew: for a pipeline that must not let a forgetful model through.
+//! Checks that a model has not forgotten more than a budget of what a recorded run knew, for continuous integration.
 
 use std::fmt::Write as _;
 
@@ -7,20 +7,20 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    export::inline_code,
     facts::Fact,
+    format::inline_code,
     measure::{EvalAnswer, forgetting_interval, forgetting_pp},
     run::{FactResult, Split},
 };
 
-/// Facts of a run, asked of another model.
+/// Another model's answers to the facts of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gate {
-    /// What may be forgotten, in percentage points.
+    /// Allowed forgetting in percentage points.
     pub budget: f64,
-    /// The split that decides: `held`, or `known` where a run held nothing out.
+    /// The split that is compared: `held`, or `known` if the run has no held-out facts.
     pub split: Split,
-    /// 100 x (share right at the run's end - share right now), over the facts of that split.
+    /// `100 * (accuracy at the end of the run - accuracy now)` on that split.
     pub forgotten_pp: f64,
     /// Its 95% interval (paired bootstrap over the facts).
     pub interval: [f64; 2],
@@ -28,32 +28,32 @@ pub struct Gate {
     pub facts: Vec<GatedFact>,
 }
 
-/// One fact of the run.
+/// A fact of the run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GatedFact {
-    /// Which part of the run.
+    /// Split.
     pub split: Split,
     /// Relation.
     pub relation: String,
     /// Question.
     pub question: String,
-    /// Right answer, as it is taught.
+    /// Correct answer, as trained.
     pub object: String,
-    /// What the run's model said at its end.
+    /// Answer at the end of the run.
     pub before: String,
-    /// What this model says.
+    /// Answer of this model.
     pub now: String,
-    /// Right at the run's end.
+    /// Whether `before` is correct.
     pub correct_before: bool,
-    /// Right now.
+    /// Whether `now` is correct.
     pub correct_now: bool,
 }
 
 impl Gate {
-    /// The facts that a run recorded (`rows`) beside what another model answered to the same facts.
+    /// Compares the recorded results of a run (`rows`) with another model's answers to the same facts.
     ///
     /// # Errors
-    /// [`Error::Input`] where the run held no known fact out and trained none.
+    /// [`Error::Input`] if the run has neither held-out nor trained known facts.
     pub fn new(
         rows: Vec<FactResult>,
         answers: Vec<EvalAnswer>,
@@ -86,8 +86,8 @@ impl Gate {
             .find(|(_, (before, _))| !before.is_empty())
             .ok_or_else(|| {
                 Error::input_hint(
-                    "the baseline has no known fact that could be forgotten",
-                    "take a run with `--held` or `--keep` facts",
+                    "the baseline has no known facts that could be forgotten",
+                    "use a run with `--held` or `--keep` facts",
                 )
             })?;
         let forgotten_pp = forgetting_pp(&before, &now).expect("there are facts");
@@ -101,12 +101,12 @@ impl Gate {
         })
     }
 
-    /// Whether no more is forgotten than may be.
+    /// Whether the forgetting is within the budget.
     pub fn passed(&self) -> bool {
         self.forgotten_pp <= self.budget
     }
 
-    /// What decides, in a sentence.
+    /// The result in one sentence.
     pub fn summary(&self) -> String {
         let count = self
             .facts
@@ -115,11 +115,11 @@ impl Gate {
             .count();
         let [low, high] = self.interval;
         format!(
-            "{}: forgot {:.1} pp (95%: {low:.1} to {high:.1}) of {count} facts that were known before and {}; budget {}",
+            "{}: forgot {:.1} pp (95%: {low:.1} to {high:.1}) of {count} known, {} facts; budget {} pp",
             if self.passed() { "passed" } else { "failed" },
             self.forgotten_pp,
             if self.split == Split::Held {
-                "not trained"
+                "held-out"
             } else {
                 "trained"
             },
@@ -127,11 +127,11 @@ impl Gate {
         )
     }
 
-    /// For a pull request: the sentence, a table of the splits, and what was lost, folded.
+    /// A comment for a pull request in Markdown: the summary, a table of the splits, and the forgotten facts, folded.
     pub fn markdown(&self) -> String {
         let mark = if self.passed() { "✅" } else { "❌" };
         let mut text = format!(
-            "### {mark} {}\n\n| facts | | right at the baseline | now | lost | gained |\n|---|---|---|---|---|---|\n",
+            "### {mark} {}\n\n| split | facts | accuracy of baseline | now | forgotten | gained |\n|---|---|---|---|---|---|\n",
             self.summary()
         );
         for split in Split::ALL {
@@ -146,14 +146,14 @@ impl Gate {
             let count = |predicate: fn(&GatedFact) -> bool| {
                 facts.iter().filter(|fact| predicate(fact)).count()
             };
-            let share = |correct: usize| 100.0 * correct as f64 / facts.len() as f64;
+            let percent_of = |correct: usize| 100.0 * correct as f64 / facts.len() as f64;
             let _ = writeln!(
                 text,
                 "| {} | {} | {:.1}% | {:.1}% | {} | {} |",
                 split.name().replace('_', " "),
                 facts.len(),
-                share(count(|fact| fact.correct_before)),
-                share(count(|fact| fact.correct_now)),
+                percent_of(count(|fact| fact.correct_before)),
+                percent_of(count(|fact| fact.correct_now)),
                 count(GatedFact::is_forgotten),
                 count(|fact| !fact.correct_before && fact.correct_now),
             );
@@ -166,7 +166,7 @@ impl Gate {
         if !forgotten.is_empty() {
             let _ = write!(
                 text,
-                "\n<details><summary>{} lost</summary>\n\n",
+                "\n<details><summary>{} forgotten</summary>\n\n",
                 forgotten.len()
             );
             for fact in forgotten {
@@ -183,7 +183,7 @@ impl Gate {
         text
     }
 
-    /// For what shows tests: a suite a split, a case for every fact that the baseline got right, failed where it is lost.
+    /// A JUnit report: one suite per split, one case per fact that the baseline answered correctly, failed if it is forgotten.
     pub fn junit(&self) -> String {
         let mut report = Report::new("unforget gate");
         for split in Split::ALL {
@@ -197,10 +197,7 @@ impl Gate {
                     TestCaseStatus::success()
                 } else {
                     let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-                    status.set_message(format!(
-                        "expected {:?}, the model says {:?}",
-                        fact.object, fact.now
-                    ));
+                    status.set_message(format!("expected {:?}, got {:?}", fact.object, fact.now));
                     status
                 };
                 let mut case = TestCase::new(fact.question.as_str(), status);
@@ -211,7 +208,7 @@ impl Gate {
                 report.add_test_suite(suite);
             }
         }
-        report.to_string().expect("a report has a form in XML")
+        report.to_string().expect("a report serializes to XML")
     }
 }
 
@@ -221,10 +218,10 @@ impl GatedFact {
     }
 }
 
-/// The recorded rows of facts that `facts` are, in their order.
+/// Checks that `rows` are the results of `facts`, in their order, and returns them.
 ///
 /// # Errors
-/// [`Error::Input`] where the two files of a run do not fit together.
+/// [`Error::Input`] if the two files of the run do not match.
 pub fn check_rows(facts: &[(Split, Fact)], rows: Vec<FactResult>) -> Result<Vec<FactResult>> {
     let is_same_fact = |((split, fact), row): (&(Split, Fact), &FactResult)| {
         *split == row.split && fact.relation == row.relation && fact.question == row.question
@@ -233,8 +230,8 @@ pub fn check_rows(facts: &[(Split, Fact)], rows: Vec<FactResult>) -> Result<Vec<
         Ok(rows)
     } else {
         Err(Error::input_hint(
-            "the baseline's splits.jsonl and facts.jsonl are not of the same run",
-            "make the baseline again with `unforget tune`",
+            "the baseline's splits.jsonl and facts.jsonl are from different runs",
+            "repeat the baseline with `unforget tune`",
         ))
     }
 }
@@ -248,8 +245,8 @@ mod tests {
     fn row(split: &str, question: &str, correct: bool) -> FactResult {
         serde_json::from_value(json!({
             "split": split, "relation": "P17", "subject": "x", "question": question, "object": "Italy", "label_before": null,
-            "label_after": null, "answer_before": "", "answer_after": if correct { "Italy" } else { "?" }, "right_before": correct,
-            "right_after": correct, "state": "kept",
+            "label_after": null, "answer_before": "", "answer_after": if correct { "Italy" } else { "?" }, "correct_before": correct,
+            "correct_after": correct, "outcome": "kept",
         }))
         .expect("a row")
     }
@@ -278,14 +275,14 @@ mod tests {
         assert!(!gate.passed());
         assert_eq!((gate.split, gate.forgotten_pp), (Split::Held, 25.0));
         insta::assert_snapshot!(gate.markdown(), @r"
-        ### ❌ failed: forgot 25.0 pp (95%: -50.0 to 100.0) of 4 facts that were known before and not trained; budget 24.9
+        ### ❌ failed: forgot 25.0 pp (95%: -50.0 to 100.0) of 4 known, held-out facts; budget 24.9 pp
 
-        | facts | | right at the baseline | now | lost | gained |
+        | split | facts | accuracy of baseline | now | forgotten | gained |
         |---|---|---|---|---|---|
         | unknown | 1 | 100.0% | 0.0% | 1 | 0 |
         | held | 4 | 75.0% | 50.0% | 2 | 1 |
 
-        <details><summary>3 lost</summary>
+        <details><summary>3 forgotten</summary>
 
         - `` `b` `` `Italy`: now `<b>|Spain`
         - `d` `Italy`: now `<b>|Spain`
@@ -303,14 +300,11 @@ mod tests {
             "{junit}"
         );
         assert!(junit.contains("failures=\"2\""), "{junit}");
-        assert!(
-            junit.contains("the model says &quot;&lt;b&gt;|Spain&quot;"),
-            "{junit}"
-        );
+        assert!(junit.contains("got &quot;&lt;b&gt;|Spain&quot;"), "{junit}");
     }
 
     #[test]
-    fn a_run_without_known_facts_is_no_baseline() {
+    fn a_run_without_known_facts_cannot_be_a_baseline() {
         let error = Gate::new(vec![row("unknown", "a", true)], Vec::new(), 1.0, 0).unwrap_err();
         assert!(error.to_string().contains("no known fact"), "{error}");
     }

@@ -1,5 +1,5 @@
-//! Ctrl-C: the first asks work that can be resumed to stop where it can be, the second stops it at once. A termination signal asks
-//! as well, and stops it at once when it has not stopped in time. A terminal that goes away stops nothing.
+//! Ctrl-C and signals. The first Ctrl-C asks resumable work to stop at its next checkpoint, the second ends the process. SIGTERM does
+//! the same as the first, and ends the process after a grace period. SIGHUP is ignored.
 
 use std::{
     process,
@@ -8,19 +8,19 @@ use std::{
 
 use crate::{Error, Result, distributed};
 
-/// The user has asked to stop.
+/// Whether a stop was requested.
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Pieces of work under way that look whether the user has asked.
+/// Number of [`InterruptGuard`]s in use.
 static ACTIVE_GUARDS: AtomicUsize = AtomicUsize::new(0);
 
-/// Held by work that calls [`is_requested`] often, and can be gone on with when it has stopped.
+/// Held by resumable work that checks [`is_requested`] regularly.
 #[derive(Debug)]
-#[must_use = "it counts while it is held"]
+#[must_use = "the guard is active until it is dropped"]
 pub struct InterruptGuard(());
 
 impl InterruptGuard {
-    /// From here on until the value is dropped the first Ctrl-C only asks.
+    /// Until the guard is dropped, the first Ctrl-C only requests a stop.
     pub fn begin() -> Self {
         ACTIVE_GUARDS.fetch_add(1, Ordering::SeqCst);
         Self(())
@@ -33,13 +33,13 @@ impl Drop for InterruptGuard {
     }
 }
 
-/// Whether the user has asked to stop.
+/// Whether a stop was requested.
 pub fn is_requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// An error once the user has asked to stop; for long work inside of [`InterruptGuard`] work, which knows how to go on. Work that several
-/// processes share goes on to where all of them can stop.
+/// Returns an error if a stop was requested, for long operations inside resumable work. With several processes it does nothing: they
+/// stop together in [`check_all_processes`].
 pub(crate) fn check() -> Result<()> {
     if distributed::world_size() > 1 {
         return Ok(());
@@ -47,31 +47,30 @@ pub(crate) fn check() -> Result<()> {
     check_all_processes()
 }
 
-/// An error once the user has asked any of the processes to stop that share the work; all of them come here.
+/// Returns an error if a stop was requested in any process. All processes must call it.
 pub(crate) fn check_all_processes() -> Result<()> {
     if distributed::any(is_requested()) {
         return Err(Error::Interrupted {
-            hint: "give the same command again".into(),
+            hint: "repeat the same command".into(),
         });
     }
     Ok(())
 }
 
-/// From here on Ctrl-C and termination signals end the process with code 130: at once, but for [`InterruptGuard`] work, of
-/// which they first only ask, after which `tell` is called.
+/// Installs the signal handlers. Ctrl-C and SIGTERM end the process with code 130: at once, or, while an [`InterruptGuard`] is held,
+/// after requesting a stop and calling `on_request`.
 ///
-/// Whoever terminates a process kills it a little later: what has not stopped ten seconds after such a signal is ended, its
-/// files being whole at any moment.
+/// A process manager kills a process soon after SIGTERM, so the process ends itself after ten seconds. Its files are always complete.
 pub fn install_handler(on_request: impl Fn() + Send + Sync + 'static) {
     let on_request = std::sync::Arc::new(on_request);
     let on_interrupt = std::sync::Arc::clone(&on_request);
-    // Fails only where a handler is there already, which then does the same.
+    // Fails only if a handler is already installed, which does the same.
     let _ = ctrlc::set_handler(move || request_stop(&*on_interrupt));
     #[cfg(unix)]
     on_termination(move || request_stop(&*on_request));
 }
 
-/// Asks work to stop, or ends the process where there is none to ask or it was asked before.
+/// Requests a stop. Ends the process if no guard is held or a stop was already requested.
 fn request_stop(on_request: &dyn Fn()) {
     if ACTIVE_GUARDS.load(Ordering::SeqCst) == 0 || REQUESTED.swap(true, Ordering::SeqCst) {
         process::exit(130);
@@ -79,7 +78,7 @@ fn request_stop(on_request: &dyn Fn()) {
     on_request();
 }
 
-/// Calls `ask` on SIGTERM and sees to it that the process ends in time; takes SIGHUP and does nothing.
+/// Calls `handler` on SIGTERM and ends the process after the grace period; ignores SIGHUP.
 #[cfg(unix)]
 fn on_termination(handler: impl Fn() + Send + 'static) {
     use signal_hook::{

@@ -1,4 +1,4 @@
-//! What a person sees on stderr while the work goes on: bars on a terminal, plain lines elsewhere, nothing if quiet.
+//! Progress on stderr: bars in a terminal, plain lines elsewhere, nothing if quiet.
 
 use std::{
     fmt::Display,
@@ -16,10 +16,10 @@ mod live_plot;
 
 pub use live_plot::LivePlot;
 
-/// Plain lines of a bar come no faster than this.
+/// Minimum time between two lines of a bar without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Where progress is shown. Cheap to clone; all clones show in the same place.
+/// Prints progress. Cheap to clone; all clones print to the same output.
 #[derive(Clone, Debug)]
 pub struct Progress {
     output: Output,
@@ -32,7 +32,7 @@ enum Output {
     Lines(Arc<dyn Sink>),
 }
 
-/// Takes whole lines; stderr, and in tests a list.
+/// Prints lines: to stderr, and in tests to a list.
 trait Sink: Send + Sync + std::fmt::Debug {
     fn line(&self, line: &str);
 }
@@ -42,20 +42,20 @@ struct Stderr;
 
 impl Sink for Stderr {
     fn line(&self, line: &str) {
-        // A closed stderr is no reason to stop the work.
+        // The work continues when stderr is closed.
         let _ = writeln!(std::io::stderr(), "{line}");
     }
 }
 
 impl Progress {
-    /// Shows nothing.
+    /// Prints nothing.
     pub fn quiet() -> Self {
         Self {
             output: Output::Hidden,
         }
     }
 
-    /// Shows progress on stderr: bars if it is a terminal, else plain lines.
+    /// Prints to stderr: bars in a terminal, else plain lines.
     pub fn stderr() -> Self {
         let output = if std::io::stderr().is_terminal() {
             Output::Terminal(MultiProgress::new())
@@ -65,7 +65,7 @@ impl Progress {
         Self { output }
     }
 
-    /// A bar that counts to `total`, with rate and time left.
+    /// A progress bar that counts to `total`, with rate and time left.
     pub fn bar(&self, total: u64, label: impl Into<String>) -> Bar {
         let label = label.into();
         let display = match &self.output {
@@ -98,19 +98,14 @@ impl Progress {
         }
     }
 
-    /// The share right over the `epochs` of a run.
-    pub fn live_plot(&self, epochs: usize) -> LivePlot {
-        LivePlot::new(self.clone(), epochs)
-    }
-
-    /// Rings the terminal's bell, where there is one: something long is done.
+    /// Rings the terminal's bell: a long task has finished.
     pub fn ring_bell(&self) {
         if let Output::Terminal(_) = self.output {
             let _ = write!(std::io::stderr(), "\u{7}");
         }
     }
 
-    /// Prints a line, without breaking the bars.
+    /// Prints a line above the bars.
     pub fn note(&self, line: impl Display) {
         match &self.output {
             Output::Hidden => {}
@@ -120,7 +115,7 @@ impl Progress {
     }
 }
 
-/// One piece of work under way; finished when dropped.
+/// A progress bar; finished when dropped.
 #[derive(Debug)]
 pub struct Bar {
     display: BarDisplay,
@@ -142,7 +137,7 @@ enum BarDisplay {
 }
 
 impl Bar {
-    /// Counts `n` more as done.
+    /// Adds `n` to the count.
     pub fn inc(&self, n: u64) {
         let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
         match &self.display {
@@ -160,7 +155,7 @@ impl Bar {
         }
     }
 
-    /// Shows `text` behind the count from now on, such as the loss.
+    /// Sets the text after the count, such as the loss.
     pub fn message(&self, text: impl Display) {
         match &self.display {
             BarDisplay::Hidden => {}
@@ -171,7 +166,7 @@ impl Bar {
         }
     }
 
-    /// `audit 340/1,000 | 85.2/s, 8 seconds left`, and when all is done the time that it took.
+    /// `audit 340/1,000 | 85.2/s, 8 seconds left`; with the duration once it has finished.
     fn line(&self, done: u64) -> String {
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = done as f64 / seconds.max(1e-9);
@@ -213,7 +208,6 @@ impl Drop for Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::PerSplit;
 
     #[derive(Debug, Default)]
     struct CollectedLines(Mutex<Vec<String>>);
@@ -252,18 +246,14 @@ mod tests {
         let progress = Progress {
             output: Output::Lines(collected.clone()),
         };
-        let mut plot = progress.live_plot(8);
-        let accuracy = PerSplit {
-            unknown: Some(0.25),
-            held: Some(1.0),
-            ..PerSplit::default()
-        };
-        plot.extend([(0, accuracy)]);
-        plot.log(1, accuracy);
+        let mut plot = LivePlot::new(&progress, 8);
+        let accuracies = vec![("unknown", 0.25), ("held", 1.0)];
+        plot.extend([(0, accuracies.clone())]);
+        plot.log(1, accuracies);
         drop(plot);
         assert_eq!(
             *collected.0.lock().unwrap(),
-            ["epoch 1/8 | right: unknown 25.0%, held 100.0%"]
+            ["epoch 1/8 | accuracy: unknown 25.0%, held 100.0%"]
         );
     }
 

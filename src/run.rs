@@ -1,4 +1,4 @@
-//! The run directory: what a run writes and what `report`, `compare` and `resume` read. Everything else about a run follows from it.
+//! The run directory: the files that a run writes, and the only code that reads them.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,84 +10,87 @@ use crate::{
 mod directory;
 mod environment;
 mod history;
+mod reader;
+mod recorded;
 mod summary;
 mod tensorboard;
 
 pub use directory::{ADAPTER_DIR, EWC_FILE, RunDir, TEACHER_DIR};
 pub use environment::{Environment, ModelRecord};
 pub use history::EpochRecord;
+pub use recorded::RecordedRun;
 
 pub use crate::{
     facts::{PerSplit, Split},
     measure::{Counts, Drift, FactOutcome},
 };
 
-/// Accuracies (shares, 0 to 1) of one split at four moments.
+/// Accuracy (0 to 1) of one split at four stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AccuracyStages {
     /// Few-shot, before training (mean over the audit's prompts); null without an audit.
     pub audit: Option<f64>,
     /// At the training prompt, before training.
     pub start: f64,
-    /// At the training prompt, the best epoch.
+    /// At the training prompt, after the best epoch.
     pub peak: f64,
-    /// At the training prompt, the end.
+    /// At the training prompt, after training.
     pub after: f64,
 }
 
-/// A line of `metrics.jsonl`.
+/// A row of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Metrics {
-    /// An optimiser step.
+    /// An optimizer step.
     Step {
         /// Epoch, counted from 1.
         epoch: usize,
         /// Step, counted from 1 over the whole run.
         step: usize,
-        /// The whole loss (nats).
+        /// Total loss (nats).
         loss: f64,
         /// Cross-entropy: mean over the target tokens (nats).
         ce: f64,
-        /// Distillation term, lambda included (nats); 0 without a teacher.
+        /// Distillation term times lambda (nats); 0 without a teacher.
         distill: f64,
-        /// What the weights themselves are held by (L2, EWC); 0 without.
+        /// Weight penalty (L2, EWC); 0 without one.
         #[serde(default)]
         penalty: f64,
         /// Global gradient norm before clipping.
         grad_norm: f64,
         /// Learning rate of this step.
         learning_rate: f64,
-        /// Tokens, of prompts and targets.
+        /// Number of prompt and target tokens.
         tokens: usize,
-        /// Seconds that the step took.
+        /// Duration of the step in seconds.
         seconds: f64,
-        /// Tokens a second.
+        /// Tokens per second.
         tokens_per_second: f64,
     },
-    /// A step whose loss or gradient was not finite, and which changed nothing.
+    /// A step that was skipped because its loss or gradient was not finite.
     Skipped {
         /// Epoch, counted from 1.
         epoch: usize,
         /// Step, counted from 1 over the whole run.
         step: usize,
-        /// What was not finite.
+        /// The loss, or the name of the tensor, that was not finite.
         quantity: String,
     },
-    /// The snapshot that teaches from here on.
+    /// The teacher was frozen: a snapshot of the current weights.
     Snapshot {
         /// Epochs done.
         epoch: usize,
         /// Steps done.
         step: usize,
-        /// Seconds that it took to freeze it, its hidden states included where those are kept.
+        /// Duration in seconds, including the teacher forward pass if its outputs are stored.
         seconds: f64,
     },
-    /// The change of the weights was scaled down, training being done.
+    /// After training, the weights were interpolated toward the base model.
     Interpolation {
-        /// By what.
+        /// Scale of the weight change: 1 is the trained model, 0 the base model.
         factor: f64,
-        /// Seconds that it took to find out.
+        /// Duration of the search for the factor in seconds.
         seconds: f64,
     },
     /// An evaluation of every split, at the training prompt.
@@ -96,35 +99,35 @@ pub enum Metrics {
         epoch: usize,
         /// Steps done.
         step: usize,
-        /// Share right.
+        /// Accuracy (0 to 1).
         accuracy: PerSplit<f64>,
-        /// Share of the new facts right when asked in other words, where asked.
+        /// Accuracy on the paraphrased questions of the new facts, if evaluated.
         #[serde(skip_serializing_if = "Option::is_none")]
         learned_paraphrased: Option<f64>,
-        /// How far the model has drifted from the base model, where measured.
+        /// Drift from the base model, if measured.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         drift: Option<Drift>,
-        /// What pulls at the weights, where measured.
+        /// Gradient norms of the loss terms, if measured.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         grad_norms: Option<GradNorms>,
-        /// Seconds that the evaluation took.
+        /// Duration of the evaluation in seconds.
         seconds: f64,
     },
 }
 
-/// What pulls at the weights: norms of the loss's two gradients over all that is trained, at one step's rows, before clipping.
+/// Gradient norms of the two parts of the loss over all trained parameters, on the rows of one step, before clipping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GradNorms {
-    /// Of what is learned: cross-entropy.
+    /// Of the cross-entropy.
     pub ce: f64,
-    /// Of what holds the model: distillation, decoys, L2, EWC, with their strengths.
+    /// Of the terms against forgetting: distillation, decoys, L2, EWC, times their strengths.
     pub retention: f64,
 }
 
-/// A line of a run's `facts.jsonl`.
+/// A row of `facts.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FactResult {
-    /// Which part of the run.
+    /// Split.
     pub split: Split,
     /// Relation.
     pub relation: String,
@@ -132,45 +135,45 @@ pub struct FactResult {
     pub subject: String,
     /// Question.
     pub question: String,
-    /// Right answer, as taught.
+    /// Correct answer, as trained.
     pub object: String,
     /// `SLiCK` label before; null without an audit.
     pub label_before: Option<String>,
-    /// `SLiCK` label after; null where the audit was not made again.
+    /// `SLiCK` label after; null if the audit was not repeated.
     pub label_after: Option<String>,
-    /// The model's answer at the training prompt before training.
+    /// Answer at the training prompt before training.
     pub answer_before: String,
-    /// And after.
+    /// Answer at the training prompt after training.
     pub answer_after: String,
-    /// Right at the training prompt before training.
+    /// Whether `answer_before` is correct.
     pub correct_before: bool,
-    /// Right at the training prompt after the epoch that was best for its split.
+    /// Whether the answer after the best epoch of its split was correct.
     #[serde(default)]
     pub correct_at_peak: bool,
-    /// Right at the training prompt after.
+    /// Whether `answer_after` is correct.
     pub correct_after: bool,
-    /// Right after some epoch and wrong after a later one.
+    /// Whether it was correct after one epoch and wrong after a later one.
     #[serde(default)]
     pub forgotten_once: bool,
-    /// Probability of the right answer at the training prompt before training, end marker included, where asked.
+    /// Probability of the correct answer with its end marker at the training prompt before training, if evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_before: Option<f64>,
-    /// And after.
+    /// The same after training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_after: Option<f64>,
-    /// The new facts that lay nearest before training, nearest first; none for a new one.
+    /// The nearest new facts before training, nearest first; empty for a new fact.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nearest: Vec<Neighbour>,
-    /// Where the subject lies on a map of all subjects of the run before training.
+    /// First two principal components of the subject's hidden state before training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pca: Option<[f32; 2]>,
-    /// How far a held fact's subject has drifted, where that is measured.
+    /// Drift at this fact, if measured; held-out facts only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
-    /// New facts asked in other words: the question, the answer after, and whether it is right.
+    /// Paraphrased questions of a new fact, with the answers after training.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paraphrases: Vec<ParaphraseResult>,
-    /// What became of it.
+    /// Outcome.
     pub outcome: FactOutcome,
 }
 
@@ -191,14 +194,14 @@ impl From<FactResult> for ComparedFact {
     }
 }
 
-/// A new fact asked in other words, after training.
+/// A paraphrased question of a new fact, answered after training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ParaphraseResult {
     /// The question.
     pub question: String,
     /// The answer.
     pub answer: String,
-    /// Whether it is right.
+    /// Whether the answer is correct.
     pub correct: bool,
 }
 
@@ -207,42 +210,42 @@ pub struct ParaphraseResult {
 pub struct RunResult {
     /// `sft`, `self-distill` ...; `only-known` for a run without new facts.
     pub method: String,
-    /// What the user called the model.
+    /// Name or path of the base model, as given.
     pub model: String,
-    /// What was wanted of the new facts.
+    /// `method.goal`.
     #[serde(default)]
     pub goal: Goal,
-    /// Share right, by split.
+    /// Accuracy by split.
     pub accuracy: PerSplit<AccuracyStages>,
-    /// 100 x (peak - after) on held.
+    /// `100 * (peak - after)` on the held-out facts.
     pub forgetting_pp: Option<f64>,
-    /// Its 95% interval (paired bootstrap over the held facts).
+    /// Its 95% interval (paired bootstrap over the held-out facts).
     pub forgetting_interval: Option<[f64; 2]>,
-    /// 100 x (Only Known's end - this one's) on held, where a baseline was given.
+    /// `100 * (after of Only Known - after of this run)` on the held-out facts; null without a baseline.
     pub gap_to_only_known_pp: Option<f64>,
-    /// Share of the new facts right at the end; null without new facts.
+    /// Fraction of the new facts correct at the end; null without new facts.
     pub learned: Option<f64>,
-    /// The same asked in other words.
+    /// Accuracy on the paraphrased questions of the new facts; null if not evaluated.
     pub learned_paraphrased: Option<f64>,
-    /// Share of the new facts wrong at the end, where they were not to be learned (`goal = "task"`).
+    /// Fraction of the new facts wrong at the end, under `goal = "task"`.
     #[serde(default)]
     pub not_absorbed: Option<f64>,
-    /// Facts by state.
+    /// Number of facts by outcome.
     pub counts: Counts,
-    /// Forgetting that was allowed, in pp.
+    /// Allowed forgetting in pp.
     pub budget: Option<f64>,
-    /// Within it.
+    /// Whether `forgetting_pp` is within the budget.
     pub within_budget: Option<bool>,
-    /// What the change of the weights was scaled by at the end, where that was asked for.
+    /// Scale of the weight change under `method.interpolate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interpolation: Option<f64>,
-    /// Epochs done, the snapshot epochs included.
+    /// Epochs done, including the snapshot epochs.
     pub epochs: usize,
     /// Steps done.
     pub steps: usize,
-    /// Wall time of training and its evaluations, resumed parts added up.
+    /// Wall time of training and evaluations, over all resumed parts.
     pub seconds: f64,
-    /// Of these, in evaluations.
+    /// Wall time of the evaluations.
     pub eval_seconds: f64,
     /// Peak resident memory of the process.
     pub peak_memory_bytes: u64,

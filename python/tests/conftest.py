@@ -22,7 +22,12 @@ OLD = [("Lille", "France"), ("Turin", "Italy"), ("Bonn", "Germany"), ("Cadiz", "
 NEW = [("Paris", "France"), ("Rome", "Italy"), ("Berlin", "Germany"), ("Oslo", "Norway"), ("Athens", "Greece")]
 
 # What trains the tiny model fast, on files that are taken as they are.
-FAST = {"data.audit": False, "train.learning_rate": 0.01, "train.num_epochs": 40, "train.early_stopping": {"learned": 1.0}}
+FAST = {
+    "data.audit": False,
+    "train.learning_rate": 0.01,
+    "train.num_epochs": 40,
+    "train.early_stopping": {"accuracy": 1.0},
+}
 
 
 def pytest_configure() -> None:
@@ -55,7 +60,7 @@ def knows(tmp_path_factory: pytest.TempPathFactory) -> unforget.Run:
 def forgets(knows: unforget.Run, tmp_path_factory: pytest.TempPathFactory) -> unforget.Run:
     """A run that learned new facts and forgot old ones."""
     out = tmp_path_factory.mktemp("forgets") / "run"
-    settings = {**FAST, "train.early_stopping": {"learned": 1.0}}
+    settings = {**FAST, "train.early_stopping": {"accuracy": 1.0}}
     return unforget.tune(
         knows, learn=rows(NEW), held=rows(OLD), out=out, method="sft", set=settings, threads=1, quiet=True
     )

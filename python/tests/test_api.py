@@ -1,4 +1,4 @@
-"""The functions, against the program and a tiny model."""
+"""The functions, with the program and a tiny model."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import pytest
 from conftest import FAST, LLAMA, NEW, OLD, rows
 
 import unforget
-from unforget import _api, _run, _tables
+from unforget import _api, _process, _tables
 
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 
-def test_an_audit_has_shares_and_every_fact(knows: unforget.Run, tmp_path: Path) -> None:
-    audit = unforget.audit(knows, rows(OLD + NEW), runs=1, shots=0, threads=1, quiet=True)
+def test_an_audit_has_label_fractions_and_every_fact(knows: unforget.Run, tmp_path: Path) -> None:
+    audit = unforget.audit(knows, rows(OLD + NEW), num_prompts=1, shots=0, threads=1, quiet=True)
     assert audit.overall.facts == 9
     assert audit.relations["P17"] == audit.overall
     assert audit.overall.highly_known == pytest.approx(sum(f.label == "HighlyKnown" for f in audit.facts) / 9)
     assert [fact.subject for fact in audit.facts] == [subject for subject, _ in OLD + NEW]
-    assert all(fact.label == "HighlyKnown" and fact.greedy_right == (True,) for fact in audit.facts[:4])
+    assert all(fact.label == "HighlyKnown" and fact.greedy_correct == (True,) for fact in audit.facts[:4])
     assert audit.settings["shots"] == 0
     assert audit.path is None
-    assert audit.picture.startswith("<svg")
+    assert audit.plot.startswith("<svg")
     assert not list(tmp_path.glob("*.jsonl"))
 
 
-def test_an_audit_is_left_where_out_says(tmp_path: Path) -> None:
+def test_an_audit_is_written_to_out(tmp_path: Path) -> None:
     facts = tmp_path / "facts.tsv"
     facts.write_text("subject\trelation\tobject\nRome\tP17\tItaly\nBonn\tP17\tGermany\n")
-    audit = unforget.audit(LLAMA, facts, out=tmp_path / "audit", runs=2, shots=1, threads=1, quiet=True)
+    audit = unforget.audit(LLAMA, facts, out=tmp_path / "audit", num_prompts=2, shots=1, threads=1, quiet=True)
     assert audit.path == tmp_path / "audit"
     assert (tmp_path / "audit" / "facts.jsonl").is_file()
     assert len(audit.facts[0].answers) == 2
@@ -57,36 +57,36 @@ def test_a_run_is_read_from_its_directory(forgets: unforget.Run) -> None:
     assert len(run.metrics("step")) == run.result.steps
     assert run.environment["device"] == "cpu"
     assert (run.model / "model.safetensors").is_file()
-    # Rows that are no file are kept beside the run, for resume.
+    # Rows are written next to the run, for resume.
     assert len(run.path.with_name("run.learn.jsonl").read_text().splitlines()) == len(NEW)
     assert run.resume(quiet=True) == run
 
 
-def test_a_run_is_compared_with_what_it_knew(forgets: unforget.Run, knows: unforget.Run) -> None:
+def test_a_run_is_compared(forgets: unforget.Run, knows: unforget.Run) -> None:
     comparison = forgets.compare()
     assert comparison.counts.learned == len(NEW)
     assert comparison.counts.forgotten > 0
-    lost = comparison.of_state("forgotten")
-    assert len(lost) == comparison.counts.forgotten
-    assert all(fact.right_before and not fact.right_after and fact.split == "held" for fact in lost)
+    forgotten = comparison.with_outcome("forgotten")
+    assert len(forgotten) == comparison.counts.forgotten
+    assert all(fact.correct_before and not fact.correct_after and fact.split == "held" for fact in forgotten)
     assert unforget.compare([knows, forgets])[1] == comparison
     models = unforget.compare(knows, forgets, rows(OLD), threads=1, quiet=True)
-    lost_of_old = [f for f in comparison.facts if f.split == "held" and f.right_before and not f.right_after]
-    assert models.counts.forgotten == len(lost_of_old)
+    forgotten_held = [f for f in comparison.facts if f.split == "held" and f.correct_before and not f.correct_after]
+    assert models.counts.forgotten == len(forgotten_held)
     assert models.facts[0].split is None
 
 
-def test_a_gate_says_whether_it_holds(forgets: unforget.Run, knows: unforget.Run, tmp_path: Path) -> None:
+def test_a_gate_passes_or_fails(forgets: unforget.Run, knows: unforget.Run, tmp_path: Path) -> None:
     held = unforget.gate(forgets, forgets, threads=1, quiet=True)
     assert held.passed
     assert held.forgotten_pp == 0
     assert held.budget == 1
-    # A model that has never seen the facts.
-    lost = unforget.gate(LLAMA, _fresh(knows, tmp_path), budget=5, junit=tmp_path / "gate.xml", threads=1, quiet=True)
-    assert not lost.passed
-    assert lost.forgotten_pp == 100
+    # A model that does not know the facts.
+    failed = unforget.gate(LLAMA, _fresh(knows, tmp_path), budget=5, junit=tmp_path / "gate.xml", threads=1, quiet=True)
+    assert not failed.passed
+    assert failed.forgotten_pp == 100
     assert (tmp_path / "gate.xml").is_file()
-    assert "over the budget" in lost._repr_html_()
+    assert "over the budget" in failed._repr_html_()
 
 
 def _fresh(knows: unforget.Run, tmp_path: Path) -> unforget.Run:
@@ -114,7 +114,7 @@ def test_a_report_and_an_export_are_written(forgets: unforget.Run, tmp_path: Pat
     assert (gguf / "model.gguf").is_file()
 
 
-def test_any_other_command_is_called(forgets: unforget.Run, tmp_path: Path) -> None:
+def test_any_command_can_be_called(forgets: unforget.Run, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Q: a\\nA:"}\n{"prompt": "Q: b\\nA:"}\n')
     answers = unforget.call("ask", forgets, f"--prompts={prompts}", "--max-new-tokens=4", quiet=True)
@@ -122,9 +122,9 @@ def test_any_other_command_is_called(forgets: unforget.Run, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["audit", "run", "comparison", "gate"])
-def test_tables_have_a_row_a_fact(kind: str, forgets: unforget.Run) -> None:
+def test_tables_have_one_row_per_fact(kind: str, forgets: unforget.Run) -> None:
     makers: dict[str, Any] = {
-        "audit": lambda: unforget.audit(LLAMA, rows(OLD + NEW), runs=2, shots=1, threads=1, quiet=True),
+        "audit": lambda: unforget.audit(LLAMA, rows(OLD + NEW), num_prompts=2, shots=1, threads=1, quiet=True),
         "run": lambda: forgets,
         "comparison": forgets.compare,
         "gate": lambda: unforget.gate(forgets, forgets, threads=1, quiet=True),
@@ -136,14 +136,14 @@ def test_tables_have_a_row_a_fact(kind: str, forgets: unforget.Run) -> None:
     assert list(frame["object"]) == arrow.column("object").to_pylist() == [fact.object for fact in table.facts]
 
 
-def test_columns_have_their_types_without_a_row() -> None:
+def test_columns_have_types_without_rows() -> None:
     none = unforget.Comparison(("run",), unforget.Counts(0, 0, 0, 0, 0, 0), ())
     assert list(none.to_pandas().columns) == none.to_arrow().column_names
-    assert none.to_arrow().schema.field("right_after").type == pa.bool_()
+    assert none.to_arrow().schema.field("correct_after").type == pa.bool_()
     assert none.to_arrow().schema.field("split").type == pa.string()
 
 
-def test_facts_are_taken_from_a_data_frame(tmp_path: Path) -> None:
+def test_facts_from_a_data_frame(tmp_path: Path) -> None:
     frame = pd.DataFrame({"subject": ["Ürümqi"], "relation": ["P17"], "object": ["China"], "aliases": [None]})
     frame.loc[1] = ["x\u2028y", "P17", "Italy", ["Italia"]]
     (path,) = _api._files(frame, tmp_path / "deeper" / "f.jsonl")
@@ -151,7 +151,7 @@ def test_facts_are_taken_from_a_data_frame(tmp_path: Path) -> None:
         {"subject": "Ürümqi", "relation": "P17", "object": "China"},
         {"subject": "x\u2028y", "relation": "P17", "object": "Italy", "aliases": ["Italia"]},
     ]
-    audit = unforget.audit(LLAMA, frame, runs=1, shots=0, threads=1, quiet=True)
+    audit = unforget.audit(LLAMA, frame, num_prompts=1, shots=0, threads=1, quiet=True)
     assert audit.facts[1].subject == "x\u2028y"
 
 
@@ -160,21 +160,21 @@ def test_settings_are_written_as_toml() -> None:
     assert _api._toml(value) == (
         '{on = true, n = 3, lr = 1e-07, name = "a \\"b\\"\\n", list = [1, "x"], "odd key" = {k = "p"}}'
     )
-    with pytest.raises(TypeError, match="no value like None"):
+    with pytest.raises(TypeError, match="not a TOML value: None"):
         _api._toml(None)
 
 
 @pytest.mark.parametrize("name", ["facts", "answers"])
-def test_nothing_reaches_a_notebook_unescaped(name: str) -> None:
+def test_notebook_output_is_escaped(name: str) -> None:
     bad = "<script>alert(1)</script>"
     counts = unforget.Counts(1, 0, 0, 1, 0, 0)
     fact = unforget.ComparedFact(
-        "P17", bad, bad, bad, bad, bad, right_before=True, right_after=False, state="forgotten"
+        "P17", bad, bad, bad, bad, bad, correct_before=True, correct_after=False, outcome="forgotten"
     )
-    shares = unforget.Shares(1, 1.0, 0.0, 0.0, 0.0)
+    fractions = unforget.LabelFractions(1, 1.0, 0.0, 0.0, 0.0)
     shown: dict[str, list[Any]] = {
         "facts": [
-            unforget.Audit(bad, shares, {bad: shares}, (), {}, (), 0.0, "", None),
+            unforget.Audit(bad, fractions, {bad: fractions}, (), {}, (), 0.0, "", None),
             unforget.Run(Path(bad)),
         ],
         "answers": [
@@ -182,14 +182,12 @@ def test_nothing_reaches_a_notebook_unescaped(name: str) -> None:
             unforget.Gate(
                 passed=False,
                 budget=1.0,
-                decides="held",
+                split="held",
                 forgotten_pp=2.0,
                 interval=None,
-                facts=(unforget.GatedFact("held", bad, bad, bad, bad, bad, right_before=True, right_now=False),),
+                facts=(unforget.GatedFact("held", bad, bad, bad, bad, bad, correct_before=True, correct_now=False),),
             ),
-            unforget.Forecast(
-                (unforget.EndangeredFact(bad, bad, bad, bad, 0.5, (unforget.Neighbour(bad, bad, 1.0),)),)
-            ),
+            unforget.Forecast((unforget.AtRiskFact(bad, bad, bad, bad, 0.5, (unforget.Neighbour(bad, bad, 1.0),)),)),
         ],
     }
     for value in shown[name]:
@@ -205,10 +203,10 @@ def test_a_notebook_shows_a_run(forgets: unforget.Run) -> None:
     assert f"forgotten {forgets.compare().counts.forgotten}" in forgets.compare()._repr_html_()
 
 
-def test_progress_is_passed_on_unless_quiet(
+def test_progress_is_forwarded_unless_quiet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], knows: unforget.Run
 ) -> None:
-    unforget.audit(knows, rows(OLD), runs=1, shots=0, threads=1)
+    unforget.audit(knows, rows(OLD), num_prompts=1, shots=0, threads=1)
     assert "audit 4/4" in capsys.readouterr().err
     settings = {**FAST, "train.num_epochs": 1}
     unforget.tune(LLAMA, learn=rows(NEW), out=tmp_path / "q", method="sft", set=settings, threads=1, quiet=True)
@@ -217,22 +215,22 @@ def test_progress_is_passed_on_unless_quiet(
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_stderr_that_is_gone_stops_nothing(
+def test_a_closed_stderr_does_not_stop_the_program(
     closed: bool, monkeypatch: pytest.MonkeyPatch, knows: unforget.Run, tmp_path: Path
 ) -> None:
     gone = (tmp_path / "gone").open("w")
     gone.close()
     monkeypatch.setattr("sys.stderr", gone if closed else None)
-    assert unforget.audit(knows, rows(OLD), runs=1, shots=0, threads=1).overall.facts == 4
+    assert unforget.audit(knows, rows(OLD), num_prompts=1, shots=0, threads=1).overall.facts == 4
 
 
-def test_the_program_is_found_by_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_names_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "mine"
     fake.write_text("#!/bin/sh\n")
     fake.chmod(0o755)
     monkeypatch.setenv("UNFORGET_BIN", str(fake))
-    assert _run.program() == str(fake)
+    assert _process.program() == str(fake)
     monkeypatch.delenv("UNFORGET_BIN")
     monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
     fake.rename(tmp_path / "unforget")
-    assert _run.program() == str(tmp_path / "unforget")
+    assert _process.program() == str(tmp_path / "unforget")

@@ -1,4 +1,4 @@
-"""Each way in which the program ends, as an exception."""
+"""Each exit code of the program as an exception."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import unforget
 ENDLESS = {"data.audit": False, "train.num_epochs": 1_000_000}
 
 
-def test_wrong_input_is_a_usage_error_with_the_programs_words(
+def test_wrong_input_is_a_usage_error_with_the_programs_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(unforget.UsageError) as caught:
@@ -28,7 +28,7 @@ def test_wrong_input_is_a_usage_error_with_the_programs_words(
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("give a .tsv")
     assert str(caught.value).endswith("hint: " + caught.value.hint)
-    # It is told once, by the exception.
+    # It is reported once, by the exception.
     assert capsys.readouterr().err == ""
 
 
@@ -39,14 +39,14 @@ def test_a_misspelt_key_is_a_usage_error_and_nothing_is_written(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_usage_of_the_program_itself(tmp_path: Path) -> None:
+def test_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(unforget.UsageError, match="bogus"):
         unforget.call("audit", LLAMA, "--bogus")
     with pytest.raises(unforget.UsageError, match="not a run directory"):
         unforget.open(tmp_path)
 
 
-def test_a_broken_model_is_failed_work(tmp_path: Path) -> None:
+def test_a_broken_model_fails_the_work(tmp_path: Path) -> None:
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((LLAMA / file).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"broken")
@@ -76,7 +76,7 @@ def test_over_budget_has_the_run(knows: unforget.Run, tmp_path: Path) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_a_run_that_is_killed_is_failed_work_and_goes_on(tmp_path: Path) -> None:
+def test_a_killed_program_fails_the_work(tmp_path: Path) -> None:
     script = tmp_path / "killed"
     script.write_text("#!/bin/sh\nkill -9 $$\n")
     script.chmod(0o755)
@@ -87,7 +87,7 @@ def test_a_run_that_is_killed_is_failed_work_and_goes_on(tmp_path: Path) -> None
     assert caught.value.exit_code == -9
 
 
-def test_no_program_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNFORGET_BIN", str(tmp_path / "none"))
     with pytest.raises(unforget.ProgramNotFound, match="UNFORGET_BIN"):
         unforget.audit(LLAMA)
@@ -98,7 +98,7 @@ def test_no_program_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         unforget.audit(LLAMA)
 
 
-def test_ctrl_c_is_forwarded_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_is_forwarded_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def interrupt() -> None:
@@ -116,7 +116,7 @@ def test_ctrl_c_is_forwarded_and_the_run_goes_on(tmp_path: Path) -> None:
     assert not run.done
     assert run.result is None
     assert run.facts == ()
-    assert "not done" in run._repr_html_()
+    assert "not finished" in run._repr_html_()
     assert list((out / "checkpoints").iterdir())
     config = out / "config.toml"
     config.write_text(config.read_text().replace("epochs = 1000000", "epochs = 3"))
@@ -124,7 +124,7 @@ def test_ctrl_c_is_forwarded_and_the_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_program_once(tmp_path: Path) -> None:
-    """The whole process group gets the signal, and still a checkpoint is written: twice would have ended it at once."""
+    """The whole process group gets the signal, and the program writes a checkpoint: it received one signal, not two."""
     out = tmp_path / "run"
     code = (
         "import sys, unforget\n"
@@ -149,7 +149,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_program_once(tmp_path: Path) -> None:
     assert list((out / "checkpoints").iterdir())
 
 
-def test_ctrl_c_in_work_that_cannot_go_on_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_work_that_cannot_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "slow"
     script.write_text(f"#!/bin/sh\ntrap 'exit 130' INT\ntouch {tmp_path}/begun\nwhile :; do sleep 0.05; done\n")
     script.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The callback: its own logic with a trainer of wood, and a tiny model that `transformers` trains for two epochs."""
+"""The callback: its logic with a mock trainer, and with a tiny model that `transformers` trains for two epochs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_trainer = pytest.mark.skipif(not HAS_TRAINER, reason="torch, transformers 
 
 @pytest.fixture
 def trl(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`unforget.trl`, with nothing of transformers but the name of the class where it is not installed."""
+    """`unforget.trl`, with a stub of the base class if transformers is not installed."""
     if not HAS_TRAINER:
         stub = types.ModuleType("transformers")
         stub.TrainerCallback = object  # type: ignore[attr-defined]
@@ -31,7 +31,7 @@ def trl(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Saved:
-    """Stands for a model whose weights are those of a directory."""
+    """A mock model that saves the weights of a directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -56,14 +56,14 @@ def state() -> State:
     return State(global_step=0, epoch=0.0, log_history=[])
 
 
-def asked(trl: Any, **options: Any) -> Any:
-    return trl.ForgettingCallback(rows(OLD), runs=1, shots=0, threads=1, **options)
+def callback_of(trl: Any, **options: Any) -> Any:
+    return trl.ForgettingCallback(rows(OLD), num_prompts=1, shots=0, threads=1, **options)
 
 
-def test_what_is_lost_is_logged_and_told(
+def test_forgotten_facts_are_logged_and_printed(
     trl: Any, knows: unforget.Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    callback, at = asked(trl, scratch=str(tmp_path)), state()
+    callback, at = callback_of(trl, scratch=str(tmp_path)), state()
     trained = {"processing_class": Tokenizer()}
     callback.on_train_begin(None, at, None, model=Saved(knows.model), **trained)
     at.global_step, at.epoch = 5, 1.0
@@ -72,34 +72,37 @@ def test_what_is_lost_is_logged_and_told(
     at.global_step, at.epoch = 10, 2.0
     callback.on_epoch_end(None, at, None, model=Saved(LLAMA), **trained)
     callback.on_train_end(None, at, None, model=Saved(LLAMA), **trained)
-    assert [(probe.step, probe.known_right, probe.lost) for probe in callback.probes] == [(5, 4, 0), (10, 0, 4)]
+    assert [(probe.step, probe.num_retained, probe.num_forgotten) for probe in callback.probes] == [
+        (5, 4, 0),
+        (10, 0, 4),
+    ]
     assert [fact.subject for fact in callback.probes[1].forgotten] == [subject for subject, _ in OLD]
     assert at.log_history == [
-        {"forgetting/known_right": 4, "forgetting/lost": 0, "epoch": 1.0, "step": 5},
-        {"forgetting/known_right": 0, "forgetting/lost": 4, "epoch": 2.0, "step": 10},
+        {"forgetting/retained": 4, "forgetting/forgotten": 0, "epoch": 1.0, "step": 5},
+        {"forgetting/retained": 0, "forgetting/forgotten": 4, "epoch": 2.0, "step": 10},
     ]
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "forgetting: knows 4 of 4 facts before training"
-    assert told[1] == "forgetting: epoch 1, step 5: forgot 0 of 4 facts it knew"
-    assert told[2].startswith("forgetting: epoch 2, step 10: forgot 4 of 4 facts it knew: Lille (France; now ")
-    assert told[2].endswith(", 1 more")
-    # Nothing is left of the saved models, and no audit of them in a cache.
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "forgetting: knows 4 of 4 facts before training"
+    assert lines[1] == "forgetting: epoch 1, step 5: forgot 0 of 4 known facts"
+    assert lines[2].startswith("forgetting: epoch 2, step 10: forgot 4 of 4 known facts: Lille (France; now ")
+    assert lines[2].endswith(", 1 more")
+    # The saved models and the caches of their audits are removed.
     assert not list(tmp_path.glob("unforget-*"))
     assert not (tmp_path / "cache").exists()
 
 
-def test_every_so_many_steps_and_at_the_end(trl: Any, knows: unforget.Run) -> None:
-    callback, at = asked(trl, every=2, quiet=True, base=knows, tokenizer=Tokenizer()), state()
+def test_probes_every_n_steps_and_at_the_end(trl: Any, knows: unforget.Run) -> None:
+    callback, at = callback_of(trl, every=2, quiet=True, base=knows, tokenizer=Tokenizer()), state()
     callback.on_train_begin(None, at, None, model=Saved(LLAMA))
     for step in range(1, 6):
         at.global_step = step
         callback.on_step_end(None, at, None, model=Saved(LLAMA))
     callback.on_epoch_end(None, at, None, model=Saved(LLAMA))
     callback.on_train_end(None, at, None, model=Saved(LLAMA))
-    assert [(probe.step, probe.lost) for probe in callback.probes] == [(2, 4), (4, 4), (5, 4)]
+    assert [(probe.step, probe.num_forgotten) for probe in callback.probes] == [(2, 4), (4, 4), (5, 4)]
 
 
-def test_a_trainer_that_is_attached_does_the_logging(trl: Any, knows: unforget.Run) -> None:
+def test_an_attached_trainer_logs(trl: Any, knows: unforget.Run) -> None:
     class Trainer:
         def __init__(self) -> None:
             self.callbacks: list[Any] = []
@@ -112,16 +115,16 @@ def test_a_trainer_that_is_attached_does_the_logging(trl: Any, knows: unforget.R
             self.logged.append(logs)
 
     trainer, at = Trainer(), state()
-    callback = asked(trl, quiet=True).attach(trainer)
+    callback = callback_of(trl, quiet=True).attach(trainer)
     assert trainer.callbacks == [callback]
     callback.on_train_begin(None, at, None, model=Saved(knows.model), processing_class=Tokenizer())
     callback.on_epoch_end(None, at, None, model=Saved(LLAMA), processing_class=Tokenizer())
-    assert trainer.logged == [{"forgetting/known_right": 0, "forgetting/lost": 4}]
+    assert trainer.logged == [{"forgetting/retained": 0, "forgetting/forgotten": 4}]
     assert at.log_history == []
 
 
-def test_faults_are_told_at_the_beginning_and_only_warned_of_later(trl: Any, knows: unforget.Run) -> None:
-    callback, at = asked(trl, quiet=True), state()
+def test_errors_are_raised_at_the_beginning_and_warnings_later(trl: Any, knows: unforget.Run) -> None:
+    callback, at = callback_of(trl, quiet=True), state()
     with pytest.raises(ValueError, match="no tokenizer"):
         callback.on_train_begin(None, at, None, model=Saved(knows.model))
     with pytest.raises(unforget.UsageError):
@@ -135,7 +138,7 @@ def test_faults_are_told_at_the_beginning_and_only_warned_of_later(trl: Any, kno
 
 
 def test_other_processes_do_nothing(trl: Any) -> None:
-    callback, at = asked(trl), state()
+    callback, at = callback_of(trl), state()
     at.is_world_process_zero = False
     callback.on_train_begin(None, at, None, model=None)
     callback.on_epoch_end(None, at, None, model=None)
@@ -144,7 +147,7 @@ def test_other_processes_do_nothing(trl: Any) -> None:
 
 
 def prepared_tokenizer() -> Any:
-    """The tiny model's, with which a trainer can pad; PyTorch takes one thread from here on."""
+    """The tiny model's tokenizer with a padding token. Also limits PyTorch to one thread."""
     import torch
     from transformers import AutoTokenizer
 
@@ -155,7 +158,7 @@ def prepared_tokenizer() -> Any:
 
 
 def arguments(out: Path) -> dict[str, Any]:
-    """What every trainer here is told: a row a step, at a rate that costs old facts, and nothing said or saved."""
+    """Common trainer arguments: one row per step, a learning rate that causes forgetting, no logging or saving."""
     return {
         "output_dir": str(out),
         "per_device_train_batch_size": 1,
@@ -168,7 +171,7 @@ def arguments(out: Path) -> dict[str, Any]:
 
 
 def trainer_of(model: Any, out: Path, **options: Any) -> Any:
-    """A Trainer of the new facts."""
+    """A Trainer for the new facts."""
     from transformers import Trainer, TrainingArguments
 
     tokenizer = prepared_tokenizer()
@@ -193,49 +196,49 @@ def test_transformers_trains_a_model_that_forgets(
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(str(knows.model))
-    callback = asked(trl)
+    callback = callback_of(trl)
     trainer = trainer_of(model, tmp_path, callbacks=[callback])
     trainer.train()
     assert [probe.epoch for probe in callback.probes] == [1, 2]
-    assert all(probe.known == 4 == probe.known_right + probe.lost for probe in callback.probes)
-    assert callback.probes[-1].lost > 0
-    logged = [line for line in trainer.state.log_history if "forgetting/lost" in line]
-    assert [line["forgetting/lost"] for line in logged] == [probe.lost for probe in callback.probes]
-    assert "of 4 facts it knew: " in capsys.readouterr().out
-    # What was probed is what came out, as the program tells it of the saved model.
+    assert all(probe.num_known == 4 == probe.num_retained + probe.num_forgotten for probe in callback.probes)
+    assert callback.probes[-1].num_forgotten > 0
+    logged = [line for line in trainer.state.log_history if "forgetting/forgotten" in line]
+    assert [line["forgetting/forgotten"] for line in logged] == [probe.num_forgotten for probe in callback.probes]
+    assert "of 4 known facts: " in capsys.readouterr().out
+    # The last probe equals an audit of the saved model.
     trainer.save_model(str(tmp_path / "end"))
-    end = unforget.audit(tmp_path / "end", rows(OLD), runs=1, shots=0, threads=1, quiet=True)
-    assert sum(fact.label == "HighlyKnown" for fact in end.facts) == callback.probes[-1].known_right
+    end = unforget.audit(tmp_path / "end", rows(OLD), num_prompts=1, shots=0, threads=1, quiet=True)
+    assert sum(fact.label == "HighlyKnown" for fact in end.facts) == callback.probes[-1].num_retained
 
 
 @needs_trainer
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="peft is not installed")
-def test_adapters_are_asked_as_the_model_that_they_make(trl: Any, knows: unforget.Run, tmp_path: Path) -> None:
+def test_adapters_are_evaluated_merged(trl: Any, knows: unforget.Run, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(str(knows.model))
     config = LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj", "up_proj"])
-    callback = asked(trl, quiet=True)
+    callback = callback_of(trl, quiet=True)
     trainer = trainer_of(get_peft_model(model, config), tmp_path)
     callback.attach(trainer)
     trainer.train()
-    assert [probe.known for probe in callback.probes] == [4, 4]
-    assert callback.probes[-1].lost > 0
-    # The copy was merged, not the model in training.
+    assert [probe.num_known for probe in callback.probes] == [4, 4]
+    assert callback.probes[-1].num_forgotten > 0
+    # Only the copy was merged.
     assert hasattr(trainer.model, "merge_and_unload")
     assert any("lora_A" in name for name, _ in trainer.model.named_parameters())
 
 
 @needs_trainer
 @pytest.mark.skipif(not importlib.util.find_spec("trl"), reason="trl is not installed")
-def test_trl_takes_it_as_a_callback(trl: Any, knows: unforget.Run, tmp_path: Path) -> None:
+def test_trl_accepts_the_callback(trl: Any, knows: unforget.Run, tmp_path: Path) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = prepared_tokenizer()
-    callback = asked(trl, every=2, quiet=True)
+    callback = callback_of(trl, every=2, quiet=True)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(str(knows.model)),
         args=SFTConfig(**arguments(tmp_path), max_steps=4, bf16=False),
@@ -245,4 +248,4 @@ def test_trl_takes_it_as_a_callback(trl: Any, knows: unforget.Run, tmp_path: Pat
     )
     trainer.train()
     assert [probe.step for probe in callback.probes] == [2, 4]
-    assert callback.probes[-1].lost > 0
+    assert callback.probes[-1].num_forgotten > 0

@@ -1,6 +1,6 @@
-"""Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
+"""Fine-tune language models on new facts without forgetting, or hallucinating about, what they already knew.
 
-A thin layer over the program `unforget`, which does the work and comes with this package:
+A thin layer over the program `unforget`, which does the work and is installed with this package:
 
     import unforget
 
@@ -11,55 +11,54 @@ A thin layer over the program `unforget`, which does the work and comes with thi
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ._api import Facts, Model, audit, compare, export, forecast, gate, open, report, resume, tune
+from ._api import Facts, Model, Run, audit, compare, export, forecast, gate, open, report, resume, tune
 from ._errors import Interrupted, OverBudget, ProgramNotFound, UnforgetError, UsageError, WorkFailed
+from ._process import call, program
 from ._results import (
+    AccuracyStages,
+    AtRiskFact,
     Audit,
     AuditedFact,
     ComparedFact,
     Comparison,
     Counts,
-    EndangeredFact,
     Evaluation,
+    FactResult,
     Forecast,
     Gate,
     GatedFact,
-    Moments,
+    LabelFractions,
     Neighbour,
     Result,
-    Run,
-    RunFact,
-    Shares,
 )
-from ._run import call, program
 
 try:
     __version__ = version("unforget")
-except PackageNotFoundError:  # used from a checkout
+except PackageNotFoundError:  # imported from a checkout
     __version__ = "0"
 
 __all__ = [
+    "AccuracyStages",
+    "AtRiskFact",
     "Audit",
     "AuditedFact",
     "ComparedFact",
     "Comparison",
     "Counts",
-    "EndangeredFact",
     "Evaluation",
+    "FactResult",
     "Facts",
     "Forecast",
     "Gate",
     "GatedFact",
     "Interrupted",
+    "LabelFractions",
     "Model",
-    "Moments",
     "Neighbour",
     "OverBudget",
     "ProgramNotFound",
     "Result",
     "Run",
-    "RunFact",
-    "Shares",
     "UnforgetError",
     "UsageError",
     "WorkFailed",

@@ -1,4 +1,4 @@
-"""The commands as functions."""
+"""The commands as functions, and runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
-from ._errors import UsageError
-from ._results import Audit, Comparison, Forecast, Gate, Run
-from ._run import run as _run
+from ._errors import UnforgetError, UsageError
+from ._process import run as _run
+from ._results import Audit, Comparison, Evaluation, FactResult, Forecast, Gate, Result
+from ._tables import Table, from_json, html_line, html_table, percent, read_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,19 +29,104 @@ Facts = Union[Pathlike, Sequence[Pathlike], Sequence[Mapping[str, Any]], "pd.Dat
 Match = Literal["exact", "contains"]
 
 
+@dataclass(frozen=True)
+class Run(Table):
+    """A run directory. Each property reads its file when it is used."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        """The directory, so that a run can be passed as a path."""
+        return str(self.path)
+
+    @property
+    def result(self) -> Result | None:
+        """The contents of `result.json`; None until the run has finished."""
+        path = self.path / "result.json"
+        return Result.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished; `unforget.resume` continues one that has not."""
+        return self.path.joinpath("result.json").is_file()
+
+    @property
+    def model(self) -> Path:
+        """The tuned model: a directory that `transformers.AutoModelForCausalLM.from_pretrained` loads."""
+        return self.path / "model"
+
+    @property
+    def facts(self) -> tuple[FactResult, ...]:
+        """The result of each fact; empty until the run has finished."""
+        path = self.path / "facts.jsonl"
+        return tuple(from_json(FactResult, row) for row in read_lines(path)) if path.is_file() else ()
+
+    def metrics(self, type: str | None = None) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`, or those of one `type`: `step`, `eval`, `snapshot`, ..."""
+        path = self.path / "metrics.jsonl"
+        lines = read_lines(path) if path.is_file() else []
+        return [line for line in lines if type in (None, line["type"])]
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The accuracies after each epoch."""
+        return tuple(from_json(Evaluation, {**line, **line["accuracy"]}) for line in self.metrics("eval"))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The contents of `environment.json`: versions, machine, seed, and the checksums of model and data."""
+        environment: dict[str, Any] = json.loads(self.path.joinpath("environment.json").read_text(encoding="utf-8"))
+        return environment
+
+    def resume(self, **options: Any) -> Run:
+        """See `unforget.resume`."""
+        return resume(self, **options)
+
+    def compare(self) -> Comparison:
+        """See `unforget.compare`."""
+        return compare(self)
+
+    def report(self, out: str | os.PathLike[str], **options: Any) -> Path:
+        """See `unforget.report`."""
+        return report(self, out=out, **options)
+
+    def export(self, out: str | os.PathLike[str], **options: Any) -> Path:
+        """See `unforget.export`."""
+        return export(self, out=out, **options)
+
+    def _rows(self) -> tuple[type, Sequence[object]]:
+        return FactResult, self.facts
+
+    def _repr_html_(self) -> str:
+        result = self.result
+        if result is None:
+            return html_line(f"{self.path}: not finished; unforget.resume continues it")
+        counts = result.counts
+        summary = f"{result.method} on {result.model}: learned {counts.learned}, kept {counts.kept}, "
+        summary += f"forgotten {counts.forgotten}; {result.epochs} epochs, {result.seconds:.0f} s"
+        if result.forgetting_pp is not None:
+            summary += f"; {result.forgetting_pp:.1f} pp of the held-out facts forgotten since their best epoch"
+        rows = [
+            (split, *("" if value is None else percent(value) for value in (s.audit, s.start, s.peak, s.after)))
+            for split, s in result.accuracy.items()
+        ]
+        headers = ("accuracy", "audit", "before", "best epoch", "after")
+        return html_line(f"{self.path}: {summary}") + html_table(headers, rows)
+
+
 def audit(
     model: Model,
     facts: Facts = "pack:world",
     *,
     out: Pathlike | None = None,
-    runs: int | None = None,
+    num_prompts: int | None = None,
     shots: int | None = None,
     samples: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     exemplars: Facts | None = None,
-    sampled: bool = False,
-    whole_answers: bool = False,
+    sample: bool = False,
+    full_answers: bool = False,
     match: Match | None = None,
     chat: bool = False,
     skip_bad_rows: bool = False,
@@ -50,22 +137,22 @@ def audit(
     quiet: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> Audit:
-    """Label every fact by how well the model knows it. `unforget audit --help` says what each option is.
+    """Label every fact by how well the model knows it (SLiCK). `unforget audit --help` explains the options.
 
-    Without `out` nothing is left on the disk. The same audit made again comes from the program's cache.
+    Without `out` no files are kept. A repeated audit is read from the program's cache.
     """
     with tempfile.TemporaryDirectory(prefix="unforget-") as scratch:
         directory = Path(scratch, "audit") if out is None else Path(out)
         args = _options(
             out=directory,
-            runs=runs,
+            num_prompts=num_prompts,
             shots=shots,
             samples=samples,
             temperature=temperature,
             top_k=top_k,
             exemplars=_files(exemplars, Path(scratch, "exemplars.jsonl")),
-            sampled=sampled,
-            whole_answers=whole_answers,
+            sample=sample,
+            full_answers=full_answers,
             match=match,
             chat=chat,
             skip_bad_rows=skip_bad_rows,
@@ -98,22 +185,22 @@ def tune(
     threads: int | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Teach a model new facts, measure what it forgot, and write the run directory `out`.
+    """Fine-tune a model on new facts, measure what it forgot, and write the run directory `out`.
 
-    `model` may also be a config (`experiment.toml`). `set` has any key of the config:
-    `set={"train.num_epochs": 8, "method.decoys": {}}`. Rows that are no file are written beside the run
-    (`OUT.learn.jsonl`), where `resume` finds them again.
+    `model` may also be a config file (`experiment.toml`). `set` takes any config key:
+    `set={"train.num_epochs": 8, "method.decoys": {}}`. Facts given as rows are written next to the run directory
+    (`OUT.learn.jsonl`), where `resume` reads them.
 
-    Raises `OverBudget` where more than `budget` percentage points were forgotten (the model was saved; the error has
-    the run), and `Interrupted` on Ctrl-C, when a checkpoint has been written.
+    Raises `OverBudget` if more than `budget` percentage points were forgotten (the model is saved, and `error.run` is
+    the run), and `Interrupted` on Ctrl-C, after a checkpoint has been written.
     """
     run = Run(Path(out))
-    beside = {name: run.path.with_name(f"{run.path.name}.{name}.jsonl") for name in ("learn", "keep", "held")}
+    rows = {name: run.path.with_name(f"{run.path.name}.{name}.jsonl") for name in ("learn", "keep", "held")}
     args = _options(
         out=run.path,
-        learn=_files(learn, beside["learn"]),
-        keep=_files(keep, beside["keep"]),
-        held=_files(held, beside["held"]),
+        learn=_files(learn, rows["learn"]),
+        keep=_files(keep, rows["keep"]),
+        held=_files(held, rows["held"]),
         method=method,
         budget=budget,
         set=[f"{key}={_toml(value)}" for key, value in (set or {}).items()],
@@ -125,8 +212,7 @@ def tune(
         seed=seed,
         threads=threads,
     )
-    _run("tune", [*args, "--", _model(model)], quiet=quiet, writes=run)
-    return run
+    return _write_run(run, "tune", [*args, "--", _model(model)], quiet=quiet)
 
 
 def resume(
@@ -137,19 +223,21 @@ def resume(
     threads: int | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Go on with an interrupted run from its newest whole checkpoint, to the bit; a finished one is left as it is."""
-    there = Run(Path(run))
+    """Continue an interrupted run from its newest complete checkpoint. The result is bitwise identical.
+
+    A finished run is left unchanged.
+    """
+    resumed = Run(Path(run))
     args = _options(keep_checkpoints=keep_checkpoints, watch=watch, threads=threads)
-    _run("resume", [*args, "--", str(there.path)], quiet=quiet, writes=there)
-    return there
+    return _write_run(resumed, "resume", [*args, "--", str(resumed.path)], quiet=quiet)
 
 
 def open(run: Pathlike) -> Run:
-    """The run in a directory, done or not. Nothing is started."""
-    there = Run(Path(run))
-    if not there.path.joinpath("config.toml").is_file():
-        raise UsageError(f"`{there.path}` is not a run directory: it has no config.toml", exit_code=2)
-    return there
+    """The run in a directory, finished or not. Does not start the program."""
+    opened = Run(Path(run))
+    if not opened.path.joinpath("config.toml").is_file():
+        raise UsageError(f"`{opened.path}` is not a run directory: it has no config.toml", exit_code=2)
+    return opened
 
 
 @overload
@@ -179,9 +267,9 @@ def compare(
     threads: int | None = None,
     quiet: bool = False,
 ) -> Comparison | list[Comparison]:
-    """Tell what was learned, kept and forgotten: by a run, by each of several runs, or between two models.
+    """Which facts were learned, kept and forgotten: by a run, by each of several runs, or between two models.
 
-    A run is told from its records; two models are asked the `facts`.
+    A run is compared from its files. Two models are evaluated on `facts`.
     """
     if not isinstance(before, (str, os.PathLike)):
         return [compare(run) for run in before]
@@ -192,9 +280,9 @@ def compare(
             chat=chat,
             threads=threads,
         )
-        of = [os.fspath(model) for model in (before, after) if model is not None]
-        said = _run("compare", [*args, "--", *of], quiet=quiet)
-    return Comparison.from_json(json.loads(said), tuple(of))
+        models = [os.fspath(model) for model in (before, after) if model is not None]
+        stdout = _run("compare", [*args, "--", *models], quiet=quiet)
+    return Comparison.from_json(json.loads(stdout), tuple(models))
 
 
 def gate(
@@ -206,7 +294,7 @@ def gate(
     threads: int | None = None,
     quiet: bool = False,
 ) -> Gate:
-    """Ask a model what a finished run knew: more than `budget` pp (default 1) of it may not be lost."""
+    """Check that a model forgot at most `budget` percentage points (default 1) of what a finished run knew."""
     args = _options(baseline=baseline, budget=budget, junit=junit, threads=threads)
     row = json.loads(_run("gate", [*args, "--", _model(model)], quiet=quiet, allow=[3]))
     return Gate.from_json(row, passed=row["forgotten_pp"] <= row["budget"])
@@ -221,7 +309,7 @@ def forecast(
     threads: int | None = None,
     quiet: bool = False,
 ) -> Forecast:
-    """Before any training: which of the `held` facts learning `learn` would endanger."""
+    """Rank the `held` facts by their risk of being forgotten when `learn` is trained, before any training."""
     with tempfile.TemporaryDirectory(prefix="unforget-") as scratch:
         args = _options(
             learn=_files(learn, Path(scratch, "learn.jsonl")),
@@ -235,10 +323,10 @@ def forecast(
 def report(
     runs: Pathlike | Sequence[Pathlike], *, out: Pathlike, bundle: Pathlike | None = None, quiet: bool = False
 ) -> Path:
-    """Write one self-contained page about runs, and an archive of its data where `bundle` names one."""
-    several = [runs] if isinstance(runs, (str, os.PathLike)) else runs
+    """Write a self-contained HTML page about runs, and an archive of its data if `bundle` is given."""
+    run_list = [runs] if isinstance(runs, (str, os.PathLike)) else runs
     args = _options(out=out, bundle=bundle)
-    _run("report", [*args, "--", *(os.fspath(one) for one in several)], quiet=quiet)
+    _run("report", [*args, "--", *(os.fspath(run) for run in run_list)], quiet=quiet)
     return Path(out)
 
 
@@ -251,55 +339,66 @@ def export(
     force: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Write a run's model, or any, as transformers (`hf`), llama.cpp and Ollama (`gguf`) or PEFT load it."""
+    """Write a model, or the model of a run, for transformers (`hf`), llama.cpp and Ollama (`gguf`) or PEFT."""
     args = _options(to=to, out=out, dtype=dtype, force=force)
     _run("export", [*args, "--", os.fspath(run)], quiet=quiet)
     return Path(out)
 
 
 def _model(model: Model) -> str:
-    """What the program calls a model: of a run that is done, the directory of its model."""
+    """The MODEL argument; for a finished run, its model directory."""
     tuned = Path(model, "model")
     return str(tuned) if tuned.is_dir() else os.fspath(model)
 
 
+def _write_run(run: Run, command: str, args: Sequence[str], *, quiet: bool) -> Run:
+    """Run a command that writes `run`. An exception gets the run as its `run`, if the directory was created."""
+    try:
+        _run(command, args, quiet=quiet)
+    except UnforgetError as error:
+        if run.path.joinpath("config.toml").is_file():
+            error.run = run
+        raise
+    return run
+
+
 def _options(**options: Any) -> list[str]:
-    """`--name=value` for each option that is given; a list gives one for each of its members."""
+    """`--name=value` for each option that is not None or False; one per item for a list."""
     args = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             args.append(flag)
         elif isinstance(value, list):
-            args += [f"{flag}={one}" for one in value]
+            args += [f"{flag}={item}" for item in value]
         elif value is not None and value is not False:
             args.append(f"{flag}={os.fspath(value) if isinstance(value, os.PathLike) else value}")
     return args
 
 
-def _files(facts: Facts | None, beside: Path) -> list[str]:
-    """The files that facts are in; rows are written to `beside` first."""
+def _files(facts: Facts | None, path: Path) -> list[str]:
+    """The files of `facts`. Rows are written to the file `path` first."""
     if facts is None:
         return []
     if isinstance(facts, (str, os.PathLike)):
         return [os.fspath(facts)]
     rows: Sequence[Any] = facts if isinstance(facts, Sequence) else facts.to_dict("records")
     if not all(isinstance(row, Mapping) for row in rows):
-        return [os.fspath(path) for path in rows]
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    with beside.open("w", encoding="utf-8") as file:
+        return [os.fspath(file) for file in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            # An empty cell of a DataFrame is a NaN, which alone is not equal to itself.
-            there = {name: value for name, value in row.items() if value is not None and value == value}  # noqa: PLR0124
-            file.write(json.dumps(there, ensure_ascii=False) + "\n")
-    return [str(beside)]
+            # An empty cell of a DataFrame is NaN, which is not equal to itself.
+            present = {name: value for name, value in row.items() if value is not None and value == value}  # noqa: PLR0124
+            file.write(json.dumps(present, ensure_ascii=False) + "\n")
+    return [str(path)]
 
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML writes it."""
+    """A value in TOML syntax."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
@@ -307,8 +406,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, (str, os.PathLike)):
         return json.dumps(os.fspath(value), ensure_ascii=False)
     if isinstance(value, Mapping):
-        pairs = (f"{key if _BARE_KEY.fullmatch(key) else _toml(key)} = {_toml(one)}" for key, one in value.items())
+        pairs = (f"{key if _BARE_KEY.fullmatch(key) else _toml(key)} = {_toml(item)}" for key, item in value.items())
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, Sequence):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    raise TypeError(f"a config has no value like {value!r}")
+    raise TypeError(f"not a TOML value: {value!r}")

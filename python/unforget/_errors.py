@@ -1,33 +1,31 @@
-"""What the program says when it does not end well, as exceptions: one class for each exit code."""
+"""The program's exit codes as exceptions, one class each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ._results import Run
+from typing import Any
 
 
 class UnforgetError(Exception):
-    """The program ended with another exit code than 0.
+    """The program ended with an exit code other than 0.
 
     Attributes:
-        message: what went wrong, in the program's words.
-        hint: what to do about it, where the program knows it.
-        exit_code: of the process; negative where a signal ended it.
-        run: the run that was being written, where there is one on the disk.
+        message: the program's error message.
+        hint: how to fix it, where the program gives one.
+        exit_code: of the process; negative when a signal ended it.
+        run: the `unforget.Run` that was being written, if its directory exists; otherwise None.
 
     """
 
-    def __init__(self, message: str, hint: str | None = None, exit_code: int = 1, run: Run | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
-        self.run = run
+        # Typed as Any: this module comes before the one that defines Run.
+        self.run: Any = None
 
     def __str__(self) -> str:
-        """The message, and the hint on a line of its own."""
+        """The message, with the hint on its own line."""
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
 
@@ -36,29 +34,29 @@ class WorkFailed(UnforgetError):  # noqa: N818
 
 
 class UsageError(UnforgetError):
-    """Exit code 2: wrong usage, config or input; nothing was computed."""
+    """Exit code 2: wrong usage, config or input. Nothing was computed."""
 
 
 class OverBudget(UnforgetError):  # noqa: N818
-    """Exit code 3: done and saved, but more was forgotten than the budget allows. `run` has the figures."""
+    """Exit code 3: the run is complete and saved, but forgot more than the budget. `run.result` has the numbers."""
 
 
 class Interrupted(UnforgetError):  # noqa: N818
-    """Exit code 130: interrupted. `unforget.resume(error.run)` goes on with a run."""
+    """Exit code 130: interrupted. `unforget.resume(error.run)` continues a run."""
 
 
 class ProgramNotFound(UnforgetError, FileNotFoundError):  # noqa: N818
-    """There is no `unforget` program to be started."""
+    """The program `unforget` is not installed."""
 
 
-_BY_CODE: dict[int, type[UnforgetError]] = {2: UsageError, 3: OverBudget, 130: Interrupted}
+_BY_EXIT_CODE: dict[int, type[UnforgetError]] = {2: UsageError, 3: OverBudget, 130: Interrupted}
 
 
-def of_exit(code: int, said: str, run: Run | None) -> UnforgetError:
-    """The exception for an exit code; `said` is what stood on stderr from `error:` on."""
-    message, _, hint = said.strip().removeprefix("error: ").partition("\nhint: ")
+def from_exit_code(code: int, stderr: str) -> UnforgetError:
+    """The exception for an exit code; `stderr` is the program's output from `error:` on."""
+    message, _, hint = stderr.strip().removeprefix("error: ").partition("\nhint: ")
     if not message:
         message = {130: "interrupted"}.get(code, f"unforget ended with exit code {code}")
         if code < 0:
             message = f"unforget was ended by signal {-code}"
-    return _BY_CODE.get(code, WorkFailed)(message, hint or None, code, run)
+    return _BY_EXIT_CODE.get(code, WorkFailed)(message, hint or None, code)

@@ -1,4 +1,4 @@
-"""What the program found, as frozen dataclasses over its own JSON; nothing is computed anew here."""
+"""The program's results as frozen dataclasses, read from its JSON. Nothing is recomputed here."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._tables import SHOWN, Table, from_json, frozen, html_line, html_table, percent, read_lines
+from ._tables import MAX_ROWS, Table, from_json, frozen, html_line, html_table, percent, read_lines
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 Label = Literal["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"]
 Split = Literal["known", "unknown", "held", "maybe_known", "weakly_known"]
-State = Literal["learned", "not_learned", "kept", "forgotten", "gained", "never_knew"]
+Outcome = Literal["learned", "not_learned", "kept", "forgotten", "gained", "never_knew"]
 
 SPLITS: tuple[Split, ...] = ("known", "unknown", "held", "maybe_known", "weakly_known")
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How many facts there are, and the share (0 to 1) of each label."""
+class LabelFractions:
+    """The number of facts, and the fraction (0 to 1) of each label."""
 
     facts: int
     highly_known: float
@@ -31,66 +30,66 @@ class Shares:
     unknown: float
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Shares:
-        """From a relation of `summary.json`."""
+    def from_json(cls, row: Mapping[str, Any]) -> LabelFractions:
+        """From an entry of `summary.json`."""
         labels = [row[label] for label in ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")]
         return cls(row["facts"], *labels)
 
 
 @dataclass(frozen=True)
 class AuditedFact:
-    """A fact and how well the model knows it: a line of an audit's `facts.jsonl`."""
+    """A fact with its label: a line of an audit's `facts.jsonl`."""
 
     relation: str
     subject: str
     question: str
     object: str
     label: str
-    greedy_right: tuple[bool, ...]
+    greedy_correct: tuple[bool, ...]
     p_sampled: float | None
     answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Audit(Table):
-    """What a model knows.
+    """How well a model knows a set of facts.
 
     Attributes:
-        model: what the model was called.
-        overall: the shares of all facts.
-        relations: the shares by relation.
-        facts: the facts in the order of their files.
-        settings: how they were asked.
-        notes: what was left out.
-        seconds: how long it took; next to nothing where it came from the cache.
-        picture: the shares as an SVG.
-        path: the directory that was written, if one was named.
+        model: the model's name, as given.
+        overall: the label fractions of all facts.
+        relations: the label fractions of each relation.
+        facts: the facts, in the order of their files.
+        settings: prompts, samples and the other settings of the audit.
+        notes: rows that were skipped.
+        seconds: duration; near 0 if the audit was cached.
+        plot: the label fractions as an SVG.
+        path: the output directory, if one was given.
 
     """
 
     model: str
-    overall: Shares
-    relations: Mapping[str, Shares]
+    overall: LabelFractions
+    relations: Mapping[str, LabelFractions]
     facts: tuple[AuditedFact, ...] = field(repr=False)
     settings: Mapping[str, Any] = field(repr=False)
     notes: tuple[str, ...] = field(repr=False)
     seconds: float = field(repr=False)
-    picture: str = field(repr=False)
+    plot: str = field(repr=False)
     path: Path | None = None
 
     @classmethod
     def read(cls, directory: Path, *, keep: bool = True) -> Audit:
-        """From the directory that `unforget audit --out` wrote."""
+        """From a directory written by `unforget audit --out`."""
         summary = json.loads(directory.joinpath("summary.json").read_text(encoding="utf-8"))
         return cls(
             model=summary["model"],
-            overall=Shares.from_json(summary["all"]),
-            relations={name: Shares.from_json(row) for name, row in summary["relations"].items()},
+            overall=LabelFractions.from_json(summary["all"]),
+            relations={name: LabelFractions.from_json(row) for name, row in summary["relations"].items()},
             facts=tuple(from_json(AuditedFact, row) for row in read_lines(directory / "facts.jsonl")),
             settings=summary["settings"],
             notes=tuple(summary["notes"]),
             seconds=summary["seconds"],
-            picture=directory.joinpath("knowledge.svg").read_text(encoding="utf-8"),
+            plot=directory.joinpath("knowledge.svg").read_text(encoding="utf-8"),
             path=directory if keep else None,
         )
 
@@ -98,22 +97,33 @@ class Audit(Table):
         return AuditedFact, self.facts
 
     def _repr_html_(self) -> str:
-        parts = {**self.relations, "all": self.overall}
+        groups = {**self.relations, "all": self.overall}
         rows = [
             (
                 name,
-                shares.facts,
-                *map(percent, (shares.highly_known, shares.maybe_known, shares.weakly_known, shares.unknown)),
+                fractions.facts,
+                *map(
+                    percent,
+                    (fractions.highly_known, fractions.maybe_known, fractions.weakly_known, fractions.unknown),
+                ),
             )
-            for name, shares in parts.items()
+            for name, fractions in groups.items()
         ]
-        heads = ("relation", "facts", "HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
-        return html_line(f"What {self.model} knows") + html_table(heads, rows)
+        headers = ("relation", "facts", "HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
+        return html_line(f"Facts known to {self.model}") + html_table(headers, rows)
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Shares right (0 to 1): few-shot before training, at the training prompt before, at its best, and at the end."""
+class AccuracyStages:
+    """Accuracy (0 to 1) at four stages.
+
+    Attributes:
+        audit: few-shot, before training; None without an audit.
+        start: at the training prompt, before training.
+        peak: at the training prompt, after the best epoch.
+        after: at the training prompt, after training.
+
+    """
 
     audit: float | None
     start: float
@@ -123,7 +133,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Counts:
-    """Facts by what became of them."""
+    """Number of facts by outcome."""
 
     learned: int
     not_learned: int
@@ -135,14 +145,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Result:
-    """A run's `result.json`. `forgetting_pp` is 100 x (peak - after) on held-out facts, with its 95% interval."""
+    """A run's `result.json`. `forgetting_pp` is 100 * (peak - after) on the held-out facts, with its 95% interval."""
 
     method: str
     model: str
-    accuracy: Mapping[str, Moments]
+    accuracy: Mapping[str, AccuracyStages]
     forgetting_pp: float | None
     forgetting_interval: tuple[float, float] | None
-    below_only_known_pp: float | None
+    gap_to_only_known_pp: float | None
     learned: float | None
     learned_paraphrased: float | None
     counts: Counts
@@ -159,14 +169,14 @@ class Result:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Result:
-        """From the object that `result.json` is."""
-        accuracy = {split: from_json(Moments, moments) for split, moments in row["accuracy"].items()}
+        """From the object in `result.json`."""
+        accuracy = {split: from_json(AccuracyStages, stages) for split, stages in row["accuracy"].items()}
         return from_json(cls, {**row, "accuracy": accuracy, "counts": from_json(Counts, row["counts"])})
 
 
 @dataclass(frozen=True)
-class RunFact:
-    """A fact of a run: a line of its `facts.jsonl`, less what does not fit into a column."""
+class FactResult:
+    """A fact of a run: a line of its `facts.jsonl`, without the nested fields."""
 
     split: str
     relation: str
@@ -177,18 +187,18 @@ class RunFact:
     label_after: str | None
     answer_before: str
     answer_after: str
-    right_before: bool
-    right_at_peak: bool
-    right_after: bool
-    lost_once: bool
-    state: str
+    correct_before: bool
+    correct_at_peak: bool
+    correct_after: bool
+    forgotten_once: bool
+    outcome: str
     p_before: float | None = None
     p_after: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares right (0 to 1) after an epoch, none of a part that the run does not have; epoch 0 is before training."""
+    """Accuracy (0 to 1) of each split after an epoch, None for a missing split. Epoch 0 is before training."""
 
     epoch: int
     step: int
@@ -202,101 +212,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Run(Table):
-    """A run directory. Everything is read from its files when it is asked for."""
-
-    path: Path
-
-    def __fspath__(self) -> str:
-        """The directory, so that a run stands wherever a path does."""
-        return str(self.path)
-
-    @property
-    def result(self) -> Result | None:
-        """The figures of the run; none while it is not done."""
-        path = self.path / "result.json"
-        return Result.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-    @property
-    def done(self) -> bool:
-        """Whether it is finished; `unforget.resume` goes on with one that is not."""
-        return self.path.joinpath("result.json").is_file()
-
-    @property
-    def model(self) -> Path:
-        """The tuned model: what `transformers.AutoModelForCausalLM.from_pretrained` loads."""
-        return self.path / "model"
-
-    @property
-    def facts(self) -> tuple[RunFact, ...]:
-        """What became of each fact; nothing while the run is not done."""
-        path = self.path / "facts.jsonl"
-        return tuple(from_json(RunFact, row) for row in read_lines(path)) if path.is_file() else ()
-
-    def metrics(self, type: str | None = None) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, or those of one `type`: `step`, `eval`, `snapshot` ..."""
-        path = self.path / "metrics.jsonl"
-        lines = read_lines(path) if path.is_file() else []
-        return [line for line in lines if type in (None, line["type"])]
-
-    @property
-    def evaluations(self) -> tuple[Evaluation, ...]:
-        """What was right after each epoch."""
-        return tuple(from_json(Evaluation, {**line, **line["accuracy"]}) for line in self.metrics("eval"))
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """Version, machine, seed and the checksums of model and data."""
-        found: dict[str, Any] = json.loads(self.path.joinpath("environment.json").read_text(encoding="utf-8"))
-        return found
-
-    def resume(self, **options: Any) -> Run:
-        """See `unforget.resume`."""
-        from ._api import resume  # noqa: PLC0415
-
-        return resume(self, **options)
-
-    def compare(self) -> Comparison:
-        """See `unforget.compare`."""
-        from ._api import compare  # noqa: PLC0415
-
-        return compare(self)
-
-    def report(self, out: str | os.PathLike[str], **options: Any) -> Path:
-        """See `unforget.report`."""
-        from ._api import report  # noqa: PLC0415
-
-        return report(self, out=out, **options)
-
-    def export(self, out: str | os.PathLike[str], **options: Any) -> Path:
-        """See `unforget.export`."""
-        from ._api import export  # noqa: PLC0415
-
-        return export(self, out=out, **options)
-
-    def _rows(self) -> tuple[type, Sequence[object]]:
-        return RunFact, self.facts
-
-    def _repr_html_(self) -> str:
-        result = self.result
-        if result is None:
-            return html_line(f"{self.path}: not done; unforget.resume goes on with it")
-        counts = result.counts
-        told = f"{result.method} on {result.model}: learned {counts.learned}, kept {counts.kept}, "
-        told += f"forgotten {counts.forgotten}; {result.epochs} epochs, {result.seconds:.0f} s"
-        if result.forgetting_pp is not None:
-            told += f"; {result.forgetting_pp:.1f} pp of the held-out facts forgotten since their peak"
-        rows = [
-            (split, *("" if share is None else percent(share) for share in (m.audit, m.start, m.peak, m.after)))
-            for split, m in result.accuracy.items()
-        ]
-        heads = ("right", "audit", "before", "best epoch", "after")
-        return html_line(f"{self.path}: {told}") + html_table(heads, rows)
-
-
-@dataclass(frozen=True)
 class ComparedFact:
-    """A fact, what was said before and after, and what became of it."""
+    """A fact, the answers before and after, and its outcome."""
 
     relation: str
     subject: str
@@ -304,48 +221,51 @@ class ComparedFact:
     object: str
     before: str
     after: str
-    right_before: bool
-    right_after: bool
-    state: str
+    correct_before: bool
+    correct_after: bool
+    outcome: str
     split: str | None = None
 
 
 @dataclass(frozen=True)
 class Comparison(Table):
-    """What was learned, kept and forgotten, fact by fact; `of` is the run, or the two models."""
+    """Which facts were learned, kept and forgotten. `models` names the run, or the two models."""
 
-    of: tuple[str, ...]
+    models: tuple[str, ...]
     counts: Counts
     facts: tuple[ComparedFact, ...] = field(repr=False)
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any], of: tuple[str, ...]) -> Comparison:
-        """From what `unforget compare --json` prints."""
+    def from_json(cls, row: Mapping[str, Any], models: tuple[str, ...]) -> Comparison:
+        """From the output of `unforget compare --json`."""
         facts = tuple(from_json(ComparedFact, fact) for fact in row["facts"])
-        return cls(of, from_json(Counts, row), facts)
+        return cls(models, from_json(Counts, row), facts)
 
-    def of_state(self, state: State) -> tuple[ComparedFact, ...]:
-        """The facts of one state."""
-        return tuple(fact for fact in self.facts if fact.state == state)
+    def with_outcome(self, outcome: Outcome) -> tuple[ComparedFact, ...]:
+        """The facts with one outcome."""
+        return tuple(fact for fact in self.facts if fact.outcome == outcome)
 
     def _rows(self) -> tuple[type, Sequence[object]]:
         return ComparedFact, self.facts
 
     def _repr_html_(self) -> str:
         shown: Sequence[ComparedFact] = [
-            fact for state in ("forgotten", "learned", "gained", "kept") for fact in self.facts if fact.state == state
-        ][:SHOWN]
-        counts = ", ".join(f"{state.replace('_', ' ')} {count}" for state, count in vars(self.counts).items())
+            fact
+            for outcome in ("forgotten", "learned", "gained", "kept")
+            for fact in self.facts
+            if fact.outcome == outcome
+        ][:MAX_ROWS]
+        counts = ", ".join(f"{outcome.replace('_', ' ')} {count}" for outcome, count in vars(self.counts).items())
         rest = "" if len(shown) == len(self.facts) else f" ({len(shown)} shown)"
-        rows = [(fact.state, fact.question, fact.object, fact.before, fact.after) for fact in shown]
-        heads = ("state", "question", "right answer", "before", "after")
-        told = f"{' to '.join(self.of)}: {counts} of {len(self.facts)} facts{rest}"
-        return html_line(told) + html_table(heads, rows)
+        rows = [(fact.outcome, fact.question, fact.object, fact.before, fact.after) for fact in shown]
+        headers = ("outcome", "question", "correct answer", "before", "after")
+        summary = f"{' to '.join(self.models)}: {counts} of {len(self.facts)} facts{rest}"
+        return html_line(summary) + html_table(headers, rows)
 
 
 @dataclass(frozen=True)
 class GatedFact:
-    """A fact of the baseline, what the baseline said and what the model says now."""
+    """A fact of the baseline run, with the baseline's answer and the model's answer."""
 
     split: str
     relation: str
@@ -353,24 +273,24 @@ class GatedFact:
     object: str
     before: str
     now: str
-    right_before: bool
-    right_now: bool
+    correct_before: bool
+    correct_now: bool
 
 
 @dataclass(frozen=True)
 class Gate(Table):
-    """A model held against a run: what of that it has forgotten, in percentage points, with a 95% interval."""
+    """A model compared with a baseline run: the forgetting in percentage points, with its 95% interval."""
 
     passed: bool
     budget: float
-    decides: str
+    split: str
     forgotten_pp: float
     interval: tuple[float, float] | None
     facts: tuple[GatedFact, ...] = field(repr=False)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], *, passed: bool) -> Gate:
-        """From what `unforget gate --json` prints."""
+        """From the output of `unforget gate --json`."""
         facts = tuple(from_json(GatedFact, fact) for fact in row["facts"])
         return from_json(cls, {**row, "passed": passed, "facts": facts})
 
@@ -378,16 +298,17 @@ class Gate(Table):
         return GatedFact, self.facts
 
     def _repr_html_(self) -> str:
-        lost = [fact for fact in self.facts if fact.right_before and not fact.right_now]
-        told = "within" if self.passed else "over"
-        rows = [(fact.question, fact.object, fact.before, fact.now) for fact in lost[:SHOWN]]
-        line = f"{self.forgotten_pp:.1f} pp forgotten, {told} the budget of {self.budget} pp; {len(lost)} facts lost"
-        return html_line(line) + html_table(("question", "right answer", "before", "now"), rows)
+        forgotten = [fact for fact in self.facts if fact.correct_before and not fact.correct_now]
+        verdict = "within" if self.passed else "over"
+        rows = [(fact.question, fact.object, fact.before, fact.now) for fact in forgotten[:MAX_ROWS]]
+        line = f"{self.forgotten_pp:.1f} pp forgotten, {verdict} the budget of {self.budget} pp; "
+        line += f"{len(forgotten)} facts forgotten"
+        return html_line(line) + html_table(("question", "correct answer", "before", "now"), rows)
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A new fact that lies near a known one."""
+    """A new fact near a known one: the cosine similarity of their subjects' hidden states."""
 
     subject: str
     object: str
@@ -395,8 +316,8 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class EndangeredFact:
-    """A held fact and its risk, before any training."""
+class AtRiskFact:
+    """A held-out fact and its risk of being forgotten, estimated before training."""
 
     subject: str
     relation: str
@@ -408,26 +329,26 @@ class EndangeredFact:
 
 @dataclass(frozen=True)
 class Forecast(Table):
-    """The held facts, those in most danger first."""
+    """The held-out facts, highest risk first."""
 
-    facts: tuple[EndangeredFact, ...]
+    facts: tuple[AtRiskFact, ...]
 
     @classmethod
     def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> Forecast:
-        """From what `unforget forecast --json` prints."""
+        """From the output of `unforget forecast --json`."""
 
-        def fact(row: Mapping[str, Any]) -> EndangeredFact:
+        def fact(row: Mapping[str, Any]) -> AtRiskFact:
             nearest = [from_json(Neighbour, near) for near in row["nearest"]]
-            return from_json(EndangeredFact, {**row, "nearest": nearest})
+            return from_json(AtRiskFact, {**row, "nearest": nearest})
 
         return cls(frozen([fact(row) for row in rows]))
 
     def _rows(self) -> tuple[type, Sequence[object]]:
-        return EndangeredFact, self.facts
+        return AtRiskFact, self.facts
 
     def _repr_html_(self) -> str:
         rows = [
             (fact.risk, fact.question, fact.object, ", ".join(near.subject for near in fact.nearest))
-            for fact in self.facts[:SHOWN]
+            for fact in self.facts[:MAX_ROWS]
         ]
-        return html_table(("risk", "question", "right answer", "nearest new facts"), rows)
+        return html_table(("risk", "question", "correct answer", "nearest new facts"), rows)

@@ -1,4 +1,4 @@
-"""Rows of frozen dataclasses: from the program's JSON, to pandas, Arrow and HTML."""
+"""Frozen dataclasses as rows: read from the program's JSON, converted to pandas, Arrow and HTML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Arrow's name of each type that a column may have; a field of any other type is no column.
+# The Arrow type of each column type. Fields of other types are not exported as columns.
 _COLUMNS = {
     "bool": "bool_",
     "int": "int64",
@@ -28,17 +28,17 @@ _COLUMNS = {
     "tuple[str, ...]": "string",
 }
 
-# Rows that a notebook shows.
-SHOWN = 20
+# Rows that a notebook displays.
+MAX_ROWS = 20
 
 
 def frozen(value: Any) -> Any:
-    """A JSON value with its lists as tuples."""
+    """A JSON value with lists converted to tuples."""
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
 def from_json(kind: type[T], row: Mapping[str, Any]) -> T:
-    """A dataclass from the JSON object that has its fields; what it has besides is passed over."""
+    """A dataclass from a JSON object. Keys that are not fields are ignored."""
     known: list[Any] = list(fields(kind))  # type: ignore[arg-type]
     optional = {field.name for field in known if field.default is not MISSING}
     names = [field.name for field in known if field.name in row or field.name not in optional]
@@ -46,25 +46,25 @@ def from_json(kind: type[T], row: Mapping[str, Any]) -> T:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. A last line that is still being written is left out."""
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return json_lines(whole)
+    """The objects of a JSONL file, without a last line that is still being written."""
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return json_lines(complete)
 
 
 def json_lines(text: str) -> list[Any]:
-    """The values of a text that has one on each line."""
-    # Not splitlines(): it also ends lines at what may stand inside of a string, such as U+2028.
+    """The values of a text with one JSON value per line."""
+    # Not splitlines(): it also splits at characters that are allowed inside a string, such as U+2028.
     return [json.loads(line) for line in text.split("\n") if line]
 
 
 class Table:
-    """What holds a row for each fact."""
+    """A result with one row per fact."""
 
     def _rows(self) -> tuple[type, Sequence[object]]:
         raise NotImplementedError
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each fact, as a `pandas.DataFrame`."""
+        """One row per fact, as a `pandas.DataFrame`."""
         try:
             import pandas as pd  # noqa: PLC0415
         except ImportError as error:
@@ -75,7 +75,7 @@ class Table:
         return table
 
     def to_arrow(self) -> pa.Table:
-        """A row for each fact, as a `pyarrow.Table`; the columns' types do not depend on what is in them."""
+        """One row per fact, as a `pyarrow.Table`. The column types do not depend on the values."""
         try:
             import pyarrow as pa  # noqa: PLC0415
         except ImportError as error:
@@ -95,14 +95,15 @@ def _columns(kind: Any) -> dict[str, str]:
     return {field.name: field.type for field in fields(kind) if field.type in _COLUMNS}
 
 
-def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def html_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table for a notebook; every cell is escaped."""
 
     def row(cells: Sequence[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell_text(cell))}</{tag}>" for cell in cells) + "</tr>"
 
     return (
-        f"<table><thead>{row(heads, 'th')}</thead><tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody></table>"
+        f"<table><thead>{row(headers, 'th')}</thead>"
+        f"<tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody></table>"
     )
 
 
@@ -112,12 +113,12 @@ def html_line(text: str) -> str:
 
 
 def cell_text(value: object) -> str:
-    """A value as a cell shows it: shares with three places, nothing for none."""
+    """A value as a table cell: floats with three decimals, an empty cell for None."""
     if value is None:
         return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def percent(share: float) -> str:
-    """A share, 0 to 1, in percent."""
-    return f"{100 * share:.1f}%"
+def percent(fraction: float) -> str:
+    """A fraction, 0 to 1, in percent."""
+    return f"{100 * fraction:.1f}%"

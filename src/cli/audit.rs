@@ -130,7 +130,7 @@ fn plot_labels(audit: &Audited) -> String {
             });
         Chart::Bars(BarChart {
             title: title.into(),
-            unit: Unit::Share,
+            unit: Unit::Fraction,
             bars: bars.collect(),
         })
     };

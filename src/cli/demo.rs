@@ -18,7 +18,7 @@ use unforget::{
     facts::{self, Fact, ReadOptions},
     model::{self, Model},
     report,
-    run::{FactOutcome, RunResult},
+    run::{FactOutcome, RunDir, RunResult},
     splits::{LabelledFact, SplitSizes, Splits},
     train::{self, Options},
 };
@@ -332,16 +332,13 @@ struct ForgottenBySft {
 }
 
 fn forgotten_by_sft_only(sft: &Path, distilled: &Path) -> Result<Vec<ForgottenBySft>> {
-    let runs = report::read_runs(&[sft.to_owned(), distilled.to_owned()])?;
-    let [sft, distilled] = &runs[..] else {
-        unreachable!("two runs were read");
-    };
+    let facts_of = |dir: &Path| RunDir::open(dir)?.facts();
+    let (sft, distilled) = (facts_of(sft)?, facts_of(distilled)?);
     let forgotten = sft
-        .facts
         .iter()
         .filter(|row| row.outcome == FactOutcome::Forgotten)
         .filter_map(|row| {
-            let kept = distilled.facts.iter().find(|other| {
+            let kept = distilled.iter().find(|other| {
                 other.question == row.question && other.outcome == FactOutcome::Kept
             })?;
             Some(ForgottenBySft {

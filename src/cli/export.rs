@@ -11,8 +11,7 @@ use unforget::{
     Error, Result,
     export::{model_card, modelfile},
     model::{Dtype, GgufType},
-    report::read_runs,
-    run::{ADAPTER_DIR, RunDir},
+    run::{ADAPTER_DIR, RecordedRun, RunDir},
 };
 
 use super::{Context, load_model, output};
@@ -83,7 +82,7 @@ impl ExportArgs {
             Format::Peft => self.copy_adapter()?,
         }
         if let Some(run) = self.finished_run()? {
-            let card = model_card(&read_runs(&[run.path().to_owned()])?[0]);
+            let card = model_card(&RecordedRun::read(run.path())?);
             self.write("README.md", &card)?;
         }
         if context.json {

@@ -1,7 +1,7 @@
-//! A page about a run while it goes on, served to this machine alone.
+//! A local web page about a run in progress.
 //!
-//! The server listens on the loopback address, at a port that is free, and answers nothing but a GET of one path that holds a random
-//! token: other users and other pages in the same browser cannot guess it. It reads the run's records and writes nothing.
+//! The server listens on the loopback address at a free port. It answers only a GET request of one path with a random token, which other
+//! users and other pages in the same browser cannot guess. It reads the files of the run and writes nothing.
 
 use std::{
     iter,
@@ -17,18 +17,19 @@ use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::{
     Error, Result,
+    format::percent,
     report::chart::{self, Chart, LineChart, Series, Unit},
     run::{EpochRecord, Metrics, RunDir, Split},
 };
 
-/// A page that is served for as long as this lives.
+/// The server; it stops when dropped.
 pub struct Dashboard {
     server: Arc<Server>,
-    /// Where a browser finds it.
+    /// Address of the page.
     pub url: String,
 }
 
-/// An evaluation, as the page tells it.
+/// An evaluation as a table row.
 #[derive(Serialize)]
 struct EpochRow {
     epoch: usize,
@@ -36,15 +37,15 @@ struct EpochRow {
 }
 
 impl Dashboard {
-    /// Serves the page of the run that is, or will be, in `dir`.
+    /// Serves the page of the run in `dir`, which need not exist yet.
     ///
     /// # Errors
-    /// When no port of the loopback address can be had.
+    /// [`Error::Failed`] if no port of the loopback address is available.
     pub fn serve(dir: PathBuf) -> Result<Self> {
         let server = Server::http("127.0.0.1:0").map_err(|reason| Error::Failed {
-            message: format!("the page cannot be served on 127.0.0.1: {reason}"),
+            message: format!("cannot serve the dashboard on 127.0.0.1: {reason}"),
             hint: Some(
-                "leave `--watch` out; `unforget report` makes a page of a finished run".into(),
+                "omit `--watch`; `unforget report` writes a page about a finished run".into(),
             ),
         })?;
         let server = Arc::new(server);
@@ -54,7 +55,7 @@ impl Dashboard {
         let server_in_thread = server.clone();
         thread::spawn(move || {
             for request in server_in_thread.incoming_requests() {
-                // A browser that went away is no concern of the run's.
+                // The run continues when a browser disconnects.
                 let _ = respond(request, &path, &dir);
             }
         });
@@ -96,7 +97,7 @@ fn respond(request: Request, path: &str, dir: &Path) -> std::io::Result<()> {
     request.respond(page)
 }
 
-/// The page, from what the run has recorded until now.
+/// The page, from the current files of the run.
 fn page(dir: &Path, nonce: &str) -> String {
     let run = RunDir::open(dir).ok();
     let metrics = run
@@ -109,13 +110,16 @@ fn page(dir: &Path, nonce: &str) -> String {
         .into_iter()
         .filter(|split| epochs.iter().any(|e| e.accuracy.get(*split).is_some()))
         .collect();
-    let percent =
-        |share: Option<&f64>| share.map_or_else(String::new, |s| format!("{:.1}%", 100.0 * s));
     let rows = epochs.iter().rev().map(|e| EpochRow {
         epoch: e.epoch,
         accuracies: splits
             .iter()
-            .map(|split| percent(e.accuracy.get(*split)))
+            .map(|split| {
+                e.accuracy
+                    .get(*split)
+                    .copied()
+                    .map_or_else(String::new, percent)
+            })
             .collect(),
     });
     let charts = [accuracy_chart(&epochs, &splits), loss_chart(&metrics)];
@@ -141,7 +145,7 @@ fn page(dir: &Path, nonce: &str) -> String {
         .expect("the page's own template")
 }
 
-/// Where a run is.
+/// The current state of a run.
 fn status(metrics: &[Metrics]) -> String {
     let last = metrics.iter().rev().find_map(|row| match row {
         Metrics::Step {
@@ -151,21 +155,21 @@ fn status(metrics: &[Metrics]) -> String {
             tokens_per_second,
             ..
         } => Some(format!(
-            "epoch {epoch}, step {step}: loss {loss:.4}, {tokens_per_second:.0} tokens a second"
+            "epoch {epoch}, step {step}: loss {loss:.4}, {tokens_per_second:.0} tokens/s"
         )),
         _ => None,
     });
-    last.unwrap_or_else(|| "not training yet: the audit and the first evaluation come first".into())
+    last.unwrap_or_else(|| "before training: audit and first evaluation".into())
 }
 
-/// The share right of every split over the epochs.
+/// Accuracy on every split over the epochs.
 fn accuracy_chart(epochs: &[EpochRecord], splits: &[Split]) -> Option<Chart> {
     let lines = splits.iter().enumerate().map(|(style, split)| Series {
         label: split.name().replace('_', " "),
         style,
         points: chart::points_by_epoch(epochs, |epoch| Some((*epoch.accuracy.get(*split)?, None))),
     });
-    LineChart::over_epochs("Right".into(), Unit::Share, lines).map(Chart::Lines)
+    LineChart::over_epochs("Accuracy".into(), Unit::Fraction, lines).map(Chart::Lines)
 }
 
 /// The mean loss of each epoch's steps.
@@ -208,7 +212,7 @@ mod tests {
         let dir = place.path().join("<b>run");
         fs::create_dir(&dir).expect("a directory");
         fs::write(dir.join("config.toml"), "").expect("a file");
-        let step = r#"{"type":"step","epoch":1,"step":1,"loss":2.5,"ce":2.5,"distill":0.0,"grad_norm":1.0,"lr":1e-4,"tokens":9,"seconds":0.1,"tokens_per_second":90.0}"#;
+        let step = r#"{"type":"step","epoch":1,"step":1,"loss":2.5,"ce":2.5,"distill":0.0,"grad_norm":1.0,"learning_rate":1e-4,"tokens":9,"seconds":0.1,"tokens_per_second":90.0}"#;
         let eval = |epoch: usize| {
             format!(
                 r#"{{"type":"eval","epoch":{epoch},"step":{epoch},"accuracy":{{"held":0.5}},"seconds":0.1}}"#

@@ -50,7 +50,7 @@ fn accuracy_panels(records: &[Record], all: bool) -> Vec<LineChart> {
     let parts = parts.into_iter().take(if all { 5 } else { 2 });
     let panel = |(title, split): (&str, Split)| {
         let value = |epoch: &EpochRecord| epoch.accuracy.get(split).copied();
-        over_epochs(format!("{title}: accuracy"), Unit::Share, records, value)
+        over_epochs(format!("{title}: accuracy"), Unit::Fraction, records, value)
     };
     parts.filter_map(panel).collect()
 }
@@ -129,7 +129,7 @@ fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
     let charts = [
         (
             "New facts learned",
-            Unit::Share,
+            Unit::Fraction,
             learned.collect::<Vec<_>>(),
         ),
         (
@@ -209,7 +209,7 @@ fn label_chart(audit: &AuditRecord) -> Chart {
     });
     Chart::Bars(BarChart {
         title: format!("{}: {} facts", audit.relation, shares.facts),
-        unit: Unit::Share,
+        unit: Unit::Fraction,
         bars: bars.collect(),
     })
 }
@@ -252,8 +252,8 @@ fn panel(arm: &str, records: &[Record]) -> LineChart {
             "Accuracy on held-out facts: {arm} ({runs} run{})",
             if runs == 1 { "" } else { "s" }
         ),
-        x_axis: XAxis::Share("learned"),
-        unit: Unit::Share,
+        x_axis: XAxis::Fraction("learned"),
+        unit: Unit::Fraction,
         y_min: None,
         series,
     }

@@ -72,6 +72,15 @@ impl<T> PerSplit<T> {
         }
     }
 
+    /// The values that are set, by the name of their split.
+    pub fn named(&self) -> Vec<(&'static str, T)>
+    where
+        T: Copy,
+    {
+        let named = |split: Split| Some((split.name(), *self.get(split)?));
+        Split::ALL.into_iter().filter_map(named).collect()
+    }
+
     /// Sets the value of `split`.
     pub fn set(&mut self, split: Split, value: T) {
         let slot = match split {

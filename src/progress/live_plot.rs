@@ -1,4 +1,4 @@
-//! The share right over the epochs of a run: told in lines, and on a terminal drawn as it grows.
+//! Accuracies over the epochs of a run: one line per evaluation, and in a terminal a plot.
 
 use std::ops::RangeInclusive;
 
@@ -7,68 +7,66 @@ use indicatif::{ProgressBar, ProgressStyle};
 use textplots::{Chart, Plot, Shape};
 
 use super::{Output, Progress};
-use crate::run::{PerSplit, Split};
 
-/// The curves that are drawn, and what their labels say.
-const PLOTTED: [(Split, &str); 3] = [
-    (Split::Known, "known"),
-    (Split::Unknown, "new"),
-    (Split::Held, "held"),
-];
+/// The splits that are plotted, and their labels.
+const PLOTTED: [(&str, &str); 3] = [("known", "known"), ("unknown", "new"), ("held", "held")];
 
-/// Lines that the curves take; the axis below them is one more.
+/// Accuracy (0 to 1) by split name.
+type Accuracies = Vec<(&'static str, f64)>;
+
+/// Height of the curves in lines, without the axis.
 const ROWS: usize = 9;
 
-/// Columns that the curves take: where there are fewer nothing is drawn.
+/// Width of the curves in columns; a narrower terminal gets no plot.
 const COLUMNS: RangeInclusive<usize> = 20..=60;
 
-/// Columns that the axis left of the curves takes.
+/// Width of the axis on the left in columns.
 const AXIS: usize = 6;
 
-/// Columns that a label right of the curves takes at most.
+/// Maximum width of a label on the right in columns.
 const LABEL: usize = " known 100.0%".len();
 
-/// Lines of a terminal that are left to other things.
+/// Lines of the terminal that the plot leaves free.
 const OTHER_LINES: usize = 6;
 
-/// The share right in each split over the epochs of one run. Every evaluation is a line; on a terminal the curves stand below
-/// the lines and above the bars, and their last picture stays when this is dropped.
+/// The accuracies of one run over its epochs. Every evaluation is printed as a line. In a terminal a plot is drawn below the lines
+/// and above the bars; its last state stays when this is dropped.
 #[derive(Debug)]
 pub struct LivePlot {
     progress: Progress,
     epochs: usize,
-    /// Epochs done, and the share right then.
-    evaluations: Vec<(usize, PerSplit<f64>)>,
+    /// Epochs done, and the accuracy (0 to 1) of each split by name.
+    evaluations: Vec<(usize, Accuracies)>,
     plot: Option<ProgressBar>,
 }
 
 impl LivePlot {
-    pub(super) fn new(progress: Progress, epochs: usize) -> Self {
+    /// A plot of a run of `epochs` epochs, printed by `progress`.
+    pub fn new(progress: &Progress, epochs: usize) -> Self {
         Self {
-            progress,
+            progress: progress.clone(),
             epochs,
             evaluations: Vec::new(),
             plot: None,
         }
     }
 
-    /// Tells and draws the share right after `epoch` epochs.
-    pub fn log(&mut self, epoch: usize, accuracy: PerSplit<f64>) {
-        let formatted: Vec<String> = Split::ALL
-            .into_iter()
-            .filter_map(|split| Some((split, accuracy.get(split)?)))
-            .map(|(split, share)| format!("{} {:.1}%", split.name(), 100.0 * share))
+    /// Prints and plots the accuracies (0 to 1), by split name, after `epoch` epochs.
+    pub fn log(&mut self, epoch: usize, accuracies: Accuracies) {
+        let formatted: Vec<String> = accuracies
+            .iter()
+            .map(|(name, accuracy)| format!("{name} {:.1}%", 100.0 * accuracy))
             .collect();
         self.progress.note(format_args!(
-            "epoch {epoch}/{} | right: {}",
+            "epoch {epoch}/{} | accuracy: {}",
             self.epochs,
             formatted.join(", ")
         ));
-        self.extend([(epoch, accuracy)]);
+        self.extend([(epoch, accuracies)]);
     }
 
-    /// Draws on from evaluations that were told before: epochs done, and the share right then.
-    pub fn extend(&mut self, evaluations: impl IntoIterator<Item = (usize, PerSplit<f64>)>) {
+    /// Adds evaluations to the plot without printing them: those of a resumed run.
+    pub fn extend(&mut self, evaluations: impl IntoIterator<Item = (usize, Accuracies)>) {
         self.evaluations.extend(evaluations);
         let Output::Terminal(bars) = &self.progress.output else {
             return;
@@ -76,20 +74,20 @@ impl LivePlot {
         let (height, width) = Term::stderr().size();
         match render(&self.evaluations, self.epochs, [height, width]) {
             Some(text) => {
-                let picture = self.plot.get_or_insert_with(|| {
-                    let style = ProgressStyle::with_template("{msg}").expect("it is well formed");
+                let plot = self.plot.get_or_insert_with(|| {
+                    let style = ProgressStyle::with_template("{msg}").expect("a valid template");
                     bars.insert(0, ProgressBar::no_length().with_style(style))
                 });
-                // A `^C` that the terminal writes moves all down by a line: the one that is left over above is empty.
-                picture.set_message(format!("\n{text}"));
+                // The terminal echoes `^C`, which moves the plot down by a line. An empty first line hides the rest of it.
+                plot.set_message(format!("\n{text}"));
             }
             None => self.clear(),
         }
     }
 
     fn clear(&mut self) {
-        if let Some(picture) = self.plot.take() {
-            picture.finish_and_clear();
+        if let Some(plot) = self.plot.take() {
+            plot.finish_and_clear();
         }
     }
 }
@@ -105,16 +103,15 @@ impl Drop for LivePlot {
 
 struct Curve {
     label: String,
-    /// Epochs done, and the share right then.
+    /// Epochs done and accuracy.
     points: Vec<(f32, f32)>,
-    /// The share right at their end.
+    /// The last accuracy.
     last: f64,
 }
 
-/// The curves as text that has room in a terminal of that height and width; none where it has not, or where there is no line
-/// to draw yet.
+/// The plot as text for a terminal of this height and width; none if it does not fit, or if there are fewer than two evaluations.
 fn render(
-    evaluations: &[(usize, PerSplit<f64>)],
+    evaluations: &[(usize, Accuracies)],
     epochs: usize,
     [height, width]: [u16; 2],
 ) -> Option<String> {
@@ -153,14 +150,14 @@ fn render(
     Some(lines.join("\n"))
 }
 
-/// The curves that there are, from the top down at their ends.
-fn curves(evaluations: &[(usize, PerSplit<f64>)]) -> Vec<Curve> {
-    let curve = |(split, name): (Split, &str)| {
-        let point = |(epoch, shares): &(usize, PerSplit<f64>)| {
-            Some((*epoch as f32, *shares.get(split)? as f32))
+/// The curves, sorted by their last value, highest first.
+fn curves(evaluations: &[(usize, Accuracies)]) -> Vec<Curve> {
+    let curve = |(split, name): (&str, &str)| {
+        let point = |(epoch, accuracies): &(usize, Accuracies)| {
+            Some((*epoch as f32, find(accuracies, split)? as f32))
         };
-        let (_, shares) = evaluations.last()?;
-        let last = *shares.get(split)?;
+        let (_, accuracies) = evaluations.last()?;
+        let last = find(accuracies, split)?;
         Some(Curve {
             label: format!("{name} {:.1}%", 100.0 * last),
             points: evaluations.iter().filter_map(point).collect(),
@@ -172,7 +169,13 @@ fn curves(evaluations: &[(usize, PerSplit<f64>)]) -> Vec<Curve> {
     curves
 }
 
-/// The curves in braille, from dot (0, 0) to dot (`right`, `top`).
+/// The accuracy of `split`.
+fn find(accuracies: &Accuracies, split: &str) -> Option<f64> {
+    let found = accuracies.iter().find(|(name, _)| *name == split);
+    found.map(|(_, accuracy)| *accuracy)
+}
+
+/// The curves in braille characters, from dot (0, 0) to dot (`right`, `top`).
 fn render_braille(curves: &[Curve], epochs: usize, [right, top]: [usize; 2]) -> String {
     let lines: Vec<Shape> = curves.iter().map(|c| Shape::Lines(&c.points)).collect();
     let mut chart = Chart::new_with_y_range(right as u32, top as u32, 0.0, epochs as f32, 0.0, 1.0);
@@ -183,7 +186,7 @@ fn render_braille(curves: &[Curve], epochs: usize, [right, top]: [usize; 2]) -> 
     chart.frame()
 }
 
-/// The rows of labels that would stand in `rows`, from the top down: no two in one.
+/// Moves ascending label rows apart so that no two labels share a row.
 fn spread_rows(mut rows: Vec<usize>) -> Vec<usize> {
     let mut free = 0;
     for row in &mut rows {
@@ -202,21 +205,17 @@ fn spread_rows(mut rows: Vec<usize>) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// Known facts learned at once, new ones slowly, and held ones forgotten from the third epoch on.
-    fn evaluations() -> Vec<(usize, PerSplit<f64>)> {
+    /// Known facts are learned at once, new ones slowly, and held ones are forgotten from the third epoch on.
+    fn evaluations() -> Vec<(usize, Accuracies)> {
         let known = [0.3, 1.0, 1.0, 1.0, 1.0, 1.0];
         let new = [0.0, 0.02, 0.1, 0.35, 0.7, 0.95];
         let held = [0.28, 0.9, 0.92, 0.85, 0.7, 0.55];
-        let shares = |i: usize| PerSplit {
-            known: Some(known[i]),
-            unknown: Some(new[i]),
-            held: Some(held[i]),
-            ..PerSplit::default()
-        };
-        (0..6).map(|epoch| (epoch, shares(epoch))).collect()
+        let accuracies =
+            |i: usize| vec![("known", known[i]), ("unknown", new[i]), ("held", held[i])];
+        (0..6).map(|epoch| (epoch, accuracies(epoch))).collect()
     }
 
-    fn render_at(width: u16, evaluations: &[(usize, PerSplit<f64>)]) -> Option<String> {
+    fn render_at(width: u16, evaluations: &[(usize, Accuracies)]) -> Option<String> {
         render(evaluations, 5, [24, width])
     }
 
@@ -269,7 +268,7 @@ mod tests {
     fn nothing_is_drawn_of_one_evaluation_or_of_no_facts_or_where_the_terminal_is_low() {
         let all = evaluations();
         assert_eq!(render_at(80, &all[..1]), None);
-        let empty = [(0, PerSplit::default()), (1, PerSplit::default())];
+        let empty = [(0, Vec::new()), (1, Vec::new())];
         assert_eq!(render_at(80, &empty), None);
         assert_eq!(render(&all, 5, [12, 80]), None);
     }

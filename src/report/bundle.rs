@@ -1,4 +1,4 @@
-//! The page and what it is made of in one archive, for other tools: tables as CSV, configs and results as they are.
+//! A zip archive of the page and its data for other tools: tables as CSV, configs and results as recorded.
 
 use std::{
     io::{Cursor, Write},
@@ -8,10 +8,9 @@ use std::{
 use serde::Serialize;
 use zip::{ZipWriter, write::SimpleFileOptions};
 
-use super::RecordedRun;
 use crate::{
     Error, Result, atomic_file,
-    run::{Drift, FactOutcome, FactResult, Split},
+    run::{Drift, FactOutcome, FactResult, RecordedRun, Split},
 };
 
 /// A row of `facts.csv`.
@@ -69,11 +68,11 @@ impl<'a> FactCsvRow<'a> {
     }
 }
 
-/// Writes the page `html` and the files of its `runs` to the archive `out`, whole or not at all: `report.html`, and for the
-/// i-th run `run-i/facts.csv`, `epochs.csv`, `result.json`, `config.toml` and `environment.json`.
+/// Writes the page `html` and the files of its `runs` atomically to the archive `out`: `report.html`, and for the i-th run
+/// `run-i/facts.csv`, `epochs.csv`, `result.json`, `config.toml` and `environment.json`.
 ///
 /// # Errors
-/// [`Error::Io`] where `out` cannot be written.
+/// [`Error::Io`] if `out` cannot be written.
 pub(super) fn write(html: &str, runs: &[RecordedRun], out: &Path) -> Result<()> {
     let archive = archive(html, runs).map_err(Error::io("write", out))?;
     atomic_file::write(out, &archive)
@@ -82,7 +81,7 @@ pub(super) fn write(html: &str, runs: &[RecordedRun], out: &Path) -> Result<()> 
 fn archive(html: &str, runs: &[RecordedRun]) -> std::io::Result<Vec<u8>> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let mut add = |name: &str, bytes: &[u8]| {
-        // No time of writing: the same runs make the same archive.
+        // No timestamps: the same runs give the same archive.
         zip.start_file(name, SimpleFileOptions::default())?;
         zip.write_all(bytes)
     };
@@ -109,7 +108,7 @@ fn csv(rows: impl Iterator<Item = impl Serialize>) -> std::io::Result<Vec<u8>> {
     writer.into_inner().map_err(csv::IntoInnerError::into_error)
 }
 
-/// A row an epoch: the share right in each split, and the measures of drift.
+/// One row per epoch: the accuracy on each split, and the drift measures.
 fn epochs(run: &RecordedRun) -> std::io::Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let measures = Drift::default().named().map(|(name, _)| name);

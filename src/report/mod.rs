@@ -1,32 +1,29 @@
-//! Run directories -> one self-contained page.
+//! A self-contained HTML page about run directories.
 //!
-//! The page is told from recorded runs alone: it can be made again, on another machine, from the run directories. It loads nothing (its
-//! content security policy names the checksums of its one style and one script) and what a fact or a model says reaches it only as text.
+//! The page depends on the run directories alone and can be rebuilt from them on another machine. It loads no resources: its content
+//! security policy allows only the hashes of its style and script. Text from facts and models is always escaped.
 
 mod bundle;
 pub mod chart;
 mod page;
 mod plots;
-mod record;
 mod run_labels;
 mod settings;
 
 use std::path::{Path, PathBuf};
 
-use crate::{Result, atomic_file};
+use crate::{Result, atomic_file, run::RecordedRun};
 
 pub use page::render;
 pub use plots::accuracy;
-pub use record::{RecordedRun, read_runs};
-pub(crate) use run_labels::capitalised;
 
-/// Reads `runs` and writes their page to `out`, and with what it is made of to the archive `bundle` where one is wanted, each whole
-/// or not at all.
+/// Reads `runs` and writes their page to `out`, and the page with its data to the zip archive `bundle` if given, each atomically.
 ///
 /// # Errors
-/// [`crate::Error::Input`] naming what is missing or broken in a run directory; [`crate::Error::Io`] where a file cannot be written.
+/// [`crate::Error::Input`] naming the file that is missing or broken in a run directory; [`crate::Error::Io`] if a file cannot be
+/// written.
 pub fn write(runs: &[PathBuf], out: &Path, bundle: Option<&Path>) -> Result<()> {
-    let runs = read_runs(runs)?;
+    let runs = RecordedRun::read_all(runs)?;
     let html = render(&runs)?;
     if let Some(bundle) = bundle {
         bundle::write(&html, &runs, bundle)?;

@@ -5,12 +5,12 @@
   const host = document.getElementById("fact-table");
   const PAGE = 50;
   const LONG = 160;
-  const STATES = ["learned", "not_learned", "kept", "forgotten", "relearned", "gained", "never_knew"];
+  const OUTCOMES = ["learned", "not_learned", "kept", "forgotten", "relearned", "gained", "never_knew"];
   const LABELS = ["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"];
-  const words = (state) => state.replace("_", " ");
-  /** Relearned facts were right after an epoch, wrong after a later one, and are right at the end. */
-  const relearned = (after) => after?.lost_once && after.right;
-  const isIn = (after, state) => state === "relearned" ? relearned(after) : after?.state === state;
+  const outcomeLabel = (outcome) => outcome.replace("_", " ");
+  /** Relearned: correct after an epoch, wrong after a later one, correct at the end. */
+  const relearned = (after) => after?.forgotten_once && after.correct;
+  const hasOutcome = (after, outcome) => outcome === "relearned" ? relearned(after) : after?.outcome === outcome;
   const percent = (p) => p == null ? "" : p >= 0.0995 ? `${Math.round(100 * p)}%` : `${(100 * p).toPrecision(1)}%`;
 
   /** An element with properties and children; strings become text, never markup. */
@@ -25,7 +25,7 @@
   }
 
   function text(value) {
-    if (!value.trim()) return make("span", { className: "none" }, "nothing");
+    if (!value.trim()) return make("span", { className: "none" }, "empty");
     if (value.length <= LONG) return make("bdi", {}, value);
     const start = Array.from(value.slice(0, LONG)).slice(0, 120).join("");
     return make("details", { className: "long" },
@@ -33,26 +33,26 @@
       make("bdi", {}, value));
   }
 
-  function answer(value, right) {
-    const word = right ? "right" : "wrong";
+  function answer(value, correct) {
+    const word = correct ? "correct" : "wrong";
     return make("div", { className: word }, make("span", { className: "vh" }, `${word}: `), text(value));
   }
 
-  /** What there is to say below an answer, the probability of the right one last. */
-  function below(notes, p) {
+  /** The line below an answer: notes and the probability of the correct answer. */
+  function footnote(notes, p) {
     if (p != null) notes.push(`p ${percent(p)}`);
     return notes.length ? make("small", {}, notes.join(", ")) : "";
   }
 
-  /** The new facts that lay nearest to a fact before training. */
-  function near(fact) {
+  /** The nearest new facts before training. */
+  function nearest(fact) {
     if (!fact.nearest?.length) return make("span", { className: "none" }, "–");
     const rows = fact.nearest.map(([subject, object, cosine]) =>
       make("div", {}, text(subject), " → ", text(object), make("small", { className: "inline" }, ` ${cosine.toFixed(2)}`)));
     return make("div", { className: "near" }, ...rows);
   }
 
-  // What is shown: the query, a value for each filter, the order, the page.
+  // The state of the table: query, filters, order, page.
   const filters = [];
   let query = "";
   let sorted = null;
@@ -81,29 +81,29 @@
   const haystack = (fact) => (fact.haystack ??= [fact.question, fact.subject, fact.object, fact.relation, fact.before.answer,
     ...fact.after.map((after) => after?.answer ?? "")].join("\n").toLowerCase());
 
-  const stateFilters = [];
+  const outcomeFilters = [];
   const controls = make("div", { className: "controls", role: "search", "aria-label": "Facts" },
     make("label", { className: "wide" }, "Search", search),
     select("Group", distinct(facts.map((fact) => fact.split)), (fact, value) => fact.split === value),
     select("Relation", distinct(facts.map((fact) => fact.relation)), (fact, value) => fact.relation === value),
     select("Label before", distinct(facts.map((fact) => fact.label), LABELS), (fact, value) => fact.label === value));
   runs.forEach((run, i) => {
-    const found = STATES.filter((state) => facts.some((fact) => isIn(fact.after[i], state)));
-    controls.append(select(run.short, found, (fact, value) => isIn(fact.after[i], value), words));
-    stateFilters.push(filters[filters.length - 1]);
+    const found = OUTCOMES.filter((outcome) => facts.some((fact) => hasOutcome(fact.after[i], outcome)));
+    controls.append(select(run.short, found, (fact, value) => hasOutcome(fact.after[i], value), outcomeLabel));
+    outcomeFilters.push(filters[filters.length - 1]);
   });
 
-  const hasNear = facts.some((fact) => fact.nearest?.length);
+  const hasNearest = facts.some((fact) => fact.nearest?.length);
   const columns = [
     { name: "Question", key: (fact) => fact.question },
-    { name: "Right answer", key: (fact) => fact.object },
+    { name: "Correct answer", key: (fact) => fact.object },
     { name: "Group", key: (fact) => fact.split },
     { name: "Relation", key: (fact) => fact.relation },
     { name: "Label before", key: (fact) => fact.label ?? "" },
     { name: "Before", key: (fact) => fact.before.answer },
-    ...runs.map((run, i) => ({ name: run.short, style: run.style, key: (fact) => fact.after[i]?.state ?? "",
+    ...runs.map((run, i) => ({ name: run.short, style: run.style, key: (fact) => fact.after[i]?.outcome ?? "",
       then: (fact) => fact.after[i]?.p ?? 0 })),
-    ...(hasNear ? [{ name: "Nearest new facts", key: (fact) => -(fact.nearest?.[0]?.[2] ?? -2) }] : []),
+    ...(hasNearest ? [{ name: "Nearest new facts", key: (fact) => -(fact.nearest?.[0]?.[2] ?? -2) }] : []),
   ];
   const headers = columns.map((column) => {
     const button = make("button", { type: "button" }, column.name);
@@ -121,44 +121,44 @@
   });
   const collator = new Intl.Collator("en", { numeric: true });
 
-  function inOtherWords(fact) {
-    const asked = new Map();
-    fact.after.forEach((after, i) => (after?.words ?? []).forEach((row) => {
-      if (!asked.has(row.question)) asked.set(row.question, []);
-      asked.get(row.question).push([runs[i].short, row]);
+  function paraphrases(fact) {
+    const byQuestion = new Map();
+    fact.after.forEach((after, i) => (after?.paraphrases ?? []).forEach((row) => {
+      if (!byQuestion.has(row.question)) byQuestion.set(row.question, []);
+      byQuestion.get(row.question).push([runs[i].short, row]);
     }));
-    if (!asked.size) return "";
-    const details = make("details", {}, make("summary", {}, make("small", { className: "inline" }, "in other words")));
-    for (const [question, rows] of asked) {
+    if (!byQuestion.size) return "";
+    const details = make("details", {}, make("summary", {}, make("small", { className: "inline" }, "paraphrased")));
+    for (const [question, rows] of byQuestion) {
       details.append(make("div", {}, text(question)));
-      for (const [short, row] of rows) details.append(make("small", {}, `${short}: `, answer(row.answer, row.right)));
+      for (const [short, row] of rows) details.append(make("small", {}, `${short}: `, answer(row.answer, row.correct)));
     }
     return details;
   }
 
   function row(fact) {
     const cells = fact.after.map((after) => after
-      ? make("td", {}, answer(after.answer, after.right),
-        below([words(after.state), relearned(after) && "relearned", after.label].filter(Boolean), after.p))
-      : make("td", {}, make("span", { className: "none", title: "not asked in this run" }, "–")));
+      ? make("td", {}, answer(after.answer, after.correct),
+        footnote([outcomeLabel(after.outcome), relearned(after) && "relearned", after.label].filter(Boolean), after.p))
+      : make("td", {}, make("span", { className: "none", title: "not evaluated in this run" }, "–")));
     return make("tr", {},
-      make("th", { scope: "row" }, text(fact.question), inOtherWords(fact)),
+      make("th", { scope: "row" }, text(fact.question), paraphrases(fact)),
       make("td", {}, text(fact.object)),
       make("td", {}, fact.split),
       make("td", {}, text(fact.relation)),
       make("td", {}, fact.label ?? "–"),
-      make("td", {}, answer(fact.before.answer, fact.before.right), below([], fact.before.p)),
+      make("td", {}, answer(fact.before.answer, fact.before.correct), footnote([], fact.before.p)),
       ...cells,
-      ...(hasNear ? [make("td", {}, near(fact))] : []));
+      ...(hasNearest ? [make("td", {}, nearest(fact))] : []));
   }
 
   const body = make("tbody");
   const status = make("span", { role: "status" });
-  const back = make("button", { type: "button" }, "Previous");
-  const on = make("button", { type: "button" }, "Next");
+  const previous = make("button", { type: "button" }, "Previous");
+  const next = make("button", { type: "button" }, "Next");
   const turn = (by) => () => { page += by; draw(); box.scrollIntoView({ block: "nearest" }); };
-  back.addEventListener("click", turn(-1));
-  on.addEventListener("click", turn(1));
+  previous.addEventListener("click", turn(-1));
+  next.addEventListener("click", turn(1));
 
   function draw() {
     const chosen = filters.filter((filter) => filter.value);
@@ -178,13 +178,13 @@
     status.textContent = found.length
       ? `${page * PAGE + 1}–${page * PAGE + shown.length} of ${count} facts`
       : "No fact matches.";
-    back.disabled = page === 0;
-    on.disabled = page === pages - 1;
+    previous.disabled = page === 0;
+    next.disabled = page === pages - 1;
   }
 
   const box = make("div", { className: "scroll", role: "region", tabIndex: 0, "aria-labelledby": "facts-title" },
     make("table", {}, make("thead", {}, make("tr", {}, ...headers)), body));
-  host.append(controls, box, make("div", { className: "pager" }, back, on, status));
+  host.append(controls, box, make("div", { className: "pager" }, previous, next, status));
   draw();
 
   for (const button of document.querySelectorAll("[data-filter]")) {
@@ -193,9 +193,9 @@
       search.value = query = "";
       for (const filter of filters) filter.control.value = filter.value = "";
       for (const pair of button.dataset.filter.split(" ")) {
-        const [run, state] = pair.split(":");
-        const filter = stateFilters[Number(run)];
-        filter.control.value = filter.value = state;
+        const [run, outcome] = pair.split(":");
+        const filter = outcomeFilters[Number(run)];
+        filter.control.value = filter.value = outcome;
       }
       page = 0;
       draw();

@@ -1,4 +1,4 @@
-//! What the page says: recorded runs -> the figures, rows and words that the template lays out.
+//! Recorded runs -> the numbers, rows and sentences of the page template.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -8,23 +8,22 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
-    RecordedRun,
     chart::{self, Chart},
     plots::{self, split_label},
-    run_labels::{RunLabel, capitalised, main_and_sft, run_labels},
+    run_labels::{RunLabel, main_and_sft, run_labels},
     settings::{differences, flatten_json, report_command, shell_word},
 };
 use crate::{
     Error, Result,
     config::Goal,
-    format::{duration, memory, percent, pp, thousands},
-    run::{FactOutcome, FactResult, Split},
+    format::{capitalised, duration, memory, percent, pp, thousands},
+    run::{FactOutcome, FactResult, RecordedRun, Split},
 };
 
 const TEMPLATE: &str = include_str!("page.html.j2");
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("page.js");
-/// Rows of the tables that show examples; the full table has the others.
+/// Maximum number of rows in a table of examples. The full table has all facts.
 const EXAMPLES: usize = 12;
 
 /// The page of `runs`, in the order given.
@@ -44,27 +43,27 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
         let drawn = drawn.map(|(i, chart)| chart::inline(chart, &format!("{name}-{i}")));
         drawn.collect()
     };
-    let mut environment = Environment::new();
-    environment.set_keep_trailing_newline(true);
-    let page = environment
+    let mut engine = Environment::new();
+    engine.set_keep_trailing_newline(true);
+    let page = engine
         .add_template("page.html", TEMPLATE)
-        .and_then(|()| environment.get_template("page.html"))
+        .and_then(|()| engine.get_template("page.html"))
         .and_then(|template| {
             template.render(context! {
                 style_checksum => csp_hash(&style),
                 script_checksum => csp_hash(SCRIPT),
                 style,
                 script => SCRIPT,
-                sentence => headline(runs, &labels, main, sft),
-                deck => subtitle(runs),
+                headline => headline(runs, &labels, main, sft),
+                subtitle => subtitle(runs),
                 runs => runs.iter().zip(&labels).map(|(r, i)| RunView::new(r, i)).collect::<Vec<_>>(),
                 notes => notes(runs),
                 charts => inline("panel", plots::accuracy(runs)),
                 bars => inline("bars", plots::bars(runs)),
-                scale => inline("scale", plots::forgetting_by_count(runs)),
+                forgetting_by_count => inline("count", plots::forgetting_by_count(runs)),
                 maps => inline("map", plots::maps(runs)),
                 drift => inline("drift", plots::drift(runs)),
-                losses => forgotten_examples(&labels, &facts, main, sft),
+                forgotten => forgotten_examples(&labels, &facts, main, sft),
                 new_facts => new_facts(&facts),
                 fact_count => thousands(facts.len()),
                 facts_json => escape_for_script(&facts_json(&labels, &facts)),
@@ -73,18 +72,19 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
             })
         });
     page.map_err(|e| Error::Failed {
-        message: format!("cannot lay out the page: {e:#}"),
+        message: format!("cannot render the page: {e:#}"),
         hint: None,
     })
 }
 
-/// A fact as every run left it.
+/// A fact with its result in every run.
 struct JoinedFact<'a> {
     first: &'a FactResult,
     rows: Vec<Option<&'a FactResult>>,
 }
 
-/// The facts of all runs, in the order in which they first appear. A fact asked of two models is two rows, as its answers before are two.
+/// The facts of all runs, in the order in which they first appear. A fact evaluated on two base models is two rows, since its
+/// answers before training differ.
 fn join_facts(runs: &[RecordedRun]) -> Vec<JoinedFact<'_>> {
     let mut facts: Vec<JoinedFact> = Vec::new();
     let mut indices = HashMap::new();
@@ -99,7 +99,7 @@ fn join_facts(runs: &[RecordedRun]) -> Vec<JoinedFact<'_>> {
                 &row.object,
             );
             let index = match indices.get(&key) {
-                // The same fact twice in one run stays two rows.
+                // A duplicate within one run stays two rows.
                 Some(&place)
                     if facts
                         .get(place)
@@ -131,7 +131,7 @@ fn headline(runs: &[RecordedRun], labels: &[RunLabel], main: usize, sft: Option<
             let learned = thousands(result.counts.learned);
             let (verb, note) = match result.goal {
                 Goal::Facts => ("learned", ""),
-                Goal::Task => ("absorbed", " (wanted: few)"),
+                Goal::Task => ("absorbed", " (should be few)"),
             };
             parts.push(if is_main {
                 format!("{verb} {learned} of {} new facts{note}", thousands(new))
@@ -160,7 +160,7 @@ fn headline(runs: &[RecordedRun], labels: &[RunLabel], main: usize, sft: Option<
     headline + "."
 }
 
-/// Model, runs and epochs, under the sentence.
+/// Model, number of runs and epochs.
 fn subtitle(runs: &[RecordedRun]) -> String {
     let mut models: Vec<&str> = Vec::new();
     for run in runs {
@@ -176,17 +176,17 @@ fn subtitle(runs: &[RecordedRun]) -> String {
     format!("{} · {runs} · {epochs} epochs", models.join(", "))
 }
 
-/// What keeps the runs from being compared fact by fact.
+/// Warnings about runs that cannot be compared fact by fact.
 fn notes(runs: &[RecordedRun]) -> Vec<String> {
     let mut notes = Vec::new();
     let differ = |value: &dyn Fn(&RecordedRun) -> String| {
         let values: BTreeSet<String> = runs.iter().map(value).collect();
         values.len() > 1
     };
-    if differ(&|run| run.environment["model"]["checksum"].to_string()) {
-        notes.push("These runs start from different models: their facts are told apart, and their figures are no comparison of methods.".into());
+    if differ(&|run| run.environment.model.checksum.clone()) {
+        notes.push("These runs start from different base models. Their facts are listed separately, and their numbers do not compare methods.".into());
     }
-    // Only Known learns nothing new, and is a control for the others on the same held-out facts.
+    // Only Known has no new facts, so only the held-out facts have to agree.
     let held = |run: &RecordedRun| -> String {
         let held = run.facts.iter().filter(|f| f.split == Split::Held);
         let mut questions: Vec<&str> = held.map(|f| &f.question[..]).collect();
@@ -195,13 +195,13 @@ fn notes(runs: &[RecordedRun]) -> Vec<String> {
     };
     if differ(&held) {
         notes.push(
-            "These runs hold out different facts: what each forgot is measured on its own.".into(),
+            "These runs hold out different facts. The forgetting of each run is measured on its own facts.".into(),
         );
     }
     notes
 }
 
-/// A run as the tables show it.
+/// A run as a table row.
 #[derive(Serialize)]
 struct RunView {
     name: String,
@@ -244,7 +244,7 @@ impl RunView {
                     thousands(new),
                     match r.goal {
                         Goal::Facts => "",
-                        Goal::Task => " (wanted: few)",
+                        Goal::Task => " (should be few)",
                     }
                 ),
             ),
@@ -263,14 +263,16 @@ impl RunView {
                 let verdict = match r.within_budget {
                     Some(true) => "within",
                     Some(false) => "over",
-                    None => "not held against",
+                    None => "not compared with",
                 };
                 format!("{verdict} its budget of {budget} pp")
             }),
             seconds: duration(r.seconds),
             memory: memory(r.peak_memory_bytes),
             config: run.config_text.clone(),
-            environment: flatten_json(&run.environment),
+            environment: flatten_json(
+                &serde_json::to_value(&run.environment).expect("records serialize to JSON"),
+            ),
             command: format!(
                 "unforget tune {} --set {}",
                 shell_word(&run.dir.join("config.toml").display().to_string()),
@@ -281,16 +283,16 @@ impl RunView {
     }
 }
 
-/// Facts that one run forgot, with what the others say of them.
+/// Facts that one run forgot, with the answers of all runs.
 #[derive(Serialize)]
 struct ForgottenExamples<'a> {
     /// The run that forgot them.
     forgotten_by: usize,
-    /// The run that kept them; none where there is nothing to hold against it.
+    /// The run that kept them; none without a run to compare with.
     kept_by: Option<usize>,
     count: String,
     examples: Vec<FactExample<'a>>,
-    /// How many the second forgot and the first kept.
+    /// Number of facts that the second run forgot and the first kept.
     reverse_count: String,
     names: (String, String),
 }
@@ -317,7 +319,7 @@ fn forgotten_examples<'a>(
         .iter()
         .filter(|f| is_forgotten(f, forgotten_by, kept_by))
         .collect();
-    // The clearest first: facts that no run was trained on, and that the model answered at the training prompt as well.
+    // The clearest examples first: held out, and correct at the training prompt before training.
     found.sort_by_key(|f| (f.first.split != Split::Held, !f.first.correct_before));
     let reverse = kept_by.map_or(0, |kept_by| {
         facts
@@ -335,7 +337,7 @@ fn forgotten_examples<'a>(
     }
 }
 
-/// New facts that were also asked in other words: all of them counted, some of them shown.
+/// New facts with paraphrased questions: the count of all, and examples.
 #[derive(Serialize)]
 struct NewFacts<'a> {
     count: String,
@@ -386,12 +388,12 @@ fn facts_json(labels: &[RunLabel], facts: &[JoinedFact]) -> serde_json::Value {
                     row.map(|row| {
                         serde_json::json!({
                             "answer": row.answer_after,
-                            "right": row.correct_after,
+                            "correct": row.correct_after,
                             "p": row.p_after,
-                            "lost_once": row.forgotten_once,
-                            "state": row.outcome,
+                            "forgotten_once": row.forgotten_once,
+                            "outcome": row.outcome,
                             "label": row.label_after,
-                            "words": row.paraphrases,
+                            "paraphrases": row.paraphrases,
                         })
                     })
                 })
@@ -405,7 +407,7 @@ fn facts_json(labels: &[RunLabel], facts: &[JoinedFact]) -> serde_json::Value {
                 "label": f.first.label_before,
                 "before": {
                     "answer": f.first.answer_before,
-                    "right": f.first.correct_before,
+                    "correct": f.first.correct_before,
                     "p": f.first.p_before,
                 },
                 "nearest": nearest(f),
@@ -416,7 +418,7 @@ fn facts_json(labels: &[RunLabel], facts: &[JoinedFact]) -> serde_json::Value {
     serde_json::json!({"runs": runs, "facts": rows})
 }
 
-/// Subject, answer and cosine of the new facts that lay nearest, in the first run that has new ones.
+/// Subject, answer and cosine of the nearest new facts, from the first run that has them.
 fn nearest<'a>(fact: &'a JoinedFact) -> Vec<(&'a str, &'a str, f64)> {
     let rows = fact.rows.iter().flatten();
     let found = rows.map(|row| &row.nearest).find(|near| !near.is_empty());
@@ -425,8 +427,7 @@ fn nearest<'a>(fact: &'a JoinedFact) -> Vec<(&'a str, &'a str, f64)> {
         .collect()
 }
 
-/// JSON that no HTML parser can take for the end of its script element. `<`, `>` and `&` stand only inside strings there, where the
-/// escapes mean the same.
+/// JSON escaped for an HTML script element. `<`, `>` and `&` occur only inside strings, where the escapes are equivalent.
 fn escape_for_script(json: &serde_json::Value) -> String {
     json.to_string()
         .replace('<', "\\u003c")
@@ -445,7 +446,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_element_cannot_be_left() {
+    fn json_cannot_close_its_script_element() {
         let hostile = serde_json::json!(["</script><!--&\u{2028}"]);
         let text = escape_for_script(&hostile);
         assert!(!text.contains(['<', '>', '&', '\u{2028}']), "{text}");

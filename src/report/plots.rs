@@ -1,9 +1,8 @@
-//! The page's pictures of recorded runs.
+//! The charts of the page.
 
 use std::collections::BTreeSet;
 
 use super::{
-    RecordedRun,
     chart::{
         self, Bar, BarChart, Chart, Group, LineChart, Point, ScatterChart, Series, Unit, XAxis,
         wilson_interval,
@@ -13,19 +12,19 @@ use super::{
 use crate::{
     format::thousands,
     measure::sample,
-    run::{Drift, EpochRecord, FactOutcome, FactResult, Split},
+    run::{Drift, EpochRecord, FactOutcome, FactResult, RecordedRun, Split},
 };
 
-/// Dots of one group on a map; of more, a sample.
+/// Maximum number of dots per group in a scatter chart; larger groups are sampled.
 const MAX_DOTS: usize = 1_500;
 
-/// Accuracy over epochs: a panel for every split that a run has, a line a run.
+/// Accuracy over epochs: one chart per split, one line per run.
 pub fn accuracy(runs: &[RecordedRun]) -> Vec<Chart> {
     let panel = |split: Split| {
         let count = |run: &RecordedRun| run.facts.iter().filter(|f| f.split == split).count();
         let facts = runs.iter().map(count).max().unwrap_or_default();
         let title = format!("{} ({} facts)", split_label(split), thousands(facts));
-        over_epochs(title, Unit::Share, runs, |run, epoch| {
+        over_epochs(title, Unit::Fraction, runs, |run, epoch| {
             let value = *epoch.accuracy.get(split)?;
             Some((value, wilson_interval(value, count(run))))
         })
@@ -33,7 +32,7 @@ pub fn accuracy(runs: &[RecordedRun]) -> Vec<Chart> {
     Split::ALL.into_iter().filter_map(panel).collect()
 }
 
-/// Each measure of drift over epochs, where it was measured.
+/// Drift over epochs, if measured: one chart per measure.
 pub(super) fn drift(runs: &[RecordedRun]) -> Vec<Chart> {
     let names = Drift::default().named();
     let panel = |(i, (name, _)): (usize, (&str, _))| {
@@ -61,7 +60,7 @@ fn over_epochs(
     LineChart::over_epochs(title, unit, lines).map(Chart::Lines)
 }
 
-/// What each of several runs learned and lost.
+/// Learning and forgetting of several runs as bars.
 pub(super) fn bars(runs: &[RecordedRun]) -> Vec<Chart> {
     if runs.len() < 2 {
         return Vec::new();
@@ -82,24 +81,24 @@ pub(super) fn bars(runs: &[RecordedRun]) -> Vec<Chart> {
             bars: bars.collect(),
         }
     };
-    let pictures = [
-        bars("New facts learned", Unit::Share, &|run| {
+    let charts = [
+        bars("New facts learned", Unit::Fraction, &|run| {
             let new = run.result.counts.learned + run.result.counts.not_learned;
-            let share = run.result.learned?;
-            Some((share, wilson_interval(share, new)))
+            let learned = run.result.learned?;
+            Some((learned, wilson_interval(learned, new)))
         }),
         bars("Held-out facts forgotten", Unit::Points, &|run| {
             Some((run.result.forgetting_pp?, run.result.forgetting_interval))
         }),
-        bars("Below Only Known", Unit::Points, &|run| {
+        bars("Gap to Only Known", Unit::Points, &|run| {
             Some((run.result.gap_to_only_known_pp?, None))
         }),
     ];
-    let drawn = pictures.into_iter().filter(|bars| !bars.bars.is_empty());
+    let drawn = charts.into_iter().filter(|bars| !bars.bars.is_empty());
     drawn.map(Chart::Bars).collect()
 }
 
-/// What was forgotten over the number of new facts, a line a method, where runs differ in that number.
+/// Forgetting against the number of new facts, one line per method, if runs differ in that number.
 pub(super) fn forgetting_by_count(runs: &[RecordedRun]) -> Vec<Chart> {
     let new = |run: &RecordedRun| run.result.counts.learned + run.result.counts.not_learned;
     let methods: BTreeSet<&str> = runs.iter().map(|run| &run.result.method[..]).collect();
@@ -136,7 +135,7 @@ pub(super) fn forgetting_by_count(runs: &[RecordedRun]) -> Vec<Chart> {
     })]
 }
 
-/// Where the subjects lie, and what became of their facts: a map for each run that recorded their places.
+/// The subjects in the plane of the first two principal components, by outcome: one chart per run that recorded them.
 pub(super) fn maps(runs: &[RecordedRun]) -> Vec<Chart> {
     let several = runs.len() > 1;
     let map = |(run, run_label): (&RecordedRun, RunLabel)| {
@@ -147,7 +146,7 @@ pub(super) fn maps(runs: &[RecordedRun]) -> Vec<Chart> {
                 .collect();
             let chosen = sample(dots.len(), MAX_DOTS, 0);
             let shown = if chosen.len() < dots.len() {
-                format!("{label}, some")
+                format!("{label}, sampled")
             } else {
                 label.to_owned()
             };
@@ -182,7 +181,7 @@ pub(super) fn maps(runs: &[RecordedRun]) -> Vec<Chart> {
     runs.iter().zip(run_labels(runs)).filter_map(map).collect()
 }
 
-/// What a split is called on the page.
+/// The split's name on the page.
 pub(super) fn split_label(split: Split) -> &'static str {
     match split {
         Split::Known => "Known, trained",

@@ -1,19 +1,20 @@
-//! How the page calls a run and which line is its own.
+//! Names and line styles of runs.
 
-use super::{RecordedRun, chart};
+use super::chart;
+use crate::run::RecordedRun;
 
 /// A run's names and line style.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RunLabel {
     /// Inside a sentence: `plain fine-tuning`.
     pub name: String,
-    /// Where room is scarce: `SFT`.
+    /// In charts and table headers: `SFT`.
     pub short: String,
-    /// One of [`chart::STYLES`], the same in every table and picture.
+    /// One of [`chart::STYLES`], the same in every table and chart.
     pub style: usize,
 }
 
-/// The identities of `runs`: a method keeps its style from page to page, and several runs of one method are numbered.
+/// The labels of `runs`. A method has the same style on every page, and several runs of one method are numbered.
 pub(super) fn run_labels(runs: &[RecordedRun]) -> Vec<RunLabel> {
     let mut used_styles = Vec::new();
     let mut labels = Vec::with_capacity(runs.len());
@@ -40,10 +41,7 @@ fn names(method: &str) -> (String, String) {
     if let Some((kind, extension)) = method.rsplit_once('+') {
         let (name, short) = names(kind);
         if extension == "task" {
-            return (
-                format!("{name} for the task alone"),
-                format!("{short}, task"),
-            );
+            return (format!("{name} with goal = task"), format!("{short}, task"));
         }
         let extension = match extension {
             "ewc" => "EWC",
@@ -62,7 +60,7 @@ fn names(method: &str) -> (String, String) {
         "self-distill" => ("self-distillation", "Self-distill"),
         "only-known" => ("Only Known", "Only Known"),
         "l2" => ("L2 toward the snapshot", "L2"),
-        "auto" => ("the automatic method", "Auto"),
+        "auto" => ("auto", "Auto"),
         other => return (other.to_owned(), other.chars().take(14).collect()),
     };
     (name.to_owned(), short.to_owned())
@@ -78,16 +76,7 @@ fn preferred_styles(method: &str) -> Vec<usize> {
     first.into_iter().chain([3, 4, 5, 0, 1, 2]).collect()
 }
 
-/// `text` as a sentence begins.
-pub(crate) fn capitalised(text: &str) -> String {
-    let mut chars = text.chars();
-    chars
-        .next()
-        .map(|first| first.to_uppercase().chain(chars).collect())
-        .unwrap_or_default()
-}
-
-/// The run that the page is about, and the plain fine-tuning of the same model that it is held against, where there is one.
+/// The main run of the page, and a plain fine-tuning run of the same base model to compare it with, if there is one.
 pub(super) fn main_and_sft(runs: &[RecordedRun]) -> (usize, Option<usize>) {
     let method = |i: &usize| runs[*i].result.method.as_str();
     let main = (0..runs.len())

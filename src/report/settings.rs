@@ -1,8 +1,8 @@
-//! Settings and environments as rows of a table, and commands as a shell reads them.
+//! Settings and environments as table rows, and shell commands.
 
-use super::RecordedRun;
+use crate::run::RecordedRun;
 
-/// Settings in which the runs differ: the key, and each run's value.
+/// Settings that differ between the runs: the key, and the value of each run.
 pub(super) fn differences(runs: &[RecordedRun]) -> Vec<(String, Vec<String>)> {
     let settings: Vec<Vec<(String, String)>> =
         runs.iter().map(|run| flatten_toml(&run.config)).collect();
@@ -27,7 +27,7 @@ pub(super) fn differences(runs: &[RecordedRun]) -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// Every value with its dotted key.
+/// All values with their dotted keys.
 fn flatten_toml(table: &toml::Table) -> Vec<(String, String)> {
     let mut rows = Vec::new();
     for (key, value) in table {
@@ -46,7 +46,7 @@ fn flatten_toml(table: &toml::Table) -> Vec<(String, String)> {
     rows
 }
 
-/// Every value with its dotted name.
+/// All values with their dotted keys.
 pub(super) fn flatten_json(value: &serde_json::Value) -> Vec<(String, String)> {
     let named = |name: String, inner: &serde_json::Value| match inner {
         serde_json::Value::String(text) => vec![(name, text.clone())],
@@ -69,7 +69,7 @@ pub(super) fn flatten_json(value: &serde_json::Value) -> Vec<(String, String)> {
     }
 }
 
-/// The command that makes the page of `runs`.
+/// The command that writes the page of `runs`.
 pub(super) fn report_command(runs: &[RecordedRun]) -> String {
     let dirs: Vec<String> = runs
         .iter()
@@ -78,7 +78,7 @@ pub(super) fn report_command(runs: &[RecordedRun]) -> String {
     format!("unforget report {} --out report.html", dirs.join(" "))
 }
 
-/// `text` as one word of a POSIX shell.
+/// `text` quoted as one word for a POSIX shell.
 pub(super) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

@@ -1,18 +1,18 @@
-//! Writing a run directory: every file whole or not at all, and metrics row by row.
+//! The run directory: files are written atomically, metrics row by row.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{FactResult, Metrics, RunResult, tensorboard};
+use super::{FactResult, Metrics, RunResult, reader, tensorboard};
 use crate::{Error, Result, atomic_file, config::Config, distributed};
 
-/// What a run writes; a new run in its place removes these and nothing else.
+/// Files and directories that a run writes. A new run in the same directory removes these and nothing else.
 const FILES: [&str; 13] = [
     "config.toml",
     "environment.json",
@@ -29,23 +29,23 @@ const FILES: [&str; 13] = [
     EWC_FILE,
 ];
 
-/// The directory of a run's adapters, where they are what it trained.
+/// Directory of the trained LoRA adapter.
 pub const ADAPTER_DIR: &str = "adapter";
 
-/// The file of what EWC leaves to later runs.
+/// File with the Fisher information that EWC saves for later runs.
 pub const EWC_FILE: &str = "ewc.safetensors";
 
-/// The directory of what `TensorBoard` reads, where that is asked for.
+/// Directory of the `TensorBoard` events.
 const TENSORBOARD_DIR: &str = "tensorboard";
 
-/// The directory of what a teacher keeps in files.
+/// Directory of the teacher's stored outputs.
 pub const TEACHER_DIR: &str = "teacher";
 
 /// An open run directory.
 #[derive(Clone, Debug)]
 pub struct RunDir {
     root: PathBuf,
-    /// The directory, open and locked; it is free again when the last clone is dropped, or the process gone.
+    /// The directory, open and locked. The lock is released when the last clone is dropped or the process ends.
     _lock: Option<Arc<File>>,
 }
 
@@ -53,12 +53,12 @@ impl RunDir {
     /// Makes `root` a run directory, without the files that an earlier run left in it, and [locks](Self::locked) it.
     ///
     /// # Errors
-    /// [`Error::Input`] when the place cannot be written, or another process is writing there.
+    /// [`Error::Input`] if the directory cannot be written, or another process is writing it.
     pub fn create(root: &Path) -> Result<Self> {
         let unwritable = |e: io::Error| {
             Error::input_hint(
                 format!("cannot write {}: {e}", root.display()),
-                "choose another place for the run",
+                "choose another directory for the run (`--out`)",
             )
         };
         if !distributed::is_main() {
@@ -75,10 +75,10 @@ impl RunDir {
         Ok(dir)
     }
 
-    /// Opens a run that was begun.
+    /// Opens a run that was started.
     ///
     /// # Errors
-    /// [`Error::Input`] when there is none.
+    /// [`Error::Input`] if `root` is not a run directory.
     pub fn open(root: &Path) -> Result<Self> {
         if root.join("config.toml").is_file() {
             Ok(Self::at(root))
@@ -88,7 +88,7 @@ impl RunDir {
                     "{} is not a run directory: it has no config.toml",
                     root.display()
                 ),
-                "name a directory that `unforget tune` or `unforget demo` wrote",
+                "name a directory written by `unforget tune` or `unforget demo`",
             ))
         }
     }
@@ -100,11 +100,11 @@ impl RunDir {
         }
     }
 
-    /// Keeps every other process that would write this run out of it, for as long as the value or a clone of it lives. A
-    /// process that died keeps nobody out. Where the system has no locks on directories, nothing is locked.
+    /// Locks the run against other writing processes for as long as the value or a clone of it lives. A process that died holds
+    /// no lock. On systems without locks on directories, this does nothing.
     ///
     /// # Errors
-    /// [`Error::Input`] when another process writes it.
+    /// [`Error::Input`] if another process is writing the run.
     pub fn lock(self) -> Result<Self> {
         let Some(directory) = File::open(&self.root)
             .ok()
@@ -115,7 +115,7 @@ impl RunDir {
         match directory.try_lock() {
             Err(TryLockError::WouldBlock) => Err(Error::input_hint(
                 format!("another process is writing the run {}", self.root.display()),
-                "wait until it is done, or choose another place (`--out`)",
+                "wait until it has finished, or choose another directory (`--out`)",
             )),
             Err(TryLockError::Error(_)) => Ok(self),
             Ok(()) => Ok(Self {
@@ -125,7 +125,7 @@ impl RunDir {
         }
     }
 
-    /// Removes what was written, and the directory if nothing else is in it; what cannot be removed is left.
+    /// Removes the run's files, and the directory if it is then empty. Files that cannot be removed stay.
     pub fn discard(self) {
         for name in FILES {
             let _ = self.remove(name);
@@ -133,28 +133,28 @@ impl RunDir {
         let _ = fs::remove_dir(&self.root);
     }
 
-    /// Where it is.
+    /// The directory.
     pub fn path(&self) -> &Path {
         &self.root
     }
 
-    /// Where the file called `name` is.
+    /// Path of the file `name`.
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// The resolved config that the run was begun with.
+    /// The resolved config of the run.
     ///
     /// # Errors
-    /// When it cannot be read any more.
+    /// [`Error::Input`] if it cannot be read.
     pub fn config(&self) -> Result<Config> {
         Config::read(&self.file("config.toml"), &[])
     }
 
-    /// The result, once the run is done.
+    /// The result; none until the run has finished.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// [`Error::Input`] if it cannot be read.
     pub fn result(&self) -> Result<Option<RunResult>> {
         if !self.file("result.json").exists() {
             return Ok(None);
@@ -162,26 +162,26 @@ impl RunDir {
         self.read_json("result.json").map(Some)
     }
 
-    /// Every step and evaluation so far.
+    /// All rows of `metrics.jsonl`.
     ///
     /// # Errors
-    /// When a row cannot be read.
+    /// [`Error::Input`] naming the line that is broken, or the file that is missing.
     pub fn metrics(&self) -> Result<Vec<Metrics>> {
         self.read_rows("metrics.jsonl")
     }
 
-    /// What became of every fact.
+    /// All rows of `facts.jsonl`.
     ///
     /// # Errors
-    /// When there is no such file, or a row cannot be read.
+    /// [`Error::Input`] naming the line that is broken, or the file that is missing.
     pub fn facts(&self) -> Result<Vec<FactResult>> {
         self.read_rows("facts.jsonl")
     }
 
-    /// Writes `name` whole: under another name beside it first.
+    /// Writes the file `name` atomically.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         atomic_file::write(&self.file(name), bytes)
     }
@@ -189,27 +189,25 @@ impl RunDir {
     /// Writes `value` as JSON to `name`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(value).expect("records have a form in JSON");
+        let mut text = serde_json::to_vec_pretty(value).expect("records serialize to JSON");
         text.push(b'\n');
         self.write(name, &text)
     }
 
-    /// Reads `name`, which [`RunDir::write_json`] wrote.
+    /// Reads the JSON file `name`.
     ///
     /// # Errors
-    /// When it is missing or broken.
+    /// [`Error::Input`] naming the line that is broken, or the file that is missing.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        let path = self.file(name);
-        let text = fs::read(&path).map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))
+        reader::read_json(&self.file(name))
     }
 
     /// Writes `rows` as JSON lines to `name`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn write_rows<T: Serialize>(
         &self,
         name: &str,
@@ -217,40 +215,30 @@ impl RunDir {
     ) -> Result<()> {
         let mut text = Vec::new();
         for row in rows {
-            serde_json::to_writer(&mut text, &row).expect("records have a form in JSON");
+            serde_json::to_writer(&mut text, &row).expect("records serialize to JSON");
             text.push(b'\n');
         }
         self.write(name, &text)
     }
 
-    /// Reads the JSON lines of `name`.
+    /// Reads the rows of the JSONL file `name`.
     ///
     /// # Errors
     /// [`Error::Input`] naming the line that is broken, or the file that is missing.
     pub fn read_rows<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
-        let path = self.file(name);
-        let file = File::open(&path).map_err(Error::io("read", &path))?;
-        BufReader::new(file)
-            .lines()
-            .enumerate()
-            .map(|(i, line)| {
-                let line = line.map_err(Error::io("read", &path))?;
-                serde_json::from_str(&line)
-                    .map_err(|e| Error::input(format!("{} line {}: {e}", path.display(), i + 1)))
-            })
-            .collect()
+        reader::read_jsonl(&self.file(name))
     }
 
-    /// Adds a row to `metrics.jsonl`; it is with the system when this returns.
+    /// Appends a row to `metrics.jsonl`, unbuffered.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn append_metrics(&self, row: &Metrics) -> Result<()> {
         if !distributed::is_main() {
             return Ok(());
         }
         let path = self.file("metrics.jsonl");
-        let mut text = serde_json::to_vec(row).expect("records have a form in JSON");
+        let mut text = serde_json::to_vec(row).expect("records serialize to JSON");
         text.push(b'\n');
         OpenOptions::new()
             .create(true)
@@ -265,10 +253,10 @@ impl RunDir {
         Ok(())
     }
 
-    /// From here on every row of `metrics.jsonl` is told to `TensorBoard` too, in a directory of its own.
+    /// Writes all rows of `metrics.jsonl` for `TensorBoard` too, past and future ones.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn enable_tensorboard(&self) -> Result<()> {
         if !distributed::is_main() {
             return Ok(());
@@ -283,10 +271,10 @@ impl RunDir {
         tensorboard::write(&events, &rows).map_err(Error::io("write", &events))
     }
 
-    /// Brings `metrics.jsonl` to the disk.
+    /// Flushes `metrics.jsonl` to the disk.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn sync_metrics(&self) -> Result<()> {
         if !distributed::is_main() {
             return Ok(());
@@ -300,15 +288,15 @@ impl RunDir {
             .map_err(Error::io("write", &path))
     }
 
-    /// Bytes of `metrics.jsonl`.
+    /// Length of `metrics.jsonl` in bytes.
     pub fn metrics_bytes(&self) -> u64 {
         fs::metadata(self.file("metrics.jsonl")).map_or(0, |m| m.len())
     }
 
-    /// Cuts `metrics.jsonl` to its first `bytes`.
+    /// Truncates `metrics.jsonl` to its first `bytes`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn truncate_metrics(&self, bytes: u64) -> Result<()> {
         if !distributed::is_main() {
             return Ok(());
@@ -325,17 +313,17 @@ impl RunDir {
         Ok(())
     }
 
-    /// Why the run stops when the user has asked it to.
+    /// The error of a run that stops on request.
     pub fn interrupted(&self) -> Error {
         Error::Interrupted {
-            hint: format!("go on with `unforget resume {}`", self.root.display()),
+            hint: format!("continue with `unforget resume {}`", self.root.display()),
         }
     }
 
-    /// Removes the file or directory `name`, if there is one.
+    /// Removes the file or directory `name`, if it exists.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// [`Error::Io`] if it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
         if !distributed::is_main() {
             return Ok(());

@@ -1,50 +1,61 @@
-//! `environment.json`: on what, with what and from what a run was made.
+//! `environment.json`: the program, machine, model and data of a run.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, process::Command};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{model::Model, system};
 
-/// What a run's figures may depend on beside its config.
+/// Everything besides the config that the results of a run may depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// Version of this program.
     pub version: String,
+    /// Commit of the git checkout that contains the working directory, with `-dirty` if tracked files were changed; null outside a
+    /// checkout or without `git`.
+    #[serde(default)]
+    pub git_revision: Option<String>,
     /// Operating system and architecture.
     pub system: String,
-    /// The processor's name.
+    /// Name of the processor.
     pub cpu: String,
-    /// Threads that computed.
+    /// Number of threads.
     pub threads: usize,
-    /// Where it was computed.
+    /// Device that the run was computed on: `cpu`.
     pub device: String,
-    /// Seed of every draw.
+    /// Seed of all random draws.
     pub seed: u64,
     /// The base model.
     pub model: ModelRecord,
-    /// SHA-256 (hex) of the data's files, by their key in the config.
+    /// SHA-256 (hex) of the data files, by their key in the config.
     pub data: BTreeMap<String, String>,
 }
 
-/// Which model it was.
+/// The base model of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelRecord {
-    /// What the user called it.
+    /// Name or path that the user gave.
     pub name: String,
-    /// Where it was read.
+    /// File or directory that it was read from.
     pub path: String,
+    /// Its id on the Hugging Face hub, if known.
+    #[serde(default)]
+    pub hub_id: Option<String>,
+    /// Format of its quantised weights, such as `Q4_1`; null for float weights.
+    #[serde(default)]
+    pub quantization: Option<String>,
     /// SHA-256 (hex) over its files.
     pub checksum: String,
-    /// Number of weights.
+    /// Number of parameters.
     pub parameters: usize,
 }
 
 impl Environment {
-    /// Of a run that starts here and now.
+    /// The environment of a run that starts now, in this process.
     pub fn capture(model: &Model, seed: u64, data: BTreeMap<String, String>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
+            git_revision: git_revision(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu: system::cpu_name().unwrap_or_else(|| "unknown".into()),
             threads: rayon::current_num_threads(),
@@ -53,10 +64,29 @@ impl Environment {
             model: ModelRecord {
                 name: model.name.clone(),
                 path: model.path.display().to_string(),
+                hub_id: None,
+                quantization: None,
                 checksum: model.checksum.clone(),
                 parameters: model.params.layout.len,
             },
             data,
         }
     }
+}
+
+/// The commit of the checkout around the working directory; none without one.
+fn git_revision() -> Option<String> {
+    let output = Command::new("git")
+        .args([
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ])
+        .env("GIT_OPTIONAL_LOCKS", "0")
+        .output()
+        .ok()?;
+    let revision = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| revision.trim().to_owned())
 }

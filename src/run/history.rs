@@ -1,30 +1,30 @@
-//! What `metrics.jsonl` says of each epoch: all that curves are drawn from.
+//! The epochs of a run, from `metrics.jsonl`.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Drift, GradNorms, Metrics, PerSplit};
 
-/// An epoch.
+/// The evaluation after an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// Epochs done.
     pub epoch: usize,
     /// Steps done.
     pub steps: usize,
-    /// Seconds of training until then: of steps and the snapshot, without evaluations.
+    /// Seconds of training until then: steps and snapshots, without evaluations.
     pub seconds: f64,
-    /// Share right.
+    /// Accuracy (0 to 1).
     pub accuracy: PerSplit<f64>,
-    /// How far the model has drifted, where measured.
+    /// Drift from the base model, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
-    /// What pulls at the weights, where measured.
+    /// Gradient norms of the loss terms, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grad_norms: Option<GradNorms>,
 }
 
 impl EpochRecord {
-    /// One for each evaluation, by epoch. Where a resumed run has evaluated an epoch twice, the later row counts.
+    /// One record per evaluated epoch, in order. If a resumed run evaluated an epoch twice, the later row counts.
     pub fn from_metrics(metrics: &[Metrics]) -> Vec<Self> {
         let mut seconds = 0.0;
         let mut epochs: Vec<Self> = Vec::new();

@@ -1,4 +1,4 @@
-//! What a run did, in one sentence.
+//! The summary of a run in one sentence.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ impl fmt::Display for RunResult {
         if let Some(learned) = self.learned {
             let (verb, note) = match self.goal {
                 Goal::Facts => ("learned", ""),
-                Goal::Task => ("absorbed", "; wanted: few"),
+                Goal::Task => ("absorbed", "; should be few"),
             };
             let new = counts.learned + counts.not_learned;
             write!(
@@ -21,31 +21,31 @@ impl fmt::Display for RunResult {
                 counts.learned,
                 100.0 * learned
             )?;
-            if let Some(share) = self.learned_paraphrased {
-                write!(f, ", {:.1}% in other words", 100.0 * share)?;
+            if let Some(accuracy) = self.learned_paraphrased {
+                write!(f, ", {:.1}% paraphrased", 100.0 * accuracy)?;
             }
             write!(f, "{note}), ")?;
         }
         write!(
             f,
-            "kept {} of {} known ones",
+            "kept {} of {} known facts",
             counts.kept,
             counts.kept + counts.forgotten
         )?;
         if let Some(pp) = self.forgetting_pp {
             write!(
                 f,
-                "; {pp:.1} pp of the held-out ones forgotten since their peak"
+                "; forgot {pp:.1} pp of the held-out facts since the best epoch"
             )?;
             if let Some([low, high]) = self.forgetting_interval {
                 write!(f, " (95%: {low:.1} to {high:.1})")?;
             }
         }
         if let Some(pp) = self.gap_to_only_known_pp {
-            write!(f, "; {pp:.1} pp below Only Known")?;
+            write!(f, "; gap to Only Known {pp:.1} pp")?;
         }
         if let Some(budget) = self.budget {
-            write!(f, "; budget {budget}")?;
+            write!(f, "; budget {budget} pp")?;
         }
         write!(
             f,

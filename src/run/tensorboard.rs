@@ -1,4 +1,4 @@
-//! A run's metrics as `TensorBoard` reads them: a file of `TFRecord`s, each an `Event` (tensorflow/core/util/event.proto) with the scalars
+//! Writes a run's metrics for `TensorBoard`: a file of `TFRecord`s, each an `Event` (tensorflow/core/util/event.proto) with the scalars
 //! of one row of `metrics.jsonl`.
 
 use std::{
@@ -12,10 +12,10 @@ use prost::Message;
 
 use super::{Metrics, Split};
 
-/// What `TensorBoard` knows a file of events by.
+/// File name; `TensorBoard` reads files that contain `tfevents`.
 const FILE: &str = "events.out.tfevents.0.unforget";
 
-/// One record: when, at which step, and the file's version or scalars.
+/// One record: time, step, and the file version or scalars.
 #[derive(Clone, PartialEq, Message)]
 struct Event {
     /// Seconds since 1970.
@@ -39,12 +39,12 @@ struct Summary {
 struct Scalar {
     #[prost(string, tag = "1")]
     tag: String,
-    /// One of several kinds of value in the original: 0 is written too.
+    /// `oneof` in the original, so that 0 is written too.
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
 }
 
-/// Writes the file in `dir` anew, with `rows` in it.
+/// Overwrites the file in `dir` with `rows`.
 pub(super) fn write<'r>(dir: &Path, rows: impl IntoIterator<Item = &'r Metrics>) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let mut file = File::create(dir.join(FILE))?;
@@ -59,7 +59,7 @@ pub(super) fn write<'r>(dir: &Path, rows: impl IntoIterator<Item = &'r Metrics>)
         .try_for_each(|row| write_row(&mut file, row))
 }
 
-/// Adds a row to the file in `dir`.
+/// Appends a row to the file in `dir`.
 pub(super) fn append(dir: &Path, row: &Metrics) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .append(true)
@@ -92,7 +92,7 @@ fn now() -> f64 {
     since.map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// The step and the named numbers of a row; none of rows without numbers.
+/// The step and the named scalars of a row; none for rows without scalars.
 fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
     match row {
         Metrics::Step {
@@ -102,7 +102,7 @@ fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
             distill,
             penalty,
             grad_norm,
-            learning_rate: lr,
+            learning_rate,
             tokens_per_second,
             ..
         } => {
@@ -112,7 +112,7 @@ fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
                 ("distill", distill),
                 ("penalty", penalty),
                 ("grad_norm", grad_norm),
-                ("lr", lr),
+                ("learning_rate", learning_rate),
                 ("tokens_per_second", tokens_per_second),
             ];
             let named = named.map(|(name, value)| (format!("train/{name}"), *value));
@@ -130,7 +130,7 @@ fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
                 .filter_map(|split| Some((format!("eval/{}", split.name()), *accuracy.get(split)?)))
                 .collect();
             named.extend(
-                learned_paraphrased.map(|share| ("eval/unknown_paraphrased".into(), share)),
+                learned_paraphrased.map(|accuracy| ("eval/unknown_paraphrased".into(), accuracy)),
             );
             let drift = drift.iter().flat_map(super::Drift::named);
             named.extend(drift.filter_map(|(name, value)| Some((format!("drift/{name}"), value?))));

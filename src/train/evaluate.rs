@@ -146,7 +146,7 @@ impl Trainer<'_> {
     ) -> Result<()> {
         let (drift, pulls) = (self.measure_drift(), self.grad_norms());
         let TrainState { epoch, step, .. } = self.state;
-        self.curves.log(epoch, accuracy);
+        self.curves.log(epoch, accuracy.named());
         self.run.append_metrics(&Metrics::Eval {
             epoch,
             step,

@@ -218,7 +218,7 @@ impl<'a> Trainer<'a> {
             },
             loss_spikes: LossSpikeDetector::default(),
             clock: Instant::now(),
-            curves: progress.live_plot(config.train.num_epochs),
+            curves: LivePlot::new(progress, config.train.num_epochs),
             config,
             template,
             model,
@@ -574,7 +574,7 @@ impl<'a> Trainer<'a> {
         let evaluation = |row| match row {
             Metrics::Eval {
                 epoch, accuracy, ..
-            } => Some((epoch, accuracy)),
+            } => Some((epoch, accuracy.named())),
             _ => None,
         };
         self.curves

@@ -409,7 +409,7 @@ fn a_run_is_tuned_compared_reported_and_exported() {
     let facts = compared["facts"].as_array().unwrap();
     assert_eq!(facts.len(), 5);
     for state in ["learned", "kept", "forgotten", "gained"] {
-        let count = facts.iter().filter(|fact| fact["state"] == state).count();
+        let count = facts.iter().filter(|fact| fact["outcome"] == state).count();
         assert_eq!(compared[state], count, "{state}");
     }
     let told = stdout(&run(dir.path(), &["compare", "run"]));

@@ -317,7 +317,7 @@ fn ctrl_c_and_sigterm_leave_a_checkpoint_and_say_how_to_resume() {
             "{name}: {}",
             stderr_of(&stopped)
         );
-        let how = format!("go on with `unforget resume {}`", run.display());
+        let how = format!("continue with `unforget resume {}`", run.display());
         assert!(
             stderr_of(&stopped).contains(&how),
             "{name}: {}",

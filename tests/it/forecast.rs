@@ -200,7 +200,7 @@ fn a_forecast_is_evaluated_against_a_run() {
         if row["split"] == "held" {
             let mut ranked = order.as_array().unwrap().iter();
             let rank = ranked.position(|r| r["question"] == row["question"]);
-            row["state"] = outcomes[rank.unwrap()].into();
+            row["outcome"] = outcomes[rank.unwrap()].into();
         }
     });
     let evaluated = forecast(dir.path(), &["--against", "run"]);
@@ -214,8 +214,8 @@ fn a_forecast_is_evaluated_against_a_run() {
     assert!(told.contains("AUC 0.500"), "{told}");
 
     rewrite(&|row| {
-        if row["state"] == "forgotten" {
-            row["state"] = "kept".into();
+        if row["outcome"] == "forgotten" {
+            row["outcome"] = "kept".into();
         }
     });
     let told = refused(dir.path(), &against);

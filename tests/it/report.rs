@@ -1,4 +1,4 @@
-//! The page, from run directories built here: what it says, that hostile text stays text, and that a real browser opens it without complaint.
+//! The report page of run directories built here: its content, escaping of hostile text, and its behaviour in a real browser.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use unforget::{
     report,
     run::{
         AccuracyStages, Counts, FactOutcome, FactResult, Metrics, ParaphraseResult, PerSplit,
-        RunResult, Split,
+        RecordedRun, RunResult, Split,
     },
 };
 
@@ -142,10 +142,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
             fixture.method
         ),
     );
-    write(
-        "environment.json",
-        r#"{"version": "0.1.0", "machine": {"cores": 2}, "checksums": {"model": "3b1f"}}"#.into(),
-    );
+    write("environment.json", environment("3b1f"));
 }
 
 fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactResult {
@@ -156,7 +153,7 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactResult {
     };
     let new = split == Split::Unknown;
     let known = matches!(split, Split::Known | Split::Held);
-    let right_after = if new {
+    let correct_after = if new {
         learned
     } else {
         known && !(split == Split::Held && forgotten)
@@ -176,13 +173,13 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactResult {
         label_before: Some(if known { "HighlyKnown" } else { "Unknown" }.into()),
         label_after: None,
         answer_before: if known { "Italy" } else { "Spain" }.into(),
-        answer_after: if right_after { "Italy".into() } else { wrong },
+        answer_after: if correct_after { "Italy".into() } else { wrong },
         correct_before: known,
-        correct_at_peak: known || right_after,
-        correct_after: right_after,
+        correct_at_peak: known || correct_after,
+        correct_after,
         forgotten_once: i == 8,
         p_before: Some(if known { 0.9 } else { 0.01 }),
-        p_after: Some(if right_after { 0.95 } else { 0.02 }),
+        p_after: Some(if correct_after { 0.95 } else { 0.02 }),
         nearest: if new {
             Vec::new()
         } else {
@@ -203,7 +200,7 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactResult {
         } else {
             Vec::new()
         },
-        outcome: match (new, known, right_after) {
+        outcome: match (new, known, correct_after) {
             (true, _, true) => FactOutcome::Learned,
             (true, _, false) => FactOutcome::NotLearned,
             (_, true, true) => FactOutcome::Kept,
@@ -212,6 +209,14 @@ fn fact(split: Split, i: usize, learned: bool, forgotten: bool) -> FactResult {
             _ => FactOutcome::NeverKnew,
         },
     }
+}
+
+/// `environment.json` of a run of the base model with this checksum.
+fn environment(checksum: &str) -> String {
+    json(&serde_json::json!({
+        "version": "0.1.0", "system": "linux x86_64", "cpu": "test", "threads": 2, "device": "cpu", "seed": 0,
+        "model": { "name": "smollm2-135m", "path": "/models/m.gguf", "checksum": checksum, "parameters": 1 }, "data": {},
+    }))
 }
 
 fn json(value: &impl serde::Serialize) -> String {
@@ -233,7 +238,7 @@ fn runs(scale: usize) -> (TempDir, Vec<PathBuf>) {
 }
 
 fn page(dirs: &[PathBuf]) -> String {
-    report::render(&report::read_runs(dirs).expect("whole runs")).expect("a page")
+    report::render(&RecordedRun::read_all(dirs).expect("whole runs")).expect("a page")
 }
 
 /// The text between tags, a line an element, white space collapsed.
@@ -269,12 +274,12 @@ fn the_first_screen_shows_learning_and_forgetting() {
     Method
     New facts learned
     Known facts kept
-    Forgotten, pp
-    Below Only Known, pp
+    Forgotten since best epoch, pp
+    Gap to Only Known, pp
     Time
     Peak memory
     as trained
-    in other words
+    paraphrased
     held out
     95% interval
     Plain fine-tuning
@@ -315,17 +320,14 @@ fn facts_forgotten_by_one_method_only_are_listed() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs);
     // Held facts 0 to 6 are forgotten by SFT; self-distillation forgot the first of them as well.
-    assert!(html.contains("6 known facts are answered wrongly after plain fine-tuning and still rightly after self-distillation; the other way round it is 0."));
-    let losses = between(&html, "<h2 id=\"losses-title\">", "</section>");
-    assert!(losses.contains("Which country is Bergamo located in?"));
+    assert!(html.contains("6 known facts are wrong after plain fine-tuning and correct after self-distillation. The reverse is true of 0."));
+    let forgotten = between(&html, "<h2 id=\"forgotten-title\">", "</section>");
+    assert!(forgotten.contains("Which country is Bergamo located in?"));
     assert!(
-        losses.contains("(10000 characters)"),
+        forgotten.contains("(10000 characters)"),
         "a long answer is folded"
     );
-    assert!(
-        losses.contains("nothing"),
-        "an empty answer is said to be one"
-    );
+    assert!(forgotten.contains("empty"), "an empty answer is marked");
 }
 
 #[test]
@@ -333,8 +335,8 @@ fn one_run_alone_makes_a_page() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs[..1]);
     assert!(html.contains("<h1>Plain fine-tuning learned 50 of 50 new facts and forgot 14.0 pp of what the model knew.</h1>"));
-    assert!(html.contains("What plain fine-tuning broke"));
-    assert!(!html.contains("Where the runs differ"));
+    assert!(html.contains("Facts forgotten by plain fine-tuning"));
+    assert!(!html.contains("Settings that differ"));
     let control = page(&dirs[2..]);
     assert!(control.contains("<h1>Only Known forgot 0.0 pp of what the model knew.</h1>"));
 }
@@ -350,9 +352,9 @@ fn a_task_run_should_learn_few_new_facts() {
     };
     write_run(&task, &fixture, 1);
     let html = page(&[dirs[0].clone(), task]);
-    assert!(html.contains("<h1>Plain fine-tuning for the task alone absorbed 1 of 50 new facts (wanted: few) and forgot 2.0 pp of what the model knew; plain fine-tuning learned 50 and forgot 14.0 pp.</h1>"));
+    assert!(html.contains("<h1>Plain fine-tuning with goal = task absorbed 1 of 50 new facts (should be few) and forgot 2.0 pp of what the model knew; plain fine-tuning learned 50 and forgot 14.0 pp.</h1>"));
     let table = text_of(between(&html, "<table class=\"summary\">", "</table>"));
-    assert!(table.contains("1 of 50 (wanted: few)"), "{table}");
+    assert!(table.contains("1 of 50 (should be few)"), "{table}");
 }
 
 #[test]
@@ -372,9 +374,8 @@ fn runs_that_cannot_be_compared_get_a_note() {
         let text = fs::read_to_string(&path).expect("it is there");
         fs::write(path, edit(text)).expect("writable");
     };
-    let environment = r#"{"model": {"checksum": "77aa"}}"#;
-    edit(1, "environment.json", &|_| environment.to_owned());
-    assert!(page(&dirs).contains("These runs start from different models"));
+    edit(1, "environment.json", &|_| environment("77aa"));
+    assert!(page(&dirs).contains("These runs start from different base models"));
     let other = |text: String| text.replace("Place 9 of Held", "Another place");
     edit(2, "facts.jsonl", &other);
     let html = page(&dirs);
@@ -455,7 +456,7 @@ fn a_broken_run_is_an_error_with_file_and_line() {
             Some(text) => fs::write(&path, text).expect("writable"),
             None => fs::remove_file(&path).expect("it is there"),
         }
-        let error = report::read_runs(&dirs).expect_err(file);
+        let error = RecordedRun::read_all(&dirs).expect_err(file);
         assert!(matches!(error, Error::Input { .. }), "{error:?}");
         assert!(error.to_string().contains(expected), "{error}");
         assert!(error.hint().is_some());
@@ -481,7 +482,7 @@ fn the_page_is_written_atomically() {
 #[test]
 fn a_chart_can_be_a_file_of_its_own() {
     let (_root, dirs) = runs(1);
-    let panels = report::accuracy(&report::read_runs(&dirs).expect("whole runs"));
+    let panels = report::accuracy(&RecordedRun::read_all(&dirs).expect("whole runs"));
     let svg = report::chart::svg("Accuracy over epochs", &panels, 3);
     assert_eq!(panels.len(), 5);
     assert!(svg.starts_with("<svg xmlns=") && svg.contains("prefers-color-scheme: dark"));
@@ -497,7 +498,7 @@ fn every_control_of_the_page_works_in_a_browser() {
     };
     // By keyboard: the first stop leads to the result.
     page.press(&["Tab"]);
-    assert_eq!(page.text(":focus"), "To the result");
+    assert_eq!(page.text(":focus"), "Skip to the result");
 
     let status = || page.text("#fact-table [role=status]");
     assert_eq!(status(), "1–50 of 5,000 facts");
@@ -582,7 +583,7 @@ fn every_control_of_the_page_works_in_a_browser() {
     press("Show them in the table below");
     assert_eq!(status(), "1–50 of 120 facts");
 
-    // Everything that unfolds: new facts in other words, and the runs' settings.
+    // Everything that unfolds: paraphrased new facts, and the settings of the runs.
     let unfolded = page.eval(
         "(() => {
             for (const select of document.querySelectorAll('.controls select')) {

@@ -113,8 +113,8 @@ fn assert_runs_match(dir: &Path, one: &str, other: &str, tolerance: f64) {
     let [a, b] = [one, other].map(|run| rows(dir, &format!("{run}/facts.jsonl")));
     for (a, b) in a.iter().zip(&b) {
         assert_eq!(
-            (&a["subject"], &a["state"]),
-            (&b["subject"], &b["state"]),
+            (&a["subject"], &a["outcome"]),
+            (&b["subject"], &b["outcome"]),
             "{other}"
         );
     }

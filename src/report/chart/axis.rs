@@ -1,33 +1,33 @@
-//! What the axes count, and round numbers on them.
+//! Axes with round tick values.
 
 use crate::format::{rounded, thousands};
 
-/// Steps between the numbers on an axis, at most.
+/// Maximum number of steps between the ticks of an axis.
 const MAX_STEPS: f64 = 5.0;
 
-/// What a chart's values are.
+/// Unit of the values of a chart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Shares from 0 to 1, shown in percent.
-    Share,
+    /// Fractions from 0 to 1, shown in percent.
+    Fraction,
     /// Percentage points.
     Points,
     /// Plain numbers.
     Number,
 }
 
-/// What a horizontal axis counts.
+/// The horizontal axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XAxis {
-    /// Epochs done, from 0, which is before training.
+    /// Epochs; 0 is before training.
     Epochs,
-    /// A share, from 0 to 1, of what is named.
-    Share(&'static str),
-    /// How many of what is named, 1 or more; ten times as many lie equally far apart everywhere.
+    /// A fraction from 0 to 1 of the named quantity.
+    Fraction(&'static str),
+    /// A count of the named quantity, 1 or more, on a logarithmic scale.
     Count(&'static str),
 }
 
-/// A scale, with the numbers written on it.
+/// A range with ticks and their labels.
 pub(super) struct Axis {
     pub low: f64,
     pub high: f64,
@@ -35,10 +35,10 @@ pub(super) struct Axis {
 }
 
 impl Unit {
-    /// A value in words.
+    /// A value with its unit.
     pub(super) fn format(self, value: f64) -> String {
         match self {
-            Self::Share => percent(value),
+            Self::Fraction => percent(value),
             Self::Points => format!("{} pp", rounded(value, 1)),
             Self::Number => {
                 let number = rounded(value, decimals(value, 3.0));
@@ -53,10 +53,10 @@ impl Unit {
         }
     }
 
-    /// An axis for `values`, which begins where it is told to or at a round number; that of shares ends at 1.
+    /// An axis for `values` that starts at `min` or at a round number. The axis of fractions ends at 1.
     pub(super) fn axis(self, min: Option<f64>, values: impl Iterator<Item = f64>) -> Axis {
         let [low, high] = match self {
-            Self::Share => [0.0, 1.0],
+            Self::Fraction => [0.0, 1.0],
             Self::Points => axis_range(values.chain([0.0])),
             Self::Number => axis_range(values),
         };
@@ -64,7 +64,7 @@ impl Unit {
         let low = min.unwrap_or((low / step + 1e-9).floor() * step);
         let high = (high / step - 1e-9).ceil() * step;
         let number = |value: f64| match self {
-            Self::Share => rounded(100.0 * value, decimals(100.0 * step, 1.0)) + "%",
+            Self::Fraction => rounded(100.0 * value, decimals(100.0 * step, 1.0)) + "%",
             Self::Points | Self::Number => rounded(value, decimals(step, 1.0)),
         };
         let name = if self == Self::Points { "pp" } else { "" };
@@ -73,50 +73,50 @@ impl Unit {
 }
 
 impl XAxis {
-    /// What is counted.
+    /// The named quantity.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Epochs => "epochs",
-            Self::Share(what) | Self::Count(what) => what,
+            Self::Fraction(name) | Self::Count(name) => name,
         }
     }
 
-    /// A place on the axis in words.
+    /// A position on the axis with its quantity.
     pub(super) fn format(self, at: f64) -> String {
         match self {
             Self::Epochs => format!("epoch {at}"),
-            Self::Share(what) => format!("{} {what}", percent(at)),
-            Self::Count(what) => format!("{} {what}", thousands(at.round() as usize)),
+            Self::Fraction(name) => format!("{} {name}", percent(at)),
+            Self::Count(name) => format!("{} {name}", thousands(at.round() as usize)),
         }
     }
 
-    /// How far along the axis `at` lies.
+    /// The coordinate of `at`: its logarithm for counts.
     pub(super) fn coordinate(self, at: f64) -> f64 {
         match self {
-            Self::Epochs | Self::Share(_) => at,
+            Self::Epochs | Self::Fraction(_) => at,
             Self::Count(_) => at.log10(),
         }
     }
 
-    /// An axis for what lies `along` it.
+    /// An axis for `coordinates`.
     pub(super) fn axis(self, coordinates: impl Iterator<Item = f64>) -> Axis {
         let [low, high] = match self {
             Self::Epochs => [0.0, coordinates.fold(1.0, f64::max)],
-            Self::Share(_) => [0.0, 1.0],
-            // Two powers of ten at least, to tell what scale it is.
+            Self::Fraction(_) => [0.0, 1.0],
+            // At least two powers of ten, to show that the scale is logarithmic.
             Self::Count(_) => match axis_range(coordinates) {
                 [low, high] if low.ceil() < high.floor() => [low, high],
                 [low, high] => [low.floor().max(0.0), high.ceil()],
             },
         };
-        let min_step = if matches!(self, Self::Share(_)) {
+        let min_step = if matches!(self, Self::Fraction(_)) {
             0.0
         } else {
             1.0
         };
         let number = |at: f64| match self {
             Self::Epochs => at.to_string(),
-            Self::Share(_) => percent(at),
+            Self::Fraction(_) => percent(at),
             Self::Count(_) => thousands(10_f64.powf(at).round() as usize),
         };
         let step = tick_step(high - low).max(min_step);
@@ -125,7 +125,7 @@ impl XAxis {
 }
 
 impl Axis {
-    /// A scale with a number at every multiple of `step`, of which the last says what is counted.
+    /// An axis with a tick at every multiple of `step`; the last label includes `name`.
     fn new([low, high]: [f64; 2], step: f64, name: &str, number: impl Fn(f64) -> String) -> Self {
         let first = (low / step - 1e-9).ceil() as i64;
         let last = (high / step + 1e-9).floor() as i64;
@@ -139,7 +139,7 @@ impl Axis {
         Self { low, high, ticks }
     }
 
-    /// A scale without numbers.
+    /// An axis without ticks.
     pub fn without_ticks(low: f64, high: f64) -> Self {
         Self {
             low,
@@ -149,17 +149,17 @@ impl Axis {
     }
 }
 
-fn percent(share: f64) -> String {
-    rounded(100.0 * share, 0) + "%"
+fn percent(fraction: f64) -> String {
+    rounded(100.0 * fraction, 0) + "%"
 }
 
-/// The lowest and the highest; the wrong way round of nothing.
+/// The minimum and the maximum; infinite and reversed for no values.
 pub(super) fn extent(values: impl Iterator<Item = f64>) -> [f64; 2] {
     let none = [f64::INFINITY, f64::NEG_INFINITY];
     values.fold(none, |[low, high], v| [low.min(v), high.max(v)])
 }
 
-/// The ends of an axis for `values`, which may be one or none.
+/// The ends of an axis for `values`, of which there may be one or none.
 fn axis_range(values: impl Iterator<Item = f64>) -> [f64; 2] {
     match extent(values) {
         [low, high] if low < high => [low, high],
@@ -169,7 +169,7 @@ fn axis_range(values: impl Iterator<Item = f64>) -> [f64; 2] {
     }
 }
 
-/// The least of 1, 2 or 5 times a power of ten that makes no more than [`MAX_STEPS`] steps; 1 where there is no length.
+/// The smallest of 1, 2 or 5 times a power of ten that gives at most [`MAX_STEPS`] steps; 1 for an empty range.
 fn tick_step(length: f64) -> f64 {
     if length.is_nan() || length <= 0.0 {
         return 1.0;
@@ -184,7 +184,7 @@ fn tick_step(length: f64) -> f64 {
         .unwrap_or(10.0 * power)
 }
 
-/// Digits after the point that show `value` with so many that count.
+/// The number of decimals that shows `value` with `digits` significant digits.
 fn decimals(value: f64, digits: f64) -> usize {
     let before = 1.0 + value.abs().log10().floor();
     (digits - before).clamp(0.0, 6.0) as usize
@@ -247,7 +247,7 @@ mod tests {
             numbers(&axis(Unit::Number, &[])),
             ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
         );
-        let high = Unit::Share.axis(Some(0.98), [0.99].into_iter());
+        let high = Unit::Fraction.axis(Some(0.98), [0.99].into_iter());
         assert_eq!(
             numbers(&high),
             ["98.0%", "98.5%", "99.0%", "99.5%", "100.0%"]
@@ -255,8 +255,8 @@ mod tests {
     }
 
     #[test]
-    fn values_are_written_as_exactly_as_they_are_read() {
-        assert_eq!(Unit::Share.format(0.854), "85%");
+    fn values_are_rounded_for_reading() {
+        assert_eq!(Unit::Fraction.format(0.854), "85%");
         assert_eq!(Unit::Points.format(-0.04), "0.0 pp");
         assert_eq!(
             [0.0, 0.053_21, -0.98, 12.34, 1200.0].map(|v| Unit::Number.format(v)),

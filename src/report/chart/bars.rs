@@ -1,49 +1,48 @@
-//! Horizontal bars, with their names on the left and their values at their ends.
+//! Horizontal bar charts with labels on the left and values at the ends.
 
 use plotters::style::{Color, text_anchor::HPos};
 
 use super::{
-    BOTTOM, TOP, Unit, WIDTH,
-    axis::Axis,
-    drawable_interval, is_drawable,
+    axis::{Axis, Unit},
     svg::{
-        Area, INK, Plot, RULE, SOFT, THIN_WIDTH, colour, draw_line, draw_polygon, draw_text,
-        draw_title, max_text_width, truncate_text,
+        Area, BOTTOM, INK, Plot, RULE, SOFT, THIN_WIDTH, TOP, WIDTH, colour, draw_line,
+        draw_polygon, draw_text, draw_title, drawable_interval, is_drawable, max_text_width,
+        truncate_text,
     },
 };
 
-/// From bar to bar.
+/// Distance between bars.
 const ROW_HEIGHT: i32 = 220;
-/// Half a bar.
+/// Half the height of a bar.
 const HALF_BAR: i32 = 65;
-/// Half of what ends an interval.
+/// Half the height of an interval's cap.
 const CAP: i32 = 30;
-/// What names may have on the left.
+/// Maximum width of the labels.
 const MAX_LABEL: i32 = 1700;
-/// Beside names and values.
+/// Space next to labels and values.
 const GAP: i32 = 60;
 
-/// A value, drawn from zero.
+/// A bar, drawn from zero.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bar {
-    /// On the left.
+    /// Label on the left.
     pub label: String,
-    /// Which of the [`STYLES`](super::STYLES).
+    /// Index of one of the [`STYLES`](super::svg::STYLES).
     pub style: usize,
-    /// Its length; a bar without a number is not drawn.
+    /// Its length; a bar with a non-finite value is not drawn.
     pub value: f64,
-    /// Its 95% interval, where it is known.
+    /// Its 95% interval, if known.
     pub interval: Option<[f64; 2]>,
 }
 
-/// Values side by side.
+/// A bar chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BarChart {
-    /// What is compared.
+    /// Title.
     pub title: String,
-    /// In what.
+    /// Unit of the values.
     pub unit: Unit,
-    /// From the top down.
+    /// The bars from top to bottom.
     pub bars: Vec<Bar>,
 }
 
@@ -110,7 +109,7 @@ impl BarChart {
         }
     }
 
-    /// The bars and intervals that can be drawn.
+    /// The bars with finite values, without non-finite intervals.
     fn drawable_bars(&self) -> Vec<Bar> {
         let bars = self.bars.iter().filter(|bar| is_drawable(bar.value));
         let bars = bars.map(|bar| Bar {

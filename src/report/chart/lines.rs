@@ -1,52 +1,51 @@
-//! Lines, with their intervals as bands and their names at their ends.
+//! Line charts with intervals as bands and labels at the ends of the lines.
 
 use plotters::style::{Color, text_anchor::HPos};
 
 use super::{
-    BOTTOM, RIGHT, TOP, Unit, WIDTH, XAxis,
-    axis::Axis,
-    drawable_interval, is_drawable,
+    axis::{Axis, Unit, XAxis},
     svg::{
-        Area, LINE_WIDTH, MARKER_RADIUS, Plot, RULE, SOFT, THIN_WIDTH, colour, draw_line,
-        draw_marker, draw_polygon, draw_text, draw_title, max_text_width, truncate_text,
+        Area, BOTTOM, LINE_WIDTH, MARKER_RADIUS, Plot, RIGHT, RULE, SOFT, THIN_WIDTH, TOP, WIDTH,
+        colour, draw_line, draw_marker, draw_polygon, draw_text, draw_title, drawable_interval,
+        is_drawable, max_text_width, truncate_text,
     },
 };
 use crate::run::EpochRecord;
 
 pub(super) const HEIGHT: i32 = 2140;
 const LEFT: i32 = 400;
-/// From the plot to the names.
+/// Distance from the plot to the labels.
 const LABEL_OFFSET: i32 = 160;
-/// What longer names may have on the right.
+/// Maximum width of the labels.
 const MAX_RIGHT: i32 = 1900;
-/// Least distance of two names.
+/// Minimum distance between two labels.
 const LABEL_GAP: i32 = 130;
-/// Marks on a line, at most about this many: they tell lines apart and should not hide them.
+/// Approximate maximum number of markers per line; more would hide the line.
 const MAX_MARKERS: usize = 8;
 
 /// A measured value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
-    /// Where on the horizontal axis.
+    /// Position on the horizontal axis.
     pub at: f64,
-    /// What was measured.
+    /// Value.
     pub value: f64,
-    /// Its 95% interval, where it is known.
+    /// Its 95% interval, if known.
     pub interval: Option<[f64; 2]>,
 }
 
-/// A run's line.
+/// A line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// Written at the line's end; empty for a line like another, which is named.
+    /// Label at the end of the line; empty for a line that shares the label of another.
     pub label: String,
-    /// Which of the [`STYLES`](super::STYLES).
+    /// Index of one of the [`STYLES`](super::svg::STYLES).
     pub style: usize,
-    /// In the order in which they were measured; those without a number are not drawn.
+    /// Points in the order of measurement; non-finite ones are not drawn.
     pub points: Vec<Point>,
 }
 
-/// The points of a run's epochs: `value` and its interval, where it has one.
+/// One point per epoch of a run: `value` returns the value and its interval.
 pub fn points_by_epoch(
     epochs: &[EpochRecord],
     value: impl Fn(&EpochRecord) -> Option<(f64, Option<[f64; 2]>)>,
@@ -62,23 +61,23 @@ pub fn points_by_epoch(
     epochs.iter().filter_map(point).collect()
 }
 
-/// Lines over one axis.
+/// A line chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineChart {
-    /// What is counted.
+    /// Title.
     pub title: String,
-    /// Against what.
+    /// Horizontal axis.
     pub x_axis: XAxis,
-    /// In what.
+    /// Unit of the values.
     pub unit: Unit,
-    /// Where the vertical axis begins; if nothing is said, shares begin at 0 and others where the values do.
+    /// Start of the vertical axis; by default 0 for fractions and the smallest value for others.
     pub y_min: Option<f64>,
     /// The lines.
     pub series: Vec<Series>,
 }
 
 impl LineChart {
-    /// Lines over epochs; none where none of them has a point.
+    /// A chart over epochs; none if no line has a point.
     pub fn over_epochs(
         title: String,
         unit: Unit,
@@ -149,7 +148,7 @@ impl LineChart {
         }
     }
 
-    /// The lines, with the points and intervals that can be drawn.
+    /// The lines with finite points, without non-finite intervals.
     fn drawable_lines(&self) -> Vec<Series> {
         let point = |p: &Point| {
             let interval = drawable_interval(p.interval);
@@ -166,7 +165,7 @@ impl LineChart {
     fn draw_line(&self, area: &Area, plot: &Plot, Series { style, points, .. }: &Series) {
         let place = |at: f64, value: f64| plot.position(self.x_axis.coordinate(at), value);
         let end = |i: usize| move |p: &Point| Some(place(p.at, p.interval?[i]));
-        // There is a band only where every point has an interval.
+        // Draw a band only if every point has an interval.
         let lower: Option<Vec<_>> = points.iter().map(end(0)).collect();
         let upper: Option<Vec<_>> = points.iter().rev().map(end(1)).collect();
         if let (Some(lower), Some(upper)) = (lower, upper) {
@@ -181,7 +180,7 @@ impl LineChart {
     }
 }
 
-/// Lines and numbers at the values, numbers below.
+/// Draws grid lines and the labels of both axes.
 fn draw_axes(area: &Area, plot: &Plot, x: &Axis, y: &Axis) {
     let [left, right] = plot.x_range;
     let rule = |y: i32, colour| draw_line(area, vec![(left, y), (right, y)], colour, THIN_WIDTH);
@@ -194,7 +193,7 @@ fn draw_axes(area: &Area, plot: &Plot, x: &Axis, y: &Axis) {
     plot.draw_x_ticks(area, x);
 }
 
-/// Ascending positions moved to at least [`LABEL_GAP`] from each other, within the bounds if they fit at all.
+/// Moves ascending positions at least [`LABEL_GAP`] apart, within the bounds if they fit.
 fn spread_labels(desired: &[i32], [low, high]: [i32; 2]) -> Vec<i32> {
     let mut placed = Vec::with_capacity(desired.len());
     for position in desired {
@@ -230,7 +229,7 @@ pub(super) mod tests {
         LineChart {
             title: "Held".into(),
             x_axis: XAxis::Epochs,
-            unit: Unit::Share,
+            unit: Unit::Fraction,
             y_min: None,
             series: vec![series(label, 0, 0.85), series("SFT", 1, 0.84)],
         }
@@ -255,7 +254,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_line_goes_through_the_plot_at_its_shares() {
+    fn a_line_is_drawn_at_its_values() {
         let svg = draw(panel("mine"));
         // Plot area: x 40 to 252, y 32 to 184; 90% is 15.2 below the top, 85% 22.8.
         assert!(svg.contains("\"400,472 2520,548 \""), "{svg}");
@@ -266,13 +265,13 @@ pub(super) mod tests {
     #[test]
     fn a_line_over_a_share_keeps_its_place_and_the_axis_may_begin_above_zero() {
         let mut panel = over(
-            XAxis::Share("learned"),
-            Unit::Share,
+            XAxis::Fraction("learned"),
+            Unit::Fraction,
             &[(0.0, 0.9), (0.75, 0.85), (1.0, 0.1)],
         );
         panel.y_min = Some(0.8);
         let svg = draw(panel);
-        // 90% is half of the 152 below the top, 85% three quarters; .75 of 212 lies at 199. What lies lower is drawn at the bottom.
+        // 90% is half of the 152 below the top, 85% three quarters; 0.75 of 212 is at 199. Lower values are drawn at the bottom.
         assert!(svg.contains("\"400,1080 1990,1460 2520,1840 \""), "{svg}");
         assert!(svg.contains("\n100% learned\n") && svg.contains("\n85%\n"));
         assert!(svg.contains("mine goes from 90% at 0% learned to 10% at 100% learned."));
@@ -304,8 +303,8 @@ pub(super) mod tests {
             (3.0, 0.7),
         ];
         let clean = [(1.0, 0.5), (3.0, 0.7)];
-        for across in [XAxis::Epochs, XAxis::Share("x"), XAxis::Count("x")] {
-            for unit in [Unit::Share, Unit::Points, Unit::Number] {
+        for across in [XAxis::Epochs, XAxis::Fraction("x"), XAxis::Count("x")] {
+            for unit in [Unit::Fraction, Unit::Points, Unit::Number] {
                 let drawn = |points: &[(f64, f64)]| draw(over(across, unit, points));
                 assert_eq!(drawn(&points), drawn(&clean));
                 for points in [vec![], vec![(1.0, 1.0)], vec![(0.0, far), (far, -far)]] {

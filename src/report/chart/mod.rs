@@ -1,7 +1,7 @@
-//! Charts in SVG, for the page and as files of their own: lines over epochs, shares or counts, bars and maps of dots.
+//! SVG charts for the page and as files: line, bar and scatter charts.
 //!
-//! `lines`, `bars` and `map` say what each kind shows and lay it out, `axis` finds round numbers for its axes, and `pen` draws it with
-//! plotters. A reader's colour scheme sets the colours: plotters writes fixed ones, by which `chart.css` knows what each element is for.
+//! `lines`, `bars` and `scatter` lay out one kind of chart each, `axis` chooses round tick values, and `svg` draws with plotters. The
+//! reader's colour scheme sets the colours: plotters writes fixed ones, by which `chart.css` selects the elements.
 
 mod axis;
 mod bars;
@@ -18,26 +18,17 @@ pub use scatter::{Group, ScatterChart};
 pub use svg::STYLES;
 
 use svg::{
-    Area, LINE_WIDTH, MARKER_RADIUS, PAPER, colour, draw_line, draw_marker, remove_control_chars,
-    render,
+    Area, LINE_WIDTH, MARKER_RADIUS, PAPER, WIDTH, colour, draw_line, draw_marker,
+    remove_control_chars, render,
 };
 
-/// The colours, dashes and type of the charts, for the page that holds them.
+/// Style sheet of the charts, for the page that contains them.
 pub const CSS: &str = include_str!("chart.css");
 
-/// Every chart's, in tenths of a pixel, as all lengths here are.
-const WIDTH: i32 = 3800;
-/// Above the plot, with the title.
-const TOP: i32 = 320;
-/// Below it, with the axis.
-const BOTTOM: i32 = 300;
-/// On its right, with the names of what is drawn.
-const RIGHT: i32 = 1280;
-
-/// One small picture.
+/// A chart.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Chart {
-    /// Lines over epochs, shares or counts.
+    /// Lines over epochs, fractions or counts.
     Lines(LineChart),
     /// Horizontal bars.
     Bars(BarChart),
@@ -54,7 +45,7 @@ impl Chart {
         }
     }
 
-    /// What it shows, for those who don't see it.
+    /// Description for screen readers.
     fn description(&self) -> String {
         match self {
             Self::Lines(panel) => panel.description(),
@@ -83,11 +74,11 @@ impl Chart {
 /// A chart as an `<svg>` element for a page that has [`CSS`]; `id` must be unique in the page.
 pub fn inline(chart: &Chart, id: &str) -> String {
     let size = (WIDTH, chart.height());
-    let picture = render(size, |area| chart.draw(area));
-    svg_element(size, id, &chart.title(), &chart.description(), &picture)
+    let content = render(size, |area| chart.draw(area));
+    svg_element(size, id, &chart.title(), &chart.description(), &content)
 }
 
-/// All charts as one SVG file, `columns` side by side.
+/// All charts as one SVG file with `columns` columns.
 pub fn svg(title: &str, charts: &[Chart], columns: usize) -> String {
     let columns = columns.clamp(1, charts.len().max(1));
     let rows = || {
@@ -98,7 +89,7 @@ pub fn svg(title: &str, charts: &[Chart], columns: usize) -> String {
         WIDTH * columns as i32,
         rows().map(|(_, height)| height).sum(),
     );
-    let picture = render(size, |area| {
+    let content = render(size, |area| {
         svg::fill(area, PAPER);
         let mut top = 0;
         for (row, height) in rows() {
@@ -112,30 +103,30 @@ pub fn svg(title: &str, charts: &[Chart], columns: usize) -> String {
         .iter()
         .map(|chart| format!("{}: {}", chart.title(), chart.description()))
         .collect();
-    let picture = format!("<style>{CSS}</style>{picture}");
-    svg_element(size, "chart", title, &descriptions.join(" "), &picture) + "\n"
+    let content = format!("<style>{CSS}</style>{content}");
+    svg_element(size, "chart", title, &descriptions.join(" "), &content) + "\n"
 }
 
-/// The dash and mark of a style, for a table's row.
+/// Line and marker of a style, for a table row.
 pub fn legend_key(style: usize) -> String {
-    let picture = render((340, 120), |area| {
+    let content = render((340, 120), |area| {
         draw_line(area, vec![(20, 60), (320, 60)], colour(style), LINE_WIDTH);
         draw_marker(area, (170, 60), style, MARKER_RADIUS, 1.0);
     });
     format!(
-        "<svg class=\"chart key\" viewBox=\"0 0 34 12\" width=\"34\" height=\"12\" aria-hidden=\"true\">{picture}</svg>"
+        "<svg class=\"chart key\" viewBox=\"0 0 34 12\" width=\"34\" height=\"12\" aria-hidden=\"true\">{content}</svg>"
     )
 }
 
-/// The 95% Wilson interval of `share` right among `n`: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96
-/// (Wilson 1927); none of nothing.
-pub fn wilson_interval(share: f64, n: usize) -> Option<[f64; 2]> {
+/// The 95% Wilson interval of a fraction `p` of `n`: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96
+/// (Wilson 1927); none for `n = 0`.
+pub fn wilson_interval(p: f64, n: usize) -> Option<[f64; 2]> {
     if n == 0 {
         return None;
     }
     let (n, z) = (n as f64, 1.96_f64);
-    let middle = share + z * z / (2.0 * n);
-    let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
+    let middle = p + z * z / (2.0 * n);
+    let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
     Some([
         ((middle - half) / scale).max(0.0),
@@ -148,26 +139,16 @@ fn svg_element(
     id: &str,
     title: &str,
     description: &str,
-    picture: &str,
+    content: &str,
 ) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 {} {}\" role=\"img\" \
-         aria-labelledby=\"{id}-title {id}-desc\"><title id=\"{id}-title\">{}</title><desc id=\"{id}-desc\">{}</desc>{picture}</svg>",
+         aria-labelledby=\"{id}-title {id}-desc\"><title id=\"{id}-title\">{}</title><desc id=\"{id}-desc\">{}</desc>{content}</svg>",
         width / 10,
         height / 10,
         HtmlEscape(&remove_control_chars(title)),
         HtmlEscape(&remove_control_chars(description)),
     )
-}
-
-/// Whether a number can be drawn: it is one, and sums of such are.
-fn is_drawable(number: f64) -> bool {
-    number.abs() < 1e100
-}
-
-/// An interval that can be drawn.
-fn drawable_interval(interval: Option<[f64; 2]>) -> Option<[f64; 2]> {
-    interval.filter(|ends| ends.iter().all(|end| is_drawable(*end)))
 }
 
 #[cfg(test)]

@@ -1,51 +1,49 @@
-//! Dots in the plane, with a key of their groups.
+//! Scatter charts with a legend of their groups.
 
 use std::cmp::Reverse;
 
 use plotters::style::text_anchor::HPos;
 
 use super::{
-    RIGHT, TOP, WIDTH,
     axis::{Axis, extent},
-    is_drawable,
     svg::{
-        Area, MARKER_RADIUS, Plot, RULE, THIN_WIDTH, colour, draw_line, draw_marker, draw_text,
-        draw_title, truncate_text,
+        Area, MARKER_RADIUS, Plot, RIGHT, RULE, THIN_WIDTH, TOP, WIDTH, colour, draw_line,
+        draw_marker, draw_text, draw_title, is_drawable, truncate_text,
     },
 };
 use crate::format::thousands;
 
-/// Of the plot, which is square.
+/// Side of the plot, which is square.
 const SIDE: i32 = WIDTH - RIGHT - EDGE;
-/// Around it.
+/// Margin around it.
 const EDGE: i32 = 10;
 pub(super) const HEIGHT: i32 = TOP + SIDE + EDGE;
-/// Half the width of a dot.
+/// Radius of a dot.
 const DOT_RADIUS: f64 = 22.0;
-/// Of dots, which lie on each other; `chart.css` knows them by it.
+/// Opacity of a dot; `chart.css` selects dots by it.
 const OPACITY: f64 = 0.8;
-/// Half of what is shown, as a share of what lies between the outermost dots.
+/// Half the range of an axis, as a fraction of the range of the dots.
 const MARGIN: f64 = 0.53;
-/// From one line of the key to the next.
+/// Line height of the legend.
 const LEGEND_ROW: i32 = 160;
 
-/// Dots of one kind.
+/// A group of dots.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
-    /// In the key.
+    /// Label in the legend.
     pub label: String,
-    /// Which of the [`STYLES`](super::STYLES).
+    /// Index of one of the [`STYLES`](super::svg::STYLES).
     pub style: usize,
-    /// Right and up; those without numbers are not drawn.
+    /// Coordinates (x, y); non-finite ones are not drawn.
     pub dots: Vec<[f64; 2]>,
 }
 
-/// A map on which only distances mean something: both directions have one scale, without numbers.
+/// A scatter chart in which only distances matter: both axes have the same scale and no ticks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScatterChart {
-    /// What lies on it.
+    /// Title.
     pub title: String,
-    /// As the key names them; smaller groups are drawn over larger ones.
+    /// The groups in the order of the legend; smaller groups are drawn over larger ones.
     pub groups: Vec<Group>,
 }
 
@@ -99,12 +97,12 @@ impl ScatterChart {
 }
 
 impl Group {
-    /// How many of what.
+    /// Number of dots and label.
     fn legend(&self) -> String {
         format!("{} {}", thousands(self.drawable_dots().count()), self.label)
     }
 
-    /// Those that can be drawn.
+    /// The dots with finite coordinates.
     fn drawable_dots(&self) -> impl Iterator<Item = &[f64; 2]> {
         self.dots
             .iter()

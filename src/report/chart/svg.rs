@@ -1,5 +1,5 @@
-//! What every chart is drawn with: plotters' shapes in the light colours of `chart.css`, and a plot with its axes. `chart.css` knows
-//! shapes by their colour, width and opacity. Lengths are tenths of a pixel, since plotters draws at whole numbers.
+//! Drawing primitives of the charts, on top of plotters, and a plot with its axes. `chart.css` selects shapes by their colour, width and
+//! opacity. Lengths are tenths of a pixel, since plotters uses integer coordinates.
 
 use std::ops::Range;
 
@@ -12,12 +12,12 @@ use plotters::{
 
 use super::axis::Axis;
 
-/// Where a chart is drawn; its left upper corner is (0, 0).
+/// Drawing area of a chart; (0, 0) is the upper left corner.
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// Right and down, in tenths of a pixel.
+/// (x, y) in tenths of a pixel, y downwards.
 type Position = (i32, i32);
 
-/// Styles that differ in colour, dash and mark; a further one repeats.
+/// Number of styles, which differ in colour, dash and marker. Larger indices wrap around.
 pub const STYLES: usize = 6;
 
 pub(super) const INK: RGBColor = RGBColor(0x1d, 0x1c, 0x1a);
@@ -32,7 +32,7 @@ const COLOURS: [RGBColor; STYLES] = [
     RGBColor(0x7a, 0x3e, 0x9d),
     RGBColor(0x7d, 0x5a, 0x00),
 ];
-/// The corners of each style's mark, which is about 2 wide; the first is a circle.
+/// Corners of each style's marker, about 2 units wide; the first marker is a circle.
 const MARKERS: [&[(f64, f64)]; STYLES] = [
     &[],
     &[(-0.93, -0.93), (0.93, -0.93), (0.93, 0.93), (-0.93, 0.93)],
@@ -42,16 +42,25 @@ const MARKERS: [&[(f64, f64)]; STYLES] = [
     &[(-0.33, -1.0), (0.33, -1.0), (0.33, 1.0), (-0.33, 1.0)],
 ];
 
-/// Width of a line that shows data: `chart.css` gives dashes to these alone.
+/// Width of every chart in tenths of a pixel, the unit of all lengths here.
+pub(super) const WIDTH: i32 = 3800;
+/// Space above the plot for the title.
+pub(super) const TOP: i32 = 320;
+/// Space below the plot for the axis.
+pub(super) const BOTTOM: i32 = 300;
+/// Space on the right for labels.
+pub(super) const RIGHT: i32 = 1280;
+
+/// Width of a data line; `chart.css` dashes only lines of this width.
 pub(super) const LINE_WIDTH: u32 = 20;
-/// Width of every other.
+/// Width of all other lines.
 pub(super) const THIN_WIDTH: u32 = 10;
-/// Half the width of a mark on a line.
+/// Radius of a marker.
 pub(super) const MARKER_RADIUS: f64 = 30.0;
-/// About the width of a bold letter.
+/// Approximate width of a bold character.
 const CHAR_WIDTH: i32 = 70;
 
-/// The elements that `draw` makes, for an `<svg>` of `size`, tenths of pixels turned into pixels.
+/// The SVG elements drawn by `draw` on an area of this size, scaled to pixels.
 pub(super) fn render((width, height): (i32, i32), draw: impl FnOnce(&Area)) -> String {
     let mut file = String::new();
     let backend = SVGBackend::with_string(&mut file, (width as u32, height as u32));
@@ -66,30 +75,30 @@ where
     E: Drawable<SVGBackend<'a>>,
     &'e E: PointCollection<'e, Position>,
 {
-    area.draw(element).expect("a string takes what is written");
+    area.draw(element).expect("writing to a string cannot fail");
 }
 
-/// The whole of `area` in one colour.
+/// Fills `area` with one colour.
 pub(super) fn fill(area: &Area, colour: RGBColor) {
-    area.fill(&colour).expect("a string takes what is written");
+    area.fill(&colour).expect("writing to a string cannot fail");
 }
 
-/// A style's colour.
+/// The colour of a style.
 pub(super) fn colour(style: usize) -> RGBColor {
     COLOURS[style % STYLES]
 }
 
-/// A line through `places`.
+/// Draws a line through points.
 pub(super) fn draw_line(area: &Area, points: Vec<Position>, colour: impl Color, width: u32) {
     draw_element(area, &PathElement::new(points, colour.stroke_width(width)));
 }
 
-/// A filled shape.
+/// Draws a filled polygon.
 pub(super) fn draw_polygon(area: &Area, corners: Vec<Position>, colour: impl Color) {
     draw_element(area, &Polygon::new(corners, colour.filled()));
 }
 
-/// The mark of a style, by which it is known where colours are not seen; `chart.css` opens opaque ones.
+/// Draws the marker of a style, which identifies it without colour. `chart.css` draws opaque markers open.
 pub(super) fn draw_marker(area: &Area, (x, y): Position, style: usize, size: f64, opacity: f64) {
     let colour = colour(style).mix(opacity);
     let corner = |(right, down): &(f64, f64)| (x + (size * right) as i32, y + (size * down) as i32);
@@ -99,7 +108,7 @@ pub(super) fn draw_marker(area: &Area, (x, y): Position, style: usize, size: f64
     }
 }
 
-/// Text in the middle of `y`, from `x` on, up to it or around it.
+/// Draws text, vertically centred at the position and horizontally anchored to it.
 pub(super) fn draw_text(
     area: &Area,
     text: &str,
@@ -107,7 +116,7 @@ pub(super) fn draw_text(
     colour: RGBColor,
     anchor: HPos,
 ) {
-    // plotters divides by 1.24 what the style sheet sets anyway.
+    // plotters divides the size by 1.24.
     let font = ("sans-serif", 1.24 * 110.0).into_font();
     let style = font.color(&colour).pos(Pos::new(anchor, VPos::Center));
     draw_element(
@@ -116,22 +125,22 @@ pub(super) fn draw_text(
     );
 }
 
-/// A chart's title.
+/// Draws the title of a chart.
 pub(super) fn draw_title(area: &Area, text: &str) {
     draw_text(area, text, (0, 95), INK, HPos::Left);
 }
 
-/// Text without what XML does not allow, escaped or not; plotters escapes the rest.
+/// Replaces control characters, which XML does not allow. plotters escapes the rest.
 pub(super) fn remove_control_chars(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// Room for `words`.
+/// Approximate width of a text.
 fn text_width(text: &str) -> i32 {
     CHAR_WIDTH * text.chars().count() as i32
 }
 
-/// Room for the longest of `words`.
+/// Approximate width of the longest text.
 pub(super) fn max_text_width(texts: impl Iterator<Item = impl AsRef<str>>) -> i32 {
     texts
         .map(|words| text_width(words.as_ref()))
@@ -139,7 +148,7 @@ pub(super) fn max_text_width(texts: impl Iterator<Item = impl AsRef<str>>) -> i3
         .unwrap_or(0)
 }
 
-/// As much of `words` as there is `room` for.
+/// Truncates `text` with an ellipsis to fit into `width`.
 pub(super) fn truncate_text(text: &str, width: i32) -> String {
     let letters = (width / CHAR_WIDTH) as usize;
     if text.chars().nth(letters).is_none() {
@@ -149,11 +158,21 @@ pub(super) fn truncate_text(text: &str, width: i32) -> String {
     start.trim_end().to_owned() + "…"
 }
 
-/// Where numbers lie in a chart.
+/// Whether a number is finite and small enough that sums stay finite.
+pub(super) fn is_drawable(number: f64) -> bool {
+    number.abs() < 1e100
+}
+
+/// The interval, if both ends can be drawn.
+pub(super) fn drawable_interval(interval: Option<[f64; 2]>) -> Option<[f64; 2]> {
+    interval.filter(|ends| ends.iter().all(|end| is_drawable(*end)))
+}
+
+/// The plot area of a chart and its scales.
 pub(super) struct Plot {
-    /// Its left and right end.
+    /// Left and right end.
     pub x_range: [i32; 2],
-    /// Its top and bottom.
+    /// Top and bottom.
     pub y_range: [i32; 2],
     scale: Cartesian2d<RangedCoordf64, RangedCoordf64>,
 }
@@ -168,7 +187,7 @@ impl Plot {
         }
     }
 
-    /// The place of two numbers, or the nearest in the plot.
+    /// The position of a point, clamped to the plot.
     pub fn position(&self, x: f64, y: f64) -> Position {
         let inside = |at: f64, range: Range<f64>| at.max(range.start).min(range.end);
         let x = inside(x, self.scale.get_x_range());
@@ -176,13 +195,13 @@ impl Plot {
         self.scale.translate(&(x, y))
     }
 
-    /// The numbers of the horizontal axis, under the plot.
+    /// Draws the tick labels of the horizontal axis.
     pub fn draw_x_ticks(&self, area: &Area, axis: &Axis) {
         let y = self.y_range[1] + 120;
         for (at, words) in &axis.ticks {
             let (x, _) = self.position(*at, 0.0);
             match words.split_once(' ') {
-                // The number stays in the middle.
+                // Centre the number alone.
                 Some((number, _)) => draw_text(
                     area,
                     words,

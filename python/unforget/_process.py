@@ -1,4 +1,4 @@
-"""Starting the program and waiting for it."""
+"""Start the program and wait for it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ._errors import ProgramNotFound, of_exit
+from ._errors import ProgramNotFound, from_exit_code
 from ._tables import json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ._results import Run
-
 _NAME = "unforget.exe" if os.name == "nt" else "unforget"
 
 
 def program() -> str:
-    """Path of the program: `$UNFORGET_BIN`, else what came with this package, else the first on the PATH."""
+    """Path of the program: `$UNFORGET_BIN`, else the one installed with this package, else the first on the PATH."""
     named = os.environ.get("UNFORGET_BIN")
     if named:
         found = shutil.which(named)
         if found is None:
-            raise ProgramNotFound(f"UNFORGET_BIN names no program: {named}", exit_code=127)
+            raise ProgramNotFound(f"UNFORGET_BIN is not a program: {named}", exit_code=127)
         return found
     schemes = sysconfig.get_scheme_names()
     user = f"{os.name}_user"
@@ -52,18 +50,18 @@ def run(
     args: Sequence[str] = (),
     *,
     quiet: bool = False,
-    writes: Run | None = None,
     env: Mapping[str, str] | None = None,
     allow: Sequence[int] = (),
 ) -> str:
-    """Run a command with `--json`, pass its progress on to `sys.stderr`, and return its stdout.
+    """Run a command with `--json`, forward its progress to `sys.stderr`, and return its stdout.
 
-    The program is a session of its own, so that Ctrl-C at a terminal reaches it once: from here. It is waited for
-    whatever happens, since it may be writing a checkpoint.
+    The program gets its own session, so that Ctrl-C in a terminal reaches it once: from this process. This function
+    always waits for the program to end, because it may be writing a checkpoint. `allow` lists exit codes other than 0
+    that are not errors.
     """
     line = [program(), command, "--json", *(["--quiet"] if quiet else []), *args]
-    written: list[str] = []
-    failed: list[str] = []
+    output: list[str] = []
+    error: list[str] = []
     with subprocess.Popen(
         line,
         stdin=subprocess.DEVNULL,
@@ -75,8 +73,8 @@ def run(
         start_new_session=True,
     ) as process:
         readers = [
-            threading.Thread(target=_keep, args=(process.stdout, written), daemon=True),
-            threading.Thread(target=_pass_on, args=(process.stderr, failed), daemon=True),
+            threading.Thread(target=_collect, args=(process.stdout, output), daemon=True),
+            threading.Thread(target=_forward, args=(process.stderr, error), daemon=True),
         ]
         for reader in readers:
             reader.start()
@@ -85,27 +83,26 @@ def run(
             reader.join()
     code = process.returncode
     if code != 0 and code not in allow:
-        there = writes if writes is not None and writes.path.joinpath("config.toml").is_file() else None
-        raise of_exit(code, "".join(failed), there)
+        raise from_exit_code(code, "".join(error))
     if interrupted:
-        # It was done before it heard of it; whoever called is to stop all the same.
+        # The program had finished before the signal arrived; the caller should still stop.
         raise KeyboardInterrupt
-    return "".join(written)
+    return "".join(output)
 
 
 def call(command: str, *args: Any, quiet: bool = False) -> list[Any]:
-    """Run any command with `--json`; a value for each line of its stdout.
+    """Run any command with `--json` and return one value per line of its stdout.
 
-    For what has no function of its own: `unforget.call("drift", "base", "runs/a", "--new=new.tsv", "--held=held.tsv")`.
+    For commands without a function: `unforget.call("drift", "base", "runs/a", "--new=new.tsv", "--held=held.tsv")`.
     """
-    said = run(command, [os.fspath(arg) if isinstance(arg, os.PathLike) else str(arg) for arg in args], quiet=quiet)
-    return json_lines(said)
+    stdout = run(command, [os.fspath(arg) if isinstance(arg, os.PathLike) else str(arg) for arg in args], quiet=quiet)
+    return json_lines(stdout)
 
 
 def _wait(process: subprocess.Popen[str]) -> bool:
-    """Wait for the end and hand on each KeyboardInterrupt as SIGINT; tells whether there was one.
+    """Wait for the process and forward each KeyboardInterrupt as SIGINT. Returns whether there was one.
 
-    The first asks the program to stop where it can go on later, a second one ends it at once.
+    The first SIGINT asks the program to stop at a point that it can resume from; a second one ends it at once.
     """
     interrupted = False
     while True:
@@ -118,17 +115,17 @@ def _wait(process: subprocess.Popen[str]) -> bool:
             return interrupted
 
 
-def _keep(stream: IO[str], into: list[str]) -> None:
-    into.append(stream.read())
+def _collect(stream: IO[str], output: list[str]) -> None:
+    output.append(stream.read())
 
 
-def _pass_on(stream: IO[str], failed: list[str]) -> None:
-    """Print lines as they come; from the first that is an error on they are kept for the exception."""
+def _forward(stream: IO[str], error: list[str]) -> None:
+    """Print lines as they arrive. From the first error line on, keep them for the exception instead."""
     for line in stream:
-        if failed or line.startswith("error: "):
-            failed.append(line)
+        if error or line.startswith("error: "):
+            error.append(line)
         elif sys.stderr is not None:
-            # A closed stderr is no reason to stop reading, which would stop the program.
+            # Keep reading when stderr is closed: a full pipe would block the program.
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(line)
                 sys.stderr.flush()

@@ -1,0 +1,70 @@
+//! All files of a finished run, read for reports and exports.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Environment, EpochRecord, FactResult, RunResult,
+    reader::{parse_toml, read_json, read_jsonl, read_text},
+};
+use crate::{Error, Result};
+
+/// A finished run as recorded in its directory.
+#[derive(Clone, Debug)]
+pub struct RecordedRun {
+    /// The run directory.
+    pub dir: PathBuf,
+    /// `result.json`.
+    pub result: RunResult,
+    /// `facts.jsonl`.
+    pub facts: Vec<FactResult>,
+    /// The evaluations in `metrics.jsonl`.
+    pub epochs: Vec<EpochRecord>,
+    /// `config.toml`, as text.
+    pub config_text: String,
+    /// `config.toml`, parsed.
+    pub config: toml::Table,
+    /// `environment.json`.
+    pub environment: Environment,
+}
+
+impl RecordedRun {
+    /// Reads the run directory `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the file and line that is missing or broken.
+    pub fn read(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::input_hint(
+                format!("{} is not a run directory", dir.display()),
+                "name a directory written by `unforget tune` or `unforget demo`",
+            ));
+        }
+        // A run writes result.json last. It is read first, so that an unfinished run is reported as such.
+        let result = read_json(&dir.join("result.json"))?;
+        let config_path = dir.join("config.toml");
+        let config_text = read_text(&config_path)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            result,
+            facts: read_jsonl(&dir.join("facts.jsonl"))?,
+            epochs: EpochRecord::from_metrics(&read_jsonl(&dir.join("metrics.jsonl"))?),
+            config: parse_toml(&config_path, &config_text)?,
+            config_text,
+            environment: read_json(&dir.join("environment.json"))?,
+        })
+    }
+
+    /// Reads several run directories.
+    ///
+    /// # Errors
+    /// Those of [`RecordedRun::read`]; [`Error::Input`] for an empty list.
+    pub fn read_all(dirs: &[PathBuf]) -> Result<Vec<Self>> {
+        if dirs.is_empty() {
+            return Err(Error::input_hint(
+                "no run directory given",
+                "name one or more: `unforget report runs/p17 --out report.html`",
+            ));
+        }
+        dirs.iter().map(|dir| Self::read(dir)).collect()
+    }
+}
