@@ -114,10 +114,10 @@ impl DataArgs {
     /// Counts a row in.
     fn count(&self, summary: &mut FileSummary, row: Example) {
         summary.rows += 1;
-        summary.tokens += row.len();
+        summary.tokens += row.num_tokens();
         summary.trained += row.num_targets();
-        summary.longest = summary.longest.max(row.len());
-        summary.too_long += usize::from(row.len() > self.max_length);
+        summary.longest = summary.longest.max(row.num_tokens());
+        summary.too_long += usize::from(row.num_tokens() > self.max_length);
         if summary.shown.len() < self.rows {
             summary.shown.push(row);
         }

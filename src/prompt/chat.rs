@@ -1,7 +1,7 @@
-//! A model's own chat template (Jinja, from `tokenizer_config.json`) as a [`PromptTemplate`].
+//! A model's own chat template: Jinja, from `tokenizer_config.json`.
 //!
-//! The template is rendered a few times with placeholders for messages and cut at them, so that asking a question is
-//! then nothing but filling it in, and a fault in the template shows before any work.
+//! For facts the template is rendered with placeholders for messages and split at them, once. Asking a question is then a replacement
+//! in a string, and an error in the template shows before any work.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -9,18 +9,91 @@ use minijinja::{Environment, ErrorKind, Value, context};
 use regex::{Captures, Regex};
 use serde_json::{Map, Value as Json};
 
-use super::{ChatQuestion, PromptTemplate};
-use crate::{Error, Result, facts::Message};
+use super::template::PromptTemplate;
+use crate::{Error, Result, facts::Message, model::TextTokenizer};
 
-/// Instructions that one rendering may take; real templates need a few thousand.
+/// Maximum number of instructions of one rendering; real templates need a few thousand.
 const FUEL: u64 = 1_000_000;
 
-/// What stands in a rendering for the question that is cut out of it.
+/// The placeholder for a question in a rendering.
 const QUESTION_PLACEHOLDER: &str = "{question}";
 
-/// The template in which the user's message is `user` (with `{question}` in it) and the assistant's `assistant` (with
-/// `{object}` in it).
-pub(super) fn prompt_template(
+impl PromptTemplate {
+    /// The template for a model: unchanged, or with `chat` the model's own chat template.
+    ///
+    /// In a chat the user message is the question, or the prompt of a template other than the default. The assistant message is the
+    /// object, or such a template's target, and ends with the end-of-turn marker.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a template lacks its placeholder, or the model has no working chat template.
+    pub fn for_model(self, chat: bool, tokenizer: &TextTokenizer) -> Result<Self> {
+        self.validate()?;
+        if !chat {
+            return Ok(self);
+        }
+        let default = Self::default();
+        let question = if self.prompt == default.prompt {
+            "{question}"
+        } else {
+            &self.prompt
+        };
+        let object = if self.target == default.target {
+            "{object}"
+        } else {
+            &self.target
+        };
+        let mut template = prompt_template(&tokenizer.config_json, question, object)?;
+        let bos = duplicate_bos_len(tokenizer, &template.prompt)?;
+        template.prompt.drain(..bos);
+        Ok(template)
+    }
+}
+
+/// A question of a chat with the rendered text around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatQuestion {
+    /// The text before the question.
+    pub prefix: String,
+    /// The user message.
+    pub question: String,
+    /// The text between question and answer.
+    pub suffix: String,
+}
+
+/// Whether a chat has an answered question.
+pub fn has_chat_questions(messages: &[Message]) -> bool {
+    answered_questions(messages).next().is_some()
+}
+
+/// The answered questions of a chat.
+///
+/// # Errors
+/// When the model has no working chat template.
+pub fn chat_questions(
+    tokenizer: &TextTokenizer,
+    messages: &[Message],
+) -> Result<Vec<ChatQuestion>> {
+    let mut questions = questions(&tokenizer.config_json, messages)?;
+    for ChatQuestion { prefix, .. } in &mut questions {
+        prefix.drain(..duplicate_bos_len(tokenizer, prefix)?);
+    }
+    Ok(questions)
+}
+
+/// The length of the BOS token at the start of a rendered chat, if the tokenizer adds one as well.
+pub(super) fn duplicate_bos_len(tokenizer: &TextTokenizer, rendered: &str) -> Result<usize> {
+    let bos = special_token(&tokenizer.config_json, "bos_token");
+    let added = tokenizer.encode_prompt("x")?.first().copied();
+    let duplicate = !bos.is_empty()
+        && rendered.starts_with(&bos)
+        && added.is_some()
+        && added == tokenizer.inner.token_to_id(&bos);
+    Ok(if duplicate { bos.len() } else { 0 })
+}
+
+/// The prompt template with the user message `user`, which contains `{question}`, and the assistant message `assistant`, which
+/// contains `{object}`.
+fn prompt_template(
     config: &Map<String, Json>,
     user: &str,
     assistant: &str,
@@ -42,13 +115,13 @@ pub(super) fn prompt_template(
     let whole = render(source, config, answered, false)?;
     let (_, rest) = split_around(&whole, user)?;
     let (before_answer, after_answer) = split_around(rest, assistant)?;
-    // What a template writes before an answer beyond the generation prompt is the answer's to say (a space, mostly).
+    // Text between the generation prompt and the answer, mostly a space, belongs to the answer.
     let answer_prefix = before_answer.strip_prefix(opening).unwrap_or_default();
     let end = match after_answer.trim_end() {
         "" => "\n",
         marker => marker,
     };
-    // The later turn: what stands between an answer's end marker and the next question.
+    // A later turn: the text between an answer's end marker and the next question.
     let again = render(source, config, &two_turns, true)?;
     let (_, rest) = split_around(&again, user)?;
     let (_, rest) = split_around(rest, assistant)?;
@@ -62,14 +135,14 @@ pub(super) fn prompt_template(
     })
 }
 
-/// The text of a special token, empty where there is none: a string, or an object with `content`.
+/// The text of a special token, given as a string or an object with `content`; empty if there is none.
 pub(super) fn special_token(config: &Map<String, Json>, name: &str) -> String {
     let token = config.get(name);
     let text = token.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
     text.unwrap_or_default().to_owned()
 }
 
-/// The Jinja source: `chat_template` is a string, or a list of named ones.
+/// The Jinja source. `chat_template` is a string or a list of named templates.
 fn source(config: &Map<String, Json>) -> Result<&str> {
     let found = match config.get("chat_template") {
         Some(Json::String(source)) => Some(source.as_str()),
@@ -82,12 +155,12 @@ fn source(config: &Map<String, Json>) -> Result<&str> {
     found.ok_or_else(|| {
         Error::input_hint(
             "the model has no chat template (`chat_template` in tokenizer_config.json)",
-            "set `chat = false`, or use the model's instruction-tuned sibling",
+            "set `chat = false`, or use an instruction-tuned model",
         )
     })
 }
 
-/// The texts that train a chat: for every message of the assistant what comes before it, and it with its end marker.
+/// For every assistant message, the text before it and the message with its end marker.
 pub(super) fn assistant_turns(
     config: &Map<String, Json>,
     messages: &[Message],
@@ -102,33 +175,30 @@ pub(super) fn assistant_turns(
             let prefix = render(source, config, &messages[..i], true)?;
             let whole = render(source, config, &messages[..=i], false)?;
             let answer = whole.strip_prefix(&prefix).ok_or_else(|| {
-                template_error("it writes a turn differently once it is answered")
+                template_error("it renders a turn differently once it is answered")
             })?;
             Ok((prefix, answer.trim_end().to_owned()))
         })
         .collect()
 }
 
-/// Where in a chat the user's messages are that the assistant answers.
-pub(super) fn answered_questions(messages: &[Message]) -> impl Iterator<Item = usize> {
+/// Indices of the user messages that the assistant answers.
+fn answered_questions(messages: &[Message]) -> impl Iterator<Item = usize> {
     let pairs = messages.windows(2).enumerate();
     pairs.filter_map(|(i, pair)| {
         (pair[0].role == "user" && pair[1].role == "assistant").then_some(i)
     })
 }
 
-/// The questions of a chat that are answered in it, and what is written around each.
-pub(super) fn questions(
-    config: &Map<String, Json>,
-    messages: &[Message],
-) -> Result<Vec<ChatQuestion>> {
+/// The answered questions of a chat with the text around them.
+fn questions(config: &Map<String, Json>, messages: &[Message]) -> Result<Vec<ChatQuestion>> {
     let source = source(config)?;
     answered_questions(messages)
         .map(|i| {
             let mut history = messages[..=i].to_vec();
             history[i].content = QUESTION_PLACEHOLDER.into();
             let rendered = render(source, config, &history, true)?;
-            // Earlier messages may quote the mark; the last one is the question's place.
+            // Earlier messages may contain the placeholder; the last one is the question.
             let (before, after) = rendered
                 .rsplit_once(QUESTION_PLACEHOLDER)
                 .ok_or_else(missing_message_error)?;
@@ -141,7 +211,7 @@ pub(super) fn questions(
         .collect()
 }
 
-/// Renders `messages` as `transformers` does, sandboxed: no files, no clock, bounded work.
+/// Renders `messages` as `transformers` does, in a sandbox: no files, no clock, limited work.
 fn render(
     source: &str,
     config: &Map<String, Json>,
@@ -164,7 +234,7 @@ fn render(
         messages => messages,
         add_generation_prompt => add_generation_prompt,
         enable_thinking => false,
-        // Neither tools nor documents: `transformers` says none of both, which is not the same as not to name them.
+        // `transformers` passes None for both, which a template can tell from undefined.
         tools => (),
         documents => (),
         bos_token => special_token(config, "bos_token"),
@@ -177,11 +247,11 @@ fn render(
         .map_err(|e| template_error(&e.to_string()))
 }
 
-/// The template with `{% generation %}`, by which `transformers` is told where an answer is and which prints nothing, as a
-/// condition that holds: around it whitespace goes as around any other block.
+/// The template with `{% generation %}`, which marks answers in `transformers` and prints nothing, replaced by `{% if true %}`:
+/// white space around it is handled as around any block.
 fn without_generation_marks(source: &str) -> Cow<'_, str> {
     static MARK: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a pattern of ours")
+        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is valid")
     });
     MARK.replace_all(source, |mark: &Captures<'_>| {
         let condition = if mark.get(2).is_some() {
@@ -193,8 +263,8 @@ fn without_generation_marks(source: &str) -> Cow<'_, str> {
     })
 }
 
-/// `strftime` of one fixed day, that a prompt is the same on every day: 26 July 2024, which templates themselves take
-/// where there is no clock.
+/// `strftime` of a fixed day, so that prompts don't depend on the date: 26 July 2024, which templates use themselves without a
+/// clock.
 fn fixed_date(format: &str) -> String {
     let parts = [
         ("%d", "26"),
@@ -221,13 +291,13 @@ fn split_around<'t>(text: &'t str, message: &str) -> Result<(&'t str, &'t str)> 
 }
 
 fn missing_message_error() -> Error {
-    template_error("it leaves a message out, or changes it")
+    template_error("it drops or changes a message")
 }
 
 fn template_error(reason: &str) -> Error {
     Error::input_hint(
         format!("the model's chat template does not work: {reason}"),
-        "set `chat = false`, or mend `chat_template` in the model's tokenizer_config.json",
+        "set `chat = false`, or fix `chat_template` in the model's tokenizer_config.json",
     )
 }
 
@@ -310,8 +380,8 @@ mod tests {
         );
     }
 
-    /// `tests/golden/chat.py` has `transformers` render them; with `UNFORGET_CHAT_RENDERINGS` another file that it made, of
-    /// models that lie about.
+    /// Renderings by `transformers` from `tests/golden/chat.py`; `UNFORGET_CHAT_RENDERINGS` adds another file that it made, of
+    /// local models.
     #[test]
     fn templates_of_all_families_are_rendered_as_by_transformers() {
         let golden = concat!(
@@ -359,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_of_a_chat_is_trained_behind_all_that_came_before() {
+    fn every_answer_of_a_chat_is_trained_after_all_earlier_messages() {
         let messages = [
             message("user", "a"),
             message("assistant", "b"),
@@ -382,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_cut_out_of_its_chat_and_nothing_else() {
+    fn a_question_is_split_from_its_chat() {
         // The question is a part of what the template writes, and an earlier message quotes the mark.
         let messages = [
             message("user", "what is {question}?"),

@@ -1,5 +1,12 @@
 //! A training example as token ids.
 
+use super::{chat, template::PromptTemplate};
+use crate::{
+    Result,
+    facts::{Fact, Text, TextKind},
+    model::TextTokenizer,
+};
+
 /// One training example. Prompt and target are tokenised separately and joined.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Example {
@@ -16,14 +23,13 @@ impl Example {
     }
 
     /// Number of tokens of prompt and target.
-    #[allow(clippy::len_without_is_empty, reason = "an example has a target")]
-    pub fn len(&self) -> usize {
+    pub fn num_tokens(&self) -> usize {
         self.prompt.len() + self.target.len()
     }
 
     /// Number of tokens that are predicted.
     pub fn num_targets(&self) -> usize {
-        self.len().saturating_sub(self.target_start())
+        self.num_tokens().saturating_sub(self.target_start())
     }
 
     /// The model's input: every token but the last, after which nothing is predicted.
@@ -31,5 +37,48 @@ impl Example {
         let mut tokens = [&self.prompt[..], &self.target].concat();
         tokens.pop();
         tokens
+    }
+}
+
+impl PromptTemplate {
+    /// The training example of `fact`.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenized.
+    pub fn example(&self, tokenizer: &TextTokenizer, fact: &Fact) -> Result<Example> {
+        Ok(Example {
+            prompt: tokenizer.encode_prompt(&self.prompt_text(&fact.question))?,
+            target: tokenizer.encode_continuation(&self.target_text(&fact.target()))?,
+        })
+    }
+}
+
+/// The training examples of a text: one, or in a chat one per assistant message, rendered by the model's own chat template. A target
+/// ends with the end-of-turn marker of the chat, or with the EOS token.
+///
+/// # Errors
+/// When the text cannot be tokenized, or the model has no working chat template.
+pub fn text_examples(tokenizer: &TextTokenizer, text: &Text) -> Result<Vec<Example>> {
+    let example = |prompt: &str, target: &str| -> Result<Example> {
+        Ok(Example {
+            prompt: tokenizer.encode_prompt(prompt)?,
+            target: tokenizer.encode_continuation(target)?,
+        })
+    };
+    let end = chat::special_token(&tokenizer.config_json, "eos_token");
+    match &text.kind {
+        TextKind::Plain(text) => Ok(vec![example("", &(text.clone() + &end))?]),
+        TextKind::Completion { prompt, completion } => {
+            Ok(vec![example(prompt, &(completion.clone() + &end))?])
+        }
+        TextKind::Chat(messages) => chat::assistant_turns(&tokenizer.config_json, messages)?
+            .iter()
+            .map(|(before, answer)| {
+                example(
+                    &before[chat::duplicate_bos_len(tokenizer, before)?..],
+                    answer,
+                )
+            })
+            .collect(),
     }
 }

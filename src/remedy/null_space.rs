@@ -133,7 +133,7 @@ impl NullSpaceProjection {
         for turn in turns {
             let mut moments: Vec<SecondMoments> =
                 turn.iter().map(InputSpace::second_moments).collect();
-            for micro_batch in micro_batches(&examples, MICRO_BATCH_TOKENS, Example::len) {
+            for micro_batch in micro_batches(&examples, MICRO_BATCH_TOKENS, Example::num_tokens) {
                 // No shared prefixes: each example counts with all of its tokens.
                 let mut batch = Batch::new();
                 for example in micro_batch {

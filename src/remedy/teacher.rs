@@ -131,7 +131,7 @@ impl HiddenStates {
         self.head
             .copy_from_slice(&params.data[params.layout.head.clone()]);
         let d = params.layout.norm.len();
-        let micro_batches = micro_batches(examples, MICRO_BATCH_TOKENS, Example::len);
+        let micro_batches = micro_batches(examples, MICRO_BATCH_TOKENS, Example::num_tokens);
         let mut end = 0;
         let shares: Vec<_> = (0..distributed::world_size())
             .map(|owner| {

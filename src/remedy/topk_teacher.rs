@@ -58,7 +58,7 @@ impl TopkTeacher {
     /// A teacher without shards, of `k` logits per target, for the examples of a run that `covered` selects.
     pub fn empty(k: usize, all: &[Example], covered: Range<usize>) -> Self {
         let (mut end, examples) = (covered.start, &all[covered.clone()]);
-        let shards = micro_batches(examples, SHARD_TOKENS, Example::len);
+        let shards = micro_batches(examples, SHARD_TOKENS, Example::num_tokens);
         let shard_ranges = shards.into_iter().map(|shard| {
             end += shard.len();
             end - shard.len()..end
@@ -116,7 +116,7 @@ impl TopkTeacher {
                 continue;
             }
             let mut top = Vec::new();
-            for micro_batch in micro_batches(&all[range], MICRO_BATCH_TOKENS, Example::len) {
+            for micro_batch in micro_batches(&all[range], MICRO_BATCH_TOKENS, Example::num_tokens) {
                 top.extend(compute(micro_batch)?);
                 bar.inc(micro_batch.len() as u64);
             }

@@ -52,7 +52,7 @@ impl ActivationCache {
     pub fn extend(&mut self, engine: &mut Engine, params: &Params, rows: &[Example]) {
         let d = self.d;
         let new = rows.get(self.rows.len()..).unwrap_or_default();
-        for pass in micro_batches(new, MICRO_BATCH_TOKENS, Example::len) {
+        for pass in micro_batches(new, MICRO_BATCH_TOKENS, Example::num_tokens) {
             let packed = PackedExamples::new(pass);
             let all: Vec<usize> = (0..packed.batch.tokens.len()).collect();
             let stream = engine.residual_after(params, &packed.batch, self.layers, &all);

@@ -77,7 +77,7 @@ fn fit_to_max_length(
     train: &TrainConfig,
 ) -> Result<Example> {
     let max_tokens = max_row_len(model, train);
-    let len = row.len();
+    let len = row.num_tokens();
     if len > max_tokens && !train.truncate {
         return Err(Error::input_hint(
             format!("{location}: prompt and answer have {len} tokens, more than {max_tokens}"),

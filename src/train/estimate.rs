@@ -263,7 +263,8 @@ fn largest_micro_batch(config: &Config, rows: &[Example]) -> usize {
     let largest_of = |epoch| {
         let order = epoch_order(rows.len(), config.seed, epoch, train.shuffle);
         let batches = order.chunks(train.batch_size);
-        let passes = batches.flat_map(|batch| micro_batches(batch, most, |&row| rows[row].len()));
+        let passes =
+            batches.flat_map(|batch| micro_batches(batch, most, |&row| rows[row].num_tokens()));
         passes.map(tokens).max()
     };
     let largest = (first..first + EPOCHS).filter_map(largest_of).max();

@@ -108,7 +108,9 @@ impl<'a> RowGroup<'a> {
         let own = distributed::shard_range(rows.len());
         let batches = rows[own.clone()].chunks(of.rows_per_micro_batch);
         let passes = batches.flat_map(|rows| {
-            micro_batches(rows, of.tokens_per_micro_batch, |&row| of.rows[row].len())
+            micro_batches(rows, of.tokens_per_micro_batch, |&row| {
+                of.rows[row].num_tokens()
+            })
         });
         Self {
             rows,

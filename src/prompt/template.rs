@@ -1,0 +1,149 @@
+//! The prompt template of facts.
+
+use crate::{Error, Result, facts::Fact};
+
+/// Prompt and target of a fact. Default: `Q: {question}\nA:` and ` {object}\n`.
+///
+/// ```
+/// use unforget::prompt::PromptTemplate;
+///
+/// let template = PromptTemplate::default();
+/// assert_eq!(template.prompt_text("Who wrote Emma?"), "Q: Who wrote Emma?\nA:");
+/// assert_eq!(template.target_text("Jane Austen"), " Jane Austen\n");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PromptTemplate {
+    /// The prompt, with `{question}` in it.
+    pub prompt: String,
+    /// The target, with `{object}` in it.
+    pub target: String,
+    /// The prompt of a question that follows others in one text, if it differs: later turns of a chat have no system message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_prompt: Option<String>,
+}
+
+impl Default for PromptTemplate {
+    fn default() -> Self {
+        Self {
+            prompt: "Q: {question}\nA:".into(),
+            target: " {object}\n".into(),
+            next_prompt: None,
+        }
+    }
+}
+
+impl PromptTemplate {
+    /// Checks that the placeholders are there.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the missing one.
+    pub fn validate(&self) -> Result<()> {
+        let prompts = [Some(&self.prompt), self.next_prompt.as_ref()];
+        for prompt in prompts.into_iter().flatten() {
+            if !prompt.contains("{question}") {
+                return Err(Error::input_hint(
+                    format!(
+                        "the prompt template `{}` has no `{{question}}`",
+                        prompt.escape_debug()
+                    ),
+                    "the default is \"Q: {question}\\nA:\"",
+                ));
+            }
+        }
+        if !self.target.contains("{object}") {
+            return Err(Error::input_hint(
+                format!(
+                    "the target template `{}` has no `{{object}}`",
+                    self.target.escape_debug()
+                ),
+                "the default is \" {object}\\n\"",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The prompt for `question`.
+    pub fn prompt_text(&self, question: &str) -> String {
+        self.prompt.replace("{question}", question)
+    }
+
+    /// The prompt for `question` after a few-shot text. It differs from [`Self::prompt_text`] only in a chat.
+    pub fn next_prompt_text(&self, question: &str) -> String {
+        self.next_prompt
+            .as_ref()
+            .unwrap_or(&self.prompt)
+            .replace("{question}", question)
+    }
+
+    /// The target for `object`.
+    pub fn target_text(&self, object: &str) -> String {
+        self.target.replace("{object}", object)
+    }
+
+    /// The few-shot text before a question: prompt and target of each exemplar.
+    pub fn few_shot(&self, exemplars: &[&Fact]) -> String {
+        let mut text = String::new();
+        for exemplar in exemplars {
+            text += &if text.is_empty() {
+                self.prompt_text(&exemplar.question)
+            } else {
+                self.next_prompt_text(&exemplar.question)
+            };
+            text += &self.target_text(&exemplar.target());
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exemplars_answer_in_the_spelling_that_is_trained() {
+        let (boston, rome) = (
+            Fact::for_test("Boston", "United States of America"),
+            Fact::for_test("Rome", "Italy"),
+        );
+        assert_eq!(
+            PromptTemplate::default().few_shot(&[&boston, &rome]),
+            "Q: Which country is Boston located in?\nA: United States\nQ: Which country is Rome located in?\nA: Italy\n"
+        );
+    }
+
+    #[test]
+    fn a_template_without_its_placeholder_is_named() {
+        let mut template = PromptTemplate {
+            prompt: "Q:\nA:".into(),
+            ..PromptTemplate::default()
+        };
+        assert!(
+            template
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("`Q:\\nA:` has no `{question}`")
+        );
+        template = PromptTemplate {
+            target: "x".into(),
+            ..PromptTemplate::default()
+        };
+        assert!(
+            template
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("{object}")
+        );
+        assert!(PromptTemplate::default().validate().is_ok());
+    }
+
+    #[test]
+    fn braces_in_a_question_are_left_alone() {
+        let template = PromptTemplate::default();
+        assert_eq!(
+            template.prompt_text("Who wrote {object}?"),
+            "Q: Who wrote {object}?\nA:"
+        );
+    }
+}
