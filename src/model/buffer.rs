@@ -1,10 +1,10 @@
-//! A big zeroed `[f32]` of its own memory mapping, in huge pages where the system has them.
+//! A large zeroed `[f32]` in a memory mapping of its own, with huge pages where the system has them.
 
 use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
-/// A fixed-length f32 buffer, zeroed; pages cost nothing until they are touched.
+/// A zeroed f32 buffer of fixed length. Pages use no memory until they are touched.
 pub struct Buffer {
     map: Option<MmapMut>,
 }
@@ -13,13 +13,13 @@ impl Buffer {
     /// `len` zeros.
     ///
     /// # Panics
-    /// When the system has no address space left for it: as any allocation.
+    /// When the system has no address space left, as any allocation.
     pub fn zeros(len: usize) -> Self {
         if len == 0 {
             return Self { map: None };
         }
         let map = MmapMut::map_anon(len * size_of::<f32>()).expect("out of memory");
-        // Advice only: a system without huge pages works on.
+        // A hint only: systems without huge pages ignore it.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Self { map: Some(map) }

@@ -1,4 +1,4 @@
-//! The architecture of a decoder, under the names Hugging Face's `config.json` gives it.
+//! The configuration of a decoder, with the names of Hugging Face's `config.json`.
 
 use std::path::Path;
 
@@ -6,16 +6,16 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// The families that one decoder covers. They differ by the switches in [`ModelConfig`] alone.
+/// Supported model families. They differ only in the switches of [`ModelConfig`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// `llama` (`SmolLM2`, Llama 3.x).
     Llama,
     /// `mistral`: as llama.
     Mistral,
-    /// `qwen2`: with a bias on q, k and v.
+    /// `qwen2`: q, k and v have a bias.
     Qwen2,
-    /// `qwen3`: with an RMS norm on every head of q and k.
+    /// `qwen3`: RMS norm of q and k in each head.
     Qwen3,
 }
 
@@ -33,8 +33,8 @@ pub struct Llama3Scaling {
 }
 
 impl Llama3Scaling {
-    /// What a frequency of this wavelength (tokens) is divided by: with original context c, 1 where the wave is shorter than
-    /// c / high, `factor` where it is longer than c / low, and 1 / ((1 - s) / factor + s), s = (c / w - low) / (high - low), between.
+    /// The divisor of the frequency with this wavelength w (tokens). With original context c: 1 for w < c / high, `factor` for
+    /// w > c / low, and between them 1 / ((1 - s) / factor + s) with s = (c / w - low) / (high - low).
     pub fn divisor(&self, wavelength: f64) -> f64 {
         let cycles = self.original_max_position_embeddings / wavelength;
         let (low, high) = (self.low_freq_factor, self.high_freq_factor);
@@ -43,21 +43,21 @@ impl Llama3Scaling {
     }
 }
 
-/// How rotary frequencies are changed for long contexts.
+/// Scaling of rotary frequencies for long contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Plain rope.
+    /// No scaling.
     None,
-    /// Every position divided by `factor` (`linear`).
+    /// Positions are divided by this factor (`linear`).
     Linear(f64),
-    /// Llama 3.x.
+    /// Llama 3.x (`llama3`).
     Llama3(Llama3Scaling),
 }
 
 /// A decoder's shape. Field names are those of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Which family.
+    /// Model family.
     pub family: Family,
     /// D.
     pub hidden_size: usize,
@@ -69,7 +69,7 @@ pub struct ModelConfig {
     pub num_attention_heads: usize,
     /// G: key and value heads.
     pub num_key_value_heads: usize,
-    /// K; apart from D / H in some models.
+    /// K; not D / H in some models.
     pub head_dim: usize,
     /// V.
     pub vocab_size: usize,
@@ -79,8 +79,8 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies.
     pub rope_scaling: RopeScaling,
-    /// The longest row that the model was made for: the file's `max_position_embeddings`, or its sliding window where that is shorter.
-    /// Within one window sliding attention is full attention, and that is all the engine computes.
+    /// The longest supported row in tokens: `max_position_embeddings`, or the sliding window if that is shorter. Within one window,
+    /// sliding-window attention is full attention, the only kind that the engine computes.
     pub max_position_embeddings: usize,
     /// The LM head is the embedding.
     pub tie_word_embeddings: bool,
@@ -98,7 +98,7 @@ const FAMILIES: [(&str, Family); 4] = [
     ("qwen3", Family::Qwen3),
 ];
 
-/// Upper limits far above any model there is, so that no product of two dimensions overflows.
+/// Upper limits, far above those of any model, so that no product of two dimensions overflows.
 const MAX_DIMENSION: usize = 1 << 22;
 const MAX_LAYERS: usize = 1 << 12;
 
@@ -127,7 +127,7 @@ impl Family {
                         .to_lowercase()
                 })
                 .ok_or_else(|| {
-                    Error::broken(path, "neither `model_type` nor `architectures` is there")
+                    Error::broken(path, "neither `model_type` nor `architectures` is set")
                 })?,
         };
         let family = FAMILIES.iter().find(|(known, _)| *known == name);
@@ -142,21 +142,21 @@ impl Family {
     }
 }
 
-/// The error for an architecture that the decoder does not cover.
+/// The error for an unsupported architecture.
 pub(super) fn unsupported_architecture(name: &str) -> Error {
     let known = FAMILIES.map(|(name, _)| name).join(", ");
     Error::input_hint(
         format!("the model's architecture `{name}` is not supported"),
-        format!("these work: {known} (decoders with a language-model head)"),
+        format!("supported: {known} (decoders with a language-model head)"),
     )
 }
 
 impl ModelConfig {
-    /// Reads a `config.json` (the content of `path`), with the defaults that `transformers` has for what is absent.
+    /// Reads a `config.json` (the content of `path`). Missing keys get the defaults of `transformers`.
     ///
     /// # Errors
-    /// [`Error::Input`] names an architecture or a switch that is not supported, [`Error::BrokenModel`] the key of a
-    /// value that is missing or cannot be.
+    /// [`Error::Input`] for an unsupported architecture or switch, [`Error::BrokenModel`] for a missing or invalid value; both name
+    /// the key.
     pub fn from_json(config: &Map<String, Value>, path: &Path) -> Result<Self> {
         let family = Family::of(config, path)?;
         let reader = Reader { config, path };
@@ -181,7 +181,7 @@ impl ModelConfig {
         let head_dim = reader.dimension("head_dim", Some(default_head_dim))?;
         if head_dim % 2 != 0 {
             return Err(reader.broken(format!(
-                "`head_dim` is {head_dim}; rotary positions need an even one"
+                "`head_dim` is {head_dim}; rotary position embeddings need an even one"
             )));
         }
         if num_attention_heads % num_key_value_heads != 0 {
@@ -257,7 +257,7 @@ impl<'a> Reader<'a> {
     fn dimension(&self, key: &str, default: Option<usize>) -> Result<usize> {
         match self.integer(key, default)? {
             n @ 1..=MAX_DIMENSION => Ok(n),
-            n => Err(self.broken(format!("`{key}` is {n}, beyond any model there is"))),
+            n => Err(self.broken(format!("`{key}` is {n}; the limit is {MAX_DIMENSION}"))),
         }
     }
 
@@ -271,7 +271,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A switch that is off when absent.
+    /// A switch; missing means false.
     fn flag(&self, key: &str) -> Result<bool> {
         self.get(key).map_or(Ok(false), |value| {
             value
@@ -287,7 +287,7 @@ impl<'a> Reader<'a> {
         {
             return refuse(format!("`hidden_act` {act} is not supported (\"silu\" is)"));
         }
-        // Qwen2 has its q, k and v biases whatever this key says, and none on o.
+        // Qwen2 always has biases on q, k and v, and none on o, independent of this key.
         for key in ["attention_bias", "mlp_bias"] {
             if family != Family::Qwen2 && self.flag(key)? {
                 return refuse(format!(
@@ -305,17 +305,17 @@ impl<'a> Reader<'a> {
                     "{}: the weights are quantised (`quantization_config`)",
                     self.path.display()
                 ),
-                "take the unquantised model, or its GGUF",
+                "use the unquantised model, or its GGUF file",
             ));
         }
         Ok(())
     }
 
-    /// The sliding window, where one is in use.
+    /// The sliding window, if one is in use.
     fn sliding_window(&self, family: Family) -> Result<Option<usize>> {
         let in_use = match family {
             Family::Llama => false,
-            // On by default, off by an explicit null.
+            // On by default; an explicit null turns it off.
             Family::Mistral => self.config.get("sliding_window") != Some(&Value::Null),
             Family::Qwen2 | Family::Qwen3 => self.flag("use_sliding_window")?,
         };
@@ -325,7 +325,7 @@ impl<'a> Reader<'a> {
         self.integer("sliding_window", Some(4096)).map(Some)
     }
 
-    /// Rotary base and scaling: `rope_parameters` (`transformers` 5), or `rope_theta` and `rope_scaling`.
+    /// Base and scaling of the rotary frequencies: `rope_parameters` (`transformers` 5), or `rope_theta` and `rope_scaling`.
     fn rope(&self) -> Result<(f64, RopeScaling)> {
         const DEFAULT_THETA: f64 = 10_000.0;
         let key = if self.get("rope_parameters").is_some() {
@@ -375,7 +375,7 @@ impl<'a> Reader<'a> {
                         self.path.display(),
                         kind.unwrap_or(&Value::Null)
                     ),
-                    "these work: default, linear, llama3",
+                    "supported: default, linear, llama3",
                 ));
             }
         };
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_has_the_family_s_default() {
+    fn missing_keys_have_the_defaults_of_the_family() {
         let llama = read(&json!({})).unwrap();
         assert_eq!((llama.num_key_value_heads, llama.head_dim), (8, 8));
         assert_eq!(
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn the_class_alone_names_the_family() {
+    fn the_class_name_is_enough_to_find_the_family() {
         let config = read(
             &json!({"model_type": null, "architectures": ["Qwen3ForCausalLM"], "num_key_value_heads": 8}),
         );
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_no_longer_than_a_sliding_window_in_use() {
+    fn the_longest_row_is_the_sliding_window_if_it_is_in_use() {
         let positions = |change: Value| read(&change).unwrap().max_position_embeddings;
         assert_eq!(positions(json!({"model_type": "mistral"})), 4096);
         assert_eq!(
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn rope_is_read_in_the_old_style_and_in_the_new() {
+    fn rope_is_read_in_the_old_and_the_new_format() {
         let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192});
         let mut with_theta = llama3.clone();
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_wrong_input_and_what_cannot_be_is_a_broken_file() {
+    fn unsupported_values_are_input_errors_and_invalid_ones_broken_files() {
         let cases = [
             (json!({"model_type": "gemma2"}), 2, "gemma2"),
             (

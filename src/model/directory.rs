@@ -1,4 +1,4 @@
-//! A Hugging Face directory, in.
+//! Loads Hugging Face directories.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::{
     hub::{self, checksum},
 };
 
-/// What a directory holds beside its weights.
+/// The files of a model directory besides its weights.
 struct ModelFiles {
     config: ModelConfig,
     config_json: Map<String, Value>,
@@ -19,18 +19,18 @@ struct ModelFiles {
     tokenizer_json: Vec<u8>,
 }
 
-/// The tokenizer of the model in `dir`; no weight is read.
+/// The tokenizer of the model in `dir`. Weights are not read.
 pub(super) fn tokenizer(dir: &Path) -> Result<TextTokenizer> {
     Ok(read_model_files(dir)?.tokenizer)
 }
 
-/// Reads `config.json`, `tokenizer.json` and what else there is.
+/// Reads `config.json`, `tokenizer.json` and the optional files.
 fn read_model_files(dir: &Path) -> Result<ModelFiles> {
     let config_path = dir.join("config.json");
     if !config_path.is_file() {
         return Err(Error::input_hint(
             format!(
-                "{} is not a model directory: there is no config.json",
+                "{} is not a model directory: it has no config.json",
                 dir.display()
             ),
             hub::MODEL_FORMS,
@@ -42,8 +42,8 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
     let tokenizer_path = dir.join("tokenizer.json");
     if !tokenizer_path.is_file() {
         return Err(Error::input_hint(
-            format!("{} holds no tokenizer.json", dir.display()),
-            "`AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` makes one from the older formats",
+            format!("{} has no tokenizer.json", dir.display()),
+            "`AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` converts older formats",
         ));
     }
     let generation_config_json = optional_json(&dir.join("generation_config.json"))?;
@@ -74,7 +74,7 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
     })
 }
 
-/// Loads `dir`: what describes the model, and safetensors.
+/// Loads the model in `dir`.
 pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
     let ModelFiles {
         config,

@@ -1,4 +1,4 @@
-//! Models: configuration, weights and tokenizer, in from Hugging Face directories and GGUF files, out as either.
+//! Models: configuration, weights and tokenizer; read from and written to Hugging Face directories and GGUF files.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ pub use tokenizer::TextTokenizer;
 
 use crate::{Error, Result};
 
-/// The type of the weights in a file.
+/// The dtype of weights in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// 32-bit float.
@@ -63,7 +63,7 @@ impl Dtype {
     }
 }
 
-/// The type of the matrices in a GGUF file; vectors are in f32.
+/// The type of matrices in a GGUF file; vectors are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GgufType {
     /// 32-bit float.
@@ -72,36 +72,36 @@ pub enum GgufType {
     F16,
     /// 16-bit brain float.
     Bf16,
-    /// Blocks of 32 numbers of 8 bits, with a scale.
+    /// Blocks of 32 weights of 8 bits with a scale.
     Q8_0,
-    /// Blocks of 32 numbers of 4 bits, with a scale; embedding and head as [`GgufType::Q8_0`].
+    /// Blocks of 32 weights of 4 bits with a scale; embedding and head are [`GgufType::Q8_0`].
     Q4_0,
 }
 
-/// A model as loaded: shape, weights in f32, tokenizer, and what is needed to write it back.
+/// A loaded model: configuration, weights in f32, tokenizer, and the files that are written back with it.
 #[derive(Clone)]
 pub struct Model {
-    /// What the user called it.
+    /// The name by which it was loaded.
     pub name: String,
-    /// The directory or file that it was read from.
+    /// The directory or file from which it was read.
     pub path: PathBuf,
-    /// SHA-256 (hex) over the weights and tokenizer files, for caches and records.
+    /// SHA-256 (hex) over its files, for caches and records.
     pub checksum: String,
-    /// Its shape.
+    /// Architecture.
     pub config: ModelConfig,
-    /// Its weights.
+    /// Weights.
     pub params: Params,
-    /// Its tokenizer.
+    /// Tokenizer.
     pub tokenizer: TextTokenizer,
     /// The dtype it was stored in (F32 for a quantised GGUF).
     pub dtype: Dtype,
-    /// The type of its stored weights, as `bf16` or `Q4_1`; of several, the one of most weights.
+    /// The type of the stored weights, such as `bf16` or `Q4_1`; the most frequent one if there are several.
     pub quantization: &'static str,
     /// The model's id on the Hugging Face hub, if it was loaded by that id or by a name in the registry.
     pub hub_id: Option<String>,
-    /// `config.json` as read (or as made from a GGUF's metadata), written back unchanged but for `dtype`.
+    /// `config.json` as read, or as made from GGUF metadata. Only its dtype is changed when the model is saved.
     pub config_json: serde_json::Map<String, serde_json::Value>,
-    /// `generation_config.json`, where there is one.
+    /// `generation_config.json`, if there is one.
     pub generation_config_json: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
@@ -121,7 +121,7 @@ impl Model {
     ///
     /// # Errors
     /// [`crate::Error::Input`] when there is no such model or its architecture is not supported,
-    /// [`crate::Error::BrokenModel`] when a file is truncated or lies.
+    /// [`crate::Error::BrokenModel`] when a file is truncated or inconsistent.
     pub fn load(spec: &str) -> Result<Self> {
         let ModelSource { path, hub_id } = source::find(spec)?;
         let mut model = if path.is_dir() {
@@ -133,7 +133,7 @@ impl Model {
         Ok(model)
     }
 
-    /// Writes a Hugging Face directory that `transformers` loads as it is.
+    /// Writes a Hugging Face directory, which `transformers` loads.
     ///
     /// # Errors
     /// When `dir` cannot be written.
@@ -141,22 +141,22 @@ impl Model {
         save::save(self, dir, dtype)
     }
 
-    /// Writes a GGUF file that llama.cpp loads. Matrices whose rows are no whole number of blocks are in f16.
+    /// Writes a GGUF file, which llama.cpp loads. Matrices whose rows are not a whole number of blocks are f16.
     ///
     /// # Errors
-    /// When the tokenizer is not a byte-level BPE that GGUF has a name for, or `path` cannot be written.
+    /// When GGUF has no name for the tokenizer's pre-tokenizer, or `path` cannot be written.
     pub fn save_gguf(&self, path: &Path, dtype: GgufType) -> Result<()> {
         gguf::save(self, path, dtype)
     }
 }
 
-/// An error if the tokenizer (the content of `path`) knows an id that the embedding has no row for.
+/// An error if the tokenizer (the content of `path`) has an id beyond the rows of the embedding.
 fn check_vocabulary(tokenizer: &TextTokenizer, config: &ModelConfig, path: &Path) -> Result<()> {
     match tokenizer.max_token_id() {
         Some(id) if id as usize >= config.vocab_size => Err(Error::broken(
             path,
             format!(
-                "the tokenizer has a token {id}, the embedding only {} rows",
+                "the tokenizer has a token {id}, but the embedding has only {} rows",
                 config.vocab_size
             ),
         )),

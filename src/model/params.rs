@@ -1,6 +1,6 @@
-//! A decoder's weights: every tensor under its Hugging Face name, all in one f32 buffer.
+//! The weights of a decoder in one f32 buffer, each tensor with its Hugging Face name.
 //!
-//! q, k, v lie side by side, and so do gate and up: each group is one product in the engine.
+//! q, k and v are adjacent, and so are gate and up: the engine computes each group in one matmul.
 
 use std::{ops::Range, sync::Arc};
 
@@ -14,18 +14,18 @@ pub struct TensorInfo {
     pub name: String,
     /// `(out, in)` for a matrix, `(n)` for a vector.
     pub shape: Vec<usize>,
-    /// Where it lies in [`Params::data`].
+    /// Its range in [`Params::data`].
     pub range: Range<usize>,
 }
 
 impl TensorInfo {
-    /// Elements of one row: the innermost dimension.
+    /// Number of elements of a row (the innermost dimension).
     pub fn row_len(&self) -> usize {
         *self.shape.last().expect("a tensor has a dimension")
     }
 }
 
-/// Where the tensors of one layer lie.
+/// Ranges of the tensors of one layer.
 #[derive(Clone, Debug)]
 pub struct LayerLayout {
     /// `input_layernorm.weight` (D).
@@ -46,24 +46,24 @@ pub struct LayerLayout {
     pub down: Range<usize>,
 }
 
-/// What the linear layers of a decoder's layer read: q, k and v one input, gate and up one.
+/// The inputs of the linear layers of a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinearInput {
-    /// The normed residual stream (D), read by q, k and v.
+    /// The normalised residual stream (D), input of q, k and v.
     Qkv,
-    /// The heads' outputs (HK), read by o.
+    /// The outputs of the heads (HK), input of o.
     O,
-    /// The normed residual stream after attention (D), read by gate and up.
+    /// The normalised residual stream after attention (D), input of gate and up.
     GateUp,
-    /// The gated hidden state (F), read by down.
+    /// The gated hidden state (F), input of down.
     Down,
 }
 
 impl LinearInput {
-    /// All of them, in the order of the forward pass.
+    /// All inputs, in the order of the forward pass.
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 
-    /// As messages and files call it.
+    /// The name in messages and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Qkv => "qkv",
@@ -75,12 +75,12 @@ impl LinearInput {
 }
 
 impl LayerLayout {
-    /// All of the layer, from its first tensor to its last.
+    /// The range of the whole layer.
     pub fn range(&self) -> Range<usize> {
         self.input_norm.start..self.down.end
     }
 
-    /// The weights that read `input`.
+    /// The range of the weights that are multiplied with `input`.
     pub fn weight_range(&self, input: LinearInput) -> &Range<usize> {
         match input {
             LinearInput::Qkv => &self.qkv,
@@ -91,14 +91,14 @@ impl LayerLayout {
     }
 }
 
-/// Where every tensor lies, in the order of the buffer.
+/// Ranges of all tensors in the buffer.
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// All tensors, in the order of the buffer. A tied head has no tensor of its own.
     pub tensors: Vec<TensorInfo>,
     /// `model.embed_tokens.weight` (V, D).
     pub embed: Range<usize>,
-    /// One entry a layer.
+    /// One entry per layer.
     pub layers: Vec<LayerLayout>,
     /// `model.norm.weight` (D).
     pub norm: Range<usize>,
@@ -109,7 +109,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of `config`.
+    /// The layout of a model with this configuration.
     pub fn new(config: &ModelConfig) -> Self {
         let c = config;
         let (d, f, k) = (c.hidden_size, c.intermediate_size, c.head_dim);
@@ -181,7 +181,7 @@ impl Layout {
         }
     }
 
-    /// A layout of other tensors than a decoder's, one behind the other; the places of a decoder's parts are empty.
+    /// A layout of arbitrary tensors, in this order. The ranges of a decoder's parts are empty.
     pub fn of_tensors(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Self {
         let mut len = 0;
         let tensors = tensors
@@ -208,22 +208,22 @@ impl Layout {
     }
 }
 
-/// Weights of one decoder.
+/// The weights of a decoder.
 pub struct Params {
-    /// Where each tensor lies.
+    /// Ranges of the tensors.
     pub layout: Arc<Layout>,
     /// All weights.
     pub data: Buffer,
 }
 
 impl Params {
-    /// Weights of zero.
+    /// All weights zero.
     pub fn zeros(layout: Arc<Layout>) -> Self {
         let data = Buffer::zeros(layout.len);
         Self { layout, data }
     }
 
-    /// SHA-256 (hex) over every tensor's name and values.
+    /// SHA-256 (hex) over the names and values of all tensors.
     pub fn checksum(&self) -> String {
         let values = |t: &TensorInfo| bytemuck::cast_slice(&self.data[t.range.clone()]);
         let tensors = self.layout.tensors.iter();

@@ -29,7 +29,7 @@ struct Entry {
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names; reads headers only.
+    /// Opens `model.safetensors`, or else the shards in `model.safetensors.index.json`. Only headers are read.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
@@ -40,10 +40,10 @@ impl Weights {
         } else {
             return Err(Error::input_hint(
                 format!(
-                    "{} holds no `model.safetensors`, nor an index of shards",
+                    "{} has neither `model.safetensors` nor an index of shards",
                     dir.display()
                 ),
-                "weights in other formats (`pytorch_model.bin`) must be converted first",
+                "convert weights in other formats (`pytorch_model.bin`) first: `save_pretrained` of `transformers` writes safetensors",
             ));
         };
         let mut weights = Self {
@@ -104,7 +104,7 @@ impl Weights {
         tensor.expect("the entry was made from the same file")
     }
 
-    /// An error if there is a tensor that `config` has no place for.
+    /// An error if there is a tensor that is not part of a model with this configuration.
     pub(super) fn refuse_extra(&self, config: &ModelConfig) -> Result<()> {
         let layout = Layout::new(config);
         let known: BTreeSet<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
@@ -124,7 +124,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The dtype that the model is stored in.
+    /// The dtype of the stored weights.
     pub(super) fn dtype(&self) -> Dtype {
         weights::common_dtype(self.tensors.values().map(|entry| entry.dtype))
     }
@@ -153,13 +153,13 @@ impl weights::TensorSource for Weights {
     }
 }
 
-/// The files that an index names, each a plain file name inside `dir`.
+/// The files in an index; each is a plain file name inside `dir`.
 fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let json: Map<String, Value> = files::read_json(index)?;
     let weight_map = json
         .get("weight_map")
         .and_then(Value::as_object)
-        .ok_or_else(|| Error::broken(index, "there is no `weight_map` object"))?;
+        .ok_or_else(|| Error::broken(index, "`weight_map` is missing or not an object"))?;
     let mut names = weight_map
         .iter()
         .map(|(tensor, file)| {
@@ -177,16 +177,13 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     names.dedup();
     for name in &names {
         if !dir.join(name).is_file() {
-            return Err(Error::broken(
-                index,
-                format!("its shard `{name}` is not there"),
-            ));
+            return Err(Error::broken(index, format!("shard `{name}` not found")));
         }
     }
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// Whether `name` stays in the directory that it is joined to.
+/// Whether `name` is a file name without directories.
 fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!(components.next(), Some(Component::Normal(only)) if only == name)

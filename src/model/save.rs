@@ -1,4 +1,4 @@
-//! A Hugging Face directory, out: what `transformers` loads as it is.
+//! Writes Hugging Face directories, which `transformers` loads.
 
 use std::{borrow::Cow, fs, path::Path};
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{Dtype, Model, Params, config::RopeScaling};
 use crate::{Error, Result, atomic_file, tensor_file};
 
-/// Writes `model` into `dir`, each file whole or not at all, the weights last.
+/// Writes `model` to `dir`. Each file is written atomically, the weights last.
 pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     write_json(&dir.join("config.json"), &config_json(model, dtype))?;
@@ -25,22 +25,22 @@ pub(super) fn save(model: &Model, dir: &Path, dtype: Dtype) -> Result<()> {
         .tokenizer
         .inner
         .to_string(true)
-        .map_err(|e| Error::input(format!("the tokenizer cannot be written: {e}")))?;
+        .map_err(|e| Error::input(format!("cannot write the tokenizer: {e}")))?;
     atomic_file::write(&dir.join("tokenizer.json"), tokenizer.as_bytes())?;
     write_weights(&model.params, &dir.join("model.safetensors"), dtype)
 }
 
-/// Writes a JSON object, over several lines.
+/// Writes a JSON object with line breaks.
 pub(crate) fn write_json(path: &Path, object: &Map<String, Value>) -> Result<()> {
     let mut text = serde_json::to_string_pretty(object).expect("a JSON object can be written");
     text.push('\n');
     atomic_file::write(path, text.as_bytes())
 }
 
-/// The configuration as it was read, but for the dtype, and with the rotary base where `transformers` 4 looks for it.
+/// The configuration as read, with the dtype of the saved weights, and the rotary base also where `transformers` 4 reads it.
 fn config_json(model: &Model, dtype: Dtype) -> Map<String, Value> {
     let mut config = model.config_json.clone();
-    // `dtype` since transformers 4.56, `torch_dtype` before.
+    // `dtype` since `transformers` 4.56, `torch_dtype` before.
     for key in ["dtype", "torch_dtype"] {
         config.insert(key.into(), dtype.torch_name().into());
     }
@@ -56,7 +56,7 @@ fn config_json(model: &Model, dtype: Dtype) -> Map<String, Value> {
     config
 }
 
-/// Writes the weights one tensor at a time. A tied head is the embedding and is not stored.
+/// Writes the weights, one tensor at a time. A tied head is not stored.
 pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Result<()> {
     let tensors = params.layout.tensors.iter().map(|tensor| {
         let view = Stored {
@@ -72,7 +72,7 @@ pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Resul
     atomic_file::persist(file, path)
 }
 
-/// One tensor, converted when it is written.
+/// A tensor that is converted while it is written.
 struct Stored<'a> {
     dtype: Dtype,
     shape: &'a [usize],

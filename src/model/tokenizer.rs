@@ -1,4 +1,4 @@
-//! The model's tokenizer: `tokenizers` and the special tokens of its configuration.
+//! The tokenizer of a model, with the special tokens of its configuration.
 
 use std::{ops::Range, path::Path};
 
@@ -7,22 +7,22 @@ use tokenizers::Tokenizer;
 
 use crate::{Error, Result, catch_panic};
 
-/// Ends of a turn in the chat formats of the supported families.
+/// End-of-turn tokens in the chat formats of the supported families.
 const END_OF_TURN_TOKENS: [&str; 3] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>"];
 
-/// A tokenizer with what its `tokenizer_config.json` says.
+/// A tokenizer with its `tokenizer_config.json`.
 #[derive(Clone)]
 pub struct TextTokenizer {
-    /// The tokenizer itself; `tokenizer.json` is its serialisation.
+    /// The tokenizer itself, as in `tokenizer.json`.
     pub inner: Tokenizer,
     /// `tokenizer_config.json`.
     pub config_json: Map<String, Value>,
-    /// Tokens after which a model has nothing more to say (EOS, end of turn).
+    /// Tokens that end a text: EOS and end of turn.
     pub eos_token_ids: Vec<u32>,
 }
 
 impl TextTokenizer {
-    /// The tokenizer of a model, named as for [`super::Model::load`]; no weight is read.
+    /// Loads the tokenizer of a model, named as for [`super::Model::load`], without its weights.
     ///
     /// ```
     /// use unforget::model::TextTokenizer;
@@ -34,7 +34,7 @@ impl TextTokenizer {
     /// ```
     ///
     /// # Errors
-    /// As [`super::Model::load`], but for what is wrong with weights.
+    /// As [`super::Model::load`], except for faults of weights.
     pub fn load(spec: &str) -> Result<Self> {
         let path = super::pull(spec)?;
         if path.is_dir() {
@@ -44,7 +44,8 @@ impl TextTokenizer {
         }
     }
 
-    /// From the bytes of a `tokenizer.json` and the configurations beside it, in which `eos_token` and `eos_token_id` are looked up.
+    /// Makes a tokenizer from the bytes of `tokenizer.json`, `tokenizer_config.json` (`eos_token`) and model configurations
+    /// (`eos_token_id`).
     ///
     /// # Errors
     /// [`Error::BrokenModel`] when `tokenizer_json` (the content of `path`) is not a tokenizer.
@@ -56,7 +57,7 @@ impl TextTokenizer {
     ) -> Result<Self> {
         let mut inner = parse(tokenizer_json)
             .map_err(|reason| Error::broken(path, format!("not a tokenizer: {reason}")))?;
-        // A row is never cut or filled behind the trainer's back.
+        // The trainer alone truncates and pads rows.
         inner
             .with_truncation(None)
             .map_err(|e| Error::broken(path, e.to_string()))?
@@ -71,7 +72,7 @@ impl TextTokenizer {
             })
             .filter_map(|id| u32::try_from(id).ok())
             .collect();
-        // A token is written either as its text or as an object with its text.
+        // A token is its text, or an object that contains it.
         let eos = config_json
             .get("eos_token")
             .and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
@@ -90,18 +91,18 @@ impl TextTokenizer {
         })
     }
 
-    /// Token ids of the beginning of a text, with the special tokens that the tokenizer's own configuration adds.
+    /// Token ids of a text, with the special tokens that the tokenizer adds.
     ///
     /// # Errors
-    /// When the tokenizer refuses the text.
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         self.encode(text, true)
     }
 
-    /// As [`Self::encode_prompt`], with where in `text` each token comes from (bytes; empty for a special token that was added).
+    /// As [`Self::encode_prompt`], with the position of each token in `text` (bytes; empty for an added special token).
     ///
     /// # Errors
-    /// When the tokenizer refuses the text.
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
     pub fn encode_prompt_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding = self
             .inner
@@ -111,10 +112,10 @@ impl TextTokenizer {
         Ok((encoding.get_ids().to_vec(), offsets.collect()))
     }
 
-    /// Token ids of a text that follows another: no special tokens added.
+    /// Token ids of a text that follows another, without added special tokens.
     ///
     /// # Errors
-    /// When the tokenizer refuses the text.
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
         self.encode(text, false)
     }
@@ -126,45 +127,45 @@ impl TextTokenizer {
             .map_err(|e| refused(text, &e))
     }
 
-    /// Text of token ids, special tokens left out; an unfinished UTF-8 sequence at the end becomes U+FFFD.
+    /// Text of token ids without special tokens. An unfinished UTF-8 sequence at the end becomes U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, true).unwrap_or_default()
     }
 
-    /// As [`Self::decode`], with the special tokens.
+    /// As [`Self::decode`], with special tokens.
     pub fn decode_with_special_tokens(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, false).unwrap_or_default()
     }
 
-    /// Text of one token, byte-level escapes undone. Empty for an id that the tokenizer does not have.
+    /// Text of one token, with byte-level escapes decoded. Empty for an unknown id.
     pub fn token_text(&self, id: u32) -> String {
         let text = self.inner.decode(&[id], false).unwrap_or_default();
-        // The decoders of word-piece vocabularies strip the white space before a first word.
+        // Decoders for `▁` strip the white space before the first word.
         match self.inner.id_to_token(id) {
             Some(token) if token.starts_with('▁') && !text.starts_with(' ') => format!(" {text}"),
             _ => text,
         }
     }
 
-    /// V of the tokenizer, added tokens included.
+    /// Size of the vocabulary, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The largest token id, if there is a token at all.
+    /// The largest token id, if there are tokens.
     pub(super) fn max_token_id(&self) -> Option<u32> {
         self.inner.get_vocab(true).into_values().max()
     }
 }
 
 fn refused(text: &str, reason: &tokenizers::Error) -> Error {
-    Error::input(format!("the tokenizer refuses {text:?}: {reason}"))
+    Error::input(format!("the tokenizer cannot encode {text:?}: {reason}"))
 }
 
-/// Parses a `tokenizer.json`, or says what is wrong with it.
+/// Parses a `tokenizer.json`; the error is the reason why it is invalid.
 ///
-/// `tokenizers` panics at some broken files, at once or at the first text: JSON that ends inside a decoder, a template
-/// that names a token which is not there.
+/// `tokenizers` panics on some broken files, while parsing or on the first text: JSON that ends inside a decoder, a template with an
+/// unknown token.
 fn parse(json: &[u8]) -> Result<Tokenizer, String> {
     serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| e.to_string())?;
     catch_panic::catch_panic(|| {
@@ -175,14 +176,14 @@ fn parse(json: &[u8]) -> Result<Tokenizer, String> {
             .map_err(|e| e.to_string())?;
         Ok(tokenizer)
     })
-    .unwrap_or_else(|| Err("it contradicts itself".into()))
+    .unwrap_or_else(|| Err("it is inconsistent".into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Bytes as tokens, and what `extra` says.
+    /// A tokenizer whose tokens are bytes, with the keys in `extra` replaced.
     fn byte_level(extra: &Value) -> TextTokenizer {
         let mut alphabet: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet()
             .into_iter()
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn truncation_and_padding_of_the_file_are_not_applied() {
+    fn truncation_and_padding_in_the_file_are_ignored() {
         let tokenizer = byte_level(&serde_json::json!({
             "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
             "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
@@ -229,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn end_tokens_come_from_every_configuration_and_the_known_ends_of_a_turn() {
+    fn eos_tokens_come_from_every_configuration_and_the_end_of_turn_tokens() {
         let tokenizer = byte_level(&serde_json::json!({}));
         let a = tokenizer.inner.token_to_id("a").unwrap();
         assert_eq!(tokenizer.eos_token_ids, [3, 9, a, 256]);
     }
 
     #[test]
-    fn a_token_is_shown_as_text_and_half_a_character_as_its_replacement() {
+    fn half_a_character_is_shown_as_the_replacement_character() {
         let tokenizer = byte_level(&serde_json::json!({}));
         let ids = tokenizer.encode_prompt(" é").unwrap();
         assert_eq!(ids.len(), 3);
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_ends_inside_a_decoder_or_names_no_token_is_refused() {
+    fn a_file_on_which_the_library_panics_is_refused() {
         let template = serde_json::json!({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
             "decoder": null, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
             "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "none", "type_id": 0}}],
@@ -261,7 +262,7 @@ mod tests {
             let Err(error) =
                 TextTokenizer::new(Path::new("t.json"), json.as_bytes(), Map::new(), &[])
             else {
-                panic!("{json} was taken")
+                panic!("{json} was accepted")
             };
             assert_eq!(error.exit_code(), 1);
         }

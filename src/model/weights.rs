@@ -1,4 +1,4 @@
-//! From a file's tensors to the one buffer of [`Params`], in parallel and without holding the model twice.
+//! Reads the tensors of a file into the buffer of [`Params`], in parallel and without a second copy of the model.
 
 use std::{path::Path, sync::Arc};
 
@@ -7,19 +7,19 @@ use rayon::prelude::*;
 use super::{Dtype, Layout, ModelConfig, Params, params::TensorInfo};
 use crate::{Error, Result, format, system::total_memory_bytes};
 
-/// Elements that one job converts: enough to be worth a job, few enough to keep every core busy.
+/// Elements per job: enough to be worth a job, few enough to keep all cores busy.
 const CHUNK_ELEMENTS: usize = 1 << 18;
 
-/// A set of named tensors on disk.
+/// Named tensors in a file.
 pub(super) trait TensorSource: Sync {
-    /// Where the tensor lies, for messages; its shape, outermost dimension first. `None` when there is no such tensor.
+    /// The file of a tensor, for messages, and its shape, outermost dimension first; `None` if there is no such tensor.
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)>;
 
-    /// Converts the whole rows that begin at `first_row` into `out`.
+    /// Converts rows from `first_row` on into `out`, a whole number of rows.
     fn read_rows(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()>;
 }
 
-/// Reads every tensor of `config`'s layout from `source`; shapes are checked before anything is allocated.
+/// Reads all tensors of a model with this configuration from `source`. Shapes are checked before memory is allocated.
 pub(super) fn read(
     source: &impl TensorSource,
     config: &ModelConfig,
@@ -38,7 +38,7 @@ pub(super) fn read(
                 return Err(Error::broken(
                     file,
                     format!(
-                        "tensor `{}` has shape {shape:?}; the configuration asks for {:?}",
+                        "tensor `{}` has shape {shape:?}; the configuration requires {:?}",
                         tensor.name, tensor.shape
                     ),
                 ));
@@ -65,7 +65,7 @@ pub(super) fn read(
     Ok(params)
 }
 
-/// The dtype to call a model whose tensors have these: theirs when they agree, else f32, which loses nothing.
+/// The dtype of a model whose tensors have these: the common one, else f32, which represents all of them.
 pub(super) fn common_dtype(dtypes: impl IntoIterator<Item = Dtype>) -> Dtype {
     dtypes
         .into_iter()
@@ -73,7 +73,7 @@ pub(super) fn common_dtype(dtypes: impl IntoIterator<Item = Dtype>) -> Dtype {
         .unwrap_or(Dtype::F32)
 }
 
-/// Converts little-endian `bytes` of `dtype` to f32; `out` has as many elements.
+/// Converts little-endian `bytes` of `dtype` to f32. `out` has the same number of elements.
 pub(super) fn convert(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => {
@@ -94,19 +94,19 @@ pub(super) fn convert(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Refuses weights that this machine has no memory for, before room for them is made.
+/// An error if the weights do not fit in the memory of this machine. Called before they are allocated.
 fn check_memory(layout: &Layout, path: &Path) -> Result<()> {
     let bytes = (layout.len * size_of::<f32>()) as u64;
     match total_memory_bytes() {
         Some(machine) if bytes > machine => Err(Error::input_hint(
             format!(
-                "{} has {} weights: in f32 they need {} of memory, and this machine has {}",
+                "{} has {} weights, which need {} of memory in f32; this machine has {}",
                 path.display(),
                 format::thousands(layout.len),
                 format::memory(bytes),
                 format::memory(machine)
             ),
-            "take a smaller model, or a machine with more memory",
+            "use a smaller model, or a machine with more memory",
         )),
         _ => Ok(()),
     }

@@ -1,7 +1,7 @@
 //! ggml's tensor types: block layouts, dequantisation of all supported types, quantisation to the types that are written.
 //!
 //! A quantised type stores a fixed number of weights per block, as small integers with one or two scales. The layouts are
-//! those of ggml; values equal those of the Python package `gguf` bit for bit, and so do quantised bytes.
+//! those of ggml. Values and quantised bytes are bitwise identical to those of the Python package `gguf`.
 
 use half::{bf16, f16};
 use rayon::prelude::*;

@@ -1,4 +1,4 @@
-//! The `config.json` that a GGUF's metadata amounts to.
+//! Makes a `config.json` from GGUF metadata.
 
 use std::f64::consts::TAU;
 
@@ -10,15 +10,15 @@ use crate::{
     model::config::{Llama3Scaling, unsupported_architecture},
 };
 
-/// llama.cpp's rotary base where the file names none.
+/// llama.cpp's default for the rotary base.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
-/// Llama 3's rotary scaling, which GGUF stores only as the factors that it comes to.
+/// Parameters of Llama 3's rotary scaling, of which GGUF stores only the resulting factors.
 const LLAMA3_LOW_FREQ_FACTOR: f64 = 1.0;
 const LLAMA3_HIGH_FREQ_FACTOR: f64 = 4.0;
 const LLAMA3_ORIGINAL_POSITIONS: f64 = 8192.0;
 
-/// Makes a `config.json` that `transformers` loads. `rope_factors`: the content of `rope_freqs.weight`, where there is one.
+/// Makes a `config.json` that `transformers` loads. `rope_factors` is the content of `rope_freqs.weight`, if there is one.
 pub(super) fn config_json(
     header: &Header,
     rope_factors: Option<&[f32]>,
@@ -30,7 +30,7 @@ pub(super) fn config_json(
     let key = |name: &str| format!("{architecture}.{name}");
     let sliding_window = header.integer(&key("attention.sliding_window"))?;
     let (model_type, class) = match architecture {
-        // Mistral's models are stored as llamas; a window is all that tells them apart.
+        // Mistral models are stored as `llama`; only the sliding window distinguishes them.
         "llama" | "mistral" if sliding_window.is_some() => ("mistral", "MistralForCausalLM"),
         "llama" | "mistral" => ("llama", "LlamaForCausalLM"),
         "qwen2" => ("qwen2", "Qwen2ForCausalLM"),
@@ -67,7 +67,7 @@ pub(super) fn config_json(
         return refuse("a value length that is not the key length");
     }
     if integer("rope.dimension_count")?.is_some_and(|n| n != head_dim) {
-        return refuse("rotary position on a part of each head");
+        return refuse("rotary position embedding of a part of each head");
     }
     let embedding = header
         .tensors
@@ -126,7 +126,7 @@ pub(super) fn config_json(
     Ok(std::mem::take(config))
 }
 
-/// The `generation_config.json`.
+/// Makes a `generation_config.json`.
 pub(super) fn generation_config_json(config: &Map<String, Value>) -> Map<String, Value> {
     ["bos_token_id", "eos_token_id", "pad_token_id"]
         .iter()
@@ -145,7 +145,7 @@ fn rope_scaling(
     if let Some(factors) = factors {
         return llama3_scaling(theta, factors).ok_or_else(|| {
             Error::input(format!(
-                "{}: the factors in `rope_freqs.weight` are not Llama 3's scaling, and no other is supported",
+                "{}: the factors in `rope_freqs.weight` are not those of Llama 3's scaling; no other is supported",
                 path.display()
             ))
         });
@@ -167,13 +167,13 @@ fn rope_scaling(
                 "{}: rope scaling `{other}` is not supported",
                 path.display()
             ),
-            "these work: none, linear, and Llama 3's",
+            "supported: none, linear, and Llama 3's",
         )),
     }
 }
 
-/// Llama 3's scaling, if it gives these factors. The last one, of the longest wave, is `factor` itself; low, high and the
-/// original context are the same in every Llama 3 model.
+/// Llama 3's scaling, if it gives these factors. The last one, of the longest wavelength, is `factor` itself. The low and high
+/// frequency factors and the original context are the same in all Llama 3 models.
 fn llama3_scaling(theta: f64, factors: &[f32]) -> Option<Value> {
     let scaling = Llama3Scaling {
         factor: f64::from(*factors.last()?),
@@ -181,7 +181,7 @@ fn llama3_scaling(theta: f64, factors: &[f32]) -> Option<Value> {
         high_freq_factor: LLAMA3_HIGH_FREQ_FACTOR,
         original_max_position_embeddings: LLAMA3_ORIGINAL_POSITIONS,
     };
-    // The file's factors went through f32 arithmetic.
+    // The stored factors were computed in f32.
     let expected = llama3_factors(&scaling, theta, factors.len());
     let close =
         |(stored, expected): (&f32, f64)| (f64::from(*stored) - expected).abs() <= 1e-4 * expected;
@@ -196,14 +196,14 @@ fn llama3_scaling(theta: f64, factors: &[f32]) -> Option<Value> {
     })
 }
 
-/// What `rope_freqs.weight` holds under `scaling`: a divisor for each of the `pairs` of a head (K / 2), whose wavelengths
-/// are 2 pi theta^(2i / K).
+/// The content of `rope_freqs.weight` for `scaling`: a divisor for each of the `pairs` of a head (K / 2), whose wavelengths are
+/// 2 pi theta^(2i / K).
 pub(super) fn llama3_factors(scaling: &Llama3Scaling, theta: f64, pairs: usize) -> Vec<f64> {
     let wavelength = |i: usize| TAU * theta.powf(i as f64 / pairs as f64);
     (0..pairs).map(|i| scaling.divisor(wavelength(i))).collect()
 }
 
-/// The shortest decimal that is the same f32: metadata is stored in f32, and 1e-5 should not become 9.999999747e-6.
+/// The shortest decimal of the same f32: metadata is stored in f32, and 1e-5 should not become 9.999999747e-6.
 fn shortest(n: f64) -> f64 {
     let single = n as f32;
     if f64::from(single) == n {
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn llama_3_scaling_is_recognised_by_its_factors_and_nothing_else_is() {
+    fn only_llama_3_scaling_is_recognised_by_its_factors() {
         // Llama 3.2 1B, as `Llama3` in llama.cpp's converter computes them: K = 64, theta = 500,000, factor 32.
         let theta = 500_000.0_f64;
         let factors: Vec<f32> = (0..32)

@@ -1,4 +1,4 @@
-//! A GGUF file, in: metadata to `config.json`, the tokenizer inside, and weights dequantised to f32; and out.
+//! Loads GGUF files (metadata as `config.json`, tokenizer, weights dequantised to f32) and writes them.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ mod write;
 
 pub(super) use write::save;
 
-/// The tokenizer in the GGUF file `path`; no weight is read.
+/// The tokenizer in the GGUF file `path`. Weights are not read.
 pub(super) fn tokenizer(path: &Path) -> Result<TextTokenizer> {
     let map = FileMap::open(path)?;
     let header = header::Header::parse(path, &map)?;

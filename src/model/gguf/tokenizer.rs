@@ -1,4 +1,4 @@
-//! The tokenizer inside a GGUF file, as the `tokenizer.json` that it was made from.
+//! Makes a `tokenizer.json` from the tokenizer in a GGUF file.
 
 use serde_json::{Map, Value, json};
 
@@ -11,20 +11,20 @@ pub(super) const CONTROL: u64 = 3;
 pub(super) const USER_DEFINED: u64 = 4;
 pub(super) const UNUSED: u64 = 5;
 
-/// The pre-tokenizers, as llama.cpp calls them first.
+/// llama.cpp's names of the supported pre-tokenizers, without synonyms.
 pub(super) const PRE_TOKENIZERS: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
 
-/// How a byte-level BPE splits text into words before it merges.
+/// The pre-tokenizer of a byte-level BPE, which splits text into words.
 pub(super) struct PreTokenizer {
     pub(super) normalizer: Value,
     steps: Vec<Value>,
-    /// A word that is a token as it is, is not built from merges.
+    /// A word in the vocabulary is one token, whatever the merges say.
     pub(super) ignore_merges: bool,
-    /// Whether a text begins with BOS where the file does not say.
+    /// Whether a text begins with BOS if the file does not say.
     add_bos: bool,
 }
 
-/// `tokenizer.json` and `tokenizer_config.json` of the file.
+/// Makes `tokenizer.json` and `tokenizer_config.json`.
 pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Value>)> {
     let path = header.path();
     let missing = |key: &str| Error::broken(path, format!("metadata `{key}` is missing"));
@@ -37,7 +37,7 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
                 "{}: a tokenizer of type `{model}` is not supported",
                 path.display()
             ),
-            "byte-level BPE (`gpt2`) works; take the model's Hugging Face directory instead",
+            "byte-level BPE (`gpt2`) is supported; use the model's Hugging Face directory instead",
         ));
     }
     let tokens = header
@@ -60,7 +60,7 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
             Some((left, right)) => Ok(json!([left, right])),
             None => Err(Error::broken(
                 path,
-                format!("`{merge}` is not a merge of two tokens"),
+                format!("the merge `{merge}` is not a pair of tokens"),
             )),
         })
         .collect::<Result<Vec<_>>>()?;
@@ -69,7 +69,7 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
     let vocabulary: Map<String, Value> = tokens
         .iter()
         .enumerate()
-        // Unused ids only fill the embedding up to a round number.
+        // Unused ids pad the embedding to a round number.
         .filter(|(id, _)| kind(*id) != Some(UNUSED))
         .map(|(id, token)| ((*token).to_owned(), id.into()))
         .collect();
@@ -141,7 +141,7 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
     Ok((tokenizer, config))
 }
 
-/// The pre-tokenizer that `tokenizer.ggml.pre` names.
+/// The pre-tokenizer in `tokenizer.ggml.pre`.
 fn pre_tokenizer(header: &Header) -> Result<PreTokenizer> {
     let name = header.text("tokenizer.ggml.pre")?.unwrap_or("default");
     PreTokenizer::named(name).ok_or_else(|| {
@@ -151,7 +151,7 @@ fn pre_tokenizer(header: &Header) -> Result<PreTokenizer> {
                 header.path().display()
             ),
             format!(
-                "these work: default, {}; or take the model's Hugging Face directory",
+                "supported: default, {}; or use the model's Hugging Face directory",
                 PRE_TOKENIZERS.join(", ")
             ),
         )
@@ -159,7 +159,7 @@ fn pre_tokenizer(header: &Header) -> Result<PreTokenizer> {
 }
 
 impl PreTokenizer {
-    /// The one that llama.cpp calls so. The patterns are those of the models' own `tokenizer.json`.
+    /// The pre-tokenizer with this name in llama.cpp. The patterns are those of the models' own `tokenizer.json`.
     pub(super) fn named(name: &str) -> Option<Self> {
         let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
         let split = |digits: &str| {
@@ -193,7 +193,7 @@ impl PreTokenizer {
         })
     }
 
-    /// As `tokenizer.json` has it.
+    /// Its form in `tokenizer.json`.
     pub(super) fn json(&self) -> Value {
         match &self.steps[..] {
             [only] => only.clone(),
@@ -202,12 +202,12 @@ impl PreTokenizer {
     }
 }
 
-/// What is put around a text.
+/// The post-processor, which adds special tokens to a text.
 fn post_processor(tokens: &[&str], bos: Option<&str>, eos: Option<&str>) -> Value {
     if bos.is_none() && eos.is_none() {
         return json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true});
     }
-    let around = |sequence: &str, type_id: u32| -> Vec<Value> {
+    let template = |sequence: &str, type_id: u32| -> Vec<Value> {
         let special = |token: &str| json!({"SpecialToken": {"id": token, "type_id": type_id}});
         bos.map(special)
             .into_iter()
@@ -226,10 +226,10 @@ fn post_processor(tokens: &[&str], bos: Option<&str>, eos: Option<&str>) -> Valu
             ))
         })
         .collect();
-    let pair = [around("A", 0), around("B", 1)].concat();
+    let pair = [template("A", 0), template("B", 1)].concat();
     json!({
         "type": "TemplateProcessing",
-        "single": around("A", 0),
+        "single": template("A", 0),
         "pair": pair,
         "special_tokens": specials,
     })
@@ -242,9 +242,9 @@ mod tests {
     use super::*;
     use crate::model::TextTokenizer;
 
-    /// `tests/golden/gguf.py` has `tokenizers` itself split with the definitions of the models' own tokenizers.
+    /// The reference is `tests/golden/gguf.py`: `tokenizers` with the definitions of the models' own tokenizers.
     #[test]
-    fn every_pre_tokenizer_gives_the_reference_s_tokens() {
+    fn every_pre_tokenizer_gives_the_tokens_of_the_reference() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf");
         let expected: Map<String, Value> =
             serde_json::from_slice(&fs::read(dir.join("tokens.json")).unwrap()).unwrap();
@@ -265,7 +265,7 @@ mod tests {
                 let without_special = normalised.replace("<|start|>", "").replace("<|end|>", "");
                 assert_eq!(tokenizer.decode(&ids), without_special, "{pre}");
             }
-            // Llama 3 begins with BOS where the file does not say otherwise.
+            // Llama 3 begins with BOS by default.
             let bos = tokenizer
                 .inner
                 .token_to_id("<|start|>")

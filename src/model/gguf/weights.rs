@@ -1,4 +1,4 @@
-//! The tensors of a GGUF file, dequantised a few rows at a time.
+//! The tensors of a GGUF file, dequantised row by row.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -16,7 +16,7 @@ pub(super) struct Weights<'a> {
     path: &'a Path,
     bytes: &'a [u8],
     tensors: BTreeMap<String, Tensor>,
-    /// K, where rows of q and k are stored in pairs for interleaved rope.
+    /// K, if the rows of q and k are stored in pairs for interleaved rope.
     paired_head_dim: Option<usize>,
 }
 
@@ -24,7 +24,7 @@ impl<'a> Weights<'a> {
     /// The tensors of `header`, whose file holds `bytes`.
     ///
     /// # Errors
-    /// When there is a tensor that a decoder has no place for.
+    /// [`Error::BrokenModel`] when a tensor is not part of a model with this configuration.
     pub(super) fn new(header: &Header<'a>, bytes: &'a [u8], config: &ModelConfig) -> Result<Self> {
         let layout = Layout::new(config);
         let mut tensors = BTreeMap::new();
@@ -44,7 +44,7 @@ impl<'a> Weights<'a> {
             };
             tensors.insert(known, tensor.clone());
         }
-        // llama.cpp's `llama` architecture alone rotates neighbours; the others rotate halves, as Hugging Face does.
+        // Only llama.cpp's `llama` architecture rotates adjacent rows; the others rotate halves, as Hugging Face does.
         let interleaved = matches!(
             header.text("general.architecture")?,
             Some("llama" | "mistral")
@@ -73,8 +73,7 @@ impl Weights<'_> {
     }
 }
 
-/// The row of the file that holds row `row` of q or k: within each head, GGUF's rows 2j and 2j + 1 are rows j and
-/// K/2 + j.
+/// The row in the file of row `row` of q or k: within each head, GGUF's rows 2j and 2j + 1 are rows j and K/2 + j.
 pub(super) fn stored_row(row: usize, head_dim: usize) -> usize {
     let (head, within) = (row / head_dim, row % head_dim);
     let (half, j) = (within / (head_dim / 2), within % (head_dim / 2));
@@ -103,10 +102,10 @@ impl TensorSource for Weights<'_> {
     }
 }
 
-/// `rope_freqs.weight`: one factor per pair of a head.
+/// The tensor with one rotary factor for each pair of a head.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// The content of `rope_freqs.weight`, where there is one.
+/// The content of `rope_freqs.weight`, if there is one.
 pub(super) fn rope_factors(header: &Header, bytes: &[u8]) -> Option<Vec<f32>> {
     let tensor = header.tensors.get(ROPE_FACTORS)?;
     let mut factors = vec![0.0; tensor.shape.iter().product()];
@@ -125,14 +124,14 @@ fn dequantize(bytes: &[u8], tensor: &Tensor, first: usize, out: &mut [f32]) {
     tensor.kind.dequantize(blocks, out);
 }
 
-/// What lies beside the layers, as GGUF and as Hugging Face call it.
+/// The tensors outside the layers: GGUF and Hugging Face names.
 const OUTER: [(&str, &str); 3] = [
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
     ("output", "lm_head"),
 ];
 
-/// The parts of a layer.
+/// The tensors of a layer: GGUF and Hugging Face names.
 const PARTS: [(&str, &str); 11] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -147,7 +146,7 @@ const PARTS: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// A name of each kind.
+/// A GGUF name and a Hugging Face name.
 type Names = (&'static str, &'static str);
 
 /// The Hugging Face name of a GGUF tensor.
@@ -160,10 +159,11 @@ pub(super) fn gguf_name(name: &str) -> Option<String> {
     renamed(name, ["model.layers.", "blk."], |(gguf, hf)| (hf, gguf))
 }
 
-/// A tensor's other name. `layers` is what the layers' begin with, and `sides` turns a table's names so that the given kind is first.
-fn renamed(name: &str, layers: [&str; 2], sides: fn(Names) -> Names) -> Option<String> {
+/// The other name of a tensor. `layers` are the prefixes of layer names, and `order` puts the names of a table entry in the order
+/// (from, to).
+fn renamed(name: &str, layers: [&str; 2], order: fn(Names) -> Names) -> Option<String> {
     let other = |table: &[Names], name: &str| {
-        let mut names = table.iter().map(|names| sides(*names));
+        let mut names = table.iter().map(|names| order(*names));
         names.find(|(from, _)| *from == name).map(|(_, to)| to)
     };
     let (place, kind) = name.rsplit_once('.')?;

@@ -15,7 +15,7 @@ use crate::{
     model::{Family, GgufType, Model, config::RopeScaling, params::TensorInfo},
 };
 
-/// ggml's version of how blocks are laid out.
+/// ggml's version of the block layouts.
 const QUANTIZATION_VERSION: u32 = 2;
 
 impl GgufType {
@@ -36,8 +36,8 @@ impl GgufType {
         }
     }
 
-    /// `general.file_type`, as llama.cpp counts them.
-    fn number(self) -> u32 {
+    /// llama.cpp's number for `general.file_type`.
+    fn file_type(self) -> u32 {
         match self {
             Self::F32 => 0,
             Self::F16 => 1,
@@ -57,7 +57,7 @@ pub(in crate::model) fn save(model: &Model, path: &Path, kind: GgufType) -> Resu
     file::write(path, &metadata, &tensors(model, kind))
 }
 
-/// The architecture, which `mistral` shares with `llama`.
+/// The architecture name; `mistral` is stored as `llama`.
 fn architecture(family: Family) -> &'static str {
     match family {
         Family::Llama | Family::Mistral => Family::Llama.model_type(),
@@ -69,22 +69,22 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
     let c = &model.config;
     let architecture = architecture(c.family);
     let count = |n: usize| Value::U32(n as u32);
-    // The file's own context, not that of a sliding window, which is told beside it.
-    let written = |key: &str| {
+    // The context of the configuration file: the sliding window has a key of its own.
+    let config_value = |key: &str| {
         model
             .config_json
             .get(key)
             .and_then(serde_json::Value::as_u64)
     };
     let context =
-        written("max_position_embeddings").map_or(c.max_position_embeddings, |n| n as usize);
+        config_value("max_position_embeddings").map_or(c.max_position_embeddings, |n| n as usize);
 
     let mut metadata = vec![
         (
             "general.architecture".to_owned(),
             Value::Text(architecture.into()),
         ),
-        ("general.file_type".to_owned(), Value::U32(kind.number())),
+        ("general.file_type".to_owned(), Value::U32(kind.file_type())),
         (
             "general.quantization_version".to_owned(),
             Value::U32(QUANTIZATION_VERSION),
@@ -110,7 +110,7 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
         add("rope.scaling.type", Value::Text("linear".into()));
         add("rope.scaling.factor", Value::F32(factor as f32));
     }
-    if let (Family::Mistral, Some(window)) = (c.family, written("sliding_window")) {
+    if let (Family::Mistral, Some(window)) = (c.family, config_value("sliding_window")) {
         add("attention.sliding_window", count(window as usize));
     }
     metadata.extend(tokenizer::metadata(&model.tokenizer, c.vocab_size)?);
@@ -148,7 +148,7 @@ fn tensors(model: &Model, kind: GgufType) -> Vec<file::Tensor<'_>> {
     tensors
 }
 
-/// The rows of q or k (a bias: its elements) in the order of interleaved rope.
+/// The rows of q or k, or the elements of their biases, in the order of interleaved rope.
 fn in_pairs(values: &[f32], tensor: &TensorInfo, head_dim: usize) -> Vec<f32> {
     let row_len = values.len() / tensor.shape[0];
     let mut paired = vec![0.0; values.len()];

@@ -1,4 +1,4 @@
-//! A byte-level BPE as the metadata of a GGUF file.
+//! GGUF metadata of a byte-level BPE tokenizer.
 
 use std::collections::HashSet;
 
@@ -14,22 +14,22 @@ use super::{
 };
 use crate::{Error, Result, model::TextTokenizer};
 
-/// What the pre-tokenizers split differently: numbers, contractions, white space, signs, scripts, marks that NFC joins.
-const TRIAL: &str = "I'll they've CAN'T 'S 1 12 1234567 3rd x2y ½ ² ٣٤ １２\n\n  a \t\r\n b   c fn(x){return -1;} // don't \
+/// A text that the pre-tokenizers split differently: numbers, contractions, white space, signs, scripts, combining marks.
+const SAMPLE: &str = "I'll they've CAN'T 'S 1 12 1234567 3rd x2y ½ ² ٣٤ １２\n\n  a \t\r\n b   c fn(x){return -1;} // don't \
     e\u{301} 你好，世界 Привет שלום नमस्ते 👩‍👩‍👧 \u{a0}— “…” €\n";
 
-/// The `tokenizer.ggml` keys for a vocabulary of `vocab_size` rows of the embedding.
+/// The `tokenizer.ggml` metadata for an embedding of `vocab_size` rows.
 ///
 /// # Errors
-/// [`Error::Input`] when GGUF has no name for how the tokenizer works.
+/// [`Error::Input`] when GGUF has no name for this kind of tokenizer.
 pub(super) fn metadata(
     tokenizer: &TextTokenizer,
     vocab_size: usize,
 ) -> Result<Vec<(String, Value)>> {
-    let unsupported = |what: &str| {
+    let unsupported = |reason: &str| {
         Error::input_hint(
-            format!("the model's tokenizer cannot be written into a GGUF file: {what}"),
-            "`--to hf` writes the whole model, which llama.cpp's own converter may know how to turn into one",
+            format!("cannot write the tokenizer to a GGUF file: {reason}"),
+            "write the model with `--to hf` and try llama.cpp's own converter",
         )
     };
     let inner = &tokenizer.inner;
@@ -47,8 +47,7 @@ pub(super) fn metadata(
         let known = PreTokenizer::named(name).expect("each of them is known");
         known.ignore_merges == ignore_merges && found.is_some() && found == known_splits(&known)
     });
-    let pre =
-        named.ok_or_else(|| unsupported("it splits text in a way that GGUF has no name for"))?;
+    let pre = named.ok_or_else(|| unsupported("GGUF has no name for its pre-tokenizer"))?;
 
     let added = inner.get_added_tokens_decoder();
     let (tokens, types): (Vec<_>, Vec<_>) = (0..vocab_size as u32)
@@ -60,7 +59,7 @@ pub(super) fn metadata(
         })
         .unzip();
     if tokens.iter().collect::<HashSet<_>>().len() < tokens.len() {
-        return Err(unsupported("two of its ids have the same text"));
+        return Err(unsupported("two ids have the same text"));
     }
     let merges = model["merges"].as_array().into_iter().flatten();
     let merges = merges.filter_map(|merge| match merge {
@@ -77,9 +76,9 @@ pub(super) fn metadata(
         inner.token_to_id(token.as_str().or_else(|| token.get("content")?.as_str())?)
     };
     let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
-    let around = tokenizer.encode_prompt("a")?;
-    let add_bos = bos.is_some() && around.first() == bos.as_ref();
-    let add_eos = eos.is_some() && around.last() == eos.as_ref();
+    let sample = tokenizer.encode_prompt("a")?;
+    let add_bos = bos.is_some() && sample.first() == bos.as_ref();
+    let add_eos = eos.is_some() && sample.last() == eos.as_ref();
 
     let types = types.into_iter().map(|kind| kind as i32).collect();
     let mut metadata = vec![
@@ -119,12 +118,12 @@ pub(super) fn metadata(
     Ok(metadata)
 }
 
-/// What [`TRIAL`] is split into, or none where it cannot be.
+/// The words of [`SAMPLE`]; `None` if it cannot be split.
 fn splits(
     normalizer: Option<&NormalizerWrapper>,
     pre_tokenizer: Option<&PreTokenizerWrapper>,
 ) -> Option<Vec<String>> {
-    let mut text = NormalizedString::from(TRIAL);
+    let mut text = NormalizedString::from(SAMPLE);
     if let Some(normalizer) = normalizer {
         normalizer.normalize(&mut text).ok()?;
     }
