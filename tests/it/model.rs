@@ -230,7 +230,7 @@ fn transformers_loads_a_saved_model_with_the_same_weights_and_tokens() {
     let python = env::var(PYTHON).expect("UNFORGET_PYTHON is set");
     let mut models: Vec<PathBuf> = FAMILIES.iter().map(|family| golden(family)).collect();
     models.push(golden("gguf/qwen3.gguf"));
-    models.extend(env::var(crate::tools::SMOLLM2).map(PathBuf::from));
+    models.extend(env::var(SMOLLM2).map(PathBuf::from));
     for path in models {
         let model = load(&path).unwrap();
         let saved = tempfile::tempdir().unwrap();
