@@ -22,13 +22,6 @@ use crate::model::{Buffer, LinearInput, ModelConfig, Params};
 mod attention;
 mod batch;
 mod cache;
-#[cfg(all(
-    test,
-    target_os = "linux",
-    target_arch = "x86_64",
-    not(debug_assertions)
-))]
-mod counts;
 mod decoder;
 pub(crate) mod eigen;
 mod gradients;

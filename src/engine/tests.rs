@@ -1,6 +1,9 @@
 //! Properties of the engine: gradients equal finite differences, and packing, caching and threads do not change results. (The
 //! comparison with `transformers` is in `tests/it/golden.rs`.)
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64", not(debug_assertions)))]
+mod counts;
+
 use std::{ops::Range, sync::Arc};
 
 use rand::{Rng, SeedableRng};

@@ -1,4 +1,4 @@
-//! A performance test: the hot kernels execute no more instructions than recorded in `counts.toml`.
+//! A performance test: the hot kernels execute no more instructions than recorded in `src/engine/counts.toml`.
 //!
 //! The test runs itself under Valgrind's callgrind, which counts instructions. Counts are reproducible on a busy machine, where times
 //! vary by half. Valgrind 3.19 does not support AVX-512, so that the AVX2 code is counted. Record new counts with
@@ -12,15 +12,15 @@ use std::{
     process::Command,
 };
 
-use super::{
-    Batch, Gradients, Target,
-    attention::{self, AttentionShape},
-    head::{self, HeadGradients, LmHead},
-    matmul,
-    rope::Rope,
-    tests::{config, params},
-};
+use super::{config, params};
 use crate::{
+    engine::{
+        Batch, Gradients, Target,
+        attention::{self, AttentionShape},
+        head::{self, HeadGradients, LmHead},
+        matmul,
+        rope::Rope,
+    },
     model::{ModelConfig, Params},
     train::adamw::{AdamW, AdamWSettings},
 };
@@ -205,7 +205,11 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
         .arg("--toggle-collect=*counts::counted_*")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe().expect("this program"))
-        .args(["engine::counts::counted_kernels", "--exact", "--ignored"])
+        .args([
+            "engine::tests::counts::counted_kernels",
+            "--exact",
+            "--ignored",
+        ])
         .arg("--test-threads=1")
         .output();
     let Ok(counted) = counted else {
