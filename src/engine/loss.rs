@@ -242,7 +242,7 @@ fn total(lanes: [f32; LANES]) -> f64 {
 }
 
 vectorized! {
-    /// Cross-entropy at one position, -ln softmax(s)[y]; `s` becomes `ce_weight * (softmax(s) - onehot(y))`.
+    /// Cross-entropy at one position, `-ln softmax(s)[y]`; `s` becomes `ce_weight * (softmax(s) - onehot(y))`.
     pub fn cross_entropy_row(s: &mut [f32], target: &Target) -> f64 {
         let (y, weight) = (target.token as usize, target.ce_weight);
         let (max, target_logit) = (simd::max(s), s[y]);
