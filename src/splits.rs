@@ -1,4 +1,4 @@
-//! Splits: which facts are trained on and which are only measured (section 2.1 of the paper).
+//! Splits: the facts that are trained and those that are only measured (section 2.1 of the paper).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,35 +19,35 @@ use crate::{
 /// Control facts below which a budget of 1 pp cannot be checked reliably: one fact is then a tenth of it or more.
 pub const MIN_CONTROL_FACTS: usize = 1_000;
 
-/// Most facts that are taken for `D_Known` where the user names none.
+/// Maximum size of `D_Known` if the user gives no `keep`.
 const MAX_KNOWN: usize = 8_000;
 
-/// Most facts of each held-out split that are taken where the user names none: 0.8 pp is then one standard error at 90%.
+/// Maximum size of each held-out split if the user gives no `held`. The standard error of an accuracy of 90% is then 0.95 pp.
 const MAX_HELD: usize = 1_000;
 
-/// Where held-out facts and `D_Known` come from one pool, one subject in this many is held out.
+/// If held-out facts and `D_Known` come from one pool, one subject in this many is held out.
 const HELD_ONE_IN: usize = 4;
 
-/// The held-out splits and the labels of their facts.
+/// The label of each held-out split.
 const HELD_LABELS: [(Split, Label); 3] = [
     (Split::Held, Label::HighlyKnown),
     (Split::MaybeKnown, Label::MaybeKnown),
     (Split::WeaklyKnown, Label::WeaklyKnown),
 ];
 
-/// A fact and what the audit of the base model found.
+/// A fact with its label by the audit of the base model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LabelledFact {
     /// The fact.
     pub fact: Fact,
-    /// Its label; none without an audit.
+    /// The label; `None` without an audit.
     pub label: Option<Label>,
-    /// Share of the few-shot prompts under which the greedy answer was right; none without an audit.
+    /// Fraction of few-shot prompts whose greedy answer is correct; `None` without an audit.
     pub few_shot_accuracy: Option<f64>,
 }
 
 impl LabelledFact {
-    /// A fact with what the audit says of it.
+    /// A fact with its audit, if there is one.
     pub fn new(fact: Fact, audited: Option<&AuditedFact>) -> Self {
         Self {
             fact,
@@ -57,26 +57,26 @@ impl LabelledFact {
     }
 }
 
-/// The five parts of the facts that a run follows; each keeps the order of the files.
+/// The facts of a run in five splits, each in the order of the files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Splits {
-    /// `D_Known`: trained, known before.
+    /// `D_Known`: known before training, trained.
     pub known: Vec<LabelledFact>,
-    /// `D_Unk`: trained, new.
+    /// `D_Unk`: new, trained.
     pub unknown: Vec<LabelledFact>,
-    /// `D_Held`: known before, never trained.
+    /// `D_Held`: known before training, never trained.
     pub held: Vec<LabelledFact>,
-    /// Held out, `MaybeKnown` before.
+    /// `MaybeKnown` before training, never trained.
     pub maybe_known: Vec<LabelledFact>,
-    /// Held out, `WeaklyKnown` before.
+    /// `WeaklyKnown` before training, never trained.
     pub weakly_known: Vec<LabelledFact>,
-    /// Held out like `held`, to steer by and not to report: no part of [`Splits::iter`].
+    /// Held out like `held`, but used to control the budget and not reported; not part of [`Splits::iter`].
     pub control: Vec<LabelledFact>,
-    /// What was left out or taken from elsewhere, one line each.
+    /// Facts that were left out or taken from the pool, one line each.
     pub notes: Vec<String>,
 }
 
-/// Most facts of each split, for [`Splits::paper`].
+/// Maximum size of each split, for [`Splits::paper`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitSizes {
     /// `D_Known`.
@@ -89,22 +89,22 @@ pub struct SplitSizes {
     pub maybe_known: usize,
     /// Held `WeaklyKnown`.
     pub weakly_known: usize,
-    /// As many facts in `D_Known` as in `D_Unk`: the larger is cut.
+    /// Reduce the larger of `D_Known` and `D_Unk` to the size of the smaller.
     pub balanced: bool,
 }
 
-/// The user's files, audited: the input of [`Splits::from_audit`].
+/// The user's audited files: the input of [`Splits::from_audit`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuditedFiles {
     /// The facts of `data.learn`.
     pub learn: Vec<LabelledFact>,
-    /// Texts of `data.learn` that are no facts; they count where as many known facts as new rows are wanted.
+    /// Number of chats and texts in `data.learn`. They count when `D_Known` gets as many facts as there are new rows.
     pub texts: usize,
-    /// `data.keep`, where given.
+    /// `data.keep`, if given.
     pub keep: Option<Vec<LabelledFact>>,
-    /// `data.held`, where given.
+    /// `data.held`, if given.
     pub held: Option<Vec<LabelledFact>>,
-    /// Where facts come from that the user doesn't give: the built-in pack.
+    /// The source of facts that the user doesn't give: the built-in pack.
     pub pool: Vec<LabelledFact>,
 }
 
@@ -130,19 +130,19 @@ impl Splits {
         }
     }
 
-    /// Adds a fact to `split`, behind those it has.
+    /// Appends a fact to `split`.
     pub fn push(&mut self, split: Split, fact: LabelledFact) {
         self.get_mut(split).push(fact);
     }
 
-    /// Every fact with its split, split after split in the order of [`Split::ALL`].
+    /// Every fact with its split, in the order of [`Split::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (Split, &LabelledFact)> {
         Split::ALL
             .into_iter()
             .flat_map(|split| self.get(split).iter().map(move |fact| (split, fact)))
     }
 
-    /// Where the facts of each split lie in [`Splits::iter`].
+    /// The index range of each split in [`Splits::iter`].
     pub fn ranges(&self) -> impl Iterator<Item = (Split, Range<usize>)> {
         let mut start = 0;
         Split::ALL.into_iter().map(move |split| {
@@ -152,25 +152,25 @@ impl Splits {
         })
     }
 
-    /// Where the facts of `split` lie in [`Splits::iter`].
+    /// The index range of `split` in [`Splits::iter`].
     pub fn range(&self, split: Split) -> Range<usize> {
         let mut ranges = self.ranges();
         let found = ranges.find(|(other, _)| *other == split);
         found.expect("every split has a range").1
     }
 
-    /// The share right in each split that has facts, given whether each fact of [`Splits::iter`] is.
+    /// The accuracy of each split that has facts. `correct` has one entry per fact of [`Splits::iter`].
     pub fn accuracy(&self, correct: &[bool]) -> PerSplit<f64> {
-        let mut shares = PerSplit::default();
+        let mut accuracy = PerSplit::default();
         for (split, range) in self.ranges() {
-            if let Some(share) = measure::accuracy(&correct[range]) {
-                shares.set(split, share);
+            if let Some(value) = measure::accuracy(&correct[range]) {
+                accuracy.set(split, value);
             }
         }
-        shares
+        accuracy
     }
 
-    /// The splits without the new facts: the control that the paper calls Only Known.
+    /// The splits without the new facts: the paper's Only Known.
     #[must_use]
     pub fn only_known(&self) -> Self {
         Self {
@@ -179,7 +179,7 @@ impl Splits {
         }
     }
 
-    /// Takes half of the subjects of `held` away to be watched.
+    /// Moves the facts of half of the subjects of `held` to `control`.
     ///
     /// # Errors
     /// [`Error::Input`] when fewer than two subjects are held out.
@@ -188,8 +188,8 @@ impl Splits {
         let mut subjects = shuffled(self.held.iter().map(subject_key), &mut rng);
         if subjects.len() < 2 {
             return Err(Error::input_hint(
-                "a budget of forgetting needs held-out facts of two subjects at least: some to watch, others to report",
-                "give known facts with `--held`, or leave the budget out",
+                "a forgetting budget needs held-out facts of at least two subjects: some to control the budget, others to report",
+                "give known facts with `--held`, or remove the budget",
             ));
         }
         subjects.truncate(subjects.len() / 2);
@@ -200,7 +200,7 @@ impl Splits {
         (self.control, self.held) = (control, held);
         if self.control.len() < MIN_CONTROL_FACTS {
             self.notes.push(format!(
-                "the budget is steered by {} watched facts, one of which is {:.2} pp: {MIN_CONTROL_FACTS} are needed to hold to 1 pp",
+                "the budget is checked on {} control facts, each worth {:.2} pp: a budget of 1 pp needs {MIN_CONTROL_FACTS}",
                 self.control.len(),
                 100.0 / self.control.len() as f64
             ));
@@ -208,7 +208,7 @@ impl Splits {
         Ok(())
     }
 
-    /// The files as they are: nothing is filtered, balanced or taken from elsewhere.
+    /// The files as given: nothing is filtered, balanced or taken from the pool.
     pub fn as_given(learn: Vec<Fact>, keep: Vec<Fact>, held: Vec<Fact>) -> Self {
         let unlabelled = |facts: Vec<Fact>| {
             let facts = facts.into_iter();
@@ -224,10 +224,10 @@ impl Splits {
 
     /// The splits of a user's own files.
     ///
-    /// Every row of `learn` is trained, whatever its label. `keep` counts where it is `HighlyKnown`; `held` falls into
-    /// three by its labels. What isn't given comes from the pool: `HighlyKnown` facts, as many as `learn` has, at most
-    /// 8,000, and held-out facts of subjects that are not trained. Relations with a smaller share of `HighlyKnown` than
-    /// `min_highly_known` are left out of all but `learn`.
+    /// Every fact of `learn` is trained, whatever its label. Of `keep` the `HighlyKnown` facts are trained. `held` is divided by label.
+    /// Missing sets are sampled from the pool: as many `HighlyKnown` facts as `learn` has, at most 8,000, and held-out facts of
+    /// subjects that are not trained. Relations with a smaller fraction of `HighlyKnown` facts than `min_highly_known` are left out of
+    /// all sets but `learn`.
     ///
     /// # Errors
     /// [`Error::Input`] when there is nothing to train on.
@@ -253,7 +253,7 @@ impl Splits {
         let mut sampler = SplitSampler::new(seed);
         let unknown = sampler.take_all(learn, Split::Unknown);
         match &held {
-            // A subject that the user holds out is not trained by our choice.
+            // Facts from the pool must not train a subject that the user holds out.
             Some(held) => sampler.assign_subjects(held, Split::Held),
             None if keep.is_none() => sampler.reserve_subjects(&pool, Split::Held, HELD_ONE_IN),
             None => {}
@@ -273,7 +273,7 @@ impl Splits {
             let known = sampler.sample(&pool, Label::HighlyKnown, Split::Known, limit);
             if known.len() < limit {
                 notes.push(format!(
-                    "pack:world: {} HighlyKnown facts were found to train on, fewer than the {limit} that are wanted",
+                    "pack:world: only {} HighlyKnown facts are available to train on; {limit} are needed",
                     known.len()
                 ));
             }
@@ -299,7 +299,7 @@ impl Splits {
         Ok(splits)
     }
 
-    /// Puts the user's held-out facts into three splits by their labels, without those that are trained.
+    /// Divides the user's held-out facts by label, without those that are trained.
     fn hold_out(&mut self, held: &[LabelledFact]) {
         let trained: HashSet<String> = self
             .known
@@ -322,8 +322,8 @@ impl Splits {
         ));
     }
 
-    /// The paper's splits: `HighlyKnown` and Unknown facts of `train` are trained, those of `dev` are held out by their
-    /// labels; no subject is in two splits. Without `dev` a quarter of the subjects of `train` is held out.
+    /// The paper's splits: `HighlyKnown` and Unknown facts of `train` are trained, facts of `dev` are held out by label, and no subject is
+    /// in two splits. Without `dev` a quarter of the subjects of `train` is held out.
     ///
     /// # Errors
     /// [`Error::Input`] when there is nothing to train on.
@@ -353,8 +353,8 @@ impl Splits {
             splits.unknown = sampler.subsample(&splits.unknown, size);
         }
         let limits = [sizes.held, sizes.maybe_known, sizes.weakly_known];
-        for ((split, label), most) in HELD_LABELS.into_iter().zip(limits) {
-            *splits.get_mut(split) = sampler.sample(&dev, label, Split::Held, most);
+        for ((split, label), limit) in HELD_LABELS.into_iter().zip(limits) {
+            *splits.get_mut(split) = sampler.sample(&dev, label, Split::Held, limit);
         }
         splits.require_training_rows()?;
         Ok(splits)
@@ -363,7 +363,7 @@ impl Splits {
     fn require_training_rows(&self) -> Result<()> {
         if self.known.is_empty() && self.unknown.is_empty() {
             let mut message =
-                "there is nothing to train on: no new fact is given and no known one was found"
+                "there is nothing to train on: there are no new facts and no known facts"
                     .to_owned();
             for note in &self.notes {
                 message += "\n  ";
@@ -371,7 +371,7 @@ impl Splits {
             }
             return Err(Error::input_hint(
                 message,
-                "give `data.learn` or `data.keep`, or set `data.audit = false` to take the files as they are",
+                "give `data.learn` or `data.keep`, or set `data.audit = false` to use the files without filters",
             ));
         }
         Ok(())
@@ -391,7 +391,7 @@ fn subject_key(fact: &LabelledFact) -> String {
     fact.fact.subject.trim().to_lowercase()
 }
 
-/// Each subject once, in an order that depends on `rng` and not on that of the facts.
+/// Each subject once, in an order that depends on `rng` and not on the order of the facts.
 fn shuffled(subjects: impl Iterator<Item = String>, rng: &mut ChaCha8Rng) -> Vec<String> {
     let mut subjects: Vec<String> = subjects.collect();
     subjects.sort_unstable();
@@ -404,7 +404,7 @@ fn question_key(fact: &LabelledFact) -> String {
     fact.fact.question.trim().to_lowercase()
 }
 
-/// Leaves out the relations of which less than `share` is `HighlyKnown`, and says so.
+/// Removes relations with a smaller fraction of `HighlyKnown` facts than `min_fraction`, with a note for each.
 fn drop_poorly_known_relations(
     facts: &mut Vec<LabelledFact>,
     min_fraction: f64,
@@ -422,16 +422,16 @@ fn drop_poorly_known_relations(
         .into_iter()
         .map(|(relation, (known, all))| {
             format!(
-                "{name}: {relation} is left out, {known} of its {all} facts are HighlyKnown, less than {min_fraction}"
+                "{name}: {relation} is left out: {known} of {all} facts are HighlyKnown, a smaller fraction than {min_fraction}"
             )
         })
         .collect()
 }
 
-/// Draws facts such that no subject is in two splits.
+/// Samples facts so that no subject is in two splits.
 struct SplitSampler {
     rng: ChaCha8Rng,
-    /// The split that each subject belongs to, once one of its facts is in a split.
+    /// The split of each subject that has one.
     split_of_subject: HashMap<String, Split>,
 }
 
@@ -443,7 +443,7 @@ impl SplitSampler {
         }
     }
 
-    /// Gives the facts' subjects to `split`, unless they have one.
+    /// Assigns the subjects of `facts` to `split`, unless they have a split.
     fn assign_subjects(&mut self, facts: &[LabelledFact], split: Split) {
         for fact in facts {
             self.split_of_subject
@@ -452,13 +452,13 @@ impl SplitSampler {
         }
     }
 
-    /// All of `facts`, which the user has put into `split`.
+    /// All of `facts`; their subjects are assigned to `split`.
     fn take_all(&mut self, facts: Vec<LabelledFact>, split: Split) -> Vec<LabelledFact> {
         self.assign_subjects(&facts, split);
         facts
     }
 
-    /// Gives one in `share` of the subjects that have no split yet to `split`.
+    /// Assigns one in `one_in` of the subjects without a split to `split`.
     fn reserve_subjects(&mut self, facts: &[LabelledFact], split: Split, one_in: usize) {
         let free = facts
             .iter()
@@ -470,7 +470,7 @@ impl SplitSampler {
             .extend(subjects.into_iter().map(|subject| (subject, split)));
     }
 
-    /// At most `most` facts with this label, drawn at random among those whose subject is in no other split.
+    /// A random sample of at most `limit` facts with this label whose subject is in no other split.
     fn sample(
         &mut self,
         from: &[LabelledFact],
@@ -492,7 +492,7 @@ impl SplitSampler {
         self.take_all(picked, split)
     }
 
-    /// `size` of `facts` at random, in their order.
+    /// A random sample of `size` facts, in their order.
     fn subsample(&mut self, facts: &[LabelledFact], size: usize) -> Vec<LabelledFact> {
         let mut chosen: Vec<usize> = (0..facts.len()).collect();
         chosen.shuffle(&mut self.rng);

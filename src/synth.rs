@@ -1,5 +1,5 @@
-//! Made-up facts (section 5.1 and appendix E of the paper): names that read like those at hand and name nothing, or that read
-//! like nothing, with answers of the one kind or the other.
+//! Synthetic facts (section 5.1 and appendix E of the paper): subjects and answers that don't exist, with names similar to real ones
+//! or random identifiers.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -19,11 +19,11 @@ use crate::{
     model::TextTokenizer,
 };
 
-/// Tries for each name that is wanted, before a small pool is taken to be exhausted.
+/// Attempts per name before the pools count as exhausted.
 const MAX_TRIES: usize = 50;
 
-/// Semantic keys: the tokens of real names, pooled by position and put together anew as `[first, last]` or
-/// `[first, middle, last]` (`Berg|amo` and `Pas|adena` make `Bergadena`).
+/// Semantic keys: tokens of real names, pooled by position and recombined as `[first, last]` or `[first, middle, last]` (`Berg|amo`
+/// and `Pas|adena` make `Bergadena`).
 pub struct SemanticKeys<'a> {
     tokenizer: &'a TextTokenizer,
     first: Vec<u32>,
@@ -32,13 +32,12 @@ pub struct SemanticKeys<'a> {
     used: UsedNames,
 }
 
-/// Names that are real or were made before, in any case: a hash of each, so that a million take little. Where two hashes
-/// agree a name is passed over that could have been taken.
+/// Names that are real or already generated, in any case, as hashes to save memory. A hash collision rejects an unused name.
 #[derive(Default)]
 struct UsedNames(HashSet<u64>);
 
 impl UsedNames {
-    /// Takes a name; whether it was free.
+    /// Inserts a name; returns whether it was unused.
     fn insert(&mut self, name: &str) -> bool {
         let mut hasher = DefaultHasher::new();
         name.to_lowercase().hash(&mut hasher);
@@ -47,10 +46,10 @@ impl UsedNames {
 }
 
 impl<'a> SemanticKeys<'a> {
-    /// Pools the tokens of `names` as they are cut in the middle of a text.
+    /// Pools the tokens of `names`, tokenized as inside a text.
     ///
     /// # Errors
-    /// When the tokenizer refuses a name.
+    /// When a name cannot be tokenized.
     pub fn new<'n>(
         names: impl IntoIterator<Item = &'n str>,
         tokenizer: &'a TextTokenizer,
@@ -74,7 +73,7 @@ impl<'a> SemanticKeys<'a> {
         Ok(keys)
     }
 
-    /// A name that is neither real nor was made before; none once the pools hold no more that is soon found.
+    /// A new name; `None` after 50 attempts that gave real or used names.
     pub fn generate(&mut self, rng: &mut impl Rng) -> Option<String> {
         for _ in 0..MAX_TRIES {
             let (first, last) = (*self.first.choose(rng)?, *self.last.choose(rng)?);
@@ -97,28 +96,28 @@ impl<'a> SemanticKeys<'a> {
     }
 }
 
-/// What a made-up name is like.
+/// A kind of names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NameKind {
-    /// Those at hand: as they are. Of values alone: a made-up subject that is real would be none.
+    /// Those of the given facts, for answers only.
     Real,
-    /// [`SemanticKeys`] of those at hand.
+    /// [`SemanticKeys`] from the names of the given facts.
     Semantic,
-    /// Eight random hexadecimal digits behind `Loc_`, or behind `Val_` where it is an answer.
+    /// `Loc_` and eight random hexadecimal digits; `Val_` for an answer.
     Uuid,
 }
 
-/// Made-up facts of one relation, without an end but that of the names: subjects that no fact at hand has and no two share, and as
-/// many answers as the facts at hand have, each as often as any other, to one.
+/// An iterator of synthetic facts of one relation. Subjects are new and distinct. There are as many different answers as in the given
+/// facts, and their counts differ by at most one.
 pub struct SyntheticFacts<'a> {
     rng: ChaCha8Rng,
     keys: Keys<'a>,
     relation: String,
     values: Vec<String>,
-    /// Numbers of the values that are still to be dealt before each has come once more.
+    /// Indices of the values not used in this round, shuffled.
     remaining: Vec<usize>,
-    /// A question, before and after the subject.
+    /// The question before and after the subject.
     question: (String, String),
     generated: usize,
 }
@@ -129,31 +128,32 @@ enum Keys<'a> {
 }
 
 impl<'a> SyntheticFacts<'a> {
-    /// Facts like `facts`, which are of one relation.
+    /// Synthetic facts like `facts`, which must have one relation.
     ///
     /// ```
     /// use unforget::{
     ///     facts::{self, ReadOptions},
     ///     model::Model,
-    ///     synth::{Names, SyntheticFacts},
+    ///     synth::{NameKind, SyntheticFacts},
     /// };
     ///
     /// let model = Model::load("tests/golden/llama")?;
     /// let mut facts = facts::read(&["pack:world".into()], ReadOptions::default())?.facts;
     /// facts.retain(|fact| fact.relation == "P17");
-    /// let kinds = (Names::Uuid, Names::Real);
-    /// for fact in SyntheticFacts::new(&facts, kinds, &model.tokenizer, 0)?.take(3) {
+    /// let (keys, values) = (NameKind::Uuid, NameKind::Real);
+    /// for fact in SyntheticFacts::new(&facts, keys, values, &model.tokenizer, 0)?.take(3) {
     ///     assert!(fact?.subject.starts_with("Loc_"));
     /// }
     /// # Ok::<(), unforget::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::Input`] when no question names its subject, when the subjects are to be real, or when there are too few names to
-    /// make the answers of; when the tokenizer refuses a name.
+    /// [`Error::Input`] when no question contains its subject, when `keys` is [`NameKind::Real`], or when there are too few names to
+    /// generate the answers; or when a name cannot be tokenized.
     pub fn new(
         facts: &[Fact],
-        (keys, values): (NameKind, NameKind),
+        keys: NameKind,
+        values: NameKind,
         tokenizer: &'a TextTokenizer,
         seed: u64,
     ) -> Result<Self> {
@@ -164,8 +164,8 @@ impl<'a> SyntheticFacts<'a> {
         });
         let question = template.ok_or_else(|| {
             Error::input_hint(
-                "no question has its fact's subject in it, so that none can be asked about another",
-                "give facts whose `question` names the subject as it is written",
+                "no question contains the subject of its fact",
+                "give facts whose `question` contains the subject exactly",
             )
         })?;
         let subjects = facts.iter().map(|fact| &fact.subject[..]);
@@ -174,7 +174,7 @@ impl<'a> SyntheticFacts<'a> {
             NameKind::Uuid => Keys::Uuid(UsedNames::default()),
             NameKind::Real => {
                 return Err(Error::input(
-                    "the subjects of made-up facts cannot be real ones",
+                    "the subjects of synthetic facts can't be real names",
                 ));
             }
         };
@@ -188,11 +188,11 @@ impl<'a> SyntheticFacts<'a> {
                 if made.len() < real.len() {
                     return Err(Error::input_hint(
                         format!(
-                            "the tokens of {} answers make {} new ones, and not as many as there are",
+                            "the tokens of {} answers make only {} new ones",
                             real.len(),
                             made.len()
                         ),
-                        "give more facts, or take real answers",
+                        "give more facts, or use `--values real`",
                     ));
                 }
                 made
@@ -238,10 +238,10 @@ impl Iterator for SyntheticFacts<'_> {
         let Some(subject) = key else {
             return Some(Err(Error::input_hint(
                 format!(
-                    "after {} made-up names the tokens of those at hand soon make no other",
+                    "the given names make no more new ones after {} synthetic names",
                     self.generated
                 ),
-                "give more facts to make names of, or ask for fewer",
+                "give more facts, or generate fewer",
             )));
         };
         self.generated += 1;
@@ -257,14 +257,14 @@ impl Iterator for SyntheticFacts<'_> {
             paraphrases: Vec::new(),
             split: None,
             location: Location {
-                file: "made-up facts".into(),
+                file: "synthetic facts".into(),
                 line: self.generated,
             },
         }))
     }
 }
 
-/// A random identifier that is not taken.
+/// A new random identifier.
 fn uuid(prefix: &str, rng: &mut impl Rng, used: &mut UsedNames) -> String {
     loop {
         let name = format!("{prefix}{:08x}", rng.random::<u32>());
@@ -283,7 +283,7 @@ mod tests {
     use crate::model::Model;
 
     #[test]
-    fn names_are_new_distinct_and_made_of_the_pools() {
+    fn names_are_new_distinct_and_made_from_the_pools() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let tokenizer = Model::load(path).expect("the golden model").tokenizer;
         let real = ["Italy", "Italia", "France", "Brazil", "Bergamo"];
@@ -337,9 +337,9 @@ mod tests {
         for keys in [NameKind::Semantic, NameKind::Uuid] {
             for values in [NameKind::Real, NameKind::Semantic, NameKind::Uuid] {
                 let made = || -> Vec<Fact> {
-                    let made = SyntheticFacts::new(&facts, (keys, values), &tokenizer, 3);
-                    let made = made.expect("names enough").take(100);
-                    made.collect::<Result<_>>().expect("tokens enough")
+                    let made = SyntheticFacts::new(&facts, keys, values, &tokenizer, 3);
+                    let made = made.expect("enough names").take(100);
+                    made.collect::<Result<_>>().expect("enough tokens")
                 };
                 let rows = made();
                 assert_eq!(rows, made());
@@ -370,10 +370,10 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let tokenizer = Model::load(path).expect("the golden model").tokenizer;
         let few = &facts()[..1];
-        let made = SyntheticFacts::new(few, (NameKind::Semantic, NameKind::Real), &tokenizer, 0);
+        let made = SyntheticFacts::new(few, NameKind::Semantic, NameKind::Real, &tokenizer, 0);
         let made: Result<Vec<Fact>> = made.expect("a question").take(10_000).collect();
-        let message = made.expect_err("one name alone").to_string();
-        assert!(message.contains("made-up names"), "{message}");
-        assert!(SyntheticFacts::new(few, (NameKind::Real, NameKind::Real), &tokenizer, 0).is_err());
+        let message = made.expect_err("only one name").to_string();
+        assert!(message.contains("synthetic names"), "{message}");
+        assert!(SyntheticFacts::new(few, NameKind::Real, NameKind::Real, &tokenizer, 0).is_err());
     }
 }

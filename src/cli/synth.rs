@@ -71,19 +71,18 @@ enum Values {
 impl SynthArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let facts = self.facts_of_relation(context)?;
-        let names = (
-            match self.keys {
-                Keys::Semantic => NameKind::Semantic,
-                Keys::Uuid => NameKind::Uuid,
-            },
-            match self.values {
-                Values::Real => NameKind::Real,
-                Values::Semantic => NameKind::Semantic,
-                Values::Uuid => NameKind::Uuid,
-            },
-        );
+        let keys = match self.keys {
+            Keys::Semantic => NameKind::Semantic,
+            Keys::Uuid => NameKind::Uuid,
+        };
+        let values = match self.values {
+            Values::Real => NameKind::Real,
+            Values::Semantic => NameKind::Semantic,
+            Values::Uuid => NameKind::Uuid,
+        };
         let tokenizer = load_tokenizer(&self.model)?;
-        let made = SyntheticFacts::new(&facts, names, &tokenizer, context.seed.unwrap_or(0))?;
+        let seed = context.seed.unwrap_or(0);
+        let made = SyntheticFacts::new(&facts, keys, values, &tokenizer, seed)?;
         let made = made.take(self.n.get());
         if context.json {
             write_json(made)

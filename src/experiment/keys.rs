@@ -27,7 +27,7 @@ pub(super) fn markdown(facts: &[Fact], tokenizer: &TextTokenizer, seed: u64) -> 
         Ok(format!("`{}`", pieces.join("·").trim().replace('`', "'")))
     };
     let synthetic = |keys: NameKind| -> Result<Vec<Fact>> {
-        SyntheticFacts::new(facts, (keys, NameKind::Real), tokenizer, seed)?
+        SyntheticFacts::new(facts, keys, NameKind::Real, tokenizer, seed)?
             .take(EXAMPLES)
             .collect()
     };

@@ -413,7 +413,7 @@ impl AuditedData {
         let Synthetic { keys, values, .. } = synthetic;
         let real = self.train.iter().chain(&self.held);
         let real: Vec<Fact> = real.map(|f| f.fact.clone()).collect();
-        SyntheticFacts::new(&real, (keys, values), &model.tokenizer, seed)?
+        SyntheticFacts::new(&real, keys, values, &model.tokenizer, seed)?
             .take(scale.num_synthetic(synthetic))
             .map(|fact| Ok(LabelledFact::new(fact?, None)))
             .collect()

@@ -549,7 +549,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "synth MODEL --relation P17 --facts a.tsv", &["the following required arguments were not provided:", "--n <N>"]),
     (&[], "synth MODEL --relation P36 --facts a.tsv --n 3", &["`--facts` holds no fact of P36", "it has P17"]),
     (&[], "synth MODEL --relation P17 --facts a.tsv --n 3 --keys real", &["invalid value 'real' for '--keys <KEYS>'"]),
-    (&[], "synth MODEL --relation P17 --facts a.tsv --n 1000000", &["after 11 made-up names the tokens of those at hand soon make no other", "give more facts to make names of, or ask for fewer"]),
+    (&[], "synth MODEL --relation P17 --facts a.tsv --n 1000000", &["the given names make no more new ones after 11 synthetic names", "give more facts, or generate fewer"]),
     (&[], "synth MODEL --relation P17 --facts a.tsv --n 0", &["invalid value '0' for '--n <N>': number would be zero for non-zero type"]),
     (&[], "reproduce fig33", &["there is no experiment `fig33`", "did you mean `fig3`? There are fig2, table1, fig3, fig4,"]),
     (&[], "reproduce fig2 --scale big", &["fig2 has no scale `big`", "it has paper, small, smoke"]),
