@@ -14,7 +14,10 @@ use unforget::{
     prompt::PromptTemplate,
 };
 
-use super::{Context, load_model, output, rows};
+use super::{
+    context::{Context, load_model},
+    output, rows,
+};
 
 /// Continue a prompt, or each of many
 #[derive(Debug, Args)]

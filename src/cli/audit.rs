@@ -12,7 +12,11 @@ use unforget::{
     report::chart::{self, Bar, BarChart, Chart, Unit},
 };
 
-use super::{Context, fact_args::FactArgs, load_model, output};
+use super::{
+    context::{Context, load_model},
+    fact_args::FactArgs,
+    output,
+};
 
 /// Label every fact by how well the model knows it (`SLiCK`)
 #[derive(Debug, Args)]

@@ -18,7 +18,11 @@ use unforget::{
     run::{Counts, FactOutcome, Split},
 };
 
-use super::{Context, fact_args::FactArgs, finished_run, load_model, model_spec, output};
+use super::{
+    context::{Context, finished_run, load_model, model_spec},
+    fact_args::FactArgs,
+    output,
+};
 
 /// Facts that are listed in each group when people read.
 const MAX_LISTED: usize = 10;

@@ -2,11 +2,11 @@
 
 use std::{fs, io, path::PathBuf};
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 use unforget::{Error, Result};
 
-use super::{Cli, Context, output};
+use super::{context::Context, output};
 
 /// Print what makes a shell complete commands and options
 #[derive(Debug, Args)]
@@ -20,9 +20,9 @@ pub struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    pub fn run(self) -> Result<()> {
+    pub fn run(self, mut command: Command) -> Result<()> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "unforget", &mut script);
+        clap_complete::generate(self.shell, &mut command, "unforget", &mut script);
         output::line(String::from_utf8_lossy(&script).trim_end())
     }
 }
@@ -36,9 +36,9 @@ pub struct ManArgs {
 }
 
 impl ManArgs {
-    pub fn run(self, context: &Context) -> Result<()> {
+    pub fn run(self, command: Command, context: &Context) -> Result<()> {
         fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
-        clap_mangen::generate_to(Cli::command(), &self.dir)
+        clap_mangen::generate_to(command, &self.dir)
             .map_err(|e: io::Error| Error::io("write", &self.dir)(e))?;
         context
             .progress

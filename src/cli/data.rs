@@ -11,7 +11,11 @@ use unforget::{
     prompt::{Example, text_examples},
 };
 
-use super::{Context, fact_args::FactArgs, load_tokenizer, output};
+use super::{
+    context::{Context, load_tokenizer},
+    fact_args::FactArgs,
+    output,
+};
 
 /// Show what would be trained of a file: its rows as the model reads them, with what is trained marked
 #[derive(Debug, Args)]

@@ -23,7 +23,7 @@ use unforget::{
     train::{self, Options},
 };
 
-use super::{Context, output};
+use super::{context::Context, output};
 
 /// Bring a small model, audit it, teach it new facts plainly and protected, and compare what it forgot
 #[derive(Debug, Args)]

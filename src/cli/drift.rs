@@ -12,7 +12,11 @@ use unforget::{
     run::Drift as Measures,
 };
 
-use super::{Context, fact_args::FactArgs, load_model, model_spec, output};
+use super::{
+    context::{Context, load_model, model_spec},
+    fact_args::FactArgs,
+    output,
+};
 
 /// How far a tuned model has drifted from its base where it holds known facts
 #[derive(Debug, Args)]

@@ -14,7 +14,10 @@ use unforget::{
     run::{ADAPTER_DIR, RecordedRun, RunDir},
 };
 
-use super::{Context, load_model, output};
+use super::{
+    context::{Context, load_model},
+    output,
+};
 
 /// Write a run's model (or any model) in a form that other tools load
 #[derive(Debug, Args)]
@@ -158,7 +161,7 @@ impl ExportArgs {
         }
         if run.result()?.is_none() {
             return Err(Error::input_hint(
-                format!("the run `{}` is not done: it has no adapter", self.run),
+                format!("the run `{}` is not finished: it has no adapter", self.run),
                 format!("go on with `unforget resume {}`", self.run),
             ));
         }

@@ -10,7 +10,7 @@ use unforget::{
     prompt::PromptTemplate,
 };
 
-use super::Context;
+use super::context::Context;
 
 #[derive(Debug, Args)]
 pub struct FactArgs {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use unforget::{Result, facts::extract::extract};
 
-use super::{Context, output};
+use super::{context::Context, output};
 
 /// Propose facts that documents or tables state, as a table to look through
 #[derive(Debug, Args)]

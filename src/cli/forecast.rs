@@ -13,7 +13,11 @@ use unforget::{
     run::{FactOutcome, Split},
 };
 
-use super::{Context, fact_args::FactArgs, finished_run, load_model, output};
+use super::{
+    context::{Context, finished_run, load_model},
+    fact_args::FactArgs,
+    output,
+};
 
 /// Facts that are listed when people read.
 const MAX_LISTED: usize = 20;

@@ -15,7 +15,10 @@ use unforget::{
     train,
 };
 
-use super::{Context, finished_run, load_model, output};
+use super::{
+    context::{Context, finished_run, load_model},
+    output,
+};
 
 /// Exit with 3 when a model has forgotten more of what a run knew than it may
 #[derive(Debug, Args)]

@@ -1,22 +1,17 @@
 //! The commands, one file each: arguments -> config -> a library call -> print. stdout is data, stderr is progress.
 
 use std::{
-    error::Error as _, io::Write, num::NonZeroUsize, path::Path, process::ExitCode, thread,
-    time::Duration,
+    error::Error as _, io::Write, num::NonZeroUsize, process::ExitCode, thread, time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
-use unforget::{
-    Error, Result, catch_panic, distributed, interrupt,
-    model::{Model, TextTokenizer},
-    progress::Progress,
-    run::RunDir,
-};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use unforget::{Error, Result, catch_panic, distributed, interrupt, progress::Progress};
 
 mod ask;
 mod audit;
 mod compare;
 mod completions;
+mod context;
 mod data;
 mod demo;
 mod drift;
@@ -34,6 +29,8 @@ mod rows;
 mod score;
 mod synth;
 mod tune;
+
+use self::context::Context;
 
 /// Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
 #[derive(Debug, Parser)]
@@ -122,13 +119,6 @@ impl std::str::FromStr for Device {
     }
 }
 
-/// What a command knows of its surroundings.
-struct Context {
-    json: bool,
-    seed: Option<u64>,
-    progress: Progress,
-}
-
 /// Parses the arguments, runs the command, and tells an error in one form: what, why, what to do.
 ///
 /// Of several processes that share the work the first one speaks; one that fails ends all.
@@ -212,47 +202,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Report(report) => report.run(&context),
         Command::Reproduce(reproduce) => reproduce.run(&context),
         Command::Export(export) => export.run(&context),
-        Command::Completions(completions) => completions.run(),
-        Command::Man(man) => man.run(&context),
+        Command::Completions(completions) => completions.run(Cli::command()),
+        Command::Man(man) => man.run(Cli::command(), &context),
     }
-}
-
-/// Loads the model that the user calls `spec`.
-fn load_model(spec: &str) -> Result<Model> {
-    Model::load(&model_spec(spec)?)
-}
-
-/// The tokenizer of the model that `spec` names, without its weights.
-fn load_tokenizer(spec: &str) -> Result<TextTokenizer> {
-    TextTokenizer::load(&model_spec(spec)?)
-}
-
-/// What the library calls that model: a run directory stands for the model that came out of it.
-fn model_spec(spec: &str) -> Result<String> {
-    let run = Path::new(spec);
-    let model_dir = run.join("model");
-    if model_dir.is_dir() {
-        return Ok(model_dir.display().to_string());
-    }
-    if run.join("metrics.jsonl").exists() {
-        return Err(Error::input_hint(
-            format!("the run `{spec}` is not done: it has no model"),
-            format!("go on with `unforget resume {spec}`"),
-        ));
-    }
-    Ok(spec.to_owned())
-}
-
-/// The run in `dir`, which must be done.
-fn finished_run(dir: &Path) -> Result<RunDir> {
-    let run = RunDir::open(dir)?;
-    if run.result()?.is_none() {
-        return Err(Error::input_hint(
-            format!("the run `{}` is not done", dir.display()),
-            format!("unforget resume {}", dir.display()),
-        ));
-    }
-    Ok(run)
 }
 
 /// Prints an error, its causes and what to do about it.

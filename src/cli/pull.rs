@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 use unforget::{Result, model};
 
-use super::{Context, output};
+use super::{context::Context, output};
 
 /// Bring a model into the cache, verify its checksum and print its path
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use unforget::{Result, report};
 
-use super::{Context, output};
+use super::{context::Context, output};
 
 /// Write one self-contained page about recorded runs
 #[derive(Debug, Args)]

@@ -12,12 +12,12 @@ use unforget::{
     experiment::{self, Cost, Experiment, ExperimentScale, Section},
 };
 
-use super::{Context, output};
+use super::{context::Context, output};
 
-/// The name that stands for every figure and table of the paper.
+/// The name of all figures and tables of the paper.
 const ALL: &str = "all";
 
-/// Run an experiment, or what of it is not recorded yet, and print its table
+/// Run an experiment, skipping recorded runs, and print its table
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  unforget reproduce fig3\n  \
     unforget reproduce all --page docs/reproduction.md\n  \
@@ -25,28 +25,28 @@ const ALL: &str = "all";
     unforget reproduce frontier --only sft --only decoys\n  \
     unforget reproduce frontier --recorded\n\n\
     NAME is one of the paper's figures and tables (fig2 to fig11, table1 to table4, l2, lr, topk), all of them (all), frontier,\n\
-    frontier-validation, or a file like those in experiments/. Every run leaves a record below --out; a stopped one goes on when the\n\
-    command is given again, and what is recorded is not run twice. Table and figure lie in a folder of their own (table.md, figure.svg).\n\
-    With --json: {\"records\": [...], \"audits\": [...], \"claims\": [{\"says\", \"paper\", \"here\", \"interval\", \"verdict\"}]}, under `all` a list of these")]
+    frontier-validation, or a file like those in experiments/. Every run writes a record below --out. Run the command again to resume\n\
+    an interrupted run; recorded runs are skipped. The table and figure are written to a folder of their own (table.md, figure.svg).\n\
+    With --json: {\"records\": [...], \"audits\": [...], \"claims\": [{\"statement\", \"paper\", \"value\", \"interval\", \"verdict\"}]}, for `all` a list of these")]
 pub struct ReproduceArgs {
     /// The experiment
     name: String,
-    /// How much of it is done
+    /// Size of the experiment
     #[arg(long, value_name = "smoke|small|paper", default_value = "small")]
     scale: String,
-    /// The folder of the records
+    /// Folder of the records
     #[arg(long, value_name = "DIR", default_value = "experiments/results")]
     out: PathBuf,
-    /// Run these arms alone; the table has all that are recorded
+    /// Run only this arm (repeatable); the table shows all recorded arms
     #[arg(long, value_name = "ARM")]
     only: Vec<String>,
-    /// Run nothing: the table of what is recorded
+    /// Run nothing; print the table of the recorded runs
     #[arg(long, conflicts_with = "only")]
     recorded: bool,
-    /// Run nothing: say what memory, disk and time it would take
+    /// Run nothing; print an estimate of memory, disk space and time
     #[arg(long, conflicts_with_all = ["only", "recorded"])]
     dry_run: bool,
-    /// Write a page of all that was reproduced
+    /// Write a page with all results
     #[arg(long, value_name = "FILE.md", conflicts_with = "dry_run")]
     page: Option<PathBuf>,
 }
@@ -81,7 +81,7 @@ impl ReproduceArgs {
         }
     }
 
-    /// What each experiment would take beyond those before it, and what all of them.
+    /// Prints the cost of each experiment in addition to those before it, and the total.
     fn print_cost(&self, experiments: &[Experiment]) -> Result<()> {
         let (mut counted, mut total) = (BTreeSet::new(), Cost::default());
         for experiment in experiments {
@@ -97,7 +97,7 @@ impl ReproduceArgs {
         Ok(())
     }
 
-    /// The experiment that is named; of all, those that have this scale.
+    /// The named experiment; for `all`, those that have this scale.
     fn experiments(&self, context: &Context) -> Result<Vec<Experiment>> {
         if self.name != ALL {
             let experiment = Experiment::find(&self.name)?;
@@ -106,7 +106,7 @@ impl ReproduceArgs {
         }
         if !["smoke", "small", "paper"].contains(&&self.scale[..]) {
             return Err(Error::input(format!(
-                "there is no scale `{}`: take smoke, small or paper",
+                "unknown scale `{}`: use smoke, small or paper",
                 self.scale
             )));
         }
@@ -119,7 +119,7 @@ impl ReproduceArgs {
         for experiment in without {
             let name = experiment.name;
             context.progress.note(format_args!(
-                "{name} has no scale `{}`: left out",
+                "{name} has no scale `{}`: skipped",
                 self.scale
             ));
         }
@@ -141,17 +141,17 @@ impl ReproduceArgs {
         if only.is_none() {
             self.check_cost(&experiment, scale, &records_dir, context)?;
         }
-        let recorded = experiment::run(&experiment, scale, only, &records_dir, &context.progress)?;
+        let results = experiment::run(&experiment, scale, only, &records_dir, &context.progress)?;
         let folder = self.folder(&experiment.name);
         Ok(Section {
-            tables: experiment::write_results(&experiment, &recorded, &folder)?,
-            results: recorded,
+            tables: experiment::write_results(&experiment, &results, &folder)?,
+            results,
             folder,
             experiment,
         })
     }
 
-    /// Says what is about to be run; what cannot be is refused.
+    /// Reports the cost of the pending runs; refuses runs that do not fit into memory.
     fn check_cost(
         &self,
         experiment: &Experiment,
@@ -169,7 +169,7 @@ impl ReproduceArgs {
                     "{} at `{}` does not fit: {cost}",
                     experiment.name, self.scale
                 ),
-                "take a machine with more memory, or another --scale",
+                "use a machine with more memory, or another --scale",
             ));
         }
         context

@@ -8,7 +8,7 @@ use unforget::{
     train::{self, Options},
 };
 
-use super::{Context, tune};
+use super::{context::Context, tune};
 
 /// Go on with an interrupted run from its newest whole checkpoint, to the bit
 #[derive(Debug, Args)]

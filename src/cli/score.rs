@@ -6,7 +6,10 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use unforget::{Result, engine::Engine, generate::Generator};
 
-use super::{Context, load_model, output, rows};
+use super::{
+    context::{Context, load_model},
+    output, rows,
+};
 
 /// Log-probability (nats) of every completion token, a line of JSON per row
 #[derive(Debug, Args)]

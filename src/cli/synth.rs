@@ -13,7 +13,10 @@ use unforget::{
     synth::{NameKind, SyntheticFacts},
 };
 
-use super::{Context, fact_args::FactArgs, load_tokenizer};
+use super::{
+    context::{Context, load_tokenizer},
+    fact_args::FactArgs,
+};
 
 /// Made-up facts: new names for a relation's subjects, with balanced answers
 #[derive(Debug, Args)]

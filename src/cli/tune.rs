@@ -12,7 +12,10 @@ use unforget::{
     train::{self, Options},
 };
 
-use super::{Context, model_spec, output};
+use super::{
+    context::{Context, model_spec},
+    output,
+};
 
 /// Fine-tune a model on new facts, measure what it forgot, and write a run directory
 #[derive(Debug, Args)]

@@ -532,7 +532,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[("d/config.toml", b"model='nowhere'\nout='d'\n[data]\nlearn=['a.tsv']\n")], "resume d", &["model `nowhere` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m"]),
     (&[], "compare nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[], "compare MODEL MODEL", &["the following required arguments were not provided:", "--facts <FACTS>..."]),
-    (&[("d/config.toml", b"model='x'\n")], "compare d", &["the run `d` is not done", "unforget resume d"]),
+    (&[("d/config.toml", b"model='x'\n")], "compare d", &["the run `d` is not finished", "unforget resume d"]),
     (&[], "report --out r.html", &["the following required arguments were not provided:", "<RUNS>..."]),
     (&[("d/x", b"")], "report d --out r.html", &["d/result.json is missing", "an interrupted run is completed by `unforget resume d`"]),
     (&[("d/config.toml", b"model='x'\n"), ("d/metrics.jsonl", b"")], "report d --out r.html", &["d/result.json is missing", "an interrupted run is completed by `unforget resume d`"]),

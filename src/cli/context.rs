@@ -1,0 +1,55 @@
+//! Shared by all commands: global options, and loading of models and runs named on the command line.
+
+use std::path::Path;
+
+use unforget::{
+    Error, Result,
+    model::{Model, TextTokenizer},
+    progress::Progress,
+    run::RunDir,
+};
+
+/// The global options of a command.
+pub struct Context {
+    pub json: bool,
+    pub seed: Option<u64>,
+    pub progress: Progress,
+}
+
+/// Loads the model `spec`, as named on the command line.
+pub fn load_model(spec: &str) -> Result<Model> {
+    Model::load(&model_spec(spec)?)
+}
+
+/// Loads the tokenizer of the model `spec`, without its weights.
+pub fn load_tokenizer(spec: &str) -> Result<TextTokenizer> {
+    TextTokenizer::load(&model_spec(spec)?)
+}
+
+/// The name of the model for the library: for a run directory, the path of its trained model.
+pub fn model_spec(spec: &str) -> Result<String> {
+    let run = Path::new(spec);
+    let model_dir = run.join("model");
+    if model_dir.is_dir() {
+        return Ok(model_dir.display().to_string());
+    }
+    if run.join("metrics.jsonl").exists() {
+        return Err(Error::input_hint(
+            format!("the run `{spec}` is not finished: it has no model"),
+            format!("continue it with `unforget resume {spec}`"),
+        ));
+    }
+    Ok(spec.to_owned())
+}
+
+/// Opens the finished run in `dir`.
+pub fn finished_run(dir: &Path) -> Result<RunDir> {
+    let run = RunDir::open(dir)?;
+    if run.result()?.is_none() {
+        return Err(Error::input_hint(
+            format!("the run `{}` is not finished", dir.display()),
+            format!("continue it with `unforget resume {}`", dir.display()),
+        ));
+    }
+    Ok(run)
+}
