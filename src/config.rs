@@ -1,28 +1,46 @@
-//! The experiment file: one TOML, typed, closed and checked whole.
+//! The experiment file: one TOML document, typed and closed (an unknown key is an error).
 //!
-//! The doc comments here are its reference. Values come from the defaults, then the file, then `--set key=value`.
-//! Paths in it are relative to the directory that `unforget` is called from.
+//! The doc comments here are its reference. Values come from the defaults, then a preset (`method.kind = "auto"`,
+//! `method.goal = "task"`), then the file, then flags and `--set key=value`. Paths are relative to the directory that `unforget` is
+//! called from.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, facts::MatchRule, prompt::PromptTemplate};
+use crate::{Error, Result};
 
+mod check;
+mod data;
+mod deserialize;
+mod key_names;
 mod method;
 mod read;
+mod resolve;
 mod serde_helpers;
 mod tensor_groups;
-mod validate;
+mod train;
 
+pub use data::{AuditConfig, DataConfig, MatchRule};
 pub use method::{
     DecoysConfig, DistillReduction, EwcConfig, Goal, InterpolateConfig, MethodConfig, MethodKind,
-    ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget, TargetToken,
-    TeacherMode, VocabSubset,
+    ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget, TeacherMode,
+    VocabSubset,
 };
+pub use read::Override;
+pub use resolve::{ModelSize, Resolved, SetKeys};
+pub(crate) use serde_helpers::is_default;
 pub use tensor_groups::{TENSOR_GROUPS, parse_selector};
+pub use train::{
+    EarlyStoppingConfig, LoraConfig, LoraVariant, LrScheduler, OnNonFinite, TrainConfig,
+};
 
-use serde_helpers::{false_or_table, one_or_many};
+use check::{Checks, ConfigError};
+use data::is_text;
 
 /// An experiment: everything that decides what a run computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,9 +50,11 @@ pub struct Config {
     pub model: String,
     /// The run directory to be written. Default `runs/p17`.
     pub out: PathBuf,
-    /// Seed of every draw: splits, few-shot exemplars, order of the rows. Default 0.
+    /// Seed of every random draw: splits, few-shot exemplars, order of the rows. Default 0.
     pub seed: u64,
-    /// An Only Known run to compare with (`below_only_known_pp`). Absent by default.
+    /// `cpu`, `gpu`, `gpu:N` or `auto`. Default `auto`.
+    pub device: Device,
+    /// An Only Known run to compare with (`gap_to_only_known_pp`). Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<PathBuf>,
     /// `[data]`.
@@ -45,213 +65,95 @@ pub struct Config {
     pub train: TrainConfig,
     /// `[measure]`.
     pub measure: MeasureConfig,
+    /// The keys that were set, also to a default's value. Not part of the file.
+    #[serde(skip)]
+    pub set_keys: SetKeys,
 }
 
-/// `[data]`: the facts, and how they are labelled and asked.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// New facts (`D_Unk`). Absent: nothing new is taught, the control that the paper calls Only Known.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub learn: Vec<PathBuf>,
-    /// Known facts to train on (`D_Known`). Absent: `HighlyKnown` facts of the same relations, else of `pack:world`, as
-    /// many as `learn` has, at most 8,000.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub keep: Vec<PathBuf>,
-    /// Known facts that are only measured (`D_Held`). Absent: a seeded sample of the known facts that are left,
-    /// disjoint by subject.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub held: Vec<PathBuf>,
-    /// How the base model is asked for its labels: `{ runs = 20, shots = 3, samples = 16 }`. `false`: the files are taken
-    /// as they are, nothing is filtered or labelled.
-    #[serde(with = "false_or_table")]
-    pub audit: Option<AuditConfig>,
-    /// A relation with a smaller share of `HighlyKnown` facts is left out. Default 0; 0.3 in the paper.
-    pub min_highly_known: f64,
-    /// When an answer is right: `exact` (default) or `contains`.
-    #[serde(rename = "match")]
-    pub match_rule: MatchRule,
-    /// Text of the prompt, with `{question}` in it. Absent: `Q: {question}\nA:`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt: Option<String>,
-    /// Text of the target, with `{object}` in it. Absent: a space, `{object}` and a line break.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
-    /// Ask through the model's own chat template. Default false.
-    pub chat: bool,
-    /// Count and list broken rows instead of refusing the file. Default false.
-    pub skip_bad_rows: bool,
-}
-
-/// `data.audit`: `SLiCK` settings of the labels before and after a run.
+/// `[measure]`: additional measurements.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AuditConfig {
-    /// Few-shot prompts each fact is asked under. Default 20.
-    pub num_prompts: usize,
-    /// Exemplars in a prompt. Default 3.
-    pub shots: usize,
-    /// Samples that a fact gets under each prompt, drawn or computed. Default 16.
-    pub samples: usize,
-    /// Draw the samples instead of summing the probability of the right answers. Default false.
-    pub sample: bool,
+pub struct MeasureConfig {
+    /// How far hidden states and answers have drifted, after every epoch. Default false.
+    pub drift: bool,
+    /// Gradient norms of each term of the loss and of each remedy, after every epoch. Default false.
+    pub grad_norms: bool,
+    /// Also ask the new facts in paraphrase, where there are any. Default true.
+    pub paraphrase: bool,
+    /// Also write the metrics for `TensorBoard`: `tensorboard --logdir RUN/tensorboard`. Default false.
+    pub tensorboard: bool,
 }
 
-/// `[train]`: what is trained, how long and by which steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainConfig {
-    /// `k`, `q`, `v`, `o`, `attn`, `gate+up`, `down`, `ffn`, `all` (weight, bias and q/k norm of each), or patterns of
-    /// tensor names (`model.layers.*.mlp.*`), each in all layers or in some (`ffn@0-9`); one, or a list. Default `all`;
-    /// `method.goal = "task"` has its own.
-    #[serde(with = "one_or_many")]
-    pub trainable: Vec<String>,
-    /// All of them, the snapshot epochs included. Default 20.
-    pub num_epochs: usize,
-    /// Rows of one batch. They pass through the model together, or where they are long in several passes. Default 64.
-    pub batch_size: usize,
-    /// Learning rate at its highest. Default 5e-5.
-    pub learning_rate: f64,
-    /// Course of the learning rate after the warm-up. Default `constant`.
-    pub lr_scheduler: LrScheduler,
-    /// Steps over which the learning rate rises from 0. Default 0.
-    pub warmup_steps: usize,
-    /// `AdamW`'s decay rates of the first and second moment. Default `[0.9, 0.999]`.
-    pub betas: [f64; 2],
-    /// `AdamW`'s term against division by zero. Default 1e-8.
-    pub eps: f64,
-    /// Decoupled weight decay. Default 0.
-    pub weight_decay: f64,
-    /// Global gradient norm to which a larger one is scaled down; 0 is off. Default 1.
-    pub max_grad_norm: f64,
-    /// Take each layer's step as soon as its gradient is there, so that no more than one layer's is held; for one pass a step. The
-    /// norm that `clip` asks for is found in a pass before, for twice the time: with `clip = 0` there is none. Default false.
-    #[serde(skip_serializing_if = "is_default")]
-    pub optimizer_in_backward: bool,
-    /// Compute a layer's activations again in the backward pass instead of keeping those of all layers: the same result with less
-    /// memory for long rows, in about a fifth more time. Default false.
-    #[serde(skip_serializing_if = "is_default")]
-    pub gradient_checkpointing: bool,
-    /// Batches whose gradients make one step; a step sees `batch_size * accumulate` rows. Default 1.
-    pub gradient_accumulation_steps: usize,
-    /// Shuffle the rows anew each epoch. False: keep, then learn, in the files' order. Default true.
-    pub shuffle: bool,
-    /// A longer row is an error, unless `truncate`. Default 2048.
-    pub max_length: usize,
-    /// Cut rows that are longer than `max_tokens`. Default false.
-    pub truncate: bool,
-    /// Epochs between checkpoints. Absent: every epoch, but at most one a minute.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub save_every: Option<usize>,
-    /// Low-rank adapters in the place of whole tensors, `{ rank = 16, alpha = 32, targets = ["q_proj", "v_proj"] }`;
-    /// `trainable` is left at `all` then. Absent by default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora: Option<LoraConfig>,
-    /// When to stop before the last epoch, `{ learned = 0.99 }`. Absent by default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub early_stopping: Option<EarlyStoppingConfig>,
-    /// What is asked, watched and saved is the moving average of the weights in which every step keeps so much of the one
-    /// before. Absent by default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ema_decay: Option<f64>,
-    /// What becomes of a step whose loss or gradient is not finite. Default `stop`.
-    #[serde(skip_serializing_if = "is_default")]
-    pub on_nonfinite: OnNonFinite,
-}
-
-/// Whether a value is the one that stands where none is given. Keys that came later are written only where they are not.
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-/// `train.on_nonfinite`.
+/// Where to compute. `auto` is the CPU, the only device of this build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnNonFinite {
-    /// The run ends; the last checkpoint stays.
+#[serde(try_from = "String", into = "String")]
+pub enum Device {
+    /// The best one of this machine.
     #[default]
-    Stop,
-    /// The step changes no weight, and the run goes on; after ten such steps it ends as well.
-    Skip,
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A graphics card: the N-th, counted from 0.
+    Gpu(u32),
 }
 
-/// `train.lr_scheduler`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LrScheduler {
-    /// `lr` throughout.
-    #[default]
-    Constant,
-    /// From `lr` to 0 along half a cosine.
-    Cosine,
-    /// From `lr` to 0 along a line.
-    Linear,
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let number = |n: &str| n.parse().ok().map(Self::Gpu);
+        match name {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "gpu" => Some(Self::Gpu(0)),
+            _ => name.strip_prefix("gpu:").and_then(number),
+        }
+        .ok_or_else(|| format!("expected cpu, gpu, gpu:N or auto, found {name:?}"))
+    }
 }
 
-/// `train.lora`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraConfig {
-    /// Rank of a target's change. Default 16.
-    pub r: usize,
-    /// What is divided by the rank (by its root under `rslora`) to scale the change. Default 32.
-    pub alpha: usize,
-    /// The linear layers that are adapted, as PEFT names modules: `q_proj` is one in every layer,
-    /// `layers.0.self_attn.q_proj` a single one, `all-linear` all of them. Default `["q_proj", "v_proj"]`.
-    #[serde(with = "one_or_many")]
-    pub target_modules: Vec<String>,
-    /// Default `lora`.
-    pub variant: LoraVariant,
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse()
+    }
 }
 
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self {
-            r: 16,
-            alpha: 32,
-            target_modules: ["q_proj", "v_proj"].map(String::from).to_vec(),
-            variant: LoraVariant::default(),
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Gpu(0) => f.write_str("gpu"),
+            Self::Gpu(n) => write!(f, "gpu:{n}"),
         }
     }
 }
 
-/// `train.lora.variant`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LoraVariant {
-    /// The change is scaled by `alpha / rank`.
-    #[default]
-    Lora,
-    /// By `alpha / sqrt(rank)`.
-    RsLora,
-    /// As `lora`, and every row's length is trained apart from its direction.
-    Dora,
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
 }
 
-/// `train.early_stopping`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EarlyStoppingConfig {
-    /// Share of the new facts that is right at the end of an epoch.
-    pub accuracy: f64,
+impl Device {
+    /// Whether this build can compute there.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where it cannot.
+    pub fn check(self) -> Result<()> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(()),
+            Self::Gpu(_) => Err(Error::input_hint(
+                format!("`--device {self}`: {CPU_ONLY}"),
+                "leave `--device` out, or write `--device cpu`",
+            )),
+        }
+    }
 }
 
-/// `[measure]`: what is measured beside the accuracies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MeasureConfig {
-    /// How far hidden states and answers have drifted ([`crate::prompt::DriftArgs`]), after every epoch. Default false.
-    pub drift: bool,
-    /// How strongly the model is pulled by what it learns and by what holds it ([`crate::prompt::GradNorms`]), after every epoch.
-    /// Default false.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub grad_norms: bool,
-    /// Ask new facts in other words too, where there are any. Default true.
-    pub paraphrase: bool,
-    /// Also write what `metrics.jsonl` holds as `TensorBoard` reads it: `tensorboard --logdir RUN/tensorboard`. Default false.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub tensorboard: bool,
-}
+const CPU_ONLY: &str = "this build computes on the CPU only";
 
 impl Default for Config {
     fn default() -> Self {
@@ -259,67 +161,13 @@ impl Default for Config {
             model: "smollm2-135m".into(),
             out: "runs/p17".into(),
             seed: 0,
+            device: Device::default(),
             baseline: None,
             data: DataConfig::default(),
             method: MethodConfig::default(),
             train: TrainConfig::default(),
             measure: MeasureConfig::default(),
-        }
-    }
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            learn: Vec::new(),
-            keep: Vec::new(),
-            held: Vec::new(),
-            audit: Some(AuditConfig::default()),
-            min_highly_known: 0.0,
-            match_rule: MatchRule::Exact,
-            prompt: None,
-            target: None,
-            chat: false,
-            skip_bad_rows: false,
-        }
-    }
-}
-
-impl Default for AuditConfig {
-    fn default() -> Self {
-        Self {
-            num_prompts: 20,
-            shots: 3,
-            samples: 16,
-            sample: false,
-        }
-    }
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            trainable: vec!["all".into()],
-            num_epochs: 20,
-            batch_size: 64,
-            learning_rate: 5e-5,
-            lr_scheduler: LrScheduler::default(),
-            warmup_steps: 0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            optimizer_in_backward: false,
-            gradient_checkpointing: false,
-            gradient_accumulation_steps: 1,
-            shuffle: true,
-            max_length: 2048,
-            truncate: false,
-            save_every: None,
-            lora: None,
-            early_stopping: None,
-            ema_decay: None,
-            on_nonfinite: OnNonFinite::default(),
+            set_keys: SetKeys::default(),
         }
     }
 }
@@ -336,12 +184,24 @@ impl Default for MeasureConfig {
 }
 
 impl Config {
-    /// Reads an experiment file, lays `sets` (`train.learning_rate=5e-5`) over it and validates the whole.
+    /// Reads an experiment file, lays `sets` (`train.learning_rate=5e-5`) over it and validates the result.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] naming file, line and key of what is wrong; every invalid value at once.
+    /// [`crate::Error::Input`] that lists every error with file, line and key.
     pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
-        read::file(path, sets)
+        let overrides: Vec<Override> = sets
+            .iter()
+            .map(|set| Override::parse(set))
+            .collect::<Result<_>>()?;
+        Self::build(Some(path), &overrides)
+    }
+
+    /// The defaults, under the experiment file at `path` where one is given, under `overrides`; validated.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] that lists every error with its key, and the line or the override that gave it.
+    pub fn build(path: Option<&Path>, overrides: &[Override]) -> Result<Self> {
+        read::build(path, overrides)
     }
 
     /// This config with `sets` (`train.learning_rate=5e-5`, the value in TOML's syntax or a bare string) laid over it.
@@ -350,36 +210,133 @@ impl Config {
     /// # Errors
     /// [`crate::Error::Input`] for a set without `=`, an unknown key or a value of another type.
     pub fn with_sets(&self, sets: &[String]) -> Result<Self> {
-        read::overlay(self, sets)
+        let overrides: Vec<Override> = sets
+            .iter()
+            .map(|set| Override::parse(set))
+            .collect::<Result<_>>()?;
+        read::overlay(self, &overrides)
     }
 
-    /// Checks every value and every combination.
+    /// Checks every value and every combination, as they are once the config is resolved.
     ///
     /// # Errors
-    /// One [`crate::Error::Input`] that lists all faults.
+    /// One [`crate::Error::Input`] that lists all errors.
     pub fn validate(&self) -> Result<()> {
-        validate::report(&validate::errors(self), "the config", |_| None)
+        read::validate(self)
     }
 
-    /// The whole config, defaults included, as TOML: what a run directory keeps.
+    /// The whole config, defaults included, as TOML: the `config.toml` of a run directory.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("every field has a form in TOML")
+        toml::to_string(self).expect("every value of a validated config has a form in TOML")
     }
 
     /// Whether nothing new is taught: the control run.
     pub fn only_known(&self) -> bool {
         self.data.learn.is_empty()
     }
-}
 
-impl DataConfig {
-    /// How facts are asked.
-    pub fn template(&self) -> PromptTemplate {
-        let default = PromptTemplate::default();
-        PromptTemplate {
-            prompt: self.prompt.clone().unwrap_or(default.prompt),
-            target: self.target.clone().unwrap_or(default.target),
-            next_prompt: None,
+    /// As TOML.
+    fn to_table(&self) -> Result<toml::Table> {
+        toml::Table::try_from(self)
+            .map_err(|reason| Error::input(format!("the config has no form in TOML: {reason}")))
+    }
+
+    /// All that is wrong, in the order of the file's sections.
+    fn errors(&self) -> Vec<ConfigError> {
+        // The checks are the same for models of every size.
+        let resolved = self.resolve(ModelSize {
+            num_hidden_layers: 1,
+            parameters: 1,
+        });
+        let mut checks = Checks::default();
+        resolved.config.check(&mut checks);
+        checks.errors
+    }
+
+    /// Checks a resolved config.
+    fn check(&self, checks: &mut Checks) {
+        checks.require(!self.model.is_empty(), "model", "is empty");
+        checks.require(!self.out.as_os_str().is_empty(), "out", "is empty");
+        for (key, path) in [("out", Some(&self.out)), ("baseline", self.baseline.as_ref())] {
+            let holds = path.is_none_or(|path| is_text(path));
+            checks.require(holds, key, "is not UTF-8 text");
         }
+        checks.require(
+            i64::try_from(self.seed).is_ok(),
+            "seed",
+            "is above the largest integer that TOML can hold",
+        );
+        checks.require(self.device.check().is_ok(), "device", format!("is `{}`: {CPU_ONLY}", self.device));
+        self.data.check(checks);
+        self.method.check(checks);
+        self.train.check(checks);
+        self.check_combinations(checks);
+    }
+
+    /// Checks what depends on several sections.
+    fn check_combinations(&self, checks: &mut Checks) {
+        let Self { method, train, .. } = self;
+        checks.require(
+            method.goal == Goal::Facts || train.early_stopping.is_none(),
+            "train.early_stopping",
+            "ends the run once the new facts are learned, and under `method.goal = \"task\"` they should not be learned: leave it out",
+        );
+        if train.lora.is_some() {
+            checks.require(
+                method.interpolate.is_none(),
+                "method.interpolate",
+                "scales the change of whole weights, which is then no longer a product of adapters: leave `method.interpolate` or `train.lora` out",
+            );
+            checks.require(
+                method.project.is_none(),
+                "method.project",
+                "projects updates of whole weights; the product of updated adapters does not stay in the space: leave `method.project` or `train.lora` out",
+            );
+        }
+        let conflicts: Vec<&str> = [
+            (
+                "`train.gradient_accumulation_steps` must be 1",
+                train.gradient_accumulation_steps != 1,
+            ),
+            (
+                "`train.lora` must be absent",
+                train.lora.is_some(),
+            ),
+            (
+                "`train.on_nonfinite` must be `stop`",
+                train.on_nonfinite != OnNonFinite::Stop,
+            ),
+            (
+                "`method.kind` must be `sft` or `self-distill`",
+                !matches!(method.kind, MethodKind::Sft | MethodKind::SelfDistill),
+            ),
+            (
+                "`method.decoys` needs a second backward pass",
+                method.trains_decoys(),
+            ),
+            (
+                "`method.replay` needs a second backward pass",
+                method.replay.is_some(),
+            ),
+            ("`method.ewc` needs the whole gradient", method.ewc.is_some()),
+            (
+                "`measure.grad_norms` needs the whole gradient",
+                self.measure.grad_norms,
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(reason, conflicts)| conflicts.then_some(reason))
+        .collect();
+        checks.require(
+            !train.optimizer_in_backward || conflicts.is_empty(),
+            "train.optimizer_in_backward",
+            format!(
+                "updates each layer before the next gradient is computed: {}",
+                conflicts.join("; ")
+            ),
+        );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use unforget::{
     Error, Result,
     export::{model_card, modelfile},
     model::{Dtype, GgufType},
+    prompt::PromptTemplate,
     run::{ADAPTER_DIR, RecordedRun, RunDir},
 };
 
@@ -131,7 +132,7 @@ impl ExportArgs {
         let template = match self.finished_run()? {
             Some(run) => {
                 let data = run.config()?.data;
-                Some(data.template().for_model(data.chat, &model.tokenizer)?)
+                Some(PromptTemplate::from_config(&data).for_model(data.chat, &model.tokenizer)?)
             }
             None => None,
         };

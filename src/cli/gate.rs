@@ -12,6 +12,7 @@ use unforget::{
     gate::{Gate as Gated, check_rows},
     generate::Generator,
     measure::EvalSet,
+    prompt::PromptTemplate,
     train,
 };
 
@@ -54,7 +55,7 @@ impl GateArgs {
         let data = run.config()?.data;
 
         let model = load_model(&self.model)?;
-        let template = data.template().for_model(data.chat, &model.tokenizer)?;
+        let template = PromptTemplate::from_config(&data).for_model(data.chat, &model.tokenizer)?;
         let mut engine = Engine::new(&model.config);
         let questions = facts.iter().map(|(_, fact)| fact);
         let exam = EvalSet::new(questions, &template, &model.tokenizer, data.match_rule)?;

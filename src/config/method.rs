@@ -1,49 +1,54 @@
-//! `[method]`: the remedies, each a table or a value of its own, and what they have in common.
+//! `[method]`: the remedies against forgetting, each a value or a table of its own.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::{check::Checks, data::is_text};
+
 /// `[method]`: what is added to plain fine-tuning so that knowledge is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MethodConfig {
-    /// What is wanted of the new facts. Default `facts`.
+    /// What the new facts are for. Default `facts`.
     pub goal: Goal,
     /// Default `self-distill`.
     pub kind: MethodKind,
-    /// Strength of the distillation term. Default 1.
+    /// Weight of the distillation term, or of the L2 penalty. Default 1.
     pub lambda: f64,
-    /// tau, which softens teacher and student. Default 0.5.
+    /// Softmax temperature (tau) of teacher and student. Default 0.5.
     pub temperature: f64,
-    /// Epochs on `D_Known` alone before the teacher is frozen; 0: the base model is the teacher. Default 1.
+    /// Epochs on `D_Known` alone before the teacher is frozen; 0: the base model is the teacher. More than `num_epochs - 1`
+    /// are reduced. Default 1.
     pub snapshot_epochs: usize,
-    /// Tokens over which teacher and student are compared. Default `full`.
+    /// Vocabulary over which teacher and student are compared. Default `full`.
     pub vocab_subset: VocabSubset,
     /// Where the teacher's side of the loss comes from. Default `auto`.
     pub teacher: TeacherMode,
-    /// How the distillation term is averaged. Default `example`.
+    /// Reduction of the distillation term. Default `example`.
     pub reduction: DistillReduction,
-    /// Whether teacher and student are compared at the target token itself too. Default `kept`.
-    pub target_token: TargetToken,
-    /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`, and around what earlier runs saved,
-    /// `{ after = ["runs/first"] }`.
+    /// Leave the target token out of the distillation term (decoupled distillation): both distributions are renormalised over
+    /// the other tokens and weighted by the teacher's probability of these, and cross-entropy alone decides how likely the
+    /// target is. False: the divergence of the whole distributions (eq. 2). Default false.
+    pub exclude_target: bool,
+    /// Elastic weight consolidation around the snapshot, `{ strength = 1.0 }`, and around the models of earlier runs,
+    /// `{ previous_runs = ["runs/first"] }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ewc: Option<EwcConfig>,
-    /// Known facts that are shown again beside what is learned, `{ share = 0.2, target = "label" }`.
+    /// Known facts that are trained again next to the new ones, `{ ratio = 0.2, target = "label" }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<ReplayConfig>,
-    /// Made-up subjects about whom the model is held to its snapshot, `{ share = 0.5, strength = 1.0 }`.
+    /// Made-up subjects on which the model is distilled from its snapshot, `{ ratio = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoys: Option<DecoysConfig>,
     /// Projection of every update off the known facts' inputs at the snapshot, `{ energy = 0.95 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<ProjectConfig>,
-    /// Scale the change of the weights down when training is done, `{ keep = 0.99 }`.
+    /// Scale the change of the weights down after training, `{ min_retained = 0.99 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interpolate: Option<InterpolateConfig>,
-    /// Forgetting allowed, in percentage points: half of the held-out facts are watched, the strength follows them, and the
-    /// model that had learned most within the budget is kept.
+    /// Forgetting allowed, in percentage points: half of the held-out facts are used to adapt the strength of the method, and the
+    /// model that learned most within the budget is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<f64>,
 }
@@ -59,7 +64,7 @@ impl Default for MethodConfig {
             vocab_subset: VocabSubset::default(),
             teacher: TeacherMode::default(),
             reduction: DistillReduction::default(),
-            target_token: TargetToken::default(),
+            exclude_target: false,
             ewc: None,
             replay: None,
             decoys: None,
@@ -71,40 +76,90 @@ impl Default for MethodConfig {
 }
 
 impl MethodConfig {
-    /// Whether a frozen snapshot teaches.
+    /// Whether the distillation term is part of the loss of every row.
     pub fn distills(&self) -> bool {
-        self.goal == Goal::Facts && self.kind == MethodKind::SelfDistill
+        self.kind == MethodKind::SelfDistill
     }
 
     /// Whether anything holds the model to a snapshot.
     pub fn takes_snapshot(&self) -> bool {
-        let constrains_weights = self.ewc.is_some() || self.project.is_some();
-        self.has_teacher() || self.kind == MethodKind::L2 || constrains_weights
+        let has_reference_weights = self.ewc.is_some() || self.project.is_some();
+        self.has_teacher() || self.kind == MethodKind::L2 || has_reference_weights
     }
 
-    /// Whether the snapshot is asked: at every row, or at rows beside what is learned alone.
+    /// Whether the snapshot is a teacher: of every row, or of auxiliary rows alone (decoys, replayed rows).
     pub fn has_teacher(&self) -> bool {
-        self.distills() || self.distills_aux_rows()
+        let replay_target = self.replay.map(|replay| replay.target);
+        self.distills() || self.trains_decoys() || replay_target == Some(ReplayTarget::Teacher)
     }
 
-    /// Whether the snapshot is asked at rows beside what is learned: decoys or replayed ones.
-    fn distills_aux_rows(&self) -> bool {
-        let replay = self.replay.map(|replay| replay.target);
-        let auto = self.goal == Goal::Facts && self.kind == MethodKind::Auto;
-        auto || self.trains_decoys() || replay == Some(ReplayTarget::Teacher)
-    }
-
-    /// Whether decoys are trained on, and not only kept off.
+    /// Whether decoys are trained on, and not only projected off.
     pub fn trains_decoys(&self) -> bool {
         self.decoys.is_some_and(|decoys| decoys.ratio > 0.0)
     }
 
-    /// Epochs on `D_Known` alone before the snapshot; none where there is no snapshot.
+    /// Epochs on `D_Known` alone before the snapshot; 0 where there is no snapshot.
     pub fn effective_snapshot_epochs(&self) -> usize {
         if self.takes_snapshot() {
             self.snapshot_epochs
         } else {
             0
+        }
+    }
+
+    /// Checks a resolved section.
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.not_negative("method.lambda", self.lambda);
+        checks.positive("method.temperature", self.temperature);
+        checks.require(
+            !matches!(
+                self.vocab_subset,
+                VocabSubset::Top(0) | VocabSubset::Random(0)
+            ),
+            "method.vocab_subset",
+            "must be at least 1 token",
+        );
+        checks.require(
+            self.teacher != TeacherMode::Topk || matches!(self.vocab_subset, VocabSubset::Top(_)),
+            "method.teacher",
+            "`topk` stores only the teacher's most likely tokens, which is exact under `vocab_subset = { top = N }` and nothing else: use `hidden`",
+        );
+        checks.require(
+            !self.exclude_target || self.distills(),
+            "method.exclude_target",
+            "changes self-distillation, and this run has none: leave it out, or set `method.kind = \"self-distill\"`",
+        );
+        let budget = self.budget.unwrap_or_default();
+        checks.require(
+            (0.0..=100.0).contains(&budget),
+            "method.budget",
+            format!("must be from 0 to 100 percentage points, not {budget}"),
+        );
+        checks.require(
+            self.goal == Goal::Facts || self.budget.is_none(),
+            "method.budget",
+            "keeps the model that learned most of the new facts, and under `method.goal = \"task\"` they should not be learned: leave it out",
+        );
+        if let Some(ewc) = &self.ewc {
+            ewc.check(checks);
+        }
+        if let Some(replay) = &self.replay {
+            replay.check(checks);
+        }
+        if let Some(decoys) = &self.decoys {
+            decoys.check(checks);
+            checks.require(
+                decoys.ratio > 0.0 || self.project.is_some(),
+                "method.decoys.ratio",
+                "is 0, and there is no `method.project` that uses the decoys' inputs: set more than 0, or leave decoys out",
+            );
+        }
+        if let Some(project) = &self.project {
+            checks.fraction("method.project.energy", project.energy);
+            checks.at_least_one("method.project.every", project.every);
+        }
+        if let Some(interpolate) = &self.interpolate {
+            checks.fraction("method.interpolate.min_retained", interpolate.min_retained);
         }
     }
 }
@@ -113,13 +168,12 @@ impl MethodConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Goal {
-    /// They are to be learned.
+    /// The new facts should be learned.
     #[default]
     Facts,
-    /// The task is to be learned from them and they are not, as where they are private or not to be trusted. `train.trainable`,
-    /// where it is `all`, becomes what learns few facts: `attn`, or `k` in a model of 3 billion parameters or more (table 3 and
-    /// appendix B of the paper); any other value is left as it is. Self-distillation, which is for learning facts, is left
-    /// out: `kind = "self-distill"` and `"auto"` are plain fine-tuning.
+    /// The task should be learned from them and the facts should not, for instance because they are private or not reliable.
+    /// By default `train.trainable` is then a group that learns few facts (`attn`, or `k` in a model of 3 billion parameters or
+    /// more: table 3 and appendix B of the paper), and `method.kind` is `sft`.
     Task,
 }
 
@@ -127,14 +181,14 @@ pub enum Goal {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MethodKind {
-    /// Plain supervised fine-tuning; `snapshot_epoch` and the distillation settings are ignored.
+    /// Plain supervised fine-tuning; `snapshot_epochs` and the distillation settings are ignored.
     Sft,
     /// Cross-entropy plus distillation from the model's own early snapshot (eqs. 1 and 2 of the paper).
     #[default]
     SelfDistill,
-    /// Cross-entropy plus L2 toward the snapshot's weights (eq. 3).
+    /// Cross-entropy plus an L2 penalty on the distance from the snapshot's weights (eq. 3).
     L2,
-    /// What our own experiments found best: [`crate::remedy::auto`] says what it stands for.
+    /// A preset: what our own experiments found best. [`super::Config::resolve`] replaces it by the settings that it stands for.
     Auto,
 }
 
@@ -142,14 +196,14 @@ pub enum MethodKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EwcConfig {
-    /// Twice what multiplies the weighted squares. Default 1.
+    /// Weight of the penalty: half of it times the sum of squared differences, weighted by the Fisher information. Default 1.
     pub strength: f64,
-    /// Finished runs with EWC, in their order, of which the last saved `model`: each holds its weights from the first step on.
-    /// None by default.
+    /// Finished runs with EWC, in order, of which the last one saved `model`: each adds a penalty around its weights from the
+    /// first step on. None by default.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub previous_runs: Vec<PathBuf>,
-    /// gamma, from 0 to 1: one penalty in place of one a run, in which the importance left by the run in `after` counts so
-    /// much. Absent by default.
+    /// gamma, from 0 to 1 (online EWC): one penalty instead of one a run, in which the importance from the run in
+    /// `previous_runs` is multiplied by gamma. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gamma: Option<f64>,
 }
@@ -164,18 +218,42 @@ impl Default for EwcConfig {
     }
 }
 
+impl EwcConfig {
+    fn check(&self, checks: &mut Checks) {
+        checks.not_negative("method.ewc.strength", self.strength);
+        checks.require(
+            self.previous_runs.iter().all(|run| is_text(run)),
+            "method.ewc.previous_runs",
+            "names a path that is not UTF-8 text",
+        );
+        let gamma = self.gamma.unwrap_or_default();
+        checks.require(
+            (0.0..=1.0).contains(&gamma),
+            "method.ewc.gamma",
+            format!("must be from 0 to 1, not {gamma}"),
+        );
+        checks.require(
+            self.gamma.is_none() || self.previous_runs.len() == 1,
+            "method.ewc.gamma",
+            format!(
+                "applies to one previous run, the last, which already contains those before it: name that one alone in `previous_runs`, not {} runs",
+                self.previous_runs.len()
+            ),
+        );
+    }
+}
+
 /// `method.decoys`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DecoysConfig {
-    /// Decoys that an epoch visits for each row that is trained on. Default 0.5; 0 beside `method.project`, which keeps off
-    /// the inputs of those that there are.
+    /// Decoys in an epoch for each trained row. Default 0.5. It may be 0 with `method.project`, which projects off the inputs of
+    /// all decoys in the pool.
     pub ratio: f64,
-    /// Decoys that there are for each row that is trained on, of which every epoch draws its share. Absent: `share`, the same
-    /// ones in every epoch.
+    /// Decoys in the pool for each trained row, from which every epoch draws. Absent: `ratio`, the same decoys in every epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool_ratio: Option<f64>,
-    /// What the term weighs. Default 1.
+    /// Weight of the term. Default 1.
     pub strength: f64,
 }
 
@@ -189,11 +267,34 @@ impl Default for DecoysConfig {
     }
 }
 
+impl DecoysConfig {
+    fn check(&self, checks: &mut Checks) {
+        checks.require(
+            (0.0..=10.0).contains(&self.ratio),
+            "method.decoys.ratio",
+            format!(
+                "is the number of decoys in an epoch for each row: from 0 to 10, not {}",
+                self.ratio
+            ),
+        );
+        let pool_ratio = self.pool_ratio.unwrap_or(self.ratio);
+        checks.require(
+            pool_ratio > 0.0 && pool_ratio >= self.ratio && pool_ratio <= 10.0,
+            "method.decoys.pool_ratio",
+            format!(
+                "is the number of decoys in the pool for each row: above 0, and from `method.decoys.ratio` ({}) to 10, not {pool_ratio}",
+                self.ratio
+            ),
+        );
+        checks.not_negative("method.decoys.strength", self.strength);
+    }
+}
+
 /// `method.interpolate`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InterpolateConfig {
-    /// Share of the new facts that are right when training is done that must be right afterwards. Default 0.99.
+    /// The fraction that must still be correct of the new facts that were correct before interpolation. Default 0.99.
     pub min_retained: f64,
 }
 
@@ -207,13 +308,13 @@ impl Default for InterpolateConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReplayConfig {
-    /// Replayed rows for each row that is trained on. Default 0.2.
+    /// Replayed rows for each trained row. Default 0.2.
     pub ratio: f64,
-    /// What a replayed row is held to. Default `label`.
+    /// Target of a replayed row. Default `label`.
     pub target: ReplayTarget,
-    /// What the term weighs under `target = "teacher"`. Default 1.
+    /// Weight of the term under `target = "teacher"`. Default 1.
     pub strength: f64,
-    /// How the share goes over the epochs. Default `uniform`.
+    /// How the ratio changes over the epochs. Default `uniform`.
     pub schedule: ReplaySchedule,
     /// Which known facts an epoch replays. Default `hardest`.
     pub selection: ReplaySelection,
@@ -231,14 +332,33 @@ impl Default for ReplayConfig {
     }
 }
 
+impl ReplayConfig {
+    fn check(&self, checks: &mut Checks) {
+        checks.require(
+            self.ratio > 0.0 && self.ratio <= 10.0,
+            "method.replay.ratio",
+            format!(
+                "is the number of replayed rows for each row: above 0 and at most 10, not {}",
+                self.ratio
+            ),
+        );
+        checks.not_negative("method.replay.strength", self.strength);
+        checks.require(
+            self.target == ReplayTarget::Teacher || self.strength == 1.0,
+            "method.replay.strength",
+            "is the weight of the distillation term; under `target = \"label\"` replayed rows are part of the mean cross-entropy: leave it out, or set `target = \"teacher\"`",
+        );
+    }
+}
+
 /// `method.replay.target`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplayTarget {
-    /// The right answer: replayed rows join the mean of the step's cross-entropy. Needs no snapshot.
+    /// The correct answer: replayed rows are part of the step's mean cross-entropy. Needs no snapshot.
     #[default]
     Label,
-    /// The snapshot's distribution at the right answer's tokens, and no cross-entropy.
+    /// The snapshot's distribution at the tokens of the correct answer, without cross-entropy.
     Teacher,
 }
 
@@ -249,7 +369,7 @@ pub enum ReplaySchedule {
     /// The same in every epoch.
     #[default]
     Uniform,
-    /// Rising evenly from none in the first epoch to twice the share in the last one.
+    /// Rising linearly from none in the first epoch to twice the ratio in the last one.
     Ramp,
 }
 
@@ -257,7 +377,7 @@ pub enum ReplaySchedule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplaySelection {
-    /// Those whose loss is largest under the model at the beginning of the epoch.
+    /// Those with the largest loss at the beginning of the epoch.
     #[default]
     Hardest,
     /// Drawn by seed and epoch.
@@ -268,11 +388,11 @@ pub enum ReplaySelection {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProjectConfig {
-    /// Share of the inputs' energy (their squared length, summed over tokens) that lies in the space which is not written to.
-    /// Default 0.95.
+    /// The fraction of the inputs' energy (their squared length, summed over tokens) that lies in the protected space, to which
+    /// updates do not write. Default 0.95.
     pub energy: f64,
-    /// Steps after which what they changed in the space is taken back, all at once; the end of an epoch is always one. Default 1.
-    #[serde(skip_serializing_if = "is_one")]
+    /// Steps between projections, each of which undoes the change in the space since the last one; the end of an epoch is
+    /// always one. Default 1.
     pub every: usize,
 }
 
@@ -283,11 +403,6 @@ impl Default for ProjectConfig {
             every: 1,
         }
     }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
-fn is_one(n: &usize) -> bool {
-    *n == 1
 }
 
 /// `method.vocab_subset`.
@@ -307,14 +422,13 @@ pub enum VocabSubset {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TeacherMode {
-    /// A frozen copy of the model that runs beside the student.
+    /// A frozen copy of the model, with a forward pass in every step.
     Online,
     /// Its last hidden states at the answer positions, computed once: exact, and no second forward pass.
     Hidden,
-    /// The logits of its most likely tokens, computed once and kept on disk: exact under `tokens = { top = N }`, and only
-    /// there.
+    /// The logits of its most likely tokens, computed once and stored on disk: exact under `vocab_subset = { top = N }` only.
     Topk,
-    /// `topk` under `tokens = { top = N }`, else `hidden`.
+    /// `topk` under `vocab_subset = { top = N }`, else `hidden`.
     #[default]
     Auto,
 }
@@ -328,16 +442,4 @@ pub enum DistillReduction {
     Example,
     /// Mean over the target tokens of the batch.
     Token,
-}
-
-/// `method.target_token`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TargetToken {
-    /// They are: the divergence is that of the whole distributions (eq. 2).
-    #[default]
-    Kept,
-    /// They are not: both sides are renormalised over the other tokens, and what the teacher gives to these is the weight.
-    /// Cross-entropy alone says how likely the target is to be (decoupled distillation).
-    LeftOut,
 }

@@ -75,3 +75,8 @@ pub(super) mod one_or_many {
         deserializer.deserialize_any(OneOrMany)
     }
 }
+
+/// For `skip_serializing_if`: whether a value is its type's default.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

@@ -23,7 +23,7 @@ use crate::{
     measure::EvalSet,
     model::Model,
     progress::Progress,
-    remedy::auto,
+    prompt::PromptTemplate,
     run::RunDir,
     splits::{LabelledFact, SplitSizes, Splits},
     synth::SyntheticFacts,
@@ -111,7 +111,7 @@ impl Runner<'_> {
             .experiment
             .config(&self.model.name, self.scale, arm, seed)?;
         // The fingerprint covers the settings that `auto` stands for.
-        let config = auto::expand(&config, &self.model.config);
+        let config = config.resolve(self.model.size()).config;
         let checksum = &self.model.checksum;
         let fingerprint = record::fingerprint(&config, self.scale, arm, self.relation, checksum);
         Ok(PlannedRun {
@@ -422,7 +422,7 @@ impl AuditedData {
     /// Whether each known fact of other relations is correct after `run`.
     fn other_relations_correct(&self, run: &RunDir, config: &Config) -> Result<Vec<bool>> {
         let model = Model::load(&run.file("model").display().to_string())?;
-        let template = config.data.template();
+        let template = PromptTemplate::from_config(&config.data);
         let eval_set = EvalSet::new(
             &self.other_relations,
             &template,

@@ -2,10 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{
-    aliases,
-    scorer::{AnswerScorer, MatchRule},
-};
+use super::{aliases, scorer::AnswerScorer};
+use crate::config::MatchRule;
 
 /// The place of a fact in its file, for messages.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

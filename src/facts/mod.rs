@@ -11,6 +11,7 @@ mod relations;
 mod scorer;
 mod split;
 
+pub use crate::config::MatchRule;
 pub use fact::{Fact, Location};
 pub use normalise::normalise;
 pub use read::{
@@ -18,5 +19,5 @@ pub use read::{
     is_text_file, read, read_each, read_texts, resolve_files,
 };
 pub use relations::{Relation, relation};
-pub use scorer::{AnswerScorer, AnswerVerdict, MatchRule, WrongKind};
+pub use scorer::{AnswerScorer, AnswerVerdict, WrongKind};
 pub use split::{PerSplit, Split};

@@ -2,18 +2,9 @@
 
 use unicode_normalization::{UnicodeNormalization, char::canonical_combining_class};
 
-use super::normalise::{first_line, fold, is_strippable, strip};
+use crate::config::MatchRule;
 
-/// When an answer is correct.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MatchRule {
-    /// The first line equals an accepted answer.
-    #[default]
-    Exact,
-    /// The first line contains an accepted answer as whole words.
-    Contains,
-}
+use super::normalise::{first_line, fold, is_strippable, strip};
 
 /// The verdict on an answer that is still being generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use source::ModelSource;
 pub use source::pull;
 pub use tokenizer::TextTokenizer;
 
-use crate::{Error, Result};
+use crate::{Error, Result, config::ModelSize};
 
 /// The dtype of weights in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,14 @@ pub struct Model {
 }
 
 impl Model {
+    /// The figures that presets of a config depend on.
+    pub fn size(&self) -> ModelSize {
+        ModelSize {
+            num_hidden_layers: self.config.num_hidden_layers,
+            parameters: self.params.layout.len,
+        }
+    }
+
     /// Loads a Hugging Face directory, a `.gguf` file, a name in the registry or a hub id.
     ///
     /// ```

@@ -1,6 +1,6 @@
 //! The prompt template of facts.
 
-use crate::{Error, Result, facts::Fact};
+use crate::{Error, Result, config::DataConfig, facts::Fact};
 
 /// Prompt and target of a fact. Default: `Q: {question}\nA:` and ` {object}\n`.
 ///
@@ -33,6 +33,16 @@ impl Default for PromptTemplate {
 }
 
 impl PromptTemplate {
+    /// The template of a config, with the default for a part that is absent.
+    pub fn from_config(data: &DataConfig) -> Self {
+        let default = Self::default();
+        Self {
+            prompt: data.prompt.clone().unwrap_or(default.prompt),
+            target: data.target.clone().unwrap_or(default.target),
+            next_prompt: None,
+        }
+    }
+
     /// Checks that the placeholders are there.
     ///
     /// # Errors

@@ -17,7 +17,7 @@
 
 use super::teacher::TeacherOutputs;
 use crate::{
-    config::{DistillReduction, MethodConfig, TargetToken, VocabSubset},
+    config::{DistillReduction, MethodConfig, VocabSubset},
     engine::{RngStream, SoftTargets, TeacherLogits},
 };
 
@@ -50,7 +50,7 @@ impl Distillation {
             temperature: method.temperature,
             reduction: method.reduction,
             vocab_subset: method.vocab_subset,
-            exclude_target: method.target_token == TargetToken::LeftOut,
+            exclude_target: method.exclude_target,
             seed,
         }
     }

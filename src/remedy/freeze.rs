@@ -9,22 +9,6 @@ use crate::{
     model::Layout,
 };
 
-/// Parameters below which the paper's table 3 speaks for a model (1.5 billion there; appendix B has 7 and 8 billion).
-const SMALL_MODEL_PARAMS: usize = 3_000_000_000;
-
-/// The preset that learns a task and few of its facts, for a model of so many parameters.
-///
-/// Small ones: all of attention, after which 1% of the new facts are right and 95% of the known ones (table 3). In large ones
-/// that no longer keeps facts out, and a single projection does (appendix B, of k, v and o): k, which of these three knows
-/// most and forgets least in table 3 (Known .944, Held .927).
-pub fn task_preset(parameters: usize) -> &'static str {
-    if parameters < SMALL_MODEL_PARAMS {
-        "attn"
-    } else {
-        "k"
-    }
-}
-
 /// Whether each tensor of `layout` is trained, given selectors. Embedding, norms and LM head belong to `all` only.
 ///
 /// # Errors
@@ -178,13 +162,6 @@ mod tests {
                 "lm_head.weight",
             ]
         );
-    }
-
-    #[test]
-    fn a_task_is_learned_by_attention_or_in_a_large_model_by_one_projection() {
-        let presets = [135_000_000, 1_500_000_000, 7_000_000_000].map(task_preset);
-        assert_eq!(presets, ["attn", "attn", "k"]);
-        assert!(TENSOR_GROUPS.iter().any(|(group, _)| *group == "k"));
     }
 
     #[test]

@@ -20,7 +20,6 @@
 //! 3. If it freezes something at the snapshot, add it to [`snapshot::Snapshot`], which also checkpoints it. Otherwise add it where the
 //!    table above says.
 
-pub mod auto;
 pub mod budget;
 pub mod continual_ewc;
 pub mod distill;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{SPLITS, Trainer, previous_runs::previous_runs};
 use crate::{
     Result, audit,
-    config::{Goal, MethodKind, TargetToken},
+    config::{Goal, MethodKind},
     engine::TrainingModel,
     facts::Fact,
     generate::Generator,
@@ -484,7 +484,7 @@ impl Trainer<'_> {
             MethodKind::Sft | MethodKind::SelfDistill | MethodKind::Auto => "sft",
         };
         let beside = [
-            ("+decoupled", method.target_token == TargetToken::LeftOut),
+            ("+decoupled", method.exclude_target),
             ("+decoys", method.decoys.is_some()),
             ("+average", self.config.train.ema_decay.is_some()),
             ("+replay", method.replay.is_some()),

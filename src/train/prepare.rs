@@ -19,13 +19,14 @@ use super::{
 use crate::{
     Error, Result,
     audit::{AuditSettings, Label, audit},
-    config::{Config, Goal, TrainConfig},
+    config::Config,
+    distributed,
     engine::Engine,
     facts::{self, Fact, ReadOptions, Text, TextKind, drop_contradicted},
     model::Model,
     progress::Progress,
     prompt::PromptTemplate,
-    remedy::{auto, continual_ewc, freeze::task_preset, null_space},
+    remedy::{continual_ewc, null_space},
     run::{Environment, RunDir, RunResult, TEACHER_DIR},
     splits::{AuditedFiles, LabelledFact, Splits},
 };
@@ -255,18 +256,32 @@ fn reread_data(
     }
 }
 
-/// The config with what its goal and `auto` choose, where that was left to the default.
+/// The config with every choice made that it leaves open, for `model`.
 fn resolve_config(config: &Config, model: &Model, progress: &Progress) -> Config {
-    let mut config = auto::expand(config, &model.config);
-    let trainable = &mut config.train.trainable;
-    if config.method.goal == Goal::Task && *trainable == TrainConfig::default().trainable {
-        let preset = task_preset(model.params.layout.len);
-        *trainable = vec![preset.into()];
-        progress.note(format_args!(
-            "the goal is the task and not its facts: `{preset}` alone is trained"
-        ));
+    let resolved = config.resolve(model.size());
+    resolved.notes.iter().for_each(|note| progress.note(note));
+    resolved.config
+}
+
+/// Checks settings that several processes cannot train together.
+fn check_distributed(config: &Config) -> Result<()> {
+    if distributed::world_size() == 1 {
+        return Ok(());
     }
-    config
+    let refused = |key: &str, reason: &str| Err(Error::input(format!("`{key}` {reason}")));
+    if config.train.optimizer_in_backward {
+        return refused(
+            "train.optimizer_in_backward",
+            "updates each layer before the next gradient is computed, and several processes sum whole gradients",
+        );
+    }
+    if config.measure.grad_norms && config.train.lora.is_some() {
+        return refused(
+            "measure.grad_norms",
+            "is not supported for adapters that several processes train",
+        );
+    }
+    Ok(())
 }
 
 /// What can be wrong with a run's settings, found before any compute.
@@ -276,6 +291,7 @@ fn check<'a>(
     facts: impl IntoIterator<Item = &'a Fact>,
     texts: &[Text],
 ) -> Result<()> {
+    check_distributed(config)?;
     let layout = &model.params.layout;
     let trained = trainable::trainable_tensors(&config.train, &model.params)?;
     if config.method.project.is_some() && !null_space::has_projected_weights(layout, &trained) {
@@ -588,8 +604,5 @@ fn audit_settings(config: &Config, model: &Model) -> Result<Option<AuditSettings
 
 /// How facts are asked and answered.
 pub(super) fn template(config: &Config, model: &Model) -> Result<PromptTemplate> {
-    config
-        .data
-        .template()
-        .for_model(config.data.chat, &model.tokenizer)
+    PromptTemplate::from_config(&config.data).for_model(config.data.chat, &model.tokenizer)
 }

@@ -91,7 +91,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         &["`train.ema_decay` is the share that a step keeps, from 0 to below 1, not -0.1"],
     ),
     (
-        "train.early_stopping={learned=2}",
+        "train.early_stopping={accuracy=2}",
         &["`train.early_stopping.accuracy` is a share above 0 and at most 1, not 2"],
     ),
     (
@@ -144,11 +144,11 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "train.lora={rank=0}",
+        "train.lora={r=0}",
         &["`train.lora.r` must be at least 1"],
     ),
     (
-        "train.lora={targets=['x_proj']}",
+        "train.lora={target_modules=['x_proj']}",
         &[
             "`train.lora.target_modules`: no linear layer is called \"x_proj\"",
             "did you mean \"q_proj\"? Known: q_proj, k_proj, v_proj,",
@@ -166,9 +166,9 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "train.lora={rank=3,foo=1}",
+        "train.lora={r=3,foo=1}",
         &[
-            "`--set train.lora={rank=3,foo=1}`: unknown key `foo` in [train.lora]",
+            "`--set train.lora={r=3,foo=1}`: unknown key `foo` in [train.lora]",
             "known keys: rank, alpha, targets, variant",
         ],
     ),
@@ -261,14 +261,14 @@ const SETTINGS: &[(&str, &[&str])] = &[
         &["`method.ewc.strength` must be 0 or more, not -1"],
     ),
     (
-        "method.ewc={after=['nowhere']}",
+        "method.ewc={previous_runs=['nowhere']}",
         &[
             "nowhere is not a run directory: it has no config.toml",
             "name a directory written by `unforget tune` or `unforget demo`",
         ],
     ),
     (
-        "method.replay={share=2}",
+        "method.replay={ratio=2}",
         &[
             "there is no known fact to replay",
             "give known facts with `data.keep`, or leave `method.replay`",
@@ -282,11 +282,11 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "method.decoys={share=0}",
+        "method.decoys={ratio=0}",
         &["`method.decoys.ratio` is 0, and there is no `method.project`"],
     ),
     (
-        "method.decoys={share=11}",
+        "method.decoys={ratio=11}",
         &[
             "`method.decoys.ratio` is the decoys that an epoch visits for each row, from 0 to 10, not 11",
         ],
@@ -321,7 +321,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "method.interpolate={keep=2}",
+        "method.interpolate={min_retained=2}",
         &["`method.interpolate.min_retained` is a share above 0 and at most 1, not 2"],
     ),
     (
@@ -332,7 +332,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "data.audit={runs=0}",
+        "data.audit={num_prompts=0}",
         &["`data.audit.num_prompts` must be at least 1"],
     ),
     (

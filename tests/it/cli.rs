@@ -528,7 +528,7 @@ fn a_run_on_adapters_has_one_to_export_and_any_other_has_none() {
     write_facts(dir.path());
     let tuned = run(
         dir.path(),
-        &[&TUNE[..], &["--set", "train.lora={rank=4}", "--json"]].concat(),
+        &[&TUNE[..], &["--set", "train.lora={r=4}", "--json"]].concat(),
     );
     assert_eq!(json_lines(&tuned)[0]["method"], "self-distill+lora");
     let export = ["export", "run", "--to", "peft", "--out", "exported"];
@@ -584,11 +584,11 @@ fn a_target_that_is_no_linear_layer_names_the_nearest_and_nothing_is_written() {
         assert!(!dir.path().join("run").exists());
         told
     };
-    insta::assert_snapshot!(lora("train.lora={rank=4, targets=['q_porj']}"), @r#"
+    insta::assert_snapshot!(lora("train.lora={r=4, target_modules=['q_porj']}"), @r#"
     error: `train.lora.target_modules`: no linear layer is called "q_porj"
     hint: did you mean "q_proj"? Known: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and all-linear
     "#);
-    insta::assert_snapshot!(lora("train.lora={rank=1000000000000}"), @r"
+    insta::assert_snapshot!(lora("train.lora={r=1000000000000}"), @r"
     error: `train.lora.r` is 1000000000000, above the largest rank that a target of this model can have
     hint: give 24 at most; ranks from 4 to 64 are usual
     ");

@@ -22,7 +22,7 @@ use crate::{cli::MODEL, tools::require};
 const METHODS: [(&str, &[&str]); 8] = [
     ("sft", &["method.kind=sft"]),
     ("hidden", &["method.teacher=hidden"]),
-    ("live", &["method.teacher=live"]),
+    ("live", &["method.teacher=online"]),
     (
         "topk",
         &[
@@ -36,7 +36,7 @@ const METHODS: [(&str, &[&str]); 8] = [
         "lora",
         &[
             "method.kind=sft",
-            "train.lora={ rank = 3, targets = ['q_proj'] }",
+            "train.lora={ r = 3, target_modules = ['q_proj'] }",
         ],
     ),
     ("budget", &["method.budget=50.0"]),

@@ -2,7 +2,7 @@
 
 use unforget::{
     config::{
-        EwcConfig, MethodConfig, MethodKind, ReplayConfig, ReplayTarget, TargetToken, TeacherMode,
+        EwcConfig, MethodConfig, MethodKind, ReplayConfig, ReplayTarget, TeacherMode,
         VocabSubset,
     },
     engine::{Engine, Gradients, Target, TrainingModel},
@@ -254,7 +254,7 @@ fn distillation_without_the_target_token_equals_pytorchs() {
     let method = MethodConfig {
         lambda: golden.number("lambda"),
         temperature: golden.number("temperature"),
-        target_token: TargetToken::LeftOut,
+        exclude_target: true,
         ..MethodConfig::default()
     };
     check_rows(

@@ -126,7 +126,7 @@ fn several_processes_train_what_one_trains() {
     let methods: [(&str, &[&str]); 9] = [
         ("sft", &["method.kind=sft"]),
         ("hidden", &["method.kind=self-distill"]),
-        ("live", &["method.kind=self-distill", "method.teacher=live"]),
+        ("live", &["method.kind=self-distill", "method.teacher=online"]),
         (
             "topk",
             &["method.kind=self-distill", "method.vocab_subset={top=9}"],
@@ -137,7 +137,7 @@ fn several_processes_train_what_one_trains() {
         ),
         (
             "decoys",
-            &["method.kind=self-distill", "method.decoys={share=0.5}"],
+            &["method.kind=self-distill", "method.decoys={ratio=0.5}"],
         ),
         (
             "l2",
@@ -152,7 +152,7 @@ fn several_processes_train_what_one_trains() {
             "lora",
             &[
                 "method.kind=sft",
-                "train.lora={rank=2,targets=['q_proj','down_proj']}",
+                "train.lora={r=2,target_modules=['q_proj','down_proj']}",
             ],
         ),
     ];

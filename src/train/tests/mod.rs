@@ -16,7 +16,7 @@ use crate::{
     config::{
         DecoysConfig, EwcConfig, Goal, InterpolateConfig, LoraConfig, LoraVariant, MethodConfig,
         MethodKind, OnNonFinite, ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection,
-        ReplayTarget, TargetToken, TeacherMode as Source, VocabSubset,
+        ReplayTarget, TeacherMode as Source, VocabSubset,
     },
     engine::{Loss, Target, basis_outputs},
     model::Params,

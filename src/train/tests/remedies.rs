@@ -294,19 +294,19 @@ fn a_remedy_of_weight_zero_is_bitwise_plain_fine_tuning() {
 #[test]
 fn a_topk_teacher_matches_a_hidden_one_when_the_target_is_excluded() {
     let place = temporary();
-    let trained = |name: &str, teacher, target_token| {
+    let trained = |name: &str, teacher, exclude_target| {
         let mut config = config(place.path(), name);
         config.train.learning_rate = 1e-4;
         (config.method.vocab_subset, config.method.teacher) = (VocabSubset::Top(30), teacher);
-        config.method.target_token = target_token;
+        config.method.exclude_target = exclude_target;
         let result = run(&config);
-        let left_out = target_token == TargetToken::LeftOut;
+        let left_out = exclude_target;
         assert_eq!(result.method.ends_with("+decoupled"), left_out);
         config.out
     };
-    let hidden = trained("hidden", Source::Hidden, TargetToken::LeftOut);
-    let kept = trained("kept", Source::Topk, TargetToken::LeftOut);
-    let with = trained("with", Source::Topk, TargetToken::Kept);
+    let hidden = trained("hidden", Source::Hidden, true);
+    let kept = trained("kept", Source::Topk, true);
+    let with = trained("with", Source::Topk, false);
     // Products over other stretches of rows round otherwise.
     assert!(same_steps(&hidden, &kept, 1e-4));
     assert!(!same_steps(&with, &kept, 1e-4));

@@ -59,7 +59,7 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
         (m.teacher, m.vocab_subset) = (Source::Topk, VocabSubset::Top(9));
     }));
     resumed_equals_uninterrupted(method(|m| m.vocab_subset = VocabSubset::Random(9)));
-    resumed_equals_uninterrupted(method(|m| m.target_token = TargetToken::LeftOut));
+    resumed_equals_uninterrupted(method(|m| m.exclude_target = true));
 }
 
 #[test]

@@ -1,0 +1,130 @@
+//! `[data]`: the facts, and how they are labelled and asked.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{check::Checks, serde_helpers::false_or_table};
+
+/// `[data]`: the facts, and how they are labelled and asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// New facts (`D_Unk`). Absent: nothing new is taught, the control that the paper calls Only Known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub learn: Vec<PathBuf>,
+    /// Known facts to train on (`D_Known`). Absent: `HighlyKnown` facts of the same relations, else of `pack:world`, as
+    /// many as `learn` has, at most 8,000.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<PathBuf>,
+    /// Known facts that are only measured (`D_Held`). Absent: a seeded sample of the known facts that are left,
+    /// disjoint by subject.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<PathBuf>,
+    /// The audit that labels the facts before and after training: `{ num_prompts = 20, shots = 3, samples = 16 }`. `false`: the
+    /// files are taken as they are, and nothing is filtered or labelled.
+    #[serde(with = "false_or_table")]
+    pub audit: Option<AuditConfig>,
+    /// A relation with a smaller share of `HighlyKnown` facts is left out. Default 0; 0.3 in the paper.
+    pub min_highly_known: f64,
+    /// When an answer is correct: `exact` (default) or `contains`.
+    #[serde(rename = "match")]
+    pub match_rule: MatchRule,
+    /// Template of the prompt, with `{question}` in it. Absent: `Q: {question}\nA:`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// Template of the target, with `{object}` in it. Absent: a space, `{object}` and a line break.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Ask through the model's own chat template. Default false.
+    pub chat: bool,
+    /// Count and list broken rows instead of refusing the file. Default false.
+    pub skip_bad_rows: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            learn: Vec::new(),
+            keep: Vec::new(),
+            held: Vec::new(),
+            audit: Some(AuditConfig::default()),
+            min_highly_known: 0.0,
+            match_rule: MatchRule::default(),
+            prompt: None,
+            target: None,
+            chat: false,
+            skip_bad_rows: false,
+        }
+    }
+}
+
+impl DataConfig {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        for (key, files) in [
+            ("data.learn", &self.learn),
+            ("data.keep", &self.keep),
+            ("data.held", &self.held),
+        ] {
+            let are_text = files.iter().all(|file| is_text(file));
+            checks.require(are_text, key, "names a path that is not UTF-8 text");
+        }
+        if let Some(audit) = &self.audit {
+            checks.at_least_one("data.audit.num_prompts", audit.num_prompts);
+            checks.at_least_one("data.audit.samples", audit.samples);
+        }
+        checks.require(
+            (0.0..=1.0).contains(&self.min_highly_known),
+            "data.min_highly_known",
+            format!("must be from 0 to 1, not {}", self.min_highly_known),
+        );
+        for (key, template, slot) in [
+            ("data.prompt", &self.prompt, "{question}"),
+            ("data.target", &self.target, "{object}"),
+        ] {
+            let has_slot = template.as_ref().is_none_or(|text| text.contains(slot));
+            checks.require(has_slot, key, format!("must contain `{slot}`"));
+        }
+    }
+}
+
+/// Whether TOML can hold a path.
+pub(super) fn is_text(path: &Path) -> bool {
+    path.to_str().is_some()
+}
+
+/// `data.audit`: the `SLiCK` audit before and after a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditConfig {
+    /// Few-shot prompts for each fact. Default 20.
+    pub num_prompts: usize,
+    /// Exemplars in a prompt. Default 3.
+    pub shots: usize,
+    /// Samples for each fact and prompt, drawn or computed. Default 16.
+    pub samples: usize,
+    /// Draw the samples instead of computing the probability of a correct answer. Default false.
+    pub sample: bool,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            num_prompts: 20,
+            shots: 3,
+            samples: 16,
+            sample: false,
+        }
+    }
+}
+
+/// `data.match`: when an answer is correct.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MatchRule {
+    /// The first line equals the object or an alias.
+    #[default]
+    Exact,
+    /// The first line contains one of them as whole words.
+    Contains,
+}

@@ -1,0 +1,258 @@
+//! From a config that leaves choices open (`auto`, `goal = "task"`) to one in which every value is chosen.
+//!
+//! Presets lie under what the user set: defaults, then the preset, then the file, then `--set` and flags.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::{
+    Config, Device, Goal, MethodConfig, MethodKind, TeacherMode, TrainConfig, VocabSubset,
+    key_names::KEYS,
+    read::{get, insert, is_within, remove},
+};
+
+/// `kind = "auto"`: new facts are learned by plain cross-entropy in the feed-forward layers of the model's lower third, with
+/// decoys, and the moving average of the weights is kept. `docs/LOG.md` has the experiments that it was chosen by.
+///
+/// The learning rate is four times the default for all tensors, since so few of them learn more slowly; the average is over some
+/// twenty steps.
+const AUTO: &str = r#"
+[method]
+kind = "sft"
+decoys = { ratio = 0.3, pool_ratio = 1.0, strength = 4.0 }
+[train]
+learning_rate = 2e-4
+ema_decay = 0.95
+"#;
+
+/// `goal = "task"`: plain fine-tuning of few tensors.
+const TASK: &str = r#"
+[method]
+kind = "sft"
+"#;
+
+/// Parameters below which the paper's table 3 speaks for a model (1.5 billion there; appendix B has 7 and 8 billion).
+const SMALL: usize = 3_000_000_000;
+
+/// What the choices depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelSize {
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Parameters in all.
+    pub parameters: usize,
+}
+
+/// A config in which nothing is left open.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// It has no `auto`, and resolves to itself.
+    pub config: Config,
+    /// What the user should know of what was chosen.
+    pub notes: Vec<String>,
+}
+
+/// The keys that were set by the user, also to a default's value. All sets are equal: two configs with the same values are the
+/// same config.
+#[derive(Clone, Debug, Default)]
+pub struct SetKeys(BTreeSet<String>);
+
+impl PartialEq for SetKeys {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl SetKeys {
+    /// Adds every key of `table` that has a value of its own, and sections without keys.
+    pub(super) fn add_leaves(&mut self, table: &Table) {
+        for (key, value) in table {
+            self.add(key, value);
+        }
+    }
+
+    fn add(&mut self, key: &str, value: &Value) {
+        match value {
+            Value::Table(table) if !table.is_empty() => {
+                for (inner, value) in table {
+                    self.add(&format!("{key}.{inner}"), value);
+                }
+            }
+            _ => {
+                self.0.insert(key.to_owned());
+            }
+        }
+    }
+
+    /// Notes that `value` took the place of all that was at `key`.
+    pub(super) fn replace(&mut self, key: &str, value: &Value) {
+        self.0.retain(|known| !is_within(known, key));
+        self.add(key, value);
+    }
+}
+
+/// The sections that presets are for.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Sections {
+    method: MethodConfig,
+    train: TrainConfig,
+}
+
+impl Sections {
+    fn to_table(&self) -> Table {
+        Table::try_from(self).expect("numbers, words and paths from TOML have a form in TOML")
+    }
+
+    fn from_table(table: Table) -> Self {
+        table
+            .try_into()
+            .expect("values of a config under those of a preset are a config")
+    }
+}
+
+/// What was set in the sections that presets are for.
+struct UserValues {
+    values: Table,
+    /// Tables that code gave as one value: nothing of a preset's goes into them.
+    whole: Vec<String>,
+}
+
+impl UserValues {
+    /// The keys that are noted as set, and all that differs from the defaults.
+    fn of(config: &Config) -> Self {
+        let full = Sections {
+            method: config.method.clone(),
+            train: config.train.clone(),
+        }
+        .to_table();
+        let mut user = Self {
+            values: Table::new(),
+            whole: Vec::new(),
+        };
+        for key in &config.set_keys.0 {
+            if let Some(value) = get(&full, key) {
+                // A parent that is no table was set as well, and the value with it.
+                let _ = insert(&mut user.values, key, value.clone());
+            }
+        }
+        let noted = Sections::from_table(user.values.clone()).to_table();
+        user.add_differences(&full, &noted, "");
+        user
+    }
+
+    fn add_differences(&mut self, full: &Table, noted: &Table, section: &str) {
+        for (name, value) in full {
+            let key = match section {
+                "" => name.clone(),
+                _ => format!("{section}.{name}"),
+            };
+            match (value, noted.get(name)) {
+                (Value::Table(full), Some(Value::Table(noted))) => {
+                    self.add_differences(full, noted, &key);
+                }
+                (value, Some(noted)) if value == noted => {}
+                (value, _) => {
+                    let _ = insert(&mut self.values, &key, value.clone());
+                    if value.is_table() {
+                        self.whole.push(key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn has(&self, key: &str) -> bool {
+        get(&self.values, key).is_some()
+    }
+}
+
+/// The preset that `config` asks for, as a table of the settings that it stands for.
+fn preset(config: &Config, model: ModelSize) -> Option<Table> {
+    let (text, trainable) = match (config.method.goal, config.method.kind) {
+        (Goal::Task, _) => (TASK, task_tensors(model.parameters).to_owned()),
+        (Goal::Facts, MethodKind::Auto) => {
+            let third = (model.num_hidden_layers / 3).max(1);
+            (AUTO, format!("ffn@0-{}", third - 1))
+        }
+        (Goal::Facts, _) => return None,
+    };
+    let mut preset: Table = toml::from_str(text).expect("a preset is TOML");
+    insert(&mut preset, "train.trainable", trainable.into()).expect("`train` is a section");
+    Some(preset)
+}
+
+/// The tensors that learn a task and few of its facts, in a model of so many parameters.
+///
+/// Small ones: all of attention, after which 1% of the new facts are correct and 95% of the known ones (table 3). In large ones
+/// that no longer keeps facts out, and a single projection does (appendix B, of k, v and o): k, which of these three knows
+/// most and forgets least in table 3 (Known 0.944, Held 0.927).
+pub fn task_tensors(parameters: usize) -> &'static str {
+    if parameters < SMALL { "attn" } else { "k" }
+}
+
+/// `over` laid over `under`; tables are merged.
+fn merge(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+impl Config {
+    /// This config with every choice made that it leaves open, for a model of this size: `kind = "auto"`, `goal = "task"`,
+    /// `teacher = "auto"`, `device = "auto"`. What the user set stays as it is, also where it is a default's value.
+    #[must_use]
+    pub fn resolve(&self, model: ModelSize) -> Resolved {
+        let mut config = self.clone();
+        let mut notes = Vec::new();
+        let mut user = UserValues::of(self);
+        if self.method.kind == MethodKind::Auto {
+            remove(&mut user.values, "method.kind");
+        }
+        if let Some(mut preset) = preset(self, model) {
+            if user.has("train.lora") {
+                // Adapters are trained in the place of tensors.
+                remove(&mut preset, "train.trainable");
+            }
+            for key in &user.whole {
+                remove(&mut preset, key);
+            }
+            merge(&mut preset, user.values);
+            let Sections { method, train } = Sections::from_table(preset);
+            (config.method, config.train) = (method, train);
+        }
+        let Config { method, train, .. } = &mut config;
+        if method.goal == Goal::Task && train.trainable != self.train.trainable {
+            notes.push(format!(
+                "the goal is the task and not its facts: only `{}` is trained",
+                train.trainable.join(", ")
+            ));
+        }
+        let most = train.num_epochs.saturating_sub(1);
+        if method.takes_snapshot() && method.snapshot_epochs > most {
+            notes.push(format!(
+                "`method.snapshot_epochs` is reduced from {} to {most}: they are part of the {} of `train.num_epochs`",
+                method.snapshot_epochs, train.num_epochs
+            ));
+            method.snapshot_epochs = most;
+        }
+        if method.teacher == TeacherMode::Auto {
+            method.teacher = match method.vocab_subset {
+                VocabSubset::Top(_) => TeacherMode::Topk,
+                VocabSubset::Full | VocabSubset::Random(_) => TeacherMode::Hidden,
+            };
+        }
+        if config.device == Device::Auto {
+            config.device = Device::Cpu;
+        }
+        config.set_keys = SetKeys(KEYS.iter().cloned().collect());
+        Resolved { config, notes }
+    }
+}

@@ -1,0 +1,277 @@
+//! `[train]`: which parameters are trained, for how long and by which steps.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    check::Checks,
+    serde_helpers::one_or_many,
+    tensor_groups::{TENSOR_GROUPS, parse_selector},
+};
+use crate::error::closest_match;
+
+/// `[train]`: which parameters are trained, for how long and by which steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// `k`, `q`, `v`, `o`, `attn`, `gate+up`, `down`, `ffn`, `all` (weight, bias and q/k norm of each), or patterns of
+    /// tensor names (`model.layers.*.mlp.*`), each in all layers or in some (`ffn@0-9`); one, or a list. Default `all`;
+    /// `method.kind = "auto"` and `method.goal = "task"` have their own.
+    #[serde(with = "one_or_many")]
+    pub trainable: Vec<String>,
+    /// Epochs in all, those before the snapshot included. Default 20.
+    pub num_epochs: usize,
+    /// Rows of a batch. They pass through the model together, or in several micro-batches where they are long. Default 64.
+    pub batch_size: usize,
+    /// Learning rate after the warm-up. Default 5e-5.
+    pub learning_rate: f64,
+    /// The learning rate's course after the warm-up. Default `constant`.
+    pub lr_scheduler: LrScheduler,
+    /// Steps over which the learning rate rises from 0. Default 0.
+    pub warmup_steps: usize,
+    /// `AdamW`'s decay rates of the first and second moment. Default `[0.9, 0.999]`.
+    pub betas: [f64; 2],
+    /// The epsilon in `AdamW`'s denominator. Default 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay. Default 0.
+    pub weight_decay: f64,
+    /// Gradients are scaled so that their global norm is at most this; 0 is off. Default 1.
+    pub max_grad_norm: f64,
+    /// Update each layer as soon as its gradient is computed, so that no more than one layer's gradient is held. Clipping needs the
+    /// norm of the whole gradient, which takes an extra backward pass: set `max_grad_norm = 0` to save it. Default false.
+    pub optimizer_in_backward: bool,
+    /// Compute a layer's activations again in the backward pass instead of keeping those of all layers: the same result with less
+    /// memory for long rows, in about a fifth more time. Default false.
+    pub gradient_checkpointing: bool,
+    /// Batches whose gradients are averaged into one step: a step sees `batch_size * gradient_accumulation_steps` rows. Default 1.
+    pub gradient_accumulation_steps: usize,
+    /// Shuffle the rows in each epoch. False: keep, then learn, in the files' order. Default true.
+    pub shuffle: bool,
+    /// Tokens of a row, at most. A longer row is an error, unless `truncate`. Default 2048.
+    pub max_length: usize,
+    /// Cut rows that are longer than `max_length`. Default false.
+    pub truncate: bool,
+    /// Epochs between checkpoints. Absent: every epoch, but at most one a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_every: Option<usize>,
+    /// Low-rank adapters instead of whole tensors, `{ r = 16, alpha = 32, target_modules = ["q_proj", "v_proj"] }`; `trainable`
+    /// is left at `all` then. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// When to stop before the last epoch, `{ accuracy = 0.99 }`. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStoppingConfig>,
+    /// Decay of an exponential moving average of the weights, from 0 to below 1. The average is evaluated and saved instead of
+    /// the weights. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
+    /// What to do when a loss or gradient is not finite. Default `stop`.
+    pub on_nonfinite: OnNonFinite,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            trainable: vec!["all".into()],
+            num_epochs: 20,
+            batch_size: 64,
+            learning_rate: 5e-5,
+            lr_scheduler: LrScheduler::default(),
+            warmup_steps: 0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            optimizer_in_backward: false,
+            gradient_checkpointing: false,
+            gradient_accumulation_steps: 1,
+            shuffle: true,
+            max_length: 2048,
+            truncate: false,
+            save_every: None,
+            lora: None,
+            early_stopping: None,
+            ema_decay: None,
+            on_nonfinite: OnNonFinite::default(),
+        }
+    }
+}
+
+impl TrainConfig {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        self.check_trainable(checks);
+        self.check_optimizer(checks);
+        for (key, count) in [
+            ("train.num_epochs", self.num_epochs),
+            ("train.batch_size", self.batch_size),
+            ("train.gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("train.save_every", self.save_every.unwrap_or(1)),
+        ] {
+            checks.at_least_one(key, count);
+        }
+        let rows = self.batch_size.checked_mul(self.gradient_accumulation_steps);
+        checks.require(
+            rows.is_some_and(|rows| rows <= MAX_ROWS),
+            "train.batch_size",
+            format!(
+                "times `train.gradient_accumulation_steps` must be at most {MAX_ROWS} rows a step, not {} x {}",
+                self.batch_size, self.gradient_accumulation_steps
+            ),
+        );
+        checks.require(
+            self.max_length >= 2,
+            "train.max_length",
+            "must be at least 2: one token of the prompt and one of the target",
+        );
+        if let Some(lora) = &self.lora {
+            checks.require(
+                self.trainable == ["all"],
+                "train.lora",
+                "trains adapters and no tensor of the model itself: leave `train.trainable` out",
+            );
+            lora.check(checks);
+        }
+        if let Some(early_stopping) = self.early_stopping {
+            checks.fraction("train.early_stopping.accuracy", early_stopping.accuracy);
+        }
+    }
+
+    fn check_optimizer(&self, checks: &mut Checks) {
+        checks.require(
+            self.learning_rate > 0.0 && self.learning_rate <= 1.0,
+            "train.learning_rate",
+            format!("must be above 0 and at most 1, not {}", self.learning_rate),
+        );
+        checks.require(
+            self.betas.iter().all(|b| (0.0..1.0).contains(b)),
+            "train.betas",
+            format!("must each be 0 or more and below 1, not {:?}", self.betas),
+        );
+        checks.positive("train.eps", self.eps);
+        checks.not_negative("train.weight_decay", self.weight_decay);
+        checks.not_negative("train.max_grad_norm", self.max_grad_norm);
+        let ema_decay = self.ema_decay.unwrap_or_default();
+        checks.require(
+            (0.0..1.0).contains(&ema_decay),
+            "train.ema_decay",
+            format!("must be 0 or more and below 1, not {ema_decay}"),
+        );
+    }
+
+    fn check_trainable(&self, checks: &mut Checks) {
+        checks.require(
+            !self.trainable.is_empty(),
+            "train.trainable",
+            "is an empty list: nothing would be trained",
+        );
+        let groups = TENSOR_GROUPS.map(|(group, _)| group);
+        for selector in &self.trainable {
+            let Some((name, _)) = parse_selector(selector) else {
+                checks.require(
+                    false,
+                    "train.trainable",
+                    format!("`{selector}`: `@` is followed by a layer or a range of layers, counted from 0, such as `ffn@0-9`"),
+                );
+                continue;
+            };
+            let is_pattern = name.contains(['.', '*']);
+            let did_you_mean = closest_match(name, groups)
+                .map(|near| format!(" (did you mean `{near}`?)"))
+                .unwrap_or_default();
+            checks.require(
+                is_pattern || groups.contains(&name),
+                "train.trainable",
+                format!(
+                    "`{name}` is neither a group ({}) nor a pattern of tensor names{did_you_mean}",
+                    groups.join(", ")
+                ),
+            );
+        }
+    }
+}
+
+/// Rows of a step, at most: more than any machine holds, and far from what overflows.
+const MAX_ROWS: usize = 1 << 32;
+
+/// `train.on_nonfinite`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnNonFinite {
+    /// The run ends; the last checkpoint stays.
+    #[default]
+    Stop,
+    /// The step is skipped and the run continues; after ten skipped steps it ends.
+    Skip,
+}
+
+/// `train.lr_scheduler`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrScheduler {
+    /// `learning_rate` throughout.
+    #[default]
+    Constant,
+    /// From `learning_rate` to 0 along half a cosine.
+    Cosine,
+    /// From `learning_rate` to 0 along a line.
+    Linear,
+}
+
+/// `train.lora`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of the update. Default 16.
+    pub r: usize,
+    /// The update is scaled by `alpha / r` (by `alpha / sqrt(r)` under `rslora`). Default 32.
+    pub alpha: usize,
+    /// The linear layers that are adapted, as PEFT names modules: `q_proj` is one in every layer,
+    /// `layers.0.self_attn.q_proj` a single one, `all-linear` all of them. Default `["q_proj", "v_proj"]`.
+    #[serde(with = "one_or_many")]
+    pub target_modules: Vec<String>,
+    /// Default `lora`.
+    pub variant: LoraVariant,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            alpha: 32,
+            target_modules: ["q_proj", "v_proj"].map(String::from).to_vec(),
+            variant: LoraVariant::default(),
+        }
+    }
+}
+
+impl LoraConfig {
+    fn check(&self, checks: &mut Checks) {
+        checks.require(
+            !self.target_modules.is_empty(),
+            "train.lora.target_modules",
+            "is an empty list: nothing would be trained",
+        );
+        checks.at_least_one("train.lora.r", self.r);
+        checks.at_least_one("train.lora.alpha", self.alpha);
+    }
+}
+
+/// `train.lora.variant`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoraVariant {
+    /// The update is scaled by `alpha / r`.
+    #[default]
+    Lora,
+    /// By `alpha / sqrt(r)`.
+    RsLora,
+    /// As `lora`, with the norm of every row trained apart from its direction.
+    Dora,
+}
+
+/// `train.early_stopping`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStoppingConfig {
+    /// Accuracy on the new facts at the end of an epoch at which training stops.
+    pub accuracy: f64,
+}
