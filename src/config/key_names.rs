@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 use super::{
-    Config,
     deserialize::{ProblemKind, TomlValue},
+    schema::Config,
 };
 use crate::error::closest_match;
 
@@ -24,121 +24,325 @@ use Ours::{Key, Nothing};
 pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     // The top level.
     (
-        &["base_model", "model_name_or_path", "model_name", "model_id", "pretrained_model_name_or_path"],
+        &[
+            "base_model",
+            "model_name_or_path",
+            "model_name",
+            "model_id",
+            "pretrained_model_name_or_path",
+        ],
         Key("model"),
     ),
     (&["output_dir", "run_dir"], Key("out")),
     (&["random_seed", "random_state", "data_seed"], Key("seed")),
     // [data]
     (
-        &["dataset", "datasets", "dataset_name", "dataset_path", "train_file", "train_dataset", "data_path", "data_files"],
+        &[
+            "dataset",
+            "datasets",
+            "dataset_name",
+            "dataset_path",
+            "train_file",
+            "train_dataset",
+            "data_path",
+            "data_files",
+        ],
         Key("data.learn"),
     ),
-    (&["runs", "num_runs", "few_shot_prompts"], Key("data.audit.num_prompts")),
+    (
+        &["runs", "num_runs", "few_shot_prompts"],
+        Key("data.audit.num_prompts"),
+    ),
     (&["sampled", "do_sample"], Key("data.audit.sample")),
     (&["num_fewshot", "num_shots"], Key("data.audit.shots")),
-    (&["num_samples", "num_return_sequences"], Key("data.audit.samples")),
+    (
+        &["num_samples", "num_return_sequences"],
+        Key("data.audit.samples"),
+    ),
     (&["chat_template", "apply_chat_template"], Key("data.chat")),
     (&["prompt_template"], Key("data.prompt")),
     (&["rule", "match_rule"], Key("data.match")),
     // [method]
-    (&["lmbda", "kd_alpha", "distillation_weight"], Key("method.lambda")),
-    (&["tau", "kd_temperature", "distillation_temperature"], Key("method.temperature")),
+    (
+        &["lmbda", "kd_alpha", "distillation_weight"],
+        Key("method.lambda"),
+    ),
+    (
+        &["tau", "kd_temperature", "distillation_temperature"],
+        Key("method.temperature"),
+    ),
     (&["snapshot_epoch"], Key("method.snapshot_epochs")),
     (&["tokens"], Key("method.vocab_subset")),
     (&["kd_top_k", "top_k_tokens"], Key("method.vocab_subset")),
-    (&["teacher_model", "teacher_model_name_or_path", "kd_teacher"], Key("method.teacher")),
+    (
+        &["teacher_model", "teacher_model_name_or_path", "kd_teacher"],
+        Key("method.teacher"),
+    ),
     (&["target_token"], Key("method.exclude_target")),
     (&["ewc_lambda"], Key("method.ewc.strength")),
     (&["after"], Key("method.ewc.previous_runs")),
     (&["decay", "ewc_gamma"], Key("method.ewc.gamma")),
-    (&["share", "replay_ratio", "replay_share"], Key("method.replay.ratio")),
+    (
+        &["share", "replay_ratio", "replay_share"],
+        Key("method.replay.ratio"),
+    ),
     (&["order"], Key("method.replay.selection")),
     (&["share"], Key("method.decoys.ratio")),
     (&["pool"], Key("method.decoys.pool_ratio")),
     (&["keep"], Key("method.interpolate.min_retained")),
     // [train]
-    (&["unfrozen_parameters", "freeze_trainable_modules", "modules_to_train"], Key("train.trainable")),
-    (&["epochs", "num_train_epochs", "n_epochs", "max_epochs"], Key("train.num_epochs")),
     (
         &[
-            "per_device_train_batch_size", "per_gpu_train_batch_size", "train_batch_size", "micro_batch_size",
-            "mini_batch_size", "per_device_batch_size",
+            "unfrozen_parameters",
+            "freeze_trainable_modules",
+            "modules_to_train",
+        ],
+        Key("train.trainable"),
+    ),
+    (
+        &["epochs", "num_train_epochs", "n_epochs", "max_epochs"],
+        Key("train.num_epochs"),
+    ),
+    (
+        &[
+            "per_device_train_batch_size",
+            "per_gpu_train_batch_size",
+            "train_batch_size",
+            "micro_batch_size",
+            "mini_batch_size",
+            "per_device_batch_size",
         ],
         Key("train.batch_size"),
     ),
     (
-        &["accumulate", "grad_accum", "grad_accum_steps", "gradient_accumulation", "accumulate_grad_batches"],
+        &[
+            "accumulate",
+            "grad_accum",
+            "grad_accum_steps",
+            "gradient_accumulation",
+            "accumulate_grad_batches",
+        ],
         Key("train.gradient_accumulation_steps"),
     ),
-    (&["lr", "peak_lr", "max_lr", "base_lr"], Key("train.learning_rate")),
-    (&["schedule", "scheduler", "lr_scheduler_type", "lr_schedule"], Key("train.lr_scheduler")),
-    (&["warmup", "num_warmup_steps", "lr_warmup_steps"], Key("train.warmup_steps")),
-    (&["adam_beta1", "adam_beta2", "adam_betas", "beta1", "beta2"], Key("train.betas")),
-    (&["adam_epsilon", "adam_eps", "epsilon"], Key("train.eps")),
-    (&["wd", "decay_rate", "l2_regularization"], Key("train.weight_decay")),
     (
-        &["clip", "gradient_clipping", "grad_clip", "clip_grad_norm", "max_gradient_norm", "gradient_clip_val"],
+        &["lr", "peak_lr", "max_lr", "base_lr"],
+        Key("train.learning_rate"),
+    ),
+    (
+        &["schedule", "scheduler", "lr_scheduler_type", "lr_schedule"],
+        Key("train.lr_scheduler"),
+    ),
+    (
+        &["warmup", "num_warmup_steps", "lr_warmup_steps"],
+        Key("train.warmup_steps"),
+    ),
+    (
+        &["adam_beta1", "adam_beta2", "adam_betas", "beta1", "beta2"],
+        Key("train.betas"),
+    ),
+    (&["adam_epsilon", "adam_eps", "epsilon"], Key("train.eps")),
+    (
+        &["wd", "decay_rate", "l2_regularization"],
+        Key("train.weight_decay"),
+    ),
+    (
+        &[
+            "clip",
+            "gradient_clipping",
+            "grad_clip",
+            "clip_grad_norm",
+            "max_gradient_norm",
+            "gradient_clip_val",
+        ],
         Key("train.max_grad_norm"),
     ),
-    (&["fused", "fused_optimizer"], Key("train.optimizer_in_backward")),
     (
-        &["recompute", "use_gradient_checkpointing", "activation_checkpointing", "gradient_checkpointing_kwargs"],
+        &["fused", "fused_optimizer"],
+        Key("train.optimizer_in_backward"),
+    ),
+    (
+        &[
+            "recompute",
+            "use_gradient_checkpointing",
+            "activation_checkpointing",
+            "gradient_checkpointing_kwargs",
+        ],
         Key("train.gradient_checkpointing"),
     ),
     (
-        &["max_tokens", "cutoff_len", "sequence_len", "max_seq_length", "max_seq_len", "seq_len", "model_max_length", "block_size"],
+        &[
+            "max_tokens",
+            "cutoff_len",
+            "sequence_len",
+            "max_seq_length",
+            "max_seq_len",
+            "seq_len",
+            "model_max_length",
+            "block_size",
+        ],
         Key("train.max_length"),
     ),
     (&["truncation"], Key("train.truncate")),
-    (&["checkpoint_every", "save_steps", "save_strategy", "saves_per_epoch", "save_freq"], Key("train.save_every")),
-    (&["average", "ema", "use_ema", "ema_rate"], Key("train.ema_decay")),
-    (&["stop", "early_stopping_patience", "early_stopping_threshold"], Key("train.early_stopping")),
+    (
+        &[
+            "checkpoint_every",
+            "save_steps",
+            "save_strategy",
+            "saves_per_epoch",
+            "save_freq",
+        ],
+        Key("train.save_every"),
+    ),
+    (
+        &["average", "ema", "use_ema", "ema_rate"],
+        Key("train.ema_decay"),
+    ),
+    (
+        &[
+            "stop",
+            "early_stopping_patience",
+            "early_stopping_threshold",
+        ],
+        Key("train.early_stopping"),
+    ),
     (&["learned"], Key("train.early_stopping.accuracy")),
-    (&["adapter", "finetuning_type", "peft_type", "use_peft", "use_lora", "peft_config"], Key("train.lora")),
+    (
+        &[
+            "adapter",
+            "finetuning_type",
+            "peft_type",
+            "use_peft",
+            "use_lora",
+            "peft_config",
+        ],
+        Key("train.lora"),
+    ),
     (&["rank", "lora_r", "lora_rank"], Key("train.lora.r")),
     (&["lora_alpha"], Key("train.lora.alpha")),
-    (&["targets", "lora_target", "lora_target_modules", "lora_target_linear"], Key("train.lora.target_modules")),
-    (&["use_rslora", "use_dora", "peft_use_rslora", "peft_use_dora"], Key("train.lora.variant")),
+    (
+        &[
+            "targets",
+            "lora_target",
+            "lora_target_modules",
+            "lora_target_linear",
+        ],
+        Key("train.lora.target_modules"),
+    ),
+    (
+        &["use_rslora", "use_dora", "peft_use_rslora", "peft_use_dora"],
+        Key("train.lora.variant"),
+    ),
     (&["shuffle_data", "dataset_shuffle"], Key("train.shuffle")),
     (&["skip_nonfinite", "nan_policy"], Key("train.on_nonfinite")),
     // [measure]
     (&["pulls"], Key("measure.grad_norms")),
     (&["report_to", "logging_dir"], Key("measure.tensorboard")),
     // Keys that nothing stands for.
-    (&["max_steps"], Nothing("training is counted in epochs: set `train.num_epochs`")),
-    (&["optim", "optimizer", "optimizer_type"], Nothing("the optimizer is AdamW")),
+    (
+        &["max_steps"],
+        Nothing("training is counted in epochs: set `train.num_epochs`"),
+    ),
+    (
+        &["optim", "optimizer", "optimizer_type"],
+        Nothing("the optimizer is AdamW"),
+    ),
     (
         &["bf16", "fp16", "tf32", "torch_dtype", "dtype", "pure_bf16"],
         Nothing("training computes in f32; `unforget export --dtype` writes other types"),
     ),
     (
-        &["load_in_4bit", "load_in_8bit", "quantization_bit", "bnb_config"],
+        &[
+            "load_in_4bit",
+            "load_in_8bit",
+            "quantization_bit",
+            "bnb_config",
+        ],
         Nothing("weights are trained in f32, also those of a quantized GGUF file"),
     ),
     (
-        &["packing", "sample_packing", "pad_to_sequence_len", "group_by_length", "padding_free"],
-        Nothing("batches are computed without padding, and rows are never joined: there is nothing to set"),
+        &[
+            "packing",
+            "sample_packing",
+            "pad_to_sequence_len",
+            "group_by_length",
+            "padding_free",
+        ],
+        Nothing(
+            "batches are computed without padding, and rows are never joined: there is nothing to set",
+        ),
     ),
     (
-        &["val_set_size", "eval_dataset", "validation_file", "test_datasets", "test_size"],
+        &[
+            "val_set_size",
+            "eval_dataset",
+            "validation_file",
+            "test_datasets",
+            "test_size",
+        ],
         Nothing("facts that are only measured are given by `data.held`"),
     ),
     (
-        &["eval_steps", "eval_strategy", "evaluation_strategy", "evals_per_epoch", "do_eval"],
+        &[
+            "eval_steps",
+            "eval_strategy",
+            "evaluation_strategy",
+            "evals_per_epoch",
+            "do_eval",
+        ],
         Nothing("every epoch is evaluated"),
     ),
-    (&["logging_steps", "logging_strategy"], Nothing("every step is written to metrics.jsonl")),
-    (&["per_device_eval_batch_size", "eval_batch_size"], Nothing("the program chooses the batches of an evaluation")),
-    (&["resume_from_checkpoint", "overwrite_output_dir"], Nothing("`unforget resume RUN` continues a run; `--force` overwrites one")),
-    (&["dataloader_num_workers", "dataset_num_proc", "preprocessing_num_workers"], Nothing("`--threads N` sets the number of threads")),
-    (&["train_on_inputs", "completion_only_loss", "assistant_only_loss"], Nothing("the loss is always on answers alone")),
-    (&["label_smoothing_factor", "label_smoothing"], Nothing("the cross-entropy has no label smoothing")),
-    (&["neftune_noise_alpha"], Nothing("there is no noise on the embeddings")),
-    (&["deepspeed", "fsdp", "fsdp_config", "ddp_backend"], Nothing("several processes train together under MPI: start the program with `mpirun`")),
-    (&["push_to_hub", "hub_model_id"], Nothing("`unforget export` writes a directory that can be uploaded")),
-    (&["lora_bias", "modules_to_save", "lora_modules_to_save"], Nothing("adapters are trained on linear layers alone")),
-    (&["load_best_model_at_end", "metric_for_best_model"], Nothing("`method.budget` keeps the best model within a forgetting budget")),
+    (
+        &["logging_steps", "logging_strategy"],
+        Nothing("every step is written to metrics.jsonl"),
+    ),
+    (
+        &["per_device_eval_batch_size", "eval_batch_size"],
+        Nothing("the program chooses the batches of an evaluation"),
+    ),
+    (
+        &["resume_from_checkpoint", "overwrite_output_dir"],
+        Nothing("`unforget resume RUN` continues a run; `--force` overwrites one"),
+    ),
+    (
+        &[
+            "dataloader_num_workers",
+            "dataset_num_proc",
+            "preprocessing_num_workers",
+        ],
+        Nothing("`--threads N` sets the number of threads"),
+    ),
+    (
+        &[
+            "train_on_inputs",
+            "completion_only_loss",
+            "assistant_only_loss",
+        ],
+        Nothing("the loss is always on answers alone"),
+    ),
+    (
+        &["label_smoothing_factor", "label_smoothing"],
+        Nothing("the cross-entropy has no label smoothing"),
+    ),
+    (
+        &["neftune_noise_alpha"],
+        Nothing("there is no noise on the embeddings"),
+    ),
+    (
+        &["deepspeed", "fsdp", "fsdp_config", "ddp_backend"],
+        Nothing("several processes train together under MPI: start the program with `mpirun`"),
+    ),
+    (
+        &["push_to_hub", "hub_model_id"],
+        Nothing("`unforget export` writes a directory that can be uploaded"),
+    ),
+    (
+        &["lora_bias", "modules_to_save", "lora_modules_to_save"],
+        Nothing("adapters are trained on linear layers alone"),
+    ),
+    (
+        &["load_best_model_at_end", "metric_for_best_model"],
+        Nothing("`method.budget` keeps the best model within a forgetting budget"),
+    ),
 ];
 
 /// Values that a key had before, or has in another program, and ours.
@@ -217,10 +421,15 @@ pub(super) fn hint(key: &str, section: &str) -> String {
     let known = KEYS.iter().filter(|full| section_of(full) == section);
     let known: Vec<&str> = known.map(|full| name_of(full)).collect();
     let foreign_here = FOREIGN.iter().filter(|(_, ours)| is_here(ours));
-    let foreign_names = foreign_here.clone().flat_map(|(names, _)| names.iter().copied());
+    let foreign_names = foreign_here
+        .clone()
+        .flat_map(|(names, _)| names.iter().copied());
     match closest_match(key, known.iter().copied().chain(foreign_names)) {
         None => format!("known keys: {}", known.join(", ")),
-        Some(near) => match foreign_here.clone().find(|(names, _)| names.contains(&near)) {
+        Some(near) => match foreign_here
+            .clone()
+            .find(|(names, _)| names.contains(&near))
+        {
             Some((_, ours)) => suggest(*ours, section),
             None => format!("did you mean `{near}`?"),
         },

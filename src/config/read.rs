@@ -6,10 +6,11 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{
-    Config,
     check::ConfigError,
     deserialize::{Problem, ProblemKind, TomlValue},
     key_names::{FOREIGN_VALUES, hint},
+    schema::Config,
+    table::{insert, is_within, remove},
 };
 use crate::{Error, Result, error::closest_match};
 
@@ -53,12 +54,6 @@ impl Override {
     fn touches(&self, key: &str) -> bool {
         is_within(key, &self.key) || is_within(&self.key, key)
     }
-}
-
-/// Whether `key` is `section` or lies in it.
-pub(super) fn is_within(key: &str, section: &str) -> bool {
-    key.strip_prefix(section)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Where a config comes from, for messages.
@@ -126,34 +121,63 @@ fn report(name: &str, mut errors: Vec<Told>) -> Result<()> {
     }
 }
 
-/// The defaults, under the file at `path` where there is one, under `overrides`; validated.
-pub(super) fn build(path: Option<&Path>, overrides: &[Override]) -> Result<Config> {
-    let text = path.map(read_text).transpose()?.unwrap_or_default();
-    let source = Source {
-        name: path.map_or_else(
-            || "the config".into(),
-            |path| format!("`{}`", path.display()),
-        ),
-        text: text.strip_prefix('\u{feff}').unwrap_or(&text),
-        overrides,
-    };
-    let config = match path {
-        Some(_) => parse(&source)?,
-        None => Config::default(),
-    };
-    let config = overlay(&config, overrides)?;
-    source.report(&config.errors())?;
-    Ok(config)
+impl Config {
+    /// Reads an experiment file, lays `sets` (`train.learning_rate=5e-5`) over it and validates the result.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that lists every error with file, line and key.
+    pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
+        Self::build(Some(path), &parse_sets(sets)?)
+    }
+
+    /// The defaults, under the experiment file at `path` where one is given, under `overrides`; validated.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that lists every error with its key, and the line or the override that gave it.
+    pub fn build(path: Option<&Path>, overrides: &[Override]) -> Result<Self> {
+        let text = path.map(read_text).transpose()?.unwrap_or_default();
+        let source = Source {
+            name: path.map_or_else(
+                || "the config".into(),
+                |path| format!("`{}`", path.display()),
+            ),
+            text: text.strip_prefix('\u{feff}').unwrap_or(&text),
+            overrides,
+        };
+        let config = match path {
+            Some(_) => parse(&source)?,
+            None => Self::default(),
+        };
+        let config = overlay(&config, overrides)?;
+        source.report(&config.errors())?;
+        Ok(config)
+    }
+
+    /// This config with `sets` (`train.learning_rate=5e-5`, the value in TOML's syntax or a bare string) laid over it.
+    /// Nothing is validated.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a set without `=`, an unknown key or a value of another type.
+    pub fn with_sets(&self, sets: &[String]) -> Result<Self> {
+        overlay(self, &parse_sets(sets)?)
+    }
+
+    /// Checks every value and every combination, as they are once the config is resolved.
+    ///
+    /// # Errors
+    /// One [`Error::Input`] that lists all errors.
+    pub fn validate(&self) -> Result<()> {
+        let source = Source {
+            name: "the config".into(),
+            text: "",
+            overrides: &[],
+        };
+        source.report(&self.errors())
+    }
 }
 
-/// One error for all that is wrong with a config of which no file is known.
-pub(super) fn validate(config: &Config) -> Result<()> {
-    let source = Source {
-        name: "the config".into(),
-        text: "",
-        overrides: &[],
-    };
-    source.report(&config.errors())
+fn parse_sets(sets: &[String]) -> Result<Vec<Override>> {
+    sets.iter().map(|set| Override::parse(set)).collect()
 }
 
 fn read_text(path: &Path) -> Result<String> {
@@ -194,7 +218,12 @@ fn parse(source: &Source<'_>) -> Result<Config> {
         &source.name,
         problems
             .iter()
-            .map(|problem| describe(problem, &source.line(line_of_key(source.text, &key_of(problem)))))
+            .map(|problem| {
+                describe(
+                    problem,
+                    &source.line(line_of_key(source.text, &key_of(problem))),
+                )
+            })
             .collect(),
     )?;
     let mut config = config.expect("a table without a problem is a config");
@@ -203,11 +232,12 @@ fn parse(source: &Source<'_>) -> Result<Config> {
 }
 
 /// Lays values over a config, one after the other.
-pub(super) fn overlay(config: &Config, overrides: &[Override]) -> Result<Config> {
+fn overlay(config: &Config, overrides: &[Override]) -> Result<Config> {
     let mut config = config.clone();
     for given in overrides {
         let place = format!("`{}`", given.source);
-        let mut root = config.to_table()?;
+        let mut root = Table::try_from(&config)
+            .map_err(|reason| Error::input(format!("the config has no form in TOML: {reason}")))?;
         insert(&mut root, &given.key, given.value.clone())
             .map_err(|part| Error::input(format!("{place}: `{part}` is not a section")))?;
         let (changed, problems) = deserialize(root);
@@ -285,41 +315,6 @@ fn describe(problem: &Problem, place: &str) -> Told {
             None,
         ),
         ProblemKind::Other(message) => told(format!("{place}: `{path}`: {message}"), None),
-    }
-}
-
-/// Puts `value` at the dotted `key`, making sections on the way; `Err` is the part that is not a section.
-pub(super) fn insert(root: &mut Table, key: &str, value: Value) -> Result<(), String> {
-    match key.split_once('.') {
-        None => {
-            root.insert(key.to_owned(), value);
-            Ok(())
-        }
-        Some((section, rest)) => {
-            match root.entry(section).or_insert_with(|| Table::new().into()) {
-                Value::Table(table) => insert(table, rest, value),
-                _ => Err(section.to_owned()),
-            }
-        }
-    }
-}
-
-/// The value at the dotted `key`.
-pub(super) fn get<'a>(root: &'a Table, key: &str) -> Option<&'a Value> {
-    match key.split_once('.') {
-        None => root.get(key),
-        Some((section, rest)) => get(root.get(section)?.as_table()?, rest),
-    }
-}
-
-/// Takes the value at the dotted `key` out; whether there was one.
-pub(super) fn remove(root: &mut Table, key: &str) -> bool {
-    match key.split_once('.') {
-        None => root.remove(key).is_some(),
-        Some((section, rest)) => match root.get_mut(section) {
-            Some(Value::Table(table)) => remove(table, rest),
-            _ => false,
-        },
     }
 }
 

@@ -2,15 +2,16 @@
 //!
 //! Presets lie under what the user set: defaults, then the preset, then the file, then `--set` and flags.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{
-    Config, Device, Goal, MethodConfig, MethodKind, TeacherMode, TrainConfig, VocabSubset,
     key_names::KEYS,
-    read::{get, insert, is_within, remove},
+    method::{Goal, MethodConfig, MethodKind, TeacherMode, VocabSubset},
+    schema::{Config, Device},
+    set_keys::SetKeys,
+    table::{get, insert, merge, remove},
+    train::TrainConfig,
 };
 
 /// `kind = "auto"`: new facts are learned by plain cross-entropy in the feed-forward layers of the model's lower third, with
@@ -54,45 +55,6 @@ pub struct Resolved {
     pub notes: Vec<String>,
 }
 
-/// The keys that were set by the user, also to a default's value. All sets are equal: two configs with the same values are the
-/// same config.
-#[derive(Clone, Debug, Default)]
-pub struct SetKeys(BTreeSet<String>);
-
-impl PartialEq for SetKeys {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl SetKeys {
-    /// Adds every key of `table` that has a value of its own, and sections without keys.
-    pub(super) fn add_leaves(&mut self, table: &Table) {
-        for (key, value) in table {
-            self.add(key, value);
-        }
-    }
-
-    fn add(&mut self, key: &str, value: &Value) {
-        match value {
-            Value::Table(table) if !table.is_empty() => {
-                for (inner, value) in table {
-                    self.add(&format!("{key}.{inner}"), value);
-                }
-            }
-            _ => {
-                self.0.insert(key.to_owned());
-            }
-        }
-    }
-
-    /// Notes that `value` took the place of all that was at `key`.
-    pub(super) fn replace(&mut self, key: &str, value: &Value) {
-        self.0.retain(|known| !is_within(known, key));
-        self.add(key, value);
-    }
-}
-
 /// The sections that presets are for.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -132,7 +94,7 @@ impl UserValues {
             values: Table::new(),
             whole: Vec::new(),
         };
-        for key in &config.set_keys.0 {
+        for key in config.set_keys.iter() {
             if let Some(value) = get(&full, key) {
                 // A parent that is no table was set as well, and the value with it.
                 let _ = insert(&mut user.values, key, value.clone());
@@ -193,18 +155,6 @@ pub fn task_tensors(parameters: usize) -> &'static str {
     if parameters < SMALL { "attn" } else { "k" }
 }
 
-/// `over` laid over `under`; tables are merged.
-fn merge(under: &mut Table, over: Table) {
-    for (key, value) in over {
-        match (under.get_mut(&key), value) {
-            (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),
-            (_, value) => {
-                under.insert(key, value);
-            }
-        }
-    }
-}
-
 impl Config {
     /// This config with every choice made that it leaves open, for a model of this size: `kind = "auto"`, `goal = "task"`,
     /// `teacher = "auto"`, `device = "auto"`. What the user set stays as it is, also where it is a default's value.
@@ -252,7 +202,7 @@ impl Config {
         if config.device == Device::Auto {
             config.device = Device::Cpu;
         }
-        config.set_keys = SetKeys(KEYS.iter().cloned().collect());
+        config.set_keys = SetKeys::of(KEYS.iter().cloned());
         Resolved { config, notes }
     }
 }

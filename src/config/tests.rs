@@ -6,6 +6,7 @@ use super::{
     key_names::{FOREIGN, FOREIGN_VALUES, KEYS, Ours},
     *,
 };
+use crate::Result;
 
 fn read(text: &str, sets: &[&str]) -> Result<Config> {
     let dir = tempfile::tempdir().unwrap();
@@ -122,14 +123,29 @@ fn a_typo_names_file_line_section_and_the_nearest_key() {
 #[test]
 fn a_key_in_the_wrong_section_names_the_right_one() {
     for (text, hint) in [
-        ("learning_rate = 1e-4", "`learning_rate` is a key of [train]"),
+        (
+            "learning_rate = 1e-4",
+            "`learning_rate` is a key of [train]",
+        ),
         ("[data]\nnum_epochs = 3", "`num_epochs` is a key of [train]"),
         ("[train]\nlambda = 0.5", "`lambda` is a key of [method]"),
         ("[train]\nr = 8", "`r` is a key of [train.lora]"),
-        ("[train]\ntarget_modules = ['q_proj']", "`target_modules` is a key of [train.lora]"),
-        ("[method]\nratio = 0.2", "`ratio` is a key of [method.replay] and [method.decoys]"),
-        ("[train]\nseed = 3", "`seed` belongs at the top level, before the first section"),
-        ("[measure]\nmodel = 'm'", "`model` belongs at the top level, before the first section"),
+        (
+            "[train]\ntarget_modules = ['q_proj']",
+            "`target_modules` is a key of [train.lora]",
+        ),
+        (
+            "[method]\nratio = 0.2",
+            "`ratio` is a key of [method.replay] and [method.decoys]",
+        ),
+        (
+            "[train]\nseed = 3",
+            "`seed` belongs at the top level, before the first section",
+        ),
+        (
+            "[measure]\nmodel = 'm'",
+            "`model` belongs at the top level, before the first section",
+        ),
     ] {
         let message = refused(text, &[]);
         assert!(message.ends_with(hint), "{text}: {message}");
@@ -268,7 +284,10 @@ fn a_wrong_type_names_the_key() {
             "[method]\nvocab_subset = { top = 'all' }",
             "`method.vocab_subset.top`: expected a whole number, 0 or more, found \"all\"",
         ),
-        ("train = 2020-01-01", "`train`: expected a table, found a date"),
+        (
+            "train = 2020-01-01",
+            "`train`: expected a table, found a date",
+        ),
     ] {
         let line = text.lines().count();
         assert_eq!(
@@ -525,9 +544,8 @@ fn adapters_have_defaults_and_are_refused_beside_a_choice_of_tensors() {
     let default = lora("[train]\nlora = {}");
     assert_eq!((default.r, default.alpha), (16, 32));
     assert_eq!(default.target_modules, ["q_proj", "v_proj"]);
-    let given = lora(
-        "[train.lora]\nr = 4\nalpha = 8\ntarget_modules = 'all-linear'\nvariant = 'rslora'",
-    );
+    let given =
+        lora("[train.lora]\nr = 4\nalpha = 8\ntarget_modules = 'all-linear'\nvariant = 'rslora'");
     assert_eq!(given.target_modules, ["all-linear"]);
     assert_eq!(given.variant, LoraVariant::RsLora);
     let mut config = Config::default();
@@ -580,7 +598,10 @@ fn a_projections_energy_is_a_fraction_and_adapters_are_not_projected() {
     assert!(read("[method]\nproject = {}", &[]).is_ok());
     for energy in ["0.0", "-0.5", "1.01", "nan"] {
         let message = refused(&format!("[method]\nproject = {{ energy = {energy} }}"), &[]);
-        assert!(message.contains("line 2: `method.project.energy`"), "{message}");
+        assert!(
+            message.contains("line 2: `method.project.energy`"),
+            "{message}"
+        );
         assert!(message.contains("above 0 and at most 1"), "{message}");
     }
     for energy in ["1.0", "0.001"] {
@@ -595,12 +616,17 @@ fn a_projections_energy_is_a_fraction_and_adapters_are_not_projected() {
 #[test]
 fn a_teacher_that_would_not_be_exact_is_refused_with_the_reason() {
     let message = refused("[method]\nteacher = 'topk'", &[]);
-    assert!(message.starts_with("`exp.toml` line 2: `method.teacher`"), "{message}");
-    assert!(message.contains("exact under `vocab_subset = { top = N }`"), "{message}");
+    assert!(
+        message.starts_with("`exp.toml` line 2: `method.teacher`"),
+        "{message}"
+    );
+    assert!(
+        message.contains("exact under `vocab_subset = { top = N }`"),
+        "{message}"
+    );
     let parsed = parse("[method]\nvocab_subset = { random = 3 }");
     assert_eq!(parsed.method.vocab_subset, VocabSubset::Random(3));
-    let both =
-        "[method]\nteacher = 'topk'\nvocab_subset = { top = 76 }\newc = { strength = 2.0 }";
+    let both = "[method]\nteacher = 'topk'\nvocab_subset = { top = 76 }\newc = { strength = 2.0 }";
     assert_eq!(parse(both).method.vocab_subset, VocabSubset::Top(76));
     assert!(refused("[method]\nvocab_subset = { top = 0 }", &[]).contains("at least 1 token"));
 }
@@ -622,7 +648,8 @@ fn the_target_token_is_left_out_of_self_distillation_alone() {
     assert!(read("[method]\nexclude_target = true", &[]).is_ok());
     let message = refused("[method]\nkind = 'l2'\nexclude_target = true", &[]);
     assert!(
-        message.contains("line 3: `method.exclude_target`") && message.contains("this run has none"),
+        message.contains("line 3: `method.exclude_target`")
+            && message.contains("this run has none"),
         "{message}"
     );
 }
@@ -651,7 +678,10 @@ fn what_updates_layer_by_layer_goes_without_whole_gradients() {
         "measure.grad_norms=true",
     ] {
         let message = refused("[train]\noptimizer_in_backward = true", &[set]);
-        assert!(message.contains("updates each layer before the next"), "{set}: {message}");
+        assert!(
+            message.contains("updates each layer before the next"),
+            "{set}: {message}"
+        );
     }
     assert!(read("[train]\noptimizer_in_backward = true", &[]).is_ok());
 }

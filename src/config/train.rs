@@ -103,12 +103,17 @@ impl TrainConfig {
         for (key, count) in [
             ("train.num_epochs", self.num_epochs),
             ("train.batch_size", self.batch_size),
-            ("train.gradient_accumulation_steps", self.gradient_accumulation_steps),
+            (
+                "train.gradient_accumulation_steps",
+                self.gradient_accumulation_steps,
+            ),
             ("train.save_every", self.save_every.unwrap_or(1)),
         ] {
             checks.at_least_one(key, count);
         }
-        let rows = self.batch_size.checked_mul(self.gradient_accumulation_steps);
+        let rows = self
+            .batch_size
+            .checked_mul(self.gradient_accumulation_steps);
         checks.require(
             rows.is_some_and(|rows| rows <= MAX_ROWS),
             "train.batch_size",

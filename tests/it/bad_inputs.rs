@@ -143,10 +143,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
             "`--set train.warmup_steps=-3`: `train.warmup_steps`: invalid value: integer `-3`, expected a whole number, 0 or more",
         ],
     ),
-    (
-        "train.lora={r=0}",
-        &["`train.lora.r` must be at least 1"],
-    ),
+    ("train.lora={r=0}", &["`train.lora.r` must be at least 1"]),
     (
         "train.lora={target_modules=['x_proj']}",
         &[

@@ -2,8 +2,7 @@
 
 use unforget::{
     config::{
-        EwcConfig, MethodConfig, MethodKind, ReplayConfig, ReplayTarget, TeacherMode,
-        VocabSubset,
+        EwcConfig, MethodConfig, MethodKind, ReplayConfig, ReplayTarget, TeacherMode, VocabSubset,
     },
     engine::{Engine, Gradients, Target, TrainingModel},
     progress::Progress,

@@ -126,7 +126,10 @@ fn several_processes_train_what_one_trains() {
     let methods: [(&str, &[&str]); 9] = [
         ("sft", &["method.kind=sft"]),
         ("hidden", &["method.kind=self-distill"]),
-        ("live", &["method.kind=self-distill", "method.teacher=online"]),
+        (
+            "live",
+            &["method.kind=self-distill", "method.teacher=online"],
+        ),
         (
             "topk",
             &["method.kind=self-distill", "method.vocab_subset={top=9}"],

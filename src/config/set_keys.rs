@@ -1,0 +1,56 @@
+//! Which keys of a config were set.
+
+use std::collections::BTreeSet;
+
+use toml::{Table, Value};
+
+use super::table::is_within;
+
+/// The keys that were set by the user, also to a default's value. All sets are equal: two configs with the same values are the
+/// same config.
+#[derive(Clone, Debug, Default)]
+pub struct SetKeys(BTreeSet<String>);
+
+impl PartialEq for SetKeys {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl SetKeys {
+    /// The sets of these keys.
+    pub(super) fn of(keys: impl IntoIterator<Item = String>) -> Self {
+        Self(keys.into_iter().collect())
+    }
+
+    /// The keys, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    /// Adds every key of `table` that has a value of its own, and sections without keys.
+    pub(super) fn add_leaves(&mut self, table: &Table) {
+        for (key, value) in table {
+            self.add(key, value);
+        }
+    }
+
+    fn add(&mut self, key: &str, value: &Value) {
+        match value {
+            Value::Table(table) if !table.is_empty() => {
+                for (inner, value) in table {
+                    self.add(&format!("{key}.{inner}"), value);
+                }
+            }
+            _ => {
+                self.0.insert(key.to_owned());
+            }
+        }
+    }
+
+    /// Notes that `value` took the place of all that was at `key`.
+    pub(super) fn replace(&mut self, key: &str, value: &Value) {
+        self.0.retain(|known| !is_within(known, key));
+        self.add(key, value);
+    }
+}

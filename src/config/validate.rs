@@ -1,0 +1,115 @@
+//! All rules that a config must keep, as they apply once it is resolved.
+
+use super::{
+    check::{Checks, ConfigError},
+    data::is_text,
+    method::{Goal, MethodKind},
+    resolve::ModelSize,
+    schema::{CPU_ONLY, Config},
+    train::OnNonFinite,
+};
+
+impl Config {
+    /// All errors, in the order of the file's sections.
+    pub(super) fn errors(&self) -> Vec<ConfigError> {
+        // The checks are the same for models of every size.
+        let resolved = self.resolve(ModelSize {
+            num_hidden_layers: 1,
+            parameters: 1,
+        });
+        let mut checks = Checks::default();
+        resolved.config.check(&mut checks);
+        checks.errors
+    }
+
+    /// Checks a resolved config.
+    fn check(&self, checks: &mut Checks) {
+        checks.require(!self.model.is_empty(), "model", "is empty");
+        checks.require(!self.out.as_os_str().is_empty(), "out", "is empty");
+        for (key, path) in [
+            ("out", Some(&self.out)),
+            ("baseline", self.baseline.as_ref()),
+        ] {
+            let holds = path.is_none_or(|path| is_text(path));
+            checks.require(holds, key, "is not UTF-8 text");
+        }
+        checks.require(
+            i64::try_from(self.seed).is_ok(),
+            "seed",
+            "is above the largest integer that TOML can hold",
+        );
+        checks.require(
+            self.device.check().is_ok(),
+            "device",
+            format!("is `{}`: {CPU_ONLY}", self.device),
+        );
+        self.data.check(checks);
+        self.method.check(checks);
+        self.train.check(checks);
+        self.check_combinations(checks);
+    }
+
+    /// Checks what depends on several sections.
+    fn check_combinations(&self, checks: &mut Checks) {
+        let Self { method, train, .. } = self;
+        checks.require(
+            method.goal == Goal::Facts || train.early_stopping.is_none(),
+            "train.early_stopping",
+            "ends the run once the new facts are learned, and under `method.goal = \"task\"` they should not be learned: leave it out",
+        );
+        if train.lora.is_some() {
+            checks.require(
+                method.interpolate.is_none(),
+                "method.interpolate",
+                "scales the change of whole weights, which is then no longer a product of adapters: leave `method.interpolate` or `train.lora` out",
+            );
+            checks.require(
+                method.project.is_none(),
+                "method.project",
+                "projects updates of whole weights; the product of updated adapters does not stay in the space: leave `method.project` or `train.lora` out",
+            );
+        }
+        let conflicts: Vec<&str> = [
+            (
+                "`train.gradient_accumulation_steps` must be 1",
+                train.gradient_accumulation_steps != 1,
+            ),
+            ("`train.lora` must be absent", train.lora.is_some()),
+            (
+                "`train.on_nonfinite` must be `stop`",
+                train.on_nonfinite != OnNonFinite::Stop,
+            ),
+            (
+                "`method.kind` must be `sft` or `self-distill`",
+                !matches!(method.kind, MethodKind::Sft | MethodKind::SelfDistill),
+            ),
+            (
+                "`method.decoys` needs a second backward pass",
+                method.trains_decoys(),
+            ),
+            (
+                "`method.replay` needs a second backward pass",
+                method.replay.is_some(),
+            ),
+            (
+                "`method.ewc` needs the whole gradient",
+                method.ewc.is_some(),
+            ),
+            (
+                "`measure.grad_norms` needs the whole gradient",
+                self.measure.grad_norms,
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(reason, conflicts)| conflicts.then_some(reason))
+        .collect();
+        checks.require(
+            !train.optimizer_in_backward || conflicts.is_empty(),
+            "train.optimizer_in_backward",
+            format!(
+                "updates each layer before the next gradient is computed: {}",
+                conflicts.join("; ")
+            ),
+        );
+    }
+}
