@@ -196,6 +196,20 @@ fn a_gguf_equals_the_directory_that_it_was_made_from() {
 }
 
 #[test]
+fn a_model_has_the_type_of_its_stored_weights_and_no_hub_id_if_it_is_local() {
+    for (path, quantization) in [
+        ("llama", "f32"),
+        ("mistral", "bf16"),
+        ("gguf/llama.gguf", "F32"),
+        ("gguf/quants.gguf", "Q8_0"),
+    ] {
+        let model = load(golden(path)).unwrap();
+        assert_eq!(model.quantization, quantization, "{path}");
+        assert_eq!(model.hub_id, None, "{path}");
+    }
+}
+
+#[test]
 fn names_without_their_prefix_and_a_stored_tied_head_are_read_too() {
     let dir = copy_of("llama");
     let path = dir.path().join("model.safetensors");

@@ -33,6 +33,13 @@ fn smollm2_answers_200_questions_as_transformers_does() {
         serde_json::from_str(include_str!("../golden/smollm2_greedy.json")).expect("valid JSON");
     assert_eq!(expected.len(), 200);
     let model = Model::load(&spec.to_string_lossy()).expect("a model");
+    assert_eq!(model.quantization, "Q4_1");
+    if spec.to_str() == Some("smollm2-135m") {
+        assert_eq!(
+            model.hub_id.as_deref(),
+            Some("HuggingFaceTB/SmolLM2-135M-Instruct")
+        );
+    }
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, &model);
 
