@@ -57,7 +57,7 @@ impl AttentionShape {
 /// Keys and values of consecutive tokens: token t, group g at `t * stride + g * K`.
 #[derive(Clone, Copy)]
 pub struct KvSpan<'a> {
-    /// Keys, after RoPE.
+    /// Keys, after `RoPE`.
     pub keys: &'a [f32],
     /// Values.
     pub values: &'a [f32],
@@ -165,7 +165,7 @@ struct QueryBlock<'a> {
 
 /// Attention of all rows: `o` (T, HK), and `lse` (T, H), the log-sum-exp of each query's scores.
 ///
-/// `qkv` (T, (H + 2G) K) holds the queries, after RoPE. The rows cover `0..T` in order.
+/// `qkv` (T, (H + 2G) K) holds the queries, after `RoPE`. The rows cover `0..T` in order.
 pub fn forward(
     o: &mut [f32],
     lse: &mut [f32],
@@ -421,7 +421,7 @@ pub struct SavedForward<'a> {
     pub o: &'a [f32],
     /// (T, H).
     pub lse: &'a [f32],
-    /// (T, (H + 2G) K), after RoPE.
+    /// (T, (H + 2G) K), after `RoPE`.
     pub qkv: &'a [f32],
     /// The model's heads.
     pub shape: AttentionShape,
@@ -443,7 +443,7 @@ struct GroupQueries<'a> {
     group: usize,
 }
 
-/// Gradient of [`forward`] over a training batch: `d_qkv` (T, (H + 2G) K), with respect to the projections *before* RoPE.
+/// Gradient of [`forward`] over a training batch: `d_qkv` (T, (H + 2G) K), with respect to the projections *before* `RoPE`.
 /// Every element is written. `positions` has each token's position in its row. `parts` is scratch memory that can be reused.
 ///
 /// Scores are recomputed block by block: P = exp(S - lse), dS = P * (dP - sum(dO * O)). Each task writes its own part of `parts`,

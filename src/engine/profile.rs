@@ -10,7 +10,7 @@ use super::simd::{LANES, vectorized};
 /// A phase of a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// A whole step. Its own time is that of no other phase: norms, RoPE, activations, copies.
+    /// A whole step. Its own time is that of no other phase: norms, `RoPE`, activations, copies.
     Step,
     /// `x W^T`.
     Forward,

@@ -1,4 +1,4 @@
-//! Rotary position embedding (RoPE, Su et al. 2021), in the half-split form of `transformers`.
+//! Rotary position embedding (`RoPE`, Su et al. 2021), in the half-split form of `transformers`.
 
 use std::f64::consts::PI;
 

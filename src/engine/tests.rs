@@ -171,7 +171,7 @@ fn add_gradients(
             rng: RngStream { seed: 0, stream: 0 },
         },
         temperature: 0.5,
-        exclude_target: exclude_target,
+        exclude_target,
     };
     engine.loss_and_gradients(params, batch, targets, Some(soft_targets), gradients)
 }

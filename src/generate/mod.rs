@@ -536,7 +536,7 @@ pub fn cache_slots(prefixes: &[Vec<u32>], rows: &[(usize, &[u32])], more: usize)
         .collect()
 }
 
-/// Splits a list into consecutive ranges with a total cost of at max_len `budget` and at max_len `max_len` members, but at least one member.
+/// Splits a list into consecutive ranges with a total cost of at most `budget` and at most `max_len` members, but at least one member.
 pub fn split_by_budget(
     costs: &[usize],
     budget: usize,
