@@ -114,7 +114,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "train.trainable=model.nowhere.*",
         &[
             "`train.trainable`: no tensor matches \"model.nowhere.*\"",
-            "did you mean \"model.embed_tokens.weight\"? Presets: k q v o",
+            "did you mean \"model.embed_tokens.weight\"? Groups: k q v o",
         ],
     ),
     (
@@ -127,7 +127,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "train.trainable=ffn@7",
         &[
             "`train.trainable`: no tensor matches \"ffn@7\"",
-            "did you mean \"ffn\"? Presets: k q v o attn gate+up down ffn",
+            "did you mean \"ffn\"? Groups: k q v o attn gate+up down ffn",
         ],
     ),
     (
@@ -147,7 +147,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     (
         "train.lora={target_modules=['x_proj']}",
         &[
-            "`train.lora.target_modules`: no linear layer is called \"x_proj\"",
+            "`train.lora.target_modules`: no linear layer is named \"x_proj\"",
             "did you mean \"q_proj\"? Known: q_proj, k_proj, v_proj,",
         ],
     ),
@@ -512,11 +512,11 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "ask MODEL hi --temperature nan", &["`--temperature` must be 0 or more"]),
     (&[], "ask MODEL hi --samples 3", &["3 greedy answers would all be the same", "give a `--temperature` above 0, such as 0.5"]),
     (&[], "ask MODEL hi --samples 0 --temperature 1", &["`--samples` and `--max-new-tokens` must be at least 1"]),
-    (&[], "ask MODEL @LONG@", &["row 1 needs 8001 tokens, and the model's context is 256", "shorten the text, or take a model with a longer context"]),
+    (&[], "ask MODEL @LONG@", &["row 1 needs 8001 tokens, but the model's context is 256", "shorten the text, or use a model with a longer context"]),
     (&[], "ask MODEL hi --max-new-tokens many", &["invalid value 'many' for '--max-new-tokens <N>': invalid digit found in string"]),
     (&[("s.jsonl", b"{\"prompt\":\"x\"}\n")], "score MODEL s.jsonl", &["`s.jsonl` line 1: missing field `completion`", "each line is an object such as {\"prompt\": \"...\","]),
     (&[], "score MODEL none.jsonl", &["cannot read `none.jsonl`: No such file or directory (os error 2)"]),
-    (&[("s.jsonl", b"{\"prompt\":\"x\",\"completion\":\"@LONG@\"}\n")], "score MODEL s.jsonl", &["row 1 needs 8001 tokens, and the model's context is 256", "shorten the text, or take a model with a longer context"]),
+    (&[("s.jsonl", b"{\"prompt\":\"x\",\"completion\":\"@LONG@\"}\n")], "score MODEL s.jsonl", &["row 1 needs 8001 tokens, but the model's context is 256", "shorten the text, or use a model with a longer context"]),
 
 
     (&[], "audit MODEL a.tsv --out o --runs 0", &["`--runs` and `--samples` must be at least 1"]),
