@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Model, ModelConfig, TextTokenizer, files, safetensors::Weights, weights};
+use super::{
+    Model, ModelConfig, TextTokenizer, files, safetensors::Weights, tokenizer::check_vocabulary,
+    weights,
+};
 use crate::{
     Error, Result,
     hub::{self, checksum},
@@ -64,7 +67,7 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
         tokenizer_config,
         &model_configs,
     )?;
-    super::check_vocabulary(&tokenizer, &config, &tokenizer_path)?;
+    check_vocabulary(&tokenizer, &config, &tokenizer_path)?;
     Ok(ModelFiles {
         config,
         config_json,

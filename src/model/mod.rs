@@ -1,13 +1,15 @@
 //! Models: configuration, weights and tokenizer; read from and written to Hugging Face directories and GGUF files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub mod buffer;
 pub mod config;
 mod directory;
+mod dtype;
 mod files;
 mod gguf;
 pub mod params;
+mod pretrained;
 mod safetensors;
 mod save;
 mod source;
@@ -16,94 +18,15 @@ mod weights;
 
 pub use buffer::Buffer;
 pub use config::{Family, ModelConfig};
+pub use dtype::{Dtype, GgufType};
 pub use params::{Layout, LinearInput, Params};
+pub use pretrained::Model;
 pub(crate) use save::{write_json, write_weights};
 use source::ModelSource;
 pub use source::pull;
 pub use tokenizer::TextTokenizer;
 
-use crate::{Error, Result, config::ModelSize};
-
-/// The dtype of weights in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// 32-bit float.
-    F32,
-    /// 16-bit IEEE float.
-    F16,
-    /// 16-bit brain float.
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    /// Its short name, such as `bf16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// Its name in `torch` and `config.json`.
-    pub fn torch_name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::Bf16 => "bfloat16",
-        }
-    }
-}
-
-/// The type of matrices in a GGUF file; vectors are f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GgufType {
-    /// 32-bit float.
-    F32,
-    /// 16-bit IEEE float.
-    F16,
-    /// 16-bit brain float.
-    Bf16,
-    /// Blocks of 32 weights of 8 bits with a scale.
-    Q8_0,
-    /// Blocks of 32 weights of 4 bits with a scale; embedding and head are [`GgufType::Q8_0`].
-    Q4_0,
-}
-
-/// A loaded model: configuration, weights in f32, tokenizer, and the files that are written back with it.
-#[derive(Clone)]
-pub struct Model {
-    /// The name by which it was loaded.
-    pub name: String,
-    /// The directory or file from which it was read.
-    pub path: PathBuf,
-    /// SHA-256 (hex) over its files, for caches and records.
-    pub checksum: String,
-    /// Architecture.
-    pub config: ModelConfig,
-    /// Weights.
-    pub params: Params,
-    /// Tokenizer.
-    pub tokenizer: TextTokenizer,
-    /// The dtype it was stored in (F32 for a quantised GGUF).
-    pub dtype: Dtype,
-    /// The type of the stored weights, such as `bf16` or `Q4_1`; the most frequent one if there are several.
-    pub quantization: &'static str,
-    /// The model's id on the Hugging Face hub, if it was loaded by that id or by a name in the registry.
-    pub hub_id: Option<String>,
-    /// `config.json` as read, or as made from GGUF metadata. Only its dtype is changed when the model is saved.
-    pub config_json: serde_json::Map<String, serde_json::Value>,
-    /// `generation_config.json`, if there is one.
-    pub generation_config_json: Option<serde_json::Map<String, serde_json::Value>>,
-}
+use crate::{Result, config::ModelSize};
 
 impl Model {
     /// The figures that presets of a config depend on.
@@ -158,16 +81,26 @@ impl Model {
     }
 }
 
-/// An error if the tokenizer (the content of `path`) has an id beyond the rows of the embedding.
-fn check_vocabulary(tokenizer: &TextTokenizer, config: &ModelConfig, path: &Path) -> Result<()> {
-    match tokenizer.max_token_id() {
-        Some(id) if id as usize >= config.vocab_size => Err(Error::broken(
-            path,
-            format!(
-                "the tokenizer has a token {id}, but the embedding has only {} rows",
-                config.vocab_size
-            ),
-        )),
-        _ => Ok(()),
+impl TextTokenizer {
+    /// Loads the tokenizer of a model, named as for [`Model::load`], without its weights.
+    ///
+    /// ```
+    /// use unforget::model::TextTokenizer;
+    ///
+    /// let tokenizer = TextTokenizer::load("tests/golden/llama")?;
+    /// let ids = tokenizer.encode_prompt("Where is Rome?")?;
+    /// assert_eq!(tokenizer.decode(&ids), "Where is Rome?");
+    /// # Ok::<(), unforget::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Model::load`], except for faults of weights.
+    pub fn load(spec: &str) -> Result<Self> {
+        let path = pull(spec)?;
+        if path.is_dir() {
+            directory::tokenizer(&path)
+        } else {
+            gguf::tokenizer(&path)
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::{ops::Range, path::Path};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use super::config::ModelConfig;
 use crate::{Error, Result, catch_panic};
 
 /// End-of-turn tokens in the chat formats of the supported families.
@@ -22,28 +23,6 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Loads the tokenizer of a model, named as for [`super::Model::load`], without its weights.
-    ///
-    /// ```
-    /// use unforget::model::TextTokenizer;
-    ///
-    /// let tokenizer = TextTokenizer::load("tests/golden/llama")?;
-    /// let ids = tokenizer.encode_prompt("Where is Rome?")?;
-    /// assert_eq!(tokenizer.decode(&ids), "Where is Rome?");
-    /// # Ok::<(), unforget::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`super::Model::load`], except for faults of weights.
-    pub fn load(spec: &str) -> Result<Self> {
-        let path = super::pull(spec)?;
-        if path.is_dir() {
-            super::directory::tokenizer(&path)
-        } else {
-            super::gguf::tokenizer(&path)
-        }
-    }
-
     /// Makes a tokenizer from the bytes of `tokenizer.json`, `tokenizer_config.json` (`eos_token`) and model configurations
     /// (`eos_token_id`).
     ///
@@ -155,6 +134,24 @@ impl TextTokenizer {
     /// The largest token id, if there are tokens.
     pub(super) fn max_token_id(&self) -> Option<u32> {
         self.inner.get_vocab(true).into_values().max()
+    }
+}
+
+/// An error if the tokenizer (the content of `path`) has an id beyond the rows of the embedding.
+pub(super) fn check_vocabulary(
+    tokenizer: &TextTokenizer,
+    config: &ModelConfig,
+    path: &Path,
+) -> Result<()> {
+    match tokenizer.max_token_id() {
+        Some(id) if id as usize >= config.vocab_size => Err(Error::broken(
+            path,
+            format!(
+                "the tokenizer has a token {id}, but the embedding has only {} rows",
+                config.vocab_size
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Dtype, Model, ModelConfig, TextTokenizer};
+use super::{Dtype, Model, ModelConfig, TextTokenizer, tokenizer::check_vocabulary};
 use crate::{Result, file_map::FileMap, hub::checksum};
 
 mod blocks;
@@ -34,7 +34,7 @@ fn tokenizer_of(
     let (json, tokenizer_config) = tokenizer::tokenizer_json(header)?;
     let json = serde_json::to_vec(&json).expect("a JSON value can be written");
     let tokenizer = TextTokenizer::new(path, &json, tokenizer_config, &[config_json])?;
-    super::check_vocabulary(&tokenizer, config, path)?;
+    check_vocabulary(&tokenizer, config, path)?;
     Ok(tokenizer)
 }
 
