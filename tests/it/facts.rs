@@ -1,4 +1,4 @@
-//! Fact files as users bring them, through the library's front door.
+//! Reading fact files through the public API.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -82,9 +82,9 @@ fn no_country_of_the_pack_has_more_than_an_eighth_of_the_places_and_no_place_com
 }
 
 #[test]
-fn objects_of_the_pack_are_taught_as_what_they_are() {
+fn objects_of_the_pack_are_not_respelled_as_something_else() {
     for fact in pack() {
-        // Not `Laos` for the language Lao, nor a country for a city that shares its name.
+        // Not `Laos` for the language Lao, nor a country for a city of the same name.
         if matches!(&fact.relation[..], "P36" | "P37" | "P50" | "P246") {
             assert_eq!(
                 normalise(&fact.target()),
@@ -247,7 +247,7 @@ fn a_file_that_is_not_a_fact_file_is_an_error() {
     assert!(pack.hint().is_some_and(|h| h.contains(PACK)));
 }
 
-/// `tests/golden/parquet.py` has pyarrow write them.
+/// The files are written by pyarrow in `tests/golden/parquet.py`.
 #[test]
 fn parquet_files_are_read_as_others_are() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");

@@ -1,7 +1,7 @@
-//! Files that anybody could hand over, changed at random: whatever is in them, they are read or refused, soon and without a panic.
+//! Randomly mutated input files: each is read or refused, quickly and without a panic.
 //!
-//! Some hundred of each kind by default; `UNFORGET_FUZZ=1000000 cargo test --release fuzz` tries so many in all. What panics or takes
-//! long is named by its number, which makes it again, and kept in the folder that the message names.
+//! By default a few hundred of each kind; `UNFORGET_FUZZ=1000000 cargo test --release fuzz` sets the total. The seed of a failing file
+//! reproduces it, and the failure message names the copy that is kept.
 
 use std::{
     fs,
@@ -24,25 +24,25 @@ use unforget::{
 
 use crate::{cli::MODEL, model::golden};
 
-/// Nothing takes longer, however it was changed. A loaded machine is allowed for.
+/// Maximum time for one file, with a margin for a loaded machine.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Memory that nothing makes the process grow beyond.
+/// Maximum memory of the process, in bytes.
 const MEMORY: u64 = 4 << 30;
 
-/// Reads a file with this content, in a folder of its own that is there already.
+/// Reads a file with this content from an existing directory of its own.
 type Read = Box<dyn Fn(&Path, &[u8])>;
 
-/// A kind of file.
+/// A kind of file and its mutations.
 struct FileKind {
     name: &'static str,
-    /// What is changed: whole files of the kind.
+    /// Valid files to mutate.
     seeds: Vec<Vec<u8>>,
-    /// What is put in here and there.
+    /// Words to insert.
     words: &'static [&'static str],
-    /// Of so many bytes at the beginning alone; 0: anywhere.
+    /// Mutate only this many first bytes; 0 is the whole file.
     head: usize,
-    /// How many others are tried while one of these is: some take long.
+    /// Relative cost of one try; expensive kinds are tried less often.
     cost: usize,
     read: Read,
 }
@@ -281,7 +281,7 @@ fn kinds(place: &Path) -> Vec<FileKind> {
                 "'''",
                 "1979-05-27",
                 "0x",
-                "lr",
+                "learning_rate",
                 ".",
                 "[[",
             ],
@@ -305,7 +305,7 @@ fn kinds(place: &Path) -> Vec<FileKind> {
     ]
 }
 
-/// A run of a tiny model, its checkpoints kept.
+/// A finished run of a tiny model with its checkpoints.
 fn finished_run(place: &Path) -> PathBuf {
     let facts = |name: &str, subjects: &[&str]| {
         let path = place.join(name);
@@ -334,7 +334,7 @@ fn finished_run(place: &Path) -> PathBuf {
     config.out
 }
 
-/// The same run as it was before its last epoch.
+/// The same run before its last epoch.
 fn stopped_run(run: &Path, place: &Path) -> PathBuf {
     let stopped = place.join("stopped");
     fs::create_dir(&stopped).unwrap();
@@ -359,7 +359,7 @@ fn stopped_run(run: &Path, place: &Path) -> PathBuf {
     stopped
 }
 
-/// Copies a folder, but for the model in it.
+/// Copies a run directory without its model.
 fn copy_files(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
@@ -379,7 +379,7 @@ fn copy_files(from: &Path, to: &Path) {
     }
 }
 
-/// The content of try `number` of a kind: one of its seeds with a few changes.
+/// The mutated file number `number` of a kind.
 fn mutate(kind: &FileKind, number: u64) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(number);
     let mut bytes = kind.seeds.choose(&mut rng).unwrap().clone();

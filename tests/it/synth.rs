@@ -1,4 +1,4 @@
-//! `unforget synth` as users call it.
+//! The command `synth`.
 
 use std::collections::{BTreeMap, HashSet};
 
