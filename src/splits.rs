@@ -1,20 +1,25 @@
 //! Splits: the facts that are trained and those that are only measured (section 2.1 of the paper).
 
+mod labelled;
+mod sampler;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     ops::Range,
 };
 
-use rand::{SeedableRng, seq::SliceRandom};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
+use self::sampler::{SplitSampler, shuffled};
 use crate::{
     Error, Result,
-    audit::{AuditedFact, Label},
+    audit::Label,
     facts::{Fact, PerSplit, Split},
     measure,
 };
+
+pub use self::labelled::LabelledFact;
 
 /// Control facts below which a budget of 1 pp cannot be checked reliably: one fact is then a tenth of it or more.
 pub const MIN_CONTROL_FACTS: usize = 1_000;
@@ -34,28 +39,6 @@ const HELD_LABELS: [(Split, Label); 3] = [
     (Split::MaybeKnown, Label::MaybeKnown),
     (Split::WeaklyKnown, Label::WeaklyKnown),
 ];
-
-/// A fact with its label by the audit of the base model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LabelledFact {
-    /// The fact.
-    pub fact: Fact,
-    /// The label; `None` without an audit.
-    pub label: Option<Label>,
-    /// Fraction of few-shot prompts whose greedy answer is correct; `None` without an audit.
-    pub few_shot_accuracy: Option<f64>,
-}
-
-impl LabelledFact {
-    /// A fact with its audit, if there is one.
-    pub fn new(fact: Fact, audited: Option<&AuditedFact>) -> Self {
-        Self {
-            fact,
-            label: audited.map(|a| a.label),
-            few_shot_accuracy: audited.and_then(|a| measure::accuracy(&a.greedy_correct)),
-        }
-    }
-}
 
 /// The facts of a run in five splits, each in the order of the files.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -185,7 +168,7 @@ impl Splits {
     /// [`Error::Input`] when fewer than two subjects are held out.
     pub fn reserve_control(&mut self, seed: u64) -> Result<()> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut subjects = shuffled(self.held.iter().map(subject_key), &mut rng);
+        let mut subjects = shuffled(self.held.iter().map(LabelledFact::subject_key), &mut rng);
         if subjects.len() < 2 {
             return Err(Error::input_hint(
                 "a forgetting budget needs held-out facts of at least two subjects: some to control the budget, others to report",
@@ -196,7 +179,7 @@ impl Splits {
         let control: HashSet<String> = subjects.into_iter().collect();
         let (control, held) = std::mem::take(&mut self.held)
             .into_iter()
-            .partition(|fact| control.contains(&subject_key(fact)));
+            .partition(|fact| control.contains(&fact.subject_key()));
         (self.control, self.held) = (control, held);
         if self.control.len() < MIN_CONTROL_FACTS {
             self.notes.push(format!(
@@ -305,12 +288,12 @@ impl Splits {
             .known
             .iter()
             .chain(&self.unknown)
-            .map(question_key)
+            .map(LabelledFact::question_key)
             .collect();
         let mut left_out = held.len();
         for (split, label) in HELD_LABELS {
             let mut facts = with_label(held, label);
-            facts.retain(|f| !trained.contains(&question_key(f)));
+            facts.retain(|f| !trained.contains(&f.question_key()));
             left_out -= facts.len();
             *self.get_mut(split) = facts;
         }
@@ -387,23 +370,6 @@ fn left_out_note(name: &str, left_out: usize, of: usize, why: &str) -> Option<St
     (left_out > 0).then(|| format!("{name}: {left_out} of {of} facts are {why} and are left out"))
 }
 
-fn subject_key(fact: &LabelledFact) -> String {
-    fact.fact.subject.trim().to_lowercase()
-}
-
-/// Each subject once, in an order that depends on `rng` and not on the order of the facts.
-fn shuffled(subjects: impl Iterator<Item = String>, rng: &mut ChaCha8Rng) -> Vec<String> {
-    let mut subjects: Vec<String> = subjects.collect();
-    subjects.sort_unstable();
-    subjects.dedup();
-    subjects.shuffle(rng);
-    subjects
-}
-
-fn question_key(fact: &LabelledFact) -> String {
-    fact.fact.question.trim().to_lowercase()
-}
-
 /// Removes relations with a smaller fraction of `HighlyKnown` facts than `min_fraction`, with a note for each.
 fn drop_poorly_known_relations(
     facts: &mut Vec<LabelledFact>,
@@ -428,82 +394,10 @@ fn drop_poorly_known_relations(
         .collect()
 }
 
-/// Samples facts so that no subject is in two splits.
-struct SplitSampler {
-    rng: ChaCha8Rng,
-    /// The split of each subject that has one.
-    split_of_subject: HashMap<String, Split>,
-}
-
-impl SplitSampler {
-    fn new(seed: u64) -> Self {
-        Self {
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            split_of_subject: HashMap::new(),
-        }
-    }
-
-    /// Assigns the subjects of `facts` to `split`, unless they have a split.
-    fn assign_subjects(&mut self, facts: &[LabelledFact], split: Split) {
-        for fact in facts {
-            self.split_of_subject
-                .entry(subject_key(fact))
-                .or_insert(split);
-        }
-    }
-
-    /// All of `facts`; their subjects are assigned to `split`.
-    fn take_all(&mut self, facts: Vec<LabelledFact>, split: Split) -> Vec<LabelledFact> {
-        self.assign_subjects(&facts, split);
-        facts
-    }
-
-    /// Assigns one in `one_in` of the subjects without a split to `split`.
-    fn reserve_subjects(&mut self, facts: &[LabelledFact], split: Split, one_in: usize) {
-        let free = facts
-            .iter()
-            .map(subject_key)
-            .filter(|subject| !self.split_of_subject.contains_key(subject));
-        let mut subjects = shuffled(free, &mut self.rng);
-        subjects.truncate(subjects.len().div_ceil(one_in));
-        self.split_of_subject
-            .extend(subjects.into_iter().map(|subject| (subject, split)));
-    }
-
-    /// A random sample of at most `limit` facts with this label whose subject is in no other split.
-    fn sample(
-        &mut self,
-        from: &[LabelledFact],
-        label: Label,
-        split: Split,
-        limit: usize,
-    ) -> Vec<LabelledFact> {
-        let free: Vec<LabelledFact> = from
-            .iter()
-            .filter(|f| f.label == Some(label))
-            .filter(|f| {
-                self.split_of_subject
-                    .get(&subject_key(f))
-                    .is_none_or(|s| *s == split)
-            })
-            .cloned()
-            .collect();
-        let picked = self.subsample(&free, limit);
-        self.take_all(picked, split)
-    }
-
-    /// A random sample of `size` facts, in their order.
-    fn subsample(&mut self, facts: &[LabelledFact], size: usize) -> Vec<LabelledFact> {
-        let mut chosen: Vec<usize> = (0..facts.len()).collect();
-        chosen.shuffle(&mut self.rng);
-        chosen.truncate(size);
-        chosen.sort_unstable();
-        chosen.into_iter().map(|i| facts[i].clone()).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn fact(subject: &str, relation: &str, label: Label) -> LabelledFact {
@@ -555,7 +449,7 @@ mod tests {
         };
         splits
             .iter()
-            .all(|(split, f)| *owner.entry(subject_key(f)).or_insert(role(split)) == role(split))
+            .all(|(split, f)| *owner.entry(f.subject_key()).or_insert(role(split)) == role(split))
     }
 
     #[test]

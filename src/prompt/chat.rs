@@ -108,12 +108,10 @@ fn prompt_template(
         message("assistant", assistant),
         message("user", user),
     ];
-    let (asked, answered) = (&two_turns[..1], &two_turns[..2]);
-
-    let prompt = render(source, config, asked, true)?;
+    let prompt = render(source, config, &two_turns[..1], true)?;
     let (start, opening) = split_around(&prompt, user)?;
-    let whole = render(source, config, answered, false)?;
-    let (_, rest) = split_around(&whole, user)?;
+    let answered = render(source, config, &two_turns[..2], false)?;
+    let (_, rest) = split_around(&answered, user)?;
     let (before_answer, after_answer) = split_around(rest, assistant)?;
     // Text between the generation prompt and the answer, mostly a space, belongs to the answer.
     let answer_prefix = before_answer.strip_prefix(opening).unwrap_or_default();
@@ -122,8 +120,8 @@ fn prompt_template(
         marker => marker,
     };
     // A later turn: the text between an answer's end marker and the next question.
-    let again = render(source, config, &two_turns, true)?;
-    let (_, rest) = split_around(&again, user)?;
+    let later = render(source, config, &two_turns, true)?;
+    let (_, rest) = split_around(&later, user)?;
     let (_, rest) = split_around(rest, assistant)?;
     let (between, _) = split_around(rest, user)?;
     let next_start = between.strip_prefix(end).unwrap_or(start);
@@ -173,8 +171,8 @@ pub(super) fn assistant_turns(
     answers
         .map(|(i, _)| {
             let prefix = render(source, config, &messages[..i], true)?;
-            let whole = render(source, config, &messages[..=i], false)?;
-            let answer = whole.strip_prefix(&prefix).ok_or_else(|| {
+            let answered = render(source, config, &messages[..=i], false)?;
+            let answer = answered.strip_prefix(&prefix).ok_or_else(|| {
                 template_error("it renders a turn differently once it is answered")
             })?;
             Ok((prefix, answer.trim_end().to_owned()))
@@ -453,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_question_is_split_from_its_chat() {
-        // The question is a part of what the template writes, and an earlier message quotes the mark.
+        // The question also occurs in the template's own text, and an earlier message contains the placeholder.
         let messages = [
             message("user", "what is {question}?"),
             message("assistant", "a mark"),
@@ -464,17 +462,17 @@ mod tests {
         let questions = questions(&config(CHATML), &messages).unwrap();
         assert_eq!(questions.len(), 2);
         let ChatQuestion {
-            prefix: before,
-            question: asked,
-            suffix: after,
+            prefix,
+            question,
+            suffix,
         } = &questions[1];
-        assert!(before.ends_with("a mark<|im_end|>\n<|im_start|>user\n"));
+        assert!(prefix.ends_with("a mark<|im_end|>\n<|im_start|>user\n"));
         assert_eq!(
-            (asked.as_str(), after.as_str()),
+            (question.as_str(), suffix.as_str()),
             ("a", "<|im_end|>\n<|im_start|>assistant\n")
         );
-        let whole = assistant_turns(&config(CHATML), &messages[..4]).unwrap();
-        assert_eq!(format!("{before}{asked}{after}"), whole[1].0);
+        let turns = assistant_turns(&config(CHATML), &messages[..4]).unwrap();
+        assert_eq!(format!("{prefix}{question}{suffix}"), turns[1].0);
     }
 
     #[test]

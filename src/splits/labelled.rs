@@ -1,0 +1,41 @@
+//! A fact with its label.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    audit::{AuditedFact, Label},
+    facts::Fact,
+    measure,
+};
+
+/// A fact with its label by the audit of the base model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelledFact {
+    /// The fact.
+    pub fact: Fact,
+    /// The label; `None` without an audit.
+    pub label: Option<Label>,
+    /// Fraction of few-shot prompts whose greedy answer is correct; `None` without an audit.
+    pub few_shot_accuracy: Option<f64>,
+}
+
+impl LabelledFact {
+    /// A fact with its audit, if there is one.
+    pub fn new(fact: Fact, audited: Option<&AuditedFact>) -> Self {
+        Self {
+            fact,
+            label: audited.map(|a| a.label),
+            few_shot_accuracy: audited.and_then(|a| measure::accuracy(&a.greedy_correct)),
+        }
+    }
+
+    /// The subject as it is compared: two facts about one subject have the same key.
+    pub(super) fn subject_key(&self) -> String {
+        self.fact.subject.trim().to_lowercase()
+    }
+
+    /// The question as it is compared.
+    pub(super) fn question_key(&self) -> String {
+        self.fact.question.trim().to_lowercase()
+    }
+}
