@@ -41,7 +41,7 @@ pub struct ModelRecord {
     /// Its id on the Hugging Face hub, if known.
     #[serde(default)]
     pub hub_id: Option<String>,
-    /// Format of its quantised weights, such as `Q4_1`; null for float weights.
+    /// Format of its weights as stored: a quantised format such as `Q4_1`, or a float type such as `bf16`.
     #[serde(default)]
     pub quantization: Option<String>,
     /// SHA-256 (hex) over its files.
@@ -64,8 +64,8 @@ impl Environment {
             model: ModelRecord {
                 name: model.name.clone(),
                 path: model.path.display().to_string(),
-                hub_id: None,
-                quantization: None,
+                hub_id: model.hub_id.clone(),
+                quantization: Some(model.quantization.to_owned()),
                 checksum: model.checksum.clone(),
                 parameters: model.params.layout.len,
             },

@@ -9,6 +9,7 @@ mod cli;
 mod data;
 mod demo;
 mod drift;
+mod environment;
 mod experiment;
 mod facts;
 mod faults;
