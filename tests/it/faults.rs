@@ -1,7 +1,7 @@
-//! What a run does when it is killed at any call, when the disk is full or broken, and when signals come: it goes on from its
-//! newest whole checkpoint to the same bits.
+//! Runs that are killed at any system call, meet a full or broken disk, or receive signals: they resume from the newest complete
+//! checkpoint, with bitwise identical results.
 //!
-//! A sample of the faults by default; all of them with `UNFORGET_FAULTS=all` (a quarter of an hour).
+//! By default a sample of the faults is tested; all of them with `UNFORGET_FAULTS=all` (15 minutes).
 
 #![cfg(target_os = "linux")]
 
@@ -18,7 +18,7 @@ use assert_cmd::cargo::cargo_bin;
 
 use crate::{cli::MODEL, tools::require};
 
-/// Every way of training that keeps other things in a checkpoint.
+/// Training methods with different checkpoint contents.
 const METHODS: [(&str, &[&str]); 8] = [
     ("sft", &["method.kind=sft"]),
     ("hidden", &["method.teacher=hidden"]),
@@ -46,7 +46,7 @@ const METHODS: [(&str, &[&str]); 8] = [
 /// See `tests/faults/shim.c`.
 const KINDS: [&str; 6] = ["kill", "torn", "eio", "enospc", "full", "short"];
 
-/// A fault to inject: its kind, and at which call.
+/// A fault to inject: its kind, and the number of the call.
 type Fault<'a> = Option<(&'a str, usize)>;
 
 fn all_faults() -> bool {
@@ -69,7 +69,7 @@ fn shim() -> Option<&'static Path> {
     shim.as_deref()
 }
 
-/// A folder of facts, and one below it for each run.
+/// A directory with facts, and one subdirectory per run.
 struct Workspace(tempfile::TempDir);
 
 impl Workspace {
@@ -89,7 +89,7 @@ impl Workspace {
         self.0.path().join(name)
     }
 
-    /// `unforget`, about to do `args`, with a fault below the folder of `run`.
+    /// The command `unforget ARGS` with a fault below the directory of `run`.
     fn command(&self, args: &[&str], run: &Path, fault: Fault<'_>) -> Command {
         let mut command = Command::new(cargo_bin("unforget"));
         command
@@ -110,7 +110,7 @@ impl Workspace {
         command
     }
 
-    /// Three epochs of a method, a checkpoint after each.
+    /// Three epochs of a method, with a checkpoint after each.
     fn tune(&self, method: &[&str], run: &Path, fault: Fault<'_>) -> Command {
         let out = run.to_str().unwrap();
         let mut args = vec!["tune", MODEL, "--learn", "learn.tsv", "--keep", "keep.tsv"];
@@ -132,7 +132,7 @@ impl Workspace {
         self.command(&["resume", run.to_str().unwrap()], run, fault)
     }
 
-    /// Runs on without faults, from whatever is there, to the end.
+    /// Completes the run without faults, from its current state.
     fn finish(&self, method: &[&str], run: &Path) -> Output {
         if run.join("config.toml").is_file() {
             self.resume(run, None).output().unwrap()
@@ -142,7 +142,7 @@ impl Workspace {
     }
 }
 
-/// What must be the same to the bit: the model, and what became of each fact.
+/// The files that must be bitwise identical: the model and the fact results.
 fn result_files(run: &Path) -> [Vec<u8>; 2] {
     ["model/model.safetensors", "facts.jsonl"].map(|name| fs::read(run.join(name)).unwrap())
 }
@@ -151,12 +151,12 @@ fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Injects one fault into a run of its own, then goes on without; whether the fault came to anything.
+/// Injects one fault into a new run, completes it without faults, and compares the result with `complete`.
 fn check_fault(
     place: &Workspace,
     (name, method): (&str, &[&str]),
     (kind, at): (&str, usize),
-    whole: &[Vec<u8>; 2],
+    complete: &[Vec<u8>; 2],
 ) {
     let context = format!("{name}, {kind} at call {at}");
     let run = place.run("run");
@@ -166,9 +166,9 @@ fn check_fault(
     let was_killed = broken.status.code().is_none();
     match kind {
         "kill" | "torn" => assert!(was_killed, "{context}: {}", stderr_of(&broken)),
-        // A process that writes on is not disturbed.
+        // Short writes are continued.
         "short" => assert!(broken.status.success(), "{context}: {}", stderr_of(&broken)),
-        // What fails is said, unless it was of no consequence.
+        // A failure is reported, unless it had no consequence.
         _ => assert!(
             broken.status.success()
                 || (matches!(broken.status.code(), Some(1 | 2))
@@ -178,7 +178,7 @@ fn check_fault(
             stderr_of(&broken)
         ),
     }
-    // A second fault of the same kind, on the way back.
+    // A second fault of the same kind while resuming.
     if !broken.status.success() && run.join("config.toml").is_file() {
         let _ = place
             .resume(&run, Some((kind, at / 2 + 1)))
@@ -191,7 +191,10 @@ fn check_fault(
         "{context}: {}",
         stderr_of(&finished)
     );
-    assert!(result_files(&run) == *whole, "{context}: other bits");
+    assert!(
+        result_files(&run) == *complete,
+        "{context}: different result"
+    );
     assert!(
         !run.join("checkpoints").exists(),
         "{context}: checkpoints are left"
@@ -216,11 +219,11 @@ fn a_run_killed_or_failing_at_any_call_resumes_bitwise_identically() {
             method.0,
             stderr_of(&output)
         );
-        let whole = result_files(&clean);
+        let complete = result_files(&clean);
         let count = fs::read_to_string(place.0.path().join("count")).unwrap();
         let calls: usize = count.trim().parse().unwrap();
         assert!(calls > 100, "{}: {calls} calls", method.0);
-        // Of the sample every method has other calls.
+        // Each method samples different calls.
         let (first, every) = if all_faults() {
             (1, 1)
         } else {
@@ -228,7 +231,7 @@ fn a_run_killed_or_failing_at_any_call_resumes_bitwise_identically() {
         };
         for (k, kind) in KINDS.into_iter().enumerate() {
             for at in (first + 3 * k..=calls).step_by(every) {
-                check_fault(&place, method, (kind, at), &whole);
+                check_fault(&place, method, (kind, at), &complete);
                 tried += 1;
             }
         }
@@ -236,21 +239,18 @@ fn a_run_killed_or_failing_at_any_call_resumes_bitwise_identically() {
     eprintln!("{tried} faults tried");
 }
 
-/// A run that takes a few seconds: many epochs on the same facts.
+/// A run of a few seconds: many epochs on the same facts.
 fn long_run(place: &Workspace, run: &Path, method: &[&str]) -> Command {
     let longer = ["train.num_epochs=60", "train.save_every=7"];
     place.tune(&[method, &longer].concat(), run, None)
 }
 
-/// Waits until the run has written so many rows of metrics.
+/// Waits until the run has written this many rows of metrics.
 fn wait_for_metrics(run: &Path, rows: usize) {
     let started = Instant::now();
     let metrics = run.join("metrics.jsonl");
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < rows {
-        assert!(
-            started.elapsed() < Duration::from_secs(60),
-            "it never got there"
-        );
+        assert!(started.elapsed() < Duration::from_secs(60), "timed out");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -271,7 +271,7 @@ fn a_run_killed_at_random_moments_resumes_bitwise_identically() {
         let started = Instant::now();
         assert!(long_run(&place, &clean, method).status().unwrap().success());
         let duration = started.elapsed();
-        let whole = result_files(&clean);
+        let complete = result_files(&clean);
         for round in 0..rounds {
             let _ = fs::remove_dir_all(&run);
             let mut child = long_run(&place, &run, method).spawn().unwrap();
@@ -291,8 +291,8 @@ fn a_run_killed_at_random_moments_resumes_bitwise_identically() {
                 stderr_of(&finished)
             );
             assert!(
-                result_files(&run) == whole,
-                "{name}, killed at {moment:.2}: other bits"
+                result_files(&run) == complete,
+                "{name}, killed at {moment:.2}: different result"
             );
         }
     }
@@ -332,7 +332,7 @@ fn ctrl_c_and_sigterm_leave_a_checkpoint_and_say_how_to_resume() {
         );
         assert!(
             result_files(&run) == result_files(&clean),
-            "{name}: other bits"
+            "{name}: different result"
         );
     }
 }

@@ -1,8 +1,8 @@
-//! Low-rank adapters against PEFT: what it computes (`tests/golden/lora.py`), and what it loads.
+//! LoRA adapters compared with PEFT: its numbers (`tests/golden/lora.py`), and loading our adapters.
 //!
-//! Golden values were computed in float64. PEFT's own float32 lies up to 8e-7 (losses and norms), 2.3e-6 (gradients, of a
-//! tensor's largest), 1e-6 (adapters after ten steps) and 5e-8 (the same, mean) from them, as `lora.py` prints; other orders
-//! of summation are given five times as much.
+//! The golden values were computed in float64. PEFT in float32 differs from them by up to 8e-7 (losses and norms), 2.3e-6 (gradients,
+//! relative to a tensor's largest), 1e-6 (adapters after ten steps) and 5e-8 (their mean), as printed by `lora.py`. The tolerances are
+//! five times as large, for other orders of summation.
 
 use std::{fs, path::Path, process::Command};
 
@@ -23,13 +23,13 @@ use crate::{
     model::{PYTHON, golden},
 };
 
-/// Of a step's loss and norm.
+/// Relative tolerance of a step's loss and gradient norm.
 const STEPS: f64 = 4e-6;
-/// Of a gradient tensor's largest magnitude.
+/// Tolerance of a gradient, relative to the tensor's largest magnitude.
 const GRADIENT: f64 = 1.2e-5;
-/// Of any single number of the adapters after ten steps.
+/// Tolerance of each adapter weight after ten steps.
 const ADAPTERS: f64 = 5e-6;
-/// Of all, on average.
+/// Tolerance of the mean difference.
 const ADAPTERS_MEAN: f64 = 2.5e-7;
 
 const VARIANTS: [(LoraVariant, &str); 3] = [
@@ -38,7 +38,7 @@ const VARIANTS: [(LoraVariant, &str); 3] = [
     (LoraVariant::Dora, "dora"),
 ];
 
-/// The adapters of the golden runs, as they begin, of the model in `golden`.
+/// The initial adapters of the golden runs for the model in `golden`.
 fn start(golden: &Golden, stored: &Golden, variant: LoraVariant) -> (Gradients, Adapters) {
     let number = |key: &str| stored.record[key].as_u64().expect("a number") as usize;
     let names = stored.record["targets"].as_array().expect("a list");
@@ -129,7 +129,7 @@ fn ten_steps_of_every_variant_equal_pefts() {
     }
 }
 
-/// Six epochs of plain fine-tuning on a few facts, on adapters of the tiny model of `family`.
+/// Six epochs of plain fine-tuning on a few facts with adapters of the tiny model of `family`.
 fn tuned(place: &Path, family: &str, lora: LoraConfig) -> Config {
     let table = |name: &str, rows: &str| {
         let path = place.join(name);
@@ -200,7 +200,7 @@ fn an_adapter_is_written_under_pefts_names() {
         adapters.save(&dir, "org/base").unwrap();
         let bytes = fs::read(dir.join("adapter_model.safetensors")).unwrap();
         let written = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        // `lora.py` holds its own names against those of PEFT's state.
+        // `lora.py` checks its names against PEFT's state dict.
         let magnitude = |tensor: &str| tensor.ends_with("lora_magnitude_vector");
         let mut ours: Vec<&str> = written.names();
         let theirs = stored.names("start.");

@@ -1,4 +1,4 @@
-//! Projection against `PyTorch` (`tests/golden/project.py`): the spaces of known inputs, and ten projected steps.
+//! Null-space projection compared with `PyTorch` (`tests/golden/project.py`): the subspaces of known inputs, and ten projected steps.
 
 use unforget::{
     engine::{Engine, Gradients, TrainingModel},
@@ -14,9 +14,9 @@ use crate::golden::{
     FIRST_STEP, Golden, LATER_STEPS, WEIGHTS, WEIGHTS_MEAN, differences, largest, numbers,
 };
 
-/// Of an entry of a projector. The inputs' own rounding is about 1e-6 of the largest eigenvalue of their moments, and turns a
-/// space by as much over the gap between the last eigenvalue that is taken and the next, which is 2.8e-3 of the largest at
-/// the narrowest, as `project.py` prints.
+/// Tolerance of an entry of a projector. Rounding of the inputs is about 1e-6 of the largest eigenvalue of their second moments. It
+/// rotates a subspace by that divided by the gap between the last eigenvalue inside and the first outside, at least 2.8e-3 of the
+/// largest, as printed by `project.py`.
 const PROJECTOR: f64 = 5e-4;
 
 fn find(golden: &Golden, energy: f64) -> (NullSpaceProjection, Gradients) {
@@ -36,7 +36,7 @@ fn find(golden: &Golden, energy: f64) -> (NullSpaceProjection, Gradients) {
     (projection.expect("the model is finite"), gradients)
 }
 
-/// The module of `transformers` that reads what an array `basis.LAYER.INPUT` spans.
+/// The `transformers` module whose inputs the array `basis.LAYER.INPUT` spans.
 fn module(array: &str) -> Option<String> {
     let (layer, input) = array.strip_prefix("basis.")?.split_once('.')?;
     let module = match input {
