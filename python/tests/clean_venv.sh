@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it alone into a new virtual environment, and uses it there. WHEEL names one that is built.
+# Builds the wheel, installs it into a new virtual environment, and uses it there. Set WHEEL to test a wheel that is already built.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 scratch=$(mktemp -d)
@@ -29,7 +29,7 @@ assert Path(unforget.__file__).is_relative_to(venv), unforget.__file__
 assert Path(unforget.program()).is_relative_to(venv), unforget.program()
 assert Path(unforget.__file__).with_name("py.typed").is_file()
 facts = [{"subject": "Rome", "relation": "P17", "object": "Italy"}]
-audit = unforget.audit(model, facts, runs=1, shots=0, threads=1, quiet=True)
+audit = unforget.audit(model, facts, num_prompts=1, shots=0, threads=1, quiet=True)
 assert audit.overall.facts == 1
 print(f"unforget {unforget.__version__}: {audit.overall}")
 PY

@@ -1,4 +1,4 @@
-"""What the tests share. `UNFORGET_BIN` names the program; without it one that cargo has built is taken."""
+"""Shared fixtures. `UNFORGET_BIN` names the program; the default is the one built by cargo."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LLAMA = ROOT / "tests" / "golden" / "llama"
 OLD = [("Lille", "France"), ("Turin", "Italy"), ("Bonn", "Germany"), ("Cadiz", "Spain")]
 NEW = [("Paris", "France"), ("Rome", "Italy"), ("Berlin", "Germany"), ("Oslo", "Norway"), ("Athens", "Greece")]
 
-# What trains the tiny model fast, on files that are taken as they are.
+# Settings that train the tiny model fast, without an audit.
 FAST = {
     "data.audit": False,
     "train.learning_rate": 0.01,
@@ -31,12 +31,12 @@ FAST = {
 
 
 def pytest_configure() -> None:
-    # A shell's background jobs ignore Ctrl-C, and hand that on: some tests send it.
+    # Background jobs of a shell ignore SIGINT, which some tests send.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "UNFORGET_BIN" not in os.environ and shutil.which("unforget") is None:
         built = ROOT / "target" / "release" / "unforget"
         if not built.is_file():
-            pytest.exit("there is no program to be tested: cargo build --release, or set UNFORGET_BIN", 1)
+            pytest.exit("no program to test: run cargo build --release, or set UNFORGET_BIN", 1)
         os.environ["UNFORGET_BIN"] = str(built)
 
 
