@@ -1,235 +1,337 @@
-//! The processes that share the work: this one alone, or those that MPI started together (`mpirun -n 4 unforget tune ...`, in a
-//! build with the feature `mpi`).
+//! The processes that share the work of one run, as `torch.distributed` calls them: ranks `0..world_size`, of which rank 0 is the
+//! main process. One process alone is the usual case; several are started by MPI (`mpirun -n 4 unforget tune ...`, in a build with
+//! the feature `mpi`).
 //!
-//! All of them run the same program on the same files and come to the same decisions. Each takes its [share] of what can be
-//! shared: of a batch's rows, of the facts that are asked, of the weights that the optimiser moves; what comes of it is brought
-//! together here. The first one alone writes files and speaks. All of them must come to the same calls of this module in the same
-//! order, so that one that fails ends all ([`abort`]).
-//!
-//! This is a property of the process, as its number of threads is, and not handed from function to function.
+//! All processes run the same program on the same files and take the same decisions. Each takes its shard of what can be split: the
+//! rows of a batch, the facts of an evaluation, the weights that the optimizer moves. A [`Comm`] is the value through which they
+//! exchange results. It is passed to whoever needs it; nothing here is global. Every process must make the same calls in the same
+//! order, so an error in one of them ends all ([`Comm::abort`]).
 
 use std::{
     env,
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Error, Result};
 
-/// Environment variables by which launchers tell a process how many there are: Open MPI's `mpirun`, PMI (MPICH, Intel MPI, Slurm), and
-/// Slurm where it speaks `PMIx`, which sets a variable of its own.
+/// Environment variables that hold the number of processes, by launcher: Open MPI's `mpirun`, PMI (MPICH, Intel MPI, Slurm), and Slurm
+/// with `PMIx`, which is recognised by a second variable.
 const WORLD_SIZE_VARS: [(&str, Option<&str>); 3] = [
     ("OMPI_COMM_WORLD_SIZE", None),
     ("PMI_SIZE", None),
     ("SLURM_STEP_NUM_TASKS", Some("PMIX_RANK")),
 ];
 
-/// How often [`single_arm_metrics`] is under way.
+/// A communicator: this process's rank, the number of processes, and the collective operations between them.
+///
+/// The default is one process alone, for which every operation is the identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comm {
+    rank: usize,
+    world_size: usize,
+}
+
+impl Default for Comm {
+    fn default() -> Self {
+        Self::single()
+    }
+}
+
+impl Comm {
+    /// One process alone.
+    pub const fn single() -> Self {
+        Self {
+            rank: 0,
+            world_size: 1,
+        }
+    }
+
+    /// The rank of this process, from 0.
+    pub const fn rank(self) -> usize {
+        self.rank
+    }
+
+    /// How many processes share the work.
+    pub const fn world_size(self) -> usize {
+        self.world_size
+    }
+
+    /// Whether this is the main process, the only one that writes files and prints.
+    pub const fn is_main(self) -> bool {
+        self.rank == 0
+    }
+
+    /// Whether there are other processes.
+    const fn is_shared(self) -> bool {
+        self.world_size > 1
+    }
+
+    /// The shard of `0..len` of this process.
+    pub const fn shard_range(self, len: usize) -> Range<usize> {
+        self.shard_range_of(self.rank, len)
+    }
+
+    /// The shard of `0..len` of process `rank`. Shards are contiguous, cover everything and differ in length by at most one.
+    pub const fn shard_range_of(self, rank: usize, len: usize) -> Range<usize> {
+        len * rank / self.world_size..len * (rank + 1) / self.world_size
+    }
+
+    /// Concatenates the values of all processes, in the order of their ranks.
+    pub fn all_gather<T: Serialize + DeserializeOwned>(self, own: Vec<T>) -> Vec<T> {
+        if !self.is_shared() {
+            return own;
+        }
+        let text = serde_json::to_vec(&own).expect("gathered values serialize to JSON");
+        let parts = backend::all_gather(&text).into_iter();
+        let read = |part: Vec<u8>| -> Vec<T> {
+            serde_json::from_slice(&part).expect("every process gathers the same type")
+        };
+        parts.flat_map(read).collect()
+    }
+
+    /// Sums each value over all processes, in all of them.
+    pub fn all_reduce(self, values: &mut [f64]) {
+        if self.is_shared() {
+            backend::all_reduce(values);
+        }
+    }
+
+    /// Sums each value over all processes, in process `owner`; the values of the others are unchanged.
+    pub fn reduce(self, owner: usize, values: &mut [f32]) {
+        if self.is_shared() {
+            backend::reduce(owner, values);
+        }
+    }
+
+    /// Copies the values of process `owner` to all processes.
+    pub fn broadcast(self, owner: usize, values: &mut [f32]) {
+        if self.is_shared() {
+            backend::broadcast(owner, values);
+        }
+    }
+
+    /// Whether `flag` is set in any process.
+    pub fn any(self, flag: bool) -> bool {
+        let mut count = [f64::from(u8::from(flag))];
+        self.all_reduce(&mut count);
+        count[0] > 0.0
+    }
+
+    /// The flag of the main process.
+    pub fn broadcast_flag(self, flag: bool) -> bool {
+        self.any(flag && self.is_main())
+    }
+
+    /// Waits until all processes have come here, so that files written by the main process can be read.
+    pub fn barrier(self) {
+        self.any(false);
+    }
+
+    /// Ends every process with this exit code.
+    pub fn abort(self, code: u8) -> ! {
+        if self.is_shared() {
+            backend::abort(i32::from(code));
+        }
+        std::process::exit(i32::from(code))
+    }
+}
+
+/// The communicator that [`ProcessGroup::init`] made.
+static COMM: OnceLock<Comm> = OnceLock::new();
+
+/// How often [`solo`] is under way.
 static SOLO_DEPTH: AtomicUsize = AtomicUsize::new(0);
 
-/// How many processes share the work.
-pub fn world_size() -> usize {
+/// The communicator of this process.
+pub fn comm() -> Comm {
     if SOLO_DEPTH.load(Ordering::Relaxed) > 0 {
-        return 1;
+        return Comm::single();
     }
-    world::place().1
+    COMM.get().copied().unwrap_or_default()
 }
 
-/// The number of this one among them, from 0.
+/// [`Comm::world_size`] of [`comm`].
+pub fn world_size() -> usize {
+    comm().world_size()
+}
+
+/// [`Comm::rank`] of [`comm`].
 pub fn rank() -> usize {
-    if world_size() == 1 {
-        0
-    } else {
-        world::place().0
-    }
+    comm().rank()
 }
 
-/// Whether it is this one that writes and speaks.
+/// [`Comm::is_main`] of [`comm`].
 pub fn is_main() -> bool {
-    rank() == 0
+    comm().is_main()
 }
 
-/// Which of `len` things are this process's.
+/// [`Comm::shard_range`] of [`comm`].
 pub fn shard_range(len: usize) -> Range<usize> {
-    shard_range_of(rank(), len)
+    comm().shard_range(len)
 }
 
-/// Which of `len` things are those of the process numbered `rank`: shares differ by one at most, and together they are all.
+/// [`Comm::shard_range_of`] of [`comm`].
 pub fn shard_range_of(rank: usize, len: usize) -> Range<usize> {
-    len * rank / world_size()..len * (rank + 1) / world_size()
+    comm().shard_range_of(rank, len)
 }
 
-/// What all have found, one after the other.
+/// [`Comm::all_gather`] of [`comm`].
 pub fn all_gather<T: Serialize + DeserializeOwned>(own: Vec<T>) -> Vec<T> {
-    if world_size() == 1 {
-        return own;
-    }
-    let text = serde_json::to_vec(&own).expect("what is shared has a form in JSON");
-    let parts = world::join(&text).into_iter();
-    let read = |part: Vec<u8>| -> Vec<T> {
-        serde_json::from_slice(&part).expect("every process writes the same form")
-    };
-    parts.flat_map(read).collect()
+    comm().all_gather(own)
 }
 
-/// The sum over all processes of each value, in all of them.
-pub fn all_reduce(values: &mut [f64]) {
-    if world_size() > 1 {
-        world::sum(values);
-    }
-}
-
-/// The sum over all processes of each value, in the one numbered `owner`; the others' are left as they were.
-pub fn reduce(owner: usize, values: &mut [f32]) {
-    if world_size() > 1 {
-        world::sum_at(owner, values);
-    }
-}
-
-/// The values of the process numbered `owner`, in all of them.
+/// [`Comm::broadcast`] of [`comm`].
 pub fn broadcast(owner: usize, values: &mut [f32]) {
-    if world_size() > 1 {
-        world::tell(owner, values);
-    }
+    comm().broadcast(owner, values);
 }
 
-/// Whether any process says so.
-pub fn any(said: bool) -> bool {
-    let mut count = [f64::from(u8::from(said))];
-    all_reduce(&mut count);
-    count[0] > 0.0
+/// [`Comm::any`] of [`comm`].
+pub fn any(flag: bool) -> bool {
+    comm().any(flag)
 }
 
-/// What the first process says.
-pub fn broadcast_flag(said: bool) -> bool {
-    any(said && is_main())
-}
-
-/// Waits until all have come here: what the first has written can be read.
+/// [`Comm::barrier`] of [`comm`].
 pub fn barrier() {
-    any(false);
+    comm().barrier();
 }
 
-/// Calls `f` as if there were this process alone, whose work is its own.
+/// [`Comm::abort`] of [`comm`].
+pub fn abort(code: u8) -> ! {
+    comm().abort(code)
+}
+
+/// [`ProcessGroup::init`].
+///
+/// # Errors
+/// As that.
+pub fn init() -> Result<ProcessGroup> {
+    ProcessGroup::init()
+}
+
+/// Calls `f` as if this process were alone.
 pub fn solo<T>(f: impl FnOnce() -> T) -> T {
-    struct ProcessGroup;
-    impl Drop for ProcessGroup {
+    struct Guard;
+    impl Drop for Guard {
         fn drop(&mut self) {
             SOLO_DEPTH.fetch_sub(1, Ordering::Relaxed);
         }
     }
     SOLO_DEPTH.fetch_add(1, Ordering::Relaxed);
-    let _together = ProcessGroup;
+    let _guard = Guard;
     f()
 }
 
-/// Ends every process with this exit code.
-pub fn abort(code: u8) -> ! {
-    world::fail(i32::from(code))
+/// Connects the processes for as long as it lives.
+#[must_use = "the processes disconnect when it is dropped"]
+pub struct ProcessGroup {
+    comm: Comm,
+    _session: backend::Session,
 }
 
-/// For as long as it lives the processes know of each other.
-#[must_use = "the processes part when it is dropped"]
-pub struct Together {
-    _session: world::Session,
-}
-
-/// Finds the other processes, where a launcher started several.
-///
-/// # Errors
-/// [`Error::Input`] where it did and this build knows no MPI: each would do all of the work, in the same place.
-pub fn init() -> Result<Together> {
-    let mut counts = WORLD_SIZE_VARS
-        .iter()
-        .filter(|(_, beside)| beside.is_none_or(|name| env::var_os(name).is_some()));
-    let count = counts.find_map(|(name, _)| env::var(name).ok()?.parse().ok());
-    let started = count.unwrap_or(1);
-    if started > 1 && !cfg!(feature = "mpi") {
-        return Err(Error::input_hint(
-            format!(
-                "this is one of {started} processes that were started together, and this build knows no MPI"
-            ),
-            "build it with `cargo build --release --features mpi`, or start one process",
-        ));
+impl ProcessGroup {
+    /// Connects to the other processes, where a launcher started several.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there are several and this build has no MPI: each would do all of the work, in the same place.
+    pub fn init() -> Result<Self> {
+        let mut counts = WORLD_SIZE_VARS
+            .iter()
+            .filter(|(_, beside)| beside.is_none_or(|name| env::var_os(name).is_some()));
+        let count = counts.find_map(|(name, _)| env::var(name).ok()?.parse().ok());
+        let started = count.unwrap_or(1);
+        if started > 1 && !cfg!(feature = "mpi") {
+            return Err(Error::input_hint(
+                format!("a launcher started {started} processes, and this build has no MPI"),
+                "build with `cargo build --release --features mpi`, or start one process",
+            ));
+        }
+        let (session, comm) = backend::init(started)?;
+        COMM.get_or_init(|| comm);
+        Ok(Self {
+            comm,
+            _session: session,
+        })
     }
-    Ok(Together {
-        _session: world::begin(started)?,
-    })
+
+    /// The communicator of these processes.
+    pub const fn comm(&self) -> Comm {
+        self.comm
+    }
 }
 
 #[cfg(not(feature = "mpi"))]
-mod world {
+mod backend {
+    use super::Comm;
     use crate::Result;
 
     pub struct Session;
 
     #[allow(clippy::unnecessary_wraps, reason = "with MPI it may fail")]
-    pub fn begin(_: usize) -> Result<Session> {
-        Ok(Session)
+    pub fn init(_: usize) -> Result<(Session, Comm)> {
+        Ok((Session, Comm::single()))
     }
 
-    pub const fn place() -> (usize, usize) {
-        (0, 1)
-    }
-
-    pub fn join(own: &[u8]) -> Vec<Vec<u8>> {
+    pub fn all_gather(own: &[u8]) -> Vec<Vec<u8>> {
         vec![own.to_vec()]
     }
 
-    pub fn sum(_: &mut [f64]) {}
+    pub fn all_reduce(_: &mut [f64]) {}
 
-    pub fn sum_at(_: usize, _: &mut [f32]) {}
+    pub fn reduce(_: usize, _: &mut [f32]) {}
 
-    pub fn tell(_: usize, _: &mut [f32]) {}
+    pub fn broadcast(_: usize, _: &mut [f32]) {}
 
-    pub fn fail(code: i32) -> ! {
+    pub fn abort(code: i32) -> ! {
         std::process::exit(code)
     }
 }
 
 #[cfg(feature = "mpi")]
-mod world {
-    use std::sync::OnceLock;
-
+mod backend {
     use mpi::{
         Count, Threading,
         collective::SystemOperation,
         datatype::PartitionMut,
         environment::Universe,
-        topology::{Process, SimpleCommunicator},
+        topology::SimpleCommunicator,
         traits::{Communicator, CommunicatorCollectives, Root},
     };
 
+    use super::Comm;
     use crate::{Error, Result};
 
-    /// Values that are on their way at once: messages are counted in 32 bits, and what is reduced is copied.
+    /// Values per message: MPI counts in 32 bits, and a reduction copies its input.
     const CHUNK: usize = 1 << 22;
-
-    /// Number and count, once they are known.
-    static PLACE: OnceLock<(usize, usize)> = OnceLock::new();
 
     pub struct Session {
         _universe: Option<Universe>,
     }
 
-    pub fn begin(started: usize) -> Result<Session> {
+    pub fn init(started: usize) -> Result<(Session, Comm)> {
         if started < 2 {
-            return Ok(Session { _universe: None });
+            return Ok((Session { _universe: None }, Comm::single()));
         }
-        // A thread of its own sums gradients while this one computes; never do two call at once.
+        // A second thread reduces gradients during the backward pass; two threads never call MPI at the same time.
         let (universe, threading) = mpi::initialize_with_threading(Threading::Serialized)
-            .ok_or_else(|| failed("MPI cannot be started"))?;
+            .ok_or_else(|| failed("MPI cannot be initialised"))?;
         if threading < Threading::Serialized {
-            return Err(failed("this MPI lets one thread alone use it"));
+            return Err(failed("this MPI supports calls from one thread only"));
         }
         let world = universe.world();
-        let place = (world.rank() as usize, world.size() as usize);
-        PLACE.set(place).expect("it is begun once");
-        Ok(Session {
+        let comm = Comm {
+            rank: world.rank() as usize,
+            world_size: world.size() as usize,
+        };
+        let session = Session {
             _universe: Some(universe),
-        })
+        };
+        Ok((session, comm))
     }
 
     fn failed(message: &str) -> Error {
@@ -239,24 +341,15 @@ mod world {
         }
     }
 
-    pub fn place() -> (usize, usize) {
-        PLACE.get().copied().unwrap_or((0, 1))
-    }
-
     fn world() -> SimpleCommunicator {
         SimpleCommunicator::world()
     }
 
-    fn with_process<T>(rank: usize, f: impl FnOnce(&Process<'_>, bool) -> T) -> T {
+    pub fn all_gather(own: &[u8]) -> Vec<Vec<u8>> {
         let world = world();
-        f(&world.process_at_rank(rank as i32), place().0 == rank)
-    }
-
-    pub fn join(own: &[u8]) -> Vec<Vec<u8>> {
-        let world = world();
-        let mut counts = vec![0 as Count; place().1];
+        let mut counts = vec![0 as Count; world.size() as usize];
         world.all_gather_into(&(own.len() as Count), &mut counts[..]);
-        let places: Vec<Count> = counts
+        let offsets: Vec<Count> = counts
             .iter()
             .scan(0, |end, count| {
                 *end += count;
@@ -266,7 +359,7 @@ mod world {
         let mut all = vec![0u8; counts.iter().sum::<Count>() as usize];
         world.all_gather_varcount_into(
             own,
-            &mut PartitionMut::new(&mut all[..], &counts[..], &places[..]),
+            &mut PartitionMut::new(&mut all[..], &counts[..], &offsets[..]),
         );
         let mut rest = &all[..];
         let part = |count: &Count| {
@@ -277,37 +370,35 @@ mod world {
         counts.iter().map(part).collect()
     }
 
-    pub fn sum(values: &mut [f64]) {
+    pub fn all_reduce(values: &mut [f64]) {
         let own = values.to_vec();
         world().all_reduce_into(&own[..], values, SystemOperation::sum());
     }
 
-    pub fn sum_at(owner: usize, values: &mut [f32]) {
-        with_process(owner, |process, is_own| {
-            for chunk in values.chunks_mut(CHUNK) {
-                if is_own {
-                    let own = chunk.to_vec();
-                    process.reduce_into_root(&own[..], chunk, SystemOperation::sum());
-                } else {
-                    process.reduce_into(&*chunk, SystemOperation::sum());
-                }
+    pub fn reduce(owner: usize, values: &mut [f32]) {
+        let world = world();
+        let process = world.process_at_rank(owner as i32);
+        let is_owner = world.rank() as usize == owner;
+        for chunk in values.chunks_mut(CHUNK) {
+            if is_owner {
+                let own = chunk.to_vec();
+                process.reduce_into_root(&own[..], chunk, SystemOperation::sum());
+            } else {
+                process.reduce_into(&*chunk, SystemOperation::sum());
             }
-        });
-    }
-
-    pub fn tell(owner: usize, values: &mut [f32]) {
-        with_process(owner, |process, _| {
-            for chunk in values.chunks_mut(CHUNK) {
-                process.broadcast_into(chunk);
-            }
-        });
-    }
-
-    pub fn fail(code: i32) -> ! {
-        if PLACE.get().is_some() {
-            world().abort(code);
         }
-        std::process::exit(code)
+    }
+
+    pub fn broadcast(owner: usize, values: &mut [f32]) {
+        let world = world();
+        let process = world.process_at_rank(owner as i32);
+        for chunk in values.chunks_mut(CHUNK) {
+            process.broadcast_into(chunk);
+        }
+    }
+
+    pub fn abort(code: i32) -> ! {
+        world().abort(code)
     }
 }
 
@@ -316,16 +407,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alone_a_process_has_everything_and_what_it_says_is_what_all_say() {
-        assert_eq!((rank(), world_size(), is_main()), (0, 1, true));
-        assert_eq!((shard_range(7), shard_range_of(0, 7)), (0..7, 0..7));
-        assert_eq!(all_gather(vec![1.5, 2.0]), [1.5, 2.0]);
+    fn a_single_process_owns_everything_and_reduces_to_its_own_values() {
+        let comm = Comm::single();
+        assert_eq!(
+            (comm.rank(), comm.world_size(), comm.is_main()),
+            (0, 1, true)
+        );
+        assert_eq!(
+            (comm.shard_range(7), comm.shard_range_of(0, 7)),
+            (0..7, 0..7)
+        );
+        assert_eq!(comm.all_gather(vec![1.5, 2.0]), [1.5, 2.0]);
         let (mut f64s, mut f32s) = ([1.0, 2.0], [3.0, 4.0]);
-        all_reduce(&mut f64s);
-        reduce(0, &mut f32s);
-        broadcast(0, &mut f32s);
+        comm.all_reduce(&mut f64s);
+        comm.reduce(0, &mut f32s);
+        comm.broadcast(0, &mut f32s);
         assert_eq!((f64s, f32s), ([1.0, 2.0], [3.0, 4.0]));
-        assert!(any(true) && !any(false) && broadcast_flag(true));
-        assert_eq!(solo(world_size), 1);
+        assert!(comm.any(true) && !comm.any(false) && comm.broadcast_flag(true));
+    }
+
+    #[test]
+    fn shards_are_contiguous_cover_everything_and_differ_by_one_at_most() {
+        let comm = |rank| Comm {
+            rank,
+            world_size: 3,
+        };
+        let shards: Vec<Range<usize>> = (0..3).map(|rank| comm(rank).shard_range(11)).collect();
+        assert_eq!(shards, [0..3, 3..7, 7..11]);
+        assert_eq!(comm(0).shard_range_of(2, 11), 7..11);
+        assert!(comm(0).is_main() && !comm(2).is_main());
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use unforget::{
-    Result,
+    Result, distributed,
     train::{self, Options},
 };
 
@@ -29,6 +29,7 @@ impl ResumeArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
+            comm: distributed::comm(),
             ..Options::default()
         };
         let _page = tune::serve_dashboard(self.watch, &self.run)?;

@@ -89,6 +89,7 @@ impl TuneArgs {
         output::check_output_dir(&config.out, self.force)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
+            comm: distributed::comm(),
             profile: self.profile,
             ..Options::default()
         };

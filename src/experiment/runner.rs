@@ -16,7 +16,7 @@ use crate::{
     Error, Result,
     audit::{AuditResult, AuditSettings, Label, audit},
     config::{Config, MethodConfig},
-    distributed,
+    distributed::{self, Comm},
     engine::Engine,
     facts::Fact,
     generate::Generator,
@@ -39,6 +39,7 @@ pub(super) const SHARED_PREFIX_DIR: &str = "shared-prefix-";
 
 /// Options of every run.
 const OPTIONS: Options = Options {
+    comm: Comm::single(),
     keep_checkpoints: false,
     metrics_only: true,
     profile: false,

@@ -1,15 +1,15 @@
-//! `AdamW` as `torch.optim.AdamW` computes it, over the trained tensors alone, and the global gradient norm. Whether these
-//! are a model's or its adapters' makes no difference.
+//! `AdamW` as `torch.optim.AdamW` computes it, over the trained tensors only (of the model or of its adapters), and the global
+//! gradient norm.
 //!
-//! Every pass walks fixed chunks in parallel: element-wise work and sums in the order of the chunks give the same bits
-//! at any number of threads.
+//! Fixed chunks are processed in parallel, and sums are taken in the order of the chunks. Results are bitwise independent of the
+//! number of threads.
 
 use std::{borrow::Cow, ops::Range};
 
 use rayon::prelude::*;
 
 use crate::{
-    distributed,
+    distributed::Comm,
     engine::{
         Gradients,
         simd::{LANES, vectorized},
@@ -17,17 +17,17 @@ use crate::{
     model::{Buffer, Layout, Params},
 };
 
-/// Elements a chunk: four arrays of it lie in a core's second-level cache.
+/// Elements per chunk: four arrays of this size fit in a core's second-level cache.
 const CHUNK: usize = 1 << 14;
 
-/// The optimiser's constants, under the names of `torch.optim.AdamW`.
+/// The constants, under the names of `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWSettings {
     /// Decay rates of the first and the second moment.
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// Added to the root of the second moment, for numerical stability.
     pub eps: f64,
-    /// Decoupled: a weight shrinks by `lr * weight_decay` a step.
+    /// Decoupled weight decay: a weight shrinks by `lr * weight_decay` per step.
     pub weight_decay: f64,
 }
 
@@ -41,9 +41,9 @@ impl Default for AdamWSettings {
     }
 }
 
-/// The optimiser's state: both moments of every trained weight, laid out as the gradients are.
+/// The optimizer's state: both moments of every trained weight, in the layout of the gradients.
 pub struct AdamW {
-    /// Its constants.
+    /// The constants.
     pub settings: AdamWSettings,
     /// Steps done.
     pub steps: u64,
@@ -51,26 +51,28 @@ pub struct AdamW {
     pub exp_avg: Buffer,
     /// Second moments (`exp_avg_sq`).
     pub exp_avg_sq: Buffer,
-    /// What follows the weights, where that is asked for.
+    /// The moving average of the weights, where it is kept.
     pub ema: Option<Ema>,
+    /// The processes that share the update. Each has the moments of its shard only.
+    pub comm: Comm,
 }
 
-/// The exponential moving average a of the weights w (Polyak and Juditsky 1992; the form is that of TensorFlow's
-/// `ExponentialMovingAverage` with `num_updates`), element-wise in f32. After step t, counted from 1,
+/// The exponential moving average a of the weights w (Polyak and Juditsky 1992; in the form of TensorFlow's
+/// `ExponentialMovingAverage` with `num_updates`), element-wise in f32. After step t, counted from 1:
 ///
 /// ```text
 /// a <- a + (1 - d) (w - a)        d = min(decay, (1 + t) / (10 + t))
 /// ```
 ///
-/// At a constant rate the weights wander about what they learn; their mean does less.
+/// At a constant learning rate the weights fluctuate around an optimum; their average fluctuates less.
 pub struct Ema {
     decay: f64,
-    /// The averages, laid out as the gradients are.
+    /// The averages, in the layout of the gradients.
     pub weights: Buffer,
 }
 
 impl Ema {
-    /// The average of weights that have not moved yet.
+    /// The average before the first step: the weights.
     pub fn new(decay: f64, params: &Params, gradients: &Gradients) -> Self {
         let mut weights = Buffer::zeros(gradients.num_trained());
         for (tensor, range) in &gradients.tensors {
@@ -87,11 +89,11 @@ impl Ema {
             self.weights[at]
                 .par_chunks_mut(CHUNK)
                 .zip(params.data[weights].par_chunks(CHUNK))
-                .for_each(|(a, w)| follow_chunk(a, w, one_minus_decay));
+                .for_each(|(a, w)| ema_chunk(a, w, one_minus_decay));
         }
     }
 
-    /// Puts the average in the place of the weights, and these in its own; a second time takes that back.
+    /// Swaps the average and the weights. A second call undoes it.
     pub fn swap(&mut self, params: &mut Params, gradients: &Gradients) {
         for (tensor, range) in &gradients.tensors {
             let of_tensor = params.layout.tensors[*tensor].range.clone();
@@ -101,7 +103,7 @@ impl Ema {
 }
 
 impl AdamW {
-    /// An optimiser for the tensors that `gradients` holds, its moments zero.
+    /// An optimizer for the tensors that `gradients` holds, with zero moments, in a single process.
     pub fn new(gradients: &Gradients, settings: AdamWSettings) -> Self {
         Self {
             settings,
@@ -109,10 +111,11 @@ impl AdamW {
             exp_avg: Buffer::zeros(gradients.num_trained()),
             exp_avg_sq: Buffer::zeros(gradients.num_trained()),
             ema: None,
+            comm: Comm::single(),
         }
     }
 
-    /// One step on the gradients times `clip_scale` ([`clip_scale`]; 1 changes nothing).
+    /// One step on the gradients times `clip_scale` (see [`clip_scale`]; 1 is off).
     ///
     /// With g the scaled gradient, t the step, (b1, b2) the betas and c = 1 - b^t:
     ///
@@ -122,42 +125,43 @@ impl AdamW {
     /// p <- p - (lr / c1) m / (sqrt(v) / sqrt(c2) + eps)
     /// ```
     ///
-    /// Element-wise in f32, its constants rounded from f64, in `PyTorch`'s order of operations. Of several processes each moves its
-    /// share, of which alone it needs gradients and has moments, and tells the others.
+    /// Element-wise in f32, with constants rounded from f64, in `PyTorch`'s order of operations. Of several processes each updates its
+    /// shard, for which it has the moments and needs the gradients, and broadcasts the new weights.
     pub fn step(&mut self, params: &mut Params, gradients: &Gradients, lr: f64, clip_scale: f32) {
         let update = self.begin_step(lr, clip_scale);
         let len = gradients.data.len();
-        for weights in gradients.weight_ranges(&distributed::shard_range(len)) {
+        let comm = self.comm;
+        for weights in gradients.weight_ranges(&comm.shard_range(len)) {
             self.step_range(&weights, params, gradients, &update);
         }
-        for owner in 0..distributed::world_size() {
-            for weights in gradients.weight_ranges(&distributed::shard_range_of(owner, len)) {
-                distributed::broadcast(owner, &mut params.data[weights]);
+        for owner in 0..comm.world_size() {
+            for weights in gradients.weight_ranges(&comm.shard_range_of(owner, len)) {
+                comm.broadcast(owner, &mut params.data[weights]);
             }
         }
         self.end_step(params, gradients);
     }
 
-    /// Both moments of all weights: its own, or where several processes have a share of them each, brought together at the first; at
-    /// the others of no meaning.
+    /// Both moments of all weights. Of several processes the main one gathers all shards; the others return an empty array.
     pub(super) fn moments(&self) -> [Cow<'_, [f32]>; 2] {
         [&self.exp_avg, &self.exp_avg_sq].map(|own| {
-            if distributed::world_size() == 1 {
+            let comm = self.comm;
+            if comm.world_size() == 1 {
                 return Cow::Borrowed(&own[..]);
             }
             let mut all = Vec::new();
-            for owner in 0..distributed::world_size() {
-                let mut share = own[distributed::shard_range_of(owner, own.len())].to_vec();
-                distributed::broadcast(owner, &mut share);
-                if distributed::is_main() {
-                    all.extend(share);
+            for owner in 0..comm.world_size() {
+                let mut shard = own[comm.shard_range_of(owner, own.len())].to_vec();
+                comm.broadcast(owner, &mut shard);
+                if comm.is_main() {
+                    all.extend(shard);
                 }
             }
             Cow::Owned(all)
         })
     }
 
-    /// Counts a step, of which [`AdamW::step_range`] moves the weights part by part.
+    /// Starts a step, which [`AdamW::step_range`] takes part by part.
     pub(super) fn begin_step(&mut self, lr: f64, clip_scale: f32) -> StepConstants {
         self.steps += 1;
         let AdamWSettings {
@@ -178,7 +182,7 @@ impl AdamW {
         }
     }
 
-    /// The step of those of the weights that lie within `part`.
+    /// Takes the step on the weights within `part`.
     pub(super) fn step_range(
         &mut self,
         part: &Range<usize>,
@@ -196,7 +200,7 @@ impl AdamW {
         }
     }
 
-    /// Once all weights have moved.
+    /// Ends a step, once all weights are updated.
     pub(super) fn end_step(&mut self, params: &Params, gradients: &Gradients) {
         if let Some(average) = &mut self.ema {
             average.update(params, gradients, self.steps);
@@ -227,7 +231,7 @@ vectorized! {
         }
     }
 
-    fn follow_chunk(average: &mut [f32], weights: &[f32], one_minus_decay: f32) {
+    fn ema_chunk(average: &mut [f32], weights: &[f32], one_minus_decay: f32) {
         for (a, w) in average.iter_mut().zip(weights) {
             *a += one_minus_decay * (w - *a);
         }
@@ -248,22 +252,22 @@ vectorized! {
     }
 }
 
-/// Euclidean norm of all gradients together, accumulated in f64; of several processes each has its share of them.
-pub fn grad_norm(gradients: &Gradients) -> f64 {
-    let own = distributed::shard_range(gradients.data.len());
+/// L2 norm of all gradients, accumulated in f64. Of several processes each has the gradients of its shard.
+pub fn grad_norm(gradients: &Gradients, comm: Comm) -> f64 {
+    let own = comm.shard_range(gradients.data.len());
     let mut sum = [squared_norm(&gradients.data[own])];
-    distributed::all_reduce(&mut sum);
+    comm.all_reduce(&mut sum);
     sum[0].sqrt()
 }
 
-/// The sum of their squares.
+/// The sum of the squares of `gradients`, in f64.
 pub(super) fn squared_norm(gradients: &[f32]) -> f64 {
     let per_chunk: Vec<f64> = gradients.par_chunks(CHUNK).map(sum_of_squares).collect();
     per_chunk.iter().sum::<f64>()
 }
 
-/// The factor by which `torch.nn.utils.clip_grad_norm_` scales gradients: `max_norm / (norm + 1e-6)`, at most 1.
-/// A `max_norm` of 0 is off.
+/// The factor by which `torch.nn.utils.clip_grad_norm_` scales gradients: `max_norm / (norm + 1e-6)`, at most 1. A `max_norm` of 0
+/// turns clipping off.
 pub fn clip_scale(norm: f64, max_norm: f64) -> f32 {
     if max_norm == 0.0 {
         return 1.0;
@@ -303,7 +307,7 @@ mod tests {
             weight_decay: 0.01,
             ..AdamWSettings::default()
         };
-        let mut optimiser = AdamW::new(&gradients, settings);
+        let mut optimizer = AdamW::new(&gradients, settings);
         let mut expected = [1.0f64, -2.0, 0.5];
         let (mut m, mut v) = ([0.0f64; 3], [0.0f64; 3]);
         for (t, g) in [[0.5, -1.0, 2.0], [0.25, 0.5, -1.0], [-3.0, 0.0, 1e-3]]
@@ -311,7 +315,7 @@ mod tests {
             .enumerate()
         {
             gradients.data.copy_from_slice(&g.map(|x: f64| x as f32));
-            optimiser.step(&mut params, &gradients, 0.1, 1.0);
+            optimizer.step(&mut params, &gradients, 0.1, 1.0);
             let (c1, c2) = (
                 1.0 - 0.9f64.powi(t as i32 + 1),
                 1.0 - 0.999f64.powi(t as i32 + 1),
@@ -338,32 +342,32 @@ mod tests {
             weight_decay: 0.5,
             ..AdamWSettings::default()
         };
-        let mut optimiser = AdamW::new(&gradients, settings);
-        optimiser.step(&mut params, &gradients, 0.1, 1.0);
+        let mut optimizer = AdamW::new(&gradients, settings);
+        optimizer.step(&mut params, &gradients, 0.1, 1.0);
         let (frozen, trained) = params.data.split_at(40_000);
         assert!(frozen.iter().all(|p| p.to_bits() == 0.25f32.to_bits()));
         assert!(trained.iter().all(|p| *p < 0.2));
     }
 
     #[test]
-    fn the_average_follows_the_weights_slower_and_slower_and_changes_places_with_them() {
+    fn the_average_follows_the_weights_with_a_growing_decay_and_swaps_with_them() {
         let (mut params, mut gradients) = two_vectors(3, &[1]);
         params
             .data
             .copy_from_slice(&[1.0, -2.0, 0.5, 1.0, -2.0, 0.5]);
-        let mut optimiser = AdamW::new(&gradients, AdamWSettings::default());
-        optimiser.ema = Some(Ema::new(0.3, &params, &gradients));
+        let mut optimizer = AdamW::new(&gradients, AdamWSettings::default());
+        optimizer.ema = Some(Ema::new(0.3, &params, &gradients));
         let mut expected = [1.0f64, -2.0, 0.5];
         // (1 + t) / (10 + t) is below the decay of .3 until the third step.
         for decay in [2.0 / 11.0, 3.0 / 12.0, 0.3, 0.3] {
             gradients.data.copy_from_slice(&[0.5, -1.0, 2.0]);
-            optimiser.step(&mut params, &gradients, 0.1, 1.0);
+            optimizer.step(&mut params, &gradients, 0.1, 1.0);
             for (a, w) in expected.iter_mut().zip(&params.data[3..]) {
                 *a += (1.0 - decay) * (f64::from(*w) - *a);
             }
         }
         let moved = params.data.to_vec();
-        let mut average = optimiser.ema.take().expect("asked for");
+        let mut average = optimizer.ema.take().expect("asked for");
         average.swap(&mut params, &gradients);
         assert_eq!(params.data[..3], moved[..3], "frozen");
         for (got, want) in params.data[3..].iter().zip(expected) {
@@ -375,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_one_stretch() {
+    fn adjacent_tensors_are_one_segment() {
         let (_, gradients) = two_vectors(5, &[0, 1]);
         let stretches: Vec<_> = gradients.segments().collect();
         assert_eq!(stretches, [(0..10, 0..10)]);
@@ -392,7 +396,7 @@ mod tests {
                 .num_threads(threads)
                 .build()
                 .expect("a small pool")
-                .install(|| grad_norm(&gradients))
+                .install(|| grad_norm(&gradients, Comm::single()))
         };
         let exact = gradients
             .data

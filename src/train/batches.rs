@@ -1,29 +1,29 @@
-//! The sampler: which rows an epoch's steps train on.
+//! Training examples: facts and texts as tokens, none longer than the config allows.
 
-use rand::{SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
-
+use super::evaluator::template;
 use crate::{
     Error, Result,
-    config::TrainConfig,
+    config::{Config, TrainConfig},
     facts::{Fact, Location, Text},
     model::Model,
     prompt::{Example, MICRO_BATCH_TOKENS, PromptTemplate, text_examples},
+    splits::Splits,
 };
 
-/// The order in which an epoch (counted from 1) visits rows `0..len`: a permutation that depends on `seed` and `epoch`
-/// alone, so that a resumed run needs no generator's state; without `shuffle` the rows' own order.
-pub fn epoch_order(len: usize, seed: u64, epoch: usize, shuffle: bool) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..len).collect();
-    if shuffle {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(epoch as u64);
-        order.shuffle(&mut rng);
-    }
-    order
+/// The examples of a run: known facts, new facts, texts.
+pub(super) fn examples(
+    config: &Config,
+    model: &Model,
+    splits: &Splits,
+    texts: &[Text],
+) -> Result<Vec<Example>> {
+    let facts = splits.known.iter().chain(&splits.unknown).map(|f| &f.fact);
+    let mut examples = training_rows(facts, &template(config, model)?, model, &config.train)?;
+    examples.extend(text_training_rows(texts, model, &config.train)?);
+    Ok(examples)
 }
 
-/// The training rows of `facts`, none longer than `max_tokens` (prompt and target) or the model's context.
+/// The training examples of `facts`, none longer than `max_length` (prompt and target) or the model's context.
 ///
 /// With `truncate` a longer row loses the beginning of its prompt, and where the target alone is too long, the target's end.
 ///
@@ -114,22 +114,6 @@ mod tests {
             prompt: prompt.to_vec(),
             target: target.to_vec(),
         }
-    }
-
-    #[test]
-    fn an_order_depends_on_seed_and_epoch_alone() {
-        let order = epoch_order(100, 7, 3, true);
-        assert_eq!(order, epoch_order(100, 7, 3, true));
-        assert_ne!(order, epoch_order(100, 7, 4, true));
-        assert_ne!(order, epoch_order(100, 8, 3, true));
-        let mut sorted = order;
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn unshuffled_rows_keep_their_order() {
-        assert_eq!(epoch_order(4, 7, 3, false), [0, 1, 2, 3]);
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! Checkpoints: all that a resumed run needs beside the base model, written whole or not at all.
+//! Checkpoints: all that a resumed run needs beside the base model, written completely or not at all.
 //!
 //! ```text
-//! checkpoints/snapshot.safetensors                what was frozen of the model, but for a teacher's files; it never changes
-//! checkpoints/best.safetensors                    trained tensors of the best model within the budget, where one is named
-//! checkpoints/step-0000120/weights.safetensors    trained tensors (adapters where these are trained), their average, and the optimiser's moments
-//! checkpoints/step-0000120/state.json             where the run was, and the checksums of both
+//! checkpoints/snapshot.safetensors                what the snapshot froze, except a teacher's files; it never changes
+//! checkpoints/best.safetensors                    trained tensors of the best model within the budget, where one is set
+//! checkpoints/step-0000120/weights.safetensors    trained tensors (or adapters), their moving average, and the optimizer's moments
+//! checkpoints/step-0000120/state.json             the training state, and the checksums of both
 //! ```
 //!
-//! A second checkpoint after the same step (`step-0000120-1`) stands beside the first until it is whole.
+//! A second checkpoint after the same step (`step-0000120-1`) is written next to the first.
 //!
-//! Row order depends on seed and epoch alone, so that no generator has a state to keep.
+//! The order of examples depends on seed and epoch only, so no random generator has a state to save.
 
 use std::{
     borrow::Cow,
@@ -19,64 +19,38 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::adamw::AdamW;
+use super::{adamw::AdamW, state::TrainState};
 use crate::{
-    Error, Result, atomic_file, config, distributed,
+    Error, Result, atomic_file,
     engine::Gradients,
     model::Params,
-    remedy::{budget::BudgetController, snapshot::Snapshot},
+    remedy::snapshot::Snapshot,
     run::{RunDir, TEACHER_DIR},
     tensor_file::{self, TensorFile},
 };
+
+/// The directory of a run's checkpoints.
+pub(super) const CHECKPOINTS_DIR: &str = "checkpoints";
 
 const WEIGHTS: &str = "weights.safetensors";
 const STATE: &str = "state.json";
 const SNAPSHOT: &str = "snapshot.safetensors";
 const BEST: &str = "best.safetensors";
 
-/// Checkpoints that are kept: the newest, and the one before, should the newest turn out broken.
+/// Checkpoints that are kept: the newest, and the one before it in case the newest is corrupt.
 const KEPT_CHECKPOINTS: usize = 2;
-
-/// Where a run stands: all that it knows beside weights, optimiser and snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TrainState {
-    /// Whole epochs done.
-    pub epoch: usize,
-    /// Steps done of the epoch after these.
-    pub step_in_epoch: usize,
-    /// Steps done in all.
-    pub step: usize,
-    /// Seconds of training and evaluations so far.
-    pub seconds: f64,
-    /// Of these, in evaluations.
-    pub eval_seconds: f64,
-    /// Whether each fact was right at the last evaluation after an epoch, in the order of [`crate::splits::Splits::iter`].
-    pub correct: Vec<bool>,
-    /// The same at the best evaluation of each fact's split, that before training being one.
-    pub correct_at_peak: Vec<bool>,
-    /// Whether each was right after an epoch and wrong after a later one.
-    #[serde(default)]
-    pub lost_once: Vec<bool>,
-    /// Steps that changed nothing, their loss or gradient not being finite.
-    #[serde(default, skip_serializing_if = "config::is_default")]
-    pub skipped_steps: usize,
-    /// The known rows that the epoch after these replays.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub replayed_rows: Vec<usize>,
-    /// Where the budget stands, where one was named.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub budget: Option<BudgetController>,
-}
 
 /// `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct CheckpointState {
     state: TrainState,
-    /// Length of `metrics.jsonl` then.
+    /// Steps of the optimizer; fewer than those of the run if steps were skipped.
+    optimizer_steps: u64,
+    /// Length of `metrics.jsonl`.
     metrics_bytes: u64,
-    /// SHA-256 (hex) over weights and moments.
+    /// SHA-256 (hex) of weights and moments.
     weights: String,
-    /// SHA-256 (hex) over the snapshot, where there is one.
+    /// SHA-256 (hex) of the snapshot, where there is one.
     snapshot: Option<String>,
 }
 
@@ -87,13 +61,13 @@ pub struct Checkpoints {
     snapshot: Option<String>,
 }
 
-/// The part of a run's memory that a checkpoint holds.
+/// The part of the student that a checkpoint holds.
 pub struct CheckpointView<'a> {
-    /// Weights, of which the trained tensors are kept: the model's, or its adapters'.
+    /// The model's weights, or its adapters'.
     pub params: &'a mut Params,
     /// Says which tensors are trained.
     pub gradients: &'a Gradients,
-    /// The optimiser's moments.
+    /// The optimizer, with the moving average of the weights.
     pub optimizer: &'a mut AdamW,
 }
 
@@ -101,7 +75,7 @@ impl Checkpoints {
     /// The checkpoints of the run in `run`.
     pub fn new(run: &RunDir) -> Self {
         Self {
-            root: run.file("checkpoints"),
+            root: run.file(CHECKPOINTS_DIR),
             snapshot: None,
         }
     }
@@ -112,42 +86,43 @@ impl Checkpoints {
     /// When it does not fit on the disk, cannot be written, or is not read back as it was written; those before are untouched.
     pub fn write(
         &mut self,
-        standing: &TrainState,
-        memory: &CheckpointView<'_>,
+        state: &TrainState,
+        view: &CheckpointView<'_>,
         snapshot: Option<&Snapshot>,
         run: &RunDir,
     ) -> Result<()> {
-        let moments = memory.optimizer.moments();
-        if !distributed::is_main() {
+        let moments = view.optimizer.moments();
+        if !view.optimizer.comm.is_main() {
             return Ok(());
         }
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
-        let arrays = memory.arrays(&moments);
+        let arrays = view.arrays(&moments);
         let bytes = bytes_of(&arrays);
         atomic_file::require_space(&self.root, bytes, "a checkpoint")?;
         if let (Some(snapshot), None) = (snapshot, &self.snapshot) {
             self.snapshot = Some(self.write_snapshot(snapshot)?);
         }
-        // What the checkpoint says of the metrics' length must be true after a loss of power, too.
+        // The length of the metrics must be right after a power failure, too.
         run.sync_metrics()?;
         let state = CheckpointState {
-            state: standing.clone(),
+            state: state.clone(),
+            optimizer_steps: view.optimizer.steps,
             metrics_bytes: run.metrics_bytes(),
             weights: tensor_file::checksum(&arrays),
             snapshot: self.snapshot.clone().filter(|_| snapshot.is_some()),
         };
-        let path = self.next_path(standing.step);
+        let path = self.next_path(state.state.step);
         atomic_file::write_dir(&path, |folder| {
             tensor_file::write_vectors(&folder.join(WEIGHTS), &arrays)?;
-            let text = serde_json::to_vec_pretty(&state).expect("a state has a form in JSON");
+            let text = serde_json::to_vec_pretty(&state).expect("a state serializes to JSON");
             fs::write(folder.join(STATE), text)
         })?;
         if !read_state(&path).is_some_and(|read| read == state && has_weights(&path, &read)) {
             let _ = fs::remove_dir_all(&path);
             return Err(Error::Failed {
-                message: format!("{} is not read back as it was written", path.display()),
+                message: format!("{} does not read back as it was written", path.display()),
                 hint: Some(format!(
-                    "the disk may be failing; the checkpoint before is untouched: copy {} elsewhere and resume it there",
+                    "the disk may be failing; the previous checkpoint is intact: copy {} to another disk and resume it there",
                     run.path().display()
                 )),
             });
@@ -158,18 +133,18 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Bytes on the disk while a run goes on: the checkpoints that are kept, and one that is being written.
-    pub fn disk_bytes(memory: &CheckpointView<'_>) -> u64 {
+    /// Bytes on disk during a run: the checkpoints that are kept, and one that is being written.
+    pub fn disk_bytes(view: &CheckpointView<'_>) -> u64 {
         let AdamW {
-            exp_avg: first,
-            exp_avg_sq: second,
+            exp_avg,
+            exp_avg_sq,
             ..
-        } = &*memory.optimizer;
-        (KEPT_CHECKPOINTS as u64 + 1)
-            * bytes_of(&memory.arrays(&[Cow::Borrowed(first), Cow::Borrowed(second)]))
+        } = &*view.optimizer;
+        let moments = [Cow::Borrowed(&exp_avg[..]), Cow::Borrowed(&exp_avg_sq[..])];
+        (KEPT_CHECKPOINTS as u64 + 1) * bytes_of(&view.arrays(&moments))
     }
 
-    /// The name of a checkpoint after `step`: one that there is none of yet.
+    /// An unused name for a checkpoint after `step`.
     fn next_path(&self, step: usize) -> PathBuf {
         let name = format!("step-{step:07}");
         let others = (1..).map(|i| format!("{name}-{i}"));
@@ -201,78 +176,71 @@ impl Checkpoints {
         Ok(sum)
     }
 
-    /// Restores the newest whole checkpoint: fills `memory` and, where it has one, the snapshot that `room` makes
-    /// room for (told how long the array of a name is), and cuts `metrics.jsonl` to what it was. None: there is no whole checkpoint,
-    /// and nothing was changed. What a killed process left unfinished is removed.
+    /// Restores the newest complete checkpoint into `view`, and cuts `metrics.jsonl` to its length then. None: there is no complete
+    /// checkpoint, and nothing was changed. What a killed process left unfinished is removed.
     ///
     /// # Errors
-    /// When a file that was whole cannot be read any more, or a teacher's file is not what was written.
+    /// When a file that was complete cannot be read any more.
     pub fn restore(
         &mut self,
-        memory: &mut CheckpointView<'_>,
-        room: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
+        view: &mut CheckpointView<'_>,
         run: &RunDir,
-    ) -> Result<Option<(TrainState, Option<Snapshot>)>> {
+    ) -> Result<Option<TrainState>> {
         atomic_file::remove_unfinished(&self.root);
-        let Some((path, state)) = self
-            .newest_first()
-            .into_iter()
-            .find_map(|path| self.complete_state(&path, run).map(|state| (path, state)))
+        let mut newest = self.newest_first().into_iter();
+        let Some((path, state)) =
+            newest.find_map(|path| Some((path.clone(), self.complete_state(&path, run)?)))
         else {
             return Ok(None);
         };
-        memory
-            .read(&path.join(WEIGHTS))
+        view.read(&path.join(WEIGHTS))
             .map_err(Error::io("read", &path))?;
-        memory.optimizer.steps = state.state.step as u64;
-        let path = self.root.join(SNAPSHOT);
-        let snapshot = state.snapshot.is_some().then(|| read_snapshot(&path, room));
-        let mut snapshot = snapshot.transpose().map_err(Error::io("read", &path))?;
-        if let Some(snapshot) = &mut snapshot {
-            snapshot.open_files(&run.file(TEACHER_DIR))?;
-        }
+        view.optimizer.steps = state.optimizer_steps;
         self.snapshot = state.snapshot;
         run.truncate_metrics(state.metrics_bytes)?;
-        Ok(Some((state.state, snapshot)))
+        Ok(Some(state.state))
     }
 
-    /// Keeps the trained weights as they are: the best within the budget so far.
+    /// The snapshot of the checkpoint that was restored, where it has one. `empty` makes a snapshot to be filled, given the length of
+    /// each array by name.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a teacher's file is not as it was written.
+    pub fn restore_snapshot(
+        &self,
+        empty: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
+        run: &RunDir,
+    ) -> Result<Option<Snapshot>> {
+        if self.snapshot.is_none() {
+            return Ok(None);
+        }
+        let path = self.root.join(SNAPSHOT);
+        let mut snapshot = read_snapshot(&path, empty).map_err(Error::io("read", &path))?;
+        snapshot.open_files(&run.file(TEACHER_DIR))?;
+        Ok(Some(snapshot))
+    }
+
+    /// Saves the trained weights as the best within the budget so far.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn save_best(&self, memory: &CheckpointView<'_>) -> Result<()> {
-        if !distributed::is_main() {
+    pub fn save_best(&self, view: &CheckpointView<'_>) -> Result<()> {
+        if !view.optimizer.comm.is_main() {
             return Ok(());
         }
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
-        self.write_file(BEST, memory.weights()).map(|_| ())
+        self.write_file(BEST, view.weights()).map(|_| ())
     }
 
-    /// Takes the weights that [`Checkpoints::save_best`] kept.
+    /// Restores the weights that [`Checkpoints::save_best`] saved.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn restore_best(&self, memory: &mut CheckpointView<'_>) -> Result<()> {
+    pub fn restore_best(&self, view: &mut CheckpointView<'_>) -> Result<()> {
         let path = self.root.join(BEST);
         TensorFile::open(&path)
-            .and_then(|mut file| memory.read_weights(&mut file))
+            .and_then(|mut file| view.read_weights(&mut file))
             .map_err(Error::io("read", &path))
-    }
-
-    /// Removes all of them.
-    ///
-    /// # Errors
-    /// When they cannot be removed.
-    pub fn remove(&self) -> Result<()> {
-        if !distributed::is_main() {
-            return Ok(());
-        }
-        match fs::remove_dir_all(&self.root) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("remove", &self.root)(e))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn newest_first(&self) -> Vec<PathBuf> {
@@ -288,7 +256,7 @@ impl Checkpoints {
         found
     }
 
-    /// The state of the checkpoint at `path`, if its files are what it says, and the metrics as long.
+    /// The state of the checkpoint at `path`, if its files have the checksums in it and the metrics are long enough.
     fn complete_state(&self, path: &Path, run: &RunDir) -> Option<CheckpointState> {
         let state = read_state(path)?;
         let sum = |path: &Path| stored_checksum(path).ok();
@@ -303,7 +271,7 @@ fn read_state(path: &Path) -> Option<CheckpointState> {
     serde_json::from_slice(&fs::read(path.join(STATE)).ok()?).ok()
 }
 
-/// Whether the weights of the checkpoint at `path` are those that `state` is of.
+/// Whether the weights of the checkpoint at `path` have the checksum in `state`.
 fn has_weights(path: &Path, state: &CheckpointState) -> bool {
     stored_checksum(&path.join(WEIGHTS)).is_ok_and(|sum| sum == state.weights)
 }
@@ -322,21 +290,21 @@ fn bytes_of(arrays: &[(&str, &[f32])]) -> u64 {
 
 fn read_snapshot(
     path: &Path,
-    room: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
+    empty: impl FnOnce(&dyn Fn(&str) -> usize) -> Snapshot,
 ) -> io::Result<Snapshot> {
     let mut file = TensorFile::open(path)?;
-    let mut snapshot = room(&|name| file.len(name));
+    let mut snapshot = empty(&|name| file.len(name));
     let mut arrays = snapshot.arrays_mut().into_iter();
     arrays.try_for_each(|(name, values)| file.read(&name, values))?;
     Ok(snapshot)
 }
 
 impl CheckpointView<'_> {
-    /// With both moments, of all weights.
+    /// All arrays of a checkpoint, with both moments of all weights.
     fn arrays<'a>(&'a self, [first, second]: &'a [Cow<'_, [f32]>; 2]) -> Vec<(&'a str, &'a [f32])> {
         let mut arrays: Vec<(&str, &[f32])> = vec![("exp_avg", first), ("exp_avg_sq", second)];
-        if let Some(average) = &self.optimizer.ema {
-            arrays.push(("average", &average.weights));
+        if let Some(ema) = &self.optimizer.ema {
+            arrays.push(("ema", &ema.weights));
         }
         arrays.extend(self.weights());
         arrays
@@ -354,16 +322,17 @@ impl CheckpointView<'_> {
     fn read(&mut self, path: &Path) -> io::Result<()> {
         let mut file = TensorFile::open(path)?;
         let AdamW {
-            exp_avg: first,
-            exp_avg_sq: second,
+            exp_avg,
+            exp_avg_sq,
+            comm,
             ..
         } = &mut *self.optimizer;
-        for (name, moments) in [("exp_avg", first), ("exp_avg_sq", second)] {
-            let own = distributed::shard_range(moments.len());
+        for (name, moments) in [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)] {
+            let own = comm.shard_range(moments.len());
             file.read_range(name, moments, own)?;
         }
-        if let Some(average) = &mut self.optimizer.ema {
-            file.read("average", &mut average.weights)?;
+        if let Some(ema) = &mut self.optimizer.ema {
+            file.read("ema", &mut ema.weights)?;
         }
         self.read_weights(&mut file)
     }

@@ -1,8 +1,8 @@
-//! The objective: cross-entropy on the target tokens, and what holds the model to its snapshot (eqs. 1 and 3).
+//! The objective: cross-entropy on the target tokens, the distillation term (eq. 2) and the weight penalties (eq. 3).
 
 use super::activation_cache::ActivationCache;
 use crate::{
-    distributed,
+    distributed::Comm,
     engine::{
         Engine, GradSink, Gradients, Loss,
         profile::{Phase, Work, timed},
@@ -17,75 +17,65 @@ use crate::{
 /// The terms of the loss.
 #[derive(Default)]
 pub struct Objective {
-    /// What holds the model; none in plain fine-tuning and before the snapshot.
+    /// The teacher and the penalties from the snapshot on; none in plain fine-tuning and before the snapshot.
     pub snapshot: Option<Snapshot>,
-    /// What holds the weights to those of earlier runs, from the first step on.
+    /// EWC penalties toward the weights of earlier runs, from the first step on.
     pub previous_penalties: Vec<WeightPenalty>,
-    /// What rows come to below all that is trained, where that is computed once.
+    /// Activations below all trained layers, where they are computed once.
     pub(super) activation_cache: Option<ActivationCache>,
+    /// The processes that share the rows of a step.
+    pub comm: Comm,
 }
 
 /// The rows of one step.
 #[derive(Clone, Copy)]
 pub struct StepBatch<'a> {
-    /// The step, counted from 1: it decides what is drawn at random.
+    /// The step, counted from 1: the seed of what is drawn at random.
     pub step: usize,
-    /// All rows that are trained on.
+    /// All examples of the run.
     pub rows: &'a [Example],
-    /// The numbers of those that this step sees.
+    /// Indices of the examples of this step.
     pub batch: &'a [usize],
-    /// The rows that it sees beside them.
+    /// Auxiliary examples of this step: decoys and replayed facts.
     pub aux: &'a [AuxBatch<'a>],
-    /// What every remedy's weight is multiplied by.
+    /// The factor on the weight of every remedy.
     pub strength: f64,
-    /// At most as many pass through the model together.
+    /// Examples per micro-batch, at most.
     pub rows_per_micro_batch: usize,
-    /// And so many tokens, or one row.
+    /// Tokens per micro-batch, at most; a longer example has one of its own.
     pub tokens_per_micro_batch: usize,
 }
 
-/// Rows beside what is learned: decoys, or known facts replayed.
+/// Auxiliary examples next to those that are learned: decoys, or replayed known facts.
 #[derive(Clone, Copy)]
 pub struct AuxBatch<'a> {
-    /// Their numbers.
+    /// Their indices.
     pub rows: &'a [usize],
-    /// What they are held to.
+    /// Their training target.
     pub target: AuxTarget,
 }
 
-/// What rows beside what is learned are held to.
+/// The training target of auxiliary examples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AuxTarget {
-    /// Their targets: they join the mean of the step's cross-entropy.
+    /// Their labels: they are part of the mean of the step's cross-entropy.
     Label,
-    /// The snapshot's answers, so strongly, as a mean over these rows; without cross-entropy.
+    /// The teacher's distribution, with this weight, as a mean over these examples; no cross-entropy.
     Snapshot(f64),
 }
 
-impl AuxBatch<'_> {
-    /// Those of an epoch's rows that are dealt to its step numbered `step` (from 0) of `steps`: evenly, in order.
-    #[must_use]
-    pub fn for_step(self, step: usize, steps: usize) -> Self {
-        let dealt = self.rows.len() * step / steps..self.rows.len() * (step + 1) / steps;
-        Self {
-            rows: &self.rows[dealt],
-            ..self
-        }
-    }
-}
-
-/// Rows of a step that count alike.
+/// Examples of a step that have the same terms of the loss.
 struct RowGroup<'a> {
     rows: &'a [usize],
     /// Whether they have a cross-entropy.
     labelled: bool,
-    /// The divergence that they have.
+    /// Their distillation term.
     term: Option<Distillation>,
-    /// Targets of all of them.
+    /// Target tokens of all of them.
     targets: usize,
-    /// Of them, those before the ones that this process passes.
+    /// Target tokens of the examples before this process's shard.
     targets_before: usize,
-    /// The rows of each of this process's passes, and the same packed.
+    /// This process's micro-batches: the indices of their examples, and the packed examples.
     micro_batches: Vec<(&'a [usize], PackedExamples)>,
 }
 
@@ -94,23 +84,26 @@ impl<'a> RowGroup<'a> {
         rows: &'a [usize],
         labelled: bool,
         term: Option<Distillation>,
-        of: &StepBatch<'_>,
-        frozen: Option<&ActivationCache>,
+        batch: &StepBatch<'_>,
+        objective: &Objective,
     ) -> Self {
-        let packed = |pass: &[usize]| {
-            let mut packed = PackedExamples::new(pass.iter().map(|&row| &of.rows[row]));
-            if let Some(frozen) = frozen {
-                frozen.attach(&mut packed, pass);
+        let packed = |micro_batch: &[usize]| {
+            let examples = micro_batch.iter().map(|&row| &batch.rows[row]);
+            let mut packed = PackedExamples::new(examples);
+            if let Some(cache) = &objective.activation_cache {
+                cache.attach(&mut packed, micro_batch);
             }
             packed
         };
-        let targets = |rows: &[usize]| rows.iter().map(|&row| of.rows[row].num_targets()).sum();
-        let own = distributed::shard_range(rows.len());
-        let batches = rows[own.clone()].chunks(of.rows_per_micro_batch);
-        let passes = batches.flat_map(|rows| {
-            micro_batches(rows, of.tokens_per_micro_batch, |&row| {
-                of.rows[row].num_tokens()
-            })
+        let targets = |rows: &[usize]| {
+            let rows = rows.iter();
+            rows.map(|&row| batch.rows[row].num_targets()).sum()
+        };
+        let own = objective.comm.shard_range(rows.len());
+        let batches = rows[own.clone()].chunks(batch.rows_per_micro_batch);
+        let micro_batches = batches.flat_map(|rows| {
+            let tokens = batch.tokens_per_micro_batch;
+            micro_batches(rows, tokens, |&row| batch.rows[row].num_tokens())
         });
         Self {
             rows,
@@ -118,11 +111,11 @@ impl<'a> RowGroup<'a> {
             term,
             targets: targets(rows),
             targets_before: targets(&rows[..own.start]),
-            micro_batches: passes.map(|pass| (pass, packed(pass))).collect(),
+            micro_batches: micro_batches.map(|rows| (rows, packed(rows))).collect(),
         }
     }
 
-    /// Gives every target its weights, `labelled_targets` having a cross-entropy in the whole step.
+    /// Sets the weight of every target in the loss; `labelled_targets` of the whole step have a cross-entropy.
     fn set_weights(&mut self, labelled_targets: usize) {
         let ce_weight = if self.labelled {
             (1.0 / labelled_targets as f64) as f32
@@ -139,103 +132,93 @@ impl<'a> RowGroup<'a> {
 }
 
 impl Objective {
-    /// The loss over the rows of a step, and its gradient, which is added to `gradients`.
+    /// The loss of a step; its gradient is added to `gradients`.
     ///
-    /// `L = CE + lambda L_distill + penalties`: CE is one mean over all target tokens of the batch and of what is replayed with
-    /// its labels, `L_distill` is averaged as [`Distillation::weight`] says, over the batch and over each kind of rows beside it
-    /// that the snapshot is asked about, and the penalties are those of [`crate::remedy::weight_penalty`] and [`crate::remedy::continual_ewc`]. Since every weight counts
-    /// the whole batch, the result is that of one pass, to rounding; of several processes each adds its share, and the sum is that.
+    /// ```text
+    /// L = CE + lambda L_distill + penalties
+    /// ```
+    ///
+    /// CE is one mean over all target tokens of the batch and of the examples that are replayed with their labels. `L_distill` is
+    /// reduced as in [`Distillation::weight`], separately over the batch and over each kind of auxiliary examples that have a
+    /// teacher. The penalties are those of [`crate::remedy::weight_penalty`] and [`crate::remedy::continual_ewc`]. All weights
+    /// are those of the whole batch, so the number of micro-batches changes the result by rounding only. Of several processes
+    /// each returns the loss of its shard; the sum is the loss.
     pub fn loss_and_gradients(
         &self,
         engine: &mut Engine,
-        mut weights: impl GradSink,
-        of: StepBatch<'_>,
+        mut sink: impl GradSink,
+        batch: StepBatch<'_>,
         gradients: &mut Gradients,
     ) -> Loss {
-        let term = self.teacher().map(|(term, _)| term.scaled(of.strength));
-        let group = |rows, labelled, term| {
-            RowGroup::new(rows, labelled, term, &of, self.activation_cache.as_ref())
-        };
-        let mut groups = vec![group(of.batch, true, term)];
-        groups.extend(of.aux.iter().map(|beside| match beside.target {
-            AuxTarget::Label => group(beside.rows, true, None),
-            AuxTarget::Snapshot(strength) => {
-                let term = term.map(|term| term.for_aux_examples(of.strength * strength));
-                group(beside.rows, false, term)
-            }
-        }));
+        let mut groups = self.groups(&batch);
         let labelled = groups.iter().filter(|group| group.labelled);
         let labelled_targets = labelled.map(|group| group.targets).sum();
 
         let mut loss = Loss::default();
-        // Of several processes one adds what is about the weights and not about rows.
-        if distributed::is_main() {
-            loss.penalty = self.penalties(weights.params(), gradients, of.strength);
+        // The penalties depend on the weights only; of several processes one adds them.
+        if self.comm.is_main() {
+            loss.penalty = self.penalties(sink.params(), gradients, batch.strength);
         }
-        let mut passes_left: usize = groups.iter().map(|group| group.micro_batches.len()).sum();
+        let mut remaining: usize = groups.iter().map(|group| group.micro_batches.len()).sum();
         let mut targets_before = 0;
         for group in &mut groups {
             group.set_weights(labelled_targets);
             let mut first_target = targets_before + group.targets_before;
             targets_before += group.targets;
-            for (pass, packed) in &group.micro_batches {
-                passes_left -= 1;
-                weights.begin_micro_batch(passes_left);
-                // Where its answers weigh nothing the teacher is not asked.
-                let weighs = packed.targets.iter().any(|t| t.distill_weight != 0.0);
-                let asked = self.teacher().filter(|_| weighs);
-                let answers = asked.map(|(_, teacher)| teacher.outputs(engine, packed, pass));
-                let side = group.term.as_ref().zip(answers.as_ref());
-                let side =
-                    side.map(|(term, answers)| term.soft_targets(answers, of.step, first_target));
+            for (rows, packed) in &group.micro_batches {
+                remaining -= 1;
+                sink.begin_micro_batch(remaining);
+                let has_weight = packed.targets.iter().any(|t| t.distill_weight != 0.0);
+                let teacher = self.teacher().filter(|_| has_weight);
+                let outputs = teacher.map(|(_, teacher)| teacher.outputs(engine, packed, rows));
+                let soft_targets = group.term.as_ref().zip(outputs.as_ref());
+                let soft_targets = soft_targets
+                    .map(|(term, outputs)| term.soft_targets(outputs, batch.step, first_target));
                 first_target += packed.targets.len();
-                let of_pass = engine.loss_and_gradients(
-                    &mut weights,
+                let own = engine.loss_and_gradients(
+                    &mut sink,
                     &packed.batch,
                     &packed.targets,
-                    side,
+                    soft_targets,
                     gradients,
                 );
-                loss.ce += of_pass.ce;
-                loss.distill += of_pass.distill;
+                loss.ce += own.ce;
+                loss.distill += own.distill;
             }
         }
         loss
     }
 
-    /// What holds the weights themselves; its gradient is added to `gradients`.
+    /// The examples of a step, by the terms of the loss that they have.
+    fn groups<'a>(&self, batch: &StepBatch<'a>) -> Vec<RowGroup<'a>> {
+        let term = self.teacher().map(|(term, _)| term.scaled(batch.strength));
+        let group = |rows, labelled, term| RowGroup::new(rows, labelled, term, batch, self);
+        let mut groups = vec![group(batch.batch, true, term)];
+        groups.extend(batch.aux.iter().map(|aux| match aux.target {
+            AuxTarget::Label => group(aux.rows, true, None),
+            AuxTarget::Snapshot(weight) => {
+                let term = term.map(|term| term.for_aux_examples(batch.strength * weight));
+                group(aux.rows, false, term)
+            }
+        }));
+        groups
+    }
+
+    /// The weight penalties; their gradient is added to `gradients`.
     fn penalties(&self, params: &Params, gradients: &mut Gradients, strength: f64) -> f64 {
         let own = self.snapshot.iter().flat_map(Snapshot::weight_penalties);
-        let anchors = self.previous_penalties.iter().chain(own);
-        let mut penalty = 0.0;
-        for anchor in anchors {
-            // Weight, where it is held, gradient read and written; EWC's importance more.
+        let mut sum = 0.0;
+        for penalty in self.previous_penalties.iter().chain(own) {
+            // Reads weight and center, reads and writes the gradient; EWC reads its importance, too.
             let work = Work::floats(4 * gradients.data.len());
-            penalty += timed(Phase::Penalties, work, || {
-                anchor.penalty_and_gradient(params, gradients, strength)
+            sum += timed(Phase::Penalties, work, || {
+                penalty.penalty_and_gradient(params, gradients, strength)
             });
         }
-        penalty
+        sum
     }
 
     fn teacher(&self) -> Option<&(Distillation, Teacher)> {
         self.snapshot.as_ref()?.teacher.as_ref()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_row_of_an_epoch_is_dealt_once_and_steps_differ_by_one_row_at_most() {
-        let rows: Vec<usize> = (40..57).collect();
-        let beside = AuxBatch {
-            rows: &rows,
-            target: AuxTarget::Label,
-        };
-        let dealt: Vec<&[usize]> = (0..5).map(|step| beside.for_step(step, 5).rows).collect();
-        assert_eq!(dealt.concat(), rows);
-        assert!(dealt.iter().all(|d| (3..=4).contains(&d.len())));
     }
 }

@@ -1,11 +1,12 @@
-//! What is trained: tensors of the model themselves, or adapters that some of its tensors are made of.
+//! The trainable parameters: tensors of the model, or adapters of some of its tensors.
 
 use std::path::Path;
 
-use super::{adamw::AdamW, checkpoint::CheckpointView, grad_reduce};
+use super::grad_sink::reduce_to_owners;
 use crate::{
     Result,
     config::{Config, TrainConfig},
+    distributed::Comm,
     engine::Gradients,
     model::Params,
     remedy::{
@@ -14,18 +15,18 @@ use crate::{
     },
 };
 
-/// What the optimiser moves. The model's weights follow from it, whatever it is.
+/// The parameters that the optimizer updates.
 pub(super) enum TrainableParams {
-    /// The tensors that have a gradient.
+    /// The tensors of the model that have a gradient.
     Tensors,
     /// Adapters of these tensors.
     Adapters(Box<Adapters>),
 }
 
-/// Whether each tensor of the model has a gradient under these settings.
+/// Whether each tensor of the model (by index in its layout) has a gradient.
 ///
 /// # Errors
-/// [`crate::Error::Input`] where they fit no tensor of this model.
+/// [`crate::Error::Input`] if the config selects no tensor of this model.
 pub(super) fn trainable_tensors(train: &TrainConfig, params: &Params) -> Result<Vec<bool>> {
     match &train.lora {
         None => freeze::trainable_tensors(&params.layout, &train.trainable),
@@ -34,7 +35,7 @@ pub(super) fn trainable_tensors(train: &TrainConfig, params: &Params) -> Result<
 }
 
 impl TrainableParams {
-    /// What `config` trains of a base model's weights, in whose tensors `gradients` has room.
+    /// The parameters of `params`, a base model, that `config` trains; `gradients` are those of its tensors.
     pub fn new(config: &Config, params: &Params, gradients: &Gradients) -> Self {
         match &config.train.lora {
             None => Self::Tensors,
@@ -57,55 +58,36 @@ impl TrainableParams {
         }
     }
 
-    /// The same with the optimiser, to be moved, written or read.
-    pub fn checkpoint_view<'a>(
+    /// The same, with parameters that can be changed. Afterwards [`TrainableParams::merge`] updates the model.
+    pub fn parameters_mut<'a>(
         &'a mut self,
         params: &'a mut Params,
         gradients: &'a Gradients,
-        optimiser: &'a mut AdamW,
-    ) -> CheckpointView<'a> {
-        let (params, gradients) = match self {
+    ) -> (&'a mut Params, &'a Gradients) {
+        match self {
             Self::Tensors => (params, gradients),
             Self::Adapters(adapters) => (&mut adapters.params, &adapters.gradients),
-        };
-        CheckpointView {
-            params,
-            gradients,
-            optimizer: optimiser,
         }
     }
 
-    /// Puts the average of the trained parameters, where there is one, in their place, and these in its own.
-    pub fn swap_ema(&mut self, params: &mut Params, gradients: &Gradients, optimiser: &mut AdamW) {
-        let CheckpointView {
-            params: moved,
-            gradients: of,
-            optimizer: optimiser,
-        } = self.checkpoint_view(params, gradients, optimiser);
-        if let Some(average) = &mut optimiser.ema {
-            average.swap(moved, of);
-            self.merge(params);
-        }
-    }
-
-    /// Takes the gradients of the trained parameters from those of the model's tensors, and what other processes have of them.
-    pub fn collect_gradients(&mut self, gradients: &Gradients) {
+    /// Computes the gradients of adapters from those of the model's tensors, summed over all processes.
+    pub fn collect_gradients(&mut self, gradients: &Gradients, comm: Comm) {
         if let Self::Adapters(adapters) = self {
             adapters.backward(gradients);
             let own = &mut adapters.gradients.data;
             let len = own.len();
-            grad_reduce::reduce_to_owners(own, 0, len);
+            reduce_to_owners(comm, own, 0, len);
         }
     }
 
-    /// Lets the model's weights follow trained parameters that have moved.
+    /// Updates the model's weights from adapters that have changed.
     pub fn merge(&mut self, params: &mut Params) {
         if let Self::Adapters(adapters) = self {
             adapters.merge(params);
         }
     }
 
-    /// Writes the adapters, where these are what is trained, of the model called `base` into `dir`.
+    /// Saves the adapters, where these are trained, into `dir`; `base` is the name of the base model.
     ///
     /// # Errors
     /// When they cannot be written.

@@ -10,6 +10,7 @@ use std::{fs, path::PathBuf};
 use serde_json::Value;
 use unforget::{
     config::VocabSubset,
+    distributed::Comm,
     engine::{Engine, Gradients, KvCache, Loss, Outputs, RngStream, SoftTargets, TeacherLogits},
     generate::{Generator, Request},
     model::Model,
@@ -176,7 +177,7 @@ impl Golden {
             if first.is_empty() {
                 first = gradients.data.to_vec();
             }
-            let norm = adamw::grad_norm(&gradients);
+            let norm = adamw::grad_norm(&gradients, Comm::single());
             let scale = adamw::clip_scale(norm, clip);
             optimizer.step(&mut self.model.params, &gradients, lr, scale);
             steps.push((loss, norm));

@@ -8,6 +8,7 @@ use std::{fs, path::Path, process::Command};
 
 use unforget::{
     config::{Config, LoraConfig, LoraVariant, MethodKind},
+    distributed::Comm,
     engine::{Engine, Gradients},
     progress::Progress,
     remedy::lora::{Adapters, target_tensors},
@@ -103,7 +104,7 @@ fn ten_steps_of_every_variant_equal_pefts() {
                 let apart = deviation(&adapters.gradients.data[tensor.range.clone()], &theirs);
                 assert!(apart < GRADIENT, "{name}: {}: {apart:e}", tensor.name);
             }
-            let own_norm = adamw::grad_norm(&adapters.gradients);
+            let own_norm = adamw::grad_norm(&adapters.gradients, Comm::single());
             for (what, ours, theirs) in [("loss", loss.ce, ce), ("norm", own_norm, norm)] {
                 assert!(
                     (ours - theirs).abs() <= STEPS * theirs,

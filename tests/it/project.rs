@@ -1,6 +1,7 @@
 //! Null-space projection compared with `PyTorch` (`tests/golden/project.py`): the subspaces of known inputs, and ten projected steps.
 
 use unforget::{
+    distributed::Comm,
     engine::{Engine, Gradients, TrainingModel},
     progress::Progress,
     remedy::null_space::NullSpaceProjection,
@@ -110,7 +111,7 @@ fn ten_projected_steps_equal_pytorchs() {
             tokens_per_micro_batch: usize::MAX,
         };
         let loss = objective.loss_and_gradients(&mut engine, &params, step, &mut gradients);
-        let own_norm = adamw::grad_norm(&gradients);
+        let own_norm = adamw::grad_norm(&gradients, Comm::single());
         let tolerance = if i == 0 { FIRST_STEP } else { LATER_STEPS };
         for (what, ours, theirs) in [("loss", loss.ce, ce), ("norm", own_norm, norm)] {
             assert!(

@@ -4,6 +4,7 @@ use unforget::{
     config::{
         EwcConfig, MethodConfig, MethodKind, ReplayConfig, ReplayTarget, TeacherMode, VocabSubset,
     },
+    distributed::Comm,
     engine::{Engine, Gradients, Target, TrainingModel},
     progress::Progress,
     prompt::{Example, PackedExamples},
@@ -110,7 +111,7 @@ fn check_rows(
             }
             assert!(compared >= 2, "{name}: gradients are stored");
         }
-        let own_norm = adamw::grad_norm(&gradients);
+        let own_norm = adamw::grad_norm(&gradients, Comm::single());
         let tolerance = if i == 0 { FIRST_STEP } else { LATER_STEPS };
         for (what, ours, theirs) in [
             ("cross-entropy", loss.ce, ce),

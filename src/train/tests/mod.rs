@@ -9,20 +9,30 @@ use std::{
     fs,
     ops::Range,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
-use super::*;
+use super::{
+    job::{Options, Start},
+    prepare,
+    prepare::{resume, tune},
+    sampler::StepRows,
+    trainer::Trainer,
+};
 use crate::{
+    Error,
     config::{
-        DecoysConfig, EwcConfig, Goal, InterpolateConfig, LoraConfig, LoraVariant, MethodConfig,
-        MethodKind, OnNonFinite, ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection,
-        ReplayTarget, TeacherMode as Source, VocabSubset,
+        Config, DecoysConfig, EwcConfig, Goal, InterpolateConfig, LoraConfig, LoraVariant,
+        MethodConfig, MethodKind, OnNonFinite, ProjectConfig, ReplayConfig, ReplaySchedule,
+        ReplaySelection, ReplayTarget, TeacherMode as Source, VocabSubset,
     },
-    engine::{Loss, Target, basis_outputs},
-    model::Params,
-    prompt::PackedExamples,
-    run::Split,
-    train::objective::AuxBatch,
+    distributed::Comm,
+    engine::{Gradients, Target, basis_outputs},
+    model::{Model, Params},
+    progress::Progress,
+    prompt::{Example, PackedExamples},
+    remedy::{snapshot::Snapshot, weight_penalty::WeightPenalty},
+    run::{Metrics, RunDir, RunResult, Split},
 };
 
 /// Objects that the tiny model is taught.
@@ -67,6 +77,7 @@ fn temporary() -> tempfile::TempDir {
 }
 
 const KEEP_CHECKPOINTS: Options = Options {
+    comm: Comm::single(),
     keep_checkpoints: true,
     metrics_only: false,
     profile: false,
@@ -141,6 +152,30 @@ fn replay(target: ReplayTarget, order: ReplaySelection) -> ReplayConfig {
         selection: order,
         ..ReplayConfig::default()
     }
+}
+
+/// The rows of a step on these examples only.
+fn on(rows: &[usize]) -> StepRows<'_> {
+    StepRows {
+        rows,
+        aux: Vec::new(),
+    }
+}
+
+/// Takes a step as the loop does.
+fn take_step(trainer: &mut Trainer, epoch: usize, rows: &StepRows<'_>) {
+    let (step, strength) = (trainer.state.step + 1, trainer.state.strength());
+    let learning_rate = trainer.learning_rate(step);
+    let batch = trainer.sampler.batch(step, rows, strength);
+    match trainer
+        .student
+        .step(&trainer.objective, batch, learning_rate)
+    {
+        Ok(outcome) => trainer.log_step(epoch, rows, outcome, Instant::now()),
+        Err(non_finite) => trainer.skip_step(epoch, non_finite),
+    }
+    .expect("finite, or skipped");
+    trainer.state.end_step();
 }
 
 /// The tensors that a run has moved.

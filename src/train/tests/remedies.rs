@@ -11,10 +11,10 @@ fn the_saved_and_evaluated_weights_are_the_ema() {
     let progress = Progress::quiet();
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    trainer.begin().expect("writable");
+    trainer.evaluate_base_model().expect("writable");
     trainer.train().expect("finite");
-    let moved = trainer.model.params.data.to_vec();
-    let average = trainer.optimizer.ema.as_ref().expect("asked for");
+    let moved = trainer.student.model.params.data.to_vec();
+    let average = trainer.student.optimizer.ema.as_ref().expect("asked for");
     let average = average.weights.to_vec();
     assert!(moved != average);
     trainer.finish().expect("writable");
@@ -40,9 +40,11 @@ fn every_epoch_draws_its_ratio_from_the_decoy_pool() {
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.generate_decoys().expect("there are names");
     // Of 11 rows.
-    assert_eq!(trainer.rows.len(), 22);
+    assert_eq!(trainer.sampler.examples().len(), 22);
     let visited = |epoch: usize| {
-        let mut rows = trainer.aux_rows(epoch).remove(0).1;
+        let steps = trainer.sampler.epoch(epoch, &[]);
+        let decoys = steps.steps().flat_map(|step| step.aux[0].rows.to_vec());
+        let mut rows: Vec<usize> = decoys.collect();
         rows.sort_unstable();
         rows
     };
@@ -62,16 +64,16 @@ fn every_epoch_draws_its_ratio_from_the_decoy_pool() {
 fn projected(config: &Config) -> (Params, Params, Snapshot) {
     let progress = Progress::quiet();
     let mut trainer = prepare::trainer(config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    trainer.begin().expect("writable");
-    let epochs = trainer.config.train.num_epochs;
-    trainer.config.train.num_epochs = config.method.snapshot_epochs;
+    trainer.evaluate_base_model().expect("writable");
+    let epochs = trainer.sampler.num_epochs;
+    trainer.sampler.num_epochs = config.method.snapshot_epochs;
     trainer.train().expect("the snapshot epochs");
     trainer.take_snapshot().expect("finite");
-    let before = trainer.model.params.clone();
-    trainer.config.train.num_epochs = epochs;
+    let before = trainer.student.model.params.clone();
+    trainer.sampler.num_epochs = epochs;
     trainer.train().expect("the rest");
     let snapshot = trainer.objective.snapshot.take().expect("just taken");
-    (before, trainer.model.params.clone(), snapshot)
+    (before, trainer.student.model.params.clone(), snapshot)
 }
 
 #[test]
@@ -216,13 +218,16 @@ fn control_facts_are_not_reported_and_the_best_model_is_saved() {
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     assert_eq!(
-        (trainer.splits.control.len(), trainer.splits.held.len()),
+        (
+            trainer.evaluator.splits.control.len(),
+            trainer.evaluator.splits.held.len()
+        ),
         (2, 2)
     );
-    trainer.begin().expect("writable");
-    trainer.config.train.num_epochs = 2;
+    trainer.evaluate_base_model().expect("writable");
+    trainer.sampler.num_epochs = 2;
     trainer.train().expect("two epochs");
-    let best = trainer.model.params.data.to_vec();
+    let best = trainer.student.model.params.data.to_vec();
     let steering = trainer.state.budget.as_mut().expect("a budget");
     assert_eq!(
         steering.best.map(|b| b.epoch),
@@ -233,11 +238,11 @@ fn control_facts_are_not_reported_and_the_best_model_is_saved() {
     steering.best = steering
         .best
         .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
-    trainer.config.train.num_epochs = 3;
+    trainer.sampler.num_epochs = 3;
     trainer.train().expect("one more");
-    assert!(trainer.model.params.data[..] != best[..]);
+    assert!(trainer.student.model.params.data[..] != best[..]);
     trainer.restore_best().expect("it was kept");
-    assert!(trainer.model.params.data[..] == best[..]);
+    assert!(trainer.student.model.params.data[..] == best[..]);
     let result = trainer.finish().expect("writable");
     assert_eq!(
         (result.budget, result.within_budget),
@@ -438,21 +443,25 @@ fn the_best_adapters_within_a_budget_are_restored_with_the_merged_model() {
     let progress = Progress::quiet();
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    trainer.begin().expect("writable");
-    trainer.config.train.num_epochs = 2;
+    trainer.evaluate_base_model().expect("writable");
+    trainer.sampler.num_epochs = 2;
     trainer.train().expect("two epochs");
-    let both = |trainer: &Trainer<'_>| {
+    let both = |trainer: &Trainer| {
         let (adapters, _) = trainer
+            .student
             .trainable
-            .parameters(&trainer.model.params, &trainer.gradients);
-        (adapters.data.to_vec(), trainer.model.params.data.to_vec())
+            .parameters(&trainer.student.model.params, &trainer.student.gradients);
+        (
+            adapters.data.to_vec(),
+            trainer.student.model.params.data.to_vec(),
+        )
     };
     let best = both(&trainer);
     let steering = trainer.state.budget.as_mut().expect("a budget");
     steering.best = steering
         .best
         .map(|b| crate::remedy::budget::Best { learned: 2.0, ..b });
-    trainer.config.train.num_epochs = 3;
+    trainer.sampler.num_epochs = 3;
     trainer.train().expect("one more");
     assert!(both(&trainer).0 != best.0 && both(&trainer).1 != best.1);
     trainer.restore_best().expect("it was kept");
@@ -471,12 +480,15 @@ fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
     trainer.select_replayed(1).expect("known rows");
     let losses: Vec<f64> = (0..6)
         .map(|row| {
-            let mut packed = PackedExamples::new([&trainer.rows[row]]);
+            let mut packed = PackedExamples::new([&trainer.sampler.examples()[row]]);
             let weight = 1.0 / packed.targets.len() as f32;
             packed.set_weights(weight, |_| 0.0);
             let targets: &[Target] = &packed.targets;
-            let (params, gradients) = (&trainer.model.params, &mut trainer.gradients);
-            let engine = &mut trainer.engine;
+            let (params, gradients) = (
+                &trainer.student.model.params,
+                &mut trainer.student.gradients,
+            );
+            let engine = &mut trainer.student.engine;
             let loss = engine.loss_and_gradients(params, &packed.batch, targets, None, gradients);
             loss.ce
         })
@@ -625,4 +637,35 @@ fn a_topk_teacher_matches_a_hidden_one() {
     assert!(kept.out.join("teacher").exists() && !hidden.out.join("teacher").exists());
     // As above.
     assert!(same_steps(&kept.out, &hidden.out, 1e-4));
+}
+
+#[test]
+fn a_base_model_that_changes_during_the_run_is_not_interpolated_with() {
+    let place = temporary();
+    let base = place.path().join("base");
+    fs::create_dir(&base).expect("writable");
+    for entry in fs::read_dir(tiny_model()).expect("the golden model") {
+        let entry = entry.expect("readable");
+        fs::copy(entry.path(), base.join(entry.file_name())).expect("writable");
+    }
+    let mut config = config(place.path(), "run");
+    config.model = base.to_str().expect("UTF-8").to_owned();
+    config.method.kind = MethodKind::Sft;
+    config.method.interpolate = Some(InterpolateConfig::default());
+    let progress = Progress::quiet();
+    let mut trainer =
+        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
+    trainer.evaluate_base_model().expect("writable");
+    trainer.train().expect("finite");
+    let file = base.join("model.safetensors");
+    let mut bytes = fs::read(&file).expect("a model");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(&file, bytes).expect("writable");
+    let error = trainer.finish().err().expect("another model");
+    assert!(
+        error
+            .to_string()
+            .contains("has changed since the run started"),
+        "{error}"
+    );
 }

@@ -74,7 +74,7 @@ fn resumed_equals_uninterrupted_with_an_activation_cache() {
 #[test]
 fn runs_with_an_identical_prefix_share_it_and_end_bitwise_as_alone() {
     let place = temporary();
-    let with = |out: &str, method: MethodConfig, warm: Option<&str>| {
+    let with = |out: &str, method: MethodConfig, shared: Option<&str>| {
         let config = Config {
             method,
             ..config(place.path(), out)
@@ -82,13 +82,15 @@ fn runs_with_an_identical_prefix_share_it_and_end_bitwise_as_alone() {
         let quiet = Progress::quiet();
         let mut trainer =
             prepare::trainer(&config, KEEP_CHECKPOINTS, &quiet).expect("a whole config");
-        trainer.warm = warm.map(|name| place.path().join(name));
+        if let Some(name) = shared {
+            trainer.start = Start::SharedPrefix(place.path().join(name));
+        }
         trainer.run().expect("the run ends well");
         RunDir::open(&config.out).expect("a run")
     };
     let weaker = || method(|m| m.lambda = 0.5);
-    let first = with("first", MethodConfig::default(), Some("warm"));
-    let second = with("second", weaker(), Some("warm"));
+    let first = with("first", MethodConfig::default(), Some("shared"));
+    let second = with("second", weaker(), Some("shared"));
     let alone = with("alone", weaker(), None);
     assert_eq!(steps(second.path()), steps(alone.path()));
     assert!(weights(second.path()) == weights(alone.path()));
@@ -306,31 +308,26 @@ fn stopped_within_an_epoch(method: MethodConfig, lr: f64) {
     let progress = Progress::quiet();
     let mut trainer =
         prepare::trainer(&stopped, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    trainer.begin().expect("writable");
+    trainer.evaluate_base_model().expect("writable");
     // The snapshot epoch has two steps of three rows, the next epoch four; one of these is done when the run stops.
-    trainer.config.train.num_epochs = 1;
+    trainer.sampler.num_epochs = 1;
     trainer.train().expect("one epoch");
     trainer.take_snapshot().expect("a row can be written");
-    trainer.config.train.num_epochs = 3;
+    trainer.sampler.num_epochs = 3;
     trainer.select_replayed(2).expect("known rows");
-    let beside = trainer.aux_rows(2);
-    let dealt = |step: usize| -> Vec<AuxBatch<'_>> {
-        let beside = beside.iter().map(|(held_to, rows)| AuxBatch {
-            rows,
-            target: *held_to,
-        });
-        beside.map(|beside| beside.for_step(step, 4)).collect()
-    };
-    let order = epoch_order(11, 0, 2, true);
-    trainer.step(2, &order[..3], &dealt(0)).expect("a step");
+    let epoch = trainer
+        .sampler
+        .epoch(2, &trainer.state.replayed_rows.clone());
+    let rows: Vec<StepRows<'_>> = epoch.steps().collect();
+    take_step(&mut trainer, 2, &rows[0]);
     trainer.checkpoint().expect("writable");
-    // What the epoch replays no longer follows from the weights.
+    // The weights that the choice of the epoch depends on are gone.
     let chosen = trainer.state.replayed_rows.clone();
     trainer.state.step_in_epoch = 0;
     trainer.select_replayed(2).expect("known rows");
     assert!(chosen.is_empty() || trainer.state.replayed_rows != chosen);
-    // A step that no checkpoint holds is done again.
-    trainer.step(2, &order[3..6], &dealt(1)).expect("a step");
+    // A step after the last checkpoint is taken again.
+    take_step(&mut trainer, 2, &rows[1]);
     drop(trainer);
 
     resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it goes on");
@@ -383,4 +380,40 @@ fn a_run_without_a_checkpoint_starts_over_and_a_finished_one_is_left_alone() {
     fs::remove_dir_all(config.out.join("checkpoints")).expect("removable");
     resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it starts over");
     assert!(weights(&config.out) == weights_before);
+}
+
+#[test]
+fn a_run_resumed_after_a_skipped_step_has_the_optimizer_steps_of_an_uninterrupted_one() {
+    let place = temporary();
+    let progress = Progress::quiet();
+    // The first step of the run is not finite and skipped. Step count and moving average depend on the steps taken.
+    let started = |out: &str| {
+        let mut config = config(place.path(), out);
+        config.method.kind = MethodKind::Sft;
+        config.train.on_nonfinite = OnNonFinite::Skip;
+        config.train.ema_decay = Some(0.9);
+        let mut trainer =
+            prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
+        trainer.evaluate_base_model().expect("writable");
+        let epoch = trainer.sampler.epoch(1, &[]);
+        let rows: Vec<StepRows<'_>> = epoch.steps().collect();
+        let norm = trainer.student.model.params.layout.norm.start;
+        let weight = trainer.student.model.params.data[norm];
+        trainer.student.model.params.data[norm] = f32::NAN;
+        take_step(&mut trainer, 1, &rows[0]);
+        trainer.student.model.params.data[norm] = weight;
+        take_step(&mut trainer, 1, &rows[1]);
+        assert_eq!((trainer.state.step, trainer.state.skipped_steps), (2, 1));
+        assert_eq!(trainer.student.optimizer.steps, 1);
+        (config, trainer)
+    };
+    let (whole, mut trainer) = started("whole");
+    trainer.train().expect("the rest");
+    trainer.finish().expect("writable");
+    let (stopped, mut trainer) = started("stopped");
+    trainer.checkpoint().expect("writable");
+    drop(trainer);
+    resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it continues");
+    assert_eq!(steps(&stopped.out), steps(&whole.out));
+    assert!(weights(&stopped.out) == weights(&whole.out));
 }

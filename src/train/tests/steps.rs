@@ -44,12 +44,15 @@ fn diverging_training_stops_before_it_touches_the_weights() {
         config.train.lora = lora;
         let mut trainer =
             prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-        trainer.begin().expect("writable");
-        let norm = trainer.model.params.layout.norm.start;
-        trainer.model.params.data[norm] = f32::INFINITY;
-        let bits = |trainer: &Trainer<'_>| -> Vec<u32> {
-            let params = &trainer.model.params;
-            let (trained, _) = trainer.trainable.parameters(params, &trainer.gradients);
+        trainer.evaluate_base_model().expect("writable");
+        let norm = trainer.student.model.params.layout.norm.start;
+        trainer.student.model.params.data[norm] = f32::INFINITY;
+        let bits = |trainer: &Trainer| -> Vec<u32> {
+            let params = &trainer.student.model.params;
+            let (trained, _) = trainer
+                .student
+                .trainable
+                .parameters(params, &trainer.student.gradients);
             let both = params.data.iter().chain(trained.data.iter());
             both.map(|x| x.to_bits()).collect()
         };
@@ -72,30 +75,31 @@ fn non_finite_steps_are_skipped_up_to_a_limit() {
     config.train.save_every = Some(100);
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    trainer.begin().expect("writable");
+    trainer.evaluate_base_model().expect("writable");
     // The first step of the run finds a hole in the weights, which is mended after it.
-    let norm = trainer.model.params.layout.norm.start;
-    let weight = std::mem::replace(&mut trainer.model.params.data[norm], f32::NAN);
-    let bits = |trainer: &Trainer<'_>| -> Vec<u32> {
-        let weights = trainer.model.params.data.iter();
+    let norm = trainer.student.model.params.layout.norm.start;
+    let weight = std::mem::replace(&mut trainer.student.model.params.data[norm], f32::NAN);
+    let bits = |trainer: &Trainer| -> Vec<u32> {
+        let weights = trainer.student.model.params.data.iter();
         weights.map(|x| x.to_bits()).collect()
     };
     let before = bits(&trainer);
-    trainer.step(1, &[0, 1, 2], &[]).expect("it is passed over");
+    take_step(&mut trainer, 1, &on(&[0, 1, 2]));
     assert!(bits(&trainer) == before);
     assert!(
         trainer
+            .student
             .optimizer
             .exp_avg
             .iter()
             .all(|moment| *moment == 0.0)
     );
-    trainer.model.params.data[norm] = weight;
-    trainer.step(1, &[3, 4, 5], &[]).expect("all is well");
+    trainer.student.model.params.data[norm] = weight;
+    take_step(&mut trainer, 1, &on(&[3, 4, 5]));
     assert_eq!((trainer.state.step, trainer.state.skipped_steps), (2, 1));
     assert_eq!(steps(&config.out).len(), 1);
 
-    trainer.model.params.data[norm] = f32::NAN;
+    trainer.student.model.params.data[norm] = f32::NAN;
     let error = trainer
         .checkpoint()
         .expect_err("such weights are written nowhere");
@@ -113,7 +117,7 @@ fn non_finite_steps_are_skipped_up_to_a_limit() {
     assert!(
         error
             .hint()
-            .is_some_and(|hint| hint.contains("10 steps were passed over"))
+            .is_some_and(|hint| hint.contains("10 steps were skipped"))
     );
 }
 
@@ -126,11 +130,9 @@ fn an_adapters_gradient_that_is_not_finite_is_named() {
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     // The last target's: the up projection of the last layer.
-    let last = trainer.gradients.data.len() - 1;
-    trainer.gradients.data[last] = f32::NAN;
-    trainer.trainable.collect_gradients(&trainer.gradients);
-    let told = trainer.find_non_finite(Loss::default(), f64::NAN);
-    let told = told.expect("a NaN");
+    let last = trainer.student.gradients.data.len() - 1;
+    trainer.student.gradients.data[last] = f32::NAN;
+    let told = trainer.student.gradient_norm().expect_err("a NaN");
     assert!(told.contains("layers.1.mlp.up_proj.lora_"), "{told}");
 }
 
@@ -245,28 +247,28 @@ fn a_fused_step_holds_the_gradient_of_one_layer_and_names_non_finite_tensors() {
     let progress = Progress::quiet();
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    let layout = trainer.model.params.layout.clone();
+    let layout = trainer.student.model.params.layout.clone();
     let layers: Vec<usize> = layout.layers.iter().map(|l| l.range().len()).collect();
     assert_eq!(
-        trainer.gradients.data.len(),
+        trainer.student.gradients.data.len(),
         layout.len - layers.iter().sum::<usize>() + layers[0]
     );
     assert_eq!(
         trainer.memory.gradients,
-        4 * trainer.gradients.data.len() as u64
+        4 * trainer.student.gradients.data.len() as u64
     );
-    trainer.begin().expect("writable");
-    let before = trainer.model.params.data.to_vec();
+    trainer.evaluate_base_model().expect("writable");
+    let before = trainer.student.model.params.data.to_vec();
     let norm = layout.norm.clone();
-    trainer.model.params.data[norm.start] = f32::NAN;
+    trainer.student.model.params.data[norm.start] = f32::NAN;
     let error = trainer.train_epochs().expect_err("the loss is not finite");
     assert!(
         matches!(&error, Error::NonFinite { step: 1, quantity, .. } if quantity == "the loss"),
         "{error}"
     );
-    trainer.model.params.data[norm.start] = before[norm.start];
+    trainer.student.model.params.data[norm.start] = before[norm.start];
     assert!(
-        trainer.model.params.data[..] == before[..],
+        trainer.student.model.params.data[..] == before[..],
         "nothing has moved"
     );
 }
@@ -291,7 +293,7 @@ fn training_stops_once_enough_is_learned() {
     config.train.early_stopping = Some(crate::config::EarlyStoppingConfig { accuracy: 0.8 });
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    trainer.begin().expect("writable");
+    trainer.evaluate_base_model().expect("writable");
     // Six known facts, five new ones, four held out: four of the new ones are right, then three.
     let right = |new: usize| (0..15).map(|i| (6..6 + new).contains(&i)).collect();
     trainer.state.correct = right(4);
@@ -300,29 +302,6 @@ fn training_stops_once_enough_is_learned() {
     trainer.state.correct = right(3);
     trainer.train().expect("it goes on");
     assert!(trainer.state.epoch > 0);
-}
-
-#[test]
-fn each_split_has_its_own_peak() {
-    let place = temporary();
-    let progress = Progress::quiet();
-    let config = config(place.path(), "run");
-    let mut trainer =
-        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    let right = |facts: &[usize]| (0..15).map(|i| facts.contains(&i)).collect::<Vec<bool>>();
-    // What is right before training is the first peak.
-    trainer.state.correct_at_peak = right(&[13, 14]);
-    trainer.update_peaks(right(&[0, 1, 6, 11]));
-    assert_eq!(trainer.state.correct_at_peak, right(&[0, 1, 6, 13, 14]));
-    trainer.state.correct_at_peak = right(&[0, 1, 6, 11]);
-    // Known gets worse, new ones better, held ones as many but others: the first epoch's stay.
-    trainer.update_peaks(right(&[0, 6, 7, 12]));
-    assert_eq!(trainer.state.correct_at_peak, right(&[0, 1, 6, 7, 11]));
-    assert_eq!(trainer.state.correct, right(&[0, 6, 7, 12]));
-    assert_eq!(trainer.state.lost_once, right(&[1, 11]));
-    // What comes back stays one that was lost.
-    trainer.update_peaks(right(&[0, 1, 7, 12]));
-    assert_eq!(trainer.state.lost_once, right(&[1, 6, 11]));
 }
 
 #[test]

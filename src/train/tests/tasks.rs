@@ -41,11 +41,7 @@ fn values(file: &Path, model: &Model) -> Vec<f64> {
 }
 
 /// The Fisher information of what `config` trains on at the weights in `params`.
-fn fisher_of(
-    config: &Config,
-    params: &[f32],
-    rows: impl Fn(&Trainer<'_>) -> Vec<Example>,
-) -> Vec<f64> {
+fn fisher_of(config: &Config, params: &[f32], rows: impl Fn(&Trainer) -> Vec<Example>) -> Vec<f64> {
     let progress = Progress::quiet();
     let elsewhere = Config {
         out: config.out.with_extension("again"),
@@ -53,18 +49,10 @@ fn fisher_of(
     };
     let mut trainer =
         prepare::trainer(&elsewhere, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    trainer.model.params.data.copy_from_slice(params);
+    trainer.student.model.params.data.copy_from_slice(params);
     let rows = rows(&trainer);
-    let fisher = crate::remedy::weight_penalty::fisher(
-        &mut crate::engine::TrainingModel {
-            engine: &mut trainer.engine,
-            params: &trainer.model.params,
-            gradients: &mut trainer.gradients,
-        },
-        &rows,
-        config.seed,
-        &progress,
-    );
+    let mut model = trainer.student.training_model();
+    let fisher = crate::remedy::weight_penalty::fisher(&mut model, &rows, config.seed, &progress);
     fisher.iter().map(|f| f64::from(*f)).collect()
 }
 
@@ -87,8 +75,8 @@ fn penalty(strength: f64, fisher: &[f64], w: &[f64], anchor: &[f64]) -> (f64, Ve
 }
 
 /// Moves the weights of `trainer` a little, each otherwise; as f64.
-fn moved_weights(trainer: &mut Trainer<'_>) -> Vec<f64> {
-    let weights = trainer.model.params.data.iter_mut().enumerate();
+fn moved_weights(trainer: &mut Trainer) -> Vec<f64> {
+    let weights = trainer.student.model.params.data.iter_mut().enumerate();
     weights
         .map(|(i, w)| {
             *w += 1e-3 * ((i * 7919) % 101) as f32 - 0.05;
@@ -100,9 +88,9 @@ fn moved_weights(trainer: &mut Trainer<'_>) -> Vec<f64> {
 /// The penalty of `anchors` at the weights of `trainer`, and its gradient.
 fn penalty_of<'t>(
     anchors: impl IntoIterator<Item = &'t WeightPenalty>,
-    trainer: &Trainer<'_>,
+    trainer: &Trainer,
 ) -> (f64, Vec<f64>) {
-    let params = &trainer.model.params;
+    let params = &trainer.student.model.params;
     let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
     let anchors = anchors.into_iter();
     let sum = anchors.map(|a| a.penalty_and_gradient(params, &mut gradients, 1.0));
@@ -130,8 +118,11 @@ fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
     let w = moved_weights(&mut trainer);
     let mut expected = (0.0, vec![0.0; w.len()]);
     for task in [&first, &second] {
-        let left = values(&task.out.join("ewc.safetensors"), &trainer.model);
-        let saved = values(&task.out.join("model/model.safetensors"), &trainer.model);
+        let left = values(&task.out.join("ewc.safetensors"), &trainer.student.model);
+        let saved = values(
+            &task.out.join("model/model.safetensors"),
+            &trainer.student.model,
+        );
         let of_task = penalty(3.0, &left, &w, &saved);
         expected.0 += of_task.0;
         for (sum, g) in expected.1.iter_mut().zip(of_task.1) {
@@ -158,7 +149,9 @@ fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
     assert_eq!(next_penalty(), Some((1, true)));
     // What a run leaves is the Fisher information of all that it learned, at the weights that it saved.
     let saved = Model::load(&third.model).expect("as saved");
-    let again = fisher_of(&second, &saved.params.data, |t| t.rows.clone());
+    let again = fisher_of(&second, &saved.params.data, |t| {
+        t.sampler.examples().to_vec()
+    });
     let left = values(&second.out.join("ewc.safetensors"), &saved);
     assert!(near(&left, &again));
 }
@@ -170,8 +163,11 @@ fn online_ewc_decays_the_fisher_of_earlier_tasks() {
     let progress = Progress::quiet();
     let mut trainer =
         prepare::trainer(&second, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    let of_first = values(&first.out.join("ewc.safetensors"), &trainer.model);
-    let saved = values(&first.out.join("model/model.safetensors"), &trainer.model);
+    let of_first = values(&first.out.join("ewc.safetensors"), &trainer.student.model);
+    let saved = values(
+        &first.out.join("model/model.safetensors"),
+        &trainer.student.model,
+    );
     let with_half_of_first = |own: &[f64]| -> Vec<f64> {
         own.iter()
             .zip(&of_first)
@@ -188,20 +184,20 @@ fn online_ewc_decays_the_fisher_of_earlier_tasks() {
     };
 
     // Before the snapshot: half of the first run's importance, around its weights.
-    trainer.begin().expect("writable");
-    trainer.config.train.num_epochs = 1;
+    trainer.evaluate_base_model().expect("writable");
+    trainer.sampler.num_epochs = 1;
     trainer.train().expect("one epoch");
-    let base = trainer.model.params.data.to_vec();
+    let base = trainer.student.model.params.data.to_vec();
     let w = moved_weights(&mut trainer);
     let half: Vec<f64> = of_first.iter().map(|f| 0.5 * f).collect();
     let got = penalty_of(&trainer.objective.previous_penalties, &trainer);
     agrees(got, penalty(3.0, &half, &w, &saved));
     // From the snapshot on: this and the snapshot's own, both around the snapshot.
-    trainer.model.params.data.copy_from_slice(&base);
+    trainer.student.model.params.data.copy_from_slice(&base);
     trainer.take_snapshot().expect("writable");
     assert!(trainer.objective.previous_penalties.is_empty());
     let w = moved_weights(&mut trainer);
-    let known = |t: &Trainer<'_>| t.rows[..t.splits.known.len()].to_vec();
+    let known = |t: &Trainer| t.sampler.known().to_vec();
     let together = with_half_of_first(&fisher_of(&second, &base, known));
     let snapshot: Vec<f64> = base.iter().map(|w| f64::from(*w)).collect();
     let anchors = trainer
@@ -218,7 +214,9 @@ fn online_ewc_decays_the_fisher_of_earlier_tasks() {
     // At the end: half of the first run's and that of what was learned, at the weights as saved.
     run(&second);
     let tuned = Model::load(second.out.join("model").to_str().expect("UTF-8")).expect("as saved");
-    let again = fisher_of(&second, &tuned.params.data, |t| t.rows.clone());
+    let again = fisher_of(&second, &tuned.params.data, |t| {
+        t.sampler.examples().to_vec()
+    });
     let left = values(&second.out.join("ewc.safetensors"), &tuned);
     assert!(near(&left, &with_half_of_first(&again)));
 }
@@ -241,8 +239,8 @@ fn a_run_after_another_resumes_bitwise_before_and_after_its_snapshot() {
             let progress = Progress::quiet();
             let mut trainer =
                 prepare::trainer(&stopped, KEEP_CHECKPOINTS, &progress).expect("a good config");
-            trainer.begin().expect("writable");
-            trainer.config.train.num_epochs = epochs;
+            trainer.evaluate_base_model().expect("writable");
+            trainer.sampler.num_epochs = epochs;
             trainer.train().expect("some epochs");
             drop(trainer);
             resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it goes on");

@@ -1,0 +1,351 @@
+//! The evaluator: asks the student every fact of the run, before training, after every epoch and at the end.
+
+use std::{collections::HashMap, time::Instant};
+
+use super::records::{Baseline, FactDisplay};
+use crate::{
+    Result, audit,
+    audit::AuditSettings,
+    config::Config,
+    facts::{Fact, MatchRule},
+    measure::{
+        self, DriftProbe, DriftReference, DriftSettings, EvalAnswer, EvalSet, SubjectPrompts,
+        middle_layer, nearest, pca_2d,
+    },
+    model::Model,
+    progress::Progress,
+    prompt::PromptTemplate,
+    run::{Drift, ParaphraseResult, PerSplit, Split},
+    splits::{LabelledFact, Splits},
+    train::student::Student,
+};
+
+/// The audit before training, to be repeated after it.
+pub(super) struct AuditAfter {
+    pub settings: AuditSettings,
+    /// The facts of the first audit. The few-shot prompts are drawn from them, and so are the same.
+    pub exemplars: Vec<Fact>,
+}
+
+/// What an evaluator needs to know of the run beside its config.
+pub(super) struct EvaluatorOptions {
+    /// How the facts are audited again after training; none: labels after training are null.
+    pub audit_after: Option<AuditAfter>,
+    /// Measure accuracies only, and nothing that only a report shows.
+    pub metrics_only: bool,
+    pub progress: Progress,
+}
+
+/// All facts of a run, and how they are asked.
+pub(super) struct Evaluator {
+    /// The facts, by split.
+    pub splits: Splits,
+    /// Every fact of the splits.
+    facts: EvalSet,
+    /// The control facts, where a budget is set.
+    control: Option<EvalSet>,
+    /// Where drift is measured, and the base model's values there.
+    drift: Option<(DriftProbe, DriftReference)>,
+    /// The base model's answers.
+    pub baseline: Vec<Baseline>,
+    template: PromptTemplate,
+    match_rule: MatchRule,
+    seed: u64,
+    paraphrases: bool,
+    options: EvaluatorOptions,
+}
+
+/// One evaluation of all facts.
+pub(super) struct Evaluation {
+    /// Whether each fact is answered correctly, in the order of [`Splits::iter`].
+    pub correct: Vec<bool>,
+    /// Accuracy of each split.
+    pub accuracy: PerSplit<f64>,
+    /// Accuracy on the control facts, where a budget is set.
+    pub control: Option<f64>,
+    /// Drift from the base model, where it is measured.
+    pub drift: Option<Drift>,
+    /// Seconds that asking the facts took.
+    pub seconds: f64,
+    /// Seconds of all of it.
+    pub total_seconds: f64,
+}
+
+/// The evaluation of the weights as saved.
+pub(super) struct FinalEvaluation {
+    /// The answer to every fact, in the order of [`Splits::iter`].
+    pub answers: Vec<EvalAnswer>,
+    /// The probability of each correct answer.
+    pub probabilities: Vec<Option<f64>>,
+    /// For every new fact, its paraphrased questions.
+    pub paraphrases: Vec<Vec<ParaphraseResult>>,
+    /// Drift at every held-out fact; empty where it is not measured.
+    pub drift: Vec<Drift>,
+    /// Seconds of all of it.
+    pub seconds: f64,
+}
+
+impl Evaluator {
+    /// An evaluator of the facts in `splits`. Drift is measured from the student as it is now.
+    ///
+    /// # Errors
+    /// When a question cannot be tokenized or is too long.
+    pub fn new(
+        config: &Config,
+        splits: Splits,
+        student: &mut Student,
+        options: EvaluatorOptions,
+    ) -> Result<Self> {
+        let template = template(config, &student.model)?;
+        let match_rule = config.data.match_rule;
+        let tokenizer = &student.model.tokenizer;
+        let eval_set = |facts: Vec<&Fact>| EvalSet::new(facts, &template, tokenizer, match_rule);
+        let facts = eval_set(splits.iter().map(|(_, f)| &f.fact).collect())?;
+        let control = eval_set(splits.control.iter().map(|f| &f.fact).collect())?;
+        let drift = if config.measure.drift {
+            let settings = DriftSettings {
+                seed: config.seed,
+                template: template.clone(),
+                ..DriftSettings::default()
+            };
+            Some(drift_probe(student, &splits, &settings, &options.progress)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            splits,
+            facts,
+            control: config.method.budget.map(|_| control),
+            drift,
+            baseline: Vec::new(),
+            template,
+            match_rule,
+            seed: config.seed,
+            paraphrases: config.measure.paraphrase,
+            options,
+        })
+    }
+
+    /// The number of questions of one evaluation.
+    pub fn num_questions(&self) -> usize {
+        self.facts.len() + self.control.as_ref().map_or(0, EvalSet::len)
+    }
+
+    /// Evaluates the student. When it is interrupted nothing has changed.
+    pub fn evaluate(&self, student: &mut Student) -> Result<Evaluation> {
+        let started = Instant::now();
+        let correct = self.facts.correct(&mut student.generator())?;
+        self.evaluation(student, correct, [started, Instant::now()])
+    }
+
+    /// Evaluates the base model and stores its answers in [`Evaluator::baseline`].
+    pub fn evaluate_baseline(&mut self, student: &mut Student) -> Result<Evaluation> {
+        let started = Instant::now();
+        let answers = self.answers(student)?;
+        let answered = Instant::now();
+        let correct = answers.iter().map(|a| a.correct).collect();
+        let displays = self.fact_displays(student)?;
+        let baseline = answers.into_iter().zip(displays);
+        self.baseline = baseline
+            .map(|(answer, display)| Baseline {
+                answer_before: answer.text,
+                correct_before: answer.correct,
+                display,
+            })
+            .collect();
+        self.evaluation(student, correct, [started, answered])
+    }
+
+    fn evaluation(
+        &self,
+        student: &mut Student,
+        correct: Vec<bool>,
+        [started, answered]: [Instant; 2],
+    ) -> Result<Evaluation> {
+        let control = self.control_accuracy(student)?;
+        let drift = self.drift(student);
+        Ok(Evaluation {
+            accuracy: self.splits.accuracy(&correct),
+            correct,
+            control,
+            drift,
+            seconds: (answered - started).as_secs_f64(),
+            total_seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// The student's answer to every fact. Where answers are not shown, only whether they are correct, which takes less.
+    fn answers(&self, student: &mut Student) -> Result<Vec<EvalAnswer>> {
+        let mut generator = student.generator();
+        if !self.options.metrics_only {
+            return self.facts.answers(&mut generator);
+        }
+        let correct = self.facts.correct(&mut generator)?.into_iter();
+        let answers = correct.map(|correct| EvalAnswer {
+            text: String::new(),
+            correct,
+        });
+        Ok(answers.collect())
+    }
+
+    /// Accuracy on the control facts, where a budget is set.
+    fn control_accuracy(&self, student: &mut Student) -> Result<Option<f64>> {
+        let Some(control) = &self.control else {
+            return Ok(None);
+        };
+        let correct = control.correct(&mut student.generator())?;
+        Ok(Some(measure::accuracy(&correct).unwrap_or_default()))
+    }
+
+    /// Drift of the student from the base model, where it is measured.
+    fn drift(&self, student: &mut Student) -> Option<Drift> {
+        let (probe, base) = self.drift.as_ref()?;
+        let progress = &self.options.progress;
+        let drift = probe.drift(&mut student.engine, &student.model, base, progress);
+        progress.note(format_args!("    drift: {drift}"));
+        Some(drift)
+    }
+
+    /// What a report shows of every fact beside the base model's answer.
+    fn fact_displays(&self, student: &mut Student) -> Result<Vec<FactDisplay>> {
+        if self.options.metrics_only {
+            return Ok(vec![FactDisplay::default(); self.facts.len()]);
+        }
+        let probabilities = self.facts.probabilities(&mut student.generator())?;
+        let facts: Vec<&Fact> = self.splits.iter().map(|(_, f)| &f.fact).collect();
+        let (model, engine) = (&student.model, &mut student.engine);
+        let subjects = SubjectPrompts::new(facts.iter().copied(), model, engine, &self.template)?;
+        let layer = middle_layer(model);
+        let states = subjects.subject_states(engine, model, layer, &self.options.progress);
+        let d = model.config.hidden_size;
+        let new = self.splits.range(Split::Unknown);
+        let (before, rest) = states.split_at(new.start * d);
+        let (of_new, after) = rest.split_at(new.len() * d);
+        let near = |states| nearest(&facts[new.clone()], of_new, states, d);
+        let of_new_facts = vec![Vec::new(); new.len()];
+        let neighbours = [near(before), of_new_facts, near(after)].concat();
+        let coordinates = pca_2d(&states, d, self.seed);
+        Ok(probabilities
+            .into_iter()
+            .zip(neighbours)
+            .zip(coordinates)
+            .map(|((p, nearest), pca)| FactDisplay {
+                p_before: Some(p),
+                nearest,
+                pca: Some(pca),
+            })
+            .collect())
+    }
+
+    /// Evaluates the weights as saved.
+    pub fn evaluate_final(&self, student: &mut Student) -> Result<FinalEvaluation> {
+        let started = Instant::now();
+        let answers = self.answers(student)?;
+        let paraphrases = self.answer_paraphrases(student)?;
+        let mut probabilities = vec![None; answers.len()];
+        if !self.options.metrics_only {
+            let after = self.facts.probabilities(&mut student.generator())?;
+            probabilities = after.into_iter().map(Some).collect();
+        }
+        let drift = self.held_drift(student);
+        Ok(FinalEvaluation {
+            answers,
+            probabilities,
+            paraphrases,
+            drift,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// For every new fact, its paraphrased questions with the student's answers.
+    fn answer_paraphrases(&self, student: &mut Student) -> Result<Vec<Vec<ParaphraseResult>>> {
+        let new = &self.splits.unknown;
+        if !self.paraphrases {
+            return Ok(vec![Vec::new(); new.len()]);
+        }
+        let paraphrased = |f: &LabelledFact| -> Vec<Fact> {
+            let questions = f.fact.paraphrases.iter();
+            let ask = |question: &String| Fact {
+                question: question.clone(),
+                ..f.fact.clone()
+            };
+            questions.map(ask).collect()
+        };
+        let facts: Vec<Fact> = new.iter().flat_map(paraphrased).collect();
+        let answers = self
+            .eval_set(&facts, student)?
+            .answers(&mut student.generator())?;
+        let mut results = facts
+            .into_iter()
+            .zip(answers)
+            .map(|(fact, answer)| ParaphraseResult {
+                question: fact.question,
+                answer: answer.text,
+                correct: answer.correct,
+            });
+        let of_fact = |f: &LabelledFact| -> Vec<ParaphraseResult> {
+            results.by_ref().take(f.fact.paraphrases.len()).collect()
+        };
+        Ok(new.iter().map(of_fact).collect())
+    }
+
+    /// An evaluation set of other facts, asked as those of the run.
+    pub fn eval_set<'a>(
+        &self,
+        facts: impl IntoIterator<Item = &'a Fact>,
+        student: &Student,
+    ) -> Result<EvalSet> {
+        let tokenizer = &student.model.tokenizer;
+        EvalSet::new(facts, &self.template, tokenizer, self.match_rule)
+    }
+
+    /// Drift at every held-out fact; empty where it is not measured.
+    fn held_drift(&self, student: &mut Student) -> Vec<Drift> {
+        let Some((probe, base)) = &self.drift else {
+            return Vec::new();
+        };
+        let progress = &self.options.progress;
+        probe.drift_per_fact(&mut student.engine, &student.model, base, progress)
+    }
+
+    /// Labels of all facts after training, by relation and question, under the same few-shot prompts as before; empty where the base
+    /// model was not audited.
+    pub fn labels_after(&self, student: &mut Student) -> Result<HashMap<(String, String), String>> {
+        let Some(again) = &self.options.audit_after else {
+            return Ok(HashMap::new());
+        };
+        let facts: Vec<Fact> = self.splits.iter().map(|(_, f)| f.fact.clone()).collect();
+        let audit = audit::audit_uncached(
+            &student.model,
+            &mut student.engine,
+            &facts,
+            Some(&again.exemplars),
+            &again.settings,
+            &self.options.progress,
+        )?;
+        let facts = audit.facts.into_iter();
+        Ok(facts
+            .map(|f| ((f.relation, f.question), f.label.name().to_owned()))
+            .collect())
+    }
+}
+
+/// The states and answers of `student` at the new and the held-out facts, and how to measure them again.
+fn drift_probe(
+    student: &mut Student,
+    splits: &Splits,
+    settings: &DriftSettings,
+    progress: &Progress,
+) -> Result<(DriftProbe, DriftReference)> {
+    let facts = |of: &[LabelledFact]| of.iter().map(|f| f.fact.clone()).collect::<Vec<Fact>>();
+    let (new, held) = (facts(&splits.unknown), facts(&splits.held));
+    let (base, engine) = (&student.model, &mut student.engine);
+    let probe = DriftProbe::new(base, engine, [&new, &held], settings)?;
+    let reference = probe.reference(engine, base, progress);
+    Ok((probe, reference))
+}
+
+/// How facts are asked and answered.
+pub(super) fn template(config: &Config, model: &Model) -> Result<PromptTemplate> {
+    PromptTemplate::from_config(&config.data).for_model(config.data.chat, &model.tokenizer)
+}

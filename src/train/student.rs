@@ -1,0 +1,341 @@
+//! The student: the model under training, its trainable parameters, their gradients and the optimizer that moves them.
+
+use std::{path::Path, thread};
+
+use super::{
+    adamw::{AdamW, AdamWSettings, Ema, clip_scale, first_non_finite, grad_norm},
+    checkpoint::CheckpointView,
+    grad_sink::{GradAction, NormAccumulator, Reducer, StepSink, reduce_loss},
+    objective::{Objective, StepBatch},
+    trainable::{TrainableParams, trainable_tensors},
+};
+use crate::{
+    Result,
+    config::Config,
+    distributed::Comm,
+    engine::{
+        Engine, Gradients, Loss, TrainingModel,
+        profile::{Phase, Work, timed},
+    },
+    generate::Generator,
+    model::{Dtype, Model, params::TensorInfo},
+    remedy::null_space::NullSpaceProjection,
+    run::GradNorms,
+};
+
+/// The model under training.
+pub(super) struct Student {
+    /// The model, whose weights follow the trained parameters.
+    pub model: Model,
+    /// Runs its forward and backward passes.
+    pub engine: Engine,
+    /// Of the model's tensors.
+    pub gradients: Gradients,
+    /// What the optimizer moves: tensors of the model, or adapters.
+    pub trainable: TrainableParams,
+    /// Moments, step count, and the moving average of the trained parameters.
+    pub optimizer: AdamW,
+    max_grad_norm: f64,
+    /// Whether weights are updated layer by layer during the backward pass.
+    optimizer_in_backward: bool,
+    comm: Comm,
+}
+
+/// A step that was taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepOutcome {
+    /// Over all rows of the step.
+    pub loss: Loss,
+    /// L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// A step whose loss or gradient is not finite.
+#[derive(Clone, Debug)]
+pub(super) struct NonFinite {
+    /// What is not finite: the loss, or the gradient of a tensor.
+    pub quantity: String,
+}
+
+impl Student {
+    /// A student of `model` that trains what `config` says.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] if the config selects no tensor of this model.
+    pub fn new(config: &Config, model: Model, comm: Comm) -> Result<Self> {
+        let train = &config.train;
+        let tensors = trainable_tensors(train, &model.params)?;
+        let gradients = if train.optimizer_in_backward {
+            Gradients::with_layer_buffer(&model.params, &tensors)
+        } else {
+            Gradients::new(&model.params, &tensors)
+        };
+        let trainable = TrainableParams::new(config, &model.params, &gradients);
+        let settings = AdamWSettings {
+            betas: train.betas,
+            eps: train.eps,
+            weight_decay: train.weight_decay,
+        };
+        let (params, of) = trainable.parameters(&model.params, &gradients);
+        let mut optimizer = AdamW::new(of, settings);
+        optimizer.comm = comm;
+        optimizer.ema = train.ema_decay.map(|decay| Ema::new(decay, params, of));
+        let engine =
+            Engine::new(&model.config).with_gradient_checkpointing(train.gradient_checkpointing);
+        Ok(Self {
+            engine,
+            gradients,
+            trainable,
+            optimizer,
+            max_grad_norm: train.max_grad_norm,
+            optimizer_in_backward: train.optimizer_in_backward,
+            comm,
+            model,
+        })
+    }
+
+    /// One optimizer step on `batch`: gradients, clipping, `AdamW`.
+    ///
+    /// # Errors
+    /// If the loss or a gradient is not finite. No weight has been updated then, unless the optimizer runs in the backward pass
+    /// without clipping.
+    pub fn step(
+        &mut self,
+        objective: &Objective,
+        batch: StepBatch<'_>,
+        learning_rate: f64,
+    ) -> Result<StepOutcome, NonFinite> {
+        let max_norm = self.max_grad_norm;
+        if self.optimizer_in_backward {
+            // The norm of the whole gradient is known after a pass of its own, which updates nothing.
+            let scale = if max_norm > 0.0 {
+                clip_scale(self.backward(objective, batch, None)?.grad_norm, max_norm)
+            } else {
+                1.0
+            };
+            return self.backward(objective, batch, Some((learning_rate, scale)));
+        }
+        let outcome = self.backward(objective, batch, None)?;
+        self.update(learning_rate, clip_scale(outcome.grad_norm, max_norm));
+        Ok(outcome)
+    }
+
+    /// Loss and gradient of `batch`. With a learning rate and a clip scale, weights are updated as their gradients become complete.
+    fn backward(
+        &mut self,
+        objective: &Objective,
+        batch: StepBatch<'_>,
+        update: Option<(f64, f32)>,
+    ) -> Result<StepOutcome, NonFinite> {
+        let (loss, norm) = self.accumulate(objective, batch, update);
+        let norm = norm.unwrap_or_else(|| self.gradient_norm());
+        match norm {
+            Ok(grad_norm) if loss.total().is_finite() => Ok(StepOutcome { loss, grad_norm }),
+            Err(quantity) if loss.total().is_finite() => Err(NonFinite { quantity }),
+            _ => Err(NonFinite {
+                quantity: "the loss".into(),
+            }),
+        }
+    }
+
+    /// The loss of `batch` over all processes; its gradient goes to the sink, which returns its norm if it does not keep it.
+    fn accumulate(
+        &mut self,
+        objective: &Objective,
+        batch: StepBatch<'_>,
+        update: Option<(f64, f32)>,
+    ) -> (Loss, Option<Result<f64, String>>) {
+        self.gradients.zero();
+        let comm = self.comm;
+        // The gradients of adapters are reduced once they are computed from those of the model's tensors.
+        let reduces = comm.world_size() > 1 && matches!(self.trainable, TrainableParams::Tensors);
+        let (engine, gradients) = (&mut self.engine, &mut self.gradients);
+        let (params, optimizer) = (&mut self.model.params, &mut self.optimizer);
+        let in_backward = self.optimizer_in_backward;
+        thread::scope(|scope| {
+            let action = match update {
+                Some((learning_rate, scale)) => GradAction::update(optimizer, learning_rate, scale),
+                None if in_backward => GradAction::Measure(NormAccumulator::default()),
+                None if reduces => {
+                    GradAction::Reduce(Reducer::spawn(scope, comm, gradients.data.len()))
+                }
+                None => GradAction::Keep,
+            };
+            let mut sink = StepSink::new(params, action);
+            let own = objective.loss_and_gradients(engine, &mut sink, batch, gradients);
+            let norm = sink.finish(gradients);
+            (reduce_loss(comm, own), norm)
+        })
+    }
+
+    /// The norm of the trained parameters' gradient, or the tensor in which it is not finite.
+    pub fn gradient_norm(&mut self) -> Result<f64, String> {
+        self.trainable.collect_gradients(&self.gradients, self.comm);
+        let (params, gradients) = self
+            .trainable
+            .parameters(&self.model.params, &self.gradients);
+        let work = Work::floats(gradients.data.len());
+        let norm = timed(Phase::Penalties, work, || grad_norm(gradients, self.comm));
+        if norm.is_finite() {
+            return Ok(norm);
+        }
+        let name = first_non_finite(&params.layout, gradients);
+        Err(name.map_or_else(
+            || "the gradient norm".to_owned(),
+            |name| format!("the gradient of {name}"),
+        ))
+    }
+
+    /// `AdamW`'s step on the gradients times `clip_scale`.
+    fn update(&mut self, learning_rate: f64, clip_scale: f32) {
+        let CheckpointView {
+            params,
+            gradients,
+            optimizer,
+        } = self.view();
+        // Weight and two moments are read and written, the gradient is read.
+        let work = Work::floats(7 * gradients.data.len());
+        timed(Phase::Optimizer, work, || {
+            optimizer.step(params, gradients, learning_rate, clip_scale);
+        });
+        self.trainable.merge(&mut self.model.params);
+    }
+
+    /// Gradient norms of the two parts of the loss at `batch`: cross-entropy, and what the remedies add to it.
+    pub fn grad_norms(&mut self, objective: &Objective, batch: StepBatch<'_>) -> GradNorms {
+        let with_strength = |strength| StepBatch { strength, ..batch };
+        self.accumulate(objective, with_strength(0.0), None);
+        let of_ce = self.gradients.data.to_vec();
+        let ce = grad_norm(&self.gradients, self.comm);
+        self.accumulate(objective, with_strength(1.0), None);
+        for (both, ce) in self.gradients.data.iter_mut().zip(&of_ce) {
+            *both -= ce;
+        }
+        GradNorms {
+            ce,
+            retention: grad_norm(&self.gradients, self.comm),
+        }
+    }
+
+    /// Takes back the part of the update that changes outputs on known inputs.
+    pub fn project(&mut self, projection: &NullSpaceProjection) {
+        timed(Phase::Projection, Work::default(), || {
+            projection.apply(&mut self.model.params);
+        });
+    }
+
+    /// Freezes the tensors of the model (by index in its layout) for which `trains` is false.
+    pub fn freeze_except(&mut self, trains: impl Fn(usize) -> bool) {
+        self.gradients
+            .set_trainable(&self.model.params.layout, trains);
+    }
+
+    /// What computes gradients, for a snapshot of the weights.
+    pub fn training_model(&mut self) -> TrainingModel<'_> {
+        TrainingModel {
+            engine: &mut self.engine,
+            params: &self.model.params,
+            gradients: &mut self.gradients,
+        }
+    }
+
+    /// Generates text with the weights as they are.
+    pub fn generator(&mut self) -> Generator<'_> {
+        Generator::new(&mut self.engine, &self.model)
+    }
+
+    /// Swaps the trained parameters with their moving average, where there is one.
+    pub fn swap_ema(&mut self) {
+        let CheckpointView {
+            params,
+            gradients,
+            optimizer,
+        } = self.view();
+        if let Some(ema) = &mut optimizer.ema {
+            ema.swap(params, gradients);
+            self.trainable.merge(&mut self.model.params);
+        }
+    }
+
+    /// Trained parameters, moments and average, for a checkpoint to be written or read. After a read [`Student::merge`] follows.
+    pub fn view(&mut self) -> CheckpointView<'_> {
+        let (params, gradients) = self
+            .trainable
+            .parameters_mut(&mut self.model.params, &self.gradients);
+        CheckpointView {
+            params,
+            gradients,
+            optimizer: &mut self.optimizer,
+        }
+    }
+
+    /// Updates the model's weights from trained parameters that were read.
+    pub fn merge(&mut self) {
+        self.trainable.merge(&mut self.model.params);
+    }
+
+    /// How many parameters are trained.
+    pub fn num_trained(&self) -> usize {
+        self.optimizer.exp_avg.len()
+    }
+
+    /// Bytes of the model when it is saved.
+    pub fn model_bytes(&self) -> u64 {
+        (self.model.params.layout.len * self.model.dtype.bytes()) as u64
+    }
+
+    /// The first trained tensor that has a weight that is not finite.
+    pub fn non_finite_weights(&self) -> Option<&TensorInfo> {
+        let (params, gradients) = self
+            .trainable
+            .parameters(&self.model.params, &self.gradients);
+        let trained = gradients.tensors.iter();
+        let mut trained = trained.map(|(tensor, _)| &params.layout.tensors[*tensor]);
+        trained.find(|tensor| {
+            let weights = &params.data[tensor.range.clone()];
+            weights.iter().any(|w| !w.is_finite())
+        })
+    }
+
+    /// Rounds the weights to the model's data type and saves the model, and the adapters where these are trained.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn save(&mut self, model: &Path, adapter: &Path) -> Result<()> {
+        let dtype = self.model.dtype;
+        round_to(&mut self.model.params.data, dtype);
+        self.model.save(model, dtype)?;
+        self.trainable.save_adapters(adapter, &self.model.name)
+    }
+}
+
+/// Rounds weights to the nearest values of `dtype`.
+fn round_to(weights: &mut [f32], dtype: Dtype) {
+    match dtype {
+        Dtype::F32 => {}
+        Dtype::F16 => weights
+            .iter_mut()
+            .for_each(|w| *w = half::f16::from_f32(*w).to_f32()),
+        Dtype::Bf16 => weights
+            .iter_mut()
+            .for_each(|w| *w = half::bf16::from_f32(*w).to_f32()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_keeps_values_that_the_type_can_represent() {
+        let mut weights = [1.0f32, 0.1, -3.5];
+        round_to(&mut weights, Dtype::Bf16);
+        assert_eq!(
+            weights.map(f32::to_bits),
+            [1.0f32, 0.100_097_656, -3.5].map(f32::to_bits)
+        );
+        let once = weights;
+        round_to(&mut weights, Dtype::Bf16);
+        assert_eq!(weights.map(f32::to_bits), once.map(f32::to_bits));
+    }
+}

@@ -1,0 +1,611 @@
+//! The trainer: THE loop, which joins the parts of a run.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    activation_cache::ActivationCache,
+    batches::{self, max_row_len},
+    evaluator::{Evaluation, Evaluator, EvaluatorOptions, template},
+    job::{Job, Options, Start},
+    memory::{self, MemoryEstimate},
+    non_finite::{LossSpikeDetector, MAX_SKIPPED_STEPS},
+    objective::Objective,
+    previous_runs::previous_runs,
+    records::splits_and_baseline,
+    sampler::{Sampler, StepRows},
+    state::{Stopwatch, TrainState},
+    student::{NonFinite, StepOutcome, Student},
+    trainable::trainable_tensors,
+    writer::RunWriter,
+};
+use crate::{
+    Error, Result,
+    config::{Config, OnNonFinite},
+    engine::profile::{self, Phase, Work, timed},
+    facts::Text,
+    interrupt::{self, InterruptGuard},
+    progress::Progress,
+    remedy::{
+        budget::BudgetController, continual_ewc, pseudo_replay, snapshot::Snapshot,
+        teacher::TeacherSpec,
+    },
+    run::{GradNorms, Metrics, RunResult, TEACHER_DIR},
+};
+
+/// A run: its parts, and where it is.
+pub(super) struct Trainer {
+    pub config: Config,
+    pub student: Student,
+    pub sampler: Sampler,
+    pub objective: Objective,
+    pub evaluator: Evaluator,
+    pub writer: RunWriter,
+    pub state: TrainState,
+    pub loss_spikes: LossSpikeDetector,
+    pub stopwatch: Stopwatch,
+    /// The texts that decoys are made from.
+    pub texts: Arc<[Text]>,
+    pub start: Start,
+    pub options: Options,
+    /// The estimate of the run's memory.
+    pub memory: MemoryEstimate,
+    pub progress: Progress,
+}
+
+impl Trainer {
+    pub fn new(job: Job, progress: &Progress) -> Result<Self> {
+        let Job {
+            config,
+            model,
+            splits,
+            texts,
+            run_dir,
+            audit_after,
+            options,
+            start,
+        } = job;
+        let examples = batches::examples(&config, &model, &splits, &texts)?;
+        let tensors = trainable_tensors(&config.train, &model.params)?;
+        let memory = MemoryEstimate::of(&config, &model, &tensors, &examples);
+        memory.require(&config)?;
+        if config.method.decoys.is_some() {
+            let facts = splits.known.iter().chain(&splits.unknown);
+            pseudo_replay::check(facts.map(|f| &f.fact), &texts)?;
+        }
+        let cached_layers = memory::frozen_layers(&model, &tensors, &examples);
+        let sampler = Sampler::new(&config, examples, splits.known.len())?;
+        let mut student = Student::new(&config, model, options.comm)?;
+        let previous_penalties = match &config.method.ewc {
+            Some(ewc) => {
+                let layout = &student.model.params.layout;
+                continual_ewc::weight_penalties(
+                    ewc,
+                    &previous_runs(ewc),
+                    layout,
+                    &student.gradients,
+                )?
+            }
+            None => Vec::new(),
+        };
+        let objective = Objective {
+            snapshot: None,
+            previous_penalties,
+            activation_cache: cached_layers
+                .map(|layers| ActivationCache::new(layers, student.model.config.hidden_size)),
+            comm: options.comm,
+        };
+        let evaluator_options = EvaluatorOptions {
+            audit_after,
+            metrics_only: options.metrics_only,
+            progress: progress.clone(),
+        };
+        let evaluator = Evaluator::new(&config, splits, &mut student, evaluator_options)?;
+        let trainer = Self {
+            writer: RunWriter::new(run_dir, &config.train, options.comm, progress.clone()),
+            state: TrainState {
+                budget: config.method.budget.map(BudgetController::new),
+                ..TrainState::default()
+            },
+            loss_spikes: LossSpikeDetector::default(),
+            stopwatch: Stopwatch::start(),
+            progress: progress.clone(),
+            config,
+            student,
+            sampler,
+            objective,
+            evaluator,
+            texts,
+            start,
+            options,
+            memory,
+        };
+        trainer.log_header();
+        Ok(trainer)
+    }
+
+    /// Prints what is about to happen.
+    fn log_header(&self) {
+        self.progress.note(format_args!(
+            "{} on {}: {} of {} parameters trained, {} known and {} new rows, at most {} steps in {} epochs, into {}",
+            self.method_name(),
+            self.student.model.name,
+            self.student.num_trained(),
+            self.student.model.params.layout.len,
+            self.sampler.known().len(),
+            self.sampler.num_new(),
+            self.sampler.total_steps(),
+            self.sampler.num_epochs,
+            self.writer.run_dir().path().display()
+        ));
+    }
+
+    /// Runs it from its start to its result.
+    pub fn run(mut self) -> Result<RunResult> {
+        let model_bytes = self.student.model_bytes();
+        self.writer
+            .check_disk_space(&self.student.view(), model_bytes)?;
+        if !self.restore()? {
+            self.evaluate_base_model()?;
+        }
+        if self.options.profile {
+            profile::start();
+        }
+        let trained = self.train();
+        if let Some(profile) = profile::finish() {
+            self.progress.note(profile);
+            self.progress
+                .note(format_args!("memory, as estimated: {}", self.memory));
+        }
+        trained?;
+        self.finish()
+    }
+
+    /// Trains to the end. When the user interrupts it, a checkpoint is written, from which the run can be resumed.
+    pub fn train(&mut self) -> Result<()> {
+        let _guard = InterruptGuard::begin();
+        match self.train_epochs() {
+            Err(Error::Interrupted { .. }) => {
+                self.checkpoint()?;
+                Err(self.writer.run_dir().interrupted())
+            }
+            ended => ended,
+        }
+    }
+
+    /// THE loop: epochs of optimizer steps, each followed by an evaluation.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] after Ctrl-C, with `state` at a point where the run can be resumed; [`Error::NonFinite`] when it
+    /// diverges.
+    pub fn train_epochs(&mut self) -> Result<()> {
+        let num_epochs = self.sampler.num_epochs;
+        self.fill_activation_cache();
+        while self.state.epoch < num_epochs && !self.should_stop() {
+            if self.snapshot_is_due() {
+                self.save_shared_prefix()?;
+                self.take_snapshot()?;
+                self.fill_activation_cache();
+            }
+
+            let epoch = self.state.epoch + 1;
+            self.select_replayed(epoch)?;
+            let rows = self.sampler.epoch(epoch, &self.state.replayed_rows);
+            let bar = self.writer.epoch_bar(rows.len(), epoch);
+            for (i, rows) in rows.steps().enumerate() {
+                if i >= self.state.step_in_epoch {
+                    let started = Instant::now();
+                    let step = self.state.step + 1;
+                    let learning_rate = self.learning_rate(step);
+                    let strength = self.state.strength();
+                    let batch = self.sampler.batch(step, &rows, strength);
+                    let (student, objective) = (&mut self.student, &self.objective);
+                    match timed(Phase::Step, Work::default(), || {
+                        student.step(objective, batch, learning_rate)
+                    }) {
+                        Ok(outcome) => {
+                            self.project_after(step);
+                            self.log_step(epoch, &rows, outcome, started)?;
+                            bar.message(format_args!("loss {:.4}", outcome.loss.total()));
+                        }
+                        Err(non_finite) => self.skip_step(epoch, non_finite)?,
+                    }
+                    self.state.end_step();
+                }
+                bar.inc(rows.rows.len() as u64);
+                interrupt::check_all_processes()?;
+            }
+            self.project();
+
+            // The weights that are evaluated, and kept as the best, are those that would be saved.
+            self.student.swap_ema();
+            let evaluation = self.evaluator.evaluate(&mut self.student);
+            let logged = evaluation.and_then(|evaluation| self.end_epoch(evaluation));
+            self.student.swap_ema();
+            logged?;
+            if self.writer.checkpoint_is_due(self.state.epoch) {
+                self.checkpoint()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the activations below all trained layers, of rows that are new.
+    fn fill_activation_cache(&mut self) {
+        if let Some(cache) = &mut self.objective.activation_cache {
+            let (engine, params) = (&mut self.student.engine, &self.student.model.params);
+            // Micro-batches don't depend on when the decoys are made.
+            for examples in [self.sampler.learned(), self.sampler.examples()] {
+                cache.extend(engine, params, examples);
+            }
+        }
+    }
+
+    /// At the start of an epoch, chooses the known facts that it replays. A resumed epoch keeps its choice: the weights that it
+    /// depends on are gone.
+    pub fn select_replayed(&mut self, epoch: usize) -> Result<()> {
+        if self.state.step_in_epoch == 0 {
+            let mut generator = self.student.generator();
+            if let Some(rows) = self.sampler.select_replayed(epoch, &mut generator)? {
+                self.state.replayed_rows = rows;
+            }
+        }
+        Ok(())
+    }
+
+    /// The learning rate of `step` (counted from 1).
+    pub fn learning_rate(&self, step: usize) -> f64 {
+        let train = &self.config.train;
+        let total_steps = self.sampler.total_steps();
+        let factor = train
+            .lr_scheduler
+            .factor(step - 1, train.warmup_steps, total_steps);
+        train.learning_rate * factor
+    }
+
+    /// Projects the weights, where that is due after `step`.
+    fn project_after(&mut self, step: usize) {
+        let project = self.config.method.project;
+        if project.is_some_and(|project| step.is_multiple_of(project.every)) {
+            self.project();
+        }
+    }
+
+    /// Takes back what was changed within the space of the known facts' inputs, where there is one.
+    fn project(&mut self) {
+        let snapshot = self.objective.snapshot.as_ref();
+        if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
+            self.student.project(projection);
+        }
+    }
+
+    /// Adds the current step to the metrics.
+    pub fn log_step(
+        &mut self,
+        epoch: usize,
+        rows: &StepRows<'_>,
+        outcome: StepOutcome,
+        started: Instant,
+    ) -> Result<()> {
+        let step = self.state.step + 1;
+        let StepOutcome { loss, grad_norm } = outcome;
+        if let Some(mean) = self.loss_spikes.observe(loss.total()) {
+            self.progress.note(format_args!(
+                "step {step}: the loss jumped to {:.2} from {mean:.2} in the steps before: the learning rate may be too high (`train.learning_rate`, now {:e}), or a row broken",
+                loss.total(),
+                self.config.train.learning_rate
+            ));
+        }
+        let tokens = rows.num_tokens(self.sampler.examples());
+        let seconds = started.elapsed().as_secs_f64();
+        self.writer.log(&Metrics::Step {
+            epoch,
+            step,
+            loss: loss.total(),
+            ce: loss.ce,
+            distill: loss.distill,
+            penalty: loss.penalty,
+            grad_norm,
+            learning_rate: self.learning_rate(step),
+            tokens,
+            seconds,
+            tokens_per_second: tokens as f64 / seconds,
+        })
+    }
+
+    /// Skips the current step, whose loss or gradient is not finite, if the config says so and not too many were skipped. Neither
+    /// weights nor moments have changed.
+    pub fn skip_step(&mut self, epoch: usize, non_finite: NonFinite) -> Result<()> {
+        let step = self.state.step + 1;
+        let quantity = non_finite.quantity;
+        let skips = self.config.train.on_nonfinite == OnNonFinite::Skip;
+        if !skips || self.state.skipped_steps == MAX_SKIPPED_STEPS {
+            return Err(self.non_finite_error(step, quantity));
+        }
+        self.progress.note(format_args!(
+            "step {step}: {quantity} is not finite: skipped"
+        ));
+        self.writer.log(&Metrics::Skipped {
+            epoch,
+            step,
+            quantity,
+        })?;
+        self.state.skipped_steps += 1;
+        Ok(())
+    }
+
+    pub fn non_finite_error(&self, step: usize, quantity: String) -> Error {
+        let before = match self.state.skipped_steps {
+            0 => String::new(),
+            n => format!(" ({n} steps were skipped before)"),
+        };
+        Error::NonFinite {
+            step,
+            quantity,
+            hint: format!(
+                "lower `train.learning_rate` (now {:e}) or check the rows{before}; {} keeps the earlier checkpoints",
+                self.config.train.learning_rate,
+                self.writer.run_dir().path().display()
+            ),
+        }
+    }
+
+    /// Evaluates the base model and writes the facts: from here on the run can be resumed.
+    pub fn evaluate_base_model(&mut self) -> Result<()> {
+        self.writer.start(self.config.measure.tensorboard)?;
+        let evaluation = self.evaluator.evaluate_baseline(&mut self.student)?;
+        let (splits, baseline) = (&self.evaluator.splits, &self.evaluator.baseline);
+        self.writer.write_splits(splits, baseline)?;
+        if let (Some(budget), Some(control)) = (&mut self.state.budget, evaluation.control) {
+            budget.set_baseline(control);
+        }
+        self.log_evaluation(&evaluation)?;
+        self.state.correct_at_peak = evaluation.correct;
+        Ok(())
+    }
+
+    /// Ends an epoch with its evaluation: logs it, and adapts the strength of the remedies to the budget.
+    fn end_epoch(&mut self, evaluation: Evaluation) -> Result<()> {
+        self.state.end_epoch();
+        self.log_evaluation(&evaluation)?;
+        let Evaluation {
+            correct,
+            accuracy,
+            control,
+            ..
+        } = evaluation;
+        self.state.update_peaks(&self.evaluator.splits, correct);
+        let (Some(budget), Some(control)) = (&mut self.state.budget, control) else {
+            return Ok(());
+        };
+        let learned = accuracy.unknown.unwrap_or(1.0);
+        let is_best = budget.update(self.state.epoch, control, learned);
+        self.progress.note(format_args!(
+            "    control accuracy {:.1}%{}; strength x {:.2}",
+            100.0 * control,
+            if is_best {
+                ", the best within the budget so far"
+            } else {
+                ""
+            },
+            budget.strength
+        ));
+        if is_best {
+            self.writer.save_best(&self.student.view())?;
+        }
+        Ok(())
+    }
+
+    fn log_evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        self.state.eval_seconds += evaluation.total_seconds;
+        let grad_norms = self.grad_norms();
+        let TrainState { epoch, step, .. } = self.state;
+        self.writer.log_evaluation(&Metrics::Eval {
+            epoch,
+            step,
+            accuracy: evaluation.accuracy,
+            learned_paraphrased: None,
+            drift: evaluation.drift,
+            grad_norms,
+            seconds: evaluation.seconds,
+        })
+    }
+
+    /// Gradient norms of the parts of the loss at the weights as they are, on the rows of the last epoch's first step, where they
+    /// are measured.
+    fn grad_norms(&mut self) -> Option<GradNorms> {
+        let epoch = self.state.epoch;
+        if !self.config.measure.grad_norms || epoch == 0 {
+            return None;
+        }
+        let started = Instant::now();
+        let rows = self.sampler.epoch(epoch, &self.state.replayed_rows);
+        let first = rows.steps().next()?;
+        let batch = self.sampler.batch(self.state.step, &first, 1.0);
+        let norms = self.student.grad_norms(&self.objective, batch);
+        self.state.eval_seconds += started.elapsed().as_secs_f64();
+        Some(norms)
+    }
+
+    /// Whether enough new facts are learned to stop early, or the budget cannot be kept.
+    fn should_stop(&self) -> bool {
+        let budget = self.state.budget.as_ref();
+        if budget.is_some_and(BudgetController::should_stop) {
+            return true;
+        }
+        let correct = &self.state.correct;
+        match self.config.train.early_stopping {
+            Some(stop) if !correct.is_empty() => {
+                let learned = self.evaluator.splits.accuracy(correct).unknown;
+                learned.is_some_and(|learned| learned >= stop.accuracy)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the snapshot epochs are over and no snapshot was taken yet.
+    fn snapshot_is_due(&self) -> bool {
+        self.config.method.takes_snapshot()
+            && self.objective.snapshot.is_none()
+            && self.state.epoch >= self.config.method.effective_snapshot_epochs()
+    }
+
+    pub fn take_snapshot(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let method = &self.config.method;
+        if method.has_teacher() && TeacherSpec::of(method).topk_on_disk().is_some() {
+            // A run that is interrupted from here on continues with the teacher files that it has written.
+            self.checkpoint()?;
+        }
+        self.generate_decoys()?;
+        let run_dir = self.writer.run_dir();
+        let mut snapshot = Snapshot::freeze(
+            &self.config.method,
+            self.config.seed,
+            &mut self.student.training_model(),
+            self.sampler.run_examples(),
+            &run_dir.file(TEACHER_DIR),
+            &self.progress,
+        )
+        .map_err(|error| match error {
+            Error::Interrupted { .. } => run_dir.interrupted(),
+            other => other,
+        })?;
+        if self.merges_ewc_penalties() {
+            snapshot.merge_penalties(&std::mem::take(&mut self.objective.previous_penalties));
+        }
+        self.set_snapshot(snapshot);
+        // New facts start here, and with them another loss.
+        self.loss_spikes = LossSpikeDetector::default();
+        self.writer.log(&Metrics::Snapshot {
+            epoch: self.state.epoch,
+            step: self.state.step,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Generates the decoys of the method with the model as it is, and writes them.
+    pub fn generate_decoys(&mut self) -> Result<()> {
+        let Some(method) = self.config.method.decoys else {
+            return Ok(());
+        };
+        let pool_ratio = method.pool_ratio.unwrap_or(method.ratio);
+        let count = |rows: usize| (pool_ratio * rows as f64).round() as usize;
+        let seed = self.config.seed;
+        let splits = &self.evaluator.splits;
+        let num_facts = splits.known.len() + splits.unknown.len();
+        let num_texts = self.sampler.learned().len() - num_facts;
+        let facts = splits.known.iter().chain(&splits.unknown).map(|f| &f.fact);
+        let template = template(&self.config, &self.student.model)?;
+        let tokenizer = &self.student.model.tokenizer;
+        let prompts = pseudo_replay::prompts(facts, count(num_facts), &template, tokenizer, seed)?;
+        let max_len = max_row_len(&self.student.model, &self.config.train);
+        let mut generator = self.student.generator();
+        let mut decoys = pseudo_replay::rows(&mut generator, prompts)?;
+        decoys.extend(pseudo_replay::from_texts(
+            &mut generator,
+            &self.texts,
+            count(num_texts),
+            max_len,
+            seed,
+        )?);
+        self.writer.write_decoys(&decoys)?;
+        self.sampler.set_decoys(decoys);
+        Ok(())
+    }
+
+    /// Trains under `snapshot` from now on. Where it projects, tensors without a projection are frozen.
+    fn set_snapshot(&mut self, snapshot: Snapshot) {
+        if let Some(projection) = &snapshot.projection {
+            self.student
+                .freeze_except(|tensor| projection.covers(tensor));
+        }
+        self.objective.snapshot = Some(snapshot);
+    }
+
+    /// Whether the EWC penalties of earlier runs become part of the snapshot's.
+    fn merges_ewc_penalties(&self) -> bool {
+        let ewc = self.config.method.ewc.as_ref();
+        ewc.is_some_and(|ewc| ewc.gamma.is_some())
+    }
+
+    pub fn checkpoint(&mut self) -> Result<()> {
+        self.state.seconds += self.stopwatch.lap();
+        self.check_finite_weights()?;
+        let snapshot = self.objective.snapshot.as_ref();
+        self.writer
+            .checkpoint(&self.state, &self.student.view(), snapshot)
+    }
+
+    /// Weights that are not finite are never written.
+    pub fn check_finite_weights(&self) -> Result<()> {
+        match self.student.non_finite_weights() {
+            None => Ok(()),
+            Some(tensor) => Err(self.non_finite_error(self.state.step, tensor.name.clone())),
+        }
+    }
+
+    /// Saves the run so far for runs with an identical prefix, if they share a directory and none has done so.
+    fn save_shared_prefix(&mut self) -> Result<()> {
+        match &self.start {
+            Start::SharedPrefix(dir) if self.state.epoch > 0 && !dir.exists() => {
+                let dir = dir.clone();
+                self.checkpoint()?;
+                self.writer.save_shared_prefix(&dir)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Restores the newest checkpoint of this run, or of the prefix that it shares; whether there is one.
+    fn restore(&mut self) -> Result<bool> {
+        let baseline = match std::mem::replace(&mut self.start, Start::BaseModel) {
+            Start::BaseModel => return Ok(false),
+            Start::Checkpoint(baseline) => baseline,
+            Start::SharedPrefix(dir) => {
+                let records = self.writer.load_shared_prefix(&dir)?;
+                self.start = Start::SharedPrefix(dir);
+                match records {
+                    Some(records) => splits_and_baseline(records).1,
+                    None => return Ok(false),
+                }
+            }
+        };
+        // Decoys are written before the snapshot is taken, so they are there wherever a checkpoint has one.
+        self.sampler.set_decoys(self.writer.read_decoys()?);
+        let (method, seed, examples) = (&self.config.method, self.config.seed, &self.sampler);
+        let restored = self.writer.restore(&mut self.student, |student, length| {
+            Snapshot::empty(
+                method,
+                seed,
+                &student.model.params.layout,
+                examples.run_examples(),
+                &student.gradients,
+                length,
+            )
+        })?;
+        let Some((state, snapshot)) = restored else {
+            self.sampler.set_decoys(Vec::new());
+            self.progress
+                .note("there is no complete checkpoint: the run starts over");
+            return Ok(false);
+        };
+        if let Some(snapshot) = snapshot {
+            self.set_snapshot(snapshot);
+            if self.merges_ewc_penalties() {
+                // The snapshot includes them.
+                self.objective.previous_penalties.clear();
+            }
+        } else {
+            self.sampler.set_decoys(Vec::new());
+        }
+        self.progress.note(format_args!(
+            "resuming after step {} (epoch {})",
+            state.step,
+            state.epoch + 1
+        ));
+        self.state = state;
+        self.evaluator.baseline = baseline;
+        self.stopwatch = Stopwatch::start();
+        Ok(true)
+    }
+}

@@ -1,0 +1,213 @@
+//! The run writer: the run directory, its metrics and its checkpoints, and what a person sees of them.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    checkpoint::{CHECKPOINTS_DIR, CheckpointView, Checkpoints},
+    records::{Baseline, SPLITS, SplitRecord, split_records},
+    shared_prefix,
+    state::TrainState,
+    student::Student,
+};
+use crate::{
+    Result, atomic_file,
+    config::TrainConfig,
+    distributed::Comm,
+    progress::{Bar, LivePlot, Progress},
+    prompt::Example,
+    remedy::snapshot::Snapshot,
+    run::{ADAPTER_DIR, FactResult, Metrics, RunDir, RunResult, TEACHER_DIR},
+    splits::Splits,
+};
+
+/// Without `save_every` checkpoints are at least this far apart.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The decoys of a run, as tokens.
+const DECOYS: &str = "decoys.jsonl";
+
+/// Writes a run. Of several processes the main one writes; the others call the same methods.
+pub(super) struct RunWriter {
+    run: RunDir,
+    checkpoints: Checkpoints,
+    last_checkpoint: Instant,
+    /// Epochs between checkpoints, where the config says so.
+    save_every: Option<usize>,
+    num_epochs: usize,
+    comm: Comm,
+    progress: Progress,
+    plot: LivePlot,
+}
+
+impl RunWriter {
+    /// A writer into `run`.
+    pub fn new(run: RunDir, train: &TrainConfig, comm: Comm, progress: Progress) -> Self {
+        Self {
+            checkpoints: Checkpoints::new(&run),
+            last_checkpoint: Instant::now(),
+            save_every: train.save_every,
+            num_epochs: train.num_epochs,
+            comm,
+            plot: LivePlot::new(&progress, train.num_epochs),
+            progress,
+            run,
+        }
+    }
+
+    /// The run directory.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run
+    }
+
+    /// A progress bar over the examples of an epoch.
+    pub fn epoch_bar(&self, examples: usize, epoch: usize) -> Bar {
+        self.progress.bar(
+            examples as u64,
+            format!("epoch {epoch}/{}", self.num_epochs),
+        )
+    }
+
+    /// Refuses a run whose checkpoints and model do not fit on the disk.
+    pub fn check_disk_space(&self, view: &CheckpointView<'_>, model_bytes: u64) -> Result<()> {
+        let bytes = Checkpoints::disk_bytes(view) + model_bytes;
+        let purpose = "the run, its checkpoints included,";
+        atomic_file::require_space(self.run.path(), bytes, purpose)
+    }
+
+    /// Starts the metrics of a new run.
+    pub fn start(&self, tensorboard: bool) -> Result<()> {
+        self.run.remove("metrics.jsonl")?;
+        if tensorboard {
+            self.run.enable_tensorboard()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the facts and the base model's answers; from here on the run can be resumed.
+    pub fn write_splits(&self, splits: &Splits, baseline: &[Baseline]) -> Result<()> {
+        self.run.write_rows(SPLITS, split_records(splits, baseline))
+    }
+
+    /// Writes the decoys.
+    pub fn write_decoys(&self, decoys: &[Example]) -> Result<()> {
+        self.run.write_rows(DECOYS, decoys)
+    }
+
+    /// The decoys, if there are any yet.
+    pub fn read_decoys(&self) -> Result<Vec<Example>> {
+        if self.run.file(DECOYS).is_file() {
+            self.run.read_rows(DECOYS)
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    /// Adds a row to the metrics.
+    pub fn log(&self, row: &Metrics) -> Result<()> {
+        self.run.append_metrics(row)
+    }
+
+    /// Shows an evaluation, and adds it to the metrics.
+    pub fn log_evaluation(&mut self, row: &Metrics) -> Result<()> {
+        if let Metrics::Eval {
+            epoch, accuracy, ..
+        } = row
+        {
+            self.plot.log(*epoch, accuracy.named());
+        }
+        self.log(row)
+    }
+
+    /// Whether a checkpoint is due after `epoch`.
+    pub fn checkpoint_is_due(&self, epoch: usize) -> bool {
+        match self.save_every {
+            Some(every) => epoch.is_multiple_of(every),
+            None => {
+                let is_due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
+                self.comm.broadcast_flag(is_due)
+            }
+        }
+    }
+
+    /// Writes a checkpoint.
+    pub fn checkpoint(
+        &mut self,
+        state: &TrainState,
+        view: &CheckpointView<'_>,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<()> {
+        self.checkpoints.write(state, view, snapshot, &self.run)?;
+        self.last_checkpoint = Instant::now();
+        Ok(())
+    }
+
+    /// Restores the student from the newest complete checkpoint, if there is one. `empty_snapshot` makes a snapshot to be filled, given
+    /// the length of each array by name.
+    pub fn restore(
+        &mut self,
+        student: &mut Student,
+        empty_snapshot: impl FnOnce(&Student, &dyn Fn(&str) -> usize) -> Snapshot,
+    ) -> Result<Option<(TrainState, Option<Snapshot>)>> {
+        let Some(state) = self.checkpoints.restore(&mut student.view(), &self.run)? else {
+            return Ok(None);
+        };
+        student.merge();
+        let empty = |length: &dyn Fn(&str) -> usize| empty_snapshot(student, length);
+        let snapshot = self.checkpoints.restore_snapshot(empty, &self.run)?;
+        let evaluation = |row| match row {
+            Metrics::Eval {
+                epoch, accuracy, ..
+            } => Some((epoch, accuracy.named())),
+            _ => None,
+        };
+        let rows = self.run.metrics()?.into_iter();
+        self.plot.extend(rows.filter_map(evaluation));
+        Ok(Some((state, snapshot)))
+    }
+
+    /// Saves the trained weights as the best within the budget so far.
+    pub fn save_best(&self, view: &CheckpointView<'_>) -> Result<()> {
+        self.checkpoints.save_best(view)
+    }
+
+    /// Restores the best weights within the budget.
+    pub fn restore_best(&self, view: &mut CheckpointView<'_>) -> Result<()> {
+        // The main process has written them.
+        self.comm.barrier();
+        self.checkpoints.restore_best(view)
+    }
+
+    /// Copies the run so far to `dir`, for runs with an identical prefix.
+    pub fn save_shared_prefix(&self, dir: &Path) -> Result<()> {
+        shared_prefix::save(&self.run, dir)
+    }
+
+    /// Continues from a prefix that another run saved in `dir`: its rows of `splits.jsonl`, if there is one.
+    pub fn load_shared_prefix(&self, dir: &Path) -> Result<Option<Vec<SplitRecord>>> {
+        if shared_prefix::load(dir, &self.run)? {
+            self.run.read_rows(SPLITS).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Where the model and the adapters are saved.
+    pub fn model_dirs(&self) -> [PathBuf; 2] {
+        [self.run.file("model"), self.run.file(ADAPTER_DIR)]
+    }
+
+    /// Writes the result of the run.
+    pub fn write_result(&self, facts: &[FactResult], result: &RunResult) -> Result<()> {
+        self.run.write_rows("facts.jsonl", facts)?;
+        self.run.write_json("result.json", result)
+    }
+
+    /// Removes checkpoints and teacher files. Only after the result is written: without either, a killed run would start over.
+    pub fn remove_checkpoints(&self) -> Result<()> {
+        self.run.remove(CHECKPOINTS_DIR)?;
+        self.run.remove(TEACHER_DIR)
+    }
+}
