@@ -603,7 +603,7 @@ fn an_audit_writes_its_three_files_and_tells_the_shares() {
         MODEL,
         "learn.tsv",
         "keep.tsv",
-        "--runs",
+        "--num-prompts",
         "2",
         "--shots",
         "1",
@@ -622,7 +622,7 @@ fn an_audit_writes_its_three_files_and_tells_the_shares() {
     assert_eq!(facts.lines().count(), 4);
     for line in facts.lines() {
         let fact: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert_eq!(fact["greedy_right"].as_array().unwrap().len(), 2);
+        assert_eq!(fact["greedy_correct"].as_array().unwrap().len(), 2);
         assert_eq!(fact["label"], "Unknown");
     }
     assert!(dir.path().join("a/prompts.jsonl").exists());
