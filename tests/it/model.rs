@@ -1,4 +1,4 @@
-//! Models in and out: against independent references, and against files that lie.
+//! Loading and saving models, compared with independent references.
 
 use std::{
     env, fs,
@@ -14,13 +14,13 @@ use unforget::{
 
 use crate::tools::SMOLLM2;
 
-/// The same model as `transformers` converted it, a directory in f32.
+/// The same model, converted by `transformers` to a directory in f32.
 const SMOLLM2_HF: &str = "UNFORGET_SMOLLM2_HF";
-/// A Python that has `torch` and `transformers`.
+/// A Python with `torch` and `transformers`.
 pub const PYTHON: &str = "UNFORGET_PYTHON";
 
-/// Unicode, digits, white space, code and special tokens. Left out: what `transformers` gets wrong when it converts
-/// `SmolLM2`'s GGUF, since it forgets that the model splits digits from all else (`½`, `١`, line breaks before a digit).
+/// Unicode, digits, white space, code and special tokens. `transformers` forgets that `SmolLM2` splits digits when it converts the GGUF
+/// file, so that texts which show it (`½`, `١`, line breaks before a digit) are left out.
 const TEXTS: [&str; 9] = [
     "Q: Which country is Bergamo located in?\nA: Italy\n",
     "",
@@ -64,7 +64,7 @@ fn assert_same_model(ours: &Model, theirs: &Model) {
     }
 }
 
-/// A copy of a golden model that a test may break.
+/// A copy of a golden model, for a test to change.
 pub fn copy_of(family: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for file in fs::read_dir(golden(family)).unwrap() {
@@ -120,7 +120,7 @@ fn every_family_loads_with_the_values_of_its_files() {
 }
 
 #[test]
-fn a_saved_model_loads_again_to_the_bit() {
+fn a_saved_model_is_loaded_bitwise_identically() {
     for family in FAMILIES {
         let model = load(golden(family)).unwrap();
         let out = tempfile::tempdir().unwrap();
@@ -130,7 +130,7 @@ fn a_saved_model_loads_again_to_the_bit() {
         assert_same_model(&model, &again);
         assert_eq!(again.dtype, model.dtype);
         assert_eq!(again.tokenizer.eos_token_ids, model.tokenizer.eos_token_ids);
-        // Nothing temporary is left, and others may read what there is.
+        // No temporary file is left, and the files are readable for others.
         let names: Vec<_> = fs::read_dir(&dir)
             .unwrap()
             .map(|f| f.unwrap().file_name())
@@ -143,7 +143,7 @@ fn a_saved_model_loads_again_to_the_bit() {
 }
 
 #[test]
-fn weights_are_rounded_to_the_dtype_asked_for() {
+fn weights_are_rounded_to_the_saved_dtype() {
     let model = load(golden("qwen3")).unwrap();
     for (dtype, round) in [
         (
@@ -163,7 +163,7 @@ fn weights_are_rounded_to_the_dtype_asked_for() {
 }
 
 #[test]
-fn every_quantisation_is_what_the_gguf_package_makes_of_it() {
+fn every_quantisation_equals_that_of_the_gguf_package() {
     let model = load(golden("gguf/quants.gguf")).unwrap();
     let bytes = fs::read(golden("gguf/quants.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&bytes).unwrap();
@@ -187,7 +187,7 @@ fn every_quantisation_is_what_the_gguf_package_makes_of_it() {
 }
 
 #[test]
-fn a_gguf_equals_the_directory_that_it_was_made_from() {
+fn a_gguf_equals_its_source_directory() {
     for family in ["llama", "qwen2", "qwen3"] {
         let gguf = load(golden("gguf").join(format!("{family}.gguf"))).unwrap();
         assert_same_model(&gguf, &load(golden(family)).unwrap());
@@ -249,8 +249,8 @@ fn transformers_loads_a_saved_model_with_the_same_weights_and_tokens() {
         let model = load(&path).unwrap();
         let saved = tempfile::tempdir().unwrap();
         model.save(saved.path(), model.dtype).unwrap();
-        // `transformers` 5 splits as Qwen's own tokenizer does for every qwen, whatever tokenizer.json says; the tiny ones split
-        // as GPT-2's.
+        // `transformers` 5 uses Qwen's own pre-tokenizer for every Qwen model, whatever tokenizer.json says; the tiny models have
+        // GPT-2's.
         let texts: &[&str] = if model.config.qkv_bias || model.config.qk_norm {
             &[]
         } else {
@@ -283,20 +283,20 @@ fn transformers_loads_a_saved_model_with_the_same_weights_and_tokens() {
 }
 
 #[test]
-fn a_gguf_of_ours_is_read_as_the_model_it_was_made_from() {
+fn a_written_gguf_is_read_as_the_same_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
     for family in FAMILIES {
         let mut model = load(golden(family)).unwrap();
         if let RopeScaling::Llama3(scaling) = &mut model.config.rope_scaling {
-            // GGUF has the factors alone, which are read as those of the Llama 3 models there are.
+            // GGUF stores only the factors, which are recognised as those of the released Llama 3 models.
             scaling.original_max_position_embeddings = 8192.0;
             (scaling.low_freq_factor, scaling.high_freq_factor) = (1.0, 4.0);
-            // With six numbers a head and a low base no wave would be long enough to be slowed.
+            // With head dimension 6 and a small base no wavelength would be scaled.
             model.config.rope_theta = 500_000.0;
         }
         if model.config.family == Family::Mistral {
-            // GGUF tells it from a llama by a window alone, and this one has none.
+            // In GGUF only the sliding window distinguishes it from a llama, and this model has none.
             model.config.family = Family::Llama;
         }
         model.save_gguf(&path, GgufType::F32).unwrap();
@@ -311,10 +311,10 @@ fn a_gguf_of_ours_is_read_as_the_model_it_was_made_from() {
     }
 }
 
-/// A number of a block is off by half a step at most, which is its largest number over 127 or 8, but for the scale's own rounding to f16
-/// and, with four bits, the largest number's own place at the end of the range.
+/// The error of a weight is at most half a step (the largest weight of its block over 127 or 8), apart from rounding of the scale to
+/// f16 and, with four bits, the position of the largest weight at the end of the range.
 #[test]
-fn blocks_of_few_bits_are_as_near_as_their_steps_allow() {
+fn quantisation_errors_are_within_half_a_step() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
     let model = load(golden("gguf/quants.gguf")).unwrap();
