@@ -311,10 +311,10 @@ fn a_written_gguf_is_read_as_the_same_model() {
     }
 }
 
-/// The error of a weight is at most half a step (the largest weight of its block over 127 or 8), apart from rounding of the scale to
+/// The error of a weight is at most a step (the largest weight of its block over 127 or 8): half a step, and rounding of the scale to
 /// f16 and, with four bits, the position of the largest weight at the end of the range.
 #[test]
-fn quantisation_errors_are_within_half_a_step() {
+fn quantisation_errors_are_within_a_step() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
     let model = load(golden("gguf/quants.gguf")).unwrap();

@@ -146,17 +146,17 @@ fn llama_cpp_answers_as_the_exported_model() {
         "naïve café — 12,345",
     ];
     let dir = tempfile::tempdir().unwrap();
-    let (file, asked) = (
+    let (file, prompts_file) = (
         dir.path().join("model.gguf"),
         dir.path().join("prompts.jsonl"),
     );
     let rows = prompts.map(|prompt| serde_json::json!({ "prompt": prompt }).to_string() + "\n");
-    fs::write(&asked, rows.concat()).unwrap();
+    fs::write(&prompts_file, rows.concat()).unwrap();
     let ids = prompts.map(|prompt| model.tokenizer.encode_prompt(prompt).unwrap());
     let mut engine = Engine::new(&model.config);
     let mut generator = Generator::new(&mut engine, &model);
     model.save_gguf(&file, GgufType::F32).unwrap();
-    let answers = script_output(&python, "load_gguf.py", &[&file, &asked]);
+    let answers = script_output(&python, "load_gguf.py", &[&file, &prompts_file]);
     for ((line, prompt), text) in answers.lines().zip(ids).zip(prompts) {
         let theirs: Value = serde_json::from_str(line).unwrap();
         let tokens = theirs["tokens"].as_array().unwrap();
