@@ -4,6 +4,7 @@ use std::path::Path;
 
 use unforget::{
     Error, Result,
+    config::Device,
     model::{Model, TextTokenizer},
     progress::Progress,
     run::RunDir,
@@ -13,6 +14,7 @@ use unforget::{
 pub struct Context {
     pub json: bool,
     pub seed: Option<u64>,
+    pub device: Option<Device>,
     pub progress: Progress,
 }
 

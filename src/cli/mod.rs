@@ -5,7 +5,9 @@ use std::{
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use unforget::{Error, Result, catch_panic, distributed, interrupt, progress::Progress};
+use unforget::{
+    Error, Result, catch_panic, config::Device, distributed, interrupt, progress::Progress,
+};
 
 mod ask;
 mod audit;
@@ -32,14 +34,16 @@ mod tune;
 
 use self::context::Context;
 
-/// Fine-tune language models on new facts without making them forget the old ones, and prove it fact by fact.
+/// Fine-tune language models on new facts without forgetting, or hallucinating about, what they already knew.
 #[derive(Debug, Parser)]
 #[command(name = "unforget", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Begin with `unforget demo`: the whole story on a real small model, in about ten minutes.\n\n\
+    after_help = "Examples:\n  unforget demo                                                  everything on a real small model, in about ten minutes\n  \
+    unforget tune smollm2-135m --learn new.tsv --out runs/new      fine-tune on your facts\n  \
+    unforget report runs/new --out report.html                     a page about the run\n\n\
     MODEL is a Hugging Face directory, a .gguf file, a hub id (Qwen/Qwen2.5-0.5B), a name in the registry \
     (smollm2-135m) or a run directory.\nFACTS is a TSV, CSV, JSONL or EntityQuestions file, or pack:world, the built-in facts.\n\n\
-    Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 3 done but over the\nforgetting budget, 130 interrupted."
+    Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 3 done but over the\nforgetting budget, 130 interrupted and resumable."
 )]
 struct Cli {
     #[command(flatten)]
@@ -48,7 +52,7 @@ struct Cli {
     command: Command,
 }
 
-/// What every command takes.
+/// The global options.
 #[derive(Debug, Args)]
 struct GlobalArgs {
     /// Print results on stdout as JSON
@@ -57,20 +61,15 @@ struct GlobalArgs {
     /// No progress on stderr
     #[arg(long, short, global = true, help_heading = "Global options")]
     quiet: bool,
-    /// Seed of every draw [default: 0, or the config's]
+    /// Seed of every random draw [default: 0, or the config's]
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     seed: Option<u64>,
-    /// Threads to compute with [default: all]; results do not depend on it
+    /// Threads to compute with [default: all]; results are independent of their number
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     threads: Option<NonZeroUsize>,
-    /// Where to compute: cpu, cuda[:N] or auto
-    #[arg(
-        long,
-        global = true,
-        default_value = "auto",
-        help_heading = "Global options"
-    )]
-    device: Device,
+    /// Where to compute: cpu, gpu[:N] or auto [default: auto, or the config's]
+    #[arg(long, global = true, help_heading = "Global options")]
+    device: Option<Device>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,32 +95,9 @@ enum Command {
     Man(completions::ManArgs),
 }
 
-/// Where to compute. `auto` is the CPU, the only device of this build.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Device {
-    Cpu,
-    Gpu(String),
-}
-
-impl std::str::FromStr for Device {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let is_gpu = name == "cuda"
-            || name
-                .strip_prefix("cuda:")
-                .is_some_and(|n| n.parse::<u32>().is_ok());
-        match name {
-            "cpu" | "auto" => Ok(Self::Cpu),
-            _ if is_gpu => Ok(Self::Gpu(name.to_owned())),
-            _ => Err("expected cpu, cuda, cuda:N or auto".into()),
-        }
-    }
-}
-
-/// Parses the arguments, runs the command, and tells an error in one form: what, why, what to do.
+/// Parses the arguments and runs the command; prints an error with its cause and a hint.
 ///
-/// Of several processes that share the work the first one speaks; one that fails ends all.
+/// Of several processes that train together only the main one prints; one that fails ends all.
 pub fn main() -> ExitCode {
     catch_panic::hide_caught_panics();
     let cli = Cli::parse();
@@ -137,7 +113,7 @@ pub fn main() -> ExitCode {
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if distributed::world_size() > 1 => {
             if !distributed::is_main() {
-                // What is wrong for all of them the first one says.
+                // The main process prints an error that all of them have.
                 thread::sleep(Duration::from_secs(2));
                 eprint!(
                     "process {} of {}: ",
@@ -156,30 +132,22 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    if let Device::Gpu(name) = &cli.global.device {
-        return Err(Error::input_hint(
-            format!("`--device {name}`: this build computes on the CPU only"),
-            "leave `--device` out, or say `--device cpu`",
-        ));
-    }
-    if let Some(threads) = cli.global.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .build_global()
-            .map_err(|reason| Error::Failed {
-                message: format!("cannot start {threads} threads: {reason}"),
-                hint: Some("try fewer".into()),
-            })?;
+    if let Some(device) = cli.global.device {
+        device.check()?;
     }
     let context = Context {
         json: cli.global.json,
         seed: cli.global.seed,
+        device: cli.global.device,
         progress: if cli.global.quiet || !distributed::is_main() {
             Progress::quiet()
         } else {
             Progress::stderr()
         },
     };
+    if let Some(threads) = cli.global.threads {
+        start_threads(threads, &context.progress)?;
+    }
     let progress = context.progress.clone();
     interrupt::install_handler(move || {
         progress.note("interrupted: stopping after this step (once more to stop at once)");
@@ -207,6 +175,23 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
+/// Starts the threads to compute with, no more than the machine has.
+fn start_threads(wanted: NonZeroUsize, progress: &Progress) -> Result<()> {
+    let available = thread::available_parallelism().unwrap_or(wanted);
+    if wanted > available {
+        progress.note(format!(
+            "`--threads {wanted}`: this machine runs {available} at once, and no more are started"
+        ));
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(wanted.min(available).get())
+        .build_global()
+        .map_err(|reason| Error::Failed {
+            message: format!("cannot start {wanted} threads: {reason}"),
+            hint: Some("try fewer".into()),
+        })
+}
+
 /// Prints an error, its causes and what to do about it.
 fn print_error(error: &Error) {
     let mut message = format!("error: {error}\n");
@@ -218,6 +203,6 @@ fn print_error(error: &Error) {
     if let Some(hint) = error.hint() {
         message += &format!("hint: {hint}\n");
     }
-    // A closed stderr leaves the exit code to speak.
+    // With a closed stderr the exit code is all that is left.
     let _ = std::io::stderr().write_all(message.as_bytes());
 }

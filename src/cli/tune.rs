@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use toml::Value;
 use unforget::{
     Error, Result,
-    config::Config,
+    config::{Config, Override},
     dashboard::Dashboard,
     distributed,
     run::RunResult,
@@ -21,38 +22,48 @@ use super::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
-    unforget tune experiment.toml --set train.learning_rate=1e-4 --out runs/higher\n\n\
-    Flags and then --set go over what the config says. The other settings and their defaults stand in the config's\n\
-    reference (docs of `unforget::config`); a run keeps its resolved config.")]
+    unforget tune smollm2-135m --learn new.tsv --epochs 10 --lr 1e-4 --batch-size 16 --out runs/faster\n  \
+    unforget tune experiment.toml --set train.max_grad_norm=0.5 --out runs/clipped\n\n\
+    Precedence: defaults, then the config file, then flags, then --set. All settings and their defaults are in the\n\
+    reference of the config (docs of `unforget::config`); a run directory keeps its resolved config.")]
 pub struct TuneArgs {
-    /// An experiment file, a model, or a run whose model is tuned further
+    /// A config file, a model, or a run whose model is tuned further
     #[arg(value_name = "CONFIG.toml|MODEL")]
     target: String,
-    /// New facts to be learned
+    /// New facts to learn
     #[arg(long, value_name = "FACTS", num_args = 1..)]
     learn: Vec<PathBuf>,
-    /// Known facts to train on too
+    /// Known facts to train on as well
     #[arg(long, value_name = "FACTS", num_args = 1..)]
     keep: Vec<PathBuf>,
     /// Known facts that are only measured
     #[arg(long, value_name = "FACTS", num_args = 1..)]
     held: Vec<PathBuf>,
-    /// The run directory to be written
+    /// The run directory to write
     #[arg(long, value_name = "RUN")]
     out: Option<PathBuf>,
-    /// sft or self-distill
+    /// sft, self-distill, l2 or auto
     #[arg(long, value_name = "KIND")]
     method: Option<String>,
-    /// Forgetting allowed, in percentage points: the run is steered by it, and the exit code is 3 if it ends over it
+    /// Number of epochs [default: 20]
+    #[arg(long, value_name = "N")]
+    epochs: Option<i64>,
+    /// Learning rate [default: 5e-5]
+    #[arg(long, value_name = "LR")]
+    lr: Option<f64>,
+    /// Rows of a batch [default: 64]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<i64>,
+    /// Forgetting allowed, in percentage points: the method's strength adapts to it, and the exit code is 3 if the run ends over it
     #[arg(long, value_name = "PP")]
     budget: Option<f64>,
-    /// What becomes of a step whose loss or gradient is not finite: the run ends, or goes on without it (ten times at most)
+    /// When a loss or gradient is not finite: end the run, or skip the step (ten times at most)
     #[arg(long, value_name = "stop|skip")]
     on_nonfinite: Option<String>,
     /// Any key of the config, such as train.learning_rate=1e-4; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// An Only Known run of the same facts, to be told how far below it this one ends
+    /// An Only Known run on the same facts, to report the gap to it
     #[arg(long, value_name = "RUN")]
     baseline: Option<PathBuf>,
     /// Count and list broken rows instead of refusing the file
@@ -61,23 +72,23 @@ pub struct TuneArgs {
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
-    /// Train nothing: say what the run would take in memory, disk and time
+    /// Estimate memory, disk and time, and train nothing
     #[arg(long)]
     dry_run: bool,
     /// Keep the checkpoints when the run is done
     #[arg(long)]
     keep_checkpoints: bool,
-    /// Say at the end where the steps' time and bytes went
+    /// Report how the time and memory of the steps were spent
     #[arg(long)]
     profile: bool,
-    /// Serve a page about the run while it goes on, to this machine alone
+    /// Serve a live page about the run, to this machine only
     #[arg(long)]
     watch: bool,
 }
 
 impl TuneArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        let config = self.config(context.seed)?;
+        let config = self.config(context)?;
         if self.dry_run {
             let estimate = train::estimate(&config, &context.progress)?;
             return if context.json {
@@ -99,95 +110,113 @@ impl TuneArgs {
         print_result(&result, &config.out, context)
     }
 
-    /// The config file or the defaults, then the flags, then `--set`.
-    fn config(&self, seed: Option<u64>) -> Result<Config> {
-        let is_file = Path::new(&self.target)
+    /// The defaults or the config file, under the flags, under `--set`.
+    fn config(&self, context: &Context) -> Result<Config> {
+        let mut overrides = self.overrides(context)?;
+        let file = Path::new(&self.target);
+        if file
             .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("toml"));
-        let mut config = if is_file {
-            Config::read(Path::new(&self.target), &self.set)?
-        } else {
-            if self.out.is_none()
-                && !self.dry_run
-                && !self.set.iter().any(|s| s.starts_with("out="))
-            {
-                return Err(Error::input_hint(
-                    "no run directory is named",
-                    "add `--out runs/NAME`",
-                ));
-            }
-            Config {
-                model: model_spec(&self.target)?,
-                ..Config::default()
-            }
-        };
-        for (flag, slot) in [
-            (&self.learn, &mut config.data.learn),
-            (&self.keep, &mut config.data.keep),
-            (&self.held, &mut config.data.held),
+            .is_some_and(|e| e.eq_ignore_ascii_case("toml"))
+        {
+            return Config::build(Some(file), &overrides);
+        }
+        if !self.dry_run && !overrides.iter().any(|given| given.key == "out") {
+            return Err(Error::input_hint(
+                "no run directory is named",
+                "add `--out runs/NAME`",
+            ));
+        }
+        let model = model_spec(&self.target)?;
+        overrides.insert(0, Override::new("MODEL", "model", model));
+        Config::build(None, &overrides)
+    }
+
+    /// The flags that stand for keys of the config, then `--set`.
+    fn overrides(&self, context: &Context) -> Result<Vec<Override>> {
+        let mut overrides = Vec::new();
+        for (flag, key, files) in [
+            ("--learn", "data.learn", &self.learn),
+            ("--keep", "data.keep", &self.keep),
+            ("--held", "data.held", &self.held),
         ] {
-            if !flag.is_empty() {
-                slot.clone_from(flag);
+            if !files.is_empty() {
+                let paths: Result<Vec<&str>> =
+                    files.iter().map(|file| path_text(flag, file)).collect();
+                overrides.push(Override::new(flag, key, paths?));
             }
         }
-        if let Some(out) = &self.out {
-            config.out.clone_from(out);
-        } else if self.dry_run && config.out.as_os_str().is_empty() {
-            // Nothing is written there.
-            config.out = "runs/dry".into();
-        }
-        config.data.skip_bad_rows |= self.skip_bad_rows;
-        if let Some(seed) = seed {
-            config.seed = seed;
-        }
-        if self.baseline.is_some() {
-            config.baseline.clone_from(&self.baseline);
-        }
-        if self.budget.is_some() {
-            config.method.budget = self.budget;
-        }
-        for (flag, key, value) in [
-            ("--method", "method.kind", &self.method),
-            ("--on-nonfinite", "train.on_nonfinite", &self.on_nonfinite),
+        for (flag, key, path) in [
+            ("--out", "out", &self.out),
+            ("--baseline", "baseline", &self.baseline),
         ] {
-            if let Some(value) = value {
-                config = config
-                    .with_sets(&[format!("{key}={value}")])
-                    .map_err(|error| error_for_flag(flag, error))?;
+            if let Some(path) = path {
+                overrides.push(Override::new(flag, key, path_text(flag, path)?));
             }
         }
-        let config = config.with_sets(&self.set)?;
-        config.validate()?;
-        Ok(config)
+        let seed = context.seed.map(i64::try_from).transpose();
+        let seed = seed.map_err(|_| {
+            Error::input("`--seed` is above the largest integer that TOML can hold")
+        })?;
+        let device = context.device.map(|device| device.to_string());
+        let values = [
+            ("--seed", "seed", seed.map(Value::from)),
+            ("--device", "device", device.map(Value::from)),
+            (
+                "--method",
+                "method.kind",
+                self.method.clone().map(Value::from),
+            ),
+            ("--epochs", "train.num_epochs", self.epochs.map(Value::from)),
+            ("--lr", "train.learning_rate", self.lr.map(Value::from)),
+            (
+                "--batch-size",
+                "train.batch_size",
+                self.batch_size.map(Value::from),
+            ),
+            ("--budget", "method.budget", self.budget.map(Value::from)),
+            (
+                "--on-nonfinite",
+                "train.on_nonfinite",
+                self.on_nonfinite.clone().map(Value::from),
+            ),
+            (
+                "--skip-bad-rows",
+                "data.skip_bad_rows",
+                self.skip_bad_rows.then(|| true.into()),
+            ),
+        ];
+        for (flag, key, value) in values {
+            overrides.extend(value.map(|value| Override::new(flag, key, value)));
+        }
+        for set in &self.set {
+            overrides.push(Override::parse(set)?);
+        }
+        Ok(overrides)
     }
 }
 
-/// The same error, told about the flag that the user typed.
-fn error_for_flag(flag: &str, error: Error) -> Error {
-    match error {
-        Error::Input { message, hint } => {
-            let (_, rest) = message.split_once(": ").unwrap_or(("", &message));
-            Error::Input {
-                message: format!("`{flag}`: {rest}"),
-                hint,
-            }
-        }
-        other => other,
-    }
+/// A path as a value of a config.
+fn path_text<'a>(flag: &str, path: &'a Path) -> Result<&'a str> {
+    path.to_str().ok_or_else(|| {
+        Error::input(format!(
+            "`{flag} {}`: the path is not UTF-8 text",
+            path.display()
+        ))
+    })
 }
 
-/// The page about the run in `dir`, where one is wanted; served until it is dropped.
+/// Serves the page about the run in `dir`, where `enabled`, until it is dropped.
 pub fn serve_dashboard(enabled: bool, dir: &Path) -> Result<Option<Dashboard>> {
     if !enabled || !distributed::is_main() {
         return Ok(None);
     }
-    let watch = Dashboard::serve(dir.to_owned())?;
-    // The address is told under `--quiet` too: without it there is no page.
-    eprintln!("watch it on {}", watch.url);
-    Ok(Some(watch))
+    let dashboard = Dashboard::serve(dir.to_owned())?;
+    // The address is printed under `--quiet` too: without it nobody finds the page.
+    eprintln!("watch it on {}", dashboard.url);
+    Ok(Some(dashboard))
 }
 
-/// The end of a run: its figures in a sentence, and the next command.
+/// Prints the result of a run in a sentence, and the next command.
 pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result<()> {
     if context.json {
         output::json(result)?;
@@ -202,8 +231,8 @@ pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result
         (Some(false), Some(budget), Some(forgotten)) => Err(Error::OverBudget {
             forgotten,
             budget,
-            hint: "the model was saved all the same; take a stronger remedy (`method.lambda`, `method.decoys`), fewer new facts, \
-                    or more held-out ones to steer by",
+            hint: "the model was saved; use a stronger method (`method.lambda`, `method.decoys`), fewer new facts, \
+                    or more held-out facts to control it by",
         }),
         _ => Ok(()),
     }
@@ -213,7 +242,7 @@ pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result
 mod tests {
     use super::*;
     use unforget::{
-        config::{Goal, MethodKind},
+        config::{Goal, MethodKind, ModelSize},
         run::{Counts, PerSplit},
     };
 
@@ -225,6 +254,9 @@ mod tests {
             held: Vec::new(),
             out: Some("run".into()),
             method: None,
+            epochs: None,
+            lr: None,
+            batch_size: None,
             budget: None,
             on_nonfinite: None,
             set: Vec::new(),
@@ -238,8 +270,17 @@ mod tests {
         }
     }
 
+    fn context(seed: Option<u64>) -> Context {
+        Context {
+            json: false,
+            seed,
+            device: None,
+            progress: unforget::progress::Progress::quiet(),
+        }
+    }
+
     #[test]
-    fn sets_go_over_flags_and_flags_over_the_file() {
+    fn sets_override_flags_and_flags_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("exp.toml");
         std::fs::write(
@@ -249,16 +290,55 @@ mod tests {
         .unwrap();
         let tune = TuneArgs {
             method: Some("sft".into()),
+            lr: Some(2e-4),
+            batch_size: Some(4),
             set: vec!["train.learning_rate=1e-4".into()],
             ..tune(file.to_str().unwrap())
         };
-        let config = tune.config(Some(7)).unwrap();
+        let config = tune.config(&context(Some(7))).unwrap();
         assert_eq!(config.model, "m");
         assert_eq!(config.seed, 7);
         assert_eq!(config.out, Path::new("run"));
         assert_eq!(config.method.kind, MethodKind::Sft);
         assert_eq!(config.train.learning_rate, 1e-4);
         assert_eq!(config.train.num_epochs, 3);
+        assert_eq!(config.train.batch_size, 4);
+    }
+
+    /// A flag with a default's value is a setting like any other.
+    #[test]
+    fn a_preset_leaves_flags_alone() {
+        let tune = TuneArgs {
+            method: Some("auto".into()),
+            lr: Some(5e-5),
+            ..tune("m")
+        };
+        let resolved = tune.config(&context(None)).unwrap().resolve(ModelSize {
+            num_hidden_layers: 30,
+            parameters: 135_000_000,
+        });
+        assert_eq!(resolved.config.train.learning_rate, 5e-5);
+    }
+
+    #[test]
+    fn a_value_that_is_wrong_is_reported_with_its_flag() {
+        let tune = TuneArgs {
+            epochs: Some(-3),
+            ..tune("m")
+        };
+        assert_eq!(
+            tune.config(&context(None)).unwrap_err().to_string(),
+            "`--epochs`: `train.num_epochs`: expected a whole number, 0 or more, found -3"
+        );
+        let tune = TuneArgs {
+            lr: Some(7.0),
+            epochs: None,
+            ..tune
+        };
+        assert_eq!(
+            tune.config(&context(None)).unwrap_err().to_string(),
+            "`--lr`: `train.learning_rate` must be above 0 and at most 1, not 7"
+        );
     }
 
     #[test]
@@ -267,7 +347,7 @@ mod tests {
             method: Some("self-distil".into()),
             ..tune("m")
         };
-        let error = tune.config(None).unwrap_err();
+        let error = tune.config(&context(None)).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`--method`: `method.kind` is `self-distil`"
@@ -307,11 +387,7 @@ mod tests {
 
     #[test]
     fn a_run_over_its_budget_is_told_and_exits_with_3() {
-        let context = Context {
-            json: false,
-            seed: None,
-            progress: unforget::progress::Progress::quiet(),
-        };
+        let context = context(None);
         assert!(print_result(&done(), Path::new("run"), &context).is_ok());
         let over = RunResult {
             budget: Some(1.0),
