@@ -24,8 +24,8 @@ use super::{
 #[command(after_help = "Examples:\n  \
     unforget ask smollm2-135m \"The capital of France is\" --max-new-tokens 8\n  \
     unforget ask smollm2-135m --prompts prompts.jsonl --stop '\\n' --logprobs 5\n\n\
-    The prompt is continued as it stands. With --prompts (rows {\"prompt\"}), --logprobs or --json, output is a line of\n\
-    JSON per prompt, in their order: {\"prompt\", \"answer\"}, with --samples also \"answers\", with --logprobs also\n\
+    The prompt is continued as it is. With --prompts (rows {\"prompt\"}), --logprobs or --json, the output is one line of\n\
+    JSON per prompt, in order: {\"prompt\", \"answer\"}, with --samples also \"answers\", with --logprobs also\n\
     \"tokens\": [{\"id\", \"logprob\", \"top\": [[id, logprob]]}] of \"answer\" (nats, at temperature 1).")]
 pub struct AskArgs {
     /// The model
@@ -39,22 +39,22 @@ pub struct AskArgs {
     /// Ask through the model's own chat template
     #[arg(long)]
     chat: bool,
-    /// 0 is greedy
+    /// Softmax temperature; 0 is greedy
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
     /// Sample from the K most likely tokens; 0 is all of them
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Answers to each prompt
+    /// Answers per prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: usize,
-    /// Tokens after which an answer ends
+    /// Tokens of an answer, at most
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_new_tokens: usize,
-    /// Text before which an answer ends (\n and \t are understood); may be given several times
+    /// End an answer before this text (\n and \t are understood); may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Also tell each token's log-probability, and the N most likely tokens in its place
+    /// Also print each token's log-probability, and the N most likely tokens at its position
     #[arg(long, value_name = "N")]
     logprobs: Option<usize>,
 }

@@ -20,43 +20,44 @@ use super::{
 
 /// Label every fact by how well the model knows it (`SLiCK`)
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  unforget audit smollm2-135m --runs 3\n  \
+#[command(
+    after_help = "Examples:\n  unforget audit smollm2-135m --num-prompts 3\n  \
     unforget audit smollm2-135m facts.tsv --out audits/mine\n\n\
-    Prints the share of each label, and writes facts.jsonl, prompts.jsonl, summary.json and a picture, knowledge.svg, with\n\
-    `--out`. HighlyKnown: the greedy\n\
-    answer is right under every few-shot prompt; MaybeKnown: under some; WeaklyKnown: under none, but a sample\n\
-    sometimes; Unknown: never. The same audit made again comes from a cache.")]
+    Prints the fraction of each label; with --out also writes facts.jsonl, prompts.jsonl, summary.json and knowledge.svg.\n\
+    HighlyKnown: the greedy answer is correct under every few-shot prompt; MaybeKnown: under some; WeaklyKnown: under none, but\n\
+    some samples are correct; Unknown: none is. A repeated audit is read from a cache."
+)]
 pub struct AuditArgs {
     /// The model
     model: String,
     /// The facts; several files make one set
     #[arg(default_value = facts::PACK)]
     facts: Vec<PathBuf>,
-    /// The directory to be written [default: none, the shares are printed alone]
+    /// The directory to write [default: none, only print the fractions]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Few-shot prompts each fact is asked under
+    /// Few-shot prompts for each fact
     #[arg(long, value_name = "N", default_value_t = 20)]
     num_prompts: usize,
     /// Exemplars in a prompt
     #[arg(long, value_name = "N", default_value_t = 3)]
     shots: usize,
-    /// Samples of each fact under each prompt
+    /// Samples for each fact and prompt
     #[arg(long, value_name = "N", default_value_t = 16)]
     samples: usize,
     /// Temperature of the samples
     #[arg(long, value_name = "T", default_value_t = 0.5)]
     temperature: f32,
-    /// Tokens that a sample chooses from; 0 is all
+    /// Sample from the K most likely tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 40)]
     top_k: usize,
     /// Facts from which exemplars are drawn [default: the facts themselves]
     #[arg(long, value_name = "FACTS", num_args = 1..)]
     exemplars: Vec<PathBuf>,
-    /// Draw the samples, as the paper did, instead of computing the probability that one is right
+    /// Draw the samples, as in the paper, instead of computing the probability of a correct answer
     #[arg(long)]
     sample: bool,
-    /// Write wrong answers out to the end of their line; slower
+    /// Generate wrong answers to the end of their line (slower)
     #[arg(long)]
     full_answers: bool,
     #[command(flatten)]
@@ -69,7 +70,9 @@ pub struct AuditArgs {
 impl AuditArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         if self.num_prompts == 0 || self.samples == 0 {
-            return Err(Error::input("`--runs` and `--samples` must be at least 1"));
+            return Err(Error::input(
+                "`--num-prompts` and `--samples` must be at least 1",
+            ));
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(Error::input("`--temperature` must be above 0"));
@@ -118,7 +121,7 @@ impl AuditArgs {
     }
 }
 
-/// How much of each relation is known well, and how much not at all.
+/// The fractions of `HighlyKnown` and of `Unknown` facts of each relation, as an SVG.
 fn plot_labels(audit: &Audited) -> String {
     let bars = |title: &str, style: usize, share: fn(&LabelFractions) -> f64| {
         let bars = audit
@@ -142,16 +145,16 @@ fn plot_labels(audit: &Audited) -> String {
         bars("HighlyKnown", 0, |s| s.highly_known),
         bars("Unknown", 1, |s| s.unknown),
     ];
-    chart::svg(&format!("What {} knows", audit.model), &charts, 2)
+    chart::svg(&format!("Knowledge of {}", audit.model), &charts, 2)
 }
 
-/// What stands for each label in a bar of a terminal.
+/// The character of each label in a bar of a terminal.
 const SHADES: [char; 4] = ['█', '▓', '▒', '░'];
 
-/// Columns of such a bar.
+/// Columns of a bar.
 const BAR_WIDTH: usize = 24;
 
-/// The share of each label, relation by relation and in all; as bars, too, where a terminal is wide enough.
+/// The fraction of each label by relation and overall, with bars where the terminal is wide enough.
 fn label_table(audit: &Audited, width: Option<usize>) -> String {
     let with_bars = |bar: usize| {
         let row = |name: &str, shares: &LabelFractions| {
@@ -191,7 +194,7 @@ fn label_table(audit: &Audited, width: Option<usize>) -> String {
     }
 }
 
-/// Shares of one whole as a bar of `columns`.
+/// Fractions that sum to 1, as a bar of `columns`.
 fn stacked_bar(fractions: [f64; 4], columns: usize) -> String {
     let mut bar = String::new();
     let (mut done, mut drawn) = (0.0, 0);
@@ -209,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_is_as_long_as_it_should_be_whatever_is_rounded() {
+    fn a_bar_has_its_length_whatever_is_rounded() {
         assert_eq!(stacked_bar([0.25, 0.25, 0.25, 0.25], 8), "██▓▓▒▒░░");
         assert_eq!(
             stacked_bar([1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.0], 10),

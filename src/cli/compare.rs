@@ -24,22 +24,22 @@ use super::{
     output,
 };
 
-/// Facts that are listed in each group when people read.
+/// Facts listed in each group.
 const MAX_LISTED: usize = 10;
 
-/// Columns where there is no terminal.
+/// Columns of a table without a terminal.
 const DEFAULT_WIDTH: usize = 80;
 
-/// Columns that a bar takes; where there are fewer there is none.
+/// Columns of a bar; with fewer there is none.
 const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
 
 /// Fact by fact: what was learned, kept and forgotten, and what the model says now
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  unforget compare runs/p17\n  \
     unforget compare smollm2-135m runs/p17 --facts held.tsv\n\n\
-    A run is told from its records. Two models are asked the facts at the training prompt: a fact that only AFTER\n\
-    gets right counts as learned. With --json:\n  \
-    {\"learned\", \"kept\", \"forgotten\", \"gained\", \"facts\": [{..., \"before\", \"after\", \"state\"}]}")]
+    A run is read from its records. Two models are evaluated at the training prompt: a fact that only AFTER\n\
+    answers correctly counts as learned. With --json:\n  \
+    {\"learned\", \"kept\", \"forgotten\", \"gained\", \"facts\": [{..., \"before\", \"after\", \"outcome\"}]}")]
 pub struct CompareArgs {
     /// A run directory; or the model before
     #[arg(value_name = "RUN|BEFORE")]
@@ -72,14 +72,14 @@ impl CompareArgs {
 
     fn compare_models(&self, after: &str, context: &Context) -> Result<Comparison> {
         let facts = self.fact_args.facts(&self.facts, context)?;
-        // A model that is not there is told before the other is asked.
+        // A missing model is an error before the other is evaluated.
         model::pull(&model_spec(after)?)?;
         let before = self.answers(&self.before, &facts, context)?;
         let after = self.answers(after, &facts, context)?;
         Ok(Comparison::between(&facts, before, after))
     }
 
-    /// What a model answers to every fact at the training prompt.
+    /// A model's answer to every fact at the training prompt.
     fn answers(&self, spec: &str, facts: &[Fact], context: &Context) -> Result<Vec<EvalAnswer>> {
         let model = load_model(spec)?;
         let template = self.fact_args.template(&model.tokenizer)?;
@@ -90,18 +90,18 @@ impl CompareArgs {
             &model.tokenizer,
             self.fact_args.match_rule(),
         )?;
-        context.progress.note(format!("asking {spec}"));
+        context.progress.note(format!("evaluating {spec}"));
         exam.answers(&mut Generator::new(&mut engine, &model))
     }
 }
 
-/// What a finished run has recorded.
+/// The recorded outcomes of a finished run.
 fn compare_run(dir: &Path) -> Result<Comparison> {
     let rows = finished_run(dir)?.facts()?.into_iter();
     Ok(Comparison::new(rows.map(ComparedFact::from)))
 }
 
-/// The counts, a table of the parts, and some facts of each group, in so many columns.
+/// The counts, a table, and some facts of each outcome, in `width` columns.
 fn format_comparison(comparison: &Comparison, width: usize) -> String {
     let groups = [
         ("learned", FactOutcome::Learned, comparison.counts.learned),
@@ -142,7 +142,7 @@ fn format_comparison(comparison: &Comparison, width: usize) -> String {
     text
 }
 
-/// The parts of a run, or the relations that two models were asked: what is right, and what became of the facts.
+/// Accuracy and outcomes, by split of a run or by relation of two models.
 fn table(comparison: &Comparison, width: usize) -> String {
     let mut groups: BTreeMap<(Option<Split>, String), Vec<&ComparedFact>> = BTreeMap::new();
     for fact in &comparison.facts {
@@ -154,9 +154,9 @@ fn table(comparison: &Comparison, width: usize) -> String {
     }
     let is_run = groups.keys().any(|(split, _)| split.is_some());
     let headers = [
-        if is_run { "part" } else { "relation" },
+        if is_run { "split" } else { "relation" },
         "facts",
-        "right",
+        "correct",
         "learned",
         "kept",
         "forgotten",
@@ -190,7 +190,7 @@ fn table(comparison: &Comparison, width: usize) -> String {
     }
 }
 
-/// The share of `facts` that is right before and after, each as a bar of so many columns and a number.
+/// Accuracy before and after, each as a number with a bar of `bar` columns.
 fn accuracy_bars(facts: &[&ComparedFact], bar: usize) -> String {
     let line = |label: &str, is_correct: fn(&ComparedFact) -> bool| {
         let correct = facts.iter().filter(|fact| is_correct(fact)).count();
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// Of each part one fact of each kind, and of some one more.
+    /// One fact of each kind in each group, and in some one more.
     fn comparison(parts: &[(Option<Split>, &str)]) -> Comparison {
         let kinds = [[false, true], [true, true], [true, false], [false, false]];
         let facts: Vec<ComparedFact> = parts
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_told_by_its_parts() {
+    fn a_run_is_compared_by_split() {
         let run = comparison(&[
             (Some(Split::Held), "P17"),
             (Some(Split::WeaklyKnown), "P17"),
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn two_models_are_told_by_relation() {
+    fn two_models_are_compared_by_relation() {
         let models = comparison(&[(None, "is the capital of"), (None, "P17")]);
         insta::assert_snapshot!(table(&models, 80), @r"
         relation           facts  right                 learned  kept  forgotten  gained
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_bars_have_no_room_there_are_none() {
+    fn narrow_terminals_get_no_bars() {
         let run = comparison(&[
             (Some(Split::Known), "P17"),
             (Some(Split::WeaklyKnown), "P17"),

@@ -8,7 +8,7 @@ use unforget::{Error, Result};
 
 use super::{context::Context, output};
 
-/// Print what makes a shell complete commands and options
+/// Generate shell completions
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     unforget completions bash > ~/.local/share/bash-completion/completions/unforget\n  \
@@ -27,11 +27,11 @@ impl CompletionsArgs {
     }
 }
 
-/// Write the manual pages, one a command
+/// Generate man pages, one per command
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  unforget man ~/.local/share/man/man1 && man unforget-tune")]
 pub struct ManArgs {
-    /// The directory to be written
+    /// The directory to write
     dir: PathBuf,
 }
 

@@ -17,36 +17,36 @@ use super::{
     output,
 };
 
-/// Show what would be trained of a file: its rows as the model reads them, with what is trained marked
+/// Show the training rows of a file as token text, with the trained part marked
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget data chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct\n  \
     unforget data new.tsv train-00000.parquet --rows 1\n\n\
-    JSONL, JSON, CSV, TSV and Parquet, a row of: subject, relation, object (facts); messages (chats), conversations\n\
-    (ShareGPT), instruction, input, output (Alpaca), each in the words of the model's own chat template; prompt,\n\
-    completion; text. What stands between \u{27e6} and \u{27e7} is trained, the rest is read. A chat has a row for every answer.\n\
-    With --json a line a file: {\"file\", \"kind\", \"items\", \"rows\", \"tokens\", \"trained\", \"longest\", \"too_long\", \"shown\":\n\
+    JSONL, JSON, CSV, TSV and Parquet, with rows of: subject, relation, object (facts); messages (chats), conversations\n\
+    (ShareGPT), instruction, input, output (Alpaca), each rendered by the model's chat template; prompt,\n\
+    completion; text. The text between \u{27e6} and \u{27e7} is trained, the rest is context. A chat has one row per answer.\n\
+    With --json one line per file: {\"file\", \"kind\", \"items\", \"rows\", \"tokens\", \"trained\", \"longest\", \"too_long\", \"shown\":\n\
     [{\"prompt\", \"target\"}]}."
 )]
 pub struct DataArgs {
     /// The files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The model whose tokens and chat template are taken
+    /// The model whose tokenizer and chat template are used
     #[arg(long, default_value = "smollm2-135m")]
     model: String,
-    /// Rows that are shown of each file
+    /// Rows to show of each file
     #[arg(long, value_name = "N", default_value_t = 3)]
     rows: usize,
-    /// Tokens of the longest row that is trained whole
+    /// Longest row, in tokens, that `tune` accepts
     #[arg(long, value_name = "N", default_value_t = 2048)]
     max_length: usize,
     #[command(flatten)]
     fact_args: FactArgs,
 }
 
-/// What is told of a file's rows; of the rows themselves it keeps those that are shown.
+/// Counts of a file's rows, and the rows to show.
 #[derive(Default)]
 struct FileSummary {
     kind: &'static str,
@@ -115,7 +115,7 @@ impl DataArgs {
         Ok(summary)
     }
 
-    /// Counts a row in.
+    /// Adds a row to the counts.
     fn count(&self, summary: &mut FileSummary, row: Example) {
         summary.rows += 1;
         summary.tokens += row.num_tokens();

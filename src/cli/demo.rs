@@ -1,4 +1,4 @@
-//! `unforget demo`: the whole story on a real small model.
+//! `unforget demo`: audit, training, comparison and report on a real small model.
 
 use std::{
     fs,
@@ -25,13 +25,13 @@ use unforget::{
 
 use super::{context::Context, output};
 
-/// Bring a small model, audit it, teach it new facts plainly and protected, and compare what it forgot
+/// Download a small model, audit it, fine-tune it plainly and with self-distillation, and compare the forgetting
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  unforget demo            about ten minutes on two cores\n  \
     unforget demo --quick    fewer facts and epochs, at most three minutes\n\n\
     Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and\n\
-    self-distillation. Writes the three runs and report.html below --out."
+    self-distillation. Writes the three runs and report.html to --out."
 )]
 pub struct DemoArgs {
     /// Fewer facts and epochs
@@ -40,7 +40,7 @@ pub struct DemoArgs {
     /// The model
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
     model: String,
-    /// The directory to be written [default: runs/demo, or runs/demo-2 ... where that is taken]
+    /// The directory to write [default: runs/demo, or runs/demo-2 ... if that is taken]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Write into a directory that is not empty
@@ -48,17 +48,17 @@ pub struct DemoArgs {
     force: bool,
 }
 
-/// How much the demo does.
+/// The size of the demo.
 struct DemoSize {
-    /// Facts of the pack that are audited to train on.
+    /// Facts of the pack audited for training.
     train_facts: usize,
-    /// Facts of the pack that are audited to hold out.
+    /// Facts of the pack audited for the held-out set.
     held_facts: usize,
     /// Few-shot prompts of the audit.
     audit_prompts: usize,
-    /// Facts of each split, at most.
+    /// Largest number of facts of each split.
     sizes: SplitSizes,
-    /// Epochs of the runs that learn new facts, at most; they stop when all is learned.
+    /// Largest number of epochs of the runs with new facts, which stop early.
     num_epochs: usize,
     /// Epochs of Only Known, which has nothing new to learn.
     only_known_epochs: usize,
@@ -104,13 +104,13 @@ const QUICK: DemoSize = DemoSize {
     learning_rate: 1e-4,
 };
 
-/// The relation that is taught: the country of a place, of which every model knows some and none knows all.
+/// The relation of the new facts: the country of a place, which every model knows in part.
 const RELATION: &str = "P17";
 
-/// Share of the new facts right at which a run stops.
+/// Accuracy on the new facts at which a run stops.
 const STOP_ACCURACY: f64 = 0.99;
 
-/// Broken facts that are shown at the end.
+/// Forgotten facts shown at the end.
 const MAX_LISTED: usize = 5;
 
 /// The three runs, in the order of the table.
@@ -141,7 +141,7 @@ impl DemoRun {
         }
     }
 
-    /// What tells its config from that of the others.
+    /// Sets the keys in which its config differs from the others.
     fn configure(self, config: &mut Config, size: &DemoSize, out: &Path) {
         config.method.kind = match self {
             Self::OnlyKnown | Self::Sft => MethodKind::Sft,
@@ -171,7 +171,7 @@ impl DemoArgs {
         model::pull(&self.model)?;
         let model = Model::load(&self.model)?;
 
-        progress.note("2/5 audit: which facts does it know?");
+        progress.note("2/5 audit: which facts does the model know?");
         let splits = splits(&model, size, seed, context)?;
         let data = write_facts(&out.join("facts"), &splits)?;
 
@@ -202,7 +202,7 @@ impl DemoArgs {
     }
 }
 
-/// `dir`, or the first of `dir-2`, `dir-3` ... that is new or empty, so that a demo never stops because of an earlier one.
+/// `dir`, or the first of `dir-2`, `dir-3` ... that is new or empty, so that an earlier demo is never in the way.
 fn unused_dir(dir: &Path, force: bool) -> PathBuf {
     let is_free = |dir: &Path| {
         force || fs::read_dir(dir).map_or(!dir.exists(), |mut entries| entries.next().is_none())
@@ -214,7 +214,7 @@ fn unused_dir(dir: &Path, force: bool) -> PathBuf {
         .expect("some number is free")
 }
 
-/// Audits a sample of the pack and splits it as the paper does.
+/// Audits a sample of the pack and splits it as in the paper.
 fn splits(model: &Model, size: &DemoSize, seed: u64, context: &Context) -> Result<Splits> {
     let pack = facts::read(&[PathBuf::from(facts::PACK)], ReadOptions::default())?;
     let mut facts: Vec<Fact> = pack
@@ -351,7 +351,7 @@ fn forgotten_by_sft_only(sft: &Path, distilled: &Path) -> Result<Vec<ForgottenBy
     Ok(forgotten.collect())
 }
 
-/// The sentence, the table, what broke, and where the page is.
+/// Prints a summary, a table, some forgotten facts and the path of the page.
 fn print_results(
     runs: &[(PathBuf, RunResult)],
     forgotten: &[ForgottenBySft],
@@ -364,7 +364,7 @@ fn print_results(
             .map(|(dir, result)| json!({ "dir": dir, "result": result }))
             .collect();
         return output::json(
-            &json!({ "runs": runs, "broken_by_sft_alone": forgotten, "report": page }),
+            &json!({ "runs": runs, "forgotten_by_sft_only": forgotten, "report": page }),
         );
     }
     let [_, (_, sft), (_, distilled)] = runs else {
@@ -381,7 +381,7 @@ fn print_results(
         )
     };
     output::line(&format!(
-        "\nPlain fine-tuning learned {} new facts and ends {} pp below Only Known on facts that it was not shown; \
+        "\nPlain fine-tuning learned {} new facts and ends {} pp below Only Known on held-out facts; \
          self-distillation learned {} and ends {} pp below.\n",
         learned(sft),
         points(sft.gap_to_only_known_pp),
@@ -410,18 +410,20 @@ fn print_results(
     let headers = [
         "",
         "learned",
-        "in other words",
+        "paraphrased",
         "kept",
         "forgotten pp",
-        "below Only Known pp",
+        "gap to Only Known pp",
         "seconds",
     ];
     output::line(&output::table(&headers, &rows, output::terminal_width()))?;
     if forgotten.is_empty() {
-        output::line("\nNo fact was broken by plain fine-tuning and kept by self-distillation.")?;
+        output::line(
+            "\nNo fact was forgotten by plain fine-tuning and kept by self-distillation.",
+        )?;
     } else {
         output::line(&format!(
-            "\nBroken by plain fine-tuning, kept by self-distillation ({} of {}):",
+            "\nForgotten by plain fine-tuning, kept by self-distillation ({} of {}):",
             forgotten.len().min(MAX_LISTED),
             forgotten.len()
         ))?;
@@ -434,7 +436,7 @@ fn print_results(
             ))?;
         }
     }
-    output::line(&format!("\nThe page: {}", page.display()))
+    output::line(&format!("\nReport: {}", page.display()))
 }
 
 #[cfg(test)]

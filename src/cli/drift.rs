@@ -18,30 +18,30 @@ use super::{
     output,
 };
 
-/// How far a tuned model has drifted from its base where it holds known facts
+/// Measure how far the hidden states and answers of known facts drifted between two models
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv\n  \
     unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv --layer 10 --json\n\n\
-    With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are of the pairs\n\
-    of a new and a held fact with the same answer, and null where there is none."
+    With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are computed over\n\
+    pairs of a new and a held fact with the same answer, and null if there is none."
 )]
 pub struct DriftArgs {
     /// The model before
     base: String,
-    /// The model after, or the run that made it
+    /// The model after, or its run
     tuned: String,
-    /// The facts that were new; several files make one set
+    /// The new facts; several files make one set
     #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
     new: Vec<PathBuf>,
     /// Known facts that were not trained
     #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
     held: Vec<PathBuf>,
-    /// Look at subjects after so many layers [default: half of them]
+    /// Hidden states after L layers [default: half of them]
     #[arg(long, value_name = "L")]
     layer: Option<usize>,
-    /// Compare so many of the likeliest tokens [default: 76]
+    /// Compare the K most likely tokens [default: 76]
     #[arg(long, value_name = "K")]
     tokens: Option<usize>,
     #[command(flatten)]

@@ -20,13 +20,13 @@ use super::{
     output,
 };
 
-/// Write a run's model (or any model) in a form that other tools load
+/// Convert a run's model, or any model, to a format that other tools load
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     unforget export runs/p17 --to hf --out p17-model\n  \
     unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf && ollama create p17 -f p17-gguf/Modelfile\n  \
     unforget export runs/lora --to peft --out p17-adapter\n\n\
-    A run's export has a README.md: a model card that says what was learned, kept and forgotten.")]
+    The export of a run has a README.md: a model card with what was learned, kept and forgotten.")]
 pub struct ExportArgs {
     /// A run directory, or a model
     run: String,
@@ -34,7 +34,7 @@ pub struct ExportArgs {
     /// `train.lora`, as PEFT loads it
     #[arg(long, value_enum, default_value = "hf")]
     to: Format,
-    /// The directory to be written
+    /// The directory to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the weights [default: as in the source, f32 for a GGUF; f16 with `--to gguf`]

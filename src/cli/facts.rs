@@ -7,13 +7,13 @@ use unforget::{Result, facts::extract::extract};
 
 use super::{context::Context, output};
 
-/// Propose facts that documents or tables state, as a table to look through
+/// Extract candidate facts from documents and tables, for review
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  unforget facts handbook.md products.csv > new.tsv\n  unforget facts notes.txt --json\n\n\
     Of a table every cell beside the first of its row, which names the subject; of Markdown and plain text tables, lines of\n\
-    \"Key: value\" below a heading, and plain sentences (\"X was founded in 1999.\"). Nothing is sent anywhere. Look through the\n\
-    table before you train it: patterns read, they do not understand."
+    \"Key: value\" below a heading, and plain sentences (\"X was founded in 1999.\"). Nothing is sent anywhere. The\n\
+    extraction matches patterns and makes mistakes: review the table before you train on it."
 )]
 pub struct FactsArgs {
     /// Markdown, plain text, CSV, TSV, JSONL or JSON

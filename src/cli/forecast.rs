@@ -19,7 +19,7 @@ use super::{
     output,
 };
 
-/// Facts that are listed when people read.
+/// Facts listed in the table.
 const MAX_LISTED: usize = 20;
 
 /// Before any training: which known facts a training set endangers

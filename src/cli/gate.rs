@@ -21,25 +21,25 @@ use super::{
     output,
 };
 
-/// Exit with 3 when a model has forgotten more of what a run knew than it may
+/// Exit with code 3 if a model forgot more of a run's facts than the budget allows
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  unforget gate runs/new --baseline runs/released --budget 2\n  \
     unforget gate model --baseline runs/released --budget 2 --junit gate.xml >> \"$GITHUB_STEP_SUMMARY\"\n\n\
-    Asks the model every fact of the baseline's run as that run asked it. What was known before and held out decides: the\n\
-    share right at the end of that run minus the share right now, in percentage points. A summary in Markdown on stdout;\n\
+    Asks the model every fact of the baseline run with that run's prompts. The measure is the accuracy on its held-out facts\n\
+    at the end of that run minus the accuracy now, in percentage points. A summary in Markdown on stdout;\n\
     with --json: {\"budget\", \"decides\", \"forgotten_pp\", \"interval\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it."
 )]
 pub struct GateArgs {
     /// The model, or a run
     model: String,
-    /// The finished run that it is held against
+    /// The finished run to compare with
     #[arg(long, value_name = "RUN")]
     baseline: PathBuf,
-    /// Percentage points that may be forgotten
+    /// Forgetting allowed, in percentage points
     #[arg(long, value_name = "PP", default_value_t = 1.0, value_parser = percentage_points)]
     budget: f64,
-    /// Also write a test report, a case for every fact that the baseline knew
+    /// Also write a JUnit report, with one test case per fact that the baseline knew
     #[arg(long, value_name = "FILE.xml")]
     junit: Option<PathBuf>,
 }
@@ -59,9 +59,11 @@ impl GateArgs {
         let mut engine = Engine::new(&model.config);
         let questions = facts.iter().map(|(_, fact)| fact);
         let exam = EvalSet::new(questions, &template, &model.tokenizer, data.match_rule)?;
-        context
-            .progress
-            .note(format!("asking {} {} facts", self.model, facts.len()));
+        context.progress.note(format!(
+            "evaluating {} on {} facts",
+            self.model,
+            facts.len()
+        ));
         let answers = exam.answers(&mut Generator::new(&mut engine, &model))?;
 
         let gate = Gated::new(rows, answers, self.budget, context.seed.unwrap_or(0))?;

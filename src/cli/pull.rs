@@ -6,9 +6,11 @@ use unforget::{Result, model};
 
 use super::{context::Context, output};
 
-/// Bring a model into the cache, verify its checksum and print its path
+/// Download a model into the cache, verify its checksum and print its path
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call costs nothing.")]
+#[command(
+    after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call downloads nothing."
+)]
 pub struct PullArgs {
     /// A name in the registry (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
     model: String,

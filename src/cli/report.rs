@@ -8,7 +8,7 @@ use unforget::{Result, report};
 
 use super::{context::Context, output};
 
-/// Write one self-contained page about recorded runs
+/// Write a self-contained HTML page about recorded runs
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  unforget report runs/sft runs/self-distill --out report.html\n  \
@@ -19,7 +19,7 @@ pub struct ReportArgs {
     /// Run directories, in the order of the page
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// The page to be written
+    /// The page to write
     #[arg(long, value_name = "FILE.html", default_value = "report.html")]
     out: PathBuf,
     /// Also write an archive of the page, its data as CSV, and the runs' configs and results

@@ -10,17 +10,17 @@ use unforget::{
 
 use super::{context::Context, tune};
 
-/// Go on with an interrupted run from its newest whole checkpoint, to the bit
+/// Continue an interrupted run from its newest complete checkpoint, bitwise identical
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  unforget resume runs/p17\n\n\
-    From a run without a checkpoint it starts over; a finished run is left as it is.")]
+    A run without a checkpoint starts over; a finished run is left as it is.")]
 pub struct ResumeArgs {
     /// The run directory
     run: PathBuf,
     /// Keep the checkpoints when the run is done
     #[arg(long)]
     keep_checkpoints: bool,
-    /// Serve a page about the run while it goes on, to this machine alone
+    /// Serve a live page about the run, to this machine only
     #[arg(long)]
     watch: bool,
 }

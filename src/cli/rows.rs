@@ -9,7 +9,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use unforget::{Error, Result};
 
-/// The rows of a JSON-lines file (`-` is stdin), each with its line. Blank lines are passed over.
+/// The rows of a JSON-lines file (`-` is stdin), each with its line. Blank lines are skipped.
 ///
 /// # Errors
 /// [`Error::Input`] naming file and line of the first row that is not what it should be.

@@ -15,7 +15,7 @@ use super::{
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  \
     echo '{\"prompt\": \"The capital of France is\", \"completion\": \" Paris\"}' | unforget score smollm2-135m -\n\n\
-    Prompt and completion are tokenised apart and joined. Output, in the order of the rows:\n  \
+    Prompt and completion are tokenised separately and joined. Output, in the order of the rows:\n  \
     {\"tokens\": [{\"id\", \"text\", \"logprob\"}], \"logprob\": sum}")]
 pub struct ScoreArgs {
     /// The model

@@ -41,10 +41,10 @@ pub struct SynthArgs {
     /// How many
     #[arg(long, value_name = "N")]
     n: NonZeroUsize,
-    /// What subjects are like
+    /// Kind of subject names
     #[arg(long, value_enum, default_value = "semantic")]
     keys: Keys,
-    /// What answers are like
+    /// Kind of answers
     #[arg(long, value_enum, default_value = "real")]
     values: Values,
     #[command(flatten)]

@@ -214,18 +214,15 @@ fn parse(source: &Source<'_>) -> Result<Config> {
         Error::input(format!("{}: not TOML: {message}", source.line(line)))
     })?;
     let (config, problems) = deserialize(table.clone());
-    report(
-        &source.name,
-        problems
-            .iter()
-            .map(|problem| {
-                describe(
-                    problem,
-                    &source.line(line_of_key(source.text, &key_of(problem))),
-                )
-            })
-            .collect(),
-    )?;
+    let mut problems: Vec<(Option<usize>, Problem)> = problems
+        .into_iter()
+        .map(|problem| (line_of_key(source.text, &key_of(&problem)), problem))
+        .collect();
+    problems.sort_by_key(|(line, _)| *line);
+    let errors = problems
+        .iter()
+        .map(|(line, p)| describe(p, &source.line(*line)));
+    report(&source.name, errors.collect())?;
     let mut config = config.expect("a table without a problem is a config");
     config.set_keys.add_leaves(&table);
     Ok(config)

@@ -233,7 +233,14 @@ fn a_config_of_another_program_is_answered_key_by_key() {
             "base_model = 'm'\nsequence_len = 512\nmicro_batch_size = 2\nsample_packing = true\nlora_r = 8\nseed = 1\n",
             &[]
         ),
-        @r""
+        @r#"
+    `exp.toml` has 5 errors
+      `exp.toml` line 1: unknown key `base_model` at the top level (did you mean `model`?)
+      `exp.toml` line 2: unknown key `sequence_len` at the top level (did you mean `train.max_length`?)
+      `exp.toml` line 3: unknown key `micro_batch_size` at the top level (did you mean `train.batch_size`?)
+      `exp.toml` line 4: unknown key `sample_packing` at the top level (there is no such setting: batches are computed without padding, and rows are never joined: there is nothing to set)
+      `exp.toml` line 5: unknown key `lora_r` at the top level (did you mean `train.lora.r`?) | -
+    "#
     );
 }
 
@@ -304,11 +311,23 @@ fn all_errors_are_reported_at_once_with_their_places() {
             "[train]\nlearning_rate = -1.0\nnum_epochs = 0\nbetas = [0.9, 1.0]\n[method]\nkind = 'sft'\ntemperature = 0\n",
             &["train.max_grad_norm=nan"]
         ),
-        @r""
+        @r#"
+    `exp.toml` has 5 errors
+      `exp.toml` line 7: `method.temperature` must be above 0, not 0
+      `exp.toml` line 2: `train.learning_rate` must be above 0 and at most 1, not -1
+      `exp.toml` line 4: `train.betas` must each be 0 or more and below 1, not [0.9, 1.0]
+      `--set train.max_grad_norm=nan`: `train.max_grad_norm` must be 0 or more, not NaN
+      `exp.toml` line 3: `train.num_epochs` must be at least 1 | -
+    "#
     );
     insta::assert_snapshot!(
         refused("[train]\nlr = -1.0\nnum_epochs = 'many'\n[method]\nteacher = 'live'\n", &[]),
-        @r""
+        @r#"
+    `exp.toml` has 3 errors
+      `exp.toml` line 2: unknown key `lr` in [train] (did you mean `learning_rate`?)
+      `exp.toml` line 3: `train.num_epochs`: expected a whole number, 0 or more, found "many"
+      `exp.toml` line 5: `method.teacher` is `live` (did you mean `online`?) | -
+    "#
     );
 }
 
@@ -497,7 +516,7 @@ fn more_snapshot_epochs_than_there_are_are_reduced_with_a_note() {
     let config = parse("[method]\nsnapshot_epochs = 7\n[train]\nnum_epochs = 3");
     let resolved = config.resolve(SMOLLM2);
     assert_eq!(resolved.config.method.snapshot_epochs, 2);
-    insta::assert_snapshot!(resolved.notes.join("\n"), @r"");
+    insta::assert_snapshot!(resolved.notes.join("\n"), @"`method.snapshot_epochs` is reduced from 7 to 2: they are part of the 3 of `train.num_epochs`");
     let one = parse("[train]\nnum_epochs = 1").resolve(SMOLLM2);
     assert_eq!(one.config.method.snapshot_epochs, 0);
     let sft = parse("[method]\nkind = 'sft'\n[train]\nnum_epochs = 1").resolve(SMOLLM2);
@@ -554,7 +573,12 @@ fn adapters_have_defaults_and_are_refused_beside_a_choice_of_tensors() {
 
     insta::assert_snapshot!(
         refused("[train]\ntrainable = 'q'\nlora = { r = 0, target_modules = [] }\n", &[]),
-        @r""
+        @r#"
+    `exp.toml` has 3 errors
+      `exp.toml` line 3: `train.lora` trains adapters and no tensor of the model itself: leave `train.trainable` out
+      `exp.toml` line 3: `train.lora.target_modules` is an empty list: nothing would be trained
+      `exp.toml` line 3: `train.lora.r` must be at least 1 | -
+    "#
     );
     assert_eq!(
         refused("[train]\nlora = { variant = 'dorra' }", &[]),

@@ -1,6 +1,9 @@
 //! All files of a finished run, read for reports and exports.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{
     Environment, EpochRecord, FactResult, RunResult,
@@ -33,11 +36,8 @@ impl RecordedRun {
     /// # Errors
     /// [`Error::Input`] naming the file and line that is missing or broken.
     pub fn read(dir: &Path) -> Result<Self> {
-        if !dir.is_dir() {
-            return Err(Error::input_hint(
-                format!("{} is not a run directory", dir.display()),
-                "name a directory written by `unforget tune` or `unforget demo`",
-            ));
+        if !dir.join("config.toml").exists() && !dir.join("result.json").exists() {
+            return Err(not_a_run(dir));
         }
         // A run writes result.json last. It is read first, so that an unfinished run is reported as such.
         let result = read_json(&dir.join("result.json"))?;
@@ -68,3 +68,34 @@ impl RecordedRun {
         dirs.iter().map(|dir| Self::read(dir)).collect()
     }
 }
+
+/// The error for a directory that is not a run; it names the runs inside, where there are some.
+fn not_a_run(dir: &Path) -> Error {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut runs: Vec<String> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join("config.toml").is_file())
+        .map(|path| path.display().to_string())
+        .collect();
+    runs.sort();
+    let message = format!("{} is not a run directory", dir.display());
+    if runs.is_empty() {
+        return Error::input_hint(
+            message,
+            "name a directory written by `unforget tune` or `unforget demo`",
+        );
+    }
+    let hidden = runs.len().saturating_sub(MAX_LISTED);
+    runs.truncate(MAX_LISTED);
+    let more = match hidden {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Error::input_hint(
+        message,
+        format!("it contains runs: {}{more}", runs.join(" ")),
+    )
+}
+
+/// Runs listed in a message.
+const MAX_LISTED: usize = 8;

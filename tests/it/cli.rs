@@ -32,11 +32,11 @@ pub fn stdout(output: &Output) -> String {
 #[track_caller]
 pub fn refused(dir: &Path, args: &[&str]) -> String {
     let output = run(dir, args);
-    let told = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
     assert_eq!(stdout(&output), "", "{args:?}");
-    assert!(!told.contains("panicked"), "{told}");
-    told
+    assert!(!message.contains("panicked"), "{message}");
+    message
 }
 
 pub fn json_lines(output: &Output) -> Vec<serde_json::Value> {
@@ -58,10 +58,10 @@ fn processes_that_are_started_together_and_cannot_know_of_each_other_are_refused
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let told = stderr(&output);
+    let message = stderr(&output);
     assert!(
-        told.contains("one of 2 processes") && told.contains("--features mpi"),
-        "{told}"
+        message.contains("one of 2 processes") && message.contains("--features mpi"),
+        "{message}"
     );
 }
 
@@ -69,29 +69,16 @@ fn processes_that_are_started_together_and_cannot_know_of_each_other_are_refused
 fn the_help_names_every_command_and_each_has_an_example() {
     let dir = tempfile::tempdir().unwrap();
     let help = stdout(&run(dir.path(), &["--help"]));
-    for command in [
-        "demo",
-        "pull",
-        "data",
-        "facts",
-        "ask",
-        "score",
-        "audit",
-        "tune",
-        "resume",
-        "compare",
-        "forecast",
-        "gate",
-        "report",
-        "reproduce",
-        "export",
-        "completions",
-        "man",
-    ] {
-        assert!(
-            help.contains(&format!("\n  {command} ")),
-            "{command}: {help}"
-        );
+    // The list that clap prints: every command, and no more.
+    let (_, list) = help.split_once("\nCommands:\n").unwrap();
+    let (list, _) = list.split_once("\n\n").unwrap();
+    let commands: Vec<&str> = list
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(commands.len() >= 19, "{commands:?}");
+    for command in commands {
         let output = run(dir.path(), &[command, "--help"]);
         assert!(output.status.success());
         let help = stdout(&output);
@@ -123,10 +110,10 @@ fn usage_errors_exit_with_2_and_version_with_0() {
     refused(dir.path(), &["ask", MODEL, "x", "--samples", "many"]);
     refused(dir.path(), &["ask", MODEL, "x", "--threads", "0"]);
     assert!(run(dir.path(), &["--version"]).status.success());
-    let told = refused(dir.path(), &["ask", MODEL, "x", "--device", "cuda:1"]);
-    insta::assert_snapshot!(told, @r"
-    error: `--device cuda:1`: this build computes on the CPU only
-    hint: leave `--device` out, or say `--device cpu`
+    let message = refused(dir.path(), &["ask", MODEL, "x", "--device", "gpu:1"]);
+    insta::assert_snapshot!(message, @r"
+    error: `--device gpu:1`: this build computes on the CPU only
+    hint: leave `--device` out, or write `--device cpu`
     ");
 }
 
@@ -145,14 +132,20 @@ fn a_typo_in_a_config_is_told_with_its_line_and_nothing_is_written() {
 #[test]
 fn files_that_are_not_there_are_named() {
     let dir = tempfile::tempdir().unwrap();
-    let told = refused(dir.path(), &["tune", "no.toml"]);
-    assert!(told.starts_with("error: cannot read `no.toml`"), "{told}");
-    let told = refused(dir.path(), &["score", MODEL, "no.jsonl"]);
-    assert!(told.starts_with("error: cannot read `no.jsonl`"), "{told}");
-    let told = refused(dir.path(), &["audit", MODEL, "no.tsv", "--out", "audit"]);
-    assert!(told.contains("no.tsv"), "{told}");
-    let told = refused(dir.path(), &["ask", "./no-model", "x"]);
-    assert!(told.contains("no-model"), "{told}");
+    let message = refused(dir.path(), &["tune", "no.toml"]);
+    assert!(
+        message.starts_with("error: cannot read `no.toml`"),
+        "{message}"
+    );
+    let message = refused(dir.path(), &["score", MODEL, "no.jsonl"]);
+    assert!(
+        message.starts_with("error: cannot read `no.jsonl`"),
+        "{message}"
+    );
+    let message = refused(dir.path(), &["audit", MODEL, "no.tsv", "--out", "audit"]);
+    assert!(message.contains("no.tsv"), "{message}");
+    let message = refused(dir.path(), &["ask", "./no-model", "x"]);
+    assert!(message.contains("no-model"), "{message}");
     refused(dir.path(), &["resume", "no-run"]);
     refused(dir.path(), &["compare", "no-run"]);
     refused(dir.path(), &["report", "no-run"]);
@@ -169,18 +162,21 @@ fn a_broken_row_is_told_with_file_and_line() {
     hint: each line is an object such as {"prompt": "...", "completion": "..."}
     "#);
     fs::write(dir.path().join("rows.jsonl"), "not json\n").unwrap();
-    let told = refused(dir.path(), &["ask", MODEL, "--prompts", "rows.jsonl"]);
-    assert!(told.starts_with("error: `rows.jsonl` line 1: "), "{told}");
+    let message = refused(dir.path(), &["ask", MODEL, "--prompts", "rows.jsonl"]);
+    assert!(
+        message.starts_with("error: `rows.jsonl` line 1: "),
+        "{message}"
+    );
     fs::write(
         dir.path().join("new.tsv"),
         "subject\trelation\tobject\nParis\tP17\n",
     )
     .unwrap();
-    let told = refused(
+    let message = refused(
         dir.path(),
         &["tune", MODEL, "--learn", "new.tsv", "--out", "run"],
     );
-    assert!(told.contains("new.tsv"), "{told}");
+    assert!(message.contains("new.tsv"), "{message}");
     assert!(!dir.path().join("run").exists());
 }
 
@@ -197,8 +193,8 @@ fn a_place_that_cannot_be_written_is_refused_before_any_work() {
             &["export", MODEL, "--out", out],
             &["demo", "--out", out],
         ] {
-            let told = refused(dir.path(), args);
-            assert!(told.contains(out), "{args:?}: {told}");
+            let message = refused(dir.path(), args);
+            assert!(message.contains(out), "{args:?}: {message}");
         }
     }
     refused(dir.path(), &["report", "run", "--out", "file/report.html"]);
@@ -284,9 +280,9 @@ pub fn write_facts(dir: &Path) {
 fn what_a_run_would_take_is_told_and_nothing_is_written() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
-    let told = run(dir.path(), &[&TUNE[..], &["--dry-run"]].concat());
-    assert!(told.status.success(), "{}", stderr(&told));
-    let told = stdout(&told);
+    let message = run(dir.path(), &[&TUNE[..], &["--dry-run"]].concat());
+    assert!(message.status.success(), "{}", stderr(&message));
+    let message = stdout(&message);
     for words in [
         "rows: 2 known and 2 new; ",
         "at most 4 steps in 4 epochs",
@@ -295,9 +291,9 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
         "\ntime: about ",
         "for each evaluation of 5 facts)",
     ] {
-        assert!(told.contains(words), "{words:?} is not in: {told}");
+        assert!(message.contains(words), "{words:?} is not in: {message}");
     }
-    let told = &json_lines(&run(
+    let message = &json_lines(&run(
         dir.path(),
         &[
             &TUNE[..],
@@ -305,14 +301,14 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
         ]
         .concat(),
     ))[0];
-    let parameters = told["parameters"].as_u64().unwrap();
-    assert_eq!(told["memory"]["weights"], 4 * parameters);
+    let parameters = message["parameters"].as_u64().unwrap();
+    assert_eq!(message["memory"]["weights"], 4 * parameters);
     assert_eq!(
-        told["memory"]["gradients"],
-        4 * told["trained"].as_u64().unwrap(),
+        message["memory"]["gradients"],
+        4 * message["trained"].as_u64().unwrap(),
         "what is frozen has none"
     );
-    assert!(told["trained"].as_u64().unwrap() < parameters);
+    assert!(message["trained"].as_u64().unwrap() < parameters);
     assert!(!dir.path().join("run").exists());
 
     // The audit is counted and not made.
@@ -325,14 +321,14 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
         "run",
         "--dry-run",
     ];
-    let told = run(dir.path(), &audited);
-    assert!(told.status.success(), "{}", stderr(&told));
+    let message = run(dir.path(), &audited);
+    assert!(message.status.success(), "{}", stderr(&message));
     assert!(
-        stdout(&told).contains(", and an audit of "),
+        stdout(&message).contains(", and an audit of "),
         "{}",
-        stdout(&told)
+        stdout(&message)
     );
-    assert_eq!(stderr(&told), "");
+    assert_eq!(stderr(&message), "");
 }
 
 #[test]
@@ -345,8 +341,8 @@ fn a_profile_says_where_the_steps_time_went_and_changes_no_bit() {
     assert!(!stderr(&plain).contains("time of"));
     let expected = weights(&dir.path().join("run"));
     let profiled = run(dir.path(), &[&TUNE[..], &["--profile", "--force"]].concat());
-    let told = stderr(&profiled);
-    assert!(profiled.status.success(), "{told}");
+    let message = stderr(&profiled);
+    assert!(profiled.status.success(), "{message}");
     for words in [
         "time of 4 steps, ",
         "\nmatmul, weight gradients ",
@@ -354,7 +350,7 @@ fn a_profile_says_where_the_steps_time_went_and_changes_no_bit() {
         "\nother ",
         "\nmemory, as foretold: weights ",
     ] {
-        assert!(told.contains(words), "{words:?} is not in: {told}");
+        assert!(message.contains(words), "{words:?} is not in: {message}");
     }
     assert!(weights(&dir.path().join("run")) == expected);
 }
@@ -412,10 +408,10 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         let count = facts.iter().filter(|fact| fact["outcome"] == state).count();
         assert_eq!(compared[state], count, "{state}");
     }
-    let told = stdout(&run(dir.path(), &["compare", "run"]));
-    assert!(told.contains("\n\npart "), "{told}");
+    let message = stdout(&run(dir.path(), &["compare", "run"]));
+    assert!(message.contains("\n\nsplit "), "{message}");
     let steers = |c: char| c.is_control() && c != '\n';
-    assert!(!told.contains(steers), "{}", told.escape_debug());
+    assert!(!message.contains(steers), "{}", message.escape_debug());
     let asked = &json_lines(&run(
         dir.path(),
         &["compare", MODEL, "run", "--facts", "learn.tsv", "--json"],
@@ -474,11 +470,11 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         modelfile.starts_with("FROM ./model.gguf\n") && modelfile.contains("Q: {{ .Prompt }}\nA:"),
         "{modelfile}"
     );
-    let told = refused(
+    let message = refused(
         dir.path(),
         &["export", "run", "--dtype", "q4_0", "--out", "x"],
     );
-    assert!(told.contains("--to gguf"), "{told}");
+    assert!(message.contains("--to gguf"), "{message}");
 
     let gate = [
         "gate",
@@ -500,11 +496,11 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         junit.contains("<testsuites name=\"unforget gate\""),
         "{junit}"
     );
-    let told = refused(
+    let message = refused(
         dir.path(),
         &["gate", "run", "--baseline", "run", "--budget", "much"],
     );
-    assert!(told.contains("percentage points"), "{told}");
+    assert!(message.contains("percentage points"), "{message}");
 
     let resumed = run(dir.path(), &["resume", "run"]);
     assert!(resumed.status.success());
@@ -513,8 +509,8 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         "{}",
         stderr(&resumed)
     );
-    let told = refused(dir.path(), &TUNE);
-    assert!(told.contains("--force"), "{told}");
+    let message = refused(dir.path(), &TUNE);
+    assert!(message.contains("--force"), "{message}");
     assert!(
         run(dir.path(), &[&TUNE[..], &["--force"]].concat())
             .status
@@ -532,8 +528,8 @@ fn a_run_on_adapters_has_one_to_export_and_any_other_has_none() {
     );
     assert_eq!(json_lines(&tuned)[0]["method"], "self-distill+lora");
     let export = ["export", "run", "--to", "peft", "--out", "exported"];
-    let told = refused(dir.path(), &[&export[..], &["--dtype", "f16"]].concat());
-    assert!(told.contains("`--dtype`"), "{told}");
+    let message = refused(dir.path(), &[&export[..], &["--dtype", "f16"]].concat());
+    assert!(message.contains("`--dtype`"), "{message}");
     assert!(!dir.path().join("exported").exists());
     let exported = run(dir.path(), &export);
     assert_eq!(stdout(&exported), "exported\n", "{}", stderr(&exported));
@@ -553,8 +549,8 @@ fn a_run_on_adapters_has_one_to_export_and_any_other_has_none() {
     assert!(whole.status.success(), "{}", stderr(&whole));
 
     fs::remove_file(dir.path().join("run/result.json")).unwrap();
-    let told = refused(dir.path(), &[&export[..], &["--force"]].concat());
-    assert!(told.contains("unforget resume run"), "{told}");
+    let message = refused(dir.path(), &[&export[..], &["--force"]].concat());
+    assert!(message.contains("unforget resume run"), "{message}");
 
     // The same place without adapters: the earlier run's does not stay.
     assert!(
@@ -570,8 +566,8 @@ fn a_run_on_adapters_has_one_to_export_and_any_other_has_none() {
     hint: `--to hf` writes the whole model
     "
     );
-    let told = refused(dir.path(), &["export", MODEL, "--to", "peft", "--out", "x"]);
-    assert!(told.contains("not a run directory"), "{told}");
+    let message = refused(dir.path(), &["export", MODEL, "--to", "peft", "--out", "x"]);
+    assert!(message.contains("not a run directory"), "{message}");
     assert!(!dir.path().join("x").exists());
 }
 
@@ -580,9 +576,9 @@ fn a_target_that_is_no_linear_layer_names_the_nearest_and_nothing_is_written() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     let lora = |set: &str| {
-        let told = refused(dir.path(), &[&TUNE[..], &["--set", set]].concat());
+        let message = refused(dir.path(), &[&TUNE[..], &["--set", set]].concat());
         assert!(!dir.path().join("run").exists());
-        told
+        message
     };
     insta::assert_snapshot!(lora("train.lora={r=4, target_modules=['q_porj']}"), @r#"
     error: `train.lora.target_modules`: no linear layer is called "q_porj"
@@ -608,8 +604,8 @@ fn an_audit_writes_its_three_files_and_tells_the_shares() {
         "--shots",
         "1",
     ];
-    let told = run(dir.path(), &[&args[..], &["--out", "a"]].concat());
-    insta::assert_snapshot!(stdout(&told), @r"
+    let message = run(dir.path(), &[&args[..], &["--out", "a"]].concat());
+    insta::assert_snapshot!(stdout(&message), @r"
     relation  facts  HighlyKnown  MaybeKnown  WeaklyKnown  Unknown
     P17           4         0.0%        0.0%         0.0%   100.0%
     ");
