@@ -1,6 +1,6 @@
 //! How far the exact `SLiCK` labels agree with sampled ones, label by label, and how much faster they are.
 //!
-//!     cargo run --release --example slick_agreement -- smollm2-135m P17.dev.json [--runs 3] [--facts 1000]
+//!     cargo run --release --example slick_agreement -- smollm2-135m P17.dev.json [--num-prompts 3] [--max-facts 1000]
 //!
 //! Prints a table: a row per sampled label, a column per exact one. Both ask the same questions behind the same prompts.
 

@@ -260,7 +260,7 @@ mod tests {
         insta::assert_snapshot!(format_comparison(&run, 80), @r#"
         learned 4, kept 2, forgotten 2, gained 3 of 15 facts
 
-        part          facts  right                      learned  kept  forgotten  gained
+        split         facts  correct                    learned  kept  forgotten  gained
         unknown           6  before ██████░░░░░  50.0%        4     0          0       0
                              after  ███████░░░░  66.7%
         held              4  before ██████░░░░░  50.0%        0     1          1       1
@@ -293,7 +293,7 @@ mod tests {
     fn two_models_are_compared_by_relation() {
         let models = comparison(&[(None, "is the capital of"), (None, "P17")]);
         insta::assert_snapshot!(table(&models, 80), @r"
-        relation           facts  right                 learned  kept  forgotten  gained
+        relation           facts  correct               learned  kept  forgotten  gained
         P17                    5  before ██░░░░  40.0%        2     1          1       0
                                   after  ████░░  60.0%
         is the capital of      4  before ███░░░  50.0%        1     1          1       0
@@ -308,7 +308,7 @@ mod tests {
             (Some(Split::WeaklyKnown), "P17"),
         ]);
         insta::assert_snapshot!(table(&run, 60), @r"
-        part       facts  right     learned  kept  forgotten  gained
+        split      facts  correct   learned  kept  forgotten  gained
         known          4  before          0     1          1       1
                           50.0%
                           after

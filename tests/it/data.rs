@@ -104,7 +104,7 @@ fn the_trained_tokens_of_a_file_are_shown() {
         MODEL,
         "--rows",
         "1",
-        "--max-tokens",
+        "--max-length",
         "4",
         "--json",
     ];

@@ -239,7 +239,7 @@ fn an_audit_is_sharded_and_printed_once() {
     let dir = folder();
     let audit = |processes: usize, out: &str| {
         let facts = ["keep.tsv", "learn.tsv", "held.tsv"];
-        let how = ["--runs", "2", "--out", out, "--json"];
+        let how = ["--num-prompts", "2", "--out", out, "--json"];
         let args = [&["audit", MODEL], &facts[..], &how].concat();
         let cache = dir.path().join(out).join("cache");
         let output = command(dir.path(), processes, &args)
