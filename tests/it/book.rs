@@ -506,9 +506,11 @@ fn every_chapter_is_listed_and_every_link_has_a_target() {
         }
     }
     assert!(unused.is_empty(), "no link to {unused:?}");
-    let commands = crate::cli::stdout(&crate::cli::run(&src, &["--help"]));
+    let help = crate::cli::stdout(&crate::cli::run(&src, &["--help"]));
+    let (_, commands) = help.split_once("Commands:\n").expect("they are listed");
+    let (commands, _) = commands.split_once("\n\n").expect("options follow");
     let command = regex(r"(?m)^  ([a-z]+) ");
-    for found in command.captures_iter(&commands) {
+    for found in command.captures_iter(commands) {
         let page = format!("commands/{}.md", &found[1]);
         let there = chapters.iter().any(|chapter| chapter.file == page);
         assert!(there || ["help", "unforget"].contains(&&found[1]), "{page}");
