@@ -87,7 +87,7 @@ impl ReproduceArgs {
         for experiment in experiments {
             let scale = experiment.scale(&self.scale)?;
             let records = self.records_dir(experiment);
-            let cost = experiment::foretold(experiment, scale, &records, &mut counted)?;
+            let cost = experiment::estimate(experiment, scale, &records, &mut counted)?;
             output::line(&format!("{}: {cost}", experiment.name))?;
             total += cost;
         }
@@ -159,7 +159,7 @@ impl ReproduceArgs {
         records: &Path,
         context: &Context,
     ) -> Result<()> {
-        let cost = experiment::foretold(experiment, scale, records, &mut BTreeSet::new())?;
+        let cost = experiment::estimate(experiment, scale, records, &mut BTreeSet::new())?;
         if cost.runs == 0 {
             return Ok(());
         }

@@ -443,6 +443,18 @@ struct GroupQueries<'a> {
     group: usize,
 }
 
+/// Floats of the parts that [`backward`] makes for `rows`.
+pub fn backward_floats(rows: &[AttentionSpan], shape: AttentionShape) -> usize {
+    let parts = rows.iter().map(|row| part_len(row, &row.key_blocks(), shape));
+    parts.sum::<usize>() * shape.num_kv_heads
+}
+
+/// Floats of the part of a row in one group: its keys and values, and its queries for each block of keys.
+fn part_len(row: &AttentionSpan, blocks: &[KeyBlock], shape: AttentionShape) -> usize {
+    let keys_and_queries = blocks.iter().map(|b| 2 * b.len() + b.queries(row, shape));
+    keys_and_queries.sum::<usize>() * shape.head_dim
+}
+
 /// Gradient of [`forward`] over a training batch: `d_qkv` (T, (H + 2G) K), with respect to the projections *before* `RoPE`.
 /// Every element is written. `positions` has each token's position in its row. `parts` is scratch memory that can be reused.
 ///
@@ -462,10 +474,7 @@ pub fn backward(
     let (width, dim) = (shape.qkv_width(), shape.head_dim);
     let rows: Vec<(&AttentionSpan, Vec<KeyBlock>)> =
         rows.iter().map(|row| (row, row.key_blocks())).collect();
-    let part_len = |row: &AttentionSpan, blocks: &[KeyBlock]| {
-        let keys_and_queries = blocks.iter().map(|b| 2 * b.len() + b.queries(row, shape));
-        keys_and_queries.sum::<usize>() * dim
-    };
+    let part_len = |row: &AttentionSpan, blocks: &[KeyBlock]| part_len(row, blocks, shape);
     let all: usize = rows.iter().map(|(row, blocks)| part_len(row, blocks)).sum();
     parts.clear();
     parts.resize(all * shape.num_kv_heads, 0.0);

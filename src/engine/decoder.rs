@@ -147,6 +147,14 @@ impl Decoder {
         tokens * ((streams + 1) * d + layers * layer + d + f + backward)
     }
 
+    /// Floats of attention's backward pass over `batch` beyond those that [`Decoder::floats`] counts per token: rows of several blocks
+    /// of keys, and shared prefixes.
+    pub fn long_attention_floats(c: &ModelConfig, batch: &Batch) -> usize {
+        let shape = attention_shape(c);
+        let floats = attention::backward_floats(&batch.attention_spans(), shape);
+        floats.saturating_sub(batch.tokens.len() * shape.qkv_width())
+    }
+
     /// The heads of the model.
     pub fn heads(&self) -> AttentionShape {
         self.heads

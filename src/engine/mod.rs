@@ -121,6 +121,12 @@ impl Engine {
         Decoder::floats(config, tokens, training_policy(gradient_checkpointing))
     }
 
+    /// Number of floats that attention's backward pass allocates for long rows and shared prefixes of `batch`, in addition to
+    /// [`Engine::training_floats`].
+    pub fn long_attention_floats(config: &ModelConfig, batch: &Batch) -> usize {
+        Decoder::long_attention_floats(config, batch)
+    }
+
     /// Number of floats that a forward pass without a backward pass allocates.
     pub fn inference_floats(config: &ModelConfig, tokens: usize) -> usize {
         Decoder::floats(config, tokens, ActivationPolicy::None)

@@ -1,69 +1,62 @@
-//! What an experiment will need, told before it is begun.
+//! The time, memory and disk of an experiment, estimated before it starts.
 //!
-//! An estimate: tokens and weights are counted, and this machine is asked how fast it multiplies. A token costs 2 operations a weight
-//! forward and 4 backward; `AdamW` in f32 holds 16 bytes a weight (itself, its gradient, two moments).
+//! Tokens and weights are counted, and the speed of this machine's matmul is measured.
 
 use std::{
     collections::BTreeSet,
     fmt,
     ops::AddAssign,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 use super::{
     file::{Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN},
     source::relations,
 };
-use crate::{Result, engine::matmul, format, model::Model, system::total_memory_bytes};
+use crate::{
+    Result,
+    config::Config,
+    format,
+    model::Model,
+    system::total_memory_bytes,
+    train::{MemoryEstimate, Workload, flops_per_second},
+};
 
-/// Tokens of a row, about: a question and its answer, less what it begins with like others.
-const TOKENS_A_ROW: f64 = 15.0;
-/// Tokens that asking one question reads and writes, about.
-const TOKENS_ASKED: f64 = 12.0;
-/// Tokens that asking it behind a few-shot prompt costs, about: the prompt is read once for all.
-const TOKENS_AUDITED: f64 = 15.0;
-/// Operations a weight and token: forward, and with it backward.
-const ASKING: f64 = 2.0;
-/// See [`ASKING`].
-const TRAINING: f64 = 6.0;
-/// Bytes a weight while asking.
-const ASKING_BYTES: f64 = 4.0;
-/// Bytes a weight while training.
-const TRAINING_BYTES: f64 = 16.0;
-/// Bytes a weight on disk: two checkpoints of weights and moments, and the model that is saved.
+/// Bytes of a weight in memory when a model is only evaluated.
+const WEIGHT_BYTES: f64 = 4.0;
+/// Bytes per weight on disk: two checkpoints of weights and moments, and the saved model.
 const DISK_BYTES: f64 = 28.0;
 
-/// What is left to be run of an experiment, and what that takes.
+/// The runs that are not recorded yet, and their cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Runs that are not recorded yet.
     pub runs: usize,
     /// Memory of the largest, in bytes.
     pub memory_bytes: f64,
-    /// Disk of the largest, in bytes.
+    /// Disk space of the largest, in bytes.
     pub disk_bytes: f64,
     /// Time of all on this machine, in seconds.
     pub seconds: f64,
-    /// Whether that is the most it can be: some runs stop once enough is learned.
-    pub is_most: bool,
+    /// Whether the time is an upper bound: some runs stop once enough is learned.
+    pub is_upper_bound: bool,
 }
 
 impl Cost {
-    /// Whether this machine has the memory; yes where it does not say how much it has.
+    /// Whether this machine has enough memory; true where its size is unknown.
     pub fn fits(&self) -> bool {
         total_memory_bytes().is_none_or(|bytes| self.memory_bytes <= bytes as f64)
     }
 }
 
 impl AddAssign for Cost {
-    /// One after the other.
+    /// Runs one after the other.
     fn add_assign(&mut self, other: Self) {
         self.runs += other.runs;
         self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
         self.disk_bytes = self.disk_bytes.max(other.disk_bytes);
         self.seconds += other.seconds;
-        self.is_most |= other.is_most;
+        self.is_upper_bound |= other.is_upper_bound;
     }
 }
 
@@ -80,71 +73,62 @@ impl fmt::Display for Cost {
             if self.runs == 1 { "run" } else { "runs" },
             format::memory(memory),
             format::memory(disk),
-            if self.is_most { "at most " } else { "" },
+            if self.is_upper_bound { "at most " } else { "" },
             format::duration(self.seconds)
         )
     }
 }
 
-/// What is neither recorded in `out` yet of an experiment at a scale nor among those `told` before, and about what it takes. Their
-/// paths are told from now on.
+/// The cost of the runs of an experiment that are neither recorded in `out` nor in `counted`, to which their paths are added.
 ///
 /// # Errors
-/// Where a model whose size the scale does not tell cannot be loaded.
-pub fn foretold(
+/// When a model whose size the scale does not give cannot be loaded.
+pub fn estimate(
     experiment: &Experiment,
     scale: &ExperimentScale,
     out: &Path,
-    told: &mut BTreeSet<PathBuf>,
+    counted: &mut BTreeSet<PathBuf>,
 ) -> Result<Cost> {
     let mut cost = Cost::default();
-    let mut operations = 0.0;
+    let mut flops = 0.0;
     for name in experiment.models(scale) {
-        // Operations a weight; whether anything is trained, and anything to be run at all.
-        let (mut a_weight, mut trained, mut any) = (0.0, false, false);
+        let mut workload = Workload::default();
+        let mut configs: Vec<Config> = Vec::new();
+        let mut any = false;
         for relation in &scale.relations {
-            let mut is_left = |rest: &str| {
+            let mut is_pending = |rest: &str| {
                 let path = out.join(experiment.record_file_name(scale, name, relation, rest));
-                !path.exists() && told.insert(path)
+                !path.exists() && counted.insert(path)
             };
-            let mut left: Vec<&Arm> = Vec::new();
+            let mut pending: Vec<&Arm> = Vec::new();
             for seed in &scale.seeds {
                 let arms = experiment.arms.iter();
                 let arms = arms.filter(|arm| arm.runs_on(relation, *seed));
-                left.extend(arms.filter(|arm| is_left(&format!("{seed}-{}", arm.name))));
+                pending.extend(arms.filter(|arm| is_pending(&format!("{seed}-{}", arm.name))));
             }
-            let audit = experiment.figure == FigureKind::Labels && is_left("audit");
-            if !audit && left.is_empty() {
+            let audit = experiment.figure == FigureKind::Labels && is_pending("audit");
+            if !audit && pending.is_empty() {
                 continue;
             }
             // One audit serves all experiments of a setup.
-            if is_left("audited") {
+            if is_pending("audited") {
                 let facts = relations(relation).count() * (scale.train_facts + scale.held_facts);
-                let audited = (facts * experiment.audit_num_prompts(scale)) as f64;
-                a_weight += ASKING * audited * TOKENS_AUDITED;
+                workload += Workload::audit(facts * experiment.audit_num_prompts(scale));
             }
-            for arm in &left {
+            for arm in &pending {
                 let config = experiment.config(name, scale, arm, 0)?;
                 let new = match arm.synthetic {
                     _ if arm.name == ONLY_KNOWN => 0,
                     Some(synthetic) => scale.num_synthetic(synthetic),
                     None => scale.unknown,
                 };
-                let rows = (scale.known + new) as f64;
-                let decoys = config.method.decoys.as_ref().map_or(0.0, |d| d.ratio);
-                let asked = rows + (scale.held + scale.maybe_known + scale.weakly_known) as f64;
-                let epochs = config.train.num_epochs as f64;
-                a_weight += TRAINING * epochs * rows * (1.0 + decoys) * TOKENS_A_ROW;
-                a_weight += ASKING * (epochs + 1.0) * asked * TOKENS_ASKED;
-                if config.measure.drift {
-                    // Each subject's state, and each answer's beginning.
-                    let looked_at = (new + scale.held) as f64;
-                    a_weight += ASKING * (epochs + 1.0) * 1.5 * looked_at * TOKENS_ASKED;
-                }
-                cost.is_most |= config.train.early_stopping.is_some();
+                let rows = scale.known + new;
+                let questions = rows + scale.held + scale.maybe_known + scale.weakly_known;
+                workload += Workload::run(&config, rows, questions, new + scale.held);
+                cost.is_upper_bound |= config.train.early_stopping.is_some();
+                configs.push(config);
             }
-            cost.runs += left.len() + usize::from(audit);
-            trained |= !left.is_empty();
+            cost.runs += pending.len() + usize::from(audit);
             any = true;
         }
         if !any {
@@ -154,31 +138,19 @@ pub fn foretold(
             Some(weights) => *weights as f64,
             None => Model::load(name)?.params.layout.len as f64,
         };
-        operations += a_weight * weights;
-        let [memory, disk] = if trained {
-            [TRAINING_BYTES, DISK_BYTES]
-        } else {
-            [ASKING_BYTES, 0.0]
-        };
-        cost.memory_bytes = cost.memory_bytes.max(memory * weights);
-        cost.disk_bytes = cost.disk_bytes.max(disk * weights);
+        flops += workload.flops(weights);
+        let memory = configs.iter().map(|config| {
+            let memory = MemoryEstimate::of_weights(config, weights as u64);
+            memory.total() as f64
+        });
+        let memory = memory.fold(WEIGHT_BYTES * weights, f64::max);
+        cost.memory_bytes = cost.memory_bytes.max(memory);
+        if !configs.is_empty() {
+            cost.disk_bytes = cost.disk_bytes.max(DISK_BYTES * weights);
+        }
     }
-    if operations > 0.0 {
-        cost.seconds = operations / operations_a_second();
+    if flops > 0.0 {
+        cost.seconds = flops / flops_per_second();
     }
     Ok(cost)
-}
-
-/// Operations a second of this machine's matrix products, a multiplication and an addition each counted.
-fn operations_a_second() -> f64 {
-    const N: usize = 512;
-    let (x, w) = (vec![1.0; N * N], vec![0.5; N * N]);
-    let mut y = vec![0.0; N * N];
-    let mut fastest = f64::INFINITY;
-    for _ in 0..64 {
-        let started = Instant::now();
-        matmul::forward(&mut y, &x, &w, [N; 3], false);
-        fastest = fastest.min(started.elapsed().as_secs_f64());
-    }
-    2.0 * (N * N * N) as f64 / fastest
 }

@@ -20,7 +20,7 @@ mod table;
 use std::{fs, path::Path};
 
 pub use claim::{Claim, ClaimVerdict};
-pub use cost::{Cost, foretold};
+pub use cost::{Cost, estimate};
 pub use evaluate::{ClaimResult, evaluate_claims};
 pub use file::{Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN, Synthetic};
 pub use page::{Section, write_page};

@@ -174,6 +174,24 @@ impl NullSpaceProjection {
         projection
     }
 
+    /// Floats of a projection of these tensors (by index in `layout`) for the inputs of `examples`, at most: bases, outputs, and the
+    /// second moments that are held at a time while it is fitted.
+    pub fn max_floats(layout: &Layout, trained: &[bool], examples: &[Example]) -> usize {
+        let projection = Self::new(layout, |i| trained[i]);
+        let tokens = examples.iter().take(MAX_ROWS).map(Example::num_tokens);
+        let tokens: usize = tokens.sum();
+        let mut floats = 0;
+        let (mut moments, mut largest) = (0, 0);
+        for space in &projection.spaces {
+            let outputs = space.weights.iter();
+            let outputs: usize = outputs.map(|w| layout.tensors[w.tensor].shape[0]).sum();
+            floats += space.width.min(tokens) * (space.width + outputs);
+            moments += space.width * space.width;
+            largest = largest.max(space.width * space.width);
+        }
+        floats + moments.min((MOMENT_BYTES / size_of::<f32>()).max(largest))
+    }
+
     /// Whether the tensor (by index in the layout) is projected. The others must be frozen.
     pub fn covers(&self, tensor: usize) -> bool {
         self.weights().any(|weight| weight.tensor == tensor)

@@ -4,7 +4,10 @@ use std::{fmt, time::Instant};
 
 use serde::Serialize;
 
-use super::{checkpoint::Checkpoints, memory::MemoryEstimate, sampler::StepRows, trainer::Trainer};
+use super::{
+    checkpoint::Checkpoints, memory::MemoryEstimate, sampler::StepRows, trainer::Trainer,
+    workload::AUDIT_COST,
+};
 use crate::{Result, format};
 
 /// Steps that are timed.
@@ -46,7 +49,9 @@ pub struct RunEstimate {
     pub step_seconds: f64,
     /// Seconds of an evaluation.
     pub evaluation_seconds: f64,
-    /// Seconds of all epochs, without audits.
+    /// Seconds of the audits before and after training; 0 without an audit. They take no time where they are in the cache.
+    pub audit_seconds: f64,
+    /// Seconds of the run, audits included.
     pub seconds: f64,
 }
 
@@ -59,6 +64,7 @@ impl Trainer {
         let evaluated_facts = self.evaluator.num_questions();
         let evaluation_seconds = question_seconds * evaluated_facts as f64;
         let (memory, epochs) = (self.memory, self.sampler.num_epochs);
+        let audit_seconds = question_seconds * AUDIT_COST * self.audit_queries(audit_prompts) as f64;
         let steps = self.sampler.total_steps();
         let examples = self.sampler.examples().iter();
         let tokens = examples.map(|example| example.prompt.len() + example.target.len());
@@ -79,9 +85,21 @@ impl Trainer {
             disk_bytes: checkpoints + self.student.model_bytes() + memory.remedies,
             step_seconds,
             evaluation_seconds,
-            // Before the first epoch, after each, and at the end.
-            seconds: step_seconds * steps as f64 + evaluation_seconds * (epochs + 2) as f64,
+            audit_seconds,
+            // An evaluation before the first epoch, after each, and at the end.
+            seconds: step_seconds * steps as f64
+                + evaluation_seconds * (epochs + 2) as f64
+                + audit_seconds,
         })
+    }
+
+    /// Queries of the audit before training, of `audit_prompts`, and of the one after it, of the run's facts.
+    fn audit_queries(&self, audit_prompts: usize) -> usize {
+        let audit = self.config.data.audit.as_ref();
+        let again = audit.map_or(0, |audit| {
+            audit.num_prompts * self.evaluator.splits.iter().count()
+        });
+        audit_prompts + again
     }
 
     /// Median seconds of a step.
@@ -151,7 +169,8 @@ impl fmt::Display for RunEstimate {
         if self.audit_prompts > 0 {
             write!(
                 f,
-                ", and an audit of {} questions before it, and of the run's facts after it, unless they are in the cache",
+                ", of which {} for the audit of {} questions before it and of the run's facts after it, unless they are in the cache",
+                format::duration(self.audit_seconds),
                 n(self.audit_prompts)
             )?;
         }

@@ -13,7 +13,7 @@ use crate::{
     generate::{self, MAX_BATCH_TOKENS},
     model::{Model, params::TensorInfo},
     prompt::{Example, PackedExamples, micro_batches},
-    remedy::teacher::TeacherSpec,
+    remedy::{null_space::NullSpaceProjection, teacher::TeacherSpec},
     system::total_memory_bytes,
 };
 
@@ -35,8 +35,10 @@ pub struct MemoryEstimate {
     pub gradients: u64,
     /// The optimizer's moments, adapters, and the moving average of the weights.
     pub optimizer: u64,
-    /// Teacher, penalties, projections, and copies of the weights.
+    /// Teacher, penalties, projection, and cached activations.
     pub remedies: u64,
+    /// Copies of the weights that interpolation needs at the end.
+    pub interpolation: u64,
     /// Activations of the largest micro-batch, and its backward pass.
     pub activations: u64,
     /// Evaluation: activations and KV cache.
@@ -45,68 +47,110 @@ pub struct MemoryEstimate {
     pub other: u64,
 }
 
+/// Numbers of parameters of a run.
+#[derive(Clone, Copy)]
+struct ParameterCounts {
+    /// Of the model.
+    all: u64,
+    /// With a gradient.
+    trained: u64,
+    /// Updated by the optimizer: the trained ones, or those of adapters.
+    updated: u64,
+}
+
 impl MemoryEstimate {
     /// The memory of a run of `config` that trains these tensors of `model` (by index in its layout) on `rows`.
     pub(super) fn of(config: &Config, model: &Model, trained: &[bool], rows: &[Example]) -> Self {
         let layout = &model.params.layout;
-        let (all, d) = (layout.len as u64, layout.norm.len() as u64);
+        let method = &config.method;
         let tensors = layout.tensors.iter().zip(trained);
         let tensors = tensors.filter(|(_, trained)| **trained).map(|(t, _)| t);
-        let with_gradient: u64 = tensors.clone().map(|t| t.range.len() as u64).sum();
-        let gradients = if config.train.optimizer_in_backward {
-            Gradients::layer_buffer_floats(layout, trained) as u64
-        } else {
-            with_gradient
-        };
         // A, B, and for DoRA a magnitude per row.
         let adapters = |rank: usize| -> u64 {
             let of = |t: &TensorInfo| rank * (t.shape[0] + t.shape[1]) + t.shape[0];
             tensors.clone().map(|t| of(t) as u64).sum()
         };
+        let with_gradient: u64 = tensors.clone().map(|t| t.range.len() as u64).sum();
         let lora = config.train.lora.as_ref();
-        let moved = lora.map_or(with_gradient, |lora| adapters(lora.r));
-        let mut optimiser = 2 * moved;
-        if lora.is_some() {
-            // The base weights, and the adapters with their gradients.
-            optimiser += with_gradient + 2 * moved;
-        }
-        if config.train.ema_decay.is_some() {
-            optimiser += moved;
+        let counts = ParameterCounts {
+            all: layout.len as u64,
+            trained: with_gradient,
+            updated: lora.map_or(with_gradient, |lora| adapters(lora.r)),
+        };
+        let mut estimate = Self::of_parameters(config, counts);
+        if config.train.optimizer_in_backward {
+            estimate.gradients = FLOAT * Gradients::layer_buffer_floats(layout, trained) as u64;
         }
 
-        let method = &config.method;
-        let decoys = method
-            .decoys
-            .map_or(0.0, |d| d.pool_ratio.unwrap_or(d.ratio));
-        let targets: usize = rows.iter().map(Example::num_targets).sum();
-        let targets = (targets as f64 * (1.0 + decoys)).ceil() as u64;
-        let in_files = TeacherSpec::of(method).topk_on_disk().is_some();
-        let teacher = match method.teacher {
-            _ if !method.has_teacher() || in_files => 0,
-            TeacherMode::Online => all,
-            _ => layout.head.len() as u64 + targets * d,
+        let d = layout.norm.len();
+        let is_on_disk = TeacherSpec::of(method).topk_on_disk().is_some();
+        if method.has_teacher() && !is_on_disk && method.teacher != TeacherMode::Online {
+            let decoys = method.decoys;
+            let decoys = decoys.map_or(0.0, |d| d.pool_ratio.unwrap_or(d.ratio));
+            let targets: usize = rows.iter().map(Example::num_targets).sum();
+            let targets = (targets as f64 * (1.0 + decoys)).ceil() as usize;
+            estimate.remedies += FLOAT * (layout.head.len() + targets * d) as u64;
+        }
+        if method.project.is_some() {
+            let floats = NullSpaceProjection::max_floats(layout, trained, rows);
+            estimate.remedies += FLOAT * floats as u64;
+        }
+        if frozen_layers(model, trained, rows).is_some() {
+            estimate.remedies += FLOAT * ActivationCache::floats(rows, d) as u64;
+        }
+
+        let asked = Engine::inference_floats(&model.config, MAX_BATCH_TOKENS) as u64;
+        estimate.evaluation = FLOAT * asked + generate::KV_CACHE_BYTES as u64;
+        estimate.activations = FLOAT * largest_micro_batch(config, model, rows) as u64;
+        estimate
+    }
+
+    /// The memory of a run of `config` on a model of which only the number of weights is known; all are trained, and activations are
+    /// not counted.
+    pub fn of_weights(config: &Config, weights: u64) -> Self {
+        let counts = ParameterCounts {
+            all: weights,
+            trained: weights,
+            updated: weights,
         };
-        let anchors = u64::from(method.kind == MethodKind::L2)
+        Self::of_parameters(config, counts)
+    }
+
+    /// The memory of weights, gradients, optimizer, and copies of the weights.
+    fn of_parameters(config: &Config, counts: ParameterCounts) -> Self {
+        let ParameterCounts {
+            all,
+            trained,
+            updated,
+        } = counts;
+        let (train, method) = (&config.train, &config.method);
+        let mut optimizer = 2 * updated;
+        if train.lora.is_some() {
+            // The base weights, and the adapters with their gradients.
+            optimizer += trained + 2 * updated;
+        }
+        if train.ema_decay.is_some() {
+            optimizer += updated;
+        }
+        let penalties = u64::from(method.kind == MethodKind::L2)
             + method
                 .ewc
                 .as_ref()
                 .map_or(0, |ewc| 2 * (1 + ewc.previous_runs.len() as u64));
-
-        let frozen = frozen_layers(model, trained, rows).map_or(0, |_| {
-            ActivationCache::floats(rows, layout.norm.len()) as u64
-        });
-
-        let c = &model.config;
-        let tokens = largest_micro_batch(config, rows);
-        let asked = Engine::inference_floats(c, MAX_BATCH_TOKENS) as u64;
-        let activations = Engine::training_floats(c, tokens, config.train.gradient_checkpointing);
+        let mut remedies = penalties * trained;
+        if method.has_teacher() && method.teacher == TeacherMode::Online {
+            remedies += all;
+        }
+        // The base weights, read again at the end, and a copy of the trained ones.
+        let interpolation = method.interpolate.map_or(0, |_| 2 * all);
         Self {
             weights: FLOAT * all,
-            gradients: FLOAT * gradients,
-            optimizer: FLOAT * optimiser,
-            remedies: FLOAT * (teacher + anchors * with_gradient + frozen),
-            activations: FLOAT * activations as u64,
-            evaluation: FLOAT * asked + generate::KV_CACHE_BYTES as u64,
+            gradients: FLOAT * trained,
+            optimizer: FLOAT * optimizer,
+            remedies: FLOAT * remedies,
+            interpolation: FLOAT * interpolation,
+            activations: 0,
+            evaluation: 0,
             other: OVERHEAD,
         }
     }
@@ -116,14 +160,22 @@ impl MemoryEstimate {
         let Self {
             weights,
             gradients,
-            optimizer: optimiser,
-            remedies: held,
+            optimizer,
+            remedies,
+            interpolation,
             activations,
-            evaluation: asking,
-            other: rest,
+            evaluation,
+            other,
         } = self;
         // The activations of the last micro-batch stay allocated during an evaluation.
-        weights + gradients + optimiser + held + activations + asking + rest
+        weights
+            + gradients
+            + optimizer
+            + remedies
+            + interpolation
+            + activations
+            + evaluation
+            + other
     }
 
     /// Refuses a run that does not fit in the memory of this machine, with suggestions.
@@ -190,6 +242,7 @@ impl fmt::Display for MemoryEstimate {
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
             ("teacher and remedies", self.remedies),
+            ("interpolation", self.interpolation),
             ("activations", self.activations),
             ("evaluation", self.evaluation),
         ];
@@ -207,22 +260,81 @@ pub(super) fn frozen_layers(model: &Model, trained: &[bool], rows: &[Example]) -
     (layers > 0 && ActivationCache::floats(rows, layout.norm.len()) <= layout.len).then_some(layers)
 }
 
-/// Tokens of the largest micro-batch in the first epochs on all rows; a shared prefix counts once.
-fn largest_micro_batch(config: &Config, rows: &[Example]) -> usize {
+/// Floats that the largest micro-batch of the first epochs on all rows allocates; a shared prefix counts once.
+fn largest_micro_batch(config: &Config, model: &Model, rows: &[Example]) -> usize {
     let first = config.method.effective_snapshot_epochs() + 1;
     let train = &config.train;
-    let most = micro_batch_tokens(train);
-    let tokens = |of: &[usize]| {
+    let max_tokens = micro_batch_tokens(train);
+    let floats = |of: &[usize]| {
         let packed = PackedExamples::new(of.iter().map(|row| &rows[*row]));
-        packed.batch.tokens.len()
+        let tokens = packed.batch.tokens.len();
+        Engine::training_floats(&model.config, tokens, train.gradient_checkpointing)
+            + Engine::long_attention_floats(&model.config, &packed.batch)
     };
     let largest_of = |epoch| {
         let order = epoch_order(rows.len(), config.seed, epoch, train.shuffle);
         let batches = order.chunks(train.batch_size);
-        let passes =
-            batches.flat_map(|batch| micro_batches(batch, most, |&row| rows[row].num_tokens()));
-        passes.map(tokens).max()
+        let micro_batches = batches
+            .flat_map(|batch| micro_batches(batch, max_tokens, |&row| rows[row].num_tokens()));
+        micro_batches.map(floats).max()
     };
     let largest = (first..first + EPOCHS).filter_map(largest_of).max();
     largest.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{InterpolateConfig, ProjectConfig};
+
+    fn model() -> Model {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        Model::load(path).expect("the golden model")
+    }
+
+    fn estimate(change: impl FnOnce(&mut Config), rows: &[Example]) -> MemoryEstimate {
+        let mut config = Config::default();
+        config.method.kind = MethodKind::Sft;
+        change(&mut config);
+        let model = model();
+        let trained = vec![true; model.params.layout.tensors.len()];
+        MemoryEstimate::of(&config, &model, &trained, rows)
+    }
+
+    fn rows(count: usize, tokens: usize) -> Vec<Example> {
+        let row = Example {
+            prompt: vec![1; tokens - 1],
+            target: vec![2],
+        };
+        vec![row; count]
+    }
+
+    #[test]
+    fn interpolation_takes_two_copies_of_the_weights() {
+        let plain = estimate(|_| (), &rows(4, 8));
+        let interpolated = estimate(
+            |c| c.method.interpolate = Some(InterpolateConfig::default()),
+            &rows(4, 8),
+        );
+        assert_eq!(interpolated.interpolation, 2 * plain.weights);
+        assert_eq!(interpolated.total(), plain.total() + 2 * plain.weights);
+    }
+
+    #[test]
+    fn a_projection_takes_bases_and_moments_and_more_with_more_known_tokens() {
+        let project = |c: &mut Config| c.method.project = Some(ProjectConfig::default());
+        let [few, many] = [2, 8].map(|count| estimate(project, &rows(count, 3)).remedies);
+        assert!(few > estimate(|_| (), &rows(2, 3)).remedies);
+        assert!(many > few);
+    }
+
+    #[test]
+    fn the_backward_pass_of_long_rows_takes_more_per_token() {
+        let per_token = |tokens: usize| {
+            let estimate = estimate(|c| c.train.batch_size = 1, &rows(1, tokens));
+            estimate.activations as f64 / (tokens - 1) as f64
+        };
+        assert!((per_token(81) - per_token(41)).abs() < 1e-9);
+        assert!(per_token(2001) > 1.1 * per_token(41));
+    }
 }

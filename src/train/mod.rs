@@ -33,6 +33,7 @@ mod student;
 mod tests;
 mod trainable;
 mod trainer;
+mod workload;
 mod writer;
 
 pub use estimate::RunEstimate;
@@ -41,3 +42,4 @@ pub use memory::MemoryEstimate;
 pub use prepare::{estimate, resume, tune, tune_on};
 pub(crate) use records::SPLITS;
 pub use records::recorded_facts;
+pub use workload::{Workload, flops_per_second};

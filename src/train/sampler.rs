@@ -378,7 +378,8 @@ mod tests {
         replayed.sort_unstable();
         assert_eq!(replayed, [0, 1, 2, 4, 5]);
         assert!(steps[0].aux[0].rows.iter().all(|row| *row >= 11));
-        assert_eq!(steps[3].num_tokens(sampler.examples()), 3 * (2 + 2 + 1));
+        // Two learned rows, two decoys and two replayed facts, of three tokens each.
+        assert_eq!(steps[3].num_tokens(sampler.examples()), 3 * (2 + 2 + 2));
     }
 
     #[test]

@@ -324,7 +324,7 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
     let message = run(dir.path(), &audited);
     assert!(message.status.success(), "{}", stderr(&message));
     assert!(
-        stdout(&message).contains(", and an audit of "),
+        stdout(&message).contains(" for the audit of "),
         "{}",
         stdout(&message)
     );
@@ -348,7 +348,7 @@ fn a_profile_says_where_the_steps_time_went_and_changes_no_bit() {
         "\nmatmul, weight gradients ",
         "\noptimizer ",
         "\nother ",
-        "\nmemory, as foretold: weights ",
+        "\nmemory, as estimated: weights ",
     ] {
         assert!(message.contains(words), "{words:?} is not in: {message}");
     }

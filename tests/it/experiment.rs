@@ -298,7 +298,7 @@ fn the_cost_of_the_paper_scale_is_estimated_without_a_model_and_refused_if_it_do
             .to_owned()
     };
     assert!(
-        of("fig2: ").contains("6 runs to do: about 24.70 GB of memory"),
+        of("fig2: ").contains("6 runs to do: about 24.85 GB of memory"),
         "{stdout}"
     );
     assert!(of("fig7: ").contains("128.48 GB of memory"), "{stdout}");

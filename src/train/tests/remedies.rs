@@ -203,7 +203,7 @@ fn a_projection_without_known_facts_or_linear_weights_is_refused_and_nothing_is_
     };
     let mut norms = config.clone();
     norms.train.trainable = vec!["model.norm.weight".into()];
-    refused(&norms, "freezes all but the weights of linear layers");
+    refused(&norms, "freezes everything but the weights of linear layers");
     config.data.keep = Vec::new();
     config.method.snapshot_epochs = 0;
     refused(&config, "no known fact whose inputs");
