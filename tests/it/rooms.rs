@@ -366,7 +366,7 @@ fn reachable<'a>(
     let mut left = vec![from];
     while let Some(module) = left.pop() {
         let targets = arrows[module].iter();
-        left.extend(targets.filter(|to| to[..1] == from[..1] && seen.insert(*to)));
+        left.extend(targets.filter(|to| to.first() == from.first() && seen.insert(*to)));
     }
     seen
 }
