@@ -114,13 +114,13 @@ impl MethodConfig {
         checks.require(
             !matches!(
                 self.vocab_subset,
-                VocabSubset::Top(0) | VocabSubset::Random(0)
+                VocabSubset::TopK(0) | VocabSubset::Random(0)
             ),
             "method.vocab_subset",
             "must be at least 1 token",
         );
         checks.require(
-            self.teacher != TeacherMode::Topk || matches!(self.vocab_subset, VocabSubset::Top(_)),
+            self.teacher != TeacherMode::Topk || matches!(self.vocab_subset, VocabSubset::TopK(_)),
             "method.teacher",
             "`topk` stores only the teacher's most likely tokens, which is exact under `vocab_subset = { top = N }` and nothing else: use `hidden`",
         );
@@ -413,7 +413,8 @@ pub enum VocabSubset {
     #[default]
     Full,
     /// `{ top = 76 }`: the teacher's most likely tokens, renormalised (eq. 5).
-    Top(usize),
+    #[serde(rename = "top")]
+    TopK(usize),
     /// `{ random = 76 }`: random tokens, drawn anew for every target of every step.
     Random(usize),
 }

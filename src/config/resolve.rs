@@ -195,7 +195,7 @@ impl Config {
         }
         if method.teacher == TeacherMode::Auto {
             method.teacher = match method.vocab_subset {
-                VocabSubset::Top(_) => TeacherMode::Topk,
+                VocabSubset::TopK(_) => TeacherMode::Topk,
                 VocabSubset::Full | VocabSubset::Random(_) => TeacherMode::Hidden,
             };
         }

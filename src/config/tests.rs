@@ -651,7 +651,7 @@ fn a_teacher_that_would_not_be_exact_is_refused_with_the_reason() {
     let parsed = parse("[method]\nvocab_subset = { random = 3 }");
     assert_eq!(parsed.method.vocab_subset, VocabSubset::Random(3));
     let both = "[method]\nteacher = 'topk'\nvocab_subset = { top = 76 }\newc = { strength = 2.0 }";
-    assert_eq!(parse(both).method.vocab_subset, VocabSubset::Top(76));
+    assert_eq!(parse(both).method.vocab_subset, VocabSubset::TopK(76));
     assert!(refused("[method]\nvocab_subset = { top = 0 }", &[]).contains("at least 1 token"));
 }
 

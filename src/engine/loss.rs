@@ -116,7 +116,7 @@ pub fn select_tokens(
     target: usize,
 ) -> Option<Vec<u32>> {
     match subset {
-        VocabSubset::Top(k) if k < t.len() => {
+        VocabSubset::TopK(k) if k < t.len() => {
             Some(topk(t, k).into_iter().map(|(id, _)| id).collect())
         }
         VocabSubset::Random(k) if k < t.len() => {
@@ -125,7 +125,7 @@ pub fn select_tokens(
             let drawn = index::sample(&mut generator, t.len(), k);
             Some(drawn.into_iter().map(|id| id as u32).collect())
         }
-        VocabSubset::Full | VocabSubset::Top(_) | VocabSubset::Random(_) => None,
+        VocabSubset::Full | VocabSubset::TopK(_) | VocabSubset::Random(_) => None,
     }
 }
 
@@ -370,7 +370,7 @@ mod tests {
         let s: Vec<f32> = (0..30).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
         let t: Vec<f32> = (0..30).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
         let (tau, w, u) = (0.5, 0.25, 0.75);
-        let tokens = select_tokens(VocabSubset::Top(5), FIRST, &t, 0).expect("five of thirty");
+        let tokens = select_tokens(VocabSubset::TopK(5), FIRST, &t, 0).expect("five of thirty");
         let part = |x: &[f32]| -> Vec<f32> { tokens.iter().map(|i| x[*i as usize]).collect() };
         let (ps, pt) = (softmax(&part(&s), tau), softmax(&part(&t), tau));
         let mut g = s.clone();
@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(first, draw(1, 10, 0));
         assert_eq!(draw(1, 11, 0), draw(1, 10, 1), "streams follow each other");
         assert!(first != draw(1, 10, 1) && first != draw(2, 10, 0));
-        assert_eq!(select_tokens(VocabSubset::Top(500), FIRST, &t, 0), None);
+        assert_eq!(select_tokens(VocabSubset::TopK(500), FIRST, &t, 0), None);
     }
 
     #[test]

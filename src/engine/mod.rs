@@ -17,7 +17,10 @@
 //! | `simd`, `profile` | vectorised functions, and where the time of a step goes |
 
 use self::profile::{Phase, Work, timed};
-use crate::model::{Buffer, LinearInput, ModelConfig, Params};
+use crate::{
+    distributed::Comm,
+    model::{Buffer, LinearInput, ModelConfig, Params},
+};
 
 mod attention;
 mod batch;
@@ -55,6 +58,8 @@ pub struct TrainingModel<'a> {
     pub params: &'a Params,
     /// The gradients of the trained tensors.
     pub gradients: &'a mut Gradients,
+    /// The processes that share the work.
+    pub comm: Comm,
 }
 
 /// Uncentred second moments of a linear layer's input: the sum over tokens of `x x^T`, in f32.

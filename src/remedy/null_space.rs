@@ -116,6 +116,7 @@ impl NullSpaceProjection {
             engine,
             params,
             gradients,
+            ..
         } = model;
         let mut projection = Self::new(&params.layout, |i| gradients.contains(i));
         let count = known.len().min(MAX_ROWS);

@@ -14,7 +14,7 @@ use super::topk_teacher::TopkTeacher;
 use crate::{
     Error, Result,
     config::{MethodConfig, TeacherMode, VocabSubset},
-    distributed,
+    distributed::Comm,
     engine::{Engine, TrainingModel, topk},
     interrupt,
     model::{Buffer, Layout, Params},
@@ -43,7 +43,7 @@ impl TeacherSpec {
     /// The number of logits per target that this teacher keeps on disk; none if it is kept in memory and in checkpoints.
     pub fn topk_on_disk(self) -> Option<usize> {
         match (self.mode, self.vocab_subset) {
-            (TeacherMode::Topk | TeacherMode::Auto, VocabSubset::Top(k)) => Some(k),
+            (TeacherMode::Topk | TeacherMode::Auto, VocabSubset::TopK(k)) => Some(k),
             _ => None,
         }
     }
@@ -126,6 +126,7 @@ impl HiddenStates {
         engine: &mut Engine,
         params: &Params,
         examples: &[Example],
+        comm: Comm,
         progress: &Progress,
     ) {
         self.head
@@ -133,17 +134,16 @@ impl HiddenStates {
         let d = params.layout.norm.len();
         let micro_batches = micro_batches(examples, MICRO_BATCH_TOKENS, Example::num_tokens);
         let mut end = 0;
-        let shares: Vec<_> = (0..distributed::world_size())
+        let shares: Vec<_> = (0..comm.world_size())
             .map(|owner| {
-                let of_owner =
-                    &micro_batches[distributed::shard_range_of(owner, micro_batches.len())];
+                let of_owner = &micro_batches[comm.shard_range_of(owner, micro_batches.len())];
                 let examples = of_owner.iter().flat_map(|micro_batch| micro_batch.iter());
                 let targets: usize = examples.map(Example::num_targets).sum();
                 end += targets * d;
                 (of_owner, end - targets * d..end)
             })
             .collect();
-        let (own, at) = &shares[distributed::rank()];
+        let (own, at) = &shares[comm.rank()];
         let count: usize = own.iter().map(|micro_batch| micro_batch.len()).sum();
         let bar = progress.bar(count as u64, "teacher forward pass");
         let mut done = at.start;
@@ -154,7 +154,7 @@ impl HiddenStates {
             bar.inc(micro_batch.len() as u64);
         }
         for (owner, (_, at)) in shares.into_iter().enumerate() {
-            distributed::broadcast(owner, &mut self.states[at]);
+            comm.broadcast(owner, &mut self.states[at]);
         }
     }
 
@@ -198,11 +198,19 @@ impl Teacher {
         dir: &Path,
         progress: &Progress,
     ) -> Result<Self> {
+        let comm = model.comm;
         let TrainingModel { engine, params, .. } = model;
         let mut teacher = Self::empty(spec, &params.layout, examples);
         match &mut teacher {
             Self::Online(copy) => copy.data.copy_from_slice(&params.data),
-            Self::Hidden(hidden) => hidden.fill(engine, params, examples.covered(), progress),
+            Self::Hidden(hidden) => {
+                hidden.fill(engine, params, examples.covered(), comm, progress);
+            }
+            Self::TopK(topk_teacher) if !comm.is_main() => {
+                // The main process writes the files for all.
+                comm.barrier();
+                topk_teacher.open(dir)?;
+            }
             Self::TopK(topk_teacher) => {
                 let k = topk_teacher.k();
                 let (all, weights) = (examples.all, params.checksum());
@@ -216,6 +224,7 @@ impl Teacher {
                     let top = engine.logits(params, &hidden, |_, logits| topk(logits, k));
                     Ok(top.into_iter().flatten().collect())
                 })?;
+                comm.barrier();
             }
         }
         Ok(teacher)

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Error, Result, atomic_file, distributed,
+    Error, Result, atomic_file,
     progress::Progress,
     prompt::{Example, MICRO_BATCH_TOKENS, micro_batches, target_offsets},
     tensor_file::{self, Dtype, TensorFile, TensorView},
@@ -77,8 +77,7 @@ impl TopkTeacher {
         self.k
     }
 
-    /// Computes the shards that are not yet complete in `dir` for the same examples and weights, and opens all of them. With several
-    /// processes the main one computes all of them.
+    /// Computes the shards that are not yet complete in `dir` for the same examples and weights, and opens all of them.
     ///
     /// `weights` is the checksum of the teacher's weights. `compute` returns `k` tokens and logits per target of some of the examples.
     ///
@@ -92,10 +91,6 @@ impl TopkTeacher {
         progress: &Progress,
         mut compute: impl FnMut(&[Example]) -> Result<Vec<(u32, f32)>>,
     ) -> Result<()> {
-        if !distributed::is_main() {
-            distributed::barrier();
-            return self.open(dir);
-        }
         let new = Index {
             k: self.k,
             examples: self.examples.clone(),
@@ -129,7 +124,6 @@ impl TopkTeacher {
             self.shards
                 .push(shard.ok_or_else(|| corrupt_file(dir, &shard_name(i)))?);
         }
-        distributed::barrier();
         Ok(())
     }
 

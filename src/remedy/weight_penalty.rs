@@ -148,6 +148,7 @@ pub fn fisher(
         engine,
         params,
         gradients,
+        ..
     } = model;
     let mut fisher = Buffer::zeros(gradients.data.len());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

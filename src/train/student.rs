@@ -236,6 +236,7 @@ impl Student {
             engine: &mut self.engine,
             params: &self.model.params,
             gradients: &mut self.gradients,
+            comm: self.comm,
         }
     }
 

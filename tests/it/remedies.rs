@@ -156,7 +156,7 @@ fn topk_self_distillation(teacher: TeacherMode) -> MethodConfig {
     MethodConfig {
         lambda: golden.number("lambda"),
         temperature: golden.number("temperature"),
-        vocab_subset: VocabSubset::Top(count.expect("a number") as usize),
+        vocab_subset: VocabSubset::TopK(count.expect("a number") as usize),
         teacher,
         ..MethodConfig::default()
     }
@@ -173,7 +173,7 @@ fn topk_distillation_equals_pytorchs() {
 #[test]
 fn a_topk_teacher_is_exact() {
     let method = topk_self_distillation(TeacherMode::Topk);
-    let VocabSubset::Top(count) = method.vocab_subset else {
+    let VocabSubset::TopK(count) = method.vocab_subset else {
         unreachable!("the function above says so");
     };
     let place = tempfile::tempdir().expect("a temporary directory");
@@ -319,6 +319,7 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         engine: &mut engine,
         params,
         gradients: &mut gradients,
+        comm: Comm::single(),
     };
     let examples = std::slice::from_ref(&row);
     let fisher = fisher(&mut model, examples, 7, &Progress::quiet());

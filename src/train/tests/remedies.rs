@@ -302,7 +302,7 @@ fn a_topk_teacher_matches_a_hidden_one_when_the_target_is_excluded() {
     let trained = |name: &str, teacher, exclude_target| {
         let mut config = config(place.path(), name);
         config.train.learning_rate = 1e-4;
-        (config.method.vocab_subset, config.method.teacher) = (VocabSubset::Top(30), teacher);
+        (config.method.vocab_subset, config.method.teacher) = (VocabSubset::TopK(30), teacher);
         config.method.exclude_target = exclude_target;
         let result = run(&config);
         let left_out = exclude_target;
@@ -626,7 +626,7 @@ fn a_hidden_teacher_matches_an_online_one() {
 fn a_topk_teacher_matches_a_hidden_one() {
     let place = temporary();
     let mut kept = config(place.path(), "kept");
-    (kept.method.vocab_subset, kept.train.learning_rate) = (VocabSubset::Top(9), 1e-4);
+    (kept.method.vocab_subset, kept.train.learning_rate) = (VocabSubset::TopK(9), 1e-4);
     let mut hidden = Config {
         out: place.path().join("hidden"),
         ..kept.clone()

@@ -56,7 +56,7 @@ fn resumed_equals_uninterrupted_with_every_teacher() {
         resumed_equals_uninterrupted(method(|m| m.teacher = teacher));
     }
     resumed_equals_uninterrupted(method(|m| {
-        (m.teacher, m.vocab_subset) = (Source::Topk, VocabSubset::Top(9));
+        (m.teacher, m.vocab_subset) = (Source::Topk, VocabSubset::TopK(9));
     }));
     resumed_equals_uninterrupted(method(|m| m.vocab_subset = VocabSubset::Random(9)));
     resumed_equals_uninterrupted(method(|m| m.exclude_target = true));
@@ -104,7 +104,7 @@ fn runs_with_an_identical_prefix_share_it_and_end_bitwise_as_alone() {
 /// Self-distillation from the likeliest tokens, with decoys, and no checkpoint but the one before its teacher is made.
 fn topk_config(place: &Path, out: &str) -> Config {
     let mut config = config(place, out);
-    config.method.vocab_subset = VocabSubset::Top(9);
+    config.method.vocab_subset = VocabSubset::TopK(9);
     config.method.decoys = Some(DecoysConfig::default());
     config.train.save_every = Some(100);
     config
@@ -287,7 +287,7 @@ fn resumed_equals_uninterrupted_on_adapters() {
         method(|m| (m.kind, m.ewc) = (MethodKind::Sft, Some(EwcConfig::default()))),
         method(|m| m.decoys = Some(DecoysConfig::default())),
         method(|m| m.teacher = Source::Online),
-        method(|m| m.vocab_subset = VocabSubset::Top(9)),
+        method(|m| m.vocab_subset = VocabSubset::TopK(9)),
         method(|m| m.budget = Some(5.0)),
     ] {
         resumed_on_adapters_equals_uninterrupted(method, Some(lora(LoraVariant::Dora)));

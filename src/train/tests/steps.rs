@@ -143,7 +143,7 @@ fn an_optimizer_in_backward_is_bitwise_equal_to_one_after_it() {
         |c| c.method.kind = MethodKind::Sft,
         |c| c.train.max_grad_norm = 0.5,
         |c| (c.train.weight_decay, c.train.ema_decay) = (0.1, Some(0.5)),
-        |c| (c.method.teacher, c.method.vocab_subset) = (Source::Topk, VocabSubset::Top(5)),
+        |c| (c.method.teacher, c.method.vocab_subset) = (Source::Topk, VocabSubset::TopK(5)),
         |c| c.train.trainable = vec!["ffn".into(), "model.embed_tokens.weight".into()],
         // Layers that are not trained alike have each their own place.
         |c| c.train.trainable = vec!["attn@0-0".into(), "down".into()],
