@@ -100,8 +100,10 @@ mod tests {
 
     #[test]
     fn nested_settings_get_dotted_names() {
-        let table =
-            toml::from_str("seed = 1\n[train]\nlr = 5e-5\n[data.audit]\nruns = 20").expect("toml");
+        let table = toml::from_str(
+            "seed = 1\n[train]\nlearning_rate = 5e-5\n[data.audit]\nnum_prompts = 20",
+        )
+        .expect("toml");
         let rows = flatten_toml(&table);
         assert!(
             rows.contains(&("data.audit.num_prompts".into(), "20".into())),
