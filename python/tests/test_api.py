@@ -208,8 +208,21 @@ def test_progress_is_forwarded_unless_quiet(
 ) -> None:
     unforget.audit(knows, rows(OLD), num_prompts=1, shots=0, threads=1)
     assert "audit 4/4" in capsys.readouterr().err
-    settings = {**FAST, "train.num_epochs": 1}
-    unforget.tune(LLAMA, learn=rows(NEW), out=tmp_path / "q", method="sft", set=settings, threads=1, quiet=True)
+    options = {"data.audit": False}
+    run = unforget.tune(
+        LLAMA,
+        learn=rows(NEW),
+        out=tmp_path / "q",
+        method="sft",
+        epochs=1,
+        lr=0.01,
+        batch_size=2,
+        set=options,
+        threads=1,
+        quiet=True,
+    )
+    assert run.result is not None
+    assert run.result.epochs == 1
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
 
