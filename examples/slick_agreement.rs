@@ -1,8 +1,8 @@
-//! How far the exact `SLiCK` labels agree with sampled ones, label by label, and how much faster they are.
+//! Agreement of exact and sampled `SLiCK` labels, and the speedup of exact ones.
 //!
 //!     cargo run --release --example slick_agreement -- smollm2-135m P17.dev.json [--num-prompts 3] [--max-facts 1000]
 //!
-//! Prints a table: a row per sampled label, a column per exact one. Both ask the same questions behind the same prompts.
+//! Prints a table with a row per sampled label and a column per exact label. Both use the same facts and few-shot prompts.
 
 use std::{error::Error, path::PathBuf};
 
@@ -22,13 +22,13 @@ struct Args {
     model: String,
     /// The facts.
     facts: PathBuf,
-    /// Few-shot prompts.
+    /// Few-shot prompts per fact.
     #[arg(long, default_value_t = 3)]
     num_prompts: usize,
-    /// Samples under each.
+    /// Samples per prompt.
     #[arg(long, default_value_t = 16)]
     samples: usize,
-    /// The first so many facts.
+    /// Maximum number of facts.
     #[arg(long, default_value_t = 1000)]
     max_facts: usize,
     /// Seed.
@@ -96,14 +96,14 @@ fn print(exact: &AuditResult, sampled: &AuditResult) {
         exact.facts.len(),
         100.0 * same as f64 / n
     );
-    println!("same greedy verdict under every prompt: {greedy}");
+    println!("same greedy result under every prompt: {greedy}");
     println!(
-        "mean probability of a right sample: exact {:.4}, sampled {:.4}",
+        "mean probability of a correct sample: exact {:.4}, sampled {:.4}",
         p(exact),
         p(sampled)
     );
     println!(
-        "seconds: exact {:.1}, sampled {:.1}, {:.1} times faster",
+        "seconds: exact {:.1}, sampled {:.1}, speedup {:.1}x",
         exact.seconds,
         sampled.seconds,
         sampled.seconds / exact.seconds

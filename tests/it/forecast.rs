@@ -1,4 +1,4 @@
-//! `unforget forecast` from outside.
+//! The command `unforget forecast`.
 
 use std::{fs, path::Path};
 
@@ -16,10 +16,10 @@ fn table(dir: &Path, name: &str, rows: &[(&str, &str, &str)]) {
     fs::write(dir.join(name), text).unwrap();
 }
 
-/// Five new facts, two known and four held ones, of which one question does not hold its subject.
+/// Five new facts, two known and four held-out ones, one of which has a question without its subject.
 fn write_facts(dir: &Path) {
     let write = |name: &str, rows: &[(&str, &str)]| {
-        let asked = |(subject, object): &(&str, &str)| {
+        let row = |(subject, object): &(&str, &str)| {
             let place = if *subject == "the eternal city" {
                 "Rome"
             } else {
@@ -27,7 +27,7 @@ fn write_facts(dir: &Path) {
             };
             format!("{subject}\tP17\t{object}\tWhich country is {place} located in?\n")
         };
-        let rows: String = rows.iter().map(asked).collect();
+        let rows: String = rows.iter().map(row).collect();
         let text = format!("subject\trelation\tobject\tquestion\n{rows}");
         fs::write(dir.join(name), text).unwrap();
     };
@@ -59,8 +59,8 @@ const FORECAST: [&str; 6] = [
 ];
 
 fn forecast(dir: &Path, more: &[&str]) -> Value {
-    let told = run(dir, &[&FORECAST[..], &["--json"], more].concat());
-    json_lines(&told).remove(0)
+    let output = run(dir, &[&FORECAST[..], &["--json"], more].concat());
+    json_lines(&output).remove(0)
 }
 
 fn numbers(rows: &[Value], name: &str) -> Vec<f64> {
@@ -72,8 +72,8 @@ fn held_facts_are_sorted_by_risk_and_list_their_nearest_new_facts() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     for more in [&[][..], &["--keep", "keep.tsv"]] {
-        let told = forecast(dir.path(), more);
-        let rows = told.as_array().unwrap();
+        let output = forecast(dir.path(), more);
+        let rows = output.as_array().unwrap();
         let mut subjects: Vec<&str> = rows
             .iter()
             .map(|r| r["subject"].as_str().unwrap())
@@ -127,10 +127,10 @@ fn invalid_input_names_file_and_line_before_any_compute() {
         let args = ["forecast", model, "--learn", learn, "--held", held];
         refused(dir.path(), &args)
     };
-    let told = of(MODEL, "learn.tsv", "bad.tsv");
+    let output = of(MODEL, "learn.tsv", "bad.tsv");
     assert!(
-        told.contains("bad.tsv") && told.contains("line 2"),
-        "{told}"
+        output.contains("bad.tsv") && output.contains("line 2"),
+        "{output}"
     );
     of("./none", "learn.tsv", "held.tsv");
     refused(dir.path(), &["forecast", MODEL, "--learn", "learn.tsv"]);
@@ -140,7 +140,7 @@ fn invalid_input_names_file_and_line_before_any_compute() {
         &[&FORECAST[..], &["--against", "no-run"]].concat(),
     );
 
-    // Every held fact is meant to change.
+    // Training is meant to change every held-out fact.
     table(
         dir.path(),
         "new.tsv",
@@ -151,8 +151,8 @@ fn invalid_input_names_file_and_line_before_any_compute() {
         "old.tsv",
         &[("Madrid", "Spain", "Where is Madrid?")],
     );
-    let told = of(MODEL, "new.tsv", "old.tsv");
-    assert!(told.contains("no held fact is left"), "{told}");
+    let output = of(MODEL, "new.tsv", "old.tsv");
+    assert!(output.contains("no held fact is left"), "{output}");
 }
 
 #[test]
@@ -165,8 +165,8 @@ fn sets_of_one_fact_are_forecast_too() {
     );
     let held = "subject\trelation\tobject\nFrance\tP36\tParis\n";
     fs::write(dir.path().join("held.tsv"), held).unwrap();
-    let told = forecast(dir.path(), &[]);
-    assert_eq!(told[0]["nearest"].as_array().unwrap().len(), 1);
+    let output = forecast(dir.path(), &[]);
+    assert_eq!(output[0]["nearest"].as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -182,8 +182,8 @@ fn a_forecast_is_evaluated_against_a_run() {
     let tuned = run(dir.path(), &[&TUNE[..], &sets].concat());
     assert!(tuned.status.success(), "{}", stderr(&tuned));
 
-    // A tiny random model knows nothing; what became of the held facts is written by hand: by risk, the first and the
-    // third forgotten, the second kept, the last never known.
+    // A tiny random model knows nothing, so the outcomes are written by hand: in order of risk, the first and the third fact
+    // are forgotten, the second is kept, and the last was never known.
     let order = forecast(dir.path(), &[]);
     let outcomes = ["forgotten", "kept", "forgotten", "never_knew"];
     let path = dir.path().join("run/facts.jsonl");
@@ -206,18 +206,18 @@ fn a_forecast_is_evaluated_against_a_run() {
     let evaluated = forecast(dir.path(), &["--against", "run"]);
     assert_eq!(evaluated["forecast"], order);
     assert_eq!([&evaluated["forgotten"], &evaluated["kept"]], [2, 1]);
-    // Of the pairs (first, second) and (third, second) one is in the right order.
+    // Of the pairs (first, second) and (third, second), one is ordered correctly.
     assert_eq!(evaluated["auc"], 0.5);
     assert_eq!(evaluated["interval"], serde_json::json!([0.0, 1.0]));
     let against = [&FORECAST[..], &["--against", "run"]].concat();
-    let told = stdout(&run(dir.path(), &against));
-    assert!(told.contains("AUC 0.500"), "{told}");
+    let output = stdout(&run(dir.path(), &against));
+    assert!(output.contains("AUC 0.500"), "{output}");
 
     rewrite(&|row| {
         if row["outcome"] == "forgotten" {
             row["outcome"] = "kept".into();
         }
     });
-    let told = refused(dir.path(), &against);
-    assert!(told.contains("it forgot 0 and kept 3"), "{told}");
+    let output = refused(dir.path(), &against);
+    assert!(output.contains("it forgot 0 and kept 3"), "{output}");
 }

@@ -1,9 +1,9 @@
-//! The engine against `PyTorch`: tiny models of every family and their golden values (`tests/golden/gen.py`).
+//! The engine compared to `PyTorch`: golden values of tiny models of every family (`tests/golden/gen.py`).
 //!
-//! Golden values were computed in float64, so what is seen here is the engine's own rounding. `PyTorch`'s float32 lies up to
-//! 1.6e-6 (logits), 6e-6 (gradients, of a tensor's largest), 6.1e-5 (losses and norms of ten steps), 2.5e-7 (weights after
-//! them, mean) and 1.6e-4 (the same, largest) from them, as `gen.py` prints; other orders of summation are given five
-//! times as much.
+//! Golden values are computed in float64, so differences are rounding errors of the engine. `PyTorch` in float32 differs from them by
+//! up to 1.6e-6 (logits), 6e-6 (gradients, relative to the largest of a tensor), 6.1e-5 (losses and norms of ten steps), 2.5e-7 (weights
+//! after ten steps, mean) and 1.6e-4 (maximum), as `gen.py` prints. The tolerances are about five times as large, for other orders of
+//! summation.
 
 use std::{fs, path::PathBuf};
 
@@ -21,22 +21,23 @@ use unforget::{
 const MODELS: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
 const DISTILLED: [&str; 2] = ["llama", "qwen3"];
 
-/// Of the largest magnitude of the logits.
+/// Logits, relative to the largest magnitude.
 const LOGITS: f64 = 8e-6;
-/// Of the first step's losses and norm.
+/// Losses and gradient norm of the first step, relative.
 pub const FIRST_STEP: f64 = 1e-5;
-/// Of a later step's: where a gradient is nearly zero, `AdamW` takes its sign from rounding, and moves by the whole rate.
+/// Losses and gradient norm of later steps, relative: where a gradient is almost zero, `AdamW` takes a full step whose sign is
+/// rounding error.
 pub const LATER_STEPS: f64 = 3e-4;
-/// Of a gradient tensor's largest magnitude.
+/// Gradients, relative to the largest magnitude of a tensor.
 pub const GRADIENT: f64 = 3e-5;
-/// Of the weights after ten steps, on average; they have moved by about 5e-3.
+/// Weights after ten steps, mean absolute difference; they change by about 5e-3.
 pub const WEIGHTS_MEAN: f64 = 1.5e-6;
-/// Of any single weight after ten steps, for the same reason as [`LATER_STEPS`].
+/// Weights after ten steps, maximum absolute difference; see [`LATER_STEPS`].
 pub const WEIGHTS: f64 = 1e-3;
-/// Nats.
+/// Log-probabilities, in nats.
 const LOGPROB: f64 = 1e-4;
 
-/// A model and what `PyTorch` makes of it.
+/// A model and its golden values.
 pub struct Golden {
     pub model: Model,
     pub record: Value,
@@ -54,22 +55,22 @@ impl Golden {
         Self::read(name, name, "golden")
     }
 
-    /// What `remedies.py` made of the model of `qwen3`: the remedies that it wrote first.
+    /// The golden values of `remedies.py` for the model of `qwen3`.
     pub fn remedies() -> Self {
         Self::remedy("remedies")
     }
 
-    /// A later remedy, with a file of its own.
+    /// The golden values of a later remedy, in a file of its own.
     pub fn remedy(name: &str) -> Self {
         Self::read("qwen3", "remedies", name)
     }
 
-    /// What `lora.py` made of the model of `qwen3`.
+    /// The golden values of `lora.py` for the model of `qwen3`.
     pub fn lora() -> Self {
         Self::read("qwen3", "lora", "lora")
     }
 
-    /// What `project.py` made of the model of `qwen3`.
+    /// The golden values of `project.py` for the model of `qwen3`.
     pub fn project() -> Self {
         Self::read("qwen3", "project", "project")
     }
@@ -90,7 +91,7 @@ impl Golden {
         self.find(name).expect(name)
     }
 
-    /// A tensor, where it is stored.
+    /// A tensor, if it is stored.
     pub fn find(&self, name: &str) -> Option<Vec<f32>> {
         let file = safetensors::SafeTensors::deserialize(&self.tensors).expect("a valid file");
         let view = file.tensor(name).ok()?;
@@ -99,7 +100,7 @@ impl Golden {
         Some(floats.collect())
     }
 
-    /// The names of the stored tensors that begin with `prefix`, without it.
+    /// The names of the stored tensors with this prefix, without the prefix.
     pub fn names(&self, prefix: &str) -> Vec<String> {
         let file = safetensors::SafeTensors::deserialize(&self.tensors).expect("a valid file");
         let names = file.names().into_iter();
@@ -118,7 +119,7 @@ impl Golden {
             .collect()
     }
 
-    /// The rows, packed, cross-entropy as one mean over all target tokens, distillation by example (eq. 2).
+    /// The packed examples: cross-entropy as the mean over all target tokens, distillation as a mean over examples (eq. 2).
     fn packed_rows(&self, distilled: bool) -> PackedExamples {
         let rows = self.rows();
         let mut packed = PackedExamples::new(&rows);
@@ -136,7 +137,7 @@ impl Golden {
         self.record[name].as_f64().expect(name)
     }
 
-    /// Losses and gradient norms of ten steps, the first step's gradients; `self.model` is left with the last weights.
+    /// Losses and gradient norms of ten steps, and the gradients of the first; trains `self.model`.
     fn ten_steps(&mut self, trained: &[bool], distilled: bool) -> (Vec<(Loss, f64)>, Vec<f32>) {
         let rows = self.packed_rows(distilled);
         let stored =
@@ -220,7 +221,7 @@ pub fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(0.0, f64::max)
 }
 
-/// The largest difference, in units of the largest magnitude of `theirs`.
+/// The largest difference, relative to the largest magnitude of `theirs`.
 pub fn deviation(ours: &[f32], theirs: &[f32]) -> f64 {
     let scale = theirs.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     largest(&differences(ours, theirs)) / f64::from(scale)
@@ -397,13 +398,13 @@ fn cached_keys_and_values_cut_anywhere_give_the_log_probabilities_of_transformer
                 .chain(&target[..target.len() - 1])
                 .copied()
                 .collect();
-            // Whole, token by token, and at places that are no multiple of anything.
+            // At once, token by token, and in chunks of odd sizes.
             for piece in [read.len(), 1, 7, 33] {
                 let mut cache = KvCache::new(&golden.model.config);
                 let mut segment = None;
                 let mut hidden = Vec::new();
                 for (i, part) in read.chunks(piece).enumerate() {
-                    // Some pieces grow their segment, others open one behind it.
+                    // Some chunks extend their segment, others open a new one.
                     if i % 3 == 0 {
                         segment = Some(cache.open(segment, read.len()));
                     }

@@ -1,4 +1,4 @@
-//! Every remedy against `PyTorch` (`tests/golden/remedies.py`): ten steps on the rows and the model of `golden/qwen3`.
+//! Every remedy compared to `PyTorch` (`tests/golden/remedies.py`): ten steps on the examples and the model of `golden/qwen3`.
 
 use unforget::{
     config::{
@@ -25,13 +25,13 @@ use crate::golden::{
     largest, numbers,
 };
 
-/// Ten steps under `method` on all rows, its snapshot's arrays filled by `stored` (name, values), and compared with the run
-/// called `name`.
+/// Trains ten steps with `method` on all examples and compares with the golden run `name`; `stored` fills the arrays of the snapshot
+/// (name, values).
 fn check(name: &str, method: &MethodConfig, stored: impl Fn(&Golden, &str, &mut [f32])) {
     check_filled(name, method, arrays(stored));
 }
 
-/// The same, its snapshot filled by `fill`, which is given all rows.
+/// The same, with a snapshot filled by `fill` from all examples.
 fn check_filled(
     name: &str,
     method: &MethodConfig,
@@ -41,7 +41,7 @@ fn check_filled(
     check_rows((&Golden::remedies(), name), method, (&batch, &[]), fill);
 }
 
-/// Fills the arrays of a snapshot, given their names.
+/// Fills the arrays of a snapshot by name.
 fn arrays(
     stored: impl Fn(&Golden, &str, &mut [f32]),
 ) -> impl Fn(&Golden, &[Example], &mut Snapshot) {
@@ -64,7 +64,7 @@ fn check_rows(
     let mut params = golden.model.params.clone();
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
-    // Any row may be held to the snapshot.
+    // Every example has a teacher.
     let run_rows = RunExamples {
         all: &rows,
         known: rows.len(),
@@ -136,12 +136,12 @@ fn check_rows(
         assert!(largest(&apart) < WEIGHTS, "{name}: {}", tensor.name);
         all.extend(apart);
     }
-    // A later run stores its norms alone.
+    // Later golden runs store norms only.
     let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
     assert!(mean < WEIGHTS_MEAN, "{name}: {mean:e}");
 }
 
-/// The tensors of the remedies' file that begin with `group`, in the order of the layout.
+/// The golden tensors with this prefix, in the order of the layout.
 fn tensors_with_prefix(golden: &Golden, prefix: &str) -> Vec<f32> {
     let remedies = Golden::remedies();
     let tensors = golden.model.params.layout.tensors.iter();
@@ -310,7 +310,7 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
     let params = &golden.model.params;
     let mut engine = Engine::new(&golden.model.config);
     let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
-    // One row with one target: F is the square of one gradient, that of the token drawn.
+    // One example with one target: F is the squared gradient for the sampled token.
     let row = Example {
         prompt: vec![5, 17, 203, 44],
         target: vec![9],

@@ -1,5 +1,5 @@
-//! The order of the rooms: every path of `src/` points down the list in `src/lib.rs`, and no files of one room import each other
-//! in a circle. Tests may use anything.
+//! The order of rooms: every import in `src/` points down the list in `src/lib.rs`, and the files of a room import each other in no
+//! circle. Test code is exempt.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
