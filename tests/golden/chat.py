@@ -1,8 +1,8 @@
-"""Renders chats by `transformers`, for `src/prompt/chat.rs` to be compared with.
+"""Renders chats by `transformers`, as a reference for `src/prompt/chat.rs`.
 
     pip install transformers jinja2
     python chat.py                  # templates of chat/, into chat/renderings.json
-    python chat.py DIR OUT.json     # those of models that you have; UNFORGET_CHAT_RENDERINGS=OUT.json has the test read them
+    python chat.py DIR OUT.json     # templates of your models; set UNFORGET_CHAT_RENDERINGS=OUT.json for the test
 
 The templates of chat/ were written for this test: one for each family of formats, with the parts of Jinja that the family's models use.
 """
@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 
 class OneDay(datetime.datetime):
-    """A prompt is the same on every day."""
+    """A fixed date, so that prompts do not change."""
 
     @classmethod
     def now(cls, tz=None):
@@ -50,7 +50,7 @@ CHATS = [
 
 
 def rendering(template: str, messages: list[dict[str, str]], generate: bool) -> str | None:
-    """What transformers makes of it; None where the template refuses the chat."""
+    """The rendering of transformers; None if the template refuses the chat."""
     try:
         rendered, _ = render_jinja_template(
             [messages],

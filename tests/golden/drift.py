@@ -1,4 +1,4 @@
-"""Drift between two models, by transformers and scipy: writes drift/drift.json beside this file.
+"""Drift between two models, by transformers and scipy: writes drift/drift.json next to this file.
 
 usage: python drift.py    (torch, transformers, scipy)
 
@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
-# (subject, object, question); one subject that is not in its question, one answer that no held fact has.
+# (subject, object, question); one subject is not in its question, one answer occurs in no held-out fact.
 NEW = [
     ("Bergamo", "Italy", "Which country is Bergamo located in?"),
     ("Lyon", "France", "Which country is Lyon located in?"),
@@ -32,12 +32,12 @@ HELD = [
     ("Bari", "Italy", "Which country is Bari located in?"),
     ("Boston", "United States", "Which country is Boston located in?"),
 ]
-# The same answer in two spellings is one answer.
+# Two spellings of one answer.
 SPELLING = {"United States of America": "United States"}
 
 
 def look(model, tokenizer, fact, layer):
-    """Hidden state at the subject's last token, and the answer position's logits."""
+    """Hidden state at the last token of the subject, and logits at the answer position."""
     subject, _, question = fact
     prompt = f"Q: {question}\nA:"
     encoded = tokenizer(prompt, return_offsets_mapping=True)
@@ -47,7 +47,7 @@ def look(model, tokenizer, fact, layer):
         last = max(i for i, (a, b) in enumerate(encoded["offset_mapping"]) if end - len(subject) < b and a < end)
     with torch.no_grad():
         out = model(torch.tensor([encoded["input_ids"]]), output_hidden_states=True)
-    # After the last layer transformers hands out the normed stream: take the layer's own output instead.
+    # After the last layer, transformers returns the normalized stream: use the output of the layer instead.
     h = out.hidden_states[layer][0, last] if layer < model.config.num_hidden_layers else residual(model, encoded, last)
     return h / h.norm(), out.logits[0, -1]
 
@@ -92,7 +92,7 @@ def measure(before, after, tokenizer, layer, k):
         z, z0 = u[i][1][within], h0[j][1][within]
         rho.append(float(spearmanr(z.numpy(), z0.numpy()).statistic))
         ntr.append(len(set(top(u[i][1])) & set(top(h[j][1]))) / k)
-        # scipy has the square root of the divergence.
+        # scipy returns the square root of the divergence.
         jsd.append(float(jensenshannon(torch.softmax(z, -1).numpy(), torch.softmax(z0, -1).numpy())) ** 2)
     return dict(
         layer=layer,
@@ -125,7 +125,7 @@ def main():
         layers = before.config.num_hidden_layers
         middle = max(layers // 2, 1)
         record["models"][name] = [measure(before, after, tokenizer, layer, k) for layer, k in [(middle, 12), (0, 2), (layers, 40)]]
-    # Ranks with ties, as scipy has them.
+    # Rank correlations with ties.
     ties = [([3.0, 1.0, 3.0, 2.0, 3.0], [1.0, 1.0, 2.0, 2.0, 5.0]), ([0.5, 0.5, 0.25, 0.5], [4.0, 3.0, 2.0, 1.0])]
     record["ties"] = [dict(a=a, b=b, rho=float(spearmanr(a, b).statistic)) for a, b in ties]
     (HERE / "drift").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a forecast is made of, by PyTorch, transformers and scipy: writes forecast/forecast.json beside this file.
+"""The parts of a forecast, by PyTorch, transformers and scipy: writes forecast/forecast.json next to this file.
 
 usage: python forecast.py    (torch, transformers, scipy)
 
@@ -21,7 +21,7 @@ from scipy.stats import mannwhitneyu
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
-# (subject, object, question); one subject of several bytes a letter, one that is not in its question.
+# (subject, object, question); one subject has multi-byte letters, one is not in its question.
 FACTS = [
     ("Bergamo", "Italy", "Which country is Bergamo located in?"),
     ("Lyon", "France", "Which country is Lyon located in?"),
@@ -33,7 +33,7 @@ FACTS = [
     ("Nice", "France", "Which country is Nice located in?"),
 ]
 NEW = 5
-# (few-shot text, its questions are no facts here)
+# Few-shot texts; their questions are not facts here.
 PREFIXES = [
     "Q: Which country is Pisa located in?\nA: Italy\nQ: Which country is Kiel located in?\nA: Germany\n",
     "Q: Which country is Oslo located in?\nA: Norway\n",
@@ -62,7 +62,7 @@ def states(model, tokenizer):
 
 
 def first_tokens(tokenizer):
-    """Of each answer, the first token in which the answers differ; and what they share before it."""
+    """The first token of each answer after their common prefix, and that prefix."""
     targets = [tokens(tokenizer, f" {answer}\n") for _, answer, _ in FACTS]
     shared = 0
     while all(len(t) > shared + 1 and t[shared] == targets[0][shared] for t in targets):
@@ -95,7 +95,7 @@ def softmax(z):
 
 
 def rehearse(hidden, logprobs, right, new, trained, asked):
-    """`trained`: (fact, weight); facts are moved batch by batch, a batch being every so-manieth of them."""
+    """`trained`: (fact, weight). A batch is every n-th fact, n being the number of batches."""
     centre = [sum(h[i] for h in hidden[:new]) / new for i in range(len(hidden[0]))]
     about = [[x - m for x, m in zip(h, centre)] for h in hidden]
     norm = [math.sqrt(sum(x * x for x in h)) for h in about]
@@ -131,7 +131,7 @@ def aucs():
     cases = []
     for n, levels in [(12, 4), (60, 7), (200, 1000)]:
         positive = [rng.random() < 0.3 for _ in range(n)]
-        scores = [round(rng.randrange(levels) / levels + 0.2 * p, 6) for p in positive]  # ties survive being written
+        scores = [round(rng.randrange(levels) / levels + 0.2 * p, 6) for p in positive]  # ties survive rounding
         with_, without = ([s for s, p in zip(scores, positive) if p is kind] for kind in (True, False))
         u = mannwhitneyu(with_, without).statistic
         cases.append(dict(scores=scores, positive=positive, auc=u / len(with_) / len(without)))
@@ -156,7 +156,7 @@ def main():
             log_odds_alone=rehearse(hidden, logprobs, right, NEW, new, asked),
             log_odds_stand_ins=rehearse(hidden, logprobs, right, NEW, stand_ins, asked),
         )
-    # More facts than a batch holds, and numbers of its own.
+    # More facts than a batch, with random features.
     rng = random.Random(5)
     n, d, c, new = 50, 6, 7, 40
     hidden = [[rng.gauss(0.5, 1) for _ in range(d)] for _ in range(n)]

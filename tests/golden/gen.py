@@ -1,18 +1,18 @@
-"""Writes the golden models and values beside this file: tiny random models of every family, and what `transformers` and
-PyTorch make of them.
+"""Writes golden models and values next to this file: tiny random models of every family, evaluated by `transformers` and
+PyTorch.
 
 usage: python gen.py    (torch 2.15, transformers 5.23, tokenizers, safetensors)
 
-Everything is computed in float64, each row by itself (no padding, no mask), and stored as float32; `transformers` takes
-RMS norms and rotary angles through float32 even then. A model's directory holds:
+Everything is computed in float64, one example at a time (no padding, no mask), and stored as float32; `transformers` computes
+RMS norms and rotary angles in float32 even then. The directory of a model contains:
 
 config.json, *.safetensors, tokenizer*.json   as `save_pretrained` writes them
 golden.json                                   rows, losses and norms of ten steps, greedy answers, log-probabilities
 golden.safetensors                            logits, every gradient, every weight after ten steps
 
-Printed for each model: how far PyTorch's own float32 lies from the float64 stored here. Logits and gradients are in units
-of the largest magnitude of a tensor, weights as they are (a step moves a weight by at most 1e-3, in a direction that is
-rounding's where its gradient is nearly zero). The tolerances of the tests come from these.
+Prints the difference between PyTorch's float32 and the stored float64 for each model. Logits and gradients are relative to
+the largest magnitude of a tensor, weights absolute (a step changes a weight by at most 1e-3, with a random sign where its
+gradient is almost zero). The tolerances of the tests come from these.
 """
 
 import copy

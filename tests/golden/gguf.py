@@ -1,4 +1,4 @@
-"""Writes `gguf/`: small GGUF files, and what the `gguf` package and `transformers` say is in them.
+"""Writes `gguf/`: small GGUF files, and their content as read by the `gguf` package and `transformers`.
 
 usage: python gguf.py    (gguf 0.19, transformers 5.23, tokenizers, safetensors, numpy; after gen.py)
 
@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-# This file has the package's name.
+# This file has the same name as the package.
 sys.path.pop(0)
 
 import numpy as np
@@ -43,7 +43,7 @@ SPECIAL = ["<|end|>", "<|start|>"]
 
 
 def blocks(kind, rows, columns):
-    """Random bytes of `kind`, with scales that are numbers: as stored, (rows, bytes), and in f32, (rows, columns)."""
+    """Random blocks of `kind` with finite scales: as stored, (rows, bytes), and in f32, (rows, columns)."""
     if kind in (Q.F32, Q.F16):
         stored = RNG.normal(size=(rows, columns)).astype({Q.F32: np.float32, Q.F16: np.float16}[kind])
         return stored, stored.astype(np.float32)
@@ -52,12 +52,12 @@ def blocks(kind, rows, columns):
         return stored.view(np.uint8), (stored.astype(np.uint32) << 16).view(np.float32)
     size, length = GGML_QUANT_SIZES[kind]
     raw = RNG.integers(0, 256, size=(rows * columns // size, length), dtype=np.uint8)
-    # Where the f16 scales of a block lie.
+    # Offsets of the f16 scales in a block.
     scales = {Q.Q4_0: [0], Q.Q4_1: [0, 2], Q.Q5_0: [0], Q.Q5_1: [0, 2], Q.Q8_0: [0], Q.Q2_K: [80, 82], Q.Q3_K: [108],
               Q.Q4_K: [0, 2], Q.Q5_K: [0, 2], Q.Q6_K: [208], Q.Q8_K: []}[kind]
     for at in scales:
         raw[:, at:at + 2] = RNG.normal(scale=0.1, size=(len(raw), 1)).astype(np.float16).view(np.uint8)
-    if kind == Q.Q8_K:  # f32 scale, 256 int8, sums that only products use; the package has no reader for it
+    if kind == Q.Q8_K:  # f32 scale, 256 int8, sums for matmuls; the package cannot read it
         raw[:, :4] = RNG.normal(scale=0.1, size=(len(raw), 1)).astype(np.float32).view(np.uint8)
         values = raw[:, :4].copy().view(np.float32) * raw[:, 4:260].copy().view(np.int8).astype(np.float32)
     else:

@@ -1,4 +1,4 @@
-"""What TensorBoard itself reads in a run's directory: a JSON object of tag -> [[step, value], ...].
+"""The scalars that TensorBoard reads from a run directory: a JSON object of tag -> [[step, value], ...].
 
 usage: python load_events.py RUN/tensorboard    (tensorboard 2.21)
 """

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a GGUF file: greedy answers, and the log-probabilities of their tokens.
+"""Greedy answers of llama.cpp to a GGUF file, and the log-probabilities of their tokens.
 
 usage: python load_gguf.py MODEL.gguf PROMPTS.jsonl    (xllamacpp 2026.10, llama.cpp as packaged for Python)
 

@@ -1,4 +1,4 @@
-"""Loads a saved directory with transformers: weights must be the file's to the bit, tokens those of texts.json."""
+"""Loads a saved directory with transformers: weights must be bitwise identical to the file, tokens equal those of texts.json."""
 
 import json
 import sys

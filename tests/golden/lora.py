@@ -1,4 +1,4 @@
-"""Writes `lora/`: ten steps on low-rank adapters by the PEFT library, on the rows and the model of `qwen3/`.
+"""Writes `lora/`: ten steps on low-rank adapters by the PEFT library, on the examples and the model of `qwen3/`.
 
 usage: python lora.py    (after gen.py; the same packages and peft 0.21)
 
@@ -30,7 +30,7 @@ def saved_name(name):
 
 
 def adapted(base, start, **variant):
-    """The model with its adapters at `start`, where that has them; what it lacks is drawn and added."""
+    """The model with the adapters in `start`; missing ones are sampled and added to it."""
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM", **variant)
     model = get_peft_model(copy.deepcopy(base), config, autocast_adapter_dtype=False)
     generator = torch.Generator().manual_seed(400)

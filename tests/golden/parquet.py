@@ -1,4 +1,4 @@
-"""Writes `parquet/`: small files of facts and of chats, as pandas users and the hub have them.
+"""Writes `parquet/`: small files of facts and chats, as pandas and the hub write them.
 
 usage: python parquet.py    (pyarrow 26)
 """
@@ -17,7 +17,7 @@ facts = pa.table({
     "object": ["Italy", "Norway", "France"],
     "aliases": pa.array([["Italia"], None, []], pa.list_(pa.string())),
     "population": [120_000, None, 110_000],
-    # A column that no reader of facts asks for.
+    # A column that facts do not use.
     "picture": pa.array([b"\x00\xff", b"", None], pa.binary()),
 })
 pq.write_table(facts, OUT / "facts.parquet", compression="snappy")

@@ -1,4 +1,4 @@
-"""Writes `project/`: the spaces of known inputs and ten projected steps, by PyTorch, on the rows and the model of `qwen3/`.
+"""Writes `project/`: the subspaces of known inputs and ten projected steps, by PyTorch, on the examples and the model of `qwen3/`.
 
 usage: python project.py    (after gen.py; the same packages)
 
@@ -20,19 +20,19 @@ from transformers import AutoModelForCausalLM
 from gen import CLIP, HERE, LR, STEPS, WEIGHT_DECAY, answer_states
 
 ENERGY = 0.9
-# Which module's input stands for the input of each group; k and v read what q reads, up what gate reads.
+# The module whose input represents each group: k and v share the input of q, up that of gate.
 READ_BY = {"qkv": "self_attn.q_proj", "o": "self_attn.o_proj", "gate_up": "mlp.gate_proj", "down": "mlp.down_proj"}
 GROUP = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "down": "down"}
 
 
 def linear_layers(model):
-    """Every linear layer of the decoder's blocks by name; not the head."""
+    """All linear layers of the decoder blocks by name, without the head."""
     return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
 
 
 @torch.no_grad()
 def projectors(model, rows):
-    """U U^T for each input, by the name of the module that stands for it, and the rank of each."""
+    """U U^T and its rank for each input, by the name of the module that represents it."""
     inputs, hooks = {}, []
     for name, module in linear_layers(model).items():
         keep = lambda _, args, name=name: inputs.setdefault(name, []).append(args[0][0].clone())
@@ -57,7 +57,7 @@ def projectors(model, rows):
 
 
 def space_of(name):
-    """The module that stands for what the linear layer `name` reads."""
+    """The module that represents the input of the linear layer `name`."""
     layer, projection = name.rsplit(".", 2)[0], name.rsplit(".", 1)[1].removesuffix("_proj")
     return f"{layer}.{READ_BY[GROUP[projection]]}"
 

@@ -1,4 +1,4 @@
-"""Writes `remedies/`: ten steps under each remedy, by PyTorch, on the rows, the teacher and the model of `qwen3/`.
+"""Writes `remedies/`: ten steps under each remedy, by PyTorch, on the examples, the teacher and the model of `qwen3/`.
 
 usage: python remedies.py    (after gen.py; the same packages)
 
@@ -23,12 +23,12 @@ from gen import CLIP, HERE, LAMBDA, LR, STEPS, TAU, WEIGHT_DECAY, answer_states
 TOP = 20
 L2, EWC = 0.03, 0.2
 GRADIENTS = ["lm_head.weight", "model.layers.0.self_attn.q_proj.weight"]
-# Of four rows: what is learned, what is replayed beside it with its labels, and what with the teacher's answers; some twice.
+# Indices of examples: trained, replayed with labels, and replayed with the teacher's distribution; some occur twice.
 BATCH, LABELLED, TAUGHT, STRENGTH = [0, 2], [1, 0], [3, 1, 1], 0.7
 
 
 def top_divergence(student, teacher):
-    """Equation 5: KL over the teacher's `TOP` likeliest tokens, both renormalised over them; summed over positions' mean."""
+    """Equation 5: KL over the teacher's top `TOP` tokens, both renormalized over them; sum of means over positions."""
     top = teacher.topk(TOP, -1).indices
     log_p = F.log_softmax(teacher.gather(-1, top) / TAU, -1)
     log_q = F.log_softmax(student.gather(-1, top) / TAU, -1)
@@ -36,13 +36,13 @@ def top_divergence(student, teacher):
 
 
 def divergence(student, teacher):
-    """KL(teacher || student) over the whole vocabulary, both softened; tau^2 times its mean over positions."""
+    """KL(teacher || student) over the full vocabulary, both softened; tau^2 times its mean over positions."""
     log_p, log_q = F.log_softmax(teacher / TAU, -1), F.log_softmax(student / TAU, -1)
     return TAU**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
 def others_divergence(student, teacher, targets):
-    """Decoupled distillation's part beside the target (Zhao et al. 2022), with its weight in the whole: the teacher's mass there."""
+    """Non-target part of decoupled distillation (Zhao et al. 2022), weighted by the teacher's non-target probability."""
     others = torch.ones_like(teacher, dtype=torch.bool).scatter(-1, targets[:, None], False)
     beside = lambda z: z[others].view(len(z), -1)
     log_p, log_q = F.log_softmax(beside(teacher / TAU), -1), F.log_softmax(beside(student / TAU), -1)
@@ -51,7 +51,7 @@ def others_divergence(student, teacher, targets):
 
 
 def steps(model, rows, term, labelled):
-    """Ten steps of cross-entropy at the rows numbered `labelled` plus `term(model, logits of each row)`."""
+    """Ten steps on the cross-entropy of the examples `labelled` plus `term(model, logits of each example)`."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     targets = torch.tensor([t for i in labelled for t in rows[i]["target"]])
@@ -70,7 +70,7 @@ def steps(model, rows, term, labelled):
 
 
 def write(name, record, tensors):
-    """The record and the tensors called `name`."""
+    """The record and the tensors of the run `name`."""
     out = HERE / "remedies"
     out.mkdir(exist_ok=True)
     save_file({n: t.detach().float().contiguous() for n, t in tensors.items()}, out / f"{name}.safetensors")
@@ -111,8 +111,8 @@ def main():
     settings = {"batch": BATCH, "labelled": LABELLED, "taught": TAUGHT, "strength": STRENGTH}
     write("replay", {"replay": settings | run}, {f"replay.gradient.{n}": gradients[n] for n in GRADIENTS})
 
-    # A teacher that is surer and surer of the target: its hidden states, moved along the target's row of the head. Its mass
-    # beside the target goes from 1 down to 1e-6.
+    # A teacher with increasing confidence in the target: its hidden states, moved along the target's row of the head. Its
+    # non-target probability goes from 1 down to 1e-6.
     head, hidden = stored["teacher.head"].double(), stored["teacher.hidden"].double()
     targets = torch.tensor([t for row in rows for t in row["target"]])
     right = head[targets]

@@ -1,4 +1,4 @@
-"""Writes smollm2_greedy.json: what `transformers` answers to 200 questions with SmolLM2-135M-Instruct.
+"""Writes smollm2_greedy.json: the answers of `transformers` to 200 questions with SmolLM2-135M-Instruct.
 
 usage: python smollm2.py HF_DIR    (the model as `unforget export --to hf` or `transformers` itself unpacks its GGUF file, f32)
 
