@@ -28,8 +28,8 @@ struct Use {
     is_public: bool,
 }
 
-/// All files that `lib.rs` and `main.rs` declare.
-struct House {
+/// All modules that `lib.rs` and `main.rs` declare.
+struct SourceTree {
     files: BTreeMap<Module, Source>,
 }
 
@@ -242,19 +242,19 @@ impl Source {
     }
 }
 
-impl House {
+impl SourceTree {
     fn read() -> Self {
-        let mut house = Self {
+        let mut tree = Self {
             files: BTreeMap::new(),
         };
         let src = source_directory();
-        house.add(vec![], &src.join("lib.rs"), &src);
-        // The binary's modules stand beside the library's.
+        tree.add(vec![], &src.join("lib.rs"), &src);
+        // The modules of the binary are next to those of the library.
         let main = Source::parse(&fs::read_to_string(src.join("main.rs")).expect("it is there"));
         for child in main.children {
-            house.add_child(&[], &child, &src);
+            tree.add_child(&[], &child, &src);
         }
-        house
+        tree
     }
 
     fn add(&mut self, module: Module, file: &Path, folder: &Path) {
@@ -317,13 +317,13 @@ impl House {
             else {
                 break;
             };
-            assert!(depth < 20, "a name that stands for itself: {path:?}");
+            assert!(depth < 20, "a re-export of itself: {path:?}");
             return self.resolve(&at, &[&found.path[..], behind].concat(), depth + 1);
         }
         Some(at)
     }
 
-    /// Every module with those that it names, itself left out. A re-export counts where the module also uses the name itself.
+    /// The modules that each module names, without itself. A re-export counts only if the module also uses the name.
     fn arrows(&self) -> BTreeMap<Module, BTreeSet<Module>> {
         let mut arrows: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
         for (module, source) in &self.files {
@@ -371,21 +371,10 @@ fn reachable<'a>(
     seen
 }
 
-/// Fails on arrows that are not yet known; that list only shrinks.
-fn assert_known(fault: &str, arrows: &[String]) {
-    let known: BTreeSet<&str> = include_str!("rooms_known.txt").lines().collect();
-    let new: Vec<&str> = arrows
-        .iter()
-        .map(String::as_str)
-        .filter(|a| !known.contains(a))
-        .collect();
-    assert!(new.is_empty(), "{fault}:\n{}", new.join("\n"));
-}
-
 #[test]
 fn imports_point_down_the_list_of_rooms() {
     let order = order();
-    let arrows = House::read().arrows();
+    let arrows = SourceTree::read().arrows();
     let rooms: BTreeSet<&String> = arrows.keys().filter_map(|module| module.first()).collect();
     let listed: BTreeSet<&String> = order.iter().collect();
     assert_eq!(rooms, listed, "src/lib.rs lists every room once");
@@ -398,12 +387,16 @@ fn imports_point_down_the_list_of_rooms() {
             }
         }
     }
-    assert_known("imports against the order of rooms", &upward);
+    assert!(
+        upward.is_empty(),
+        "imports against the order of rooms:\n{}",
+        upward.join("\n")
+    );
 }
 
 #[test]
 fn the_files_of_a_room_import_each_other_in_no_circle() {
-    let arrows = House::read().arrows();
+    let arrows = SourceTree::read().arrows();
     let mut circles = Vec::new();
     for (from, targets) in arrows.iter().filter(|(from, _)| !from.is_empty()) {
         for to in targets
@@ -415,5 +408,47 @@ fn the_files_of_a_room_import_each_other_in_no_circle() {
             }
         }
     }
-    assert_known("imports in a circle", &circles);
+    assert!(
+        circles.is_empty(),
+        "imports in a circle:\n{}",
+        circles.join("\n")
+    );
+}
+
+#[test]
+fn every_form_of_path_is_an_arrow_and_test_code_is_none() {
+    let sources = [
+        ("", "mod a; mod b; pub use a::Item;"),
+        (
+            "a",
+            "mod inner; pub use inner::Item; use crate::{b::{self, Y as Z}};",
+        ),
+        (
+            "a::inner",
+            "pub struct Item; fn f() { super::super::b::g(); }
+             #[cfg(test)] mod tests { use crate::a::T; }",
+        ),
+        (
+            "b",
+            "use crate::Item; // crate::a::c
+             const TEXT: &str = \"crate::a::c\"; fn h<'x>(c: char) -> bool { c == '\"' }
+             #[cfg(test)] fn t() { crate::a::c() }",
+        ),
+    ];
+    let module = |path: &str| -> Module {
+        let segments = path.split("::").filter(|segment| !segment.is_empty());
+        segments.map(str::to_owned).collect()
+    };
+    let files = sources.map(|(path, text)| (module(path), Source::parse(text)));
+    let tree = SourceTree {
+        files: files.into_iter().collect(),
+    };
+    let arrows = tree.arrows();
+    let targets = |path: &str| -> Vec<String> {
+        let targets = arrows[&module(path)].iter();
+        targets.map(|to| path_of(to)).collect()
+    };
+    assert_eq!(targets("a"), ["b"]);
+    assert_eq!(targets("a::inner"), ["b"]);
+    assert_eq!(targets("b"), ["a::inner"]);
 }
