@@ -314,7 +314,7 @@ impl Record {
                 },
             },
             "epochs": [], "step_seconds": 1.0, "interpolation_seconds": 0.0,
-            "held": "", "held_at_peak": "", "maybe_known": "", "elsewhere": "",
+            "held": "", "held_at_peak": "", "maybe_known": "", "other_relations": "",
         });
         serde_json::from_value(record).expect("a record")
     }
