@@ -301,7 +301,7 @@ fn a_run_that_cannot_follow_another_is_refused_before_anything_is_written() {
     refused(&after_few, "which this run trains");
     refused(
         &|c| c.model = tiny_model().replace("llama", "qwen3"),
-        "of another model",
+        "are different models",
     );
     fs::write(first.out.join("ewc.safetensors"), b"broken").expect("writable");
     refused(&|_| (), "ewc.safetensors is corrupt");
