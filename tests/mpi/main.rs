@@ -287,7 +287,7 @@ fn errors_are_printed_once() {
     let args: Vec<&str> = TUNE.into_iter().chain(fused).collect();
     let output = run(dir.path(), 2, &args);
     assert!(
-        stderr_of(&output).contains("several processes share whole gradients"),
+        stderr_of(&output).contains("several processes sum whole gradients"),
         "{}",
         stderr_of(&output)
     );
