@@ -308,15 +308,15 @@ mod tests {
             (Some(Split::WeaklyKnown), "P17"),
         ]);
         insta::assert_snapshot!(table(&run, 60), @r"
-        split      facts  correct   learned  kept  forgotten  gained
-        known          4  before          0     1          1       1
-                          50.0%
-                          after
-                          50.0%
-        weakly         5  before          0     1          1       2
-        known             40.0%
-                          after
-                          60.0%
+        split   facts  correct  learned  kept  forgotten  gained
+        known       4  before         0     1          1       1
+                       50.0%
+                       after
+                       50.0%
+        weakly      5  before         0     1          1       2
+        known          40.0%
+                       after
+                       60.0%
         ");
     }
 

@@ -285,7 +285,7 @@ mod tests {
         let file = dir.path().join("exp.toml");
         std::fs::write(
             &file,
-            "model = 'm'\nseed = 1\n[train]\nlr = 1e-3\nepochs = 3\n",
+            "model = 'm'\nseed = 1\n[train]\nlearning_rate = 1e-3\nnum_epochs = 3\n",
         )
         .unwrap();
         let tune = TuneArgs {

@@ -252,14 +252,19 @@ fn overlay(config: &Config, overrides: &[Override]) -> Result<Config> {
 
 /// The config that `table` describes, or every problem with it: what has one is taken out and the rest tried again.
 fn deserialize(mut table: Table) -> (Option<Config>, Vec<Problem>) {
-    let mut problems = Vec::new();
+    let mut problems: Vec<Problem> = Vec::new();
     loop {
         match Config::deserialize(TomlValue(Value::Table(table.clone()))) {
             Ok(config) if problems.is_empty() => return (Some(config), problems),
             Ok(_) => return (None, problems),
             Err(problem) => {
-                let taken_out = remove(&mut table, &key_of(&problem));
-                problems.push(problem);
+                let key = key_of(&problem);
+                let taken_out = remove(&mut table, &key);
+                // A section from which something was taken out may lack it.
+                let follows = problems.iter().any(|known| is_within(&key_of(known), &key));
+                if !follows {
+                    problems.push(problem);
+                }
                 if !taken_out {
                     return (None, problems);
                 }
