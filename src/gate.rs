@@ -183,7 +183,7 @@ impl Gate {
         text
     }
 
-    /// A JUnit report: one suite per split, one case per fact that the baseline answered correctly, failed if it is forgotten.
+    /// A `JUnit` report: one suite per split, one case per fact that the baseline answered correctly, failed if it is forgotten.
     pub fn junit(&self) -> String {
         let mut report = Report::new("unforget gate");
         for split in Split::ALL {

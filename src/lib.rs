@@ -15,7 +15,7 @@
 //! - `train`: the training loop, its evaluator, checkpoints and cost estimate
 //! - `remedy`: methods against forgetting, one file each
 //! - `run`: the run directory and its records
-//! - `forecast`, `splits`, `synth`, `audit`, `measure`: SLiCK labels, splits, accuracy, forgetting, drift
+//! - `forecast`, `splits`, `synth`, `audit`, `measure`: `SLiCK` labels, splits, accuracy, forgetting, drift
 //! - `generate`: batched decoding
 //! - `prompt`: training examples as token ids, packed for the engine
 //! - `engine`: forward and backward pass, loss head, optimizer step

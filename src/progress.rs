@@ -199,7 +199,7 @@ impl Drop for Bar {
             BarDisplay::Hidden => {}
             BarDisplay::Bar(bar) => bar.finish_and_clear(),
             BarDisplay::Lines { sink, .. } => {
-                sink.line(&self.line(self.done.load(Ordering::Relaxed)))
+                sink.line(&self.line(self.done.load(Ordering::Relaxed)));
             }
         }
     }

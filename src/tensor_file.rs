@@ -240,7 +240,7 @@ mod tests {
         assert_eq!((stored.dtype, stored.shape), (Dtype::F32, &[7][..]));
         assert_eq!(stored.bytes, bytemuck::cast_slice::<f32, u8>(&b));
         assert_eq!(
-            Vec::from_iter(file.iter().map(|(name, _)| name)),
+            file.iter().map(|(name, _)| name).collect::<Vec<_>>(),
             ["a", "b"]
         );
     }

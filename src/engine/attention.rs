@@ -445,7 +445,9 @@ struct GroupQueries<'a> {
 
 /// Floats of the parts that [`backward`] makes for `rows`.
 pub fn backward_floats(rows: &[AttentionSpan], shape: AttentionShape) -> usize {
-    let parts = rows.iter().map(|row| part_len(row, &row.key_blocks(), shape));
+    let parts = rows
+        .iter()
+        .map(|row| part_len(row, &row.key_blocks(), shape));
     parts.sum::<usize>() * shape.num_kv_heads
 }
 

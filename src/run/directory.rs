@@ -29,7 +29,7 @@ const FILES: [&str; 13] = [
     EWC_FILE,
 ];
 
-/// Directory of the trained LoRA adapter.
+/// Directory of the trained `LoRA` adapter.
 pub const ADAPTER_DIR: &str = "adapter";
 
 /// File with the Fisher information that EWC saves for later runs.

@@ -23,7 +23,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
     })?;
     String::from_utf8(bytes).map_err(|e| {
         let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        let line = 1 + valid.split(|byte| *byte == b'\n').skip(1).count();
         broken(path, line, "not UTF-8")
     })
 }

@@ -108,7 +108,7 @@ impl Checkpoints {
             state: state.clone(),
             optimizer_steps: view.optimizer.steps,
             metrics_bytes: run.metrics_bytes(),
-            weights: tensor_file::checksum(&arrays),
+            weights: tensor_file::checksum(arrays),
             snapshot: self.snapshot.clone().filter(|_| snapshot.is_some()),
         };
         let path = self.next_path(state.state.step);
@@ -158,20 +158,20 @@ impl Checkpoints {
     fn write_snapshot(&self, snapshot: &Snapshot) -> Result<String> {
         let arrays = snapshot.arrays();
         let arrays = arrays.iter().map(|(name, values)| (&name[..], *values));
-        self.write_file(SNAPSHOT, arrays.collect())
+        self.write_file(SNAPSHOT, &arrays.collect::<Vec<_>>())
     }
 
     /// Writes arrays to the file called `name`, under another name first; returns their checksum.
-    fn write_file(&self, name: &str, arrays: Vec<(&str, &[f32])>) -> Result<String> {
+    fn write_file(&self, name: &str, arrays: &[(&str, &[f32])]) -> Result<String> {
         let path = self.root.join(name);
         atomic_file::require_space(
             &self.root,
-            bytes_of(&arrays),
+            bytes_of(arrays),
             "a file beside the checkpoints",
         )?;
         let file = atomic_file::temp_file(&path)?;
         let sum = tensor_file::checksum(&arrays);
-        tensor_file::write_vectors(file.path(), &arrays).map_err(Error::io("write", &path))?;
+        tensor_file::write_vectors(file.path(), arrays).map_err(Error::io("write", &path))?;
         atomic_file::persist(file, &path)?;
         Ok(sum)
     }
@@ -229,7 +229,7 @@ impl Checkpoints {
             return Ok(());
         }
         fs::create_dir_all(&self.root).map_err(Error::io("create", &self.root))?;
-        self.write_file(BEST, view.weights()).map(|_| ())
+        self.write_file(BEST, &view.weights()).map(|_| ())
     }
 
     /// Restores the weights that [`Checkpoints::save_best`] saved.

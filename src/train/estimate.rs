@@ -64,7 +64,8 @@ impl Trainer {
         let evaluated_facts = self.evaluator.num_questions();
         let evaluation_seconds = question_seconds * evaluated_facts as f64;
         let (memory, epochs) = (self.memory, self.sampler.num_epochs);
-        let audit_seconds = question_seconds * AUDIT_COST * self.audit_queries(audit_prompts) as f64;
+        let audit_seconds =
+            question_seconds * AUDIT_COST * self.audit_queries(audit_prompts) as f64;
         let steps = self.sampler.total_steps();
         let examples = self.sampler.examples().iter();
         let tokens = examples.map(|example| example.prompt.len() + example.target.len());

@@ -123,13 +123,11 @@ impl RunWriter {
 
     /// Whether a checkpoint is due after `epoch`.
     pub fn checkpoint_is_due(&self, epoch: usize) -> bool {
-        match self.save_every {
-            Some(every) => epoch.is_multiple_of(every),
-            None => {
-                let is_due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
-                self.comm.broadcast_flag(is_due)
-            }
+        if let Some(every) = self.save_every {
+            return epoch.is_multiple_of(every);
         }
+        let is_due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
+        self.comm.broadcast_flag(is_due)
     }
 
     /// Writes a checkpoint.

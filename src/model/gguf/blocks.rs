@@ -233,7 +233,7 @@ fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     *out = five_bits(&block[4..8], &block[8..]).map(|q| f32::from(q) * d + m);
 }
 
-/// 16 groups of 16 weights, each with 4 bits of scale and 4 of minimum; 2 bits a weight: d s q - m_d m.
+/// 16 groups of 16 weights, each with 4 bits of scale and 4 of minimum; 2 bits a weight: `d s q - m_d m`.
 ///
 /// Each byte of 2-bit numbers holds the weights that lie 32 apart in one half of the block.
 fn q2_k(block: &[u8; 84], out: &mut [f32; K]) {
@@ -289,7 +289,7 @@ fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     }
 }
 
-/// 8 groups of 32 weights, each with 6 bits of scale and 6 of minimum; 4 bits a weight: d s q - m_d m.
+/// 8 groups of 32 weights, each with 6 bits of scale and 6 of minimum; 4 bits a weight: `d s q - m_d m`.
 fn q4_k(block: &[u8; 144], out: &mut [f32; K]) {
     let (d, d_min) = (scale(block, 0), scale(block, 2));
     let (scales, q) = (&block[4..16], &block[16..]);

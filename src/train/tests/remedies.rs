@@ -203,7 +203,10 @@ fn a_projection_without_known_facts_or_linear_weights_is_refused_and_nothing_is_
     };
     let mut norms = config.clone();
     norms.train.trainable = vec!["model.norm.weight".into()];
-    refused(&norms, "freezes everything but the weights of linear layers");
+    refused(
+        &norms,
+        "freezes everything but the weights of linear layers",
+    );
     config.data.keep = Vec::new();
     config.method.snapshot_epochs = 0;
     refused(&config, "no known fact whose inputs");
@@ -661,7 +664,7 @@ fn a_base_model_that_changes_during_the_run_is_not_interpolated_with() {
     let mut bytes = fs::read(&file).expect("a model");
     *bytes.last_mut().expect("not empty") ^= 1;
     fs::write(&file, bytes).expect("writable");
-    let error = trainer.finish().err().expect("another model");
+    let error = trainer.finish().expect_err("another model");
     assert!(
         error
             .to_string()

@@ -223,7 +223,7 @@ fn resumed_equals_uninterrupted_under_auto() {
     resumed_equals_uninterrupted(method(|m| m.kind = MethodKind::Auto));
     // A budget's best model is kept and taken back as the average.
     resumed_equals_uninterrupted(method(|m| {
-        (m.kind, m.budget) = (MethodKind::Auto, Some(5.0))
+        (m.kind, m.budget) = (MethodKind::Auto, Some(5.0));
     }));
 }
 

@@ -202,7 +202,7 @@ fn activations_below_the_lowest_trained_layer_are_computed_once() {
                 c.train.max_grad_norm,
                 c.train.optimizer_in_backward,
                 c.train.gradient_checkpointing,
-            ) = (0.0, true, true)
+            ) = (0.0, true, true);
         },
         |c| c.train.trainable = vec!["model.norm.weight".into()],
     ];
