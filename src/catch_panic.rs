@@ -16,7 +16,7 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T + panic::UnwindSafe) -> Op
     result
 }
 
-/// Installs a panic hook that ignores panics inside [`catch_panic`] and forwards all others to the current hook. For programs: a
+/// Installs a panic hook that ignores panics inside `catch_panic` and forwards all others to the current hook. For programs: a
 /// library must not replace the hook of its process.
 pub fn hide_caught_panics() {
     let hook = panic::take_hook();

@@ -50,7 +50,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes `root` a run directory, without the files that an earlier run left in it, and [locks](Self::locked) it.
+    /// Makes `root` a run directory, without the files that an earlier run left in it, and [locks](Self::lock) it.
     ///
     /// # Errors
     /// [`Error::Input`] if the directory cannot be written, or another process is writing it.

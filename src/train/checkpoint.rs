@@ -108,7 +108,7 @@ impl Checkpoints {
             state: state.clone(),
             optimizer_steps: view.optimizer.steps,
             metrics_bytes: run.metrics_bytes(),
-            weights: tensor_file::checksum(arrays),
+            weights: tensor_file::checksum(&arrays),
             snapshot: self.snapshot.clone().filter(|_| snapshot.is_some()),
         };
         let path = self.next_path(state.state.step);
@@ -170,7 +170,7 @@ impl Checkpoints {
             "a file beside the checkpoints",
         )?;
         let file = atomic_file::temp_file(&path)?;
-        let sum = tensor_file::checksum(&arrays);
+        let sum = tensor_file::checksum(arrays);
         tensor_file::write_vectors(file.path(), arrays).map_err(Error::io("write", &path))?;
         atomic_file::persist(file, &path)?;
         Ok(sum)
