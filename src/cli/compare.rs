@@ -33,7 +33,7 @@ const DEFAULT_WIDTH: usize = 80;
 /// Columns of a bar; with fewer there is none.
 const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
 
-/// Fact by fact: what was learned, kept and forgotten, and what the model says now
+/// Compare before and after, fact by fact: what was learned, kept and forgotten
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  unforget compare runs/p17\n  \
     unforget compare smollm2-135m runs/p17 --facts held.tsv\n\n\

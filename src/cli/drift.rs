@@ -18,7 +18,7 @@ use super::{
     output,
 };
 
-/// Measure how far the hidden states and answers of known facts drifted between two models
+/// Measure the drift of hidden states and answers between two models
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),

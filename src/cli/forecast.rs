@@ -22,7 +22,7 @@ use super::{
 /// Facts listed in the table.
 const MAX_LISTED: usize = 20;
 
-/// Before any training: which known facts a training set endangers
+/// Rank known facts by their risk of being forgotten, before any training
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),

@@ -18,7 +18,7 @@ use super::{
     fact_args::FactArgs,
 };
 
-/// Made-up facts: new names for a relation's subjects, with balanced answers
+/// Generate synthetic facts: new names for a relation's subjects, with balanced answers
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),

@@ -145,7 +145,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     (
         "train.lora={target_modules=['x_proj']}",
         &[
-            "`train.lora.target_modules`: no linear layer is called \"x_proj\"",
+            "`train.lora.target_modules`: no linear layer is named \"x_proj\"",
             "did you mean \"q_proj\"?",
         ],
     ),
@@ -274,14 +274,14 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "method.ewc={previous_runs=['nowhere']}",
         &[
             "nowhere is not a run directory",
-            "name a directory that `unforget tune` or `unforget demo`",
+            "name a directory written by `unforget tune` or `unforget demo`",
         ],
     ),
     (
         "method.replay={ratio=2}",
         &[
             "replay",
-            "give known facts with `data.keep`, or leave `method.replay`",
+            "give known facts with `data.keep`, or remove `method.replay`",
         ],
     ),
     (
@@ -390,7 +390,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "data.template=x",
         &[
             "`--set data.template=x`: unknown key `template` in [data]",
-            "known keys: learn, keep, held, audit, min_highly_known,",
+            "did you mean `chat`?",
         ],
     ),
     (
@@ -555,7 +555,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
 
     (&[], "audit MODEL a.tsv --out o --num-prompts 0", &["`--num-prompts` and `--samples` must be at least 1"]),
     (&[], "audit MODEL a.tsv --out o --temperature 0", &["`--temperature` must be above 0"]),
-    (&[], "audit MODEL pack:wrld --out o", &["there is no built-in pack `pack:wrld`", "the built-in pack is called `pack:world`"]),
+    (&[], "audit MODEL pack:wrld --out o", &["there is no built-in pack `pack:wrld`", "the built-in pack is `pack:world`"]),
     (&[("o/x", b"")], "audit MODEL a.tsv --out o", &["`o` is there already and not empty", "give another `--out`, or `--force` to write into it"]),
     (&[], "resume nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[("d/x", b"")], "resume d", &["d is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
@@ -574,8 +574,8 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "export MODEL --to peft --out e", &["is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[], "drift MODEL MODEL", &["the following required arguments were not provided:", "--new <FACTS>...", "--held <FACTS>..."]),
     (&[], "drift MODEL MODEL --new a.tsv", &["the following required arguments were not provided:", "--held <FACTS>..."]),
-    (&[], "drift MODEL MODEL --new a.tsv --held a.tsv --layer 99", &["has 2 layers, and not 99", "take 0 (the embeddings) to 2; half of them is the default"]),
-    (&[], "drift MODEL MODEL --new a.tsv --held a.tsv --tokens 0", &["has 300", "take 1 to 300; the default is 76"]),
+    (&[], "drift MODEL MODEL --new a.tsv --held a.tsv --layer 99", &["layer 99 is out of range", "use 0 (embeddings) to 2; the default is half of the layers"]),
+    (&[], "drift MODEL MODEL --new a.tsv --held a.tsv --tokens 0", &["has 300", "use 1 to 300; the default is 76"]),
     (&[], "forecast MODEL --learn a.tsv", &["the following required arguments were not provided:", "--held <FACTS>..."]),
     (&[], "forecast MODEL", &["the following required arguments were not provided:", "--learn <FACTS>...", "--held <FACTS>..."]),
     (&[], "synth MODEL --relation P17 --facts a.tsv", &["the following required arguments were not provided:", "--n <N>"]),
@@ -583,10 +583,10 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "synth MODEL --relation P17 --facts a.tsv --n 3 --keys real", &["invalid value 'real' for '--keys <KEYS>'"]),
     (&[], "synth MODEL --relation P17 --facts a.tsv --n 1000000", &["the given names make no more new ones after 11 synthetic names", "give more facts, or generate fewer"]),
     (&[], "synth MODEL --relation P17 --facts a.tsv --n 0", &["invalid value '0' for '--n <N>': number would be zero for non-zero type"]),
-    (&[], "reproduce fig33", &["there is no experiment `fig33`", "did you mean `fig3`? There are fig2, table1, fig3, fig4,"]),
-    (&[], "reproduce fig2 --scale big", &["fig2 has no scale `big`", "it has paper, small, smoke"]),
+    (&[], "reproduce fig33", &["unknown experiment `fig33`", "did you mean `fig3`? Experiments: fig2, table1, fig3, fig4,"]),
+    (&[], "reproduce fig2 --scale big", &["fig2 has no scale `big`", "scales: paper, small, smoke"]),
     (&[("e.toml", b"name=")], "reproduce e.toml", &["e.toml: TOML parse error at line 1, column 6"]),
-    (&[("e.toml", b"name='e'\ntitle='e'\nmodel='MODEL'\naudit_runs=1\nset=[]\n[scale.small]\nrelations=['P17']\n")], "reproduce e.toml", &["e.toml: there is no `[[arm]]`: nothing would be run"]),
+    (&[("e.toml", b"name='e'\ntitle='e'\nmodel='MODEL'\naudit_num_prompts=1\nset=[]\n[scale.small]\nrelations=['P17']\n")], "reproduce e.toml", &["e.toml: there is no `[[arm]]`: nothing would be run"]),
     (&[], "pull ''", &["model `` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m"]),
     (&[], "pull smollm3", &["model `smollm3` not found: no such file or directory, and not in the registry", "did you mean `smollm2-135m`? the registry has: smollm2-135m"]),
 ];
