@@ -586,7 +586,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "reproduce fig33", &["unknown experiment `fig33`", "did you mean `fig3`? Experiments: fig2, table1, fig3, fig4,"]),
     (&[], "reproduce fig2 --scale big", &["fig2 has no scale `big`", "scales: paper, small, smoke"]),
     (&[("e.toml", b"name=")], "reproduce e.toml", &["e.toml: TOML parse error at line 1, column 6"]),
-    (&[("e.toml", b"name='e'\ntitle='e'\nmodel='MODEL'\naudit_num_prompts=1\nset=[]\n[scale.small]\nrelations=['P17']\n")], "reproduce e.toml", &["e.toml: there is no `[[arm]]`: nothing would be run"]),
+    (&[("e.toml", b"name='e'\ntitle='e'\nmodel='MODEL'\naudit_num_prompts=1\nset=[]\n[scale.small]\nrelations=['P17']\n")], "reproduce e.toml", &["e.toml: no `[[arm]]`: there is nothing to run"]),
     (&[], "pull ''", &["model `` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m"]),
     (&[], "pull smollm3", &["model `smollm3` not found: no such file or directory, and not in the registry", "did you mean `smollm2-135m`? the registry has: smollm2-135m"]),
 ];

@@ -306,10 +306,10 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
     assert_eq!(message["memory"]["weights"], 4 * parameters);
     assert_eq!(
         message["memory"]["gradients"],
-        4 * message["trained"].as_u64().unwrap(),
+        4 * message["trainable"].as_u64().unwrap(),
         "what is frozen has none"
     );
-    assert!(message["trained"].as_u64().unwrap() < parameters);
+    assert!(message["trainable"].as_u64().unwrap() < parameters);
     assert!(!dir.path().join("run").exists());
 
     // The audit is counted and not made.
