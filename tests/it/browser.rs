@@ -1,4 +1,4 @@
-//! A page in a real browser: headless Chromium, controlled by the DevTools protocol over a pipe.
+//! A page in a real browser: headless Chromium, controlled by the `DevTools` protocol over a pipe.
 
 use std::{
     cell::RefCell,
@@ -43,7 +43,7 @@ pub fn open(page: &Path) -> Option<Page> {
     let tab = connection.call("Target.createTarget", json!({"url": "about:blank"}));
     let attach = json!({"targetId": tab["targetId"], "flatten": true});
     let attached = connection.call("Target.attachToTarget", attach);
-    connection.session = attached["sessionId"].as_str().expect("an id").to_owned();
+    connection.session = attached["sessionId"].as_str().expect("an id").into();
     for domain in ["Log", "Runtime", "Page"] {
         connection.call(&format!("{domain}.enable"), json!({}));
     }
@@ -97,7 +97,8 @@ impl Connection {
     #[track_caller]
     fn call(&mut self, method: &str, params: Value) -> Value {
         self.last_id += 1;
-        let mut command = json!({"id": self.last_id, "method": method, "params": params});
+        let mut command = json!({"id": self.last_id, "method": method});
+        command["params"] = params;
         if !self.session.is_empty() {
             command["sessionId"] = self.session.clone().into();
         }

@@ -1,6 +1,6 @@
 //! Tools that tests call. A missing tool fails its tests in CI; elsewhere they are skipped, and the run ends with a list of them.
 //!
-//! The tests in this file read files that are written for other tools: TensorBoard and llama.cpp, packaged for Python.
+//! The tests in this file read files that are written for other tools: `TensorBoard` and llama.cpp, packaged for Python.
 
 use std::{
     env, fs,
