@@ -165,7 +165,7 @@ fn count_optimizer() {
 /// Runs the kernels on one thread; the test below runs it under callgrind.
 #[test]
 #[ignore = "run by hot_kernels_take_no_more_instructions_than_recorded"]
-fn counted_kernels() {
+fn run_kernels() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .use_current_thread();
@@ -206,7 +206,7 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe().expect("this program"))
         .args([
-            "engine::tests::counts::counted_kernels",
+            "engine::tests::counts::run_kernels",
             "--exact",
             "--ignored",
         ])
