@@ -52,7 +52,7 @@ impl DriftArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let new = self.facts(&self.new, "--new", context)?;
         let held = self.facts(&self.held, "--held", context)?;
-        // A model that is not there is told before the other is looked at.
+        // A missing model is reported before the other one is read.
         model::pull(&model_spec(&self.tuned)?)?;
         let base = load_model(&self.base)?;
         let mut engine = Engine::new(&base.config);

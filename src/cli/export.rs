@@ -163,7 +163,7 @@ impl ExportArgs {
         if run.result()?.is_none() {
             return Err(Error::input_hint(
                 format!("the run `{}` is not finished: it has no adapter", self.run),
-                format!("go on with `unforget resume {}`", self.run),
+                format!("complete it with `unforget resume {}`", self.run),
             ));
         }
         output::check_output_dir(&self.out, self.force)?;

@@ -266,7 +266,7 @@ impl<'de> Deserializer<'de> for TomlValue {
     }
 }
 
-/// The entries of a table; a problem in one is told with its key.
+/// The entries of a table; a problem in one is reported with its key.
 struct Entries {
     entries: toml::map::IntoIter<String, Value>,
     current: Option<(String, Value)>,

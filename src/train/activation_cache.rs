@@ -1,5 +1,4 @@
-//! What lies below the lowest layer that is trained: rows pass through it in every epoch and come to the same, so that they do it
-//! once.
+//! Activations below the lowest trained layer. They are the same in every epoch, so each row computes them once.
 
 use crate::{
     engine::{CachedPrefix, Engine},
@@ -7,7 +6,7 @@ use crate::{
     prompt::{Example, MICRO_BATCH_TOKENS, PackedExamples, micro_batches},
 };
 
-/// The residual stream of every row after the layers below the lowest one that is trained.
+/// The residual stream of every row after the frozen layers below the lowest trained one.
 pub(super) struct ActivationCache {
     layers: usize,
     d: usize,
@@ -15,8 +14,8 @@ pub(super) struct ActivationCache {
 }
 
 impl ActivationCache {
-    /// Layers of which nothing is trained, nor of the embedding below them, by the tensors that are (by index in the layout); one at
-    /// least is not among them.
+    /// The number of frozen layers below the lowest trained tensor; 0 where the embedding is trained. `trained` says for each tensor
+    /// of the layout whether it is trained.
     pub fn layers(layout: &Layout, trained: &[bool]) -> usize {
         let tensors = layout.tensors.iter().zip(trained);
         let lowest = tensors
@@ -34,12 +33,12 @@ impl ActivationCache {
         below.count().min(layout.layers.len() - 1)
     }
 
-    /// The numbers that it holds of `rows` for a model of hidden size `d`.
+    /// Floats that the cache needs for `rows`, for a model of hidden size `d`.
     pub fn floats(rows: &[Example], d: usize) -> usize {
         rows.iter().map(|row| row.input_ids().len() * d).sum()
     }
 
-    /// Of no row yet, for a model of hidden size `d`.
+    /// An empty cache, for a model of hidden size `d`.
     pub fn new(layers: usize, d: usize) -> Self {
         Self {
             layers,
@@ -48,7 +47,7 @@ impl ActivationCache {
         }
     }
 
-    /// Lets `rows` pass that it does not know yet, in their order.
+    /// Computes the activations of those `rows` that are not in the cache yet, in their order.
     pub fn extend(&mut self, engine: &mut Engine, params: &Params, rows: &[Example]) {
         let d = self.d;
         let new = rows.get(self.rows.len()..).unwrap_or_default();
@@ -64,7 +63,7 @@ impl ActivationCache {
         }
     }
 
-    /// Begins a pass of the rows with these numbers where they have come to.
+    /// Attaches the cached activations to a micro-batch of the rows with these indices.
     pub fn attach(&self, packed: &mut PackedExamples, rows: &[usize]) {
         let d = self.d;
         let mut stream = vec![0.0; packed.batch.tokens.len() * d];

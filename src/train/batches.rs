@@ -44,7 +44,7 @@ pub fn training_rows<'a>(
         .collect()
 }
 
-/// The training rows of texts that are no facts, held to the same length; a chat has one for each answer in it.
+/// The training examples of chats and other texts, with the same limit on length. A chat has one example per answer.
 ///
 /// # Errors
 /// As [`training_rows`].
@@ -88,7 +88,7 @@ fn fit_to_max_length(
 }
 
 fn truncate_row(mut row: Example, max_tokens: usize) -> Example {
-    // One token of the prompt stays: it predicts the target's first.
+    // One token of the prompt stays: it predicts the first one of the target.
     row.target.truncate(max_tokens.saturating_sub(1).max(1));
     let room = max_tokens.saturating_sub(row.target.len()).max(1);
     let surplus = row.prompt.len().saturating_sub(room);
@@ -96,7 +96,7 @@ fn truncate_row(mut row: Example, max_tokens: usize) -> Example {
     row
 }
 
-/// Tokens of a training pass. Where weights move in the backward pass they see the whole step in one.
+/// Tokens per micro-batch. With the optimizer in the backward pass, a step is a single micro-batch.
 pub fn micro_batch_tokens(train: &TrainConfig) -> usize {
     if train.optimizer_in_backward {
         usize::MAX

@@ -1,6 +1,5 @@
-//! Runs that begin alike: where one of them stood when its snapshot was due, the others go on from there.
-//!
-//! Until then nothing that holds the model is at work, so that runs which differ in it alone take the same steps on known facts.
+//! A checkpoint that several runs share. Runs that differ only in their remedies take the same steps until the snapshot: the first run
+//! saves its checkpoint there, and the others start from it.
 
 use std::{
     fs, io,
@@ -10,14 +9,14 @@ use std::{
 use super::SPLITS;
 use crate::{Error, Result, atomic_file, run::RunDir};
 
-/// Leaves in `place` all that other runs need to go on from the checkpoints of `run`; whole or not at all.
+/// Copies to `place` all that other runs need to continue from the checkpoints of `run`, completely or not at all.
 pub(super) fn save(run: &RunDir, place: &Path) -> Result<()> {
     let folder = place.parent().expect("a folder in a folder");
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     atomic_file::write_dir(place, |folder| copy(run.path(), folder))
 }
 
-/// Brings what [`save`] left in `place` into `run`; whether there was anything.
+/// Copies the files that [`save`] wrote to `place` into `run`. Returns whether there were any.
 pub(super) fn load(place: &Path, run: &RunDir) -> Result<bool> {
     if !place.is_dir() {
         return Ok(false);
@@ -42,7 +41,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         for file in fs::read_dir(&step)? {
             let file = file?;
             let copy = copy.join(file.file_name());
-            // A checkpoint's files are never written to again, so that two names for one file will do.
+            // The files of a checkpoint never change, so a hard link is enough.
             fs::hard_link(file.path(), &copy)
                 .or_else(|_| fs::copy(file.path(), &copy).map(drop))?;
         }

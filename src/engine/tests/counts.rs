@@ -205,11 +205,7 @@ fn hot_kernels_take_no_more_instructions_than_recorded() {
         .arg("--toggle-collect=*counts::counted_*")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe().expect("this program"))
-        .args([
-            "engine::tests::counts::run_kernels",
-            "--exact",
-            "--ignored",
-        ])
+        .args(["engine::tests::counts::run_kernels", "--exact", "--ignored"])
         .arg("--test-threads=1")
         .output();
     let Ok(counted) = counted else {

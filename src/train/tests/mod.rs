@@ -91,7 +91,7 @@ fn weights(run: &Path) -> Vec<u8> {
     fs::read(run.join("model/model.safetensors")).expect("the run saved its model")
 }
 
-/// The steps of a run: loss, gradient norm and learning rate, to the bit.
+/// The steps of a run: loss, gradient norm and learning rate, as exact bits.
 fn steps(run: &Path) -> Vec<[u64; 3]> {
     let metrics = RunDir::open(run).and_then(|dir| dir.metrics());
     metrics

@@ -395,7 +395,7 @@ fn an_interpolated_run_keeps_what_it_learned_and_resumes_bitwise() {
 
     let whole = weights(&config.out);
     unfinish(&config.out);
-    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
+    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it resumes");
     assert!(weights(&config.out) == whole);
 }
 

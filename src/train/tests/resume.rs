@@ -1,4 +1,4 @@
-//! What is resumed is the same, to the bit.
+//! A resumed run is bitwise identical to an uninterrupted one.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn changed_and_resumed_equals_uninterrupted(change: impl FnOnce(&mut Config, &Pa
     let last = checkpoints(&stopped.out).pop().expect("two were kept");
     fs::remove_dir_all(last).expect("removable");
 
-    resume(&stopped.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
+    resume(&stopped.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it resumes");
     assert_eq!(steps(&stopped.out), steps(&whole.out));
     assert!(weights(&stopped.out) == weights(&whole.out));
     if whole.train.lora.is_some() {
@@ -101,7 +101,7 @@ fn runs_with_an_identical_prefix_share_it_and_end_bitwise_as_alone() {
     assert!(steps(second.path()) != steps(first.path()));
 }
 
-/// Self-distillation from the likeliest tokens, with decoys, and no checkpoint but the one before its teacher is made.
+/// Self-distillation from the top-k tokens, with decoys. The only checkpoint is the one before its teacher is computed.
 fn topk_config(place: &Path, out: &str) -> Config {
     let mut config = config(place, out);
     config.method.vocab_subset = VocabSubset::TopK(9);
@@ -147,7 +147,7 @@ fn a_run_stopped_while_computing_teacher_logits_reuses_complete_parts() {
             .expect("it was made");
     }
 
-    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
+    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it resumes");
     let after = teacher_shards(&config.out);
     assert_eq!(after[0].0, before[0].0, "the whole part was not made again");
     for ((_, after), (_, before)) in after.iter().zip(&before) {
@@ -330,7 +330,7 @@ fn stopped_within_an_epoch(method: MethodConfig, lr: f64) {
     take_step(&mut trainer, 2, &rows[1]);
     drop(trainer);
 
-    resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it goes on");
+    resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it resumes");
     assert_eq!(steps(&stopped.out).len(), 10);
     assert_eq!(steps(&stopped.out), steps(&whole.out));
     assert!(weights(&stopped.out) == weights(&whole.out));
@@ -363,7 +363,7 @@ fn a_corrupt_checkpoint_is_skipped() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, bytes).expect("writable");
-    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it goes on");
+    resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it resumes");
     assert!(weights(&config.out) == weights_before);
 }
 

@@ -76,7 +76,7 @@ fn non_finite_steps_are_skipped_up_to_a_limit() {
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.evaluate_base_model().expect("writable");
-    // The first step of the run finds a hole in the weights, which is mended after it.
+    // The weights contain a NaN in the first step of the run, and are repaired after it.
     let norm = trainer.student.model.params.layout.norm.start;
     let weight = std::mem::replace(&mut trainer.student.model.params.data[norm], f32::NAN);
     let bits = |trainer: &Trainer| -> Vec<u32> {
@@ -300,7 +300,7 @@ fn training_stops_once_enough_is_learned() {
     trainer.train().expect("nothing is left to do");
     assert_eq!(trainer.state.epoch, 0);
     trainer.state.correct = right(3);
-    trainer.train().expect("it goes on");
+    trainer.train().expect("it resumes");
     assert!(trainer.state.epoch > 0);
 }
 

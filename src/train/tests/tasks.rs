@@ -243,7 +243,7 @@ fn a_run_after_another_resumes_bitwise_before_and_after_its_snapshot() {
             trainer.sampler.num_epochs = epochs;
             trainer.train().expect("some epochs");
             drop(trainer);
-            resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it goes on");
+            resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it resumes");
             assert_eq!(steps(&stopped.out), whole.0);
             assert!(weights(&stopped.out) == whole.1);
             assert!(fs::read(stopped.out.join("ewc.safetensors")).expect("left") == left);
