@@ -4,8 +4,8 @@
 //!
 //! All processes run the same program on the same files and take the same decisions. Each takes its shard of what can be split: the
 //! rows of a batch, the facts of an evaluation, the weights that the optimizer moves. A [`Comm`] is the value through which they
-//! exchange results. It is passed to whoever needs it; nothing here is global. Every process must make the same calls in the same
-//! order, so an error in one of them ends all ([`Comm::abort`]).
+//! exchange results: training passes it on, other rooms ask [`comm`] for that of this process. Every process must make the same calls
+//! in the same order, so an error in one of them ends all ([`Comm::abort`]).
 
 use std::{
     env,
