@@ -13,7 +13,7 @@ const MIN_SHARED_TOKENS: usize = 2;
 /// use unforget::engine::Batch;
 ///
 /// // Two questions with a common prefix. All but the last token of each may be shared.
-/// let (batch, own) = Batch::sharing(&[(&[5, 6, 7, 1], 3), (&[5, 6, 8, 2], 3)]);
+/// let (batch, own) = Batch::with_shared_prefixes(&[(&[5, 6, 7, 1], 3), (&[5, 6, 8, 2], 3)]);
 /// assert_eq!(batch.tokens, [5, 6, 7, 1, 8, 2]);
 /// assert_eq!(own, [2..4, 4..6]);
 /// ```
