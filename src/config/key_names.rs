@@ -133,7 +133,12 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         Key("train.lr_scheduler"),
     ),
     (
-        &["warmup", "num_warmup_steps", "lr_warmup_steps"],
+        &[
+            "warmup",
+            "warmup_ratio",
+            "num_warmup_steps",
+            "lr_warmup_steps",
+        ],
         Key("train.warmup_steps"),
     ),
     (
@@ -238,6 +243,10 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     (&["pulls"], Key("measure.grad_norms")),
     (&["report_to", "logging_dir"], Key("measure.tensorboard")),
     // Keys that nothing stands for.
+    (
+        &["lora_dropout", "dropout"],
+        Nothing("adapters are trained without dropout"),
+    ),
     (
         &["max_steps"],
         Nothing("training is counted in epochs: set `train.num_epochs`"),

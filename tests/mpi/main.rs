@@ -301,20 +301,20 @@ fn the_arms_of_an_experiment_are_split_over_the_processes() {
 name = "tiny"
 title = "Three ways"
 model = {MODEL:?}
-audit_runs = 1
+audit_num_prompts = 1
 set = ["train.batch_size=4", "train.num_epochs=2", "method.kind=sft"]
 
 [scale.smoke]
 relations = ["P17"]
 seeds = [0, 1]
 train_facts = 30
-held_parts = []
+held_splits = []
 held_facts = 20
 known = 5
 unknown = 8
 held = 5
 maybe_known = 0
-elsewhere = 0
+other_relations = 0
 
 [[arm]]
 name = "all"
