@@ -176,19 +176,9 @@ pub fn shard_range(len: usize) -> Range<usize> {
     comm().shard_range(len)
 }
 
-/// [`Comm::shard_range_of`] of [`comm`].
-pub fn shard_range_of(rank: usize, len: usize) -> Range<usize> {
-    comm().shard_range_of(rank, len)
-}
-
 /// [`Comm::all_gather`] of [`comm`].
 pub fn all_gather<T: Serialize + DeserializeOwned>(own: Vec<T>) -> Vec<T> {
     comm().all_gather(own)
-}
-
-/// [`Comm::broadcast`] of [`comm`].
-pub fn broadcast(owner: usize, values: &mut [f32]) {
-    comm().broadcast(owner, values);
 }
 
 /// [`Comm::any`] of [`comm`].
@@ -204,14 +194,6 @@ pub fn barrier() {
 /// [`Comm::abort`] of [`comm`].
 pub fn abort(code: u8) -> ! {
     comm().abort(code)
-}
-
-/// [`ProcessGroup::init`].
-///
-/// # Errors
-/// As that.
-pub fn init() -> Result<ProcessGroup> {
-    ProcessGroup::init()
 }
 
 /// Calls `f` as if this process were alone.
@@ -242,7 +224,7 @@ impl ProcessGroup {
     pub fn init() -> Result<Self> {
         let mut counts = WORLD_SIZE_VARS
             .iter()
-            .filter(|(_, beside)| beside.is_none_or(|name| env::var_os(name).is_some()));
+            .filter(|(_, second)| second.is_none_or(|name| env::var_os(name).is_some()));
         let count = counts.find_map(|(name, _)| env::var(name).ok()?.parse().ok());
         let started = count.unwrap_or(1);
         if started > 1 && !cfg!(feature = "mpi") {

@@ -100,7 +100,7 @@ enum Command {
 pub fn main() -> ExitCode {
     catch_panic::hide_caught_panics();
     let cli = Cli::parse();
-    let _together = match distributed::init() {
+    let _process_group = match distributed::ProcessGroup::init() {
         Ok(together) => together,
         Err(error) => {
             print_error(&error);
