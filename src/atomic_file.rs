@@ -1,20 +1,17 @@
 //! Atomic writes of files and directories: they are written under a temporary name, flushed to the disk, and renamed. The parent
-//! directory is flushed afterwards, so that the name survives a power loss. Only the main process writes.
+//! directory is flushed afterwards, so that the name survives a power loss.
 
 use std::{fs, io, io::Write, path::Path};
 
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result, distributed, format};
+use crate::{Error, Result, format};
 
 /// Prefix of an unfinished directory. A killed process leaves it behind.
 pub(crate) const UNFINISHED_PREFIX: &str = ".unfinished-";
 
 /// Writes `bytes` to the file `path`.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    if !distributed::is_main() {
-        return Ok(());
-    }
     let mut file = temp_file(path)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     persist(file, path)
@@ -36,9 +33,6 @@ pub(crate) fn temp_file(path: &Path) -> Result<NamedTempFile> {
 
 /// Flushes a temporary file to the disk and renames it to `path`.
 pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    if !distributed::is_main() {
-        return Ok(());
-    }
     let failed = |e: io::Error| Error::io("write", path)(e);
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
@@ -47,9 +41,6 @@ pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
 
 /// Creates the directory `path`, which must not exist. `fill` writes its files into the temporary directory it is given.
 pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
-    if !distributed::is_main() {
-        return Ok(());
-    }
     let parent = parent_dir(path);
     let make = || {
         let unfinished = tempfile::Builder::new()
@@ -67,9 +58,6 @@ pub(crate) fn write_dir(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>)
 
 /// Removes the unfinished directories of a killed process from `parent`. Directories that cannot be removed stay.
 pub(crate) fn remove_unfinished(parent: &Path) {
-    if !distributed::is_main() {
-        return;
-    }
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     for entry in entries {
         if entry

@@ -4,17 +4,10 @@
 //!
 //! All processes run the same program on the same files and take the same decisions. Each takes its shard of what can be split: the
 //! rows of a batch, the facts of an evaluation, the weights that the optimizer moves. A [`Comm`] is the value through which they
-//! exchange results: training passes it on, other rooms ask [`comm`] for that of this process. Every process must make the same calls
-//! in the same order, so an error in one of them ends all ([`Comm::abort`]).
+//! exchange results. The command line makes it and passes it on; an engine, a run directory and a training job hold one. Every process
+//! must make the same calls in the same order, so an error in one of them ends all ([`Comm::abort`]).
 
-use std::{
-    env,
-    ops::Range,
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{env, ops::Range};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -50,6 +43,12 @@ impl Comm {
             rank: 0,
             world_size: 1,
         }
+    }
+
+    /// A process of several that exchange nothing.
+    #[cfg(all(test, not(feature = "mpi")))]
+    pub(crate) const fn for_test(rank: usize, world_size: usize) -> Self {
+        Self { rank, world_size }
     }
 
     /// The rank of this process, from 0.
@@ -142,73 +141,6 @@ impl Comm {
     }
 }
 
-/// The communicator that [`ProcessGroup::init`] made.
-static COMM: OnceLock<Comm> = OnceLock::new();
-
-/// How often [`solo`] is under way.
-static SOLO_DEPTH: AtomicUsize = AtomicUsize::new(0);
-
-/// The communicator of this process.
-pub fn comm() -> Comm {
-    if SOLO_DEPTH.load(Ordering::Relaxed) > 0 {
-        return Comm::single();
-    }
-    COMM.get().copied().unwrap_or_default()
-}
-
-/// [`Comm::world_size`] of [`comm`].
-pub fn world_size() -> usize {
-    comm().world_size()
-}
-
-/// [`Comm::rank`] of [`comm`].
-pub fn rank() -> usize {
-    comm().rank()
-}
-
-/// [`Comm::is_main`] of [`comm`].
-pub fn is_main() -> bool {
-    comm().is_main()
-}
-
-/// [`Comm::shard_range`] of [`comm`].
-pub fn shard_range(len: usize) -> Range<usize> {
-    comm().shard_range(len)
-}
-
-/// [`Comm::all_gather`] of [`comm`].
-pub fn all_gather<T: Serialize + DeserializeOwned>(own: Vec<T>) -> Vec<T> {
-    comm().all_gather(own)
-}
-
-/// [`Comm::any`] of [`comm`].
-pub fn any(flag: bool) -> bool {
-    comm().any(flag)
-}
-
-/// [`Comm::barrier`] of [`comm`].
-pub fn barrier() {
-    comm().barrier();
-}
-
-/// [`Comm::abort`] of [`comm`].
-pub fn abort(code: u8) -> ! {
-    comm().abort(code)
-}
-
-/// Calls `f` as if this process were alone.
-pub fn solo<T>(f: impl FnOnce() -> T) -> T {
-    struct Guard;
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            SOLO_DEPTH.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-    SOLO_DEPTH.fetch_add(1, Ordering::Relaxed);
-    let _guard = Guard;
-    f()
-}
-
 /// Connects the processes for as long as it lives.
 #[must_use = "the processes disconnect when it is dropped"]
 pub struct ProcessGroup {
@@ -234,7 +166,6 @@ impl ProcessGroup {
             ));
         }
         let (session, comm) = backend::init(started)?;
-        COMM.get_or_init(|| comm);
         Ok(Self {
             comm,
             _session: session,

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use crate::{Error, Result, distributed};
+use crate::{Error, Result, distributed::Comm};
 
 /// Whether a stop was requested.
 static REQUESTED: AtomicBool = AtomicBool::new(false);
@@ -40,16 +40,16 @@ pub fn is_requested() -> bool {
 
 /// Returns an error if a stop was requested, for long operations inside resumable work. With several processes it does nothing: they
 /// stop together in [`check_all_processes`].
-pub(crate) fn check() -> Result<()> {
-    if distributed::world_size() > 1 {
+pub(crate) fn check(comm: Comm) -> Result<()> {
+    if comm.world_size() > 1 {
         return Ok(());
     }
-    check_all_processes()
+    check_all_processes(comm)
 }
 
 /// Returns an error if a stop was requested in any process. All processes must call it.
-pub(crate) fn check_all_processes() -> Result<()> {
-    if distributed::any(is_requested()) {
+pub(crate) fn check_all_processes(comm: Comm) -> Result<()> {
+    if comm.any(is_requested()) {
         return Err(Error::Interrupted {
             hint: "repeat the same command".into(),
         });

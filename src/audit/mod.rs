@@ -10,7 +10,7 @@ use rand::{SeedableRng, seq::index};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    Result, distributed,
+    Result,
     engine::Engine,
     facts::{AnswerScorer, Fact, MatchRule},
     generate::Generator,
@@ -71,7 +71,8 @@ pub fn audit(
         Err(_) => None,
     };
     // All processes audit unless all have it: a single one would wait for the others.
-    let all_cached = !distributed::any(cached.is_none());
+    let comm = engine.comm();
+    let all_cached = !comm.any(cached.is_none());
     if let (Ok(path), Some(audit), true) = (&path, cached, all_cached) {
         progress.note(format!(
             "the same audit was made before and is read from {}",
@@ -80,7 +81,9 @@ pub fn audit(
         return Ok(audit);
     }
     let audit = audit_uncached(model, engine, facts, exemplars, settings, progress)?;
-    if let Err(reason) = path.and_then(|path| audit.write(&path)) {
+    if comm.is_main()
+        && let Err(reason) = path.and_then(|path| audit.write(&path))
+    {
         progress.note(format!("the audit could not be cached: {reason}"));
     }
     Ok(audit)
@@ -229,7 +232,8 @@ fn answer(
         max_new_tokens,
     };
     let all = &tokenized.queries;
-    let own = &all[distributed::shard_range(all.len())];
+    let comm = runner.generator.comm();
+    let own = &all[comm.shard_range(all.len())];
     let queries: Vec<Query<'_>> = own
         .iter()
         .map(|query| Query {
@@ -246,5 +250,5 @@ fn answer(
     } else {
         runner.answer_analytically(&tokenized.prefixes, &queries, &on_progress)
     };
-    Ok(distributed::all_gather(answers))
+    Ok(comm.all_gather(answers))
 }

@@ -78,7 +78,7 @@ impl AuditArgs {
             return Err(Error::input("`--temperature` must be above 0"));
         }
         if let Some(out) = &self.out {
-            output::check_output_dir(out, self.force)?;
+            output::check_output_dir(out, self.force, context.comm)?;
         }
         let facts = self.fact_args.facts(&self.facts, context)?;
         let exemplars = if self.exemplars.is_empty() {
@@ -99,7 +99,7 @@ impl AuditArgs {
             template: self.fact_args.template(&model.tokenizer)?,
             match_rule: self.fact_args.match_rule(),
         };
-        let mut engine = Engine::new(&model.config);
+        let mut engine = Engine::new(&model.config).with_comm(context.comm);
         let audited = audit::audit(
             &model,
             &mut engine,
@@ -108,7 +108,7 @@ impl AuditArgs {
             &settings,
             &context.progress,
         )?;
-        if let Some(out) = &self.out {
+        if let Some(out) = self.out.as_ref().filter(|_| context.comm.is_main()) {
             audited.write(out)?;
             let path = out.join("knowledge.svg");
             fs::write(&path, plot_labels(&audited)).map_err(Error::io("write", &path))?;

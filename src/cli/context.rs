@@ -5,6 +5,7 @@ use std::path::Path;
 use unforget::{
     Error, Result,
     config::Device,
+    distributed::Comm,
     model::{Model, TextTokenizer},
     progress::Progress,
     run::RunDir,
@@ -16,6 +17,8 @@ pub struct Context {
     pub seed: Option<u64>,
     pub device: Option<Device>,
     pub progress: Progress,
+    /// The processes that share the work.
+    pub comm: Comm,
 }
 
 /// Loads the model `spec`, as named on the command line.

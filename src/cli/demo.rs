@@ -164,7 +164,7 @@ impl DemoArgs {
             Some(out) => out.clone(),
             None => unused_dir(Path::new("runs/demo"), self.force),
         };
-        output::check_output_dir(&out, self.force)?;
+        output::check_output_dir(&out, self.force, context.comm)?;
         let progress = &context.progress;
 
         progress.note(format!("1/5 model: {}", self.model));

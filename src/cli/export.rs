@@ -81,9 +81,9 @@ const GGUF_FILE: &str = "model.gguf";
 impl ExportArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         match self.to {
-            Format::Hf => self.write_hugging_face()?,
-            Format::Gguf => self.write_gguf()?,
-            Format::Peft => self.copy_adapter()?,
+            Format::Hf => self.write_hugging_face(context)?,
+            Format::Gguf => self.write_gguf(context)?,
+            Format::Peft => self.copy_adapter(context)?,
         }
         if let Some(run) = self.finished_run()? {
             let card = model_card(&RecordedRun::read(run.path())?);
@@ -108,7 +108,7 @@ impl ExportArgs {
         fs::write(&path, text).map_err(Error::io("write", &path))
     }
 
-    fn write_hugging_face(&self) -> Result<()> {
+    fn write_hugging_face(&self, context: &Context) -> Result<()> {
         let dtype = match self.dtype {
             None => None,
             Some(DtypeArg::F32) => Some(Dtype::F32),
@@ -121,13 +121,13 @@ impl ExportArgs {
                 ));
             }
         };
-        output::check_output_dir(&self.out, self.force)?;
+        output::check_output_dir(&self.out, self.force, context.comm)?;
         let model = load_model(&self.run)?;
         model.save(&self.out, dtype.unwrap_or(model.dtype))
     }
 
-    fn write_gguf(&self) -> Result<()> {
-        output::check_output_dir(&self.out, self.force)?;
+    fn write_gguf(&self, context: &Context) -> Result<()> {
+        output::check_output_dir(&self.out, self.force, context.comm)?;
         let model = load_model(&self.run)?;
         let template = match self.finished_run()? {
             Some(run) => {
@@ -143,7 +143,7 @@ impl ExportArgs {
     }
 
     /// Copies the adapter that the run wrote.
-    fn copy_adapter(&self) -> Result<()> {
+    fn copy_adapter(&self, context: &Context) -> Result<()> {
         if self.dtype.is_some() {
             return Err(Error::input_hint(
                 "`--dtype` is for whole models: an adapter is written as it was trained, in f32",
@@ -166,7 +166,7 @@ impl ExportArgs {
                 format!("complete it with `unforget resume {}`", self.run),
             ));
         }
-        output::check_output_dir(&self.out, self.force)?;
+        output::check_output_dir(&self.out, self.force, context.comm)?;
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
         let from = run.file(ADAPTER_DIR);
         // The weights last: without them nothing takes the directory for an adapter.

@@ -6,7 +6,7 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use unforget::{
-    Error, Result, catch_panic, config::Device, distributed, interrupt, progress::Progress,
+    Error, Result, catch_panic, config::Device, distributed::{Comm, ProcessGroup}, interrupt, progress::Progress,
 };
 
 mod ask;
@@ -100,28 +100,32 @@ enum Command {
 pub fn main() -> ExitCode {
     catch_panic::hide_caught_panics();
     let cli = Cli::parse();
-    let _process_group = match distributed::ProcessGroup::init() {
-        Ok(together) => together,
+    let process_group = match ProcessGroup::init() {
+        Ok(group) => group,
         Err(error) => {
             print_error(&error);
             return ExitCode::from(error.exit_code());
         }
     };
-    match run(cli) {
+    let comm = process_group.comm();
+    if !comm.is_main() {
+        output::mute();
+    }
+    match run(cli, comm) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if distributed::world_size() > 1 => {
-            if !distributed::is_main() {
+        Err(error) if comm.world_size() > 1 => {
+            if !comm.is_main() {
                 // The main process prints an error that all of them have.
                 thread::sleep(Duration::from_secs(2));
                 eprint!(
                     "process {} of {}: ",
-                    distributed::rank() + 1,
-                    distributed::world_size()
+                    comm.rank() + 1,
+                    comm.world_size()
                 );
             }
             print_error(&error);
-            distributed::abort(error.exit_code())
+            comm.abort(error.exit_code())
         }
         Err(error) => {
             print_error(&error);
@@ -130,7 +134,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli, comm: Comm) -> Result<()> {
     if let Some(device) = cli.global.device {
         device.check()?;
     }
@@ -138,11 +142,12 @@ fn run(cli: Cli) -> Result<()> {
         json: cli.global.json,
         seed: cli.global.seed,
         device: cli.global.device,
-        progress: if cli.global.quiet || !distributed::is_main() {
+        progress: if cli.global.quiet || !comm.is_main() {
             Progress::quiet()
         } else {
             Progress::stderr()
         },
+        comm,
     };
     if let Some(threads) = cli.global.threads {
         start_threads(threads, &context.progress)?;

@@ -5,12 +5,13 @@ use std::{
     fs,
     io::{self, Write},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use console::{Term, measure_text_width, truncate_str};
 use serde::Serialize;
-use unforget::{Error, Result, distributed};
+use unforget::{Error, Result, distributed::Comm};
 
 /// Columns between two of a table's.
 const COLUMN_GAP: usize = 2;
@@ -18,9 +19,17 @@ const COLUMN_GAP: usize = 2;
 /// Columns of what a fact or a model says, at most.
 const MAX_TEXT_WIDTH: usize = 80;
 
+/// Whether this process prints nothing.
+static MUTED: AtomicBool = AtomicBool::new(false);
+
+/// Stops this process from printing on stdout: one of several, of which the main one prints.
+pub fn mute() {
+    MUTED.store(true, Ordering::Relaxed);
+}
+
 /// Prints text and a line break on stdout.
 pub fn line(text: &str) -> Result<()> {
-    if !distributed::is_main() {
+    if MUTED.load(Ordering::Relaxed) {
         return Ok(());
     }
     let mut stdout = io::stdout().lock();
@@ -100,7 +109,7 @@ pub fn sanitize(text: &str) -> String {
 
 /// Checks before any compute that a directory can be written: it is new or empty, or `force` is given, and the place
 /// lets us write. Nothing is left behind.
-pub fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
+pub fn check_output_dir(dir: &Path, force: bool, comm: Comm) -> Result<()> {
     if dir.exists() && !dir.is_dir() {
         return Err(Error::input_hint(
             format!("`{}` is a file, not a directory", dir.display()),
@@ -119,9 +128,9 @@ pub fn check_output_dir(dir: &Path, force: bool) -> Result<()> {
         ));
     }
     // Nobody writes there before all have looked.
-    distributed::barrier();
+    comm.barrier();
     check_writable(dir)?;
-    distributed::barrier();
+    comm.barrier();
     Ok(())
 }
 
@@ -209,14 +218,14 @@ mod tests {
     #[test]
     fn a_directory_with_something_in_it_is_refused_without_force() {
         let dir = tempfile::tempdir().unwrap();
-        check_output_dir(dir.path(), false).unwrap();
-        check_output_dir(&dir.path().join("new/deeper"), false).unwrap();
+        check_output_dir(dir.path(), false, Comm::single()).unwrap();
+        check_output_dir(&dir.path().join("new/deeper"), false, Comm::single()).unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(check_output_dir(dir.path(), false).is_err());
-        check_output_dir(dir.path(), true).unwrap();
-        assert!(check_output_dir(&file, true).is_err());
-        assert!(check_output_dir(&file.join("below"), true).is_err());
+        assert!(check_output_dir(dir.path(), false, Comm::single()).is_err());
+        check_output_dir(dir.path(), true, Comm::single()).unwrap();
+        assert!(check_output_dir(&file, true, Comm::single()).is_err());
+        assert!(check_output_dir(&file.join("below"), true, Comm::single()).is_err());
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "the check leaves nothing behind");
     }

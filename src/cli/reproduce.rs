@@ -62,7 +62,10 @@ impl ReproduceArgs {
         }
         let mut done = Vec::new();
         for experiment in experiments {
-            done.push(self.reproduce(experiment, context)?);
+            done.extend(self.reproduce(experiment, context)?);
+        }
+        if !context.comm.is_main() {
+            return Ok(());
         }
         for one in &done {
             experiment::remove_shared_prefixes(&self.records_dir(&one.experiment))?;
@@ -134,21 +137,32 @@ impl ReproduceArgs {
         self.folder(experiment.records.as_ref().unwrap_or(&experiment.name))
     }
 
-    fn reproduce(&self, experiment: Experiment, context: &Context) -> Result<Section> {
+    /// Runs the experiment. Of several processes the main one writes and returns the results.
+    fn reproduce(&self, experiment: Experiment, context: &Context) -> Result<Option<Section>> {
         let scale = experiment.scale(&self.scale)?;
         let records_dir = self.records_dir(&experiment);
         let only = (self.recorded || !self.only.is_empty()).then_some(&self.only[..]);
         if only.is_none() {
             self.check_cost(&experiment, scale, &records_dir, context)?;
         }
-        let results = experiment::run(&experiment, scale, only, &records_dir, &context.progress)?;
+        let results = experiment::run(
+            &experiment,
+            scale,
+            only,
+            &records_dir,
+            context.comm,
+            &context.progress,
+        )?;
+        if !context.comm.is_main() {
+            return Ok(None);
+        }
         let folder = self.folder(&experiment.name);
-        Ok(Section {
+        Ok(Some(Section {
             tables: experiment::write_results(&experiment, &results, &folder)?,
             results,
             folder,
             experiment,
-        })
+        }))
     }
 
     /// Reports the cost of the pending runs; refuses runs that do not fit into memory.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use unforget::{
-    Result, distributed,
+    Result,
     train::{self, Options},
 };
 
@@ -29,10 +29,10 @@ impl ResumeArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
-            comm: distributed::comm(),
+            comm: context.comm,
             ..Options::default()
         };
-        let _page = tune::serve_dashboard(self.watch, &self.run)?;
+        let _page = tune::serve_dashboard(self.watch, &self.run, context)?;
         let result = train::resume(&self.run, options, &context.progress)?;
         context.progress.ring_bell();
         tune::print_result(&result, &self.run, context)

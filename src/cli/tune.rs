@@ -8,7 +8,6 @@ use unforget::{
     Error, Result,
     config::{Config, Override},
     dashboard::Dashboard,
-    distributed,
     run::RunResult,
     train::{self, Options},
 };
@@ -97,14 +96,14 @@ impl TuneArgs {
                 output::line(&estimate.to_string())
             };
         }
-        output::check_output_dir(&config.out, self.force)?;
+        output::check_output_dir(&config.out, self.force, context.comm)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
-            comm: distributed::comm(),
+            comm: context.comm,
             profile: self.profile,
             ..Options::default()
         };
-        let _page = serve_dashboard(self.watch, &config.out)?;
+        let _page = serve_dashboard(self.watch, &config.out, context)?;
         let result = train::tune(&config, options, &context.progress)?;
         context.progress.ring_bell();
         print_result(&result, &config.out, context)
@@ -206,8 +205,8 @@ fn path_text<'a>(flag: &str, path: &'a Path) -> Result<&'a str> {
 }
 
 /// Serves the page about the run in `dir`, where `enabled`, until it is dropped.
-pub fn serve_dashboard(enabled: bool, dir: &Path) -> Result<Option<Dashboard>> {
-    if !enabled || !distributed::is_main() {
+pub fn serve_dashboard(enabled: bool, dir: &Path, context: &Context) -> Result<Option<Dashboard>> {
+    if !enabled || !context.comm.is_main() {
         return Ok(None);
     }
     let dashboard = Dashboard::serve(dir.to_owned())?;
@@ -243,6 +242,7 @@ mod tests {
     use super::*;
     use unforget::{
         config::{Goal, MethodKind, ModelSize},
+        distributed::Comm,
         run::{Counts, PerSplit},
     };
 
@@ -276,6 +276,7 @@ mod tests {
             seed,
             device: None,
             progress: unforget::progress::Progress::quiet(),
+            comm: Comm::single(),
         }
     }
 

@@ -135,12 +135,12 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     (
         &[
             "warmup",
-            "warmup_ratio",
             "num_warmup_steps",
             "lr_warmup_steps",
         ],
         Key("train.warmup_steps"),
     ),
+    (&["warmup_fraction"], Key("train.warmup_ratio")),
     (
         &["adam_beta1", "adam_beta2", "adam_betas", "beta1", "beta2"],
         Key("train.betas"),
@@ -224,6 +224,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     ),
     (&["rank", "lora_r", "lora_rank"], Key("train.lora.r")),
     (&["lora_alpha"], Key("train.lora.alpha")),
+    (&["lora_dropout"], Key("train.lora.dropout")),
     (
         &[
             "targets",
@@ -243,10 +244,6 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     (&["pulls"], Key("measure.grad_norms")),
     (&["report_to", "logging_dir"], Key("measure.tensorboard")),
     // Keys that nothing stands for.
-    (
-        &["lora_dropout", "dropout"],
-        Nothing("adapters are trained without dropout"),
-    ),
     (
         &["max_steps"],
         Nothing("training is counted in epochs: set `train.num_epochs`"),

@@ -28,6 +28,9 @@ pub struct TrainConfig {
     pub lr_scheduler: LrScheduler,
     /// Steps over which the learning rate rises from 0. Default 0.
     pub warmup_steps: usize,
+    /// The same as a fraction of all steps, rounded up; in place of `warmup_steps`. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
     /// `AdamW`'s decay rates of the first and second moment. Default `[0.9, 0.999]`.
     pub betas: [f64; 2],
     /// The epsilon in `AdamW`'s denominator. Default 1e-8.
@@ -77,6 +80,7 @@ impl Default for TrainConfig {
             learning_rate: 5e-5,
             lr_scheduler: LrScheduler::default(),
             warmup_steps: 0,
+            warmup_ratio: None,
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
@@ -140,6 +144,17 @@ impl TrainConfig {
         }
     }
 
+    /// The learning rate of `step` (counted from 1) of `total_steps`.
+    pub fn learning_rate_at(&self, step: usize, total_steps: usize) -> f64 {
+        let warmup_steps = self.warmup_ratio.map_or(self.warmup_steps, |ratio| {
+            (ratio * total_steps as f64).ceil() as usize
+        });
+        let factor = self
+            .lr_scheduler
+            .factor(step - 1, warmup_steps, total_steps);
+        self.learning_rate * factor
+    }
+
     fn check_optimizer(&self, checks: &mut Checks) {
         checks.require(
             self.learning_rate > 0.0 && self.learning_rate <= 1.0,
@@ -151,6 +166,14 @@ impl TrainConfig {
             "train.betas",
             format!("must each be 0 or more and below 1, not {:?}", self.betas),
         );
+        if let Some(ratio) = self.warmup_ratio {
+            checks.fraction("train.warmup_ratio", ratio);
+            checks.require(
+                self.warmup_steps == 0,
+                "train.warmup_ratio",
+                "and `train.warmup_steps` name the same thing: leave one out",
+            );
+        }
         checks.positive("train.eps", self.eps);
         checks.not_negative("train.weight_decay", self.weight_decay);
         checks.not_negative("train.max_grad_norm", self.max_grad_norm);
@@ -222,7 +245,7 @@ pub enum LrScheduler {
 }
 
 /// `train.lora`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
     /// Rank of the update. Default 16.
@@ -235,6 +258,9 @@ pub struct LoraConfig {
     pub target_modules: Vec<String>,
     /// Default `lora`.
     pub variant: LoraVariant,
+    /// As in PEFT's config. Only 0, the default, is supported: the adapter is merged into the weights before each forward pass, so
+    /// its input is that of the layer.
+    pub dropout: f64,
 }
 
 impl Default for LoraConfig {
@@ -244,6 +270,7 @@ impl Default for LoraConfig {
             alpha: 32,
             target_modules: ["q_proj", "v_proj"].map(String::from).to_vec(),
             variant: LoraVariant::default(),
+            dropout: 0.0,
         }
     }
 }
@@ -257,6 +284,11 @@ impl LoraConfig {
         );
         checks.at_least_one("train.lora.r", self.r);
         checks.at_least_one("train.lora.alpha", self.alpha);
+        checks.require(
+            self.dropout == 0.0,
+            "train.lora.dropout",
+            format!("must be 0, not {}: adapters are trained without dropout", self.dropout),
+        );
     }
 }
 

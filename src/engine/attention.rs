@@ -221,7 +221,7 @@ vectorized! {
         let queries = GroupQueries { row, first: block.first_query, group };
         for keys in &block.keys {
             let (d_these, d_rest) = d_keys.split_at_mut(keys.len() * 2 * head_dim);
-            backward_keys(d_queries, d_these, saved, &queries, keys, scratch);
+            backward_keys(d_queries, d_these, saved, queries, keys, scratch);
             d_keys = d_rest;
         }
     }
@@ -437,6 +437,7 @@ struct KeyBlockTask<'a> {
 }
 
 /// The queries of a row, from the token numbered `first`, in one group.
+#[derive(Clone, Copy)]
 struct GroupQueries<'a> {
     row: &'a AttentionSpan,
     first: usize,
@@ -605,13 +606,13 @@ fn add_context_grads(d_qkv: &mut [f32], parts: &[f32], row: &AttentionSpan, shap
 }
 
 /// Adds the gradients of the keys and values of the tokens `all_keys` to `d_keys` (keys, 2 K), and those of the queries to
-/// `d_queries` (tokens from `of.first` * R, K), without the scale.
+/// `d_queries` (tokens from `queries.first` * R, K), without the scale.
 #[inline(always)]
 fn backward_keys(
     d_queries: &mut [f32],
     d_keys: &mut [f32],
     saved: &SavedForward<'_>,
-    of: &GroupQueries<'_>,
+    queries: GroupQueries<'_>,
     all_keys: &Range<usize>,
     scratch: &mut Scratch,
 ) {
@@ -622,14 +623,15 @@ fn backward_keys(
         shape,
         ..
     } = *saved;
+    let GroupQueries { row, first, group } = queries;
     let (dim, group_size, width) = (shape.head_dim, shape.group_size(), shape.qkv_width());
-    let (q_width, group) = (shape.num_heads * dim, of.group);
+    let q_width = shape.num_heads * dim;
     let (key_column, value_column) = (
         (shape.num_heads + group) * dim,
         (shape.num_heads + shape.num_kv_heads + group) * dim,
     );
     let columns = group * group_size * dim..(group + 1) * group_size * dim;
-    let tokens = &of.row.tokens;
+    let tokens = &row.tokens;
     let causal = tokens.contains(&all_keys.start);
 
     for key_start in (0..all_keys.len()).step_by(KEY_BLOCK) {
@@ -706,7 +708,7 @@ fn backward_keys(
             for ((ds, p), delta) in d_scores
                 .chunks_exact_mut(padded)
                 .zip(p.chunks_exact(padded))
-                .zip(&scratch.delta[(block.start - of.first) * group_size..])
+                .zip(&scratch.delta[(block.start - first) * group_size..])
             {
                 for (ds, p) in ds.iter_mut().zip(p) {
                     *ds = p * (*ds - delta);
@@ -731,7 +733,7 @@ fn backward_keys(
                 Matrix::rows(queries, dim),
                 true,
             );
-            let d_queries = &mut d_queries[(block.start - of.first) * group_size * dim..];
+            let d_queries = &mut d_queries[(block.start - first) * group_size * dim..];
             let key_rows = &qkv[at + key_column..];
             small_matmul(
                 d_queries,

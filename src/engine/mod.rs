@@ -58,8 +58,6 @@ pub struct TrainingModel<'a> {
     pub params: &'a Params,
     /// The gradients of the trained tensors.
     pub gradients: &'a mut Gradients,
-    /// The processes that share the work.
-    pub comm: Comm,
 }
 
 /// Uncentred second moments of a linear layer's input: the sum over tokens of `x x^T`, in f32.
@@ -95,6 +93,7 @@ pub struct Engine {
     config: ModelConfig,
     decoder: Decoder,
     training_policy: ActivationPolicy,
+    comm: Comm,
     logits: [Vec<f32>; 2], // of the student and of the teacher, a few rows at a time
 }
 
@@ -105,6 +104,7 @@ impl Engine {
             config: config.clone(),
             decoder: Decoder::new(config),
             training_policy: ActivationPolicy::All,
+            comm: Comm::single(),
             logits: [Vec::new(), Vec::new()],
         }
     }
@@ -115,6 +115,18 @@ impl Engine {
     pub fn with_gradient_checkpointing(mut self, enabled: bool) -> Self {
         self.training_policy = training_policy(enabled);
         self
+    }
+
+    /// Lets several processes, each with an engine of the same shape, share what can be split: rows, queries, weights.
+    #[must_use]
+    pub fn with_comm(mut self, comm: Comm) -> Self {
+        self.comm = comm;
+        self
+    }
+
+    /// The processes that share the work.
+    pub fn comm(&self) -> Comm {
+        self.comm
     }
 
     /// Number of floats that a forward and backward pass over so many tokens allocates.

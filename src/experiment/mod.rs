@@ -29,10 +29,10 @@ pub use source::ENTITY_QUESTIONS;
 pub use table::{ArmSummary, summarize, summary_markdown};
 
 use self::runner::Runner;
-use crate::{Error, Result, atomic_file, model::Model, progress::Progress};
+use crate::{Error, Result, atomic_file, distributed::Comm, model::Model, progress::Progress};
 
 /// Runs what `out` does not record yet of `experiment` at `scale`: all arms, or those in `only` (an empty list: none). Returns all
-/// records.
+/// records. Of several processes, each runs a share of the arms, and the main one returns all records.
 ///
 /// # Errors
 /// As [`crate::train::tune_on`]; [`Error::Input`] if the facts of the relations are not available.
@@ -41,6 +41,7 @@ pub fn run(
     scale: &ExperimentScale,
     only: Option<&[String]>,
     out: &Path,
+    comm: Comm,
     progress: &Progress,
 ) -> Result<ExperimentResults> {
     let mut results = ExperimentResults::default();
@@ -56,6 +57,7 @@ pub fn run(
                 scale,
                 only,
                 out,
+                comm,
                 progress,
                 relation,
                 model,

@@ -16,7 +16,7 @@ use crate::{
     Error, Result,
     audit::{AuditResult, AuditSettings, Label, audit},
     config::{Config, MethodConfig},
-    distributed::{self, Comm},
+    distributed::Comm,
     engine::Engine,
     facts::Fact,
     generate::Generator,
@@ -51,6 +51,7 @@ pub(super) struct Runner<'a> {
     pub scale: &'a ExperimentScale,
     pub only: Option<&'a [String]>,
     pub out: &'a Path,
+    pub comm: Comm,
     pub progress: &'a Progress,
     pub relation: &'a str,
     pub model: &'a Model,
@@ -71,13 +72,15 @@ impl Runner<'_> {
     /// Runs every arm with every seed. With several processes, each runs a shard of the pending runs, and the main one collects the
     /// records.
     pub fn run_all_ranks(&mut self, records: &mut Vec<Record>) -> Result<()> {
-        if distributed::world_size() > 1 {
+        if self.comm.world_size() > 1 {
             self.run_shard()?;
-            if !distributed::is_main() {
+            if !self.comm.is_main() {
                 return Ok(());
             }
+            // The others are done.
+            self.comm = Comm::single();
         }
-        distributed::solo(|| self.run_all(records))
+        self.run_all(records)
     }
 
     /// Runs the shard of this process and waits for the others.
@@ -93,16 +96,14 @@ impl Runner<'_> {
             }
         }
         // All processes must see the same pending runs before one of them writes a record.
-        distributed::barrier();
+        self.comm.barrier();
         if !pending.is_empty() {
             self.data()?;
         }
-        let (rank, size) = (distributed::rank(), distributed::world_size());
-        distributed::solo(|| {
-            let mut own = pending.into_iter().skip(rank).step_by(size);
-            own.try_for_each(|(arm, planned)| self.run(arm, planned).map(drop))
-        })?;
-        distributed::barrier();
+        let (rank, size) = (self.comm.rank(), self.comm.world_size());
+        let mut own = pending.into_iter().skip(rank).step_by(size);
+        own.try_for_each(|(arm, planned)| self.run(arm, planned).map(drop))?;
+        self.comm.barrier();
         Ok(())
     }
 
@@ -313,7 +314,7 @@ impl Runner<'_> {
 
     /// Audits `facts`; audits are cached.
     fn audit_facts(&self, facts: &[Fact]) -> Result<AuditResult> {
-        let mut engine = Engine::new(&self.model.config);
+        let mut engine = Engine::new(&self.model.config).with_comm(self.comm);
         let settings = self.audit_settings();
         audit(
             self.model,

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
+    distributed::Comm,
     engine::{Batch, Engine, KvCache, Outputs, SegmentId, topk},
     interrupt,
     model::{Model, ModelConfig, Params, TextTokenizer},
@@ -145,6 +146,11 @@ impl<'a> Generator<'a> {
         }
     }
 
+    /// The processes that share the work.
+    pub fn comm(&self) -> Comm {
+        self.engine.comm()
+    }
+
     /// Continues every prompt, `samples` times each. Results are in the order of the prompts.
     ///
     /// A row ends at an end token, at the end of the model's context, or when `should_stop(row, text so far)` returns true; an
@@ -205,7 +211,7 @@ impl<'a> Generator<'a> {
             .flat_map(|p| std::iter::repeat_n(p.len() + request.max_new_tokens, request.samples))
             .collect();
         for batch in batch_by_cost(&costs, self.cache_tokens(), MAX_SEQUENCES) {
-            interrupt::check()?;
+            interrupt::check(self.comm())?;
             cache.release(mark);
             let sequences = self.open_sequences(&mut cache, prefix, request, &batch);
             for sequence in self.decode(&mut cache, sequences, request, &should_stop) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Result, distributed,
+    Result,
     facts::{AnswerScorer, AnswerVerdict, Fact, MatchRule},
     generate::{Generator, Request, common_prefix},
     model::TextTokenizer,
@@ -107,14 +107,13 @@ impl EvalSet {
     /// # Errors
     /// If a prompt and target are longer than the model's context.
     pub fn probabilities(&self, generator: &mut Generator<'_>) -> Result<Vec<f64>> {
-        let own = distributed::shard_range(self.len());
+        let comm = generator.comm();
+        let own = comm.shard_range(self.len());
         let prompts = self.prompts[own.clone()].iter().cloned();
         let rows = prompts.zip(self.targets[own].iter().cloned());
         let logprobs = generator.score(&rows.collect::<Vec<_>>(), &|_| {})?;
         let of_row = |row: Vec<f32>| row.into_iter().map(f64::from).sum::<f64>().exp();
-        Ok(distributed::all_gather(
-            logprobs.into_iter().map(of_row).collect(),
-        ))
+        Ok(comm.all_gather(logprobs.into_iter().map(of_row).collect()))
     }
 
     /// The greedy answer to each fact, up to its first line break.
@@ -141,9 +140,10 @@ impl EvalSet {
         generator: &mut Generator<'_>,
         stop: impl Fn(&AnswerScorer, &str) -> bool + Sync,
     ) -> Result<Vec<String>> {
+        let comm = generator.comm();
         let mut texts = vec![String::new(); self.len()];
         for all in &self.relations {
-            let facts = &all[distributed::shard_range(all.len())];
+            let facts = &all[comm.shard_range(all.len())];
             let shared = common_prefix(facts.iter().map(|i| &self.prompts[*i][..]));
             let rest = |i: &usize| self.prompts[*i][shared.len()..].to_vec();
             let prompts: Vec<Vec<u32>> = facts.iter().map(rest).collect();
@@ -154,7 +154,7 @@ impl EvalSet {
             let generated = generator.generate(&request, done, &|_| {})?;
             let own = generated.into_iter();
             let own = own.map(|mut answers| answers.swap_remove(0).text);
-            for (i, text) in all.iter().zip(distributed::all_gather(own.collect())) {
+            for (i, text) in all.iter().zip(comm.all_gather(own.collect())) {
                 texts[*i] = text;
             }
         }

@@ -198,7 +198,7 @@ impl Teacher {
         dir: &Path,
         progress: &Progress,
     ) -> Result<Self> {
-        let comm = model.comm;
+        let comm = model.engine.comm();
         let TrainingModel { engine, params, .. } = model;
         let mut teacher = Self::empty(spec, &params.layout, examples);
         match &mut teacher {

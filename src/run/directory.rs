@@ -10,7 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{FactResult, Metrics, RunResult, reader, tensorboard};
-use crate::{Error, Result, atomic_file, config::Config, distributed};
+use crate::{Error, Result, atomic_file, config::Config, distributed::Comm};
 
 /// Files and directories that a run writes. A new run in the same directory removes these and nothing else.
 const FILES: [&str; 13] = [
@@ -41,10 +41,11 @@ const TENSORBOARD_DIR: &str = "tensorboard";
 /// Directory of the teacher's stored outputs.
 pub const TEACHER_DIR: &str = "teacher";
 
-/// An open run directory.
+/// An open run directory. Of several processes that share a run only the main one writes; the others call the same methods.
 #[derive(Clone, Debug)]
 pub struct RunDir {
     root: PathBuf,
+    comm: Comm,
     /// The directory, open and locked. The lock is released when the last clone is dropped or the process ends.
     _lock: Option<Arc<File>>,
 }
@@ -54,24 +55,24 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Input`] if the directory cannot be written, or another process is writing it.
-    pub fn create(root: &Path) -> Result<Self> {
+    pub fn create(root: &Path, comm: Comm) -> Result<Self> {
         let unwritable = |e: io::Error| {
             Error::input_hint(
                 format!("cannot write {}: {e}", root.display()),
                 "choose another directory for the run (`--out`)",
             )
         };
-        if !distributed::is_main() {
-            distributed::barrier();
-            return Ok(Self::at(root));
+        if !comm.is_main() {
+            comm.barrier();
+            return Ok(Self::at(root, comm));
         }
         fs::create_dir_all(root).map_err(unwritable)?;
-        let dir = Self::at(root).lock()?;
+        let dir = Self::at(root, comm).lock()?;
         tempfile::tempfile_in(root).map_err(unwritable)?;
         for name in FILES {
             dir.remove(name)?;
         }
-        distributed::barrier();
+        comm.barrier();
         Ok(dir)
     }
 
@@ -81,7 +82,7 @@ impl RunDir {
     /// [`Error::Input`] if `root` is not a run directory.
     pub fn open(root: &Path) -> Result<Self> {
         if root.join("config.toml").is_file() {
-            Ok(Self::at(root))
+            Ok(Self::at(root, Comm::single()))
         } else {
             Err(Error::input_hint(
                 format!(
@@ -93,11 +94,18 @@ impl RunDir {
         }
     }
 
-    fn at(root: &Path) -> Self {
+    fn at(root: &Path, comm: Comm) -> Self {
         Self {
             root: root.to_owned(),
+            comm,
             _lock: None,
         }
+    }
+
+    /// The same directory for one of several processes that continue the run.
+    #[must_use]
+    pub fn with_comm(self, comm: Comm) -> Self {
+        Self { comm, ..self }
     }
 
     /// Locks the run against other writing processes for as long as the value or a clone of it lives. A process that died holds
@@ -108,7 +116,7 @@ impl RunDir {
     pub fn lock(self) -> Result<Self> {
         let Some(directory) = File::open(&self.root)
             .ok()
-            .filter(|_| distributed::is_main())
+            .filter(|_| self.comm.is_main())
         else {
             return Ok(self);
         };
@@ -183,6 +191,9 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        if !self.comm.is_main() {
+            return Ok(());
+        }
         atomic_file::write(&self.file(name), bytes)
     }
 
@@ -234,7 +245,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn append_metrics(&self, row: &Metrics) -> Result<()> {
-        if !distributed::is_main() {
+        if !self.comm.is_main() {
             return Ok(());
         }
         let path = self.file("metrics.jsonl");
@@ -258,7 +269,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn enable_tensorboard(&self) -> Result<()> {
-        if !distributed::is_main() {
+        if !self.comm.is_main() {
             return Ok(());
         }
         let events = self.file(TENSORBOARD_DIR);
@@ -276,7 +287,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn sync_metrics(&self) -> Result<()> {
-        if !distributed::is_main() {
+        if !self.comm.is_main() {
             return Ok(());
         }
         let path = self.file("metrics.jsonl");
@@ -298,7 +309,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn truncate_metrics(&self, bytes: u64) -> Result<()> {
-        if !distributed::is_main() {
+        if !self.comm.is_main() {
             return Ok(());
         }
         let path = self.file("metrics.jsonl");
@@ -325,7 +336,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`] if it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        if !distributed::is_main() {
+        if !self.comm.is_main() {
             return Ok(());
         }
         let path = self.file(name);
@@ -363,7 +374,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a temporary directory");
         fs::write(place.path().join("notes.txt"), "mine").expect("writable");
         fs::write(place.path().join("result.json"), "{}").expect("writable");
-        RunDir::create(place.path()).expect("writable");
+        RunDir::create(place.path(), Comm::single()).expect("writable");
         assert!(place.path().join("notes.txt").exists());
         assert!(!place.path().join("result.json").exists());
     }
@@ -373,7 +384,7 @@ mod tests {
         let place = tempfile::NamedTempFile::new().expect("a temporary file");
         let below_a_file = place.path().join("run");
         assert_eq!(
-            RunDir::create(&below_a_file).err().map(|e| e.exit_code()),
+            RunDir::create(&below_a_file, Comm::single()).err().map(|e| e.exit_code()),
             Some(2)
         );
     }
@@ -381,7 +392,7 @@ mod tests {
     #[test]
     fn metrics_are_appended_and_cut_back() {
         let place = tempfile::tempdir().expect("a temporary directory");
-        let dir = RunDir::create(&place.path().join("new/run")).expect("writable");
+        let dir = RunDir::create(&place.path().join("new/run"), Comm::single()).expect("writable");
         dir.append_metrics(&row(1)).expect("writable");
         let bytes = dir.metrics_bytes();
         dir.append_metrics(&row(2)).expect("writable");

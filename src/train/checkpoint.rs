@@ -186,7 +186,9 @@ impl Checkpoints {
         view: &mut CheckpointView<'_>,
         run: &RunDir,
     ) -> Result<Option<TrainState>> {
-        atomic_file::remove_unfinished(&self.root);
+        if view.optimizer.comm.is_main() {
+            atomic_file::remove_unfinished(&self.root);
+        }
         let mut newest = self.newest_first().into_iter();
         let Some((path, state)) =
             newest.find_map(|path| Some((path.clone(), self.complete_state(&path, run)?)))

@@ -200,7 +200,13 @@ impl Data {
     }
 
     /// Audits the facts and splits them.
-    pub fn split(self, config: &Config, model: &Model, progress: &Progress) -> Result<Splits> {
+    pub fn split(
+        self,
+        config: &Config,
+        model: &Model,
+        comm: Comm,
+        progress: &Progress,
+    ) -> Result<Splits> {
         let Some(settings) = audit_settings(config, model)? else {
             let given = |facts: Option<Vec<Fact>>| facts.unwrap_or_default();
             return Ok(Splits::as_given(
@@ -209,7 +215,7 @@ impl Data {
                 given(self.held),
             ));
         };
-        let mut engine = Engine::new(&model.config);
+        let mut engine = Engine::new(&model.config).with_comm(comm);
         let audit = audit(
             model,
             &mut engine,

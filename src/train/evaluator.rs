@@ -349,3 +349,44 @@ fn drift_probe(
 pub(super) fn template(config: &Config, model: &Model) -> Result<PromptTemplate> {
     PromptTemplate::from_config(&config.data).for_model(config.data.chat, &model.tokenizer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distributed::Comm;
+
+    fn splits() -> Splits {
+        let facts = |subjects: &[&str]| {
+            let facts = subjects.iter().map(|s| Fact::for_test(s, "Italy"));
+            facts.collect::<Vec<_>>()
+        };
+        Splits::as_given(facts(&["Bergamo"]), facts(&["Rome", "Milan"]), facts(&["Turin"]))
+    }
+
+    #[test]
+    fn an_evaluation_asks_every_fact_and_leaves_the_student_as_it_is() {
+        let config = Config::default();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let model = Model::load(path).expect("the golden model is there");
+        let mut student = Student::new(&config, model, Comm::single()).expect("it is trainable");
+        let options = EvaluatorOptions {
+            audit_after: None,
+            metrics_only: false,
+            progress: Progress::quiet(),
+        };
+        let mut evaluator =
+            Evaluator::new(&config, splits(), &mut student, options).expect("questions");
+        assert_eq!(evaluator.num_questions(), 4);
+
+        let weights = student.model.params.data.to_vec();
+        let before = evaluator.evaluate_baseline(&mut student).expect("answers");
+        assert_eq!(before.correct.len(), 4);
+        let stored: Vec<bool> = evaluator.baseline.iter().map(|b| b.correct_before).collect();
+        assert_eq!(stored, before.correct);
+        let again = evaluator.evaluate(&mut student).expect("answers");
+        assert_eq!(again.correct, before.correct);
+        assert_eq!(again.accuracy, evaluator.splits.accuracy(&before.correct));
+        assert!(again.control.is_none() && again.drift.is_none());
+        assert_eq!(student.model.params.data[..], weights[..]);
+    }
+}

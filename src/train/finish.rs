@@ -127,6 +127,9 @@ impl Trainer {
                 continual_ewc::add_importance(path, gamma, layout, gradients, &mut importance)?;
             }
         }
+        if !self.student.engine.comm().is_main() {
+            return Ok(());
+        }
         let path = self.writer.run_dir().file(EWC_FILE);
         let base = &self.student.model.checksum;
         let (layout, gradients) = (&self.student.model.params.layout, &self.student.gradients);

@@ -43,7 +43,7 @@ pub fn tune(config: &Config, options: Options, progress: &Progress) -> Result<Ru
 pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) -> Result<Trainer> {
     let inputs = Inputs::read(config, options.comm, progress)?;
     let data = inputs.data.checksums.clone();
-    let run_dir = create_run_dir(&inputs.config, &inputs.model, data)?;
+    let run_dir = create_run_dir(&inputs.config, &inputs.model, data, options.comm)?;
     let created = run_dir.clone();
     let job = || {
         let Inputs {
@@ -53,7 +53,7 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
         } = inputs;
         let audit_after = data.audit_after(&config, &model)?;
         let texts = Arc::clone(&data.texts);
-        let mut splits = data.split(&config, &model, progress)?;
+        let mut splits = data.split(&config, &model, options.comm, progress)?;
         reserve_control(&config, &mut splits)?;
         splits.notes.iter().for_each(|note| progress.note(note));
         let job = Job {
@@ -99,7 +99,7 @@ pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
         ..config
     };
     let job = Job {
-        run_dir: create_run_dir(&config, &model, BTreeMap::new())?,
+        run_dir: create_run_dir(&config, &model, BTreeMap::new(), options.comm)?,
         config,
         model,
         splits,
@@ -132,7 +132,7 @@ pub fn tune_on(
     check(&config, model, trained.map(|f| &f.fact), &[])?;
     check_distributed(&config, options.comm)?;
     let job = Job {
-        run_dir: create_run_dir(&config, model, BTreeMap::new())?,
+        run_dir: create_run_dir(&config, model, BTreeMap::new(), options.comm)?,
         config,
         model: model.clone(),
         splits,
@@ -150,7 +150,7 @@ pub fn tune_on(
 /// # Errors
 /// [`Error::Input`] when `dir` holds no run, or the base model has changed since the run started; then as [`tune`].
 pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunResult> {
-    let run_dir = RunDir::open(dir)?.lock()?;
+    let run_dir = RunDir::open(dir)?.with_comm(options.comm).lock()?;
     if let Some(result) = run_dir.result()? {
         progress.note(format_args!("{} is finished already", dir.display()));
         if !options.keep_checkpoints {
@@ -289,8 +289,9 @@ fn create_run_dir(
     config: &Config,
     model: &Model,
     data: BTreeMap<String, String>,
+    comm: Comm,
 ) -> Result<RunDir> {
-    let run_dir = RunDir::create(&config.out)?;
+    let run_dir = RunDir::create(&config.out, comm)?;
     run_dir.write_json(
         "environment.json",
         &Environment::capture(model, config.seed, data),

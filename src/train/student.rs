@@ -38,7 +38,6 @@ pub(super) struct Student {
     max_grad_norm: f64,
     /// Whether weights are updated layer by layer during the backward pass.
     optimizer_in_backward: bool,
-    comm: Comm,
 }
 
 /// A step that was taken.
@@ -81,7 +80,7 @@ impl Student {
         optimizer.comm = comm;
         optimizer.ema = train.ema_decay.map(|decay| Ema::new(decay, params, of));
         let engine =
-            Engine::new(&model.config).with_gradient_checkpointing(train.gradient_checkpointing);
+            Engine::new(&model.config).with_gradient_checkpointing(train.gradient_checkpointing).with_comm(comm);
         Ok(Self {
             engine,
             gradients,
@@ -89,7 +88,6 @@ impl Student {
             optimizer,
             max_grad_norm: train.max_grad_norm,
             optimizer_in_backward: train.optimizer_in_backward,
-            comm,
             model,
         })
     }
@@ -146,7 +144,7 @@ impl Student {
         update: Option<(f64, f32)>,
     ) -> (Loss, Option<Result<f64, String>>) {
         self.gradients.zero();
-        let comm = self.comm;
+        let comm = self.engine.comm();
         // The gradients of adapters are reduced once they are computed from those of the model's tensors.
         let reduces = comm.world_size() > 1 && matches!(self.trainable, TrainableParams::Tensors);
         let (engine, gradients) = (&mut self.engine, &mut self.gradients);
@@ -170,12 +168,12 @@ impl Student {
 
     /// The norm of the trained parameters' gradient, or the tensor in which it is not finite.
     pub fn gradient_norm(&mut self) -> Result<f64, String> {
-        self.trainable.collect_gradients(&self.gradients, self.comm);
+        self.trainable.collect_gradients(&self.gradients, self.engine.comm());
         let (params, gradients) = self
             .trainable
             .parameters(&self.model.params, &self.gradients);
         let work = Work::floats(gradients.data.len());
-        let norm = timed(Phase::Penalties, work, || grad_norm(gradients, self.comm));
+        let norm = timed(Phase::Penalties, work, || grad_norm(gradients, self.engine.comm()));
         if norm.is_finite() {
             return Ok(norm);
         }
@@ -206,14 +204,14 @@ impl Student {
         let with_strength = |strength| StepBatch { strength, ..batch };
         self.accumulate(objective, with_strength(0.0), None);
         let of_ce = self.gradients.data.to_vec();
-        let ce = grad_norm(&self.gradients, self.comm);
+        let ce = grad_norm(&self.gradients, self.engine.comm());
         self.accumulate(objective, with_strength(1.0), None);
         for (both, ce) in self.gradients.data.iter_mut().zip(&of_ce) {
             *both -= ce;
         }
         GradNorms {
             ce,
-            retention: grad_norm(&self.gradients, self.comm),
+            retention: grad_norm(&self.gradients, self.engine.comm()),
         }
     }
 
@@ -236,7 +234,6 @@ impl Student {
             engine: &mut self.engine,
             params: &self.model.params,
             gradients: &mut self.gradients,
-            comm: self.comm,
         }
     }
 
@@ -305,6 +302,9 @@ impl Student {
     pub fn save(&mut self, model: &Path, adapter: &Path) -> Result<()> {
         let dtype = self.model.dtype;
         round_to(&mut self.model.params.data, dtype);
+        if !self.engine.comm().is_main() {
+            return Ok(());
+        }
         self.model.save(model, dtype)?;
         self.trainable.save_adapters(adapter, &self.model.name)
     }
@@ -326,6 +326,50 @@ fn round_to(weights: &mut [f32], dtype: Dtype) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prompt::Example;
+
+    #[test]
+    fn steps_lower_the_loss_and_leave_frozen_tensors_as_they_are() {
+        let mut config = Config::default();
+        config.train.trainable = vec!["ffn".into()];
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
+        let model = Model::load(path).expect("the golden model is there");
+        let mut student = Student::new(&config, model, Comm::single()).expect("it is trainable");
+        let before = student.model.params.data.to_vec();
+        let rows = [
+            Example {
+                prompt: vec![5, 9, 11],
+                target: vec![4, 2],
+            },
+            Example {
+                prompt: vec![7],
+                target: vec![3],
+            },
+        ];
+        let batch = |step| StepBatch {
+            step,
+            rows: &rows,
+            batch: &[0, 1],
+            aux: &[],
+            strength: 1.0,
+            rows_per_micro_batch: 2,
+            tokens_per_micro_batch: 100,
+        };
+        let objective = Objective::default();
+        let mut losses = Vec::new();
+        for step in 1..=3 {
+            let outcome = student.step(&objective, batch(step), 1e-3);
+            let outcome = outcome.expect("loss and gradient are finite");
+            assert!(outcome.grad_norm > 0.0);
+            losses.push(outcome.loss.total());
+        }
+        assert!(losses.is_sorted_by(|a, b| a > b), "{losses:?}");
+        let params = &student.model.params;
+        for tensor in &params.layout.tensors {
+            let moved = params.data[tensor.range.clone()] != before[tensor.range.clone()];
+            assert_eq!(moved, tensor.name.contains(".mlp."), "{}", tensor.name);
+        }
+    }
 
     #[test]
     fn rounding_keeps_values_that_the_type_can_represent() {

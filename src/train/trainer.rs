@@ -212,7 +212,7 @@ impl Trainer {
                     self.state.end_step();
                 }
                 bar.inc(rows.rows.len() as u64);
-                interrupt::check_all_processes()?;
+                interrupt::check_all_processes(self.student.engine.comm())?;
             }
             self.project();
 
@@ -254,12 +254,8 @@ impl Trainer {
 
     /// The learning rate of `step` (counted from 1).
     pub fn learning_rate(&self, step: usize) -> f64 {
-        let train = &self.config.train;
         let total_steps = self.sampler.total_steps();
-        let factor = train
-            .lr_scheduler
-            .factor(step - 1, train.warmup_steps, total_steps);
-        train.learning_rate * factor
+        self.config.train.learning_rate_at(step, total_steps)
     }
 
     /// Projects the weights, where that is due after `step`.

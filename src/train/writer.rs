@@ -209,3 +209,51 @@ impl RunWriter {
         self.run.remove(TEACHER_DIR)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writer(place: &Path, comm: Comm, save_every: Option<usize>) -> RunWriter {
+        let train = TrainConfig {
+            save_every,
+            ..TrainConfig::default()
+        };
+        let run = RunDir::create(&place.join("run"), comm).expect("writable");
+        RunWriter::new(run, &train, comm, Progress::quiet())
+    }
+
+    #[test]
+    fn checkpoints_are_due_as_often_as_asked_for() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let asked = writer(place.path(), Comm::single(), Some(2));
+        let due: Vec<usize> = (1..=5).filter(|e| asked.checkpoint_is_due(*e)).collect();
+        assert_eq!(due, [2, 4]);
+        // The last one was less than a minute ago.
+        assert!(!writer(place.path(), Comm::single(), None).checkpoint_is_due(1));
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    #[test]
+    fn of_several_processes_the_main_one_alone_writes() {
+        let row = Metrics::Skipped {
+            epoch: 1,
+            step: 1,
+            quantity: "the loss".into(),
+        };
+        let files = |rank: usize| {
+            let place = tempfile::tempdir().expect("a temporary directory");
+            let writer = writer(place.path(), Comm::for_test(rank, 2), None);
+            writer.start(true).expect("writable");
+            writer.write_decoys(&[]).expect("writable");
+            writer.log(&row).expect("writable");
+            let run = place.path().join("run");
+            let names = std::fs::read_dir(run).into_iter().flatten().flatten();
+            let mut names: Vec<_> = names.map(|entry| entry.file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(files(0), ["decoys.jsonl", "metrics.jsonl", "tensorboard"]);
+        assert_eq!(files(1).len(), 0);
+    }
+}

@@ -29,7 +29,6 @@ fn find(golden: &Golden, energy: f64) -> (NullSpaceProjection, Gradients) {
             engine: &mut Engine::new(&golden.model.config),
             params,
             gradients: &mut gradients,
-            comm: Comm::single(),
         },
         &golden.rows().iter().collect::<Vec<_>>(),
         0,

@@ -177,7 +177,7 @@ fn a_topk_teacher_is_exact() {
         unreachable!("the function above says so");
     };
     let place = tempfile::tempdir().expect("a temporary directory");
-    let run = RunDir::create(&place.path().join("run")).expect("writable");
+    let run = RunDir::create(&place.path().join("run"), Comm::single()).expect("writable");
     check_filled("top", &method, |golden, rows, snapshot| {
         let (head, hidden) = (
             golden.tensor("teacher.head"),
@@ -319,7 +319,6 @@ fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
         engine: &mut engine,
         params,
         gradients: &mut gradients,
-        comm: Comm::single(),
     };
     let examples = std::slice::from_ref(&row);
     let fisher = fisher(&mut model, examples, 7, &Progress::quiet());
