@@ -6,7 +6,11 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use unforget::{
-    Error, Result, catch_panic, config::Device, distributed::{Comm, ProcessGroup}, interrupt, progress::Progress,
+    Error, Result, catch_panic,
+    config::Device,
+    distributed::{Comm, ProcessGroup},
+    interrupt,
+    progress::Progress,
 };
 
 mod ask;
@@ -118,11 +122,7 @@ pub fn main() -> ExitCode {
             if !comm.is_main() {
                 // The main process prints an error that all of them have.
                 thread::sleep(Duration::from_secs(2));
-                eprint!(
-                    "process {} of {}: ",
-                    comm.rank() + 1,
-                    comm.world_size()
-                );
+                eprint!("process {} of {}: ", comm.rank() + 1, comm.world_size());
             }
             print_error(&error);
             comm.abort(error.exit_code())

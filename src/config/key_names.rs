@@ -133,11 +133,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         Key("train.lr_scheduler"),
     ),
     (
-        &[
-            "warmup",
-            "num_warmup_steps",
-            "lr_warmup_steps",
-        ],
+        &["warmup", "num_warmup_steps", "lr_warmup_steps"],
         Key("train.warmup_steps"),
     ),
     (&["warmup_fraction"], Key("train.warmup_ratio")),

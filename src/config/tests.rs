@@ -108,7 +108,7 @@ fn a_typo_names_file_line_section_and_the_nearest_key() {
     );
     assert_eq!(
         refused("[train]\nlora = { foo = 3 }", &[]),
-        "`exp.toml` line 2: unknown key `foo` in [train.lora] | known keys: r, alpha, target_modules, variant"
+        "`exp.toml` line 2: unknown key `foo` in [train.lora] | known keys: r, alpha, target_modules, variant, dropout"
     );
     assert_eq!(
         refused("[method]\nkind = 'sfft'", &[]),
@@ -708,4 +708,19 @@ fn what_updates_layer_by_layer_goes_without_whole_gradients() {
         );
     }
     assert!(read("[train]\noptimizer_in_backward = true", &[]).is_ok());
+}
+
+#[test]
+fn a_warm_up_is_a_number_of_steps_or_a_ratio_of_all() {
+    let model = "model = 'm'\nout = 'o'\n[train]\n";
+    let config = read(&format!("{model}warmup_ratio = 0.25"), &[]).unwrap();
+    // ceil(0.25 * 10) steps, as in `TrainingArguments.get_warmup_steps`.
+    let rates = [1, 2, 3, 4].map(|step| config.train.learning_rate_at(step, 10));
+    let peak = config.train.learning_rate;
+    assert_eq!(rates, [0.0, peak / 3.0, peak * (2.0 / 3.0), peak]);
+    let both = refused(
+        &format!("{model}warmup_ratio = 0.25\nwarmup_steps = 3"),
+        &[],
+    );
+    assert!(both.contains("`train.warmup_ratio`"), "{both}");
 }

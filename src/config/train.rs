@@ -287,7 +287,10 @@ impl LoraConfig {
         checks.require(
             self.dropout == 0.0,
             "train.lora.dropout",
-            format!("must be 0, not {}: adapters are trained without dropout", self.dropout),
+            format!(
+                "must be 0, not {}: adapters are trained without dropout",
+                self.dropout
+            ),
         );
     }
 }

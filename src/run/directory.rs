@@ -114,10 +114,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Input`] if another process is writing the run.
     pub fn lock(self) -> Result<Self> {
-        let Some(directory) = File::open(&self.root)
-            .ok()
-            .filter(|_| self.comm.is_main())
-        else {
+        let Some(directory) = File::open(&self.root).ok().filter(|_| self.comm.is_main()) else {
             return Ok(self);
         };
         match directory.try_lock() {
@@ -384,7 +381,9 @@ mod tests {
         let place = tempfile::NamedTempFile::new().expect("a temporary file");
         let below_a_file = place.path().join("run");
         assert_eq!(
-            RunDir::create(&below_a_file, Comm::single()).err().map(|e| e.exit_code()),
+            RunDir::create(&below_a_file, Comm::single())
+                .err()
+                .map(|e| e.exit_code()),
             Some(2)
         );
     }

@@ -14,6 +14,7 @@ use crate::{
     Error, Result,
     audit::{AuditSettings, Label, audit},
     config::Config,
+    distributed::Comm,
     engine::Engine,
     facts::{self, Fact, ReadOptions, Text, TextKind, drop_contradicted},
     model::Model,

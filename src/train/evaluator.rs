@@ -360,7 +360,11 @@ mod tests {
             let facts = subjects.iter().map(|s| Fact::for_test(s, "Italy"));
             facts.collect::<Vec<_>>()
         };
-        Splits::as_given(facts(&["Bergamo"]), facts(&["Rome", "Milan"]), facts(&["Turin"]))
+        Splits::as_given(
+            facts(&["Bergamo"]),
+            facts(&["Rome", "Milan"]),
+            facts(&["Turin"]),
+        )
     }
 
     #[test]
@@ -381,7 +385,11 @@ mod tests {
         let weights = student.model.params.data.to_vec();
         let before = evaluator.evaluate_baseline(&mut student).expect("answers");
         assert_eq!(before.correct.len(), 4);
-        let stored: Vec<bool> = evaluator.baseline.iter().map(|b| b.correct_before).collect();
+        let stored: Vec<bool> = evaluator
+            .baseline
+            .iter()
+            .map(|b| b.correct_before)
+            .collect();
         assert_eq!(stored, before.correct);
         let again = evaluator.evaluate(&mut student).expect("answers");
         assert_eq!(again.correct, before.correct);

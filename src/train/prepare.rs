@@ -99,7 +99,7 @@ pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
         ..config
     };
     let job = Job {
-        run_dir: create_run_dir(&config, &model, BTreeMap::new(), options.comm)?,
+        run_dir: create_run_dir(&config, &model, BTreeMap::new(), Comm::single())?,
         config,
         model,
         splits,

@@ -79,8 +79,9 @@ impl Student {
         let mut optimizer = AdamW::new(of, settings);
         optimizer.comm = comm;
         optimizer.ema = train.ema_decay.map(|decay| Ema::new(decay, params, of));
-        let engine =
-            Engine::new(&model.config).with_gradient_checkpointing(train.gradient_checkpointing).with_comm(comm);
+        let engine = Engine::new(&model.config)
+            .with_gradient_checkpointing(train.gradient_checkpointing)
+            .with_comm(comm);
         Ok(Self {
             engine,
             gradients,
@@ -168,12 +169,15 @@ impl Student {
 
     /// The norm of the trained parameters' gradient, or the tensor in which it is not finite.
     pub fn gradient_norm(&mut self) -> Result<f64, String> {
-        self.trainable.collect_gradients(&self.gradients, self.engine.comm());
+        self.trainable
+            .collect_gradients(&self.gradients, self.engine.comm());
         let (params, gradients) = self
             .trainable
             .parameters(&self.model.params, &self.gradients);
         let work = Work::floats(gradients.data.len());
-        let norm = timed(Phase::Penalties, work, || grad_norm(gradients, self.engine.comm()));
+        let norm = timed(Phase::Penalties, work, || {
+            grad_norm(gradients, self.engine.comm())
+        });
         if norm.is_finite() {
             return Ok(norm);
         }
