@@ -49,6 +49,7 @@ fn start(golden: &Golden, stored: &Golden, variant: LoraVariant) -> (Gradients, 
         alpha: number("alpha"),
         target_modules: names.collect(),
         variant,
+        ..LoraConfig::default()
     };
     let params = &golden.model.params;
     let gradients = Gradients::new(
@@ -172,6 +173,7 @@ fn peft_loads_the_adapter_and_equals_the_merged_model() {
                     alpha: 7,
                     target_modules: targets.iter().map(ToString::to_string).collect(),
                     variant,
+                    ..LoraConfig::default()
                 };
                 let config = tuned(place.path(), family, lora);
                 check.arg(&config.model);
