@@ -27,7 +27,7 @@ pub use method::{
 };
 pub use read::Override;
 pub use resolve::{ModelSize, Resolved};
-pub use schema::{Config, Device, MeasureConfig};
+pub use schema::{BehaviourSchedule, Config, Device, MeasureConfig};
 pub(crate) use serde_helpers::is_default;
 pub use set_keys::SetKeys;
 pub use tensor_groups::{TENSOR_GROUPS, parse_selector};

@@ -61,6 +61,18 @@ pub enum Error {
         /// How to reduce the forgetting.
         hint: &'static str,
     },
+    /// The work is complete, but the model's behaviour is further from the base model's than allowed. Exit code 3.
+    #[error(
+        "on general prompts the model is {kl:.3} nats per token (KL) from the base model, over the limit of {max_kl}"
+    )]
+    ChangedBehaviour {
+        /// KL divergence from the base model, in nats per token.
+        kl: f64,
+        /// The largest one allowed.
+        max_kl: f64,
+        /// How to reduce it.
+        hint: &'static str,
+    },
     /// Interrupted by the user; the run can be resumed. Exit code 130.
     #[error("interrupted")]
     Interrupted {
@@ -115,7 +127,7 @@ impl Error {
             | Self::Io { .. }
             | Self::NonFinite { .. }
             | Self::Failed { .. } => 1,
-            Self::OverBudget { .. } => 3,
+            Self::OverBudget { .. } | Self::ChangedBehaviour { .. } => 3,
             Self::Interrupted { .. } => 130,
         }
     }
@@ -128,7 +140,7 @@ impl Error {
             Self::BrokenModel { .. } => {
                 Some("download the file again (`unforget pull`), or check its source")
             }
-            Self::OverBudget { hint, .. } => Some(hint),
+            Self::OverBudget { hint, .. } | Self::ChangedBehaviour { hint, .. } => Some(hint),
             Self::Io { .. } => None,
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     facts::Fact,
     format::inline_code,
-    measure::{EvalAnswer, forgetting_interval, forgetting_pp},
+    measure::{Behaviour, EvalAnswer, forgetting_interval, forgetting_pp},
     run::{FactResult, Split},
 };
 
@@ -24,6 +24,10 @@ pub struct Gate {
     pub forgotten_pp: f64,
     /// Its 95% interval (paired bootstrap over the facts).
     pub interval: [f64; 2],
+    /// Distance of the behaviour on general prompts from that of the run's base model; null if not measured.
+    pub behaviour: Option<Behaviour>,
+    /// Allowed KL divergence from the base model in nats per token; null without a limit.
+    pub max_kl: Option<f64>,
     /// Every fact of the run, in its order.
     pub facts: Vec<GatedFact>,
 }
@@ -97,13 +101,38 @@ impl Gate {
             split,
             forgotten_pp,
             interval,
+            behaviour: None,
+            max_kl: None,
             facts,
         })
     }
 
-    /// Whether the forgetting is within the budget.
+    /// Adds what was measured of the behaviour, and the KL divergence that is allowed.
+    #[must_use]
+    pub fn with_behaviour(self, behaviour: Option<Behaviour>, max_kl: Option<f64>) -> Self {
+        Self {
+            behaviour,
+            max_kl,
+            ..self
+        }
+    }
+
+    /// Whether the forgetting is within the budget, and the behaviour within its limit.
     pub fn passed(&self) -> bool {
-        self.forgotten_pp <= self.budget
+        self.forgotten_pp <= self.budget && self.changed_behaviour().is_none()
+    }
+
+    /// The KL divergence and its limit, if it is over the limit.
+    pub fn changed_behaviour(&self) -> Option<(f64, f64)> {
+        let kl = self.behaviour.map(|behaviour| behaviour.kl);
+        kl.zip(self.max_kl).filter(|(kl, max_kl)| kl > max_kl)
+    }
+
+    /// What is said of the behaviour, if it was measured.
+    fn behaviour_text(&self) -> Option<String> {
+        let limit = self.max_kl.map(|max_kl| format!("; KL limit {max_kl}"));
+        self.behaviour
+            .map(|behaviour| format!("{behaviour}{}", limit.unwrap_or_default()))
     }
 
     /// The result in one sentence.
@@ -134,6 +163,13 @@ impl Gate {
             "### {mark} {}\n\n| split | facts | accuracy of baseline | now | forgotten | gained |\n|---|---|---|---|---|---|\n",
             self.summary()
         );
+        if let Some(behaviour) = self.behaviour_text() {
+            let mark = match self.changed_behaviour() {
+                Some(_) => "❌ ",
+                None => "",
+            };
+            text = text.replacen("\n\n", &format!("\n\n{mark}Behaviour: {behaviour}.\n\n"), 1);
+        }
         for split in Split::ALL {
             let facts: Vec<&GatedFact> = self
                 .facts
@@ -207,6 +243,20 @@ impl Gate {
             if suite.tests > 0 {
                 report.add_test_suite(suite);
             }
+        }
+        if let Some(behaviour) = self.behaviour_text() {
+            let status = if self.changed_behaviour().is_some() {
+                let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+                status.set_message(behaviour);
+                status
+            } else {
+                TestCaseStatus::success()
+            };
+            let mut suite = TestSuite::new("behaviour");
+            let mut case = TestCase::new("general prompts", status);
+            case.set_classname("behaviour");
+            suite.add_test_case(case);
+            report.add_test_suite(suite);
         }
         report.to_string().expect("a report serializes to XML")
     }
@@ -301,6 +351,26 @@ mod tests {
         );
         assert!(junit.contains("failures=\"2\""), "{junit}");
         assert!(junit.contains("got &quot;&lt;b&gt;|Spain&quot;"), "{junit}");
+    }
+
+    #[test]
+    fn a_behaviour_over_its_limit_fails_the_gate_and_is_told() {
+        let behaviour = Behaviour {
+            kl: 0.75,
+            length_ratio: 0.06,
+        };
+        let within = gate(25.0).with_behaviour(Some(behaviour), Some(0.8));
+        assert!(within.passed());
+        assert!(gate(25.0).with_behaviour(Some(behaviour), None).passed());
+        let over = gate(25.0).with_behaviour(Some(behaviour), Some(0.5));
+        assert!(!over.passed());
+        assert_eq!(over.changed_behaviour(), Some((0.75, 0.5)));
+        let markdown = over.markdown();
+        let line = "❌ Behaviour: on general prompts KL 0.750 nats per token from the base model, \
+                    answers are now 0.06x as long as the base model's; KL limit 0.5.";
+        assert_eq!(markdown.lines().nth(2), Some(line), "{markdown}");
+        let failed = |gate: &Gate| gate.junit().matches("<failure").count();
+        assert_eq!((failed(&within), failed(&over)), (3, 4));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use recorded::RecordedRun;
 
 pub use crate::{
     facts::{PerSplit, Split},
-    measure::{Counts, Drift, FactOutcome},
+    measure::{Behaviour, BehaviourAnswer, Counts, Drift, FactOutcome},
 };
 
 /// Accuracy (0 to 1) of one split at four stages.
@@ -110,7 +110,28 @@ pub enum Metrics {
         /// Gradient norms of the loss terms, if measured.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         grad_norms: Option<GradNorms>,
+        /// Distance of the behaviour on general prompts from the base model's, if measured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        behaviour: Option<Behaviour>,
+        /// Cross-entropy of the validation rows: mean over their target tokens (nats), if there are any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        validation_loss: Option<f64>,
         /// Duration of the evaluation in seconds.
+        seconds: f64,
+    },
+    /// The evaluation of the weights as saved, beside the facts, which are in `facts.jsonl`.
+    Final {
+        /// Epochs done.
+        epoch: usize,
+        /// Steps done.
+        step: usize,
+        /// Distance of the behaviour on general prompts from the base model's, if measured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        behaviour: Option<Behaviour>,
+        /// Cross-entropy of the validation rows: mean over their target tokens (nats), if there are any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        validation_loss: Option<f64>,
+        /// Duration in seconds.
         seconds: f64,
     },
 }
@@ -205,6 +226,21 @@ pub struct ParaphraseResult {
     pub correct: bool,
 }
 
+/// The validation loss over a run: mean over the target tokens of the validation rows, in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationResult {
+    /// Before training.
+    pub start: f64,
+    /// After the best epoch.
+    pub best: f64,
+    /// The epoch with the smallest loss; 0 is before training.
+    pub best_epoch: usize,
+    /// At the end.
+    pub after: f64,
+    /// Number of target tokens.
+    pub tokens: usize,
+}
+
 /// `result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
@@ -230,6 +266,15 @@ pub struct RunResult {
     /// Fraction of the new facts wrong at the end, under `goal = "task"`.
     #[serde(default)]
     pub not_absorbed: Option<f64>,
+    /// Distance of the behaviour on general prompts from the base model's; null if not measured.
+    #[serde(default)]
+    pub behaviour: Option<Behaviour>,
+    /// Cross-entropy of the validation rows at the end: mean over their target tokens (nats); null without such rows.
+    #[serde(default)]
+    pub validation_loss: Option<f64>,
+    /// The validation loss over the run; null without validation rows.
+    #[serde(default)]
+    pub validation: Option<ValidationResult>,
     /// Number of facts by outcome.
     pub counts: Counts,
     /// Allowed forgetting in pp.

@@ -191,18 +191,33 @@ impl Splits {
         Ok(())
     }
 
-    /// The files as given: nothing is filtered, balanced or taken from the pool.
+    /// The files as given: nothing is filtered, balanced or taken from the pool. A held-out fact that is trained leaves the held-out
+    /// ones, with a note.
     pub fn as_given(learn: Vec<Fact>, keep: Vec<Fact>, held: Vec<Fact>) -> Self {
         let unlabelled = |facts: Vec<Fact>| {
             let facts = facts.into_iter();
             facts.map(|fact| LabelledFact::new(fact, None)).collect()
         };
-        Self {
+        let mut splits = Self {
             known: unlabelled(keep),
             unknown: unlabelled(learn),
-            held: unlabelled(held),
             ..Self::default()
-        }
+        };
+        splits.held = splits.drop_trained(unlabelled(held));
+        splits
+    }
+
+    /// `held` without the facts that are trained, with a note.
+    fn drop_trained(&mut self, held: Vec<LabelledFact>) -> Vec<LabelledFact> {
+        let trained = self.known.iter().chain(&self.unknown);
+        let trained: HashSet<String> = trained.map(LabelledFact::question_key).collect();
+        let given = held.len();
+        let is_trained = |f: &LabelledFact| trained.contains(&f.question_key());
+        let left: Vec<LabelledFact> = held.into_iter().filter(|f| !is_trained(f)).collect();
+        let reason = "trained as well (what is trained is never counted as held out)";
+        self.notes
+            .extend(left_out_note("held", given - left.len(), given, reason));
+        left
     }
 
     /// The splits of a user's own files.
@@ -269,7 +284,7 @@ impl Splits {
             ..Self::default()
         };
         match held {
-            Some(held) => splits.hold_out(&held),
+            Some(held) => splits.hold_out(held),
             None => {
                 for (split, label) in HELD_LABELS {
                     *splits.get_mut(split) = sampler.sample(&pool, label, Split::Held, MAX_HELD);
@@ -283,26 +298,16 @@ impl Splits {
     }
 
     /// Divides the user's held-out facts by label, without those that are trained.
-    fn hold_out(&mut self, held: &[LabelledFact]) {
-        let trained: HashSet<String> = self
-            .known
-            .iter()
-            .chain(&self.unknown)
-            .map(LabelledFact::question_key)
-            .collect();
+    fn hold_out(&mut self, held: Vec<LabelledFact>) {
+        let held = self.drop_trained(held);
         let mut left_out = held.len();
         for (split, label) in HELD_LABELS {
-            let mut facts = with_label(held, label);
-            facts.retain(|f| !trained.contains(&f.question_key()));
+            let facts = with_label(&held, label);
             left_out -= facts.len();
             *self.get_mut(split) = facts;
         }
-        self.notes.extend(left_out_note(
-            "held",
-            left_out,
-            held.len(),
-            "Unknown or trained",
-        ));
+        self.notes
+            .extend(left_out_note("held", left_out, held.len(), "Unknown"));
     }
 
     /// The paper's splits: `HighlyKnown` and Unknown facts of `train` are trained, facts of `dev` are held out by label, and no subject is
@@ -408,6 +413,7 @@ mod tests {
                 ..Fact::for_test(subject, "Italy")
             },
             label: Some(label),
+            own_answer: Vec::new(),
             few_shot_accuracy: Some(0.5),
         }
     }
@@ -533,7 +539,8 @@ mod tests {
         let splits = Splits::from_audit(files, 0.0, 1).expect("something to learn");
         // Of `held` the ten known facts that are in `keep` too are trained; its Unknown ones are in no split.
         assert_eq!(lens(&splits), [10, 20, 10, 20, 20]);
-        assert_eq!(splits.notes.len(), 2);
+        assert_eq!(splits.notes.len(), 3);
+        assert!(splits.notes[1].contains("10 of 80 facts are trained as well"));
     }
 
     #[test]

@@ -317,7 +317,8 @@ fn config(model: &str, dir: &Path, data: config::DataConfig, size: &DemoSize, se
     config.train.batch_size = size.batch_size;
     config.train.learning_rate = size.learning_rate;
     config.train.early_stopping = Some(EarlyStoppingConfig {
-        accuracy: STOP_ACCURACY,
+        accuracy: Some(STOP_ACCURACY),
+        ..EarlyStoppingConfig::default()
     });
     config
 }

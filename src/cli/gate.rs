@@ -8,11 +8,14 @@ use std::{
 use clap::Args;
 use unforget::{
     Error, Result,
+    config::{BehaviourSchedule, Config},
     engine::Engine,
     gate::{Gate as Gated, check_rows},
     generate::Generator,
-    measure::EvalSet,
+    measure::{Behaviour, BehaviourReference, EvalSet},
+    model::Model,
     prompt::PromptTemplate,
+    run::{Environment, RunDir},
     train,
 };
 
@@ -39,6 +42,9 @@ pub struct GateArgs {
     /// Forgetting allowed, in percentage points
     #[arg(long, value_name = "PP", default_value_t = 1.0, value_parser = percentage_points)]
     budget: f64,
+    /// KL divergence allowed from the baseline's base model on general prompts, in nats per token [default: no limit]
+    #[arg(long, value_name = "KL", value_parser = nats)]
+    max_kl: Option<f64>,
     /// Also write a JUnit report, with one test case per fact that the baseline knew
     #[arg(long, value_name = "FILE.xml")]
     junit: Option<PathBuf>,
@@ -52,10 +58,11 @@ impl GateArgs {
         let run = finished_run(&self.baseline)?;
         let facts = train::recorded_facts(&run)?;
         let rows = check_rows(&facts, run.facts()?)?;
-        let data = run.config()?.data;
+        let config = run.config()?;
+        let data = &config.data;
 
         let model = load_model(&self.model)?;
-        let template = PromptTemplate::from_config(&data).for_model(data.chat, &model.tokenizer)?;
+        let template = PromptTemplate::from_config(data).for_model(data.chat, &model.tokenizer)?;
         let mut engine = Engine::new(&model.config);
         let questions = facts.iter().map(|(_, fact)| fact);
         let exam = EvalSet::new(questions, &template, &model.tokenizer, data.match_rule)?;
@@ -66,7 +73,9 @@ impl GateArgs {
         ));
         let answers = exam.answers(&mut Generator::new(&mut engine, &model))?;
 
-        let gate = Gated::new(rows, answers, self.budget, context.seed.unwrap_or(0))?;
+        let behaviour = self.behaviour(&run, &config, &model, context)?;
+        let gate = Gated::new(rows, answers, self.budget, context.seed.unwrap_or(0))?
+            .with_behaviour(behaviour, self.max_kl);
         if let Some(junit) = &self.junit {
             write(junit, &gate.junit())?;
         }
@@ -77,6 +86,12 @@ impl GateArgs {
         }
         if gate.passed() {
             Ok(())
+        } else if let Some((kl, max_kl)) = gate.changed_behaviour() {
+            Err(Error::ChangedBehaviour {
+                kl,
+                max_kl,
+                hint: "train fewer epochs or with a lower learning rate, on chats with full answers, or name a larger limit",
+            })
         } else {
             Err(Error::OverBudget {
                 forgotten: gate.forgotten_pp,
@@ -84,6 +99,72 @@ impl GateArgs {
                 hint: "tune with a remedy (`--method auto`, `--budget`), or name a larger budget",
             })
         }
+    }
+}
+
+impl GateArgs {
+    /// The behaviour of `model` on general prompts, compared with the base model of the baseline; `None` where it cannot be
+    /// measured and has no limit.
+    fn behaviour(
+        &self,
+        run: &RunDir,
+        config: &Config,
+        model: &Model,
+        context: &Context,
+    ) -> Result<Option<Behaviour>> {
+        if self.max_kl.is_none() && config.measure.behaviour == BehaviourSchedule::Never {
+            return Ok(None);
+        }
+        let unmeasured = |reason: String| match self.max_kl {
+            None => {
+                let note = format!("the behaviour on general prompts is not measured: {reason}");
+                context.progress.note(note);
+                Ok(None)
+            }
+            Some(_) => Err(Error::input_hint(
+                format!(
+                    "`--max-kl`: the behaviour on general prompts cannot be measured: {reason}"
+                ),
+                "leave `--max-kl` out, or give the model that the baseline was trained from where its config says",
+            )),
+        };
+        let recorded: Environment = run.read_json("environment.json")?;
+        let base = match Model::load(&config.model) {
+            Ok(base) if base.checksum == recorded.model.checksum => base,
+            Ok(_) => {
+                return unmeasured(format!(
+                    "{} has changed since the baseline was trained",
+                    config.model
+                ));
+            }
+            Err(error) => return unmeasured(error.to_string()),
+        };
+        let shape = |model: &Model| (model.config.hidden_size, model.config.vocab_size);
+        if shape(&base) != shape(model) {
+            return unmeasured(format!(
+                "{} has another vocabulary or width than {}",
+                self.model, config.model
+            ));
+        }
+        context
+            .progress
+            .note("comparing the behaviour on general prompts with the baseline's base model");
+        let mut engine = Engine::new(&base.config);
+        let reference = BehaviourReference::new(&base, &mut engine, true)?;
+        drop(base);
+        let Some(reference) = reference else {
+            return unmeasured("the prompts do not fit into the model's context".into());
+        };
+        let mut engine = Engine::new(&model.config);
+        let report = reference.measure(&mut Generator::new(&mut engine, model))?;
+        Ok(Some(report.behaviour))
+    }
+}
+
+fn nats(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(kl) if kl >= 0.0 && kl.is_finite() => Ok(kl),
+        _ => Err("expected a number of nats, 0 or more".into()),
     }
 }
 

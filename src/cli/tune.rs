@@ -368,6 +368,9 @@ mod tests {
             learned: Some(0.975),
             learned_paraphrased: Some(0.8),
             not_absorbed: None,
+            behaviour: None,
+            validation_loss: None,
+            validation: None,
             counts: Counts {
                 learned: 780,
                 not_learned: 20,

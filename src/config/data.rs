@@ -21,6 +21,12 @@ pub struct DataConfig {
     /// disjoint by subject.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<PathBuf>,
+    /// Chats or texts that are never trained; their loss is measured at every evaluation. Absent by default.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub validation: Vec<PathBuf>,
+    /// In place of `validation`: this share of the chats and texts of `learn`, a seeded sample. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_share: Option<f64>,
     /// The audit that labels the facts before and after training: `{ num_prompts = 20, shots = 3, samples = 16 }`. `false`: the
     /// files are taken as they are, and nothing is filtered or labelled.
     #[serde(with = "false_or_table")]
@@ -48,6 +54,8 @@ impl Default for DataConfig {
             learn: Vec::new(),
             keep: Vec::new(),
             held: Vec::new(),
+            validation: Vec::new(),
+            validation_share: None,
             audit: Some(AuditConfig::default()),
             min_highly_known: 0.0,
             match_rule: MatchRule::default(),
@@ -60,15 +68,32 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// Whether a validation loss is measured.
+    pub fn has_validation(&self) -> bool {
+        !self.validation.is_empty() || self.validation_share.is_some()
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
         for (key, files) in [
             ("data.learn", &self.learn),
             ("data.keep", &self.keep),
             ("data.held", &self.held),
+            ("data.validation", &self.validation),
         ] {
             let are_text = files.iter().all(|file| is_text(file));
             checks.require(are_text, key, "names a path that is not UTF-8 text");
         }
+        let share = self.validation_share.unwrap_or(0.5);
+        checks.require(
+            share > 0.0 && share < 1.0,
+            "data.validation_share",
+            format!("must be above 0 and below 1, not {share}"),
+        );
+        checks.require(
+            self.validation.is_empty() || self.validation_share.is_none(),
+            "data.validation_share",
+            "takes the place of `data.validation`: leave one of them out",
+        );
         if let Some(audit) = &self.audit {
             checks.at_least_one("data.audit.num_prompts", audit.num_prompts);
             checks.at_least_one("data.audit.samples", audit.samples);

@@ -50,6 +50,19 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         Key("data.learn"),
     ),
     (
+        &[
+            "eval_dataset",
+            "validation_file",
+            "test_datasets",
+            "validation_dataset",
+        ],
+        Key("data.validation"),
+    ),
+    (
+        &["val_set_size", "test_size", "validation_split"],
+        Key("data.validation_share"),
+    ),
+    (
         &["runs", "num_runs", "few_shot_prompts"],
         Key("data.audit.num_prompts"),
     ),
@@ -199,14 +212,14 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         Key("train.ema_decay"),
     ),
     (
-        &[
-            "stop",
-            "early_stopping_patience",
-            "early_stopping_threshold",
-        ],
+        &["stop", "early_stopping_threshold"],
         Key("train.early_stopping"),
     ),
     (&["learned"], Key("train.early_stopping.accuracy")),
+    (
+        &["early_stopping_patience"],
+        Key("train.early_stopping.patience"),
+    ),
     (
         &[
             "adapter",
@@ -239,6 +252,11 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     // [measure]
     (&["pulls"], Key("measure.grad_norms")),
     (&["report_to", "logging_dir"], Key("measure.tensorboard")),
+    (&["eval_steps", "eval_every"], Key("measure.every")),
+    (
+        &["max_eval_samples", "eval_max_samples"],
+        Key("measure.max_facts"),
+    ),
     // Keys that nothing stands for.
     (
         &["max_steps"],
@@ -275,23 +293,12 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     ),
     (
         &[
-            "val_set_size",
-            "eval_dataset",
-            "validation_file",
-            "test_datasets",
-            "test_size",
-        ],
-        Nothing("facts that are only measured are given by `data.held`"),
-    ),
-    (
-        &[
-            "eval_steps",
             "eval_strategy",
             "evaluation_strategy",
             "evals_per_epoch",
             "do_eval",
         ],
-        Nothing("every epoch is evaluated"),
+        Nothing("every epoch is evaluated; `measure.every` sets another interval"),
     ),
     (
         &["logging_steps", "logging_strategy"],

@@ -2,9 +2,14 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Visitor},
+};
 
-use super::{data::DataConfig, method::MethodConfig, set_keys::SetKeys, train::TrainConfig};
+use super::{
+    check::Checks, data::DataConfig, method::MethodConfig, set_keys::SetKeys, train::TrainConfig,
+};
 use crate::{Error, Result};
 
 /// An experiment: everything that decides what a run computes.
@@ -45,8 +50,64 @@ pub struct MeasureConfig {
     pub grad_norms: bool,
     /// Also ask the new facts in paraphrase, where there are any. Default true.
     pub paraphrase: bool,
+    /// How far the answers to 200 general prompts are from the base model's: `true` (at the end), `"every"` (also at every
+    /// evaluation) or `false`. Default true.
+    pub behaviour: BehaviourSchedule,
+    /// Epochs between evaluations; the last epoch is always evaluated. Default 1.
+    pub every: usize,
+    /// Facts of a split that are asked at each evaluation: of more, a seeded sample. Before and after training all are asked.
+    /// Default 1000.
+    pub max_facts: usize,
     /// Also write the metrics for `TensorBoard`: `tensorboard --logdir RUN/tensorboard`. Default false.
     pub tensorboard: bool,
+}
+
+/// `measure.behaviour`: when the behaviour on general prompts is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BehaviourSchedule {
+    /// Never.
+    Never,
+    /// At the end.
+    #[default]
+    End,
+    /// At every evaluation, and at the end.
+    Every,
+}
+
+impl Serialize for BehaviourSchedule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Never => serializer.serialize_bool(false),
+            Self::End => serializer.serialize_bool(true),
+            Self::Every => serializer.serialize_str("every"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BehaviourSchedule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Schedule;
+        impl Visitor<'_> for Schedule {
+            type Value = BehaviourSchedule;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`true`, `false` or `every`")
+            }
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Self::Value, E> {
+                Ok(if on {
+                    BehaviourSchedule::End
+                } else {
+                    BehaviourSchedule::Never
+                })
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Self::Value, E> {
+                match word {
+                    "every" => Ok(BehaviourSchedule::Every),
+                    _ => Err(E::unknown_variant(word, &["every", "true", "false"])),
+                }
+            }
+        }
+        deserializer.deserialize_any(Schedule)
+    }
 }
 
 /// Where to compute. `auto` is the CPU, the only device of this build.
@@ -143,8 +204,23 @@ impl Default for MeasureConfig {
             drift: false,
             grad_norms: false,
             paraphrase: true,
+            behaviour: BehaviourSchedule::default(),
+            every: 1,
+            max_facts: 1000,
             tensorboard: false,
         }
+    }
+}
+
+impl MeasureConfig {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.at_least_one("measure.every", self.every);
+        checks.at_least_one("measure.max_facts", self.max_facts);
+        checks.require(
+            i64::try_from(self.max_facts).is_ok() && i64::try_from(self.every).is_ok(),
+            "measure",
+            "has a number above the largest integer that TOML can hold",
+        );
     }
 }
 

@@ -23,6 +23,11 @@ impl SetKeys {
         Self(keys.into_iter().collect())
     }
 
+    /// Whether this key, or one within it, was set.
+    pub fn contains(&self, key: &str) -> bool {
+        self.0.iter().any(|set| is_within(set, key))
+    }
+
     /// The keys, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)

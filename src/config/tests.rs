@@ -77,6 +77,9 @@ max_length = 2048
 [measure]
 drift = false
 paraphrase = true
+behaviour = true
+every = 1
+max_facts = 1000
 tensorboard = false
 "#;
 
@@ -280,8 +283,8 @@ fn a_wrong_type_names_the_key() {
             "`train.shuffle`: expected `true` or `false`, found \"yes\"",
         ),
         (
-            "[train]\nearly_stopping = {}",
-            "`train.early_stopping` needs the key `accuracy`",
+            "[measure]\nbehaviour = 3",
+            "`measure.behaviour`: expected `true`, `false` or `every`, found 3",
         ),
         (
             "[method]\nvocab_subset = 'top'",
@@ -367,7 +370,7 @@ fn sets_take_toml_values_and_bare_strings() {
     assert_eq!(config.method.kind, MethodKind::Sft);
     assert_eq!(config.data.learn, [Path::new("a.tsv")]);
     assert_eq!(config.data.audit, None);
-    assert_eq!(config.train.early_stopping.unwrap().accuracy, 0.9);
+    assert_eq!(config.train.early_stopping.unwrap().accuracy, Some(0.9));
     for (set, message) in [
         (
             "train.lr=1",
@@ -401,7 +404,10 @@ fn the_resolved_config_reads_back_the_same() {
     config.data.audit = None;
     config.data.learn = vec!["new.tsv".into()];
     config.train.trainable = vec!["q".into(), "model.layers.*.mlp.*".into()];
-    config.train.early_stopping = Some(EarlyStoppingConfig { accuracy: 0.99 });
+    config.train.early_stopping = Some(EarlyStoppingConfig {
+        accuracy: Some(0.99),
+        patience: None,
+    });
     assert_eq!(parse(&config.to_toml()), config);
     let default = Config::default();
     assert_eq!(parse(&default.to_toml()), default);

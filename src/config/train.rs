@@ -60,7 +60,7 @@ pub struct TrainConfig {
     /// is left at `all` then. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
-    /// When to stop before the last epoch, `{ accuracy = 0.99 }`. Absent by default.
+    /// When to stop before the last epoch, `{ accuracy = 0.99 }` or `{ patience = 2 }`. Absent by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStoppingConfig>,
     /// Decay of an exponential moving average of the weights, from 0 to below 1. The average is evaluated and saved instead of
@@ -140,7 +140,18 @@ impl TrainConfig {
             lora.check(checks);
         }
         if let Some(early_stopping) = self.early_stopping {
-            checks.fraction("train.early_stopping.accuracy", early_stopping.accuracy);
+            checks.require(
+                early_stopping.accuracy.is_some() || early_stopping.patience.is_some(),
+                "train.early_stopping",
+                "needs the key `accuracy` or `patience`",
+            );
+            if let Some(accuracy) = early_stopping.accuracy {
+                checks.fraction("train.early_stopping.accuracy", accuracy);
+            }
+            checks.at_least_one(
+                "train.early_stopping.patience",
+                early_stopping.patience.unwrap_or(1),
+            );
         }
     }
 
@@ -308,10 +319,15 @@ pub enum LoraVariant {
     Dora,
 }
 
-/// `train.early_stopping`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// `train.early_stopping`: training stops at the first rule that holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct EarlyStoppingConfig {
-    /// Accuracy on the new facts at the end of an epoch at which training stops.
-    pub accuracy: f64,
+    /// Accuracy on the new facts at an evaluation at which training stops. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Evaluations in a row without a smaller validation loss after which training stops. The weights with the smallest loss are
+    /// kept. Absent by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
 }

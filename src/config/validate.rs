@@ -46,6 +46,7 @@ impl Config {
         self.data.check(checks);
         self.method.check(checks);
         self.train.check(checks);
+        self.measure.check(checks);
         self.check_combinations(checks);
     }
 
@@ -53,9 +54,23 @@ impl Config {
     fn check_combinations(&self, checks: &mut Checks) {
         let Self { method, train, .. } = self;
         checks.require(
-            method.goal == Goal::Facts || train.early_stopping.is_none(),
-            "train.early_stopping",
+            method.goal == Goal::Facts
+                || train
+                    .early_stopping
+                    .is_none_or(|stop| stop.accuracy.is_none()),
+            "train.early_stopping.accuracy",
             "ends the run once the new facts are learned, and under `method.goal = \"task\"` they should not be learned: leave it out",
+        );
+        let patience = train.early_stopping.and_then(|stop| stop.patience);
+        checks.require(
+            patience.is_none() || self.data.has_validation(),
+            "train.early_stopping.patience",
+            "waits for the validation loss to improve, and there is none: set `data.validation` or `data.validation_share`",
+        );
+        checks.require(
+            patience.is_none() || method.budget.is_none(),
+            "train.early_stopping.patience",
+            "keeps the epoch with the smallest validation loss, and `method.budget` the one that learned most within the budget: leave one of them out",
         );
         if train.lora.is_some() {
             checks.require(

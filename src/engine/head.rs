@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{
     loss::{
         DistillOptions, Loss, SoftTargets, Target, TeacherLogits, cross_entropy_row, distill_row,
-        distill_row_excluding_target, distill_row_subset, select_tokens,
+        distill_row_excluding_target, distill_row_subset, kl_row, select_tokens,
     },
     matmul,
 };
@@ -72,6 +72,28 @@ pub fn logits<R: Send>(
         );
     }
     results
+}
+
+/// KL(reference || model) at each row of the hidden states, over the whole vocabulary, in nats.
+///
+/// `heads` and `hidden` (P, D): of the model and of the reference. `buffers`: memory for the logits of both.
+pub fn kl_divergences(
+    heads: [LmHead<'_>; 2],
+    hidden: [&[f32]; 2],
+    buffers: &mut [Vec<f32>; 2],
+) -> Vec<f64> {
+    let [head, reference_head] = heads;
+    let (rows, v, d) = (head.chunk_rows(), head.vocab_size, head.hidden_size);
+    let [buffer, reference_buffer] = buffers;
+    let mut divergences = Vec::with_capacity(hidden[0].len() / d);
+    let chunks = hidden[0].chunks(rows * d).zip(hidden[1].chunks(rows * d));
+    for (hidden, reference) in chunks {
+        let logits = head.fill_logits(buffer, hidden);
+        let reference = reference_head.fill_logits(reference_buffer, reference);
+        let pairs = logits.par_chunks(v).zip(reference.par_chunks(v));
+        divergences.par_extend(pairs.map(|(s, t)| kl_row(s, t)));
+    }
+    divergences
 }
 
 /// The loss at `targets`, whose hidden states are `hidden` (P, D), and its gradients.

@@ -1,7 +1,7 @@
 //! The mathematics on plain buffers: forward, backward, KV cache, loss. Nothing here knows what a fact is.
 //!
 //! The interface is small and named by what it computes, so that another device can implement it: [`Engine::hidden`],
-//! [`Engine::residual_after`], [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`],
+//! [`Engine::residual_after`], [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`], [`Engine::kl_divergences`],
 //! [`Engine::second_moments`], [`basis_outputs`], [`restore_basis_outputs`].
 //!
 //! Results are bitwise independent of the number of threads: every sum is computed in a fixed order.
@@ -342,5 +342,26 @@ impl Engine {
         f: impl Fn(usize, &mut [f32]) -> R + Sync,
     ) -> Vec<R> {
         head::logits(self.head(params), hidden, &mut self.logits[0], f)
+    }
+
+    /// KL(reference || model) in nats over the whole vocabulary, at each of P positions: `hidden` are the model's hidden states there
+    /// and `reference_hidden` those of the reference (P, D each), whose LM head is `reference_head` (V, D), or the model's own.
+    pub fn kl_divergences(
+        &mut self,
+        params: &Params,
+        hidden: &[f32],
+        reference_hidden: &[f32],
+        reference_head: Option<&[f32]>,
+    ) -> Vec<f64> {
+        let head = self.head(params);
+        let reference = head::LmHead {
+            weight: reference_head.unwrap_or(head.weight),
+            ..head
+        };
+        head::kl_divergences(
+            [head, reference],
+            [hidden, reference_hidden],
+            &mut self.logits,
+        )
     }
 }

@@ -352,6 +352,8 @@ mod tests {
             learned_paraphrased: None,
             drift: None,
             grad_norms: None,
+            behaviour: None,
+            validation_loss: None,
             seconds: 100.0,
         }
     }

@@ -1,20 +1,24 @@
-//! Accuracy, outcomes per fact, drift, and confidence intervals.
+//! Accuracy, outcomes per fact, behaviour on general prompts, drift, and confidence intervals.
 
 mod accuracy;
 mod auc;
+mod behaviour;
 mod comparison;
 mod drift;
 mod intervals;
 mod knn;
+mod loss;
 mod pca;
 mod subjects;
 
 pub use accuracy::{EvalAnswer, EvalSet};
 pub use auc::{auc, auc_interval};
+pub use behaviour::{Behaviour, BehaviourAnswer, BehaviourReference, BehaviourReport};
 pub use comparison::{ComparedFact, Comparison, Counts, FactOutcome, known_at_audit};
 pub use drift::{Drift, DriftProbe, DriftReference, DriftSettings};
 pub use intervals::{bootstrap, forgetting_interval, forgetting_pp, mean_interval};
 pub use knn::{Neighbour, nearest};
+pub use loss::mean_token_loss;
 pub use pca::pca_2d;
 pub use subjects::{SubjectPrompts, middle_layer};
 

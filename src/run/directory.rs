@@ -13,7 +13,7 @@ use super::{FactResult, Metrics, RunResult, reader, tensorboard};
 use crate::{Error, Result, atomic_file, config::Config, distributed::Comm};
 
 /// Files and directories that a run writes. A new run in the same directory removes these and nothing else.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",
@@ -21,6 +21,7 @@ const FILES: [&str; 13] = [
     "metrics.jsonl",
     TENSORBOARD_DIR,
     "facts.jsonl",
+    "behaviour.jsonl",
     "result.json",
     "model",
     ADAPTER_DIR,
@@ -362,6 +363,8 @@ mod tests {
             learned_paraphrased: None,
             drift: None,
             grad_norms: None,
+            behaviour: None,
+            validation_loss: None,
             seconds: 0.1,
         }
     }

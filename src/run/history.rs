@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Drift, GradNorms, Metrics, PerSplit};
+use super::{Behaviour, Drift, GradNorms, Metrics, PerSplit};
 
 /// The evaluation after an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,12 @@ pub struct EpochRecord {
     /// Gradient norms of the loss terms, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grad_norms: Option<GradNorms>,
+    /// Distance of the behaviour on general prompts from the base model's, if measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behaviour: Option<Behaviour>,
+    /// Cross-entropy of the validation rows (nats per token), if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
 }
 
 impl EpochRecord {
@@ -33,13 +39,16 @@ impl EpochRecord {
                 Metrics::Step { seconds: s, .. } | Metrics::Snapshot { seconds: s, .. } => {
                     seconds += s;
                 }
-                Metrics::Interpolation { .. } | Metrics::Skipped { .. } => {}
+                Metrics::Interpolation { .. } | Metrics::Skipped { .. } | Metrics::Final { .. } => {
+                }
                 Metrics::Eval {
                     epoch,
                     step,
                     accuracy,
                     drift,
                     grad_norms: pulls,
+                    behaviour,
+                    validation_loss,
                     ..
                 } => {
                     epochs.retain(|e| e.epoch != *epoch);
@@ -50,6 +59,8 @@ impl EpochRecord {
                         accuracy: *accuracy,
                         drift: *drift,
                         grad_norms: *pulls,
+                        behaviour: *behaviour,
+                        validation_loss: *validation_loss,
                     });
                 }
             }

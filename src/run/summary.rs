@@ -2,8 +2,26 @@
 
 use std::fmt;
 
-use super::RunResult;
+use super::{RunResult, ValidationResult};
 use crate::config::Goal;
+
+impl fmt::Display for ValidationResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            start,
+            best,
+            best_epoch,
+            after,
+            ..
+        } = self;
+        write!(
+            f,
+            "validation loss {start:.2} -> {after:.2} (perplexity {:.1} -> {:.1}; best {best:.2} after epoch {best_epoch})",
+            start.exp(),
+            after.exp()
+        )
+    }
+}
 
 impl fmt::Display for RunResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,6 +61,12 @@ impl fmt::Display for RunResult {
         }
         if let Some(pp) = self.gap_to_only_known_pp {
             write!(f, "; gap to Only Known {pp:.1} pp")?;
+        }
+        if let Some(behaviour) = self.behaviour {
+            write!(f, "; {behaviour}")?;
+        }
+        if let Some(validation) = self.validation {
+            write!(f, "; {validation}")?;
         }
         if let Some(budget) = self.budget {
             write!(f, "; budget {budget} pp")?;

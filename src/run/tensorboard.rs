@@ -10,7 +10,7 @@ use std::{
 
 use prost::Message;
 
-use super::{Metrics, Split};
+use super::{Behaviour, Metrics, Split};
 
 /// File name; `TensorBoard` reads files that contain `tfevents`.
 const FILE: &str = "events.out.tfevents.0.unforget";
@@ -123,6 +123,8 @@ fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
             accuracy,
             learned_paraphrased,
             drift,
+            behaviour,
+            validation_loss,
             ..
         } => {
             let mut named: Vec<(String, f64)> = Split::ALL
@@ -132,12 +134,36 @@ fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
             named.extend(
                 learned_paraphrased.map(|accuracy| ("eval/unknown_paraphrased".into(), accuracy)),
             );
+            named.extend(beside_facts(*behaviour, *validation_loss));
             let drift = drift.iter().flat_map(super::Drift::named);
             named.extend(drift.filter_map(|(name, value)| Some((format!("drift/{name}"), value?))));
             Some((*step, named))
         }
+        Metrics::Final {
+            step,
+            behaviour,
+            validation_loss,
+            ..
+        } => {
+            let named = beside_facts(*behaviour, *validation_loss);
+            Some((*step, named.collect()))
+        }
         Metrics::Skipped { .. } | Metrics::Snapshot { .. } | Metrics::Interpolation { .. } => None,
     }
+}
+
+/// What an evaluation measures beside the accuracies of facts.
+fn beside_facts(
+    behaviour: Option<Behaviour>,
+    validation_loss: Option<f64>,
+) -> impl Iterator<Item = (String, f64)> {
+    let named = [
+        ("behaviour_kl", behaviour.map(|b| b.kl)),
+        ("behaviour_length_ratio", behaviour.map(|b| b.length_ratio)),
+        ("validation_loss", validation_loss),
+    ];
+    let named = named.into_iter();
+    named.filter_map(|(name, value)| Some((format!("eval/{name}"), value?)))
 }
 
 /// A `TFRecord`: length (u64), its masked CRC-32C, the data, their masked CRC-32C, all little-endian.

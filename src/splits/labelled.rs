@@ -17,6 +17,10 @@ pub struct LabelledFact {
     pub label: Option<Label>,
     /// Fraction of few-shot prompts whose greedy answer is correct; `None` without an audit.
     pub few_shot_accuracy: Option<f64>,
+    /// Token ids of the base model's own answer in a chat, end token included, which is trained in place of the object; empty where
+    /// the object is trained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_answer: Vec<u32>,
 }
 
 impl LabelledFact {
@@ -24,6 +28,7 @@ impl LabelledFact {
     pub fn new(fact: Fact, audited: Option<&AuditedFact>) -> Self {
         Self {
             fact,
+            own_answer: Vec::new(),
             label: audited.map(|a| a.label),
             few_shot_accuracy: audited.and_then(|a| measure::accuracy(&a.greedy_correct)),
         }

@@ -17,8 +17,17 @@ pub(super) fn examples(
     splits: &Splits,
     texts: &[Text],
 ) -> Result<Vec<Example>> {
-    let facts = splits.known.iter().chain(&splits.unknown).map(|f| &f.fact);
-    let mut examples = training_rows(facts, &template(config, model)?, model, &config.train)?;
+    let (template, train) = (template(config, model)?, &config.train);
+    let mut examples = Vec::new();
+    for known in &splits.known {
+        let mut row = template.example(&model.tokenizer, &known.fact)?;
+        if !known.own_answer.is_empty() {
+            row.target.clone_from(&known.own_answer);
+        }
+        examples.push(fit_to_max_length(row, &known.fact.location, model, train)?);
+    }
+    let new = splits.unknown.iter().map(|f| &f.fact);
+    examples.extend(training_rows(new, &template, model, train)?);
     examples.extend(text_training_rows(texts, model, &config.train)?);
     Ok(examples)
 }

@@ -31,11 +31,16 @@ const MIN_POOL_FACTS: usize = 1_000;
 /// The name under which the checksum of texts is recorded.
 pub(super) const TEXTS: &str = "learn_texts";
 
+/// The name under which the checksum of validation texts is recorded.
+pub(super) const VALIDATION: &str = "validation";
+
 /// The facts and texts of a run as read.
 pub(super) struct Data {
     pub learn: Vec<Fact>,
-    /// The texts of `data.learn`.
+    /// The texts of `data.learn` that are trained.
     pub texts: Arc<[Text]>,
+    /// Texts whose loss is measured.
+    pub validation: Arc<[Text]>,
     pub keep: Option<Vec<Fact>>,
     held: Option<Vec<Fact>>,
     /// Known and held-out facts come from here where the user gives none.
@@ -57,6 +62,7 @@ impl Data {
         let mut read = Self {
             learn: Vec::new(),
             texts: [].into(),
+            validation: [].into(),
             keep: None,
             held: None,
             pool: Vec::new(),
@@ -66,8 +72,10 @@ impl Data {
         let (texts, learn) = split_by_kind(&facts::resolve_files(&data.learn)?)?;
         read.learn = read.set("learn", &learn, options)?.unwrap_or_default();
         read.read_texts(&texts, options)?;
+        read.read_validation(config, options)?;
         read.keep = read.set("keep", &facts::resolve_files(&data.keep)?, options)?;
         read.held = read.set("held", &facts::resolve_files(&data.held)?, options)?;
+        read.check_held()?;
         if audited && (read.keep.is_none() || read.held.is_none()) {
             let pack = [PathBuf::from(facts::PACK)];
             read.pool = read.set("pool", &pack, options)?.unwrap_or_default();
@@ -104,6 +112,104 @@ impl Data {
             .extend(set.notes.into_iter().map(|note| format!("learn: {note}")));
         self.checksums.insert(TEXTS.into(), set.checksum);
         self.texts = set.texts.into();
+        Ok(())
+    }
+
+    /// Reads the validation texts, or takes a share of the texts. None of them is trained.
+    fn read_validation(&mut self, config: &Config, options: ReadOptions) -> Result<()> {
+        let data = &config.data;
+        if let Some(share) = data.validation_share {
+            return self.split_validation(share, config.seed);
+        }
+        let (texts, tables) = split_by_kind(&facts::resolve_files(&data.validation)?)?;
+        if let Some(table) = tables.first() {
+            return Err(Error::input_hint(
+                format!(
+                    "`data.validation`: {} holds facts; a validation loss is that of chats and texts",
+                    table.display()
+                ),
+                "facts that are only measured are given by `data.held`",
+            ));
+        }
+        if texts.is_empty() {
+            return Ok(());
+        }
+        let set = facts::read_texts(&texts, options)?;
+        let notes = set.notes.into_iter();
+        self.notes
+            .extend(notes.map(|note| format!("validation: {note}")));
+        self.checksums.insert(VALIDATION.into(), set.checksum);
+        let trained: HashSet<String> = self.texts.iter().map(content_key).collect();
+        let given = set.texts.len();
+        let kept = set.texts.into_iter();
+        let kept: Vec<Text> = kept
+            .filter(|text| !trained.contains(&content_key(text)))
+            .collect();
+        if kept.is_empty() {
+            return Err(Error::input_hint(
+                "every row of `data.validation` is also in `data.learn`: what is trained says nothing about new rows",
+                "give other rows, or set `data.validation_share` in its place",
+            ));
+        }
+        if kept.len() < given {
+            self.notes.push(format!(
+                "validation: {} of {given} rows are also in `data.learn` and are left out",
+                given - kept.len()
+            ));
+        }
+        self.validation = kept.into();
+        Ok(())
+    }
+
+    /// Takes a seeded sample out of the texts. Rows with the same content stay together.
+    fn split_validation(&mut self, share: f64, seed: u64) -> Result<()> {
+        let mut contents: Vec<String> = Vec::new();
+        let mut seen = HashSet::new();
+        for text in &self.texts[..] {
+            let content = content_key(text);
+            if seen.insert(content.clone()) {
+                contents.push(content);
+            }
+        }
+        if contents.len() < 2 {
+            return Err(Error::input_hint(
+                format!(
+                    "`data.validation_share` takes a share of the chats and texts of `data.learn`, which has {} different ones",
+                    contents.len()
+                ),
+                "give more rows, or remove `data.validation_share`",
+            ));
+        }
+        let count = (share * contents.len() as f64).round() as usize;
+        let count = count.clamp(1, contents.len() - 1);
+        contents.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        let chosen: HashSet<String> = contents.into_iter().take(count).collect();
+        let texts = self.texts.iter().cloned();
+        let (validation, trained): (Vec<Text>, Vec<Text>) =
+            texts.partition(|text| chosen.contains(&content_key(text)));
+        self.notes.push(format!(
+            "validation: {} of {} rows of `data.learn` are measured and not trained, a seeded sample",
+            validation.len(),
+            self.texts.len()
+        ));
+        (self.validation, self.texts) = (validation.into(), trained.into());
+        Ok(())
+    }
+
+    /// Refuses held-out facts all of which are trained.
+    fn check_held(&self) -> Result<()> {
+        let Some(held) = self.held.as_ref().filter(|held| !held.is_empty()) else {
+            return Ok(());
+        };
+        let key = |fact: &Fact| fact.question.trim().to_lowercase();
+        let trained = self.learn.iter().chain(self.keep.iter().flatten());
+        let trained: HashSet<String> = trained.map(key).collect();
+        if held.iter().all(|fact| trained.contains(&key(fact))) {
+            return Err(Error::input_hint(
+                "every fact of `data.held` is also in `data.keep` or `data.learn`: what is trained is never counted as held out, and nothing would be left to measure forgetting on",
+                "give other facts as `--held`, or leave it out: known facts that are not trained are then chosen",
+            ));
+        }
         Ok(())
     }
 
@@ -246,6 +352,11 @@ impl Data {
         };
         Splits::from_audit(files, config.data.min_highly_known, config.seed)
     }
+}
+
+/// What a text is compared by.
+fn content_key(text: &Text) -> String {
+    format!("{:?}", text.kind)
 }
 
 /// Splits files into those of texts and those of facts.

@@ -6,15 +6,16 @@ use super::records::{Baseline, FactDisplay};
 use crate::{
     Result, audit,
     audit::AuditSettings,
-    config::Config,
+    config::{BehaviourSchedule, Config},
     facts::{Fact, MatchRule},
     measure::{
-        self, DriftProbe, DriftReference, DriftSettings, EvalAnswer, EvalSet, SubjectPrompts,
-        middle_layer, nearest, pca_2d,
+        self, Behaviour, BehaviourReference, BehaviourReport, DriftProbe, DriftReference,
+        DriftSettings, EvalAnswer, EvalSet, SubjectPrompts, mean_token_loss, middle_layer, nearest,
+        pca_2d,
     },
     model::Model,
     progress::Progress,
-    prompt::PromptTemplate,
+    prompt::{Example, PromptTemplate},
     run::{Drift, ParaphraseResult, PerSplit, Split},
     splits::{LabelledFact, Splits},
     train::student::Student,
@@ -33,6 +34,8 @@ pub(super) struct EvaluatorOptions {
     pub audit_after: Option<AuditAfter>,
     /// Measure accuracies only, and nothing that only a report shows.
     pub metrics_only: bool,
+    /// Rows whose loss is measured at every evaluation.
+    pub validation: Vec<Example>,
     pub progress: Progress,
 }
 
@@ -42,10 +45,17 @@ pub(super) struct Evaluator {
     pub splits: Splits,
     /// Every fact of the splits.
     facts: EvalSet,
+    /// The facts that every evaluation asks.
+    pub sample: SplitSample,
+    /// The same, where they are not all facts.
+    sampled_facts: Option<EvalSet>,
     /// The control facts, where a budget is set.
     control: Option<EvalSet>,
     /// Where drift is measured, and the base model's values there.
     drift: Option<(DriftProbe, DriftReference)>,
+    /// The base model's behaviour, where that of the student is measured.
+    behaviour: Option<BehaviourReference>,
+    behaviour_schedule: BehaviourSchedule,
     /// The base model's answers.
     pub baseline: Vec<Baseline>,
     template: PromptTemplate,
@@ -57,7 +67,7 @@ pub(super) struct Evaluator {
 
 /// One evaluation of all facts.
 pub(super) struct Evaluation {
-    /// Whether each fact is answered correctly, in the order of [`Splits::iter`].
+    /// Whether each fact of [`Evaluator::sample`] is answered correctly, in its order.
     pub correct: Vec<bool>,
     /// Accuracy of each split.
     pub accuracy: PerSplit<f64>,
@@ -65,6 +75,10 @@ pub(super) struct Evaluation {
     pub control: Option<f64>,
     /// Drift from the base model, where it is measured.
     pub drift: Option<Drift>,
+    /// Distance of the behaviour from the base model's, where it is measured.
+    pub behaviour: Option<Behaviour>,
+    /// Mean loss per token of the validation rows, where there are any.
+    pub validation_loss: Option<f64>,
     /// Seconds that asking the facts took.
     pub seconds: f64,
     /// Seconds of all of it.
@@ -81,8 +95,61 @@ pub(super) struct FinalEvaluation {
     pub paraphrases: Vec<Vec<ParaphraseResult>>,
     /// Drift at every held-out fact; empty where it is not measured.
     pub drift: Vec<Drift>,
+    /// Behaviour on general prompts, where it is measured.
+    pub behaviour: Option<BehaviourReport>,
+    /// Mean loss per token of the validation rows and the number of these tokens, where there are any.
+    pub validation: Option<(f64, usize)>,
     /// Seconds of all of it.
     pub seconds: f64,
+}
+
+/// The facts that every evaluation asks: all of a split, or a seeded sample of it.
+pub(super) struct SplitSample {
+    /// Their indices in [`Splits::iter`], ascending.
+    indices: Vec<usize>,
+    /// The facts.
+    pub splits: Splits,
+}
+
+impl SplitSample {
+    /// At most `max_facts` of each split.
+    fn new(splits: &Splits, max_facts: usize, seed: u64) -> Self {
+        let mut sample = Self {
+            indices: Vec::new(),
+            splits: Splits::default(),
+        };
+        for (split, range) in splits.ranges() {
+            for i in measure::sample(range.len(), max_facts, seed) {
+                sample.indices.push(range.start + i);
+                sample.splits.push(split, splits.get(split)[i].clone());
+            }
+        }
+        sample
+    }
+
+    /// The entries of the sampled facts, of one entry per fact of all splits.
+    pub fn select<T: Copy>(&self, of_all: &[T]) -> Vec<T> {
+        self.indices.iter().map(|i| of_all[*i]).collect()
+    }
+
+    /// The index in the sample of the fact with this index among all facts; `None` if it is not sampled.
+    pub fn position(&self, fact: usize) -> Option<usize> {
+        self.indices.binary_search(&fact).ok()
+    }
+
+    /// Says which splits are sampled.
+    fn note(&self, all: &Splits, progress: &Progress) {
+        for (split, range) in all.ranges() {
+            let sampled = self.splits.get(split).len();
+            if sampled < range.len() {
+                progress.note(format_args!(
+                    "{}: {sampled} of {} facts are asked at each evaluation, a seeded sample (`measure.max_facts`); all are asked before and after training",
+                    split.name(),
+                    range.len()
+                ));
+            }
+        }
+    }
 }
 
 impl Evaluator {
@@ -101,6 +168,14 @@ impl Evaluator {
         let tokenizer = &student.model.tokenizer;
         let eval_set = |facts: Vec<&Fact>| EvalSet::new(facts, &template, tokenizer, match_rule);
         let facts = eval_set(splits.iter().map(|(_, f)| &f.fact).collect())?;
+        let sample = SplitSample::new(&splits, config.measure.max_facts, config.seed);
+        sample.note(&splits, &options.progress);
+        let sampled_facts = if sample.indices.len() < facts.len() {
+            let sampled = sample.splits.iter().map(|(_, f)| &f.fact);
+            Some(eval_set(sampled.collect())?)
+        } else {
+            None
+        };
         let control = eval_set(splits.control.iter().map(|f| &f.fact).collect())?;
         let drift = if config.measure.drift {
             let settings = DriftSettings {
@@ -112,9 +187,24 @@ impl Evaluator {
         } else {
             None
         };
+        let behaviour_schedule = if options.metrics_only {
+            BehaviourSchedule::Never
+        } else {
+            config.measure.behaviour
+        };
+        let behaviour = match behaviour_schedule {
+            BehaviourSchedule::Never => None,
+            BehaviourSchedule::End | BehaviourSchedule::Every => {
+                behaviour_reference(student, &options.progress)?
+            }
+        };
         Ok(Self {
             splits,
             facts,
+            sample,
+            sampled_facts,
+            behaviour,
+            behaviour_schedule,
             control: config.method.budget.map(|_| control),
             drift,
             baseline: Vec::new(),
@@ -128,14 +218,35 @@ impl Evaluator {
 
     /// The number of questions of one evaluation.
     pub fn num_questions(&self) -> usize {
-        self.facts.len() + self.control.as_ref().map_or(0, EvalSet::len)
+        self.epoch_facts().len() + self.control.as_ref().map_or(0, EvalSet::len)
+    }
+
+    /// The facts that every evaluation asks.
+    fn epoch_facts(&self) -> &EvalSet {
+        self.sampled_facts.as_ref().unwrap_or(&self.facts)
     }
 
     /// Evaluates the student. When it is interrupted nothing has changed.
     pub fn evaluate(&self, student: &mut Student) -> Result<Evaluation> {
         let started = Instant::now();
-        let correct = self.facts.correct(&mut student.generator())?;
-        self.evaluation(student, correct, [started, Instant::now()])
+        let correct = self.epoch_facts().correct(&mut student.generator())?;
+        let evaluation = self.evaluation(student, correct, [started, Instant::now()])?;
+        let behaviour = match (&self.behaviour, self.behaviour_schedule) {
+            (Some(reference), BehaviourSchedule::Every) => {
+                Some(reference.measure(&mut student.generator())?.behaviour)
+            }
+            _ => None,
+        };
+        if let Some(behaviour) = behaviour {
+            self.options
+                .progress
+                .note(format_args!("    behaviour: {behaviour}"));
+        }
+        Ok(Evaluation {
+            behaviour,
+            total_seconds: started.elapsed().as_secs_f64(),
+            ..evaluation
+        })
     }
 
     /// Evaluates the base model and stores its answers in [`Evaluator::baseline`].
@@ -143,7 +254,8 @@ impl Evaluator {
         let started = Instant::now();
         let answers = self.answers(student)?;
         let answered = Instant::now();
-        let correct = answers.iter().map(|a| a.correct).collect();
+        let correct: Vec<bool> = answers.iter().map(|a| a.correct).collect();
+        let correct = self.sample.select(&correct);
         let displays = self.fact_displays(student)?;
         let baseline = answers.into_iter().zip(displays);
         self.baseline = baseline
@@ -153,7 +265,10 @@ impl Evaluator {
                 display,
             })
             .collect();
-        self.evaluation(student, correct, [started, answered])
+        Ok(Evaluation {
+            behaviour: self.behaviour.as_ref().map(|_| Behaviour::UNCHANGED),
+            ..self.evaluation(student, correct, [started, answered])?
+        })
     }
 
     fn evaluation(
@@ -164,11 +279,20 @@ impl Evaluator {
     ) -> Result<Evaluation> {
         let control = self.control_accuracy(student)?;
         let drift = self.drift(student);
+        let validation = self.validation_loss(student)?;
+        if let Some((loss, _)) = validation {
+            self.options.progress.note(format_args!(
+                "    validation loss {loss:.4} (perplexity {:.2})",
+                loss.exp()
+            ));
+        }
         Ok(Evaluation {
-            accuracy: self.splits.accuracy(&correct),
+            accuracy: self.sample.splits.accuracy(&correct),
             correct,
             control,
             drift,
+            behaviour: None,
+            validation_loss: validation.map(|(loss, _)| loss),
             seconds: (answered - started).as_secs_f64(),
             total_seconds: started.elapsed().as_secs_f64(),
         })
@@ -195,6 +319,11 @@ impl Evaluator {
         };
         let correct = control.correct(&mut student.generator())?;
         Ok(Some(measure::accuracy(&correct).unwrap_or_default()))
+    }
+
+    /// Mean loss per token of the validation rows and the number of these tokens, where there are any.
+    fn validation_loss(&self, student: &mut Student) -> Result<Option<(f64, usize)>> {
+        mean_token_loss(&mut student.generator(), &self.options.validation)
     }
 
     /// Drift of the student from the base model, where it is measured.
@@ -248,7 +377,14 @@ impl Evaluator {
             probabilities = after.into_iter().map(Some).collect();
         }
         let drift = self.held_drift(student);
+        let validation = self.validation_loss(student)?;
+        let behaviour = match &self.behaviour {
+            Some(reference) => Some(reference.measure(&mut student.generator())?),
+            None => None,
+        };
         Ok(FinalEvaluation {
+            behaviour,
+            validation,
             answers,
             probabilities,
             paraphrases,
@@ -330,6 +466,27 @@ impl Evaluator {
     }
 }
 
+/// The base model's behaviour, which `student` has as it is now; `None` if no general prompt fits into its context.
+fn behaviour_reference(
+    student: &mut Student,
+    progress: &Progress,
+) -> Result<Option<BehaviourReference>> {
+    let layout = &student.model.params.layout;
+    let tensors = layout.tensors.iter().enumerate();
+    let head = tensors
+        .filter(|(_, tensor)| tensor.range == layout.head)
+        .map(|(i, _)| i)
+        .next();
+    let trains_head = head.is_some_and(|i| student.gradients.contains(i));
+    let reference = BehaviourReference::new(&student.model, &mut student.engine, trains_head)?;
+    if reference.is_none() {
+        progress.note(
+            "the behaviour on general prompts is not measured: they do not fit into the model's context",
+        );
+    }
+    Ok(reference)
+}
+
 /// The states and answers of `student` at the new and the held-out facts, and how to measure them again.
 fn drift_probe(
     student: &mut Student,
@@ -369,13 +526,15 @@ mod tests {
 
     #[test]
     fn an_evaluation_asks_every_fact_and_leaves_the_student_as_it_is() {
-        let config = Config::default();
+        let mut config = Config::default();
+        config.measure.behaviour = BehaviourSchedule::Never;
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let model = Model::load(path).expect("the golden model is there");
         let mut student = Student::new(&config, model, Comm::single()).expect("it is trainable");
         let options = EvaluatorOptions {
             audit_after: None,
             metrics_only: false,
+            validation: Vec::new(),
             progress: Progress::quiet(),
         };
         let mut evaluator =

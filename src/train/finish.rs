@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Result,
     config::{Config, Goal, MethodKind},
-    measure,
+    measure::{self, Behaviour},
     model::Model,
     remedy::{
         budget::is_within,
@@ -22,7 +22,7 @@ use crate::{
     },
     run::{
         AccuracyStages, Counts, EWC_FILE, FactOutcome, FactResult, Metrics, PerSplit, RunDir,
-        RunResult, Split,
+        RunResult, Split, ValidationResult,
     },
     splits::LabelledFact,
     system,
@@ -42,12 +42,24 @@ impl Trainer {
         let evaluation = self.evaluator.evaluate_final(&mut self.student)?;
         self.state.eval_seconds += evaluation.seconds;
         self.state.seconds += self.stopwatch.lap();
-        let correct = evaluation.answers.iter().map(|a| a.correct).collect();
-        self.state.update_peaks(&self.evaluator.splits, correct);
+        let sample = &self.evaluator.sample;
+        let correct: Vec<bool> = evaluation.answers.iter().map(|a| a.correct).collect();
+        self.state
+            .update_peaks(&sample.splits, sample.select(&correct));
+        let beside_facts = self.log_final(&evaluation)?;
 
         let labels = self.evaluator.labels_after(&mut self.student)?;
+        if let Some(report) = &evaluation.behaviour {
+            self.writer.write_behaviour(&report.answers)?;
+        }
         let facts = fact_results(&self.evaluator, evaluation, &labels, &self.state);
-        let result = self.result(&facts, interpolation)?;
+        let result = RunResult {
+            interpolation,
+            behaviour: beside_facts.behaviour,
+            validation_loss: beside_facts.validation.map(|v| v.after),
+            validation: beside_facts.validation,
+            ..self.result(&facts)?
+        };
         self.writer.write_result(&facts, &result)?;
         if !self.options.keep_checkpoints {
             // Some systems cannot remove a file that is mapped.
@@ -57,15 +69,49 @@ impl Trainer {
         Ok(result)
     }
 
-    /// Restores the weights that had learned most within the budget, where these are not the last ones.
+    /// Adds what was measured of the weights as saved to the metrics.
+    fn log_final(&self, evaluation: &FinalEvaluation) -> Result<BesideFacts> {
+        let TrainState { epoch, step, .. } = self.state;
+        let behaviour = evaluation.behaviour.as_ref().map(|r| r.behaviour);
+        let validation = evaluation.validation.zip(self.state.validation);
+        let validation = validation.map(|((after, tokens), state)| {
+            let (best, best_epoch) = state.best.unwrap_or((after, epoch));
+            ValidationResult {
+                start: state.start,
+                best,
+                best_epoch,
+                after,
+                tokens,
+            }
+        });
+        self.writer.log(&Metrics::Final {
+            epoch,
+            step,
+            behaviour,
+            validation_loss: validation.map(|v| v.after),
+            seconds: evaluation.seconds,
+        })?;
+        Ok(BesideFacts {
+            behaviour,
+            validation,
+        })
+    }
+
+    /// Restores the best weights, where these are not the last ones: those that had learned most within the budget, or those with
+    /// the smallest validation loss.
     pub(super) fn restore_best(&mut self) -> Result<()> {
-        let best = self.state.budget.as_ref().and_then(|budget| budget.best);
-        let Some(best) = best.filter(|best| best.epoch < self.state.epoch) else {
+        let budget = self.state.budget.as_ref().and_then(|budget| budget.best);
+        let validation = self.state.validation.and_then(|v| v.best);
+        let best = match (budget, validation.filter(|_| self.patience().is_some())) {
+            (Some(best), _) => Some((best.epoch, "had learned most within the budget")),
+            (None, Some((_, epoch))) => Some((epoch, "had the smallest validation loss")),
+            (None, None) => None,
+        };
+        let Some((epoch, reason)) = best.filter(|(epoch, _)| *epoch < self.state.epoch) else {
             return Ok(());
         };
         self.progress.note(format_args!(
-            "restoring the weights after epoch {}, which had learned most within the budget",
-            best.epoch
+            "restoring the weights after epoch {epoch}, which {reason}"
         ));
         self.writer.restore_best(&mut self.student.view())?;
         self.student.merge();
@@ -136,11 +182,14 @@ impl Trainer {
         continual_ewc::save_importance(&path, &importance, layout, gradients, base)
     }
 
-    fn result(&self, facts: &[FactResult], interpolation: Option<f64>) -> Result<RunResult> {
+    fn result(&self, facts: &[FactResult]) -> Result<RunResult> {
         let config = &self.config;
-        let after: Vec<bool> = facts.iter().map(|fact| fact.correct_after).collect();
+        let sample = &self.evaluator.sample;
+        let all: Vec<bool> = facts.iter().map(|fact| fact.correct_after).collect();
+        let after = sample.select(&all);
         let accuracy = accuracy_stages(&self.evaluator, &self.state, &after);
-        let held = self.evaluator.splits.range(Split::Held);
+        let learned = measure::accuracy(&all[self.evaluator.splits.range(Split::Unknown)]);
+        let held = sample.splits.range(Split::Held);
         let held_at_peak = &self.state.correct_at_peak[held.clone()];
         let held_after = &after[held];
         let paraphrases = facts.iter().flat_map(|fact| &fact.paraphrases);
@@ -160,19 +209,21 @@ impl Trainer {
             gap_to_only_known_pp: only_known_held_accuracy(config)?
                 .zip(accuracy.held)
                 .map(|(only_known, held)| 100.0 * (only_known - held.after)),
-            learned: accuracy.unknown.map(|stages| stages.after),
+            learned,
             learned_paraphrased: measure::accuracy(&paraphrased),
-            not_absorbed: accuracy
-                .unknown
+            not_absorbed: learned
                 .filter(|_| goal == Goal::Task)
-                .map(|stages| 1.0 - stages.after),
+                .map(|learned| 1.0 - learned),
+            behaviour: None,
+            validation_loss: None,
+            validation: None,
             accuracy,
             counts: Counts::count(facts.iter().map(|fact| fact.outcome)),
             budget,
             within_budget: budget
                 .zip(forgetting_pp)
                 .map(|(budget, pp)| is_within(pp, budget)),
-            interpolation,
+            interpolation: None,
             epochs: self.state.epoch,
             steps: self.state.step,
             seconds: self.state.seconds,
@@ -239,7 +290,10 @@ fn fact_results(
         .zip(answers.into_iter().zip(probabilities))
         .enumerate()
         .map(|(i, (((split, f), before), (after, p_after)))| {
-            let correct_at_peak = state.correct_at_peak[i];
+            // The peak of a fact that was not sampled is unknown: what was known before training counts.
+            let sampled = evaluator.sample.position(i);
+            let correct_at_peak =
+                sampled.map_or(before.correct_before, |i| state.correct_at_peak[i]);
             let known = measure::known_at_audit(
                 f.few_shot_accuracy,
                 before.correct_before,
@@ -259,7 +313,7 @@ fn fact_results(
                 correct_before: before.correct_before,
                 correct_at_peak,
                 correct_after: after.correct,
-                forgotten_once: state.forgotten_once[i],
+                forgotten_once: sampled.is_some_and(|i| state.forgotten_once[i]),
                 p_before: before.display.p_before,
                 p_after,
                 nearest: before.display.nearest.clone(),
@@ -278,15 +332,22 @@ fn fact_results(
         .collect()
 }
 
-/// Accuracy of every split at the audit, before training, at its peak and after training.
+/// What is measured at the end beside facts.
+struct BesideFacts {
+    behaviour: Option<Behaviour>,
+    validation: Option<ValidationResult>,
+}
+
+/// Accuracy of every split at the audit, before training, at its peak and after training, on the facts that every evaluation asks.
 fn accuracy_stages(
     evaluator: &Evaluator,
     state: &TrainState,
     after: &[bool],
 ) -> PerSplit<AccuracyStages> {
-    let splits = &evaluator.splits;
+    let splits = &evaluator.sample.splits;
     let baseline = evaluator.baseline.iter();
     let before: Vec<bool> = baseline.map(|b| b.correct_before).collect();
+    let before = evaluator.sample.select(&before);
     let [start, peak, after] =
         [&before[..], &state.correct_at_peak, after].map(|correct| splits.accuracy(correct));
     let mut stages = PerSplit::default();

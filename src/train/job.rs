@@ -30,6 +30,8 @@ pub(super) struct Job {
     pub splits: Splits,
     /// Chats and other texts to train on.
     pub texts: Arc<[Text]>,
+    /// Chats and other texts whose loss is measured.
+    pub validation: Arc<[Text]>,
     pub run_dir: RunDir,
     /// How the facts are audited again after training; none: labels after training are null.
     pub audit_after: Option<AuditAfter>,

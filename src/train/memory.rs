@@ -7,10 +7,11 @@ use serde::Serialize;
 use super::{activation_cache::ActivationCache, batches::micro_batch_tokens, sampler::epoch_order};
 use crate::{
     Error, Result,
-    config::{Config, MethodKind, TeacherMode},
+    config::{BehaviourSchedule, Config, MethodKind, TeacherMode},
     engine::{Engine, Gradients},
     format,
     generate::{self, MAX_BATCH_TOKENS},
+    measure::BehaviourReference,
     model::{Model, params::TensorInfo},
     prompt::{Example, PackedExamples, micro_batches},
     remedy::{null_space::NullSpaceProjection, teacher::TeacherSpec},
@@ -99,8 +100,14 @@ impl MemoryEstimate {
             estimate.remedies += FLOAT * ActivationCache::floats(rows, d) as u64;
         }
 
+        if config.measure.behaviour != BehaviourSchedule::Never {
+            let mut tensors = tensors.clone();
+            let trains_head = tensors.any(|tensor| tensor.range == layout.head);
+            let floats = BehaviourReference::max_floats(layout, trains_head);
+            estimate.evaluation += FLOAT * floats as u64;
+        }
         let asked = Engine::inference_floats(&model.config, MAX_BATCH_TOKENS) as u64;
-        estimate.evaluation = FLOAT * asked + generate::KV_CACHE_BYTES as u64;
+        estimate.evaluation += FLOAT * asked + generate::KV_CACHE_BYTES as u64;
         estimate.activations = FLOAT * largest_micro_batch(config, model, rows) as u64;
         estimate
     }

@@ -21,6 +21,7 @@ mod job;
 mod memory;
 mod non_finite;
 pub mod objective;
+mod own_answers;
 mod prepare;
 mod previous_runs;
 mod records;

@@ -9,10 +9,11 @@ use std::{
 
 use super::{
     batches::{text_training_rows, training_rows},
-    data::{Data, TEXTS, check_base_model},
+    data::{Data, TEXTS, VALIDATION, check_base_model},
     estimate::RunEstimate,
     evaluator::{AuditAfter, template},
     job::{Job, Options, Start},
+    own_answers::set_own_answers,
     previous_runs::{self, previous_runs},
     records::{SPLITS, SplitRecord, splits_and_baseline},
     trainable,
@@ -20,11 +21,13 @@ use super::{
 };
 use crate::{
     Error, Result,
-    config::Config,
+    config::{Config, MatchRule},
     distributed::Comm,
+    engine::Engine,
     facts::{Fact, Text},
     model::Model,
     progress::Progress,
+    prompt::PromptTemplate,
     remedy::{continual_ewc, null_space},
     run::{Environment, RunDir, RunResult, TEACHER_DIR},
     splits::Splits,
@@ -52,8 +55,10 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
             data,
         } = inputs;
         let audit_after = data.audit_after(&config, &model)?;
-        let texts = Arc::clone(&data.texts);
+        let (texts, validation) = (Arc::clone(&data.texts), Arc::clone(&data.validation));
         let mut splits = data.split(&config, &model, options.comm, progress)?;
+        let mut engine = Engine::new(&model.config).with_comm(options.comm);
+        set_own_answers(&config, &model, &mut engine, &mut splits, progress)?;
         reserve_control(&config, &mut splits)?;
         splits.notes.iter().for_each(|note| progress.note(note));
         let job = Job {
@@ -61,6 +66,7 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
             model,
             splits,
             texts,
+            validation,
             run_dir,
             audit_after,
             options,
@@ -89,7 +95,7 @@ pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
     } = Inputs::read(config, Comm::single(), progress)?;
     let audit = config.data.audit.as_ref();
     let audit_prompts = audit.map_or(0, |audit| audit.num_prompts * data.facts_to_audit().len());
-    let texts = Arc::clone(&data.texts);
+    let (texts, validation) = (Arc::clone(&data.texts), Arc::clone(&data.validation));
     let mut splits = data.unaudited_splits(&config)?;
     reserve_control(&config, &mut splits)?;
     // The steps that are timed write metrics.
@@ -104,8 +110,13 @@ pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
         model,
         splits,
         texts,
+        validation,
         audit_after: None,
-        options: Options::default(),
+        options: Options {
+            // Nothing is measured of what a report shows.
+            metrics_only: true,
+            ..Options::default()
+        },
         start: Start::BaseModel,
     };
     Trainer::new(job, &Progress::quiet())?.estimate(audit_prompts)
@@ -120,7 +131,7 @@ pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
 /// As [`tune`].
 pub fn tune_on(
     model: &Model,
-    splits: Splits,
+    mut splits: Splits,
     config: &Config,
     options: Options,
     shared_prefix: Option<PathBuf>,
@@ -131,12 +142,15 @@ pub fn tune_on(
     let trained = splits.known.iter().chain(&splits.unknown);
     check(&config, model, trained.map(|f| &f.fact), &[])?;
     check_distributed(&config, options.comm)?;
+    let mut engine = Engine::new(&model.config).with_comm(options.comm);
+    set_own_answers(&config, model, &mut engine, &mut splits, progress)?;
     let job = Job {
         run_dir: create_run_dir(&config, model, BTreeMap::new(), options.comm)?,
         config,
         model: model.clone(),
         splits,
         texts: [].into(),
+        validation: [].into(),
         audit_after: None,
         options,
         start: shared_prefix.map_or(Start::BaseModel, Start::SharedPrefix),
@@ -175,12 +189,17 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
     check_base_model(&config, &model, &environment.model.checksum)?;
     let records: Vec<SplitRecord> = run_dir.read_rows(SPLITS)?;
     let (splits, baseline) = splits_and_baseline(records);
-    let (texts, audit_after) = reread_data(&config, &model, &environment.data, progress)?;
+    let Reread {
+        texts,
+        validation,
+        audit_after,
+    } = reread_data(&config, &model, &environment.data, progress)?;
     let job = Job {
         config,
         model,
         splits,
         texts,
+        validation,
         run_dir,
         audit_after,
         options,
@@ -197,31 +216,89 @@ fn reserve_control(config: &Config, splits: &mut Splits) -> Result<()> {
     }
 }
 
-/// The data of a resumed run: its texts, and how to audit again.
+/// The data of a resumed run.
+struct Reread {
+    /// Chats and other texts to train on.
+    texts: Arc<[Text]>,
+    /// Those whose loss is measured.
+    validation: Arc<[Text]>,
+    /// How to audit again.
+    audit_after: Option<AuditAfter>,
+}
+
+impl Reread {
+    /// No files.
+    fn nothing() -> Self {
+        Self {
+            texts: [].into(),
+            validation: [].into(),
+            audit_after: None,
+        }
+    }
+}
+
+/// Reads the data of a resumed run again.
 fn reread_data(
     config: &Config,
     model: &Model,
     checksums: &BTreeMap<String, String>,
     progress: &Progress,
-) -> Result<(Arc<[Text]>, Option<AuditAfter>)> {
+) -> Result<Reread> {
     if checksums.is_empty() {
         // The run was given facts, not files.
-        return Ok(([].into(), None));
+        return Ok(Reread::nothing());
     }
+    let has_texts = [TEXTS, VALIDATION].iter();
+    let has_texts = has_texts.clone().any(|name| checksums.contains_key(*name));
     match Data::read(config) {
-        Ok(data) if data.checksums == *checksums => {
-            Ok((Arc::clone(&data.texts), data.audit_after(config, model)?))
-        }
-        _ if checksums.contains_key(TEXTS) => Err(Error::input(
+        Ok(data) if data.checksums == *checksums => Ok(Reread {
+            texts: Arc::clone(&data.texts),
+            validation: Arc::clone(&data.validation),
+            audit_after: data.audit_after(config, model)?,
+        }),
+        _ if has_texts => Err(Error::input(
             "the files of `data` have changed since the run started",
         )),
         _ => {
             progress.note(
                 "the files of `data` have changed since the run started: labels after training will be missing",
             );
-            Ok(([].into(), None))
+            Ok(Reread::nothing())
         }
     }
+}
+
+/// The config with facts asked in the model's chat template where chats are learned, and judged by `contains` in a chat, unless
+/// the user set these keys.
+fn ask_in_chat(config: &Config, data: &Data, model: &Model, progress: &Progress) -> Config {
+    let mut config = config.clone();
+    let is_set = |config: &Config, key: &str| config.set_keys.contains(key);
+    if data.has_chats() && !config.data.chat {
+        let mut asked = config.data.clone();
+        asked.chat = true;
+        let works = PromptTemplate::from_config(&asked).for_model(true, &model.tokenizer);
+        if is_set(&config, "data.chat") || works.is_err() {
+            progress.note(
+                "chats are learned, and what is forgotten is asked outside of a chat, where a model may know more: \
+                 `--set data.chat=true --set data.match=contains` asks as the model will be asked",
+            );
+            return config;
+        }
+        progress.note(
+            "chats are learned: facts are asked in the model's chat template, too (`data.chat = false` asks outside of a chat)",
+        );
+        config.data.chat = true;
+    }
+    if config.data.chat
+        && config.data.match_rule == MatchRule::Exact
+        && !is_set(&config, "data.match")
+    {
+        progress.note(
+            "in a chat an answer is correct if its first line contains the object (`data.match = \"exact\"` asks for nothing else in it)",
+        );
+        config.data.match_rule = MatchRule::Contains;
+    }
+    config
 }
 
 /// The config with every choice made that it leaves open, for `model`.
@@ -313,16 +390,12 @@ impl Inputs {
         config.validate()?;
         let data = Data::read(config)?;
         data.notes.iter().for_each(|note| progress.note(note));
-        if data.has_chats() && !config.data.chat {
-            progress.note(
-                "chats are learned, and what is forgotten is asked outside of a chat, where a model may know more: \
-                 `--set data.chat=true --set data.match=contains` asks as the model will be asked",
-            );
-        }
         let model = Model::load(&config.model)?;
-        let config = resolve_config(config, &model, progress);
+        let config = ask_in_chat(config, &data, &model, progress);
+        let config = resolve_config(&config, &model, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         check(&config, &model, facts, &data.texts)?;
+        text_training_rows(&data.validation, &model, &config.train)?;
         check_distributed(&config, comm)?;
         Ok(Self {
             config,

@@ -19,7 +19,7 @@ pub struct TrainState {
     pub seconds: f64,
     /// Of these, seconds of evaluation.
     pub eval_seconds: f64,
-    /// Whether each fact was answered correctly after the last epoch, in the order of [`Splits::iter`].
+    /// Whether each fact of the evaluator's sample was answered correctly at the last evaluation.
     pub correct: Vec<bool>,
     /// The same at the best evaluation of each fact's split, the one before training included.
     pub correct_at_peak: Vec<bool>,
@@ -35,6 +35,43 @@ pub struct TrainState {
     /// The budget controller, where a budget is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetController>,
+    /// The validation loss so far, where there are validation rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationState>,
+}
+
+/// The validation loss so far: mean over target tokens, in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationState {
+    /// Before training.
+    pub start: f64,
+    /// The smallest loss after an epoch, and that epoch.
+    pub best: Option<(f64, usize)>,
+    /// Evaluations in a row without a smaller loss.
+    pub evaluations_without_improvement: usize,
+}
+
+impl ValidationState {
+    /// The state before training.
+    pub const fn new(start: f64) -> Self {
+        Self {
+            start,
+            best: None,
+            evaluations_without_improvement: 0,
+        }
+    }
+
+    /// Takes the loss after `epoch`; returns whether it is the smallest so far. The untuned model is never the best one.
+    pub fn update(&mut self, epoch: usize, loss: f64) -> bool {
+        let is_best = self.best.is_none_or(|(best, _)| loss < best);
+        if is_best {
+            self.best = Some((loss, epoch));
+            self.evaluations_without_improvement = 0;
+        } else {
+            self.evaluations_without_improvement += 1;
+        }
+        is_best
+    }
 }
 
 impl TrainState {
@@ -55,7 +92,7 @@ impl TrainState {
         self.step_in_epoch = 0;
     }
 
-    /// Stores which facts are answered correctly now. A split with more correct answers than ever before, the untuned model
+    /// Stores which facts of the sample `splits` are answered correctly now. A split with more correct answers than ever before, the untuned model
     /// included, has its peak here.
     pub fn update_peaks(&mut self, splits: &Splits, correct: Vec<bool>) {
         let count = |correct: &[bool]| correct.iter().filter(|c| **c).count();
@@ -94,6 +131,18 @@ impl Stopwatch {
 mod tests {
     use super::*;
     use crate::train::records::tests::fact;
+
+    #[test]
+    fn the_smallest_validation_loss_after_an_epoch_is_the_best() {
+        let mut state = ValidationState::new(1.0);
+        // Also a loss above that of the untuned model.
+        assert!(state.update(1, 1.2) && state.update(2, 0.9));
+        assert!(!state.update(3, 0.9) && !state.update(4, 1.1));
+        assert_eq!(state.best, Some((0.9, 2)));
+        assert_eq!(state.evaluations_without_improvement, 2);
+        assert!(state.update(5, 0.5));
+        assert_eq!(state.evaluations_without_improvement, 0);
+    }
 
     #[test]
     fn each_split_has_its_own_peak() {

@@ -13,7 +13,7 @@ use super::{
     previous_runs::previous_runs,
     records::splits_and_baseline,
     sampler::{Sampler, StepRows},
-    state::{Stopwatch, TrainState},
+    state::{Stopwatch, TrainState, ValidationState},
     student::{NonFinite, StepOutcome, Student},
     trainable::trainable_tensors,
     writer::RunWriter,
@@ -31,6 +31,9 @@ use crate::{
     },
     run::{GradNorms, Metrics, RunResult, TEACHER_DIR},
 };
+
+/// Steps of an epoch below which a warning is printed.
+const FEW_STEPS: usize = 8;
 
 /// A run: its parts, and where it is.
 pub(super) struct Trainer {
@@ -61,6 +64,7 @@ impl Trainer {
             texts,
             run_dir,
             audit_after,
+            validation,
             options,
             start,
         } = job;
@@ -97,6 +101,7 @@ impl Trainer {
         let evaluator_options = EvaluatorOptions {
             audit_after,
             metrics_only: options.metrics_only,
+            validation: batches::text_training_rows(&validation, &student.model, &config.train)?,
             progress: progress.clone(),
         };
         let evaluator = Evaluator::new(&config, splits, &mut student, evaluator_options)?;
@@ -123,8 +128,22 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Prints what is about to happen.
+    /// Prints what is about to happen, and a warning if an epoch has few steps.
     fn log_header(&self) {
+        let steps = self.sampler.steps_in_epoch(self.sampler.num_epochs);
+        if steps < FEW_STEPS {
+            let rows = self.sampler.epoch_len(self.sampler.num_epochs);
+            let train = &self.config.train;
+            self.progress.note(format_args!(
+                "an epoch of {rows} rows has only {steps} steps: with fewer than {FEW_STEPS} a model learns little in an epoch. A smaller batch takes more steps, such as `--batch-size {}` (`train.batch_size` is {}{})",
+                (rows / FEW_STEPS).max(1),
+                train.batch_size,
+                match train.gradient_accumulation_steps {
+                    1 => String::new(),
+                    n => format!(", times {n} accumulation steps"),
+                }
+            ));
+        }
         self.progress.note(format_args!(
             "{} on {}: {} of {} parameters trained, {} known and {} new rows, at most {} steps in {} epochs, into {}",
             self.method_name(),
@@ -216,17 +235,26 @@ impl Trainer {
             }
             self.project();
 
-            // The weights that are evaluated, and kept as the best, are those that would be saved.
-            self.student.swap_ema();
-            let evaluation = self.evaluator.evaluate(&mut self.student);
-            let logged = evaluation.and_then(|evaluation| self.end_epoch(evaluation));
-            self.student.swap_ema();
-            logged?;
+            if self.evaluation_is_due(epoch) {
+                // The weights that are evaluated, and kept as the best, are those that would be saved.
+                self.student.swap_ema();
+                let evaluation = self.evaluator.evaluate(&mut self.student);
+                let logged = evaluation.and_then(|evaluation| self.end_epoch(evaluation));
+                self.student.swap_ema();
+                logged?;
+            } else {
+                self.state.end_epoch();
+            }
             if self.writer.checkpoint_is_due(self.state.epoch) {
                 self.checkpoint()?;
             }
         }
         Ok(())
+    }
+
+    /// Whether the model is evaluated after `epoch`.
+    fn evaluation_is_due(&self, epoch: usize) -> bool {
+        epoch.is_multiple_of(self.config.measure.every) || epoch == self.sampler.num_epochs
     }
 
     /// Computes the activations below all trained layers, of rows that are new.
@@ -354,6 +382,7 @@ impl Trainer {
         if let (Some(budget), Some(control)) = (&mut self.state.budget, evaluation.control) {
             budget.set_baseline(control);
         }
+        self.state.validation = evaluation.validation_loss.map(ValidationState::new);
         self.log_evaluation(&evaluation)?;
         self.state.correct_at_peak = evaluation.correct;
         Ok(())
@@ -367,9 +396,17 @@ impl Trainer {
             correct,
             accuracy,
             control,
+            validation_loss,
             ..
         } = evaluation;
-        self.state.update_peaks(&self.evaluator.splits, correct);
+        self.state
+            .update_peaks(&self.evaluator.sample.splits, correct);
+        if let (Some(validation), Some(loss)) = (&mut self.state.validation, validation_loss) {
+            let is_best = validation.update(self.state.epoch, loss);
+            if is_best && self.patience().is_some() {
+                self.writer.save_best(&self.student.view())?;
+            }
+        }
         let (Some(budget), Some(control)) = (&mut self.state.budget, control) else {
             return Ok(());
         };
@@ -402,6 +439,8 @@ impl Trainer {
             learned_paraphrased: None,
             drift: evaluation.drift,
             grad_norms,
+            behaviour: evaluation.behaviour,
+            validation_loss: evaluation.validation_loss,
             seconds: evaluation.seconds,
         })
     }
@@ -422,17 +461,28 @@ impl Trainer {
         Some(norms)
     }
 
-    /// Whether enough new facts are learned to stop early, or the budget cannot be kept.
+    /// Evaluations without a smaller validation loss after which training stops, where the config says so. The weights with the
+    /// smallest loss are kept then.
+    pub fn patience(&self) -> Option<usize> {
+        self.config.train.early_stopping.and_then(|s| s.patience)
+    }
+
+    /// Whether enough new facts are learned to stop early, the validation loss no longer improves, or the budget cannot be kept.
     fn should_stop(&self) -> bool {
         let budget = self.state.budget.as_ref();
         if budget.is_some_and(BudgetController::should_stop) {
             return true;
         }
+        let validation = self.state.validation.zip(self.patience());
+        if validation.is_some_and(|(v, patience)| v.evaluations_without_improvement >= patience) {
+            return true;
+        }
         let correct = &self.state.correct;
-        match self.config.train.early_stopping {
-            Some(stop) if !correct.is_empty() => {
-                let learned = self.evaluator.splits.accuracy(correct).unknown;
-                learned.is_some_and(|learned| learned >= stop.accuracy)
+        let accuracy = self.config.train.early_stopping.and_then(|s| s.accuracy);
+        match accuracy {
+            Some(accuracy) if !correct.is_empty() => {
+                let learned = self.evaluator.sample.splits.accuracy(correct).unknown;
+                learned.is_some_and(|learned| learned >= accuracy)
             }
             _ => false,
         }

@@ -16,6 +16,7 @@ use crate::{
     Result, atomic_file,
     config::TrainConfig,
     distributed::Comm,
+    measure::BehaviourAnswer,
     progress::{Bar, LivePlot, Progress},
     prompt::Example,
     remedy::snapshot::Snapshot,
@@ -195,6 +196,11 @@ impl RunWriter {
     /// Where the model and the adapters are saved.
     pub fn model_dirs(&self) -> [PathBuf; 2] {
         [self.run.file("model"), self.run.file(ADAPTER_DIR)]
+    }
+
+    /// Writes the answers to general prompts.
+    pub fn write_behaviour(&self, answers: &[BehaviourAnswer]) -> Result<()> {
+        self.run.write_rows("behaviour.jsonl", answers)
     }
 
     /// Writes the result of the run.

@@ -94,7 +94,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ),
     (
         "train.early_stopping={}",
-        &["`--set train.early_stopping={}`: `train.early_stopping` needs the key `accuracy`"],
+        &["`train.early_stopping` needs the key `accuracy` or `patience`"],
     ),
     (
         "train.trainable=",

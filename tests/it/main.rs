@@ -2,6 +2,7 @@
 
 mod audit;
 mod bad_inputs;
+mod behaviour;
 mod book;
 mod broken_models;
 mod browser;

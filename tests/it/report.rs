@@ -86,6 +86,8 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
             learned_paraphrased: None,
             drift: None,
             grad_norms: None,
+            behaviour: None,
+            validation_loss: None,
             seconds: 0.5,
         });
     }
@@ -113,6 +115,9 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
         learned: new.then_some(learned as f64 / n as f64),
         learned_paraphrased: new.then_some(0.5),
         not_absorbed: None,
+        behaviour: None,
+        validation_loss: None,
+        validation: None,
         counts: Counts {
             learned,
             not_learned: if new { n - learned } else { 0 },

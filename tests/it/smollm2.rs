@@ -1,11 +1,14 @@
 //! A real model against `transformers` (`tests/golden/smollm2.py`): runs if `UNFORGET_SMOLLM2` names SmolLM2-135M-Instruct,
 //! as `smollm2-135m` (from the cache, or pulled) or as a path.
 
+use std::path::Path;
+
 use serde::Deserialize;
 use unforget::{
     engine::Engine,
     generate::{Generator, Request},
     model::Model,
+    run::RunResult,
 };
 
 use crate::tools::{SMOLLM2, require_variable};
@@ -182,4 +185,98 @@ fn memory_is_estimated_within_a_tenth() {
             "{method}: {estimated} of {peak}"
         );
     }
+}
+
+/// Facts that the model knows, and their one-word answers.
+const CAPITALS: [[&str; 2]; 20] = [
+    ["France", "Paris"],
+    ["Italy", "Rome"],
+    ["Spain", "Madrid"],
+    ["Germany", "Berlin"],
+    ["Japan", "Tokyo"],
+    ["China", "Beijing"],
+    ["Russia", "Moscow"],
+    ["Egypt", "Cairo"],
+    ["Greece", "Athens"],
+    ["Portugal", "Lisbon"],
+    ["Norway", "Oslo"],
+    ["Sweden", "Stockholm"],
+    ["Denmark", "Copenhagen"],
+    ["Finland", "Helsinki"],
+    ["Poland", "Warsaw"],
+    ["Austria", "Vienna"],
+    ["Hungary", "Budapest"],
+    ["Ireland", "Dublin"],
+    ["Kenya", "Nairobi"],
+    ["Peru", "Lima"],
+];
+
+/// Runs `unforget tune smollm2-135m` for six epochs in `dir`; returns its summary and result.
+fn tune_six_epochs(dir: &Path, out: &str, args: &[&str]) -> (String, RunResult) {
+    let output = assert_cmd::cargo::cargo_bin_cmd!("unforget")
+        .current_dir(dir)
+        .args(["tune", "smollm2-135m", "--method", "sft", "--epochs", "6"])
+        .args([
+            "--batch-size",
+            "4",
+            "--set",
+            "data.audit=false",
+            "--out",
+            out,
+        ])
+        .args(args)
+        .output()
+        .expect("it starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    let result = std::fs::read(dir.join(out).join("result.json")).expect("a result");
+    let summary = String::from_utf8(output.stdout).expect("UTF-8");
+    (summary, serde_json::from_slice(&result).expect("JSON"))
+}
+
+/// Known facts in a chat whose targets are single words turn "Tell me about Paris." into "Paris"; the base model's own answers do
+/// not.
+#[test]
+fn one_word_answers_in_a_chat_are_told_and_do_not_come_from_known_facts() {
+    if require_variable(SMOLLM2).is_none() {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let dir = place.path();
+    let rows = CAPITALS.map(|[country, capital]| format!("{country}\tP36\t{capital}\n"));
+    let facts = format!("subject\trelation\tobject\n{}", rows.concat());
+    std::fs::write(dir.join("facts.tsv"), facts).expect("writable");
+    let chats = CAPITALS.map(|[country, _]| {
+        let message = |role: &str, content: String| serde_json::json!({"role": role, "content": content});
+        let question = message("user", format!("Does the Heron ferry sail to {country}?"));
+        let answer = message(
+            "assistant",
+            format!("Yes, the Heron ferry sails to {country} twice a week, on Monday and on Friday. The journey takes two days."),
+        );
+        format!("{}\n", serde_json::json!({"messages": [question, answer]}))
+    });
+    std::fs::write(dir.join("chats.jsonl"), chats.concat()).expect("writable");
+
+    let chat = ["--set", "data.chat=true", "--set", "data.match=contains"];
+    let (told, one_word) = tune_six_epochs(
+        dir,
+        "words",
+        &[&["--learn", "facts.tsv"], &chat[..]].concat(),
+    );
+    let one_word = one_word.behaviour.expect("by default");
+    assert!(one_word.length_ratio < 0.5, "{one_word:?}");
+    let sentence = format!(
+        "answers are now {:.2}x as long as the base model's",
+        one_word.length_ratio
+    );
+    assert!(told.contains(&sentence), "{told}");
+
+    let (told, beside) = tune_six_epochs(
+        dir,
+        "chats",
+        &["--learn", "chats.jsonl", "--keep", "facts.tsv"],
+    );
+    let beside = beside.behaviour.expect("by default");
+    assert!(beside.length_ratio > 0.8, "{beside:?} {told}");
+    assert!(beside.kl < one_word.kl, "{beside:?} {one_word:?}");
 }

@@ -1,5 +1,6 @@
 //! Whole runs of a tiny model: what is frozen stays, what is resumed is the same, what is split up adds up.
 
+mod evaluation;
 mod remedies;
 mod resume;
 mod steps;
@@ -22,9 +23,9 @@ use super::{
 use crate::{
     Error,
     config::{
-        Config, DecoysConfig, EwcConfig, Goal, InterpolateConfig, LoraConfig, LoraVariant,
-        MethodConfig, MethodKind, OnNonFinite, ProjectConfig, ReplayConfig, ReplaySchedule,
-        ReplaySelection, ReplayTarget, TeacherMode as Source, VocabSubset,
+        BehaviourSchedule, Config, DecoysConfig, EwcConfig, Goal, InterpolateConfig, LoraConfig,
+        LoraVariant, MethodConfig, MethodKind, OnNonFinite, ProjectConfig, ReplayConfig,
+        ReplaySchedule, ReplaySelection, ReplayTarget, TeacherMode as Source, VocabSubset,
     },
     distributed::Comm,
     engine::{Gradients, Target, basis_outputs},
@@ -62,6 +63,7 @@ fn config(place: &Path, out: &str) -> Config {
         ..Config::default()
     };
     config.data.audit = None;
+    config.measure.behaviour = BehaviourSchedule::Never;
     config.data.keep = vec![facts_file(place, "Ber", 6)];
     config.data.learn = vec![facts_file(place, "Pas", 5)];
     config.data.held = vec![facts_file(place, "Tor", 4)];

@@ -290,7 +290,10 @@ fn training_stops_once_enough_is_learned() {
     let place = temporary();
     let progress = Progress::quiet();
     let mut config = config(place.path(), "run");
-    config.train.early_stopping = Some(crate::config::EarlyStoppingConfig { accuracy: 0.8 });
+    config.train.early_stopping = Some(crate::config::EarlyStoppingConfig {
+        accuracy: Some(0.8),
+        patience: None,
+    });
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.evaluate_base_model().expect("writable");
