@@ -4,7 +4,7 @@ use std::{
     fmt::Display,
     io::{IsTerminal, Write},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -23,6 +23,24 @@ const LINE_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Progress {
     output: Output,
+    job: Arc<Mutex<Option<Job>>>,
+}
+
+/// A long task in several parts, and how much of its work is done. The unit of work is the caller's.
+#[derive(Debug)]
+struct Job {
+    done: f64,
+    left: f64,
+    started: Instant,
+}
+
+impl Job {
+    /// The time that the work left takes at the mean rate so far; none as long as less than a hundredth is done.
+    fn time_left(&self) -> Option<Duration> {
+        let is_known = self.done > 0.01 * (self.done + self.left);
+        let rate = self.done / self.started.elapsed().as_secs_f64();
+        is_known.then(|| Duration::from_secs_f64(self.left / rate))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -50,9 +68,7 @@ impl Sink for Stderr {
 impl Progress {
     /// Prints nothing.
     pub fn quiet() -> Self {
-        Self {
-            output: Output::Hidden,
-        }
+        Self::new(Output::Hidden)
     }
 
     /// Prints to stderr: bars in a terminal, else plain lines.
@@ -62,7 +78,30 @@ impl Progress {
         } else {
             Output::Lines(Arc::new(Stderr))
         };
-        Self { output }
+        Self::new(output)
+    }
+
+    fn new(output: Output) -> Self {
+        Self {
+            output,
+            job: Arc::default(),
+        }
+    }
+
+    /// Says how much work is left of a task that bars show parts of. The first call starts the task; a later one corrects the amount.
+    pub fn set_work_left(&self, work: f64) {
+        let mut job = lock(&self.job);
+        let job = job.get_or_insert_with(|| Job {
+            done: 0.0,
+            left: 0.0,
+            started: Instant::now(),
+        });
+        job.left = work;
+    }
+
+    /// Counts work of the task as done, where no bar does.
+    pub fn advance(&self, work: f64) {
+        advance(&self.job, work);
     }
 
     /// A progress bar that counts to `total`, with rate and time left.
@@ -86,7 +125,6 @@ impl Progress {
             Output::Lines(sink) => BarDisplay::Lines {
                 sink: sink.clone(),
                 last: Mutex::new(Instant::now()),
-                message: Mutex::new(String::new()),
             },
         };
         Bar {
@@ -95,6 +133,9 @@ impl Progress {
             total,
             done: AtomicU64::new(0),
             started: Instant::now(),
+            message: Mutex::default(),
+            job: Arc::clone(&self.job),
+            work: 0.0,
         }
     }
 
@@ -123,6 +164,11 @@ pub struct Bar {
     total: u64,
     done: AtomicU64,
     started: Instant,
+    /// The text after the count.
+    message: Mutex<String>,
+    job: Arc<Mutex<Option<Job>>>,
+    /// Work of the task that one item counts.
+    work: f64,
 }
 
 #[derive(Debug)]
@@ -132,17 +178,29 @@ enum BarDisplay {
     Lines {
         sink: Arc<dyn Sink>,
         last: Mutex<Instant>,
-        message: Mutex<String>,
     },
 }
 
 impl Bar {
+    /// Counts the items of this bar as so much work of the whole task.
+    #[must_use]
+    pub fn with_work(mut self, work: f64) -> Self {
+        self.work = work / self.total.max(1) as f64;
+        self
+    }
+
     /// Adds `n` to the count.
     pub fn inc(&self, n: u64) {
         let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
+        if self.work > 0.0 {
+            advance(&self.job, self.work * n as f64);
+        }
         match &self.display {
             BarDisplay::Hidden => {}
-            BarDisplay::Bar(bar) => bar.inc(n),
+            BarDisplay::Bar(bar) => {
+                bar.inc(n);
+                bar.set_message(self.text_after_count());
+            }
             BarDisplay::Lines { sink, last, .. } => {
                 let Ok(mut last) = last.try_lock() else {
                     return;
@@ -157,13 +215,26 @@ impl Bar {
 
     /// Sets the text after the count, such as the loss.
     pub fn message(&self, text: impl Display) {
-        match &self.display {
-            BarDisplay::Hidden => {}
-            BarDisplay::Bar(bar) => bar.set_message(format!("| {text}")),
-            BarDisplay::Lines { message, .. } => {
-                *message.lock().unwrap_or_else(PoisonError::into_inner) = format!(" | {text}");
-            }
+        *lock(&self.message) = text.to_string();
+        if let BarDisplay::Bar(bar) = &self.display {
+            bar.set_message(self.text_after_count());
         }
+    }
+
+    /// `| loss 0.12 | 12 minutes left in all`.
+    fn text_after_count(&self) -> String {
+        let mut text = String::new();
+        let message = lock(&self.message);
+        if !message.is_empty() {
+            text = format!("| {message}");
+        }
+        let is_running = self.done.load(Ordering::Relaxed) < self.total;
+        let left = lock(&self.job).as_ref().and_then(Job::time_left);
+        if let Some(left) = left.filter(|_| self.work > 0.0 && is_running) {
+            let space = if text.is_empty() { "" } else { " " };
+            text += &format!("{space}| {} left in all", HumanDuration(left));
+        }
+        text
     }
 
     /// `audit 340/1,000 | 85.2/s, 8 seconds left`; with the duration once it has finished.
@@ -182,14 +253,19 @@ impl Bar {
         } else {
             format!("{rate:.1}/s, took {seconds:.1} s")
         };
-        let message = match &self.display {
-            BarDisplay::Lines { message, .. } => message
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-            _ => String::new(),
-        };
-        format!("{count} | {time}{message}")
+        let line = format!("{count} | {time} {}", self.text_after_count());
+        line.trim_end().to_owned()
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn advance(job: &Mutex<Option<Job>>, work: f64) {
+    if let Some(job) = lock(job).as_mut() {
+        job.done += work;
+        job.left = (job.left - work).max(0.0);
     }
 }
 
@@ -221,9 +297,7 @@ mod tests {
     #[test]
     fn a_short_task_prints_one_line_with_its_last_message() {
         let collected = Arc::new(CollectedLines::default());
-        let progress = Progress {
-            output: Output::Lines(collected.clone()),
-        };
+        let progress = Progress::new(Output::Lines(collected.clone()));
         let bar = progress.bar(1000, "audit");
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -243,9 +317,7 @@ mod tests {
     #[test]
     fn an_evaluation_prints_one_line_without_a_terminal() {
         let collected = Arc::new(CollectedLines::default());
-        let progress = Progress {
-            output: Output::Lines(collected.clone()),
-        };
+        let progress = Progress::new(Output::Lines(collected.clone()));
         let mut plot = LivePlot::new(&progress, 8);
         let accuracies = vec![("unknown", 0.25), ("held", 1.0)];
         plot.extend([(0, accuracies.clone())]);
@@ -259,17 +331,23 @@ mod tests {
 
     #[test]
     fn a_progress_line_shows_rate_and_time_left() {
-        let bar = Bar {
-            display: BarDisplay::Hidden,
-            label: "train".into(),
-            total: 100,
-            done: AtomicU64::new(0),
-            started: Instant::now().checked_sub(Duration::from_secs(10)).unwrap(),
-        };
+        let ten_seconds_ago = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let progress = Progress::quiet();
+        let mut bar = progress.bar(100, "train").with_work(200.0);
+        bar.started = ten_seconds_ago;
+        assert_eq!(bar.line(25), "train 25/100 | 2.5/s, 30 seconds left");
+
+        // A quarter of the bar's 200 of 1,000 units of work took ten seconds.
+        progress.set_work_left(1000.0);
+        lock(&progress.job).as_mut().unwrap().started = ten_seconds_ago;
+        bar.inc(25);
+        bar.message("loss 0.12");
         let line = bar.line(25);
-        assert!(
-            line.starts_with("train 25/100 | 2.5/s, 30 seconds left"),
-            "{line}"
+        assert_eq!(
+            line,
+            "train 25/100 | 2.5/s, 30 seconds left | loss 0.12 | 3 minutes left in all"
         );
+        progress.advance(950.0);
+        assert_eq!(lock(&progress.job).as_ref().unwrap().left, 0.0);
     }
 }

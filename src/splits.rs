@@ -27,6 +27,9 @@ pub const MIN_CONTROL_FACTS: usize = 1_000;
 /// Maximum size of `D_Known` if the user gives no `keep`.
 const MAX_KNOWN: usize = 8_000;
 
+/// Relations that a line about known facts names.
+const MAX_RELATIONS_SHOWN: usize = 6;
+
 /// Maximum size of each held-out split if the user gives no `held`. The standard error of an accuracy of 90% is then 0.95 pp.
 const MAX_HELD: usize = 1_000;
 
@@ -151,6 +154,39 @@ impl Splits {
             }
         }
         accuracy
+    }
+
+    /// Which known facts are trained and which are held out, a line each: how many, and of which relations.
+    pub fn known_facts(&self) -> Vec<String> {
+        let named = [("trained", &self.known), ("held out", &self.held)];
+        let named = named.into_iter().filter(|(_, facts)| !facts.is_empty());
+        let line = |(name, facts): (&str, &Vec<LabelledFact>)| {
+            let mut counts: Vec<(&str, usize)> = Vec::new();
+            for fact in facts {
+                let relation = &fact.fact.relation[..];
+                match counts.iter_mut().find(|(known, _)| *known == relation) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((relation, 1)),
+                }
+            }
+            counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+            let shown = counts.iter().take(MAX_RELATIONS_SHOWN);
+            let mut relations: Vec<String> = shown
+                .map(|(relation, count)| format!("{relation} {count}"))
+                .collect();
+            if counts.len() > MAX_RELATIONS_SHOWN {
+                relations.push(format!(
+                    "{} more relations",
+                    counts.len() - MAX_RELATIONS_SHOWN
+                ));
+            }
+            format!(
+                "known facts {name}: {} ({})",
+                facts.len(),
+                relations.join(", ")
+            )
+        };
+        named.map(line).collect()
     }
 
     /// The splits without the new facts: the paper's Only Known.
@@ -431,6 +467,26 @@ mod tests {
             (0..count).map(move |i| fact(&format!("{prefix}{label:?}{i}"), relation, label))
         })
         .collect()
+    }
+
+    #[test]
+    fn the_known_facts_of_a_run_are_told_by_relation() {
+        let facts = |relation: &str, count| -> Vec<LabelledFact> {
+            let fact = |i| fact(&format!("{relation}{i}"), relation, Label::HighlyKnown);
+            (0..count).map(fact).collect()
+        };
+        let splits = Splits {
+            known: [facts("P17", 2), facts("P36", 3)].concat(),
+            held: (1..=8).flat_map(|i| facts(&format!("R{i}"), i)).collect(),
+            ..Splits::default()
+        };
+        assert_eq!(
+            splits.known_facts(),
+            [
+                "known facts trained: 5 (P36 3, P17 2)",
+                "known facts held out: 36 (R8 8, R7 7, R6 6, R5 5, R4 4, R3 3, 2 more relations)",
+            ]
+        );
     }
 
     const SIZES: SplitSizes = SplitSizes {

@@ -39,6 +39,10 @@ use queries::{Query, QueryRunner, TokenizedQueries};
 /// A larger set of facts is subsampled to this size.
 const MAX_FACTS: usize = 20_000;
 
+/// Floating-point operations per weight of one query, about: 15 tokens, since its few-shot prompt is read once for all. The unit of
+/// work that [`Progress`] counts.
+pub(crate) const FLOPS_PER_QUERY: f64 = 2.0 * 15.0;
+
 /// Tokens of a greedy answer beyond the longest accepted one: the line break, and longer tokenizations.
 const EXTRA_TOKENS: usize = 4;
 
@@ -243,7 +247,8 @@ fn answer(
             scorer: &accepted.scorers[query.fact],
         })
         .collect();
-    let bar = progress.bar(all.len() as u64, "audit");
+    let work = FLOPS_PER_QUERY * all.len() as f64;
+    let bar = progress.bar(all.len() as u64, "audit").with_work(work);
     let on_progress = |n: usize| bar.inc(n as u64);
     let answers = if settings.sample {
         runner.answer_by_sampling(&tokenized.prefixes, &queries, &on_progress)?

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::{
+    data::AuditConfig,
     key_names::KEYS,
     method::{Goal, MethodConfig, MethodKind, TeacherMode, VocabSubset},
     schema::{Config, Device},
@@ -34,6 +35,11 @@ const TASK: &str = r#"
 kind = "sft"
 "#;
 
+/// New rows below which an audit has few prompts, and from which it has all.
+const FEW_NEW_ROWS: usize = 100;
+/// See [`FEW_NEW_ROWS`].
+const MANY_NEW_ROWS: usize = 400;
+
 /// Parameters below which the paper's table 3 speaks for a model (1.5 billion there; appendix B has 7 and 8 billion).
 const SMALL: usize = 3_000_000_000;
 
@@ -53,6 +59,27 @@ pub struct Resolved {
     pub config: Config,
     /// What the user should know of what was chosen.
     pub notes: Vec<String>,
+}
+
+impl Config {
+    /// Chooses the number of few-shot prompts for a job with so many new rows, where the user set none; returns a note if it is not the
+    /// default. A fact is asked once per prompt: with few new rows the audit would take longer than the training.
+    pub(crate) fn size_audit(&mut self, new_rows: usize) -> Option<String> {
+        let is_set = self
+            .set_keys
+            .iter()
+            .any(|key| key == "data.audit.num_prompts");
+        let audit = self.data.audit.as_mut()?;
+        let default = AuditConfig::default().num_prompts;
+        if is_set || audit.num_prompts != default || new_rows >= MANY_NEW_ROWS {
+            return None;
+        }
+        audit.num_prompts = if new_rows < FEW_NEW_ROWS { 5 } else { 10 };
+        Some(format!(
+            "audit: {} few-shot prompts for each fact, because there are only {new_rows} new rows; {default} from {MANY_NEW_ROWS} rows on, or set `data.audit.num_prompts`",
+            audit.num_prompts
+        ))
+    }
 }
 
 /// The sections that presets are for.

@@ -730,3 +730,20 @@ fn a_warm_up_is_a_number_of_steps_or_a_ratio_of_all() {
     );
     assert!(both.contains("`train.warmup_ratio`"), "{both}");
 }
+
+#[test]
+fn a_small_job_has_a_small_audit_unless_its_prompts_are_set() {
+    let prompts = |text: &str, new_rows| {
+        let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
+        let note = config.size_audit(new_rows);
+        let prompts = config.data.audit.map(|audit| audit.num_prompts);
+        assert_eq!(note.is_some(), prompts.is_some_and(|n| n < 20), "{note:?}");
+        prompts
+    };
+    assert_eq!(prompts("", 40), Some(5));
+    assert_eq!(prompts("", 399), Some(10));
+    assert_eq!(prompts("", 400), Some(20));
+    assert_eq!(prompts("[data]\naudit = false", 40), None);
+    let set = "[data]\naudit = { num_prompts = 20 }";
+    assert_eq!(prompts(set, 40), Some(20));
+}

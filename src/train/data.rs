@@ -22,11 +22,19 @@ use crate::{
     splits::{AuditedFiles, LabelledFact, Splits},
 };
 
-/// Facts of the pool that are audited per new one: a small model knows one in six well.
-const POOL_FACTS_PER_NEW_ROW: usize = 8;
+/// Facts of the pool that are audited for one that is needed: a small model knows one in six well.
+const POOL_FACTS_PER_KNOWN: usize = 8;
 
-/// Facts of the pool that are audited in addition; the held-out facts come from them.
-const MIN_POOL_FACTS: usize = 1_000;
+/// Bounds on the held-out facts that a run asks for. A fraction of 75 facts has a 95% interval of at most 11 pp on each side, one of
+/// 125 facts 9 pp.
+const HELD_FACTS: [usize; 2] = [75, 125];
+
+/// Fraction of the pool that a small model is expected to know, by label: `HighlyKnown`, `MaybeKnown` and `WeaklyKnown`.
+const EXPECTED_LABELS: [(Label, f64); 3] = [
+    (Label::HighlyKnown, 0.17),
+    (Label::MaybeKnown, 0.2),
+    (Label::WeaklyKnown, 0.06),
+];
 
 /// The name under which the checksum of texts is recorded.
 pub(super) const TEXTS: &str = "learn_texts";
@@ -240,8 +248,9 @@ impl Data {
         if pool.iter().any(|f| relations.contains(f.relation.as_str())) {
             pool.retain(|f| relations.contains(f.relation.as_str()));
         }
-        let enough =
-            MIN_POOL_FACTS + POOL_FACTS_PER_NEW_ROW * (self.learn.len() + self.texts.len());
+        let new_rows = self.learn.len() + self.texts.len();
+        let [fewest, most] = HELD_FACTS;
+        let enough = POOL_FACTS_PER_KNOWN * (new_rows + new_rows.clamp(fewest, most));
         if pool.len() > enough {
             pool.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
             pool.truncate(enough);
@@ -254,6 +263,26 @@ impl Data {
             .iter()
             .chain(self.keep.iter().flatten())
             .chain(self.held.iter().flatten())
+    }
+
+    /// Facts of `data.keep`.
+    pub fn num_kept(&self) -> usize {
+        self.keep.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The number of facts of the pool that the audit is expected to give this label.
+    pub fn expected_in_pool(&self, label: Label) -> usize {
+        let fraction = EXPECTED_LABELS.into_iter().find(|(l, _)| *l == label);
+        (self.pool.len() as f64 * fraction.map_or(0.0, |(_, fraction)| fraction)) as usize
+    }
+
+    /// The number of facts that are expected to be held out, of all labels, when `known_rows` facts are trained.
+    pub fn expected_held(&self, known_rows: usize) -> usize {
+        if let Some(held) = &self.held {
+            return held.len();
+        }
+        let labels = EXPECTED_LABELS.map(|(label, _)| self.expected_in_pool(label));
+        labels.iter().sum::<usize>().saturating_sub(known_rows)
     }
 
     pub fn has_chats(&self) -> bool {

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use super::records::{Baseline, FactDisplay};
+use super::{
+    records::{Baseline, FactDisplay},
+    workload::Workload,
+};
 use crate::{
     Result, audit,
     audit::AuditSettings,
@@ -230,6 +233,8 @@ impl Evaluator {
     pub fn evaluate(&self, student: &mut Student) -> Result<Evaluation> {
         let started = Instant::now();
         let correct = self.epoch_facts().correct(&mut student.generator())?;
+        let work = Workload::evaluation(self.num_questions());
+        self.options.progress.advance(work.flops(1.0));
         let evaluation = self.evaluation(student, correct, [started, Instant::now()])?;
         let behaviour = match (&self.behaviour, self.behaviour_schedule) {
             (Some(reference), BehaviourSchedule::Every) => {

@@ -22,6 +22,7 @@ mod memory;
 mod non_finite;
 pub mod objective;
 mod own_answers;
+mod plan;
 mod prepare;
 mod previous_runs;
 mod records;

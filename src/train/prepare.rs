@@ -14,6 +14,7 @@ use super::{
     evaluator::{AuditAfter, template},
     job::{Job, Options, Start},
     own_answers::set_own_answers,
+    plan::Plan,
     previous_runs::{self, previous_runs},
     records::{SPLITS, SplitRecord, splits_and_baseline},
     trainable,
@@ -27,7 +28,7 @@ use crate::{
     facts::{Fact, Text},
     model::Model,
     progress::Progress,
-    prompt::PromptTemplate,
+    prompt::{Example, PromptTemplate},
     remedy::{continual_ewc, null_space},
     run::{Environment, RunDir, RunResult, TEACHER_DIR},
     splits::Splits,
@@ -45,6 +46,9 @@ pub fn tune(config: &Config, options: Options, progress: &Progress) -> Result<Ru
 /// A run of `config` that is ready to start: everything is read, checked, audited and split.
 pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) -> Result<Trainer> {
     let inputs = Inputs::read(config, options.comm, progress)?;
+    let plan = Plan::before_audit(&inputs.config, &inputs.data, inputs.given_tokens);
+    progress.note(plan.estimate(inputs.model.params.layout.len));
+    plan.announce(progress);
     let data = inputs.data.checksums.clone();
     let run_dir = create_run_dir(&inputs.config, &inputs.model, data, options.comm)?;
     let created = run_dir.clone();
@@ -53,6 +57,7 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
             config,
             model,
             data,
+            ..
         } = inputs;
         let audit_after = data.audit_after(&config, &model)?;
         let (texts, validation) = (Arc::clone(&data.texts), Arc::clone(&data.validation));
@@ -61,6 +66,10 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
         set_own_answers(&config, &model, &mut engine, &mut splits, progress)?;
         reserve_control(&config, &mut splits)?;
         splits.notes.iter().for_each(|note| progress.note(note));
+        splits
+            .known_facts()
+            .iter()
+            .for_each(|note| progress.note(note));
         let job = Job {
             config,
             model,
@@ -92,6 +101,7 @@ pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
         config,
         model,
         data,
+        ..
     } = Inputs::read(config, Comm::single(), progress)?;
     let audit = config.data.audit.as_ref();
     let audit_prompts = audit.map_or(0, |audit| audit.num_prompts * data.facts_to_audit().len());
@@ -314,7 +324,7 @@ fn check<'a>(
     model: &Model,
     facts: impl IntoIterator<Item = &'a Fact>,
     texts: &[Text],
-) -> Result<()> {
+) -> Result<usize> {
     let layout = &model.params.layout;
     let trained = trainable::trainable_tensors(&config.train, &model.params)?;
     if config.method.project.is_some() && !null_space::has_projected_weights(layout, &trained) {
@@ -327,8 +337,8 @@ fn check<'a>(
         previous_runs::check(ewc, &config.out)?;
         continual_ewc::check(&previous_runs(ewc), model, &trained)?;
     }
-    training_rows(facts, &template(config, model)?, model, &config.train)?;
-    text_training_rows(texts, model, &config.train)?;
+    let mut rows = training_rows(facts, &template(config, model)?, model, &config.train)?;
+    rows.extend(text_training_rows(texts, model, &config.train)?);
     if let Some(baseline) = &config.baseline
         && RunDir::open(baseline)?.result()?.is_none()
     {
@@ -337,7 +347,7 @@ fn check<'a>(
             format!("finish it with `unforget resume {}`", baseline.display()),
         ));
     }
-    Ok(())
+    Ok(rows.iter().map(Example::num_tokens).sum())
 }
 
 /// Checks settings that several processes cannot train together.
@@ -383,6 +393,8 @@ struct Inputs {
     config: Config,
     model: Model,
     data: Data,
+    /// Tokens of the rows that the files give, prompts and targets.
+    given_tokens: usize,
 }
 
 impl Inputs {
@@ -392,15 +404,19 @@ impl Inputs {
         data.notes.iter().for_each(|note| progress.note(note));
         let model = Model::load(&config.model)?;
         let config = ask_in_chat(config, &data, &model, progress);
-        let config = resolve_config(&config, &model, progress);
+        let mut config = resolve_config(&config, &model, progress);
+        if let Some(note) = config.size_audit(data.learn.len() + data.texts.len()) {
+            progress.note(note);
+        }
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
-        check(&config, &model, facts, &data.texts)?;
+        let given_tokens = check(&config, &model, facts, &data.texts)?;
         text_training_rows(&data.validation, &model, &config.train)?;
         check_distributed(&config, comm)?;
         Ok(Self {
             config,
             model,
             data,
+            given_tokens,
         })
     }
 }

@@ -260,6 +260,11 @@ impl Epoch {
         self.order.len()
     }
 
+    /// Tokens of all rows.
+    pub fn num_tokens(&self, examples: &[Example]) -> usize {
+        self.steps().map(|rows| rows.num_tokens(examples)).sum()
+    }
+
     /// The rows of every step. Auxiliary rows are split evenly over the steps, in order.
     pub fn steps(&self) -> impl Iterator<Item = StepRows<'_>> {
         let steps = self.order.len().div_ceil(self.examples_per_step);

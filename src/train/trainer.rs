@@ -10,12 +10,14 @@ use super::{
     memory::{self, MemoryEstimate},
     non_finite::{LossSpikeDetector, MAX_SKIPPED_STEPS},
     objective::Objective,
+    plan::Plan,
     previous_runs::previous_runs,
     records::splits_and_baseline,
     sampler::{Sampler, StepRows},
     state::{Stopwatch, TrainState, ValidationState},
     student::{NonFinite, StepOutcome, Student},
     trainable::trainable_tensors,
+    workload::Workload,
     writer::RunWriter,
 };
 use crate::{
@@ -169,6 +171,7 @@ impl Trainer {
         if self.options.profile {
             profile::start();
         }
+        Plan::after_audit(&self.config, &self.sampler, &self.evaluator).announce(&self.progress);
         let trained = self.train();
         if let Some(profile) = profile::finish() {
             self.progress.note(profile);
@@ -209,7 +212,8 @@ impl Trainer {
             let epoch = self.state.epoch + 1;
             self.select_replayed(epoch)?;
             let rows = self.sampler.epoch(epoch, &self.state.replayed_rows);
-            let bar = self.writer.epoch_bar(rows.len(), epoch);
+            let work = Workload::training(rows.num_tokens(self.sampler.examples()));
+            let bar = self.writer.epoch_bar(rows.len(), work, epoch);
             for (i, rows) in rows.steps().enumerate() {
                 if i >= self.state.step_in_epoch {
                     let started = Instant::now();

@@ -2,16 +2,16 @@
 
 use std::{ops::AddAssign, time::Instant};
 
-use crate::{config::Config, engine::matmul};
+use crate::{audit::FLOPS_PER_QUERY, config::Config, engine::matmul};
 
 /// Tokens of a training row, about: a question and its answer, without the prefix that it shares with other rows.
-const TOKENS_PER_ROW: f64 = 15.0;
+pub(super) const TOKENS_PER_ROW: f64 = 15.0;
 
 /// Tokens that a question of an evaluation reads and writes, about.
 const TOKENS_PER_QUESTION: f64 = 12.0;
 
-/// The cost of an audit's query in questions of an evaluation: its few-shot prompt is read once for all, and its answer is longer.
-pub(crate) const AUDIT_COST: f64 = 1.25;
+/// The cost of an audit's query in questions of an evaluation.
+pub(super) const AUDIT_COST: f64 = FLOPS_PER_QUERY / (FORWARD * TOKENS_PER_QUESTION);
 
 /// Floating-point operations per weight and token: forward, and forward with backward.
 const FORWARD: f64 = 2.0;
@@ -37,9 +37,19 @@ impl Workload {
         Self(TRAINING * trained + FORWARD * (epochs + 1.0) * asked * TOKENS_PER_QUESTION)
     }
 
+    /// Training on rows with so many tokens, prompts and targets.
+    pub fn training(tokens: usize) -> Self {
+        Self(TRAINING * tokens as f64)
+    }
+
+    /// One evaluation of so many questions.
+    pub fn evaluation(questions: usize) -> Self {
+        Self(FORWARD * questions as f64 * TOKENS_PER_QUESTION)
+    }
+
     /// An audit of so many queries.
     pub fn audit(queries: usize) -> Self {
-        Self(FORWARD * queries as f64 * AUDIT_COST * TOKENS_PER_QUESTION)
+        Self(FLOPS_PER_QUERY * queries as f64)
     }
 
     /// Floating-point operations on a model of `weights` parameters.

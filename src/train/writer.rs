@@ -11,6 +11,7 @@ use super::{
     shared_prefix,
     state::TrainState,
     student::Student,
+    workload::Workload,
 };
 use crate::{
     Result, atomic_file,
@@ -63,12 +64,12 @@ impl RunWriter {
         &self.run
     }
 
-    /// A progress bar over the examples of an epoch.
-    pub fn epoch_bar(&self, examples: usize, epoch: usize) -> Bar {
-        self.progress.bar(
-            examples as u64,
-            format!("epoch {epoch}/{}", self.num_epochs),
-        )
+    /// A progress bar over the examples of an epoch, which are so much work.
+    pub fn epoch_bar(&self, examples: usize, work: Workload, epoch: usize) -> Bar {
+        let label = format!("epoch {epoch}/{}", self.num_epochs);
+        self.progress
+            .bar(examples as u64, label)
+            .with_work(work.flops(1.0))
     }
 
     /// Refuses a run whose checkpoints and model do not fit on the disk.

@@ -1,0 +1,123 @@
+//! The plan of a run: the work of its parts, for the estimate at its start and the time left while it runs.
+
+use super::{
+    data::Data,
+    evaluator::Evaluator,
+    sampler::Sampler,
+    workload::{TOKENS_PER_ROW, Workload, flops_per_second},
+};
+use crate::{audit::Label, config::Config, format, progress::Progress};
+
+/// Floating-point operations of a run relative to those of plain matmuls in the same time: attention, norms and small matmuls are
+/// slower.
+const EFFICIENCY: f64 = 0.8;
+
+/// The work of a run, part by part.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Plan {
+    pub audit: Workload,
+    pub training: Workload,
+    pub evaluations: Workload,
+    pub audit_after: Workload,
+}
+
+impl Plan {
+    /// The plan of a run whose audit is still to come, with `given_tokens` in the rows of its files. The audit is expected to find a
+    /// sixth of the pool `HighlyKnown`, and every given fact.
+    pub fn before_audit(config: &Config, data: &Data, given_tokens: usize) -> Self {
+        let new_rows = data.learn.len() + data.texts.len();
+        let (mut known_rows, mut tokens) = (data.num_kept(), given_tokens);
+        if known_rows == 0 {
+            known_rows = new_rows.min(data.expected_in_pool(Label::HighlyKnown));
+            tokens += known_rows * TOKENS_PER_ROW as usize;
+        }
+        let facts = data.learn.len() + known_rows + data.expected_held(known_rows);
+        let audited = data.facts_to_audit().len();
+        Self::new(config, tokens, facts, audited)
+    }
+
+    /// The plan of a run whose facts are split. Decoys are expected to be as long as the other rows.
+    pub fn after_audit(config: &Config, sampler: &Sampler, evaluator: &Evaluator) -> Self {
+        let tokens = sampler.learned().iter().map(|row| row.num_tokens()).sum();
+        Self::new(config, tokens, evaluator.num_questions(), 0)
+    }
+
+    fn new(config: &Config, tokens: usize, questions: usize, audited: usize) -> Self {
+        let num_prompts = config.data.audit.as_ref().map_or(0, |a| a.num_prompts);
+        let epochs = config.train.num_epochs;
+        let decoys = config.method.decoys.map_or(0.0, |decoys| decoys.ratio);
+        let epoch_tokens = (tokens as f64 * (1.0 + decoys)) as usize;
+        Self {
+            audit: Workload::audit(num_prompts * audited),
+            training: Workload::training(epochs * epoch_tokens),
+            // Before the first epoch, after each, and of the model as saved.
+            evaluations: Workload::evaluation((epochs + 2) * questions),
+            audit_after: Workload::audit(num_prompts * questions),
+        }
+    }
+
+    fn total(self) -> Workload {
+        let mut total = self.audit;
+        total += self.training;
+        total += self.evaluations;
+        total += self.audit_after;
+        total
+    }
+
+    /// Tells `progress` how much work is left.
+    pub fn announce(self, progress: &Progress) {
+        progress.set_work_left(self.total().flops(1.0));
+    }
+
+    /// `estimated time: 6 min (audit 2 min, training 3 min, ...)`, for a model of `weights` parameters on this machine.
+    pub fn estimate(self, weights: usize) -> String {
+        let rate = EFFICIENCY * flops_per_second();
+        let time = |work: Workload| format::duration(work.flops(weights as f64) / rate);
+        let named = [
+            ("audit", self.audit),
+            ("training", self.training),
+            ("evaluations", self.evaluations),
+            ("audit afterwards", self.audit_after),
+        ];
+        let parts = named.into_iter().filter(|(_, work)| work.flops(1.0) > 0.0);
+        let parts: Vec<String> = parts
+            .map(|(name, work)| format!("{name} {}", time(work)))
+            .collect();
+        format!(
+            "estimated time: {} at most ({}); audits that were made before take none",
+            time(self.total()),
+            parts.join(", ")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_counts_every_part_of_a_run() {
+        let mut config = Config::default();
+        config.method.decoys = None;
+        config.train.num_epochs = 3;
+        config.data.audit.as_mut().expect("by default").num_prompts = 5;
+        let plan = Plan::new(&config, 100, 40, 200);
+        let flops = |work: Workload| work.flops(1.0);
+        assert_eq!(flops(plan.training), 6.0 * 3.0 * 100.0);
+        assert_eq!(flops(plan.evaluations), 2.0 * 5.0 * 40.0 * 12.0);
+        assert_eq!(flops(plan.audit), flops(plan.audit_after) * 5.0);
+        let parts = [
+            plan.audit,
+            plan.training,
+            plan.evaluations,
+            plan.audit_after,
+        ];
+        assert_eq!(flops(plan.total()), parts.map(flops).iter().sum::<f64>());
+
+        let text = plan.estimate(1);
+        assert!(text.contains("training"), "{text}");
+        config.data.audit = None;
+        let text = Plan::new(&config, 100, 40, 0).estimate(1);
+        assert!(!text.contains("audit afterwards"), "{text}");
+    }
+}
