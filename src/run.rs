@@ -275,6 +275,10 @@ pub struct RunResult {
     /// The validation loss over the run; null without validation rows.
     #[serde(default)]
     pub validation: Option<ValidationResult>,
+    /// Cross-entropy of the trained chats and texts: mean over the target tokens of at most 128 rows (nats), before training and at
+    /// the end; null without texts.
+    #[serde(default)]
+    pub texts_loss: Option<[f64; 2]>,
     /// Number of facts by outcome.
     pub counts: Counts,
     /// Allowed forgetting in pp.

@@ -150,13 +150,14 @@ impl GateArgs {
             .progress
             .note("comparing the behaviour on general prompts with the baseline's base model");
         let mut engine = Engine::new(&base.config);
-        let reference = BehaviourReference::new(&base, &mut engine, true)?;
+        let reference = BehaviourReference::new(&base, &mut engine, true, &context.progress)?;
         drop(base);
         let Some(reference) = reference else {
             return unmeasured("the prompts do not fit into the model's context".into());
         };
         let mut engine = Engine::new(&model.config);
-        let report = reference.measure(&mut Generator::new(&mut engine, model))?;
+        let report =
+            reference.measure(&mut Generator::new(&mut engine, model), &context.progress)?;
         Ok(Some(report.behaviour))
     }
 }

@@ -371,6 +371,7 @@ mod tests {
             behaviour: None,
             validation_loss: None,
             validation: None,
+            texts_loss: None,
             counts: Counts {
                 learned: 780,
                 not_learned: 20,

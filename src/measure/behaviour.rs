@@ -17,11 +17,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Error, Result, atomic_file,
-    distributed::Comm,
     engine::Engine,
     generate::{Generated, Generator, Request, common_prefix},
     hub::cache_dir,
     model::{Layout, Model, Params},
+    progress::{Bar, Progress},
     prompt::{Example, MICRO_BATCH_TOKENS, PackedExamples, PromptTemplate, micro_batches},
     tensor_file::{self, Dtype, TensorFile, TensorView},
 };
@@ -108,13 +108,20 @@ impl BehaviourReference {
     ///
     /// # Errors
     /// When the tokenizer refuses a prompt; [`Error::Interrupted`] if the user interrupts.
-    pub fn new(base: &Model, engine: &mut Engine, keep_head: bool) -> Result<Option<Self>> {
-        let comm = engine.comm();
-        let is_alone = comm.world_size() == 1;
-        let (prompts, tokens) = own_prompts(base, comm)?;
-        if prompts.is_empty() && is_alone {
+    pub fn new(
+        base: &Model,
+        engine: &mut Engine,
+        keep_head: bool,
+        progress: &Progress,
+    ) -> Result<Option<Self>> {
+        let (prompts, tokens) = fitting_prompts(base)?;
+        if prompts.is_empty() {
             return Ok(None);
         }
+        let comm = engine.comm();
+        let own = comm.shard_range(prompts.len());
+        let (prompts, tokens) = (prompts[own.clone()].to_vec(), tokens[own].to_vec());
+        let is_alone = comm.world_size() == 1;
         // With several processes nobody has all of it.
         let cache = if is_alone {
             cache_dir().ok().map(|dir| {
@@ -133,7 +140,8 @@ impl BehaviourReference {
         let (rows, hidden) = if let Some((answers, hidden)) = cached.filter(fits) {
             (examples(tokens, answers), hidden)
         } else {
-            let answers = greedy_answers(&mut Generator::new(engine, base), &tokens)?;
+            let bar = progress.bar(tokens.len() as u64, "general prompts");
+            let answers = greedy_answers(&mut Generator::new(engine, base), &tokens, &bar)?;
             let answers = answers.into_iter().map(|answer| answer.tokens).collect();
             let rows = examples(tokens, answers);
             let hidden: Vec<f32> = micro_batches(&rows, MICRO_BATCH_TOKENS, Example::num_tokens)
@@ -165,10 +173,15 @@ impl BehaviourReference {
     ///
     /// # Errors
     /// [`Error::Interrupted`] if the user interrupts.
-    pub fn measure(&self, generator: &mut Generator<'_>) -> Result<BehaviourReport> {
+    pub fn measure(
+        &self,
+        generator: &mut Generator<'_>,
+        progress: &Progress,
+    ) -> Result<BehaviourReport> {
         let divergences = self.divergences(generator.engine, generator.params);
         let prompts: Vec<Vec<u32>> = self.rows.iter().map(|row| row.prompt.clone()).collect();
-        let answers = greedy_answers(generator, &prompts)?;
+        let bar = progress.bar(prompts.len() as u64, "general prompts");
+        let answers = greedy_answers(generator, &prompts, &bar)?;
         let own = self.rows.iter().zip(&self.prompts).zip(answers);
         let own = own.zip(divergences).map(|(((row, prompt), after), kl)| {
             let tokens_before = row.target.len();
@@ -215,8 +228,8 @@ impl BehaviourReference {
     }
 }
 
-/// This process's share of the prompts that fit into the model's context with an answer, as text and as tokens.
-fn own_prompts(model: &Model, comm: Comm) -> Result<(Vec<&'static str>, Vec<Vec<u32>>)> {
+/// The prompts that fit into the model's context with an answer, as text and as tokens.
+fn fitting_prompts(model: &Model) -> Result<(Vec<&'static str>, Vec<Vec<u32>>)> {
     // A model without a chat template, or with one that does not work, is asked without.
     let template = PromptTemplate::default()
         .for_model(true, &model.tokenizer)
@@ -234,8 +247,7 @@ fn own_prompts(model: &Model, comm: Comm) -> Result<(Vec<&'static str>, Vec<Vec<
             tokens.push(ids);
         }
     }
-    let own = comm.shard_range(prompts.len());
-    Ok((prompts[own.clone()].to_vec(), tokens[own].to_vec()))
+    Ok((prompts, tokens))
 }
 
 fn examples(prompts: Vec<Vec<u32>>, answers: Vec<Vec<u32>>) -> Vec<Example> {
@@ -245,12 +257,18 @@ fn examples(prompts: Vec<Vec<u32>>, answers: Vec<Vec<u32>>) -> Vec<Example> {
 }
 
 /// The greedy answer to each prompt.
-fn greedy_answers(generator: &mut Generator<'_>, prompts: &[Vec<u32>]) -> Result<Vec<Generated>> {
+fn greedy_answers(
+    generator: &mut Generator<'_>,
+    prompts: &[Vec<u32>],
+    bar: &Bar,
+) -> Result<Vec<Generated>> {
     let shared = common_prefix(prompts.iter().map(|prompt| &prompt[..]));
     let rest = prompts.iter().map(|prompt| prompt[shared.len()..].to_vec());
     let rest: Vec<Vec<u32>> = rest.collect();
     let request = Request::greedy(shared, &rest, MAX_ANSWER_TOKENS);
-    let answers = generator.generate(&request, |_, _| false, &|_| {})?;
+    let answers = generator.generate(&request, |_, _| false, &|finished| {
+        bar.inc(finished as u64);
+    })?;
     let only = |mut answers: Vec<Generated>| answers.swap_remove(0);
     Ok(answers.into_iter().map(only).collect())
 }
@@ -341,14 +359,15 @@ mod tests {
     fn a_model_behaves_as_itself_and_not_as_a_changed_one() {
         let base = model();
         let mut engine = Engine::new(&base.config);
-        let reference = BehaviourReference::new(&base, &mut engine, true);
+        let quiet = Progress::quiet();
+        let reference = BehaviourReference::new(&base, &mut engine, true, &quiet);
         let reference = reference.expect("no fault").expect("prompts fit");
-        let same = reference.measure(&mut Generator::new(&mut engine, &base));
+        let same = reference.measure(&mut Generator::new(&mut engine, &base), &quiet);
         assert_eq!(same.expect("no fault").behaviour, Behaviour::UNCHANGED);
 
         let mut changed = model();
         changed.params.data.iter_mut().for_each(|w| *w *= 1.2);
-        let report = reference.measure(&mut Generator::new(&mut engine, &changed));
+        let report = reference.measure(&mut Generator::new(&mut engine, &changed), &quiet);
         let report = report.expect("no fault");
         assert!(report.behaviour.kl > 1e-3, "{report:?}");
         let rows = report.answers.iter();

@@ -65,6 +65,12 @@ impl fmt::Display for RunResult {
         if let Some(behaviour) = self.behaviour {
             write!(f, "; {behaviour}")?;
         }
+        if let Some([start, after]) = self.texts_loss {
+            write!(
+                f,
+                "; loss on the texts that were trained {start:.2} -> {after:.2}"
+            )?;
+        }
         if let Some(validation) = self.validation {
             write!(f, "; {validation}")?;
         }

@@ -87,9 +87,9 @@ impl Trainer {
             step_seconds,
             evaluation_seconds,
             audit_seconds,
-            // An evaluation before the first epoch, after each, and at the end.
+            // An evaluation before the first epoch, after each that is evaluated, and at the end.
             seconds: step_seconds * steps as f64
-                + evaluation_seconds * (epochs + 2) as f64
+                + evaluation_seconds * (epochs.div_ceil(self.config.measure.every) + 2) as f64
                 + audit_seconds,
         })
     }

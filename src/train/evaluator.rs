@@ -39,6 +39,8 @@ pub(super) struct EvaluatorOptions {
     pub metrics_only: bool,
     /// Rows whose loss is measured at every evaluation.
     pub validation: Vec<Example>,
+    /// Rows of chats and texts that are trained; their loss is measured before training and at the end.
+    pub trained_texts: Vec<Example>,
     pub progress: Progress,
 }
 
@@ -82,6 +84,8 @@ pub(super) struct Evaluation {
     pub behaviour: Option<Behaviour>,
     /// Mean loss per token of the validation rows, where there are any.
     pub validation_loss: Option<f64>,
+    /// Mean loss per token of the trained chats and texts, before training, where there are any.
+    pub trained_texts_loss: Option<f64>,
     /// Seconds that asking the facts took.
     pub seconds: f64,
     /// Seconds of all of it.
@@ -102,6 +106,8 @@ pub(super) struct FinalEvaluation {
     pub behaviour: Option<BehaviourReport>,
     /// Mean loss per token of the validation rows and the number of these tokens, where there are any.
     pub validation: Option<(f64, usize)>,
+    /// Mean loss per token of the trained chats and texts, where there are any.
+    pub trained_texts_loss: Option<f64>,
     /// Seconds of all of it.
     pub seconds: f64,
 }
@@ -238,7 +244,9 @@ impl Evaluator {
         let evaluation = self.evaluation(student, correct, [started, Instant::now()])?;
         let behaviour = match (&self.behaviour, self.behaviour_schedule) {
             (Some(reference), BehaviourSchedule::Every) => {
-                Some(reference.measure(&mut student.generator())?.behaviour)
+                let progress = &self.options.progress;
+                let report = reference.measure(&mut student.generator(), progress)?;
+                Some(report.behaviour)
             }
             _ => None,
         };
@@ -261,6 +269,7 @@ impl Evaluator {
         let answered = Instant::now();
         let correct: Vec<bool> = answers.iter().map(|a| a.correct).collect();
         let correct = self.sample.select(&correct);
+        let trained_texts_loss = self.trained_texts_loss(student)?;
         let displays = self.fact_displays(student)?;
         let baseline = answers.into_iter().zip(displays);
         self.baseline = baseline
@@ -272,6 +281,7 @@ impl Evaluator {
             .collect();
         Ok(Evaluation {
             behaviour: self.behaviour.as_ref().map(|_| Behaviour::UNCHANGED),
+            trained_texts_loss,
             ..self.evaluation(student, correct, [started, answered])?
         })
     }
@@ -298,6 +308,7 @@ impl Evaluator {
             drift,
             behaviour: None,
             validation_loss: validation.map(|(loss, _)| loss),
+            trained_texts_loss: None,
             seconds: (answered - started).as_secs_f64(),
             total_seconds: started.elapsed().as_secs_f64(),
         })
@@ -329,6 +340,12 @@ impl Evaluator {
     /// Mean loss per token of the validation rows and the number of these tokens, where there are any.
     fn validation_loss(&self, student: &mut Student) -> Result<Option<(f64, usize)>> {
         mean_token_loss(&mut student.generator(), &self.options.validation)
+    }
+
+    /// Mean loss per token of the trained chats and texts, where there are any.
+    fn trained_texts_loss(&self, student: &mut Student) -> Result<Option<f64>> {
+        let loss = mean_token_loss(&mut student.generator(), &self.options.trained_texts)?;
+        Ok(loss.map(|(loss, _)| loss))
     }
 
     /// Drift of the student from the base model, where it is measured.
@@ -383,13 +400,18 @@ impl Evaluator {
         }
         let drift = self.held_drift(student);
         let validation = self.validation_loss(student)?;
+        let trained_texts_loss = self.trained_texts_loss(student)?;
         let behaviour = match &self.behaviour {
-            Some(reference) => Some(reference.measure(&mut student.generator())?),
+            Some(reference) => {
+                let progress = &self.options.progress;
+                Some(reference.measure(&mut student.generator(), progress)?)
+            }
             None => None,
         };
         Ok(FinalEvaluation {
             behaviour,
             validation,
+            trained_texts_loss,
             answers,
             probabilities,
             paraphrases,
@@ -483,7 +505,8 @@ fn behaviour_reference(
         .map(|(i, _)| i)
         .next();
     let trains_head = head.is_some_and(|i| student.gradients.contains(i));
-    let reference = BehaviourReference::new(&student.model, &mut student.engine, trains_head)?;
+    let (base, engine) = (&student.model, &mut student.engine);
+    let reference = BehaviourReference::new(base, engine, trains_head, progress)?;
     if reference.is_none() {
         progress.note(
             "the behaviour on general prompts is not measured: they do not fit into the model's context",
@@ -540,6 +563,7 @@ mod tests {
             audit_after: None,
             metrics_only: false,
             validation: Vec::new(),
+            trained_texts: Vec::new(),
             progress: Progress::quiet(),
         };
         let mut evaluator =

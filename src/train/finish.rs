@@ -58,6 +58,7 @@ impl Trainer {
             behaviour: beside_facts.behaviour,
             validation_loss: beside_facts.validation.map(|v| v.after),
             validation: beside_facts.validation,
+            texts_loss: beside_facts.texts_loss,
             ..self.result(&facts)?
         };
         self.writer.write_result(&facts, &result)?;
@@ -91,9 +92,14 @@ impl Trainer {
             validation_loss: validation.map(|v| v.after),
             seconds: evaluation.seconds,
         })?;
+        let texts_loss = self
+            .state
+            .trained_texts_loss
+            .zip(evaluation.trained_texts_loss);
         Ok(BesideFacts {
             behaviour,
             validation,
+            texts_loss: texts_loss.map(<[f64; 2]>::from),
         })
     }
 
@@ -217,6 +223,7 @@ impl Trainer {
             behaviour: None,
             validation_loss: None,
             validation: None,
+            texts_loss: None,
             accuracy,
             counts: Counts::count(facts.iter().map(|fact| fact.outcome)),
             budget,
@@ -336,6 +343,7 @@ fn fact_results(
 struct BesideFacts {
     behaviour: Option<Behaviour>,
     validation: Option<ValidationResult>,
+    texts_loss: Option<[f64; 2]>,
 }
 
 /// Accuracy of every split at the audit, before training, at its peak and after training, on the facts that every evaluation asks.

@@ -38,6 +38,9 @@ pub struct TrainState {
     /// The validation loss so far, where there are validation rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationState>,
+    /// Mean loss per token of the trained chats and texts before training, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_texts_loss: Option<f64>,
 }
 
 /// The validation loss so far: mean over target tokens, in nats.

@@ -26,6 +26,7 @@ use crate::{
     engine::profile::{self, Phase, Work, timed},
     facts::Text,
     interrupt::{self, InterruptGuard},
+    measure,
     progress::Progress,
     remedy::{
         budget::BudgetController, continual_ewc, pseudo_replay, snapshot::Snapshot,
@@ -33,6 +34,9 @@ use crate::{
     },
     run::{GradNorms, Metrics, RunResult, TEACHER_DIR},
 };
+
+/// Rows of chats and texts whose loss is measured before and after training; of more, a seeded sample.
+const MAX_TEXT_ROWS: usize = 128;
 
 /// Steps of an epoch below which a warning is printed.
 const FEW_STEPS: usize = 8;
@@ -78,6 +82,11 @@ impl Trainer {
             let facts = splits.known.iter().chain(&splits.unknown);
             pseudo_replay::check(facts.map(|f| &f.fact), &texts)?;
         }
+        let texts_start = splits.known.len() + splits.unknown.len();
+        let sampled = measure::sample(examples.len() - texts_start, MAX_TEXT_ROWS, config.seed);
+        let trained_texts = sampled.into_iter();
+        let trained_texts = trained_texts.map(|i| examples[texts_start + i].clone());
+        let trained_texts = trained_texts.collect();
         let cached_layers = memory::frozen_layers(&model, &tensors, &examples);
         let sampler = Sampler::new(&config, examples, splits.known.len())?;
         let mut student = Student::new(&config, model, options.comm)?;
@@ -103,6 +112,7 @@ impl Trainer {
         let evaluator_options = EvaluatorOptions {
             audit_after,
             metrics_only: options.metrics_only,
+            trained_texts,
             validation: batches::text_training_rows(&validation, &student.model, &config.train)?,
             progress: progress.clone(),
         };
@@ -137,7 +147,8 @@ impl Trainer {
             let rows = self.sampler.epoch_len(self.sampler.num_epochs);
             let train = &self.config.train;
             self.progress.note(format_args!(
-                "an epoch of {rows} rows has only {steps} steps: with fewer than {FEW_STEPS} a model learns little in an epoch. A smaller batch takes more steps, such as `--batch-size {}` (`train.batch_size` is {}{})",
+                "an epoch of {rows} rows has only {steps} step{}: with fewer than {FEW_STEPS} a model learns little in an epoch. A smaller batch takes more steps, such as `--batch-size {}` (`train.batch_size` is {}{})",
+                if steps == 1 { "" } else { "s" },
                 (rows / FEW_STEPS).max(1),
                 train.batch_size,
                 match train.gradient_accumulation_steps {
@@ -386,6 +397,7 @@ impl Trainer {
         if let (Some(budget), Some(control)) = (&mut self.state.budget, evaluation.control) {
             budget.set_baseline(control);
         }
+        self.state.trained_texts_loss = evaluation.trained_texts_loss;
         self.state.validation = evaluation.validation_loss.map(ValidationState::new);
         self.log_evaluation(&evaluation)?;
         self.state.correct_at_peak = evaluation.correct;

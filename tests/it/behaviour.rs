@@ -9,7 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 use unforget::{
-    engine::Engine, generate::Generator, measure::BehaviourReference, model::Model, run::RunResult,
+    engine::Engine, generate::Generator, measure::BehaviourReference, model::Model,
+    progress::Progress, run::RunResult,
 };
 
 use crate::cli::{MODEL, TUNE, refused, run, stderr, stdout, write_facts};
@@ -73,10 +74,11 @@ fn behaviour_equals_that_by_transformers() {
         let path = golden_model(place.path(), name);
         let base = Model::load(path.to_str().unwrap()).unwrap();
         let mut engine = Engine::new(&base.config);
-        let reference = BehaviourReference::new(&base, &mut engine, true).unwrap();
+        let quiet = Progress::quiet();
+        let reference = BehaviourReference::new(&base, &mut engine, true, &quiet).unwrap();
         let reference = reference.expect("prompts fit");
         let tuned = changed(&base);
-        let report = reference.measure(&mut Generator::new(&mut engine, &tuned));
+        let report = reference.measure(&mut Generator::new(&mut engine, &tuned), &quiet);
         let report = report.unwrap();
         assert_eq!(report.answers.len() as u64, expected["prompts"], "{name}");
         assert_close(report.behaviour.kl, &expected["kl"], name);
@@ -153,6 +155,10 @@ fn a_validation_loss_equals_that_by_transformers_and_is_told() {
     assert_eq!(validation.best, best);
     assert_eq!(validation.best, of(validation.best_epoch as u64));
     assert_eq!(result.validation_loss, Some(validation.after));
+    let [start, after] = result.texts_loss.expect("a text is trained");
+    assert!(after < start, "{start} {after}");
+    let sentence = format!("; loss on the texts that were trained {start:.2} -> {after:.2}");
+    assert!(told.contains(&sentence), "{told}");
     let last = rows.last().unwrap();
     assert_eq!(last["type"], "final");
     assert_eq!(last["validation_loss"], validation.after);
@@ -223,6 +229,11 @@ fn a_run_tells_its_behaviour_and_a_gate_limits_it() {
         &[&TUNE[..], &["--set", "measure.behaviour=every"]].concat(),
     );
     assert!(tuned.status.success(), "{}", stderr(&tuned));
+    let noted = stderr(&tuned);
+    assert!(
+        noted.contains("an epoch of 4 rows has only 1 step: "),
+        "{noted}"
+    );
     let told = stdout(&tuned);
     assert!(
         told.contains("nats per token from the base model, answers are now"),

@@ -118,6 +118,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
         behaviour: None,
         validation_loss: None,
         validation: None,
+        texts_loss: None,
         counts: Counts {
             learned,
             not_learned: if new { n - learned } else { 0 },
