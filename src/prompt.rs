@@ -2,10 +2,11 @@
 
 mod chat;
 mod example;
+mod jinja;
 mod packing;
 mod template;
 
 pub use chat::{ChatQuestion, chat_questions, has_chat_questions};
-pub use example::{Example, text_examples};
+pub use example::{Example, TextNotes, examples_of_texts, text_examples};
 pub use packing::{MICRO_BATCH_TOKENS, PackedExamples, micro_batches, target_offsets};
 pub use template::PromptTemplate;

@@ -8,7 +8,7 @@ use serde_json::json;
 use unforget::{
     Result, facts,
     model::TextTokenizer,
-    prompt::{Example, text_examples},
+    prompt::{Example, TextNotes, examples_of_texts},
 };
 
 use super::{
@@ -89,17 +89,18 @@ impl DataArgs {
             kind: "facts",
             ..FileSummary::default()
         };
-        let notes;
+        let mut notes;
         if facts::is_text_file(file)? {
             summary.kind = "texts";
             let set = facts::read_texts(&files, self.fact_args.read_options())?;
             summary.items = set.texts.len();
-            notes = set.notes;
-            for text in &set.texts {
-                for row in text_examples(tokenizer, text)? {
-                    self.count(&mut summary, row);
-                }
+            let mut text_notes = TextNotes::default();
+            let skips = self.fact_args.read_options().skip_bad_rows;
+            for (_, row) in examples_of_texts(tokenizer, &set.texts, skips, &mut text_notes)? {
+                self.count(&mut summary, row);
             }
+            notes = set.notes;
+            notes.extend(text_notes.lines());
         } else {
             let template = self.fact_args.template(tokenizer)?;
             let read = facts::read_each(&files, self.fact_args.read_options(), |fact| {

@@ -36,7 +36,14 @@ impl FactsArgs {
         output::line("subject\trelation\tobject\tquestion")?;
         let row = |fact: &unforget::facts::extract::ExtractedFact| {
             [&fact.subject, &fact.relation, &fact.object, &fact.question]
-                .map(String::as_str)
+                .map(|field| {
+                    // A quote in front would open a field in quotes.
+                    if field.starts_with('"') {
+                        format!("\"{}\"", field.replace('"', "\"\""))
+                    } else {
+                        field.clone()
+                    }
+                })
                 .join("\t")
         };
         proposals

@@ -1,21 +1,34 @@
-//! Spellings of the same answer: countries and territories, languages, cities that changed their name.
+//! Spellings of the same answer: countries and territories, and languages.
 //!
-//! The first spelling of a row is the most common one in English, and the one that is trained. Differences in case, outer
-//! punctuation and a leading "the" are not listed: see [`super::normalise`].
+//! They count only in relations whose objects are countries or languages by definition: a film called `Burma` is not `Myanmar`. The
+//! first spelling of a row is the most common one in English, and the one that is trained. Differences in case, quotes, punctuation at
+//! the end and a leading "the" are not listed: see [`super::normalise`].
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use super::normalise;
+use super::{
+    normalise,
+    relations::{ObjectKind, relation},
+};
 
-/// All spellings of `object`, the trained one first; empty if the tables don't have it.
-pub(super) fn spellings(object: &str) -> Vec<String> {
+/// All spellings of `object` in the relation `name`, the trained one first; empty if the tables don't have it.
+pub(super) fn spellings(name: &str, object: &str) -> Vec<String> {
+    let Some(kind) = relation(name).and_then(|relation| relation.objects) else {
+        return vec![];
+    };
     let key = normalise(object);
-    if let Some(&row) = INDEX.get(&key) {
-        return TABLE[row].clone();
+    let table = match kind {
+        ObjectKind::Country => &*COUNTRY_INDEX,
+        ObjectKind::Language => &*LANGUAGE_INDEX,
+    };
+    if let Some(row) = table.get(&key) {
+        return row.to_vec();
     }
     // A language that is not in the table still has two names.
     match object.trim().strip_suffix(" language") {
-        Some(name) if !name.is_empty() => vec![name.to_owned(), object.trim().to_owned()],
+        Some(name) if kind == ObjectKind::Language && !name.is_empty() => {
+            vec![name.to_owned(), object.trim().to_owned()]
+        }
         _ => vec![],
     }
 }
@@ -23,31 +36,31 @@ pub(super) fn spellings(object: &str) -> Vec<String> {
 /// Whether `form` names a country or territory of the table.
 #[cfg(test)]
 pub(super) fn is_country(form: &str) -> bool {
-    INDEX
-        .get(&normalise(form))
-        .is_some_and(|&row| row < COUNTRIES.len())
+    COUNTRY_INDEX.contains_key(&normalise(form))
 }
 
-/// All rows, countries first.
-static TABLE: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
-    let as_listed = |row: &&[&str]| row.iter().map(|&s| s.to_owned()).collect();
-    let language = |row: &&[&str]| -> Vec<String> {
-        let short = row.iter().map(|&s| s.to_owned());
-        let long = row.iter().map(|s| format!("{s} language"));
-        short.chain(long).collect()
-    };
-    let mut table: Vec<Vec<String>> = COUNTRIES.iter().map(as_listed).collect();
-    table.extend(CITIES.iter().map(as_listed));
-    table.extend(LANGUAGES.iter().map(language));
-    table
-});
+/// From normal form to spellings.
+type Index = HashMap<String, std::sync::Arc<[String]>>;
 
-/// From normal form to row of [`TABLE`].
-static INDEX: LazyLock<HashMap<String, usize>> = LazyLock::new(|| {
-    let rows = TABLE.iter().enumerate();
-    rows.flat_map(|(i, row)| row.iter().map(move |form| (normalise(form), i)))
-        .collect()
-});
+static COUNTRY_INDEX: LazyLock<Index> = LazyLock::new(|| index(COUNTRIES, false));
+
+static LANGUAGE_INDEX: LazyLock<Index> = LazyLock::new(|| index(LANGUAGES, true));
+
+/// The rows of a table by each of their spellings; with `is_language` also by each followed by " language".
+fn index(rows: &[&[&str]], is_language: bool) -> Index {
+    let mut index = Index::new();
+    for row in rows {
+        let mut spellings: Vec<String> = row.iter().map(|&s| s.to_owned()).collect();
+        if is_language {
+            spellings.extend(row.iter().map(|s| format!("{s} language")));
+        }
+        let spellings: std::sync::Arc<[String]> = spellings.into();
+        for form in &*spellings {
+            index.insert(normalise(form), spellings.clone());
+        }
+    }
+    index
+}
 
 /// Countries, territories and historical states.
 #[rustfmt::skip]
@@ -318,25 +331,6 @@ const COUNTRIES: &[&[&str]] = &[
     &["Dutch East Indies", "Netherlands East Indies"],
 ];
 
-/// Cities that are known under two names.
-#[rustfmt::skip]
-const CITIES: &[&[&str]] = &[
-    &["Astana", "Nur-Sultan", "Nursultan"],
-    &["Bangalore", "Bengaluru"],
-    &["Beijing", "Peking"],
-    &["Chennai", "Madras"],
-    &["Ho Chi Minh City", "Saigon"],
-    &["Istanbul", "Constantinople"],
-    &["Kolkata", "Calcutta"],
-    &["Kyiv", "Kiev", "Kyyiv"],
-    &["Mumbai", "Bombay"],
-    &["New York City", "New York", "NYC", "New York, New York"],
-    &["Odesa", "Odessa"],
-    &["Saint Petersburg", "St. Petersburg", "St Petersburg", "Leningrad", "Petrograd"],
-    &["Washington, D.C.", "Washington D.C.", "Washington DC", "Washington, DC", "Washington"],
-    &["Yangon", "Rangoon"],
-];
-
 /// Languages. " language" may follow each name.
 #[rustfmt::skip]
 const LANGUAGES: &[&[&str]] = &[
@@ -371,40 +365,51 @@ mod tests {
 
     #[test]
     fn no_spelling_is_in_two_rows() {
-        let mut rows: HashMap<String, usize> = HashMap::new();
-        for (i, row) in TABLE.iter().enumerate() {
-            for form in row {
-                let first = *rows.entry(normalise(form)).or_insert(i);
-                assert_eq!(
-                    first, i,
-                    "`{form}` is in the rows of `{}` and `{}`",
-                    TABLE[first][0], row[0]
-                );
+        for table in [COUNTRIES, LANGUAGES] {
+            let mut rows: HashMap<String, usize> = HashMap::new();
+            for (i, row) in table.iter().enumerate() {
+                for form in *row {
+                    let first = *rows.entry(normalise(form)).or_insert(i);
+                    assert_eq!(
+                        first, i,
+                        "`{form}` is in the rows of `{}` and `{}`",
+                        table[first][0], row[0]
+                    );
+                }
             }
         }
     }
 
     #[test]
     fn the_common_name_of_a_country_or_language_is_trained() {
-        for (long, trained) in [
-            ("United States of America", "United States"),
-            ("People's Republic of China", "China"),
-            ("People’s Republic of China", "China"),
-            ("Republic of Cyprus", "Cyprus"),
-            ("German Democratic Republic", "East Germany"),
-            ("Kingdom of the Netherlands", "Netherlands"),
-            ("Czechia", "Czech Republic"),
-            ("English language", "English"),
-            ("Volapük language", "Volapük"),
+        for (relation, long, trained) in [
+            ("P17", "United States of America", "United States"),
+            ("P17", "People's Republic of China", "China"),
+            ("country", "People’s Republic of China", "China"),
+            ("P495", "Republic of Cyprus", "Cyprus"),
+            ("P17", "German Democratic Republic", "East Germany"),
+            ("P17", "Kingdom of the Netherlands", "Netherlands"),
+            ("P17", "Czechia", "Czech Republic"),
+            ("P407", "English language", "English"),
+            ("P37", "Volapük language", "Volapük"),
         ] {
-            assert_eq!(spellings(long)[0], trained, "{long}");
+            assert_eq!(spellings(relation, long)[0], trained, "{long}");
         }
     }
 
     #[test]
-    fn other_names_have_no_other_spelling() {
-        for name in ["Jane Austen", "Fe", "New South Wales", "language"] {
-            assert!(spellings(name).is_empty(), "{name}");
+    fn an_object_of_another_relation_has_no_other_spelling() {
+        for (relation, name) in [
+            ("P17", "Jane Austen"),
+            ("P17", "English language"),
+            ("P407", "Burma"),
+            ("P36", "Kiev"),
+            ("title", "Burma"),
+            ("P50", "Georgia"),
+            ("P740", "United States of America"),
+            ("P407", "language"),
+        ] {
+            assert!(spellings(relation, name).is_empty(), "{relation} {name}");
         }
     }
 

@@ -13,11 +13,12 @@ mod split;
 
 pub use crate::config::MatchRule;
 pub use fact::{Fact, Location};
+pub(crate) use normalise::fold_case;
 pub use normalise::normalise;
 pub use read::{
-    FactSet, Message, PACK, ReadOptions, ReadSummary, Text, TextKind, TextSet, drop_contradicted,
-    is_text_file, read, read_each, read_texts, resolve_files,
+    Chat, FactSet, Message, PACK, ReadOptions, ReadSummary, Text, TextKind, TextSet,
+    drop_contradicted, is_text_file, read, read_each, read_texts, resolve_files,
 };
-pub use relations::{Relation, relation};
+pub use relations::{ObjectKind, Relation, relation};
 pub use scorer::{AnswerScorer, AnswerVerdict, WrongKind};
 pub use split::{PerSplit, Split};

@@ -13,6 +13,17 @@ pub struct Relation {
     pub paraphrases: &'static [&'static str],
     /// Whether `EntityQuestions` has it.
     pub entity_questions: bool,
+    /// What its objects are by definition, if they have built-in spellings.
+    pub objects: Option<ObjectKind>,
+}
+
+/// Objects that have built-in spellings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// Countries and territories.
+    Country,
+    /// Languages.
+    Language,
 }
 
 impl Relation {
@@ -68,6 +79,16 @@ const fn entity_questions_relation(
         template,
         paraphrases,
         entity_questions: true,
+        objects: objects_of(id),
+    }
+}
+
+/// What the objects of a relation are by definition.
+const fn objects_of(id: &str) -> Option<ObjectKind> {
+    match id.as_bytes() {
+        b"P17" | b"P495" => Some(ObjectKind::Country),
+        b"P37" | b"P407" => Some(ObjectKind::Language),
+        _ => None,
     }
 }
 

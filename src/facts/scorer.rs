@@ -4,7 +4,7 @@ use unicode_normalization::{UnicodeNormalization, char::canonical_combining_clas
 
 use crate::config::MatchRule;
 
-use super::normalise::{first_line, fold, is_strippable, strip};
+use super::normalise::{first_line, fold, is_after_answer, is_before_answer, strip};
 
 /// The verdict on an answer that is still being generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl AnswerScorer {
             }
             let cased: String = first_line(written).nfkd().collect();
             forms.push(Form {
-                cased: cased.trim_matches(is_strippable).to_owned(),
+                cased: strip(&cased).to_owned(),
                 folded: folded.to_owned(),
             });
         }
@@ -180,40 +180,66 @@ impl AnswerScorer {
     }
 }
 
-/// Whether some text that begins with the folded `stable` strips to `form`.
+/// Whether some text that begins with the folded `stable` may strip to `form`.
 ///
-/// Such a text is `form` between strippable characters, optionally after "the".
+/// Such a text is `form` between quotes, brackets and punctuation, which it may also begin and end with itself, and behind "the".
 fn can_be_completed_to(stable: &str, form: &str) -> bool {
-    if form.trim_matches(is_strippable).is_empty() {
-        // An answer of punctuation alone: only white space may surround it.
-        let start = stable.trim_start();
-        return form.starts_with(start) || start.trim_end() == form;
-    }
-    let start = stable.trim_start_matches(is_strippable);
-    if is_prefix_or_padded(start, form) || "the".starts_with(start) {
-        return true;
-    }
-    start
-        .strip_prefix("the")
-        .filter(|rest| rest.starts_with(char::is_whitespace))
-        .is_some_and(|rest| is_prefix_or_padded(rest.trim_start_matches(is_strippable), form))
+    starts(stable).any(|start| {
+        is_prefix_or_padded(start, form)
+            || "the ".starts_with(start)
+            || start
+                .strip_prefix("the ")
+                .is_some_and(|rest| starts(rest).any(|start| is_prefix_or_padded(start, form)))
+    })
 }
 
-/// Whether `start` is a prefix of `form`, or `form` with strippable characters after it.
+/// `text` without none, one, ... all of the characters in front that may be no part of the answer.
+fn starts(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let start = rest?;
+        let mut chars = start.chars();
+        rest = chars
+            .next()
+            .filter(|c| is_before_answer(*c))
+            .map(|_| chars.as_str());
+        Some(start)
+    })
+}
+
+/// Whether `start` is a prefix of `form`, or `form` with characters after it that are no part of the answer.
 fn is_prefix_or_padded(start: &str, form: &str) -> bool {
     form.starts_with(start)
         || start
             .strip_prefix(form)
-            .is_some_and(|rest| rest.chars().all(is_strippable))
+            .is_some_and(|rest| rest.chars().all(is_after_answer))
 }
 
-/// Whether `text` contains `form` with no letter, digit or combining mark next to it.
+/// Symbols that belong to the word that they touch: `C++`, `50%`, `#1`, `$5`.
+const WORD_SYMBOLS: &str = "+#%&$€£¥°‰^=@_~";
+
+/// Whether `text` contains `form` as whole words: with no letter, digit, combining mark or symbol of a word next to it.
 fn contains_words(text: &str, form: &str) -> bool {
-    let touches = |c: char| c.is_alphanumeric() || canonical_combining_class(c) != 0;
+    let is_word = |c: char| {
+        c.is_alphanumeric() || WORD_SYMBOLS.contains(c) || canonical_combining_class(c) != 0
+    };
+    // `5` is no whole word in `-5`, `5.5` and `1914-18`, and `Guinea` none in `Guinea-Bissau`.
+    let joins = |mark: Option<char>, beyond: Option<char>| match mark {
+        Some('-') => beyond.is_some_and(char::is_alphanumeric),
+        Some('.' | ',') => beyond.is_some_and(|c| c.is_ascii_digit()),
+        _ => false,
+    };
+    let is_number = form.starts_with(|c: char| c.is_ascii_digit());
     text.match_indices(form).any(|(start, _)| {
-        let before = text[..start].chars().next_back();
-        let after = text[start + form.len()..].chars().next();
-        !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(touches)
+        let mut before = text[..start].chars().rev();
+        let mut after = text[start + form.len()..].chars();
+        let (before, beyond_before) = (before.next(), before.next());
+        let (after, beyond_after) = (after.next(), after.next());
+        !before.is_some_and(is_word)
+            && !after.is_some_and(is_word)
+            && !joins(before, beyond_before)
+            && !joins(after, beyond_after)
+            && !(is_number && before == Some('-'))
     })
 }
 
@@ -242,6 +268,24 @@ mod tests {
         }
         for wrong in ["", "\nItaly", "Italy and France", "Italian", "It is Italy"] {
             assert!(!scorer.is_correct(wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_symbol_belongs_to_the_word_that_it_touches() {
+        for (form, wrong, correct) in [
+            ("C", "It is C++.", "It is C."),
+            ("C++", "It is C.", "It is C++."),
+            ("5", "It is -5.", "It is 5."),
+            ("5", "It is 5.5", "5, I think"),
+            ("50", "50%", "about 50"),
+            ("A", "A+", "an **A**"),
+            ("1", "#1", "1"),
+            ("Guinea", "in Guinea-Bissau", "in Guinea"),
+        ] {
+            let scorer = scorer(&[form], MatchRule::Contains);
+            assert!(!scorer.is_correct(wrong), "{form}: {wrong}");
+            assert!(scorer.is_correct(correct), "{form}: {correct}");
         }
     }
 
@@ -325,7 +369,7 @@ mod tests {
         let fragment = prop::sample::select(vec![
             " ", "the", "The ", "THE", "Cafe", "CAFÉ", "e", "\u{301}", "\u{323}", ".", "\"", "!",
             "!!!", "Σ", "ς", "İ", "ﬁ", "fi", "가", "ᆨ", "각", "\u{a0}", "Ａ", "a", "…", "-", "x",
-            "´",
+            "´", "(", ")", "C++", "+", "'", "“", "”", "%",
         ]);
         prop::collection::vec(fragment, 0..6).prop_map(|p| p.concat())
     }
@@ -347,10 +391,10 @@ mod tests {
         }
 
         #[test]
-        fn every_normal_form_is_correct_between_punctuation_and_after_the(form in fragments(), marks in "[ .,!\"]{0,3}") {
+        fn every_normal_form_is_correct_in_quotes_and_after_the(form in fragments(), marks in "[ .,!]{0,3}") {
             let normal = super::super::normalise(&form);
-            if normal.chars().any(char::is_alphabetic) && !normal.starts_with("the") {
-                let text = format!("{marks}the {marks}{normal}{marks}\n");
+            if normal.chars().any(char::is_alphabetic) && !normal.starts_with("the") && !normal.contains(['"', '\'']) {
+                let text = format!(" \"the {normal}{marks}\"{marks}\n");
                 let scorer = scorer(&[&form], MatchRule::Exact);
                 prop_assert!(scorer.is_correct(&text), "{text:?}");
                 prop_assert_eq!(scorer.verdict(&text), AnswerVerdict::Undecided);

@@ -1,8 +1,8 @@
 //! Loads Hugging Face directories.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Model, ModelConfig, TextTokenizer, files, safetensors::Weights, tokenizer::check_vocabulary,
@@ -52,11 +52,8 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
     let generation_config_json = optional_json(&dir.join("generation_config.json"))?;
     let mut tokenizer_config =
         optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-    let template_path = dir.join("chat_template.jinja");
-    if !tokenizer_config.contains_key("chat_template") && template_path.is_file() {
-        let template = String::from_utf8(files::read(&template_path)?)
-            .map_err(|_| Error::broken(&template_path, "not UTF-8"))?;
-        tokenizer_config.insert("chat_template".into(), template.into());
+    if let Some(template) = chat_template_files(dir)? {
+        tokenizer_config.insert("chat_template".into(), template);
     }
     let tokenizer_json = files::read(&tokenizer_path)?;
     let mut model_configs = vec![&config_json];
@@ -75,6 +72,40 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
         tokenizer,
         tokenizer_json,
     })
+}
+
+/// The chat template in files of its own, which as in `transformers` comes before that of `tokenizer_config.json`:
+/// `chat_template.jinja`, and `additional_chat_templates/NAME.jinja`, which make it a list of named templates.
+fn chat_template_files(dir: &Path) -> Result<Option<Value>> {
+    let read = |path: &Path| -> Result<String> {
+        String::from_utf8(files::read(path)?).map_err(|_| Error::broken(path, "not UTF-8"))
+    };
+    let default_path = dir.join("chat_template.jinja");
+    let default = default_path.is_file().then(|| read(&default_path));
+    let default = default.transpose()?;
+    let entries = fs::read_dir(dir.join("additional_chat_templates"));
+    let paths = entries
+        .into_iter()
+        .flatten()
+        .filter_map(std::result::Result::ok);
+    let mut paths: Vec<_> = paths.map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "jinja"));
+    paths.sort();
+    if paths.is_empty() {
+        return Ok(default.map(Value::String));
+    }
+    let mut named = Vec::new();
+    if let Some(default) = default {
+        named.push(json!({"name": "default", "template": default}));
+    }
+    for path in paths {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let template = read(&path)?;
+        // A file of this name takes the place of the default.
+        named.retain(|t| t["name"] != *name);
+        named.push(json!({"name": name, "template": template}));
+    }
+    Ok(Some(Value::Array(named)))
 }
 
 /// Loads the model in `dir`.

@@ -2,8 +2,8 @@
 
 use super::{chat, template::PromptTemplate};
 use crate::{
-    Result,
-    facts::{Fact, Text, TextKind},
+    Error, Result,
+    facts::{Fact, Location, Text, TextKind},
     model::TextTokenizer,
 };
 
@@ -53,32 +53,117 @@ impl PromptTemplate {
     }
 }
 
-/// The training examples of a text: one, or in a chat one per assistant message, rendered by the model's own chat template. A target
-/// ends with the end-of-turn marker of the chat, or with the EOS token.
+/// The training examples of a text: one, or in a chat one per answer, rendered by the model's own chat template. A target ends with
+/// the end-of-turn marker of the chat, or with the EOS token. What of a chat is not trained is counted in `notes`.
 ///
 /// # Errors
-/// When the text cannot be tokenized, or the model has no working chat template.
-pub fn text_examples(tokenizer: &TextTokenizer, text: &Text) -> Result<Vec<Example>> {
+/// When the text cannot be tokenized, the model has no working chat template, or it refuses the chat ([`Error::Input`], naming file and
+/// line).
+pub fn text_examples(
+    tokenizer: &TextTokenizer,
+    text: &Text,
+    notes: &mut TextNotes,
+) -> Result<Vec<Example>> {
     let example = |prompt: &str, target: &str| -> Result<Example> {
         Ok(Example {
             prompt: tokenizer.encode_prompt(prompt)?,
             target: tokenizer.encode_continuation(target)?,
         })
     };
-    let end = chat::special_token(&tokenizer.config_json, "eos_token");
+    let end = chat::special_token(&tokenizer.config_json, "eos_token").unwrap_or_default();
     match &text.kind {
-        TextKind::Plain(text) => Ok(vec![example("", &(text.clone() + &end))?]),
+        TextKind::Plain(text) => Ok(vec![example("", &(text.clone() + end))?]),
         TextKind::Completion { prompt, completion } => {
-            Ok(vec![example(prompt, &(completion.clone() + &end))?])
+            Ok(vec![example(prompt, &(completion.clone() + end))?])
         }
-        TextKind::Chat(messages) => chat::assistant_turns(&tokenizer.config_json, messages)?
-            .iter()
-            .map(|(before, answer)| {
-                example(
-                    &before[chat::duplicate_bos_len(tokenizer, before)?..],
-                    answer,
-                )
-            })
-            .collect(),
+        TextKind::Chat(messages) => {
+            let turns = chat::assistant_turns(&tokenizer.config_json, messages, &text.location)?;
+            for note in turns.notes {
+                notes.add(note, &text.location);
+            }
+            let turns = turns.turns.iter();
+            turns
+                .map(|turn| {
+                    let bos = chat::duplicate_bos_len(tokenizer, &turn.before)?;
+                    example(&turn.before[bos..], &turn.answer)
+                })
+                .collect()
+        }
+    }
+}
+
+/// The training examples of many texts, by the index of their text. With `skip_refused` a chat that the template refuses is left out and
+/// counted.
+///
+/// # Errors
+/// As [`text_examples`]; when nothing is left.
+pub fn examples_of_texts(
+    tokenizer: &TextTokenizer,
+    texts: &[Text],
+    skip_refused: bool,
+    notes: &mut TextNotes,
+) -> Result<Vec<(usize, Example)>> {
+    let mut examples = Vec::new();
+    let mut first_refusal = None;
+    for (i, text) in texts.iter().enumerate() {
+        match text_examples(tokenizer, text, notes) {
+            Ok(rows) => examples.extend(rows.into_iter().map(|row| (i, row))),
+            Err(error @ Error::Input { .. }) if skip_refused => {
+                notes.add(REFUSED, &text.location);
+                notes.detail(&error.to_string());
+                first_refusal.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match (examples.is_empty(), first_refusal, texts.first()) {
+        (true, Some(refusal), _) => Err(refusal),
+        (true, None, Some(text)) => Err(Error::input_hint(
+            format!(
+                "{}: no answer of the chats can be trained",
+                text.location.file
+            ),
+            notes.lines().join("; "),
+        )),
+        _ => Ok(examples),
+    }
+}
+
+const REFUSED: &str = "a chat that the model's chat template refuses is skipped";
+
+/// Lines of details that are kept.
+const MAX_DETAILS: usize = 20;
+
+/// What of the texts is not trained: a sentence each, with the number of cases and the place of the first.
+#[derive(Clone, Debug, Default)]
+pub struct TextNotes {
+    counts: Vec<(&'static str, usize, String)>,
+    details: Vec<String>,
+}
+
+impl TextNotes {
+    fn add(&mut self, note: &'static str, location: &Location) {
+        match self.counts.iter_mut().find(|(n, ..)| *n == note) {
+            Some((_, count, _)) => *count += 1,
+            None => self.counts.push((note, 1, location.to_string())),
+        }
+    }
+
+    fn detail(&mut self, detail: &str) {
+        if self.details.len() < MAX_DETAILS {
+            self.details.push(detail.to_owned());
+        }
+    }
+
+    /// The notes, one line each.
+    pub fn lines(&self) -> Vec<String> {
+        let counted = self.counts.iter().map(|(note, count, first)| {
+            if *count == 1 {
+                format!("{first}: {note}")
+            } else {
+                format!("{first}: {note} ({count} times in all)")
+            }
+        });
+        counted.chain(self.details.iter().cloned()).collect()
     }
 }

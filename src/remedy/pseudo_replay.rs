@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     Error, Result,
-    facts::{Fact, Text, TextKind},
+    facts::{Chat, Fact, Text, TextKind},
     generate::{Generator, Request, SamplingParams},
     model::TextTokenizer,
     prompt::{ChatQuestion, Example, PromptTemplate, chat_questions, has_chat_questions},
@@ -48,7 +48,7 @@ pub fn check<'a>(facts: impl IntoIterator<Item = &'a Fact>, texts: &[Text]) -> R
         return none("facts: no question contains its fact's subject");
     }
     let has_beginning = |text: &Text| match &text.kind {
-        TextKind::Chat(messages) => has_chat_questions(messages),
+        TextKind::Chat(chat) => has_chat_questions(&chat.messages),
         TextKind::Completion { prompt: text, .. } | TextKind::Plain(text) => {
             !text.trim().is_empty()
         }
@@ -60,7 +60,7 @@ pub fn check<'a>(facts: impl IntoIterator<Item = &'a Fact>, texts: &[Text]) -> R
 }
 
 fn question_has_subject(fact: &Fact) -> bool {
-    fact.question.contains(&fact.subject)
+    !fact.subject.is_empty() && fact.question.contains(&fact.subject)
 }
 
 /// At most `count` prompts: questions of `facts` with a made-up subject instead of the real one, in proportion to the relations. There
@@ -212,10 +212,14 @@ fn text_prefixes(
     let mut candidates = Vec::new();
     for text in texts {
         match &text.kind {
-            TextKind::Chat(messages) => {
-                // Each question in its context, and without it.
-                for turns in std::iter::once(&messages[..]).chain(messages.windows(2)) {
-                    let questions = chat_questions(tokenizer, turns)?;
+            TextKind::Chat(chat) => {
+                // Each question in its context, and without it. A part of a chat that the template refuses gives none.
+                let pairs = chat.messages.windows(2).map(|turns| Chat {
+                    messages: turns.to_vec(),
+                    ..chat.clone()
+                });
+                for chat in std::iter::once(chat.clone()).chain(pairs) {
+                    let questions = chat_questions(tokenizer, &chat).unwrap_or_default();
                     candidates.extend(questions.into_iter().map(TextPrefix::Question));
                 }
             }
@@ -282,11 +286,9 @@ mod tests {
     }
 
     fn chat(messages: &[(&str, &str)]) -> Text {
-        let message = |&(role, content): &(&str, &str)| Message {
-            role: role.into(),
-            content: content.into(),
-        };
-        text(TextKind::Chat(messages.iter().map(message).collect()))
+        let message = |&(role, content): &(&str, &str)| Message::new(role, content);
+        let messages: Vec<Message> = messages.iter().map(message).collect();
+        text(TextKind::Chat(messages.into()))
     }
 
     fn made(model: &Model, texts: &[Text], count: usize, seed: u64) -> Result<Vec<Example>> {

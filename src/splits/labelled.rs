@@ -34,8 +34,11 @@ impl LabelledFact {
         }
     }
 
-    /// The subject as it is compared: two facts about one subject have the same key.
+    /// The subject as it is compared: two facts about one subject have the same key. A fact without one is about its question.
     pub(super) fn subject_key(&self) -> String {
+        if self.fact.subject.is_empty() {
+            return self.question_key();
+        }
         self.fact.subject.trim().to_lowercase()
     }
 

@@ -6,7 +6,7 @@ use crate::{
     config::{Config, TrainConfig},
     facts::{Fact, Location, Text},
     model::Model,
-    prompt::{Example, MICRO_BATCH_TOKENS, PromptTemplate, text_examples},
+    prompt::{Example, MICRO_BATCH_TOKENS, PromptTemplate, TextNotes, examples_of_texts},
     splits::Splits,
 };
 
@@ -28,7 +28,8 @@ pub(super) fn examples(
     }
     let new = splits.unknown.iter().map(|f| &f.fact);
     examples.extend(training_rows(new, &template, model, train)?);
-    examples.extend(text_training_rows(texts, model, &config.train)?);
+    let (texts, _) = text_training_rows(texts, model, config)?;
+    examples.extend(texts);
     Ok(examples)
 }
 
@@ -53,25 +54,30 @@ pub fn training_rows<'a>(
         .collect()
 }
 
-/// The training examples of chats and other texts, with the same limit on length. A chat has one example per answer.
+/// The training examples of chats and other texts, with the same limit on length, and notes on what of them is not trained. A chat has
+/// one example per answer.
 ///
 /// # Errors
 /// As [`training_rows`].
 pub fn text_training_rows(
     texts: &[Text],
     model: &Model,
-    train: &TrainConfig,
-) -> Result<Vec<Example>> {
-    let mut rows = Vec::new();
-    for text in texts {
-        for row in text_examples(&model.tokenizer, text)? {
-            // A text of a single token has nothing to predict.
-            if row.prompt.len() + row.target.len() > 1 {
-                rows.push(fit_to_max_length(row, &text.location, model, train)?);
-            }
+    config: &Config,
+) -> Result<(Vec<Example>, TextNotes)> {
+    let (mut rows, mut notes) = (Vec::new(), TextNotes::default());
+    let skips = config.data.skip_bad_rows;
+    for (i, row) in examples_of_texts(&model.tokenizer, texts, skips, &mut notes)? {
+        // A text of a single token has nothing to predict.
+        if row.prompt.len() + row.target.len() > 1 {
+            rows.push(fit_to_max_length(
+                row,
+                &texts[i].location,
+                model,
+                &config.train,
+            )?);
         }
     }
-    Ok(rows)
+    Ok((rows, notes))
 }
 
 /// Tokens that a row may have.

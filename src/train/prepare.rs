@@ -150,7 +150,7 @@ pub fn tune_on(
     config.validate()?;
     let config = resolve_config(config, model, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
-    check(&config, model, trained.map(|f| &f.fact), &[])?;
+    check(&config, model, trained.map(|f| &f.fact), &[], progress)?;
     check_distributed(&config, options.comm)?;
     let mut engine = Engine::new(&model.config).with_comm(options.comm);
     set_own_answers(&config, model, &mut engine, &mut splits, progress)?;
@@ -324,6 +324,7 @@ fn check<'a>(
     model: &Model,
     facts: impl IntoIterator<Item = &'a Fact>,
     texts: &[Text],
+    progress: &Progress,
 ) -> Result<usize> {
     let layout = &model.params.layout;
     let trained = trainable::trainable_tensors(&config.train, &model.params)?;
@@ -338,7 +339,9 @@ fn check<'a>(
         continual_ewc::check(&previous_runs(ewc), model, &trained)?;
     }
     let mut rows = training_rows(facts, &template(config, model)?, model, &config.train)?;
-    rows.extend(text_training_rows(texts, model, &config.train)?);
+    let (text_rows, notes) = text_training_rows(texts, model, config)?;
+    rows.extend(text_rows);
+    notes.lines().iter().for_each(|note| progress.note(note));
     if let Some(baseline) = &config.baseline
         && RunDir::open(baseline)?.result()?.is_none()
     {
@@ -409,8 +412,8 @@ impl Inputs {
             progress.note(note);
         }
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
-        let given_tokens = check(&config, &model, facts, &data.texts)?;
-        text_training_rows(&data.validation, &model, &config.train)?;
+        let given_tokens = check(&config, &model, facts, &data.texts, progress)?;
+        text_training_rows(&data.validation, &model, &config)?;
         check_distributed(&config, comm)?;
         Ok(Self {
             config,

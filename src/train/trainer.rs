@@ -113,7 +113,7 @@ impl Trainer {
             audit_after,
             metrics_only: options.metrics_only,
             trained_texts,
-            validation: batches::text_training_rows(&validation, &student.model, &config.train)?,
+            validation: batches::text_training_rows(&validation, &student.model, &config)?.0,
             progress: progress.clone(),
         };
         let evaluator = Evaluator::new(&config, splits, &mut student, evaluator_options)?;

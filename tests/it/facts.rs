@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rand::{Rng as _, SeedableRng as _, seq::IndexedRandom as _};
+use rand_chacha::ChaCha8Rng;
 use unforget::facts::{
     Fact, FactSet, MatchRule, PACK, ReadOptions, TextKind, is_text_file, normalise, read,
     read_texts, relation,
@@ -217,7 +219,7 @@ fn a_file_that_is_not_a_fact_file_is_an_error() {
             b"subject,relation,object\nBog\xf3ta,P17,x\n",
             "field `subject`",
         ),
-        ("utf16.tsv", b"\xff\xfes\0u\0b\0", "line 1"),
+        ("utf16.tsv", b"\xff\xfes\0u\0b\0", "UTF-16"),
         ("long.tsv", long_line.as_bytes(), "line 2"),
         (
             "quote.csv",
@@ -275,10 +277,14 @@ fn parquet_files_are_read_as_others_are() {
     assert!(error.to_string().contains("has chat rows"), "{error}");
     assert!(is_text_file(&chats).unwrap());
     let texts = read_texts(&[chats], ReadOptions::default()).unwrap().texts;
-    let TextKind::Chat(messages) = &texts[1].kind else {
+    let TextKind::Chat(chat) = &texts[1].kind else {
         panic!("{texts:?}")
     };
-    let said: Vec<_> = messages.iter().map(|m| (&*m.role, &*m.content)).collect();
+    let said: Vec<_> = chat
+        .messages
+        .iter()
+        .map(|m| (&*m.role, &*m.content))
+        .collect();
     assert_eq!(
         said,
         [
@@ -287,6 +293,112 @@ fn parquet_files_are_read_as_others_are() {
             ("assistant", "好")
         ]
     );
+}
+
+/// The files are written by pyarrow in `tests/golden/parquet_types.py`, with what Python's text of each value is.
+#[test]
+fn every_type_of_parquet_is_read_as_pyarrow_gives_it_or_refused() {
+    let types = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet/types");
+    let texts = std::fs::read_to_string(types.join("texts.json")).unwrap();
+    let texts: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&texts).unwrap();
+    assert!(texts.len() > 20);
+    for (name, expected) in &texts {
+        let read = read(
+            &[types.join(format!("{name}.parquet"))],
+            ReadOptions::default(),
+        );
+        match expected.as_array() {
+            Some(expected) => {
+                let facts = read.unwrap_or_else(|e| panic!("{name}: {e}")).facts;
+                let objects: Vec<_> = facts.iter().map(|f| serde_json::json!(f.object)).collect();
+                assert_eq!(&objects, expected, "{name}");
+                assert_eq!(facts[1].aliases, ["y"], "{name}");
+            }
+            None => {
+                let error = read.err().unwrap_or_else(|| panic!("{name} was read"));
+                assert_eq!(error.exit_code(), 2);
+                assert!(error.to_string().contains("object"), "{name}: {error}");
+            }
+        }
+    }
+}
+
+/// Tables at random: what is read is what pandas reads, and what Python's writer writes is read.
+#[test]
+fn generated_tables_are_read_as_by_pandas_or_refused() {
+    let Some(python) = crate::tools::python_with("pandas") else {
+        return;
+    };
+    let seed =
+        std::env::var("UNFORGET_FUZZ_SEED").map_or(1, |seed| seed.parse().expect("a number"));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let mut cases = Vec::new();
+    for _ in 0..2000 {
+        let (separator, name) = *[(",", "f.csv"), ("\t", "f.tsv")].choose(&mut rng).unwrap();
+        let line_break = *["\n", "\n", "\r\n", "\r"].choose(&mut rng).unwrap();
+        let pieces = [
+            "a", "b c", "é", "\"", "\"\"", ",", "\t", " ", ";", "'", "\\", "#", "0", line_break,
+        ];
+        let field = |rng: &mut ChaCha8Rng| -> String {
+            let count = rng.random_range(0..4);
+            (0..count).map(|_| *pieces.choose(rng).unwrap()).collect()
+        };
+        let well_formed = rng.random_bool(0.6);
+        let mut text = format!("prompt{separator}completion{line_break}");
+        for _ in 0..rng.random_range(1..5) {
+            let count = if well_formed {
+                2
+            } else {
+                rng.random_range(1..4)
+            };
+            let fields: Vec<String> = (0..count)
+                .map(|_| {
+                    let field = field(&mut rng);
+                    if well_formed || rng.random_bool(0.3) {
+                        format!("\"{}\"", field.replace('"', "\"\""))
+                    } else {
+                        field
+                    }
+                })
+                .collect();
+            text += &fields.join(separator);
+            text += line_break;
+        }
+        let read = read_texts(&[write(dir.path(), name, &text)], ReadOptions::default());
+        let rows = read.map(|set| {
+            let row = |text: &unforget::facts::Text| match &text.kind {
+                TextKind::Completion { prompt, completion } => [prompt.clone(), completion.clone()],
+                other => panic!("{other:?}"),
+            };
+            set.texts.iter().map(row).collect::<Vec<_>>()
+        });
+        cases.push((text, separator, well_formed, rows));
+    }
+    let file = dir.path().join("cases.json");
+    let given: Vec<_> = cases
+        .iter()
+        .map(|(text, separator, ..)| serde_json::json!({"text": text, "separator": separator}))
+        .collect();
+    std::fs::write(&file, serde_json::to_vec(&given).unwrap()).unwrap();
+    let theirs = crate::tools::script_output(&python, "read_tables.py", &[&file]);
+    let theirs: Vec<Option<Vec<Vec<String>>>> = serde_json::from_str(&theirs).unwrap();
+    let mut both = 0;
+    for ((text, _, well_formed, ours), theirs) in cases.iter().zip(theirs) {
+        match ours {
+            Ok(rows) => {
+                both += 1;
+                let rows: Vec<Vec<String>> = rows.iter().map(|row| row.to_vec()).collect();
+                assert_eq!(Some(rows), theirs, "{text:?}");
+            }
+            // An empty completion is no row to train on.
+            Err(e) => assert!(
+                !well_formed || e.to_string().contains("is empty"),
+                "{text:?}: {e}"
+            ),
+        }
+    }
+    assert!(both > 500, "{both}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use unforget::{
     facts::{self, ReadOptions},
     model::Model,
     progress::Progress,
-    prompt::{PromptTemplate, text_examples},
+    prompt::{PromptTemplate, TextNotes, text_examples},
     report,
     train::{self, Options},
 };
@@ -203,7 +203,7 @@ fn kinds(place: &Path) -> Vec<FileKind> {
                 fs::write(&chat, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"a b\"}]}\n").unwrap();
                 let read = facts::read_texts(&[chat], ReadOptions::default()).unwrap();
                 for chat in &read.texts {
-                    let _ = text_examples(&model.tokenizer, chat);
+                    let _ = text_examples(&model.tokenizer, chat, &mut TextNotes::default());
                 }
             }),
         },

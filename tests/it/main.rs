@@ -8,6 +8,7 @@ mod broken_models;
 mod browser;
 mod cli;
 mod data;
+mod data_forms;
 mod demo;
 mod drift;
 mod environment;

@@ -49,6 +49,20 @@ pub fn require_variable(name: &str) -> Option<PathBuf> {
     )
 }
 
+/// A Python that has `module`: that of [`TOOLS`], or `python3`; as for [`require`].
+#[track_caller]
+pub fn python_with(module: &str) -> Option<PathBuf> {
+    let python = env::var_os(TOOLS).unwrap_or_else(|| "python3".into());
+    let has_module = Command::new(&python)
+        .args(["-c", &format!("import {module}")])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    require(
+        has_module.then(|| python.into()),
+        &format!("a Python with {module}"),
+    )
+}
+
 static SKIPPED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Adds the current test to the list that is printed when the process ends.
@@ -75,7 +89,7 @@ extern "C" fn print_skipped() {
 }
 
 /// What a script of `tests/golden` prints.
-fn script_output(python: &Path, script: &str, args: &[&Path]) -> String {
+pub fn script_output(python: &Path, script: &str, args: &[&Path]) -> String {
     let output = Command::new(python)
         .arg(golden(script))
         .args(args)

@@ -122,10 +122,12 @@ pub fn drop_contradicted(learn: &[Fact], facts: &mut Vec<Fact>, set_name: &str) 
             .entry(&fact.question)
             .or_default()
             .push(fact);
-        new_by_subject
-            .entry(subject_and_relation(fact))
-            .or_default()
-            .push(fact);
+        if !fact.subject.is_empty() {
+            new_by_subject
+                .entry(subject_and_relation(fact))
+                .or_default()
+                .push(fact);
+        }
     }
     let mut dropped = Vec::new();
     facts.retain(|old| {

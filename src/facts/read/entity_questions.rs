@@ -78,8 +78,19 @@ fn parse(
         .get("question")
         .ok_or_else(|| BadRow::field(line, "question", "is missing"))?;
     let question = scalar(line, "question", question)?.trim().to_owned();
-    let Some(Value::Array(answers)) = item.get(ANSWERS) else {
-        return Err(BadRow::field(line, ANSWERS, "is not a list of texts"));
+    let parsed;
+    let answers = match item.get(ANSWERS) {
+        Some(Value::Array(answers)) => answers,
+        // In a table the list is JSON in a text.
+        Some(Value::String(text)) if text.starts_with('[') => {
+            parsed = serde_json::from_str::<Vec<Value>>(text).unwrap_or_default();
+            &parsed
+        }
+        Some(Value::Object(parts)) if parts.contains_key("text") => {
+            let reason = "is not a list of texts, but SQuAD's object: its first `text` would be `answer` of a row of `question` and `answer`";
+            return Err(BadRow::field(line, ANSWERS, reason));
+        }
+        _ => return Err(BadRow::field(line, ANSWERS, "is not a list of texts")),
     };
     let answers: Vec<String> = answers
         .iter()

@@ -1,7 +1,7 @@
 //! Reads fact files. Each format gives [`RawFact`](raw_fact::RawFact)s, which become facts in one place.
 //!
-//! From bottom to top: `source` (files) and `columns`, `bad_row`, `json`, `raw_fact`, `table` and `parquet`, `rows` (any format as
-//! JSON), `entity_questions` and `texts`; `dedup` compares facts.
+//! From bottom to top: `source` (files) and `columns`, `bad_row`, `json`, `records`, `raw_fact`, `table` and `parquet`, `rows` (any
+//! format as JSON), `entity_questions` and `texts`; `dedup` compares facts.
 
 mod bad_row;
 mod columns;
@@ -10,6 +10,7 @@ mod entity_questions;
 mod json;
 mod parquet;
 mod raw_fact;
+mod records;
 mod rows;
 mod source;
 mod table;
@@ -32,7 +33,7 @@ use crate::{Error, Result};
 
 pub use dedup::drop_contradicted;
 pub use source::{PACK, ReadOptions, resolve_files};
-pub use texts::{Message, Text, TextKind, TextSet, is_text_file, read_texts};
+pub use texts::{Chat, Message, Text, TextKind, TextSet, is_text_file, read_texts};
 
 /// Facts and notes about reading them.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +60,7 @@ pub struct ReadSummary {
 /// Reads fact files into one set; `pack:world` is the built-in pack.
 ///
 /// The extension gives the format: `.tsv`, `.csv`, `.jsonl` (or `.ndjson`), `.parquet`, or `.json` with an array of rows as in JSONL
-/// or in `EntityQuestions`.
+/// or in `EntityQuestions`; each may be compressed (`.gz`, `.zst`).
 ///
 /// ```
 /// use unforget::facts::{self, ReadOptions};
@@ -105,8 +106,13 @@ pub fn read_each(
         let raw = raw_facts(&source, options)?;
         notes.extend(raw.notes);
         let mut bad: Vec<BadRow> = Vec::new();
+        let mut other_separators = 0;
         for row in raw.rows {
-            match row?.and_then(|row| row.into_fact(&source.name)) {
+            let row = row?.and_then(|row| {
+                other_separators += usize::from(row.has_other_separator);
+                row.into_fact(&source.name)
+            });
+            match row {
                 Ok(fact) => {
                     if dedup.is_new(&fact, raw.skip_contradictions)? {
                         on_fact(fact)?;
@@ -119,6 +125,13 @@ pub fn read_each(
             return Err(bad_rows_error(&source.name, &bad));
         }
         notes.extend(bad_rows_notes(&source.name, &bad));
+        if other_separators > 0 {
+            notes.push(format!(
+                "{}: `aliases` are separated by `|`, or are a list; {other_separators} with commas or semicolons {} taken for one alias",
+                source.name,
+                if other_separators == 1 { "is" } else { "are" },
+            ));
+        }
     }
     notes.extend(dedup.notes());
     if dedup.fact_count() == 0 && !files.is_empty() {
@@ -148,11 +161,10 @@ fn raw_facts(source: &Source, options: ReadOptions) -> Result<RawFacts<'_>> {
             "a table begins with a line of column names: subject, relation, object",
         ));
     }
-    if let Some(Format::Table(separator)) = source.format() {
+    if let Format::Table(separator) = source.format() {
         return table::read_facts(name, bytes, separator);
     }
-    let rows = read_rows(source)?.ok_or_else(|| source.unknown_format())?;
-    let mut rows = rows.peekable();
+    let mut rows = read_rows(source)?.peekable();
     let first = match rows.peek() {
         Some(Ok((_, Ok(value)))) => Some(value),
         _ => None,
@@ -185,7 +197,7 @@ pub(super) fn table_rows(path: &Path) -> Result<Option<Vec<Cells>>> {
         return Ok(None);
     }
     let source = Source::read(path)?;
-    let rows = read_rows(&source)?.into_iter().flatten().map(|row| {
+    let rows = read_rows(&source)?.map(|row| {
         let (_, row) = row?;
         let row = row.map_err(|bad| bad_rows_error(&source.name, &[bad]))?;
         Ok(cells(&row))

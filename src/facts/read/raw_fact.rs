@@ -10,7 +10,7 @@ use super::{
         relations::{self, relation},
     },
     bad_row::BadRow,
-    columns::{FACT_COLUMNS, REQUIRED_COLUMNS},
+    columns::{FACT_COLUMNS, FORMS, REQUIRED_COLUMNS, foreign_names},
     json::{scalar, type_name},
 };
 use crate::{Result, error::closest_match};
@@ -26,6 +26,10 @@ pub(super) struct RawFact {
     pub(super) question: Option<String>,
     pub(super) split: Option<String>,
     pub(super) paraphrases: Vec<String>,
+    /// A row of `question` and `answer` alone.
+    pub(super) without_subject: bool,
+    /// Whether a list in a cell looks as if it were separated by something else than `|`.
+    pub(super) has_other_separator: bool,
 }
 
 /// The rows of one file, read one at a time, and notes about the file.
@@ -55,18 +59,38 @@ impl<'b> RawFacts<'b> {
 }
 
 impl RawFact {
-    /// Sets a field from its text; lists are separated by `|`.
-    pub(super) fn set(&mut self, column: &str, text: &str) {
+    /// Sets a field from its text. Lists are separated by `|`, or are JSON or Python's text of a list.
+    ///
+    /// # Errors
+    /// When the text holds a list where one text is needed.
+    pub(super) fn set(&mut self, column: &'static str, text: &str) -> Result<(), BadRow> {
         let text = text.trim();
+        if matches!(column, "aliases" | "paraphrases") {
+            match list_in_text(text) {
+                Some(items) => self.set_list(column, items.iter().map(String::as_str)),
+                None => {
+                    self.has_other_separator |= column == "aliases"
+                        && !text.contains('|')
+                        && (text.contains(';') || text.contains(", "));
+                    self.set_list(column, text.split('|'));
+                }
+            }
+            return Ok(());
+        }
+        if matches!(column, "object" | "answer") && list_in_text(text).is_some() {
+            let reason = "holds a list; one text is needed: the others go into `aliases`";
+            return Err(BadRow::field(self.line, column, reason));
+        }
         let value = (!text.is_empty()).then(|| text.to_owned());
         match column {
             "subject" => self.subject = value,
             "relation" => self.relation = value,
-            "object" => self.object = value,
+            "object" | "answer" => self.object = value,
             "question" => self.question = value,
             "split" => self.split = value,
-            list => self.set_list(list, text.split('|')),
+            _ => unreachable!("the column is one of a fact"),
         }
+        Ok(())
     }
 
     /// Sets `aliases` or `paraphrases`.
@@ -86,11 +110,20 @@ impl RawFact {
     /// Reads a JSON object.
     pub(super) fn from_json(line: usize, value: &Value) -> Result<Self, BadRow> {
         let Value::Object(object) = value else {
-            let reason = format!("the row is {}; an object is needed", type_name(value));
+            let is_message = |item: &Value| item.get("role").or_else(|| item.get("from")).is_some();
+            let reason = match value {
+                Value::Array(items) if items.iter().any(is_message) => {
+                    "the row is a bare list of messages; write it as {\"messages\": [...]}".into()
+                }
+                Value::Array(_) => "the line is an array, and a row is an object: a file with one JSON array of rows is named .json".into(),
+                _ => format!("the row is {}; an object is needed", type_name(value)),
+            };
             return Err(BadRow::row(line, reason));
         };
+        let has = |name: &str| object.get(name).is_some_and(|v| !v.is_null());
         let mut row = Self {
             line,
+            without_subject: has("question") && has("answer") && !has("subject") && !has("object"),
             ..Self::default()
         };
         for column in FACT_COLUMNS {
@@ -103,8 +136,12 @@ impl RawFact {
                         .collect::<Result<_, _>>()?;
                     row.set_list(column, items.iter().map(String::as_str));
                 }
-                Some(value) => row.set(column, &scalar(line, column, value)?),
+                Some(value) => row.set(column, &scalar(line, column, value)?)?,
             }
+        }
+        if row.without_subject {
+            row.set_answer(object)?;
+            return Ok(row);
         }
         for required in REQUIRED_COLUMNS {
             if !object.contains_key(required) {
@@ -115,8 +152,32 @@ impl RawFact {
         Ok(row)
     }
 
+    /// Sets the object from `answer`: a text, or a list of one.
+    fn set_answer(&mut self, object: &Map<String, Value>) -> Result<(), BadRow> {
+        let answer = object.get("answer").unwrap_or(&Value::Null);
+        let bad = |reason: &str| BadRow::field(self.line, "answer", reason);
+        let text = match answer {
+            Value::Array(answers) => match &answers[..] {
+                [one] => scalar(self.line, "answer", one)?,
+                [] => return Err(bad("is an empty list")),
+                _ => {
+                    return Err(bad(
+                        "is a list of several; one text is needed: the others go into `aliases`",
+                    ));
+                }
+            },
+            Value::Object(parts) if parts.contains_key("value") => {
+                return Err(bad(
+                    "is an object; one text is needed: its `value` would be `answer`, and its `aliases` would be `aliases`",
+                ));
+            }
+            other => scalar(self.line, "answer", other)?,
+        };
+        self.set("answer", &text)
+    }
+
     /// The fact. Question and paraphrases that the row doesn't have come from the relation's templates.
-    pub(super) fn into_fact(self, file: &Arc<str>) -> Result<Fact, BadRow> {
+    pub(super) fn into_fact(mut self, file: &Arc<str>) -> Result<Fact, BadRow> {
         let line = self.line;
         let required = |value: Option<String>, field: &'static str| match value {
             None => Err(BadRow::field(line, field, "is empty")),
@@ -124,11 +185,31 @@ impl RawFact {
                 let reason = "has a line break; answers and names are a single line";
                 Err(BadRow::field(line, field, reason))
             }
+            Some(text) if text.contains('\u{feff}') => {
+                let reason = "has a byte order mark (U+FEFF): remove it";
+                Err(BadRow::field(line, field, reason))
+            }
             Some(text) => Ok(text),
         };
-        let subject = required(self.subject, "subject")?;
-        let name = required(self.relation, "relation")?;
-        let object = required(self.object, "object")?;
+        let object_field = if self.without_subject {
+            "answer"
+        } else {
+            "object"
+        };
+        let object = required(self.object, object_field)?;
+        let (subject, name) = if self.without_subject {
+            let question = required(self.question.clone(), "question")?;
+            self.question = Some(question);
+            (
+                String::new(),
+                self.relation.unwrap_or_else(|| NO_RELATION.into()),
+            )
+        } else {
+            (
+                required(self.subject, "subject")?,
+                required(self.relation, "relation")?,
+            )
+        };
         let templates = relation(&name);
         let question = match (self.question, templates) {
             (Some(question), _) => question,
@@ -166,14 +247,99 @@ impl RawFact {
     }
 }
 
-/// The name of a field that may be a misspelling of `required`.
+/// The relation of a fact that names none.
+pub(super) const NO_RELATION: &str = "question";
+
+/// What a missing field may be called, or which forms are read.
 fn column_suggestion(required: &str, object: &Map<String, Value>) -> String {
     let others = object
         .keys()
         .map(String::as_str)
         .filter(|k| !FACT_COLUMNS.contains(k));
-    closest_match(required, others)
-        .map_or_else(String::new, |k| format!("; is it the field `{k}`?"))
+    if let Some(meant) = foreign_names(others.clone()) {
+        return format!("; {meant} ({FORMS})");
+    }
+    closest_match(required, others).map_or_else(
+        || format!(": {FORMS}"),
+        |k| format!("; is it the field `{k}`?"),
+    )
+}
+
+/// The items of a list that a text holds as JSON (`["a", "b"]`) or as Python's text (`['a', 'b']`); `None` for any other text.
+fn list_in_text(text: &str) -> Option<Vec<String>> {
+    let inner = text.strip_prefix('[')?.strip_suffix(']')?.trim();
+    if inner.is_empty() {
+        return Some(vec![]);
+    }
+    if let Ok(items) = serde_json::from_str::<Vec<Value>>(text) {
+        let texts = items.into_iter().map(|item| match item {
+            Value::String(text) => Some(text),
+            Value::Number(number) => Some(number.to_string()),
+            Value::Null => Some(String::new()),
+            _ => None,
+        });
+        return texts.collect();
+    }
+    let mut items = Vec::new();
+    let mut rest = inner;
+    loop {
+        let quote = rest.chars().next().filter(|c| matches!(c, '\'' | '"'));
+        if let Some(quote) = quote {
+            let (item, after) = python_text(&rest[1..], quote)?;
+            items.push(item);
+            rest = after.trim_start();
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            let item = rest[..end].trim();
+            if item != "None" {
+                // Only numbers stand in a list without quotes.
+                item.parse::<f64>().ok()?;
+                items.push(item.to_owned());
+            }
+            rest = &rest[end..];
+        }
+        if rest.is_empty() {
+            return Some(items);
+        }
+        // NumPy writes no commas.
+        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+        if rest.is_empty() {
+            return Some(items);
+        }
+    }
+}
+
+/// Python's text literal up to `quote`, and what follows.
+fn python_text(text: &str, quote: char) -> Option<(String, &str)> {
+    let mut item = String::new();
+    let mut chars = text.char_indices();
+    while let Some((i, c)) = chars.next() {
+        if c == quote {
+            return Some((item, &text[i + c.len_utf8()..]));
+        }
+        if c != '\\' {
+            item.push(c);
+            continue;
+        }
+        let (_, escaped) = chars.next()?;
+        let digits = match escaped {
+            'x' => 2,
+            'u' => 4,
+            'U' => 8,
+            _ => 0,
+        };
+        item.push(match escaped {
+            'n' => '\n',
+            't' => '\t',
+            'r' => '\r',
+            'x' | 'u' | 'U' => {
+                let code: String = chars.by_ref().take(digits).map(|(_, c)| c).collect();
+                char::from_u32(u32::from_str_radix(&code, 16).ok()?)?
+            }
+            other => other,
+        });
+    }
+    None
 }
 
 #[cfg(test)]
@@ -191,6 +357,56 @@ mod tests {
         assert_eq!(row.object.as_deref(), Some("26"));
         assert_eq!(row.aliases, ["twenty-six"]);
         assert_eq!(row.paraphrases, ["a?", "b?"]);
+    }
+
+    #[test]
+    fn lists_in_cells_are_read_however_they_are_written() {
+        for (text, items) in [
+            (r#"["Alfa", "Bravo"]"#, vec!["Alfa", "Bravo"]),
+            (
+                "['Alfa', \"O'Hara\", 'a\\'b', 'caf\\xe9']",
+                vec!["Alfa", "O'Hara", "a'b", "café"],
+            ),
+            ("['Alfa' 'Bravo']", vec!["Alfa", "Bravo"]),
+            ("[1, 2.50, None]", vec!["1", "2.50"]),
+            ("[]", vec![]),
+        ] {
+            assert_eq!(list_in_text(text).unwrap(), items, "{text}");
+        }
+        for text in ["[sic]", "Alfa", "[a|b]", "['open]", "a [b]"] {
+            assert_eq!(list_in_text(text), None, "{text}");
+        }
+        let mut row = RawFact::default();
+        row.set("aliases", "Alfa;Bravo").unwrap();
+        assert!(row.has_other_separator);
+        assert!(row.set("object", "['a']").is_err());
+    }
+
+    #[test]
+    fn a_row_of_question_and_answer_is_a_fact_without_a_subject() {
+        let rows: Vec<_> = parse(
+            b"{\"question\":\"Who?\",\"answer\":\"He\",\"aliases\":[\"him\"]}\n{\"question\":\"Who?\",\"answer\":[\"He\"]}\n\
+              {\"question\":\"Who?\",\"answer\":{\"value\":\"He\"}}\n{\"question\":\"Who?\",\"answer\":[\"He\",\"She\"]}\n",
+        )
+        .collect();
+        let fact = |i: usize| {
+            let row = rows[i].as_ref().unwrap();
+            assert!(row.without_subject);
+            row.object.as_deref()
+        };
+        assert_eq!((fact(0), fact(1)), (Some("He"), Some("He")));
+        for i in [2, 3] {
+            assert_eq!(rows[i].as_ref().unwrap_err().field, Some("answer"));
+        }
+        let row = parse(b"{\"question\":\"Who?\",\"answer\":\"He\"}")
+            .next()
+            .unwrap()
+            .unwrap();
+        let fact = row.into_fact(&"f".into()).unwrap();
+        assert_eq!(
+            (&*fact.subject, &*fact.relation, &*fact.object),
+            ("", NO_RELATION, "He")
+        );
     }
 
     #[test]

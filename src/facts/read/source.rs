@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -39,10 +40,20 @@ pub(super) enum Format {
 /// The separator of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Separator {
-    /// TSV. A field is quoted only if quotes enclose all of it.
+    /// TSV, with quotes as in CSV.
     Tab,
     /// CSV with quotes as in RFC 4180; a quoted field may span lines.
     Comma,
+}
+
+impl Separator {
+    /// The character.
+    pub(super) const fn byte(self) -> u8 {
+        match self {
+            Self::Tab => b'\t',
+            Self::Comma => b',',
+        }
+    }
 }
 
 impl Format {
@@ -56,13 +67,87 @@ impl Format {
         ("parquet", Self::Parquet),
     ];
 
-    /// The format of the file at `path`, if its extension is a known one.
+    /// The format of the file at `path`, if its extension is a known one; `.gz` and `.zst` may follow it.
     pub(super) fn of(path: &Path) -> Option<Self> {
-        let extension = extension(path);
+        let extension = extension(&uncompressed_name(path));
         let mut known = Self::EXTENSIONS.into_iter();
         known
             .find(|(name, _)| *name == extension)
             .map(|(_, format)| format)
+    }
+
+    /// Its name in messages.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Table(Separator::Tab) => "TSV",
+            Self::Table(Separator::Comma) => "CSV",
+            Self::JsonLines => "JSON lines",
+            Self::Json => "JSON",
+            Self::Parquet => "Parquet",
+        }
+    }
+}
+
+/// How a file is compressed, by its extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn of(path: &Path) -> Option<Self> {
+        match &*extension(path) {
+            "gz" | "gzip" => Some(Self::Gzip),
+            "zst" | "zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    fn unpack(self, name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut unpacked = Vec::new();
+        let limit = MAX_UNPACKED_BYTES + 1;
+        let read = match self {
+            Self::Gzip => flate2::read::MultiGzDecoder::new(bytes)
+                .take(limit)
+                .read_to_end(&mut unpacked),
+            Self::Zstd => zstd::stream::read::Decoder::new(bytes)
+                .and_then(|decoder| decoder.take(limit).read_to_end(&mut unpacked)),
+        };
+        if unpacked.len() as u64 > MAX_UNPACKED_BYTES {
+            return Err(Error::input(format!(
+                "{name}: it unpacks to more than {MAX_UNPACKED_BYTES} bytes"
+            )));
+        }
+        let kind = match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        };
+        read.map_err(|e| {
+            let found = content_kind(bytes).map_or_else(
+                || format!("it is not {kind}, or not all of it is there ({e})"),
+                |found| {
+                    if found.starts_with(kind) {
+                        format!("its {kind} data is broken or cut off ({e})")
+                    } else {
+                        format!("it is {found}, not {kind}")
+                    }
+                },
+            );
+            Error::input(format!("{name}: cannot unpack it: {found}"))
+        })?;
+        Ok(unpacked)
+    }
+}
+
+/// More means a broken or hostile file.
+const MAX_UNPACKED_BYTES: u64 = 1 << 33;
+
+/// A path without `.gz` or `.zst`.
+fn uncompressed_name(path: &Path) -> PathBuf {
+    match Compression::of(path) {
+        Some(_) => path.with_extension(""),
+        None => path.to_owned(),
     }
 }
 
@@ -72,74 +157,189 @@ fn extension(path: &Path) -> String {
     extension.to_string_lossy().to_ascii_lowercase()
 }
 
+/// What a file is by its first bytes, with the advice for one that should be text.
+fn content_kind(bytes: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 17] = [
+        (b"\x1f\x8b", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (
+            b"PK\x03\x04",
+            "a zip archive, such as an Excel file (.xlsx)",
+        ),
+        (b"\xd0\xcf\x11\xe0", "an old Excel or Word file"),
+        (b"PAR1", "Parquet"),
+        (b"ARROW1", "an Arrow file"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\x00", "xz"),
+        (b"7z\xbc\xaf", "a 7z archive"),
+        (b"%PDF", "a PDF"),
+        (b"SQLite format 3", "an SQLite database"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x93NUMPY", "a NumPy array"),
+        (b"version https://git-lfs", "a Git LFS pointer"),
+        (b"<!DOCTYPE", "an HTML page"),
+        (b"<!doctype", "an HTML page"),
+        (b"<html", "an HTML page"),
+    ];
+    let magic = KINDS.iter().find(|(magic, _)| bytes.starts_with(magic));
+    magic.map(|(_, kind)| *kind).or_else(|| {
+        if bytes.starts_with(b"\xff\xfe\0\0") || bytes.starts_with(b"\0\0\xfe\xff") {
+            Some("UTF-32")
+        } else if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            Some("UTF-16")
+        } else {
+            // Without a mark, every other byte of text in a Latin script is zero.
+            let start = &bytes[..bytes.len().min(256)];
+            let zeros = |odd: usize| {
+                start
+                    .iter()
+                    .skip(odd)
+                    .step_by(2)
+                    .filter(|b| **b == 0)
+                    .count()
+            };
+            let most = start.len() / 2 * 3 / 4;
+            let is_wide = most > 2 && (zeros(0) >= most) != (zeros(1) >= most);
+            is_wide.then_some("UTF-16")
+        }
+    })
+}
+
 /// A file in memory.
 pub(super) struct Source {
     /// The path as given, for messages.
     pub(super) name: Arc<str>,
-    /// The whole file.
+    /// The whole file, as it lies on the disk.
     pub(super) bytes: Vec<u8>,
-    path: PathBuf,
+    /// Its content, if it was compressed.
+    unpacked: Option<Vec<u8>>,
+    format: Format,
 }
 
 impl Source {
     /// Reads the file at `path`, or the built-in facts.
     ///
     /// # Errors
-    /// [`Error::Input`] when the file cannot be read.
+    /// [`Error::Input`] when the file cannot be read, its extension is not a known one, or its content is something else.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let name: Arc<str> = path.display().to_string().into();
-        let bytes = if &*name == PACK {
-            PACK_TSV.as_bytes().to_vec()
-        } else if name.starts_with("pack:") {
+        if &*name == PACK {
+            return Ok(Self {
+                name,
+                bytes: PACK_TSV.as_bytes().to_vec(),
+                unpacked: None,
+                format: Format::Table(Separator::Tab),
+            });
+        }
+        if name.starts_with("pack:") {
             return Err(Error::input_hint(
                 format!("there is no built-in pack `{name}`"),
                 format!("the built-in pack is `{PACK}`"),
             ));
-        } else {
-            fs::read(path).map_err(|e| {
-                Error::input_hint(
-                    format!("cannot read the facts `{name}`: {e}"),
-                    format!(
-                        "give a .tsv, .csv, .jsonl, .json or .parquet file, or `{PACK}`, the built-in facts"
-                    ),
-                )
-            })?
+        }
+        if &*name == "-" {
+            return Err(Error::input_hint(
+                "rows are not read from standard input: the format is told by a file's extension",
+                "save them in a file, such as facts.jsonl, and name it",
+            ));
+        }
+        let format = match Format::of(path) {
+            Some(format) => format,
+            None if path.exists() && !path.is_dir() => return Err(unknown_format(path)),
+            // That the file is missing is the better message.
+            None => Format::JsonLines,
         };
-        Ok(Self {
+        let is_pipe = fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir());
+        if is_pipe {
+            return Err(Error::input_hint(
+                format!("{name} is a pipe or a device, which can be read only once"),
+                "save the rows in a file, and name it",
+            ));
+        }
+        let bytes = fs::read(path).map_err(|e| {
+            Error::input_hint(
+                format!("cannot read the facts `{name}`: {e}"),
+                format!(
+                    "give a .tsv, .csv, .jsonl, .json or .parquet file, or `{PACK}`, the built-in facts"
+                ),
+            )
+        })?;
+        let compression = Compression::of(path);
+        let unpacked = compression
+            .map(|compression| compression.unpack(&name, &bytes))
+            .transpose()?;
+        let source = Self {
             name,
             bytes,
-            path: path.to_owned(),
-        })
+            unpacked,
+            format,
+        };
+        source.check_content()?;
+        Ok(source)
     }
 
-    /// The file without a byte order mark.
+    /// The content without a byte order mark.
     pub(super) fn content(&self) -> &[u8] {
-        let bytes = &self.bytes[..];
-        bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+        let bytes = self.unpacked.as_ref().unwrap_or(&self.bytes);
+        bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
     }
 
-    /// The format of the file, if its extension is a known one.
-    pub(super) fn format(&self) -> Option<Format> {
-        if &*self.name == PACK {
-            return Some(Format::Table(Separator::Tab));
+    /// The format of the content.
+    pub(super) const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Refuses a content that is something else than the extension says.
+    fn check_content(&self) -> Result<()> {
+        let (name, format) = (&self.name, self.format.name());
+        let Some(found) = content_kind(self.content()) else {
+            return Ok(());
+        };
+        if self.format == Format::Parquet && found == "Parquet" {
+            return Ok(());
         }
-        Format::of(&self.path)
+        let hint = match found {
+            "gzip" => format!("call it `{name}.gz`"),
+            "zstd" => format!("call it `{name}.zst`"),
+            "Parquet" => "give it the extension .parquet".into(),
+            "UTF-16" | "UTF-32" => {
+                "save it as UTF-8 (in Excel: \"CSV UTF-8\", not \"Unicode text\")".into()
+            }
+            "bzip2" | "xz" | "a 7z archive" => "unpack it first".into(),
+            "a Git LFS pointer" => "get the file itself with `git lfs pull`".into(),
+            "an HTML page" => "download the file itself, not the page that shows it".into(),
+            _ if found.contains("Excel") => "save the table as CSV (UTF-8) or as Parquet".into(),
+            _ => "give a .tsv, .csv, .jsonl, .json or .parquet file".to_owned(),
+        };
+        Err(Error::input_hint(
+            format!("{name}: the content is {found}, not {format} as the extension says"),
+            hint,
+        ))
     }
+}
 
-    /// The error for a file whose extension is not a known one.
-    pub(super) fn unknown_format(&self) -> Error {
-        let extension = extension(&self.path);
-        let known = Format::EXTENSIONS.map(|(name, _)| name);
-        let suggestion = closest_match(&extension, known)
-            .map_or_else(String::new, |k| format!("; did you mean `.{k}`?"));
-        Error::input_hint(
-            format!(
-                "{}: the file extension gives the format, and `.{extension}` is not a known one",
-                self.name
-            ),
-            format!("known extensions: .tsv, .csv, .jsonl, .json and .parquet{suggestion}"),
-        )
-    }
+/// U+FEFF in UTF-8.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The error for a file whose extension is not a known one.
+fn unknown_format(path: &Path) -> Error {
+    let plain = uncompressed_name(path);
+    let extension = extension(&plain);
+    let known = Format::EXTENSIONS.map(|(name, _)| name);
+    let suggestion = closest_match(&extension, known)
+        .map_or_else(String::new, |k| format!("; did you mean `.{k}`?"));
+    let fault = match &*extension {
+        "" => "the file has no extension, which would tell the format".to_owned(),
+        "xlsx" | "xls" | "ods" => format!("`.{extension}` is a spreadsheet, which is not read"),
+        "bz2" | "xz" | "zip" | "7z" => format!("`.{extension}` is not unpacked"),
+        _ => format!("the file extension gives the format, and `.{extension}` is not a known one"),
+    };
+    Error::input_hint(
+        format!("{}: {fault}", path.display()),
+        format!(
+            "known extensions: .tsv, .csv, .jsonl, .json and .parquet, each also with .gz or .zst{suggestion}"
+        ),
+    )
 }
 
 /// Resolves FACTS arguments to files: `organisation/name` that does not exist here is a data set of the hub, whose files are

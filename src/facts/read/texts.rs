@@ -1,35 +1,86 @@
 //! Training data other than facts: chats, instructions, completions and plain texts, in the usual JSONL, JSON, CSV and Parquet
 //! layouts.
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{
     super::fact::Location,
     bad_row::{BadRow, bad_rows_error, bad_rows_notes},
+    columns::foreign_columns,
     json::{scalar, type_name},
     rows::read_rows,
-    source::{ReadOptions, Source},
+    source::{Format, ReadOptions, Source},
+    table,
 };
 use crate::{Error, Result};
 
 /// One turn of a chat.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// `system`, `user`, `assistant` or `tool`.
+    /// `system`, `user`, `assistant`, `tool`, or another role that chat templates know.
     pub role: String,
-    /// Its text.
+    /// Its text; the parts of a list joined; empty if there is none.
     pub content: String,
+    /// The message as the chat template sees it: all fields of the row in their order, `role` and `content` among them.
+    pub fields: Map<String, Value>,
+    /// Whether it is trained if it is the assistant's. `weight: 0` says that it is not.
+    pub trained: bool,
+}
+
+impl Message {
+    /// A message of text.
+    pub fn new(role: &str, content: &str) -> Self {
+        let mut fields = Map::new();
+        fields.insert("role".into(), role.into());
+        fields.insert("content".into(), content.into());
+        Self {
+            role: role.into(),
+            content: content.into(),
+            fields,
+            trained: true,
+        }
+    }
+
+    /// Replaces the text.
+    pub fn set_content(&mut self, content: &str) {
+        content.clone_into(&mut self.content);
+        self.fields.insert("content".into(), content.into());
+    }
+}
+
+/// A chat and what its template is given beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chat {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// The tools that the assistant may call: a list of JSON schemas.
+    pub tools: Option<Value>,
+    /// Further variables of the template (`chat_template_kwargs`).
+    pub variables: Map<String, Value>,
+}
+
+impl From<Vec<Message>> for Chat {
+    fn from(messages: Vec<Message>) -> Self {
+        Self {
+            messages,
+            ..Self::default()
+        }
+    }
 }
 
 /// The content of a row, which says which part of it is trained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TextKind {
-    /// `{"messages": [{"role", "content"}]}`, `ShareGPT`'s `{"conversations": [{"from", "value"}]}` or Alpaca's `{"instruction",
-    /// "input", "output"}`: every message of the assistant is trained.
-    Chat(Vec<Message>),
+    /// `{"messages": [{"role", "content"}]}`, `ShareGPT`'s `{"conversations": [{"from", "value"}]}`, Alpaca's `{"instruction",
+    /// "input", "output"}`, or `{"prompt", "completion"}` as lists of messages: every message of the assistant is trained, of the last
+    /// form those of the completion.
+    Chat(Chat),
     /// `{"prompt", "completion"}`: the completion is trained.
     Completion {
         /// The context; not trained.
@@ -61,15 +112,22 @@ pub struct TextSet {
     pub checksum: String,
 }
 
-/// Whether a file holds training texts rather than facts, by the fields of its first row.
+/// Whether a file holds training texts rather than facts, by its columns or the fields of its first row that can be read.
 ///
 /// # Errors
 /// [`Error::Input`] when the file cannot be read. A file that cannot be parsed is taken for facts, whose reader reports why.
 pub fn is_text_file(file: &Path) -> Result<bool> {
     let source = Source::read(file)?;
-    let rows = read_rows(&source).ok().flatten();
-    let first = rows.and_then(|mut rows| rows.next()?.ok());
-    Ok(first.is_some_and(|(_, row)| row.is_ok_and(|row| text_kind(&row).is_some())))
+    Ok(first_fields(&source).is_some_and(|row| text_kind(&row).is_some()))
+}
+
+/// The first row of a file; of a table its column names, each with an empty text.
+fn first_fields(source: &Source) -> Option<Value> {
+    if let Format::Table(separator) = source.format() {
+        return table::column_names(source, separator);
+    }
+    let rows = read_rows(source).ok()?;
+    rows.map_while(Result::ok).find_map(|(_, row)| row.ok())
 }
 
 /// Reads files of training texts into one set.
@@ -83,16 +141,20 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
         let source = Source::read(path)?;
         digest.update(&source.bytes);
         let mut bad = Vec::new();
-        for row in read_rows(&source)?.into_iter().flatten() {
+        let mut empty_answers = 0;
+        for row in read_rows(&source)? {
             let (line, value) = row?;
             match value.and_then(|v| parse(line, &v)) {
-                Ok(kind) => set.texts.push(Text {
-                    kind,
-                    location: Location {
-                        file: source.name.clone(),
-                        line,
-                    },
-                }),
+                Ok(kind) => {
+                    empty_answers += count_empty_answers(&kind);
+                    set.texts.push(Text {
+                        kind,
+                        location: Location {
+                            file: source.name.clone(),
+                            line,
+                        },
+                    });
+                }
                 Err(reason) => bad.push(reason),
             }
         }
@@ -100,13 +162,40 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
             return Err(bad_rows_error(&source.name, &bad));
         }
         set.notes.extend(bad_rows_notes(&source.name, &bad));
+        if empty_answers > 0 {
+            let answers = if empty_answers == 1 {
+                "answer is"
+            } else {
+                "answers are"
+            };
+            set.notes.push(format!(
+                "{}: {empty_answers} empty {answers} not trained",
+                source.name
+            ));
+        }
     }
     if set.texts.is_empty() {
         let names: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
-        return Err(Error::input(format!("no text in {}", names.join(", "))));
+        let reason = if set.notes.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", set.notes.join("; "))
+        };
+        let message = format!("no text in {}{reason}", names.join(", "));
+        return Err(Error::input(message));
     }
     set.checksum = format!("{:x}", digest.finalize());
     Ok(set)
+}
+
+fn count_empty_answers(kind: &TextKind) -> usize {
+    match kind {
+        TextKind::Chat(chat) => {
+            let empty = |m: &&Message| m.role == "assistant" && is_empty_answer(m);
+            chat.messages.iter().filter(empty).count()
+        }
+        _ => 0,
+    }
 }
 
 /// The kind of text in a row; `None` for a fact.
@@ -130,7 +219,45 @@ fn non_null<'r>(row: &'r Value, field: &str) -> Option<&'r Value> {
     row.get(field).filter(|value| !value.is_null())
 }
 
+/// A field that holds something: not null, and no empty text, which a table has for a cell without content.
+fn given<'r>(row: &'r Value, field: &str) -> Option<&'r Value> {
+    non_null(row, field).filter(|value| value.as_str() != Some(""))
+}
+
+/// A list or object in a field; a table and some data sets hold it as JSON in a text.
+fn structure<'r>(
+    line: usize,
+    field: &'static str,
+    value: &'r Value,
+) -> Result<Cow<'r, Value>, BadRow> {
+    let Value::String(text) = value else {
+        return Ok(Cow::Borrowed(value));
+    };
+    let parsed = serde_json::from_str::<Value>(text);
+    let parsed = parsed.ok().filter(|v| v.is_array() || v.is_object());
+    parsed.map(Cow::Owned).ok_or_else(|| {
+        let python = text.trim_start().starts_with(['[', '{']) && text.contains('\'');
+        let reason = if python {
+            "is a text that is not JSON: it looks like Python's text of a list, which `json.dumps` would have written as JSON"
+        } else {
+            "is text; a list of messages is needed (in a table: as JSON)"
+        };
+        BadRow::field(line, field, reason)
+    })
+}
+
 fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
+    if let Value::Array(items) = value
+        && items
+            .iter()
+            .any(|item| item.get("role").is_some() || item.get("from").is_some())
+    {
+        return Err(BadRow::row(
+            line,
+            "the row is a bare list of messages; write it as {\"messages\": [...]}",
+        ));
+    }
+    refuse_unread(line, value)?;
     let text = |field: &'static str| match value.get(field) {
         Some(value) => scalar(line, field, value),
         None => Err(BadRow::field(line, field, "is missing")),
@@ -144,78 +271,309 @@ fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
         other => other,
     };
     for field in ["messages", "conversations"] {
-        if let Some(messages) = non_null(value, field) {
-            return chat(line, field, messages).map(TextKind::Chat);
+        if let Some(messages) = given(value, field) {
+            let messages = structure(line, field, messages)?;
+            let chat = with_system(line, value, messages_of(line, field, &messages)?)?;
+            return chat_of(line, field, value, chat);
         }
     }
-    let has = |field: &str| non_null(value, field).is_some();
+    let has = |field: &str| given(value, field).is_some();
     if has("instruction") {
-        return instruction(line, value).map(TextKind::Chat);
+        let chat = with_system(line, value, instruction(line, value)?)?;
+        return chat_of(line, "instruction", value, chat);
     }
-    if has("prompt") || has("completion") {
+    let is_list = |field: &str| {
+        non_null(value, field).is_some_and(|v| {
+            v.is_array()
+                || v.as_str()
+                    .is_some_and(|text| text.starts_with("[{\"role\""))
+        })
+    };
+    if is_list("prompt") || is_list("completion") {
+        return prompt_and_completion(line, value);
+    }
+    if non_null(value, "prompt").is_some() || non_null(value, "completion").is_some() {
+        if let Some(field) = ["system", "tools", "history"].into_iter().find(|f| has(f)) {
+            let reason = "is not read beside a `prompt` of text: give the row as `messages`";
+            return Err(BadRow::field(line, field, reason));
+        }
         return Ok(TextKind::Completion {
             prompt: text("prompt")?,
             completion: trained_text("completion")?,
         });
     }
-    if has("text") {
+    if non_null(value, "text").is_some() {
         return trained_text("text").map(TextKind::Plain);
     }
     Err(BadRow::row(
         line,
-        "the row has none of the fields `messages`, `conversations`, `instruction` with `output`, `prompt` with `completion`, `text`",
+        format!(
+            "the row has none of the fields `messages`, `conversations`, `instruction` with `output`, `prompt` with `completion`, `text`{}",
+            foreign_columns(value)
+        ),
     ))
 }
 
-/// Messages with `role` and `content`, or with `ShareGPT`'s `from` and `value`.
-fn chat(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Message>, BadRow> {
-    let bad = |reason: String| BadRow::field(line, field, reason);
-    let Value::Array(items) = messages else {
-        return Err(bad(format!(
-            "is {}; a list of messages is needed",
-            type_name(messages)
-        )));
+/// Refuses what a row says about its training and is not read here.
+fn refuse_unread(line: usize, row: &Value) -> Result<(), BadRow> {
+    for field in ["images", "image", "videos", "audio", "audios"] {
+        let holds = given(row, field).is_some_and(|v| !v.as_array().is_some_and(Vec::is_empty));
+        if holds {
+            return Err(BadRow::field(
+                line,
+                field,
+                "is not read: only texts are trained",
+            ));
+        }
+    }
+    if let Some(weight) = given(row, "weight") {
+        if weight.as_f64() != Some(1.0) && weight.as_str() != Some("1") {
+            let reason =
+                "of a row is not read: weights are given to messages (0 or 1), or to a file";
+            return Err(BadRow::field(line, "weight", reason));
+        }
+    }
+    let is_false = |v: &Value| v.as_bool() == Some(false) || v.as_str() == Some("False");
+    if non_null(row, "completion").is_some() && non_null(row, "label").is_some_and(is_false) {
+        let reason = "is false: the completion is one that is not wanted, and would be trained";
+        return Err(BadRow::field(line, "label", reason));
+    }
+    Ok(())
+}
+
+/// `messages` behind the text of the row's `system`.
+fn with_system(
+    line: usize,
+    row: &Value,
+    mut messages: Vec<Message>,
+) -> Result<Vec<Message>, BadRow> {
+    let Some(system) = given(row, "system") else {
+        return Ok(messages);
     };
-    let mut chat = Vec::with_capacity(items.len());
-    for (i, item) in items.iter().enumerate() {
-        let text = |keys: [&str; 2]| {
-            let found = keys.iter().find_map(|key| item.get(key)?.as_str());
-            found.map(str::to_owned).ok_or_else(|| {
-                bad(format!(
-                    "has no text as `{}` in message {}",
-                    keys[usize::from(field == "conversations")],
-                    i + 1
-                ))
-            })
+    let system = scalar(line, "system", system)?;
+    match messages.first().filter(|m| m.role == "system") {
+        None => messages.insert(0, Message::new("system", &system)),
+        Some(first) if first.content == system => {}
+        Some(_) => {
+            let reason = "differs from the system message of the chat; leave one of them out";
+            return Err(BadRow::field(line, "system", reason));
+        }
+    }
+    Ok(messages)
+}
+
+/// The chat of a row: its messages with `tools` and `chat_template_kwargs`.
+fn chat_of(
+    line: usize,
+    field: &'static str,
+    row: &Value,
+    messages: Vec<Message>,
+) -> Result<TextKind, BadRow> {
+    let mut messages = messages;
+    for message in &mut messages {
+        message.trained &= !is_empty_answer(message);
+    }
+    let is_trained = |m: &Message| m.role == "assistant" && m.trained;
+    if !messages.iter().any(is_trained) {
+        let reason = if !messages.iter().any(|m| m.role == "assistant") {
+            "has no assistant message: there is nothing to train"
+        } else {
+            "has no answer that is trained: each is empty or has the weight 0"
         };
-        let (name, content) = (text(["role", "from"])?, text(["content", "value"])?);
-        let role = match &*name {
-            "system" | "user" | "assistant" | "tool" => &name,
-            "human" => "user",
-            "gpt" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
-            "function" | "observation" => "tool",
-            _ => {
-                return Err(bad(format!(
-                    "has the role `{name}` in message {}; known roles are system, user, assistant and tool",
-                    i + 1
-                )));
+        return Err(BadRow::field(line, field, reason));
+    }
+    let tools = match given(row, "tools") {
+        None => None,
+        Some(tools) => {
+            let tools = structure(line, "tools", tools)?.into_owned();
+            if !tools.is_array() {
+                return Err(BadRow::field(line, "tools", "is not a list of tools"));
             }
-        };
-        chat.push(Message {
-            role: role.to_owned(),
-            content,
+            Some(tools)
+        }
+    };
+    let variables = match given(row, "chat_template_kwargs") {
+        None => Map::new(),
+        Some(variables) => match structure(line, "chat_template_kwargs", variables)?.into_owned() {
+            Value::Object(variables) => variables,
+            other => {
+                let reason = format!("is {}; an object is needed", type_name(&other));
+                return Err(BadRow::field(line, "chat_template_kwargs", reason));
+            }
+        },
+    };
+    Ok(TextKind::Chat(Chat {
+        messages,
+        tools,
+        variables,
+    }))
+}
+
+/// Whether an assistant message has neither text nor calls.
+fn is_empty_answer(message: &Message) -> bool {
+    let holds = |name: &&str| match message.fields.get(*name) {
+        Some(Value::Array(calls)) => !calls.is_empty(),
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(value) => !value.is_null(),
+        None => false,
+    };
+    let other = [
+        "tool_calls",
+        "function_call",
+        "reasoning_content",
+        "thinking",
+        "reasoning",
+    ];
+    message.content.is_empty() && !other.iter().any(holds)
+}
+
+/// `{"prompt", "completion"}` as lists of messages.
+fn prompt_and_completion(line: usize, row: &Value) -> Result<TextKind, BadRow> {
+    let messages = |field: &'static str| -> Result<Vec<Message>, BadRow> {
+        let value = non_null(row, field).ok_or_else(|| BadRow::field(line, field, "is missing"))?;
+        let value = structure(line, field, value).map_err(|_| {
+            let reason = "is text, and the other field a list of messages; give both in one form";
+            BadRow::field(line, field, reason)
+        })?;
+        messages_of(line, field, &value)
+    };
+    let mut chat = with_system(line, row, messages("prompt")?)?;
+    for message in &mut chat {
+        message.trained = false;
+    }
+    let completion = messages("completion")?;
+    if !completion.iter().any(|m| m.role == "assistant") {
+        let reason = "has no assistant message: there is nothing to train";
+        return Err(BadRow::field(line, "completion", reason));
+    }
+    chat.extend(completion);
+    chat_of(line, "completion", row, chat)
+}
+
+/// Messages with `role` and `content`, or with `ShareGPT`'s `from` and `value`.
+fn messages_of(line: usize, field: &'static str, messages: &Value) -> Result<Vec<Message>, BadRow> {
+    let Value::Array(items) = messages else {
+        let reason = format!("is {}; a list of messages is needed", type_name(messages));
+        return Err(BadRow::field(line, field, reason));
+    };
+    let message = |(i, item): (usize, &Value)| {
+        message(item, field == "conversations")
+            .map_err(|reason| BadRow::field(line, field, format!("{reason} in message {}", i + 1)))
+    };
+    items.iter().enumerate().map(message).collect()
+}
+
+/// One message; the error is a phrase that goes before "in message 3".
+fn message(item: &Value, is_sharegpt: bool) -> Result<Message, String> {
+    let Value::Object(given) = item else {
+        return Err(format!("has {} in place of an object", type_name(item)));
+    };
+    let keys = |role: &'static str, other: &'static str| {
+        let known = given.get(role).is_some_and(|v| !v.is_null());
+        let name = if is_sharegpt && !known { other } else { role };
+        let value = [role, other]
+            .into_iter()
+            .find_map(|k| given.get(k).filter(|v| !v.is_null()));
+        (name, value)
+    };
+    let (role_key, name) = keys("role", "from");
+    let name = name
+        .and_then(Value::as_str)
+        .ok_or_else(|| format!("has no text as `{role_key}`"))?;
+    let role = match name {
+        "system" | "user" | "assistant" | "tool" | "developer" | "ipython" | "function" => name,
+        "human" => "user",
+        "gpt" | "chatgpt" | "bing" | "bard" | "model" | "function_call" => "assistant",
+        "observation" => "tool",
+        _ => {
+            let lower = name.to_lowercase();
+            let known = ["system", "user", "assistant", "tool"];
+            let meant = known
+                .into_iter()
+                .find(|k| *k == lower)
+                .map_or_else(String::new, |k| format!(" (did you mean `{k}`?)"));
+            return Err(format!(
+                "has the role `{name}`{meant}, which is none of system, user, assistant, tool, developer, ipython and function,"
+            ));
+        }
+    };
+    let (content_key, content) = keys("content", "value");
+    let mut fields = Map::new();
+    for (key, value) in given {
+        match key.as_str() {
+            "role" | "from" => _ = fields.entry("role").or_insert_with(|| role.into()),
+            "value" if content_key == "value" => _ = fields.insert("content".into(), value.clone()),
+            "value" | "weight" | "train" => {}
+            _ => _ = fields.insert(key.clone(), value.clone()),
+        }
+    }
+    let calls = |name: &str| fields.get(name).is_some_and(|v| !v.is_null());
+    let has_calls = calls("tool_calls") || calls("function_call");
+    let text = match content {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            let texts = parts.iter().map(part_text).collect::<Result<Vec<_>, _>>()?;
+            texts.concat()
+        }
+        None if role == "assistant" && has_calls => String::new(),
+        Some(other) => {
+            return Err(format!(
+                "has {} as `{content_key}`, where text is needed,",
+                type_name(other)
+            ));
+        }
+        None => return Err(format!("has no text as `{content_key}`")),
+    };
+    if name == "function_call"
+        && let Ok(Value::Object(call)) = serde_json::from_str(&text)
+        && call.contains_key("name")
+    {
+        fields.insert("content".into(), "".into());
+        let call = serde_json::json!([{"type": "function", "function": call}]);
+        fields.insert("tool_calls".into(), call);
+        return Ok(Message {
+            role: role.into(),
+            content: String::new(),
+            fields,
+            trained: true,
         });
     }
-    if chat.iter().any(|m| m.role == "assistant") {
-        Ok(chat)
-    } else {
-        Err(bad(
-            "has no assistant message: there is nothing to train".into()
-        ))
+    let trained = match (given.get("weight"), given.get("train")) {
+        (Some(weight), _) if !weight.is_null() => match weight.as_f64() {
+            Some(0.0) => false,
+            Some(1.0) => true,
+            _ => return Err("has a `weight` other than 0 and 1".into()),
+        },
+        (_, Some(train)) if !train.is_null() => train
+            .as_bool()
+            .ok_or_else(|| "has a `train` other than true and false".to_owned())?,
+        _ => true,
+    };
+    Ok(Message {
+        role: role.into(),
+        content: text,
+        fields,
+        trained,
+    })
+}
+
+/// The text of one part of a message.
+fn part_text(part: &Value) -> Result<&str, String> {
+    if let Value::String(text) = part {
+        return Ok(text);
+    }
+    let kind = part.get("type").and_then(Value::as_str);
+    let text = part.get("text").and_then(Value::as_str);
+    match (kind, text) {
+        (Some("text") | None, Some(text)) => Ok(text),
+        (Some(kind), _) if kind != "text" => Err(format!(
+            "has a part of the type `{kind}`, where only text is read,"
+        )),
+        _ => Err("has a part without `text`".into()),
     }
 }
 
-/// Alpaca's fields as a chat: `system`, the turns of `history`, then instruction and output.
+/// Alpaca's fields as a chat: the turns of `history`, then instruction and output.
 fn instruction(line: usize, row: &Value) -> Result<Vec<Message>, BadRow> {
     let text = |field: &'static str| match non_null(row, field) {
         None => Ok(String::new()),
@@ -223,39 +581,33 @@ fn instruction(line: usize, row: &Value) -> Result<Vec<Message>, BadRow> {
     };
     let (instruction, input, output) = (text("instruction")?, text("input")?, text("output")?);
     if output.is_empty() {
-        return Err(BadRow::field(
-            line,
-            "output",
-            "is missing: there is nothing to train",
-        ));
+        let reason = format!(
+            "is missing: there is nothing to train{}",
+            foreign_columns(row)
+        );
+        return Err(BadRow::field(line, "output", reason));
     }
-    let message = |role: &str, content: String| Message {
-        role: role.into(),
-        content,
-    };
     let mut chat = Vec::new();
-    let system = text("system")?;
-    if !system.is_empty() {
-        chat.push(message("system", system));
+    let history = match given(row, "history") {
+        None => Value::Null,
+        Some(history) => structure(line, "history", history)?.into_owned(),
+    };
+    let not_pairs = || BadRow::field(line, "history", "is not a list of pairs of texts");
+    if !history.is_null() && !history.is_array() {
+        return Err(not_pairs());
     }
-    for turn in row
-        .get("history")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        let text = |i: usize| turn.get(i).and_then(Value::as_str).map(str::to_owned);
+    for turn in history.as_array().into_iter().flatten() {
+        let text = |i: usize| turn.get(i).and_then(Value::as_str);
         let (Some(user), Some(assistant)) = (text(0), text(1)) else {
-            let reason = "is not a list of pairs of texts";
-            return Err(BadRow::field(line, "history", reason));
+            return Err(not_pairs());
         };
-        chat.push(message("user", user));
-        chat.push(message("assistant", assistant));
+        chat.push(Message::new("user", user));
+        chat.push(Message::new("assistant", assistant));
     }
     let mut parts = vec![instruction, input];
     parts.retain(|part| !part.is_empty());
-    chat.push(message("user", parts.join("\n\n")));
-    chat.push(message("assistant", output));
+    chat.push(Message::new("user", &parts.join("\n\n")));
+    chat.push(Message::new("assistant", &output));
     Ok(chat)
 }
 
@@ -277,7 +629,7 @@ mod tests {
             "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"ho\"}]}\n\
              {\"prompt\":\"a\",\"completion\":\"b\"}\n{\"text\":\"c\"}\n",
         );
-        assert!(matches!(&read[0], Ok(TextKind::Chat(m)) if m[1].content == "ho"));
+        assert!(matches!(&read[0], Ok(TextKind::Chat(m)) if m.messages[1].content == "ho"));
         assert_eq!(
             read[1],
             Ok(TextKind::Completion {
@@ -296,7 +648,7 @@ mod tests {
         );
         let reasons = [
             "no assistant message",
-            "role `bot` in message 1",
+            "role `bot`",
             "`content` in message 1",
             "`completion` is missing",
             "`text` is empty",
@@ -318,6 +670,7 @@ mod tests {
         );
         let formatted = |row: &Result<TextKind, String>| match row {
             Ok(TextKind::Chat(chat)) => chat
+                .messages
                 .iter()
                 .map(|m| format!("{}: {}", m.role, m.content))
                 .collect::<Vec<_>>()
