@@ -156,6 +156,29 @@ mod tests {
         }
     }
 
+    /// Normal forms by `tests/golden/answers.py`.
+    #[test]
+    fn normal_forms_are_those_of_a_second_writing_of_the_rule() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/answers.json");
+        let golden: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let pairs: Vec<(String, String)> =
+            serde_json::from_value(golden["answers"].clone()).unwrap();
+        let wrong: Vec<_> = pairs
+            .iter()
+            .filter(|(text, normal)| normalise(text) != *normal)
+            .map(|(text, normal)| format!("{text:?}: {:?}, not {normal:?}", normalise(text)))
+            .collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        let folds = golden["folds"].as_object().unwrap();
+        assert!(pairs.len() > 500 && folds.len() > 800);
+        for (c, folded) in folds {
+            let mut ours = String::new();
+            c.chars().for_each(|c| fold_case(c, &mut ours));
+            assert_eq!(ours, folded.as_str().unwrap(), "{c:?}");
+        }
+    }
+
     #[test]
     fn symbols_tell_answers_apart() {
         let answers = [

@@ -379,6 +379,9 @@ fn truncate(s: &str, call: &Call) -> Result<Value> {
 }
 
 fn of_number(name: &str, value: &Value, call: &Call) -> Result<Value> {
+    if let Value::Undefined(words) = value {
+        return Err(Fault::undefined(words));
+    }
     match name {
         "abs" => {
             no_arguments(name, call)?;
