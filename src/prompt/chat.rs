@@ -308,10 +308,15 @@ fn prompt_template(
     })
 }
 
-/// The Jinja source. `chat_template` is a text, or a list of named templates: `tool_use` for a chat with tools, else `default`.
+/// The Jinja source. `chat_template` is a text, or a list or object of named templates: `tool_use` for a chat with tools, else `default`.
 fn source(config: &Map<String, Json>, has_tools: bool) -> Result<&str> {
     let found = match config.get("chat_template") {
         Some(Json::String(source)) => Some(source.as_str()),
+        Some(Json::Object(templates)) => {
+            let named = |name: &str| templates.get(name)?.as_str();
+            let tool_use = has_tools.then(|| named("tool_use")).flatten();
+            tool_use.or_else(|| named("default"))
+        }
         Some(Json::Array(templates)) => {
             let named = |name: &str| {
                 let mut templates = templates.iter();

@@ -30,11 +30,11 @@ pub(super) fn rows<'b>(
     bytes: &[u8],
 ) -> Result<Box<dyn Iterator<Item = Result<Row>> + 'b>> {
     let bytes = Bytes::copy_from_slice(bytes);
-    let mut refused = None;
+    let (mut refused, mut unread) = (None, Vec::new());
     let rows = catch_parquet_panic(name, || {
         let reader = SerializedFileReader::new(bytes)?;
         let schema = reader.metadata().file_metadata().schema_descr();
-        let unread = schema.columns().iter().find_map(|column| {
+        refused = schema.columns().iter().find_map(|column| {
             let root = column
                 .path()
                 .parts()
@@ -44,13 +44,19 @@ pub(super) fn rows<'b>(
                 .filter(|_| root)
                 .map(|kind| (column.path().string(), kind))
         });
-        if unread.is_some() {
-            refused = unread;
+        if refused.is_some() {
             return Ok(None);
         }
         let schema = reader.metadata().file_metadata().schema();
-        let columns = schema.get_fields().iter();
-        let columns: Vec<_> = columns.filter(|c| is_read(c.name())).cloned().collect();
+        let (columns, others): (Vec<_>, Vec<_>) = schema
+            .get_fields()
+            .iter()
+            .cloned()
+            .partition(|column| is_read(column.name()));
+        unread = others
+            .iter()
+            .map(|column| column.name().to_owned())
+            .collect();
         if columns.is_empty() {
             return Ok(None);
         }
@@ -67,10 +73,13 @@ pub(super) fn rows<'b>(
             "cast it to text before the file is written",
         ));
     }
+    // The first row has the names of all columns, so that its reader can say what a missing one may be called.
+    let mut unread: Map<String, Value> = unread
+        .into_iter()
+        .map(|column| (column, Value::Null))
+        .collect();
     let Some(mut rows) = rows else {
-        // One row without fields: its reader names the missing ones.
-        let empty = Value::Object(Map::new());
-        return Ok(Box::new(iter::once(Ok(Ok(empty)))));
+        return Ok(Box::new(iter::once(Ok(Ok(Value::Object(unread))))));
     };
     let mut failed = false;
     Ok(Box::new(iter::from_fn(move || {

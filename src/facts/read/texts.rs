@@ -282,12 +282,13 @@ fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
         let chat = with_system(line, value, instruction(line, value)?)?;
         return chat_of(line, "instruction", value, chat);
     }
-    let is_list = |field: &str| {
-        non_null(value, field).is_some_and(|v| {
-            v.is_array()
-                || v.as_str()
-                    .is_some_and(|text| text.starts_with("[{\"role\""))
-        })
+    let is_list = |field: &str| match non_null(value, field) {
+        Some(Value::String(text)) if text.starts_with('[') => {
+            let items = serde_json::from_str::<Vec<Value>>(text).unwrap_or_default();
+            items.first().is_some_and(|item| item.get("role").is_some())
+        }
+        Some(value) => value.is_array(),
+        None => false,
     };
     if is_list("prompt") || is_list("completion") {
         return prompt_and_completion(line, value);
