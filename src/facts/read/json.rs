@@ -127,7 +127,12 @@ fn parse_line(line: usize, bytes: &[u8]) -> Result<Value, BadRow> {
     })?;
     parse_text(text).map_err(|e| {
         let reason = format!("{} at column {}", fault(text, &e), e.column());
-        BadRow::row(line, reason)
+        let hint = if e.is_eof() {
+            ": each row is one line; a file with one array over several lines is named .json"
+        } else {
+            ""
+        };
+        BadRow::row(line, reason + hint)
     })
 }
 
@@ -234,12 +239,6 @@ fn fault(text: &str, error: &serde_json::Error) -> String {
     }
     if rest.starts_with('\u{feff}') || before.ends_with('\u{feff}') {
         return "not JSON: a byte order mark (U+FEFF) stands there".into();
-    }
-    if error.is_eof() && !text.contains('\n') {
-        return format!(
-            "not JSON: the line ends within a value ({}): each row is one line; a file with one array over several lines is named .json",
-            message_without_position(error)
-        );
     }
     format!("not JSON: {}", message_without_position(error))
 }

@@ -114,7 +114,8 @@ pub fn read_each(
             });
             match row {
                 Ok(fact) => {
-                    if dedup.is_new(&fact, raw.skip_contradictions)? {
+                    let is_new = dedup.is_new(&fact, raw.skip_contradictions);
+                    if is_new.map_err(|e| with_separators(e, other_separators))? {
                         on_fact(fact)?;
                     }
                 }
@@ -149,6 +150,20 @@ pub fn read_each(
         notes,
         checksum: format!("{:x}", digest.finalize()),
     })
+}
+
+/// An error with the advice that lists of aliases may be the cause.
+fn with_separators(error: Error, other_separators: usize) -> Error {
+    match error {
+        Error::Input {
+            message,
+            hint: Some(hint),
+        } if other_separators > 0 => Error::input_hint(
+            message,
+            format!("{hint}; aliases are separated by `|`, not by commas or semicolons"),
+        ),
+        other => other,
+    }
 }
 
 /// The rows of a file of facts.

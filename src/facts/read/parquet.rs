@@ -95,9 +95,9 @@ pub(super) fn rows<'b>(
                 let value = json(&field).map_err(|reason| format!("field `{column}` {reason}"))?;
                 Ok((column, value))
             });
-            fields
-                .collect::<Result<Map<_, _>, String>>()
-                .map(Value::Object)
+            let mut row = fields.collect::<Result<Map<_, _>, String>>()?;
+            row.append(&mut unread);
+            Ok(Value::Object(row))
         }))
     })))
 }
@@ -137,7 +137,8 @@ fn json(field: &Field) -> Result<Value, String> {
         Field::Float16(x) => float(f64::from(*x)),
         Field::Float(x) => float(f64::from(*x)),
         Field::Double(x) => float(*x),
-        Field::Decimal(_) => field.to_string().into(),
+        // A decimal without a fraction is written with a point behind it.
+        Field::Decimal(_) => field.to_string().trim_end_matches('.').into(),
         Field::Str(text) => text.as_str().into(),
         Field::Bytes(bytes) => std::str::from_utf8(bytes.data())
             .map_err(|_| "has bytes that are not UTF-8 text".to_owned())?

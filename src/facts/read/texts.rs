@@ -376,10 +376,10 @@ fn chat_of(
     }
     let is_trained = |m: &Message| m.role == "assistant" && m.trained;
     if !messages.iter().any(is_trained) {
-        let reason = if !messages.iter().any(|m| m.role == "assistant") {
-            "has no assistant message: there is nothing to train"
-        } else {
+        let reason = if messages.iter().any(|m| m.role == "assistant") {
             "has no answer that is trained: each is empty or has the weight 0"
+        } else {
+            "has no assistant message: there is nothing to train"
         };
         return Err(BadRow::field(line, field, reason));
     }
