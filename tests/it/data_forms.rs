@@ -380,6 +380,10 @@ fn tables_are_read_as_pandas_reads_them_or_refused() {
         .unwrap();
         assert_eq!(rows(dir, "r.csv").0.len(), 1, "{aliases}");
     }
+    let two = format!("{header}Q1,P17,Itaka,Alfa;Bravo\nQ1,P17,Bravo,\n");
+    fs::write(dir.join("s.csv"), two).unwrap();
+    let error = refused(dir, &["data", "s.csv", "--model", "m"]);
+    assert!(error.contains("separated by `|`"), "{error}");
     fs::write(
         dir.join("s.csv"),
         format!("{header}Q1,P17,Itaka,Alfa;Bravo\n"),
