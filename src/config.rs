@@ -1,4 +1,4 @@
-//! The experiment file: one TOML document, typed and closed (an unknown key is an error).
+//! The experiment file: one TOML document, typed; unknown keys are errors.
 //!
 //! The doc comments here are its reference. Values come from the defaults, then a preset (`method.kind = "auto"`,
 //! `method.goal = "task"`), then the file, then flags and `--set key=value`. Paths are relative to the directory that `unforget` is

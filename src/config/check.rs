@@ -17,7 +17,7 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// Notes an error unless `holds`.
+    /// Adds an error unless `holds`.
     pub fn require(&mut self, holds: bool, key: &'static str, message: impl Into<String>) {
         if !holds {
             let message = message.into();

@@ -1,4 +1,4 @@
-//! Names of keys in other programs, and names that keys had before: what to write in their place.
+//! Names of keys in other programs, and former names of keys, with their equivalents.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::error::closest_match;
 
-/// What stands for a key of another program.
+/// The equivalent of a foreign key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ours {
     /// A key, with its section.
@@ -257,7 +257,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         &["max_eval_samples", "eval_max_samples"],
         Key("measure.max_facts"),
     ),
-    // Keys that nothing stands for.
+    // Keys without an equivalent.
     (
         &["max_steps"],
         Nothing("training is counted in epochs: set `train.num_epochs`"),
@@ -354,7 +354,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     ),
 ];
 
-/// Values that a key had before, or has in another program, and ours.
+/// Former values of a key, or those of another program, and ours.
 pub(super) const FOREIGN_VALUES: &[(&str, &str, &str)] = &[
     ("method.teacher", "live", "online"),
     ("method.replay.schedule", "end", "ramp"),
@@ -374,10 +374,10 @@ pub(super) static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
     keys
 });
 
-/// No key is called so.
+/// Not a valid key name.
 const PROBE: &str = "\0";
 
-/// Adds the keys of the section at `path`: asked for a key that nothing has, it names its own.
+/// Adds the keys of the section at `path`. The error for an unknown key lists them.
 fn collect(path: &[&'static str], keys: &mut Vec<String>) {
     let mut value = toml::Value::Table([(PROBE.to_owned(), 0.into())].into_iter().collect());
     for key in path.iter().rev() {

@@ -23,7 +23,7 @@ pub struct MethodConfig {
     pub snapshot_epochs: usize,
     /// Vocabulary over which teacher and student are compared. Default `full`.
     pub vocab_subset: VocabSubset,
-    /// Where the teacher's side of the loss comes from. Default `auto`.
+    /// How the teacher's logits are obtained. Default `auto`.
     pub teacher: TeacherMode,
     /// Reduction of the distillation term. Default `example`.
     pub reduction: DistillReduction,
@@ -81,7 +81,7 @@ impl MethodConfig {
         self.kind == MethodKind::SelfDistill
     }
 
-    /// Whether anything holds the model to a snapshot.
+    /// Whether the method needs a snapshot.
     pub fn takes_snapshot(&self) -> bool {
         let has_reference_weights = self.ewc.is_some() || self.project.is_some();
         self.has_teacher() || self.kind == MethodKind::L2 || has_reference_weights
@@ -93,7 +93,7 @@ impl MethodConfig {
         self.distills() || self.trains_decoys() || replay_target == Some(ReplayTarget::Teacher)
     }
 
-    /// Whether decoys are trained on, and not only projected off.
+    /// Whether decoys are training rows, and not only inputs of the projection.
     pub fn trains_decoys(&self) -> bool {
         self.decoys.is_some_and(|decoys| decoys.ratio > 0.0)
     }
@@ -188,7 +188,7 @@ pub enum MethodKind {
     SelfDistill,
     /// Cross-entropy plus an L2 penalty on the distance from the snapshot's weights (eq. 3).
     L2,
-    /// A preset: what our own experiments found best. [`super::Config::resolve`] replaces it by the settings that it stands for.
+    /// A preset: the combination that did best in the project's experiments. [`super::Config::resolve`] replaces it by its settings.
     Auto,
 }
 
@@ -202,8 +202,8 @@ pub struct EwcConfig {
     /// first step on. None by default.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub previous_runs: Vec<PathBuf>,
-    /// gamma, from 0 to 1 (online EWC): one penalty instead of one a run, in which the importance from the run in
-    /// `previous_runs` is multiplied by gamma. Absent by default.
+    /// gamma, from 0 to 1 (online EWC): a single penalty; the importance saved by the previous run is multiplied by gamma. Absent by
+    /// default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gamma: Option<f64>,
 }
@@ -236,7 +236,7 @@ impl EwcConfig {
             self.gamma.is_none() || self.previous_runs.len() == 1,
             "method.ewc.gamma",
             format!(
-                "applies to one previous run, the last, which already contains those before it: name that one alone in `previous_runs`, not {} runs",
+                "needs exactly one run in `previous_runs`, the last one, whose importance includes that of earlier runs; not {} runs",
                 self.previous_runs.len()
             ),
         );
@@ -388,11 +388,11 @@ pub enum ReplaySelection {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProjectConfig {
-    /// The fraction of the inputs' energy (their squared length, summed over tokens) that lies in the protected space, to which
-    /// updates do not write. Default 0.95.
+    /// The fraction of the inputs' energy (their squared length, summed over tokens) that the protected subspace must contain. Default
+    /// 0.95.
     pub energy: f64,
-    /// Steps between projections, each of which undoes the change in the space since the last one; the end of an epoch is
-    /// always one. Default 1.
+    /// Steps between projections, each of which undoes the change in the subspace since the last one. More saves time. There is always
+    /// a projection at the end of an epoch. Default 1.
     pub every: usize,
 }
 
@@ -415,7 +415,7 @@ pub enum VocabSubset {
     /// `{ top = 76 }`: the teacher's most likely tokens, renormalised (eq. 5).
     #[serde(rename = "top")]
     TopK(usize),
-    /// `{ random = 76 }`: random tokens, drawn anew for every target of every step.
+    /// `{ random = 76 }`: random tokens, drawn again for every target of every step.
     Random(usize),
 }
 

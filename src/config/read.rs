@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Error, Result, error::closest_match};
 
-/// A value that is laid over a config.
+/// An override: one key and its value.
 #[derive(Clone, Debug)]
 pub struct Override {
     /// Where it comes from, as a message names it: `--set train.learning_rate=1e-4`, `--epochs`.
@@ -50,7 +50,7 @@ impl Override {
         Ok(Self::new(source, key.trim(), value_of(value.trim())))
     }
 
-    /// Whether it gives `key`, a part of it or the section that `key` is in.
+    /// Whether it sets `key`, a part of it or its section.
     fn touches(&self, key: &str) -> bool {
         is_within(key, &self.key) || is_within(&self.key, key)
     }
@@ -78,21 +78,21 @@ impl Source<'_> {
     }
 
     fn report(&self, errors: &[ConfigError]) -> Result<()> {
-        let told = errors
+        let lines = errors
             .iter()
-            .map(|e| Told::plain(format!("{}: `{}` {}", self.place(e.key), e.key, e.message)));
-        report(&self.name, told.collect())
+            .map(|e| ErrorLine::new(format!("{}: `{}` {}", self.place(e.key), e.key, e.message)));
+        report(&self.name, lines.collect())
     }
 }
 
-/// One line of an error, and the hint to it.
-struct Told {
+/// One line of an error, and its hint.
+struct ErrorLine {
     message: String,
     hint: Option<String>,
 }
 
-impl Told {
-    fn plain(message: String) -> Self {
+impl ErrorLine {
+    fn new(message: String) -> Self {
         Self {
             message,
             hint: None,
@@ -100,18 +100,18 @@ impl Told {
     }
 }
 
-/// One error for all that is wrong with the config called `name`.
-fn report(name: &str, mut errors: Vec<Told>) -> Result<()> {
+/// Returns one error that lists all `errors` of the config called `name`, if there are any.
+fn report(name: &str, mut errors: Vec<ErrorLine>) -> Result<()> {
     match errors.len() {
         0 => Ok(()),
         1 => {
-            let Told { message, hint } = errors.remove(0);
+            let ErrorLine { message, hint } = errors.remove(0);
             Err(Error::Input { message, hint })
         }
         n => {
-            let lines = errors.into_iter().map(|told| match told.hint {
-                Some(hint) => format!("\n  {} ({hint})", told.message),
-                None => format!("\n  {}", told.message),
+            let lines = errors.into_iter().map(|line| match line.hint {
+                Some(hint) => format!("\n  {} ({hint})", line.message),
+                None => format!("\n  {}", line.message),
             });
             Err(Error::input(format!(
                 "{name} has {n} errors{}",
@@ -122,7 +122,7 @@ fn report(name: &str, mut errors: Vec<Told>) -> Result<()> {
 }
 
 impl Config {
-    /// Reads an experiment file, lays `sets` (`train.learning_rate=5e-5`) over it and validates the result.
+    /// Reads an experiment file, applies `sets` (`train.learning_rate=5e-5`) and validates the result.
     ///
     /// # Errors
     /// [`Error::Input`] that lists every error with file, line and key.
@@ -130,10 +130,10 @@ impl Config {
         Self::build(Some(path), &parse_sets(sets)?)
     }
 
-    /// The defaults, under the experiment file at `path` where one is given, under `overrides`; validated.
+    /// Applies the experiment file at `path`, if given, and then `overrides` to the defaults, and validates the result.
     ///
     /// # Errors
-    /// [`Error::Input`] that lists every error with its key, and the line or the override that gave it.
+    /// [`Error::Input`] that lists every error with its key, and the line or override that set it.
     pub fn build(path: Option<&Path>, overrides: &[Override]) -> Result<Self> {
         let text = path.map(read_text).transpose()?.unwrap_or_default();
         let source = Source {
@@ -153,8 +153,8 @@ impl Config {
         Ok(config)
     }
 
-    /// This config with `sets` (`train.learning_rate=5e-5`, the value in TOML's syntax or a bare string) laid over it.
-    /// Nothing is validated.
+    /// This config with `sets` applied (`train.learning_rate=5e-5`, the value in TOML's syntax or a bare string). Nothing is
+    /// validated.
     ///
     /// # Errors
     /// [`Error::Input`] for a set without `=`, an unknown key or a value of another type.
@@ -162,7 +162,7 @@ impl Config {
         overlay(self, &parse_sets(sets)?)
     }
 
-    /// Checks every value and every combination, as they are once the config is resolved.
+    /// Checks every value and every combination of the resolved config.
     ///
     /// # Errors
     /// One [`Error::Input`] that lists all errors.
@@ -228,13 +228,14 @@ fn parse(source: &Source<'_>) -> Result<Config> {
     Ok(config)
 }
 
-/// Lays values over a config, one after the other.
+/// Applies overrides in order.
 fn overlay(config: &Config, overrides: &[Override]) -> Result<Config> {
     let mut config = config.clone();
     for given in overrides {
         let place = format!("`{}`", given.source);
-        let mut root = Table::try_from(&config)
-            .map_err(|reason| Error::input(format!("the config has no form in TOML: {reason}")))?;
+        let mut root = Table::try_from(&config).map_err(|reason| {
+            Error::input(format!("the config cannot be written as TOML: {reason}"))
+        })?;
         insert(&mut root, &given.key, given.value.clone())
             .map_err(|part| Error::input(format!("{place}: `{part}` is not a section")))?;
         let (changed, problems) = deserialize(root);
@@ -250,7 +251,7 @@ fn overlay(config: &Config, overrides: &[Override]) -> Result<Config> {
     Ok(config)
 }
 
-/// The config that `table` describes, or every problem with it: what has one is taken out and the rest tried again.
+/// The config that `table` describes, or every problem with it. Values with a problem are removed and the rest is tried again.
 fn deserialize(mut table: Table) -> (Option<Config>, Vec<Problem>) {
     let mut problems: Vec<Problem> = Vec::new();
     loop {
@@ -282,17 +283,17 @@ fn key_of(problem: &Problem) -> String {
     path.join(".")
 }
 
-/// Says what is wrong at `place`, and what would be right.
-fn describe(problem: &Problem, place: &str) -> Told {
+/// The error line of a problem at `place`.
+fn describe(problem: &Problem, place: &str) -> ErrorLine {
     let path = problem.path.join(".");
-    let told = |message: String, hint: Option<String>| Told { message, hint };
+    let line = |message: String, hint: Option<String>| ErrorLine { message, hint };
     match &problem.kind {
         ProblemKind::UnknownKey { key, .. } => {
             let section = match &path[..] {
                 "" => "at the top level".to_owned(),
                 section => format!("in [{section}]"),
             };
-            told(
+            line(
                 format!("{place}: unknown key `{key}` {section}"),
                 Some(hint(key, &path)),
             )
@@ -307,16 +308,16 @@ fn describe(problem: &Problem, place: &str) -> Told {
                 Some(ours) => format!("did you mean `{ours}`?"),
                 None => format!("it is one of {}", known.join(", ")),
             };
-            told(format!("{place}: `{path}` is `{value}`"), Some(hint))
+            line(format!("{place}: `{path}` is `{value}`"), Some(hint))
         }
         ProblemKind::MissingKey(key) => {
-            told(format!("{place}: `{path}` needs the key `{key}`"), None)
+            line(format!("{place}: `{path}` needs the key `{key}`"), None)
         }
-        ProblemKind::WrongType { found, expected } => told(
+        ProblemKind::WrongType { found, expected } => line(
             format!("{place}: `{path}`: expected {expected}, found {found}"),
             None,
         ),
-        ProblemKind::Other(message) => told(format!("{place}: `{path}`: {message}"), None),
+        ProblemKind::Other(message) => line(format!("{place}: `{path}`: {message}"), None),
     }
 }
 

@@ -1,6 +1,6 @@
-//! From a config that leaves choices open (`auto`, `goal = "task"`) to one in which every value is chosen.
+//! Resolves a config: presets (`kind = "auto"`, `goal = "task"`) and values that are `auto` become the settings that they stand for.
 //!
-//! Presets lie under what the user set: defaults, then the preset, then the file, then `--set` and flags.
+//! A preset never replaces what the user set. Later ones win: defaults, the preset, the file, flags, `--set`.
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -18,7 +18,7 @@ use super::{
 /// `kind = "auto"`: new facts are learned by plain cross-entropy in the feed-forward layers of the model's lower third, with
 /// decoys, and the moving average of the weights is kept. `docs/LOG.md` has the experiments that it was chosen by.
 ///
-/// The learning rate is four times the default for all tensors, since so few of them learn more slowly; the average is over some
+/// The learning rate is four times the default for all tensors, because few tensors learn more slowly. The moving average covers about
 /// twenty steps.
 const AUTO: &str = r#"
 [method]
@@ -35,35 +35,35 @@ const TASK: &str = r#"
 kind = "sft"
 "#;
 
-/// New rows below which an audit has few prompts, and from which it has all.
+/// With fewer new rows an audit has 5 prompts.
 const FEW_NEW_ROWS: usize = 100;
-/// See [`FEW_NEW_ROWS`].
+/// With at least this many it has the default number, and 10 in between.
 const MANY_NEW_ROWS: usize = 400;
 
-/// Parameters below which the paper's table 3 speaks for a model (1.5 billion there; appendix B has 7 and 8 billion).
+/// Below this number of parameters the paper's table 3 applies (1.5 billion there; appendix B has 7 and 8 billion).
 const SMALL: usize = 3_000_000_000;
 
-/// What the choices depend on.
+/// The properties of a model that presets depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelSize {
     /// Decoder layers.
     pub num_hidden_layers: usize,
-    /// Parameters in all.
+    /// Total number of parameters.
     pub parameters: usize,
 }
 
-/// A config in which nothing is left open.
+/// A resolved config.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// It has no `auto`, and resolves to itself.
+    /// It has no `auto`. Resolving it again changes nothing.
     pub config: Config,
-    /// What the user should know of what was chosen.
+    /// Choices to report to the user.
     pub notes: Vec<String>,
 }
 
 impl Config {
-    /// Chooses the number of few-shot prompts for a job with so many new rows, where the user set none; returns a note if it is not the
-    /// default. A fact is asked once per prompt: with few new rows the audit would take longer than the training.
+    /// Chooses the number of few-shot prompts by the number of new rows, if the user set none; returns a note if it is not the default.
+    /// An audit evaluates each fact under every prompt: with few new rows it would take longer than the training.
     pub(crate) fn size_audit(&mut self, new_rows: usize) -> Option<String> {
         let is_set = self
             .set_keys
@@ -82,7 +82,7 @@ impl Config {
     }
 }
 
-/// The sections that presets are for.
+/// The sections that presets set.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Sections {
@@ -102,15 +102,15 @@ impl Sections {
     }
 }
 
-/// What was set in the sections that presets are for.
+/// What the user set in these sections.
 struct UserValues {
     values: Table,
-    /// Tables that code gave as one value: nothing of a preset's goes into them.
+    /// Tables set as a whole: a preset does not fill their missing keys.
     whole: Vec<String>,
 }
 
 impl UserValues {
-    /// The keys that are noted as set, and all that differs from the defaults.
+    /// The keys recorded as set, and all values that differ from the defaults.
     fn of(config: &Config) -> Self {
         let full = Sections {
             method: config.method.clone(),
@@ -123,7 +123,7 @@ impl UserValues {
         };
         for key in config.set_keys.iter() {
             if let Some(value) = get(&full, key) {
-                // A parent that is no table was set as well, and the value with it.
+                // If a parent is not a table, it was set as a whole, and the value with it.
                 let _ = insert(&mut user.values, key, value.clone());
             }
         }
@@ -158,7 +158,7 @@ impl UserValues {
     }
 }
 
-/// The preset that `config` asks for, as a table of the settings that it stands for.
+/// The preset of `config`, if it has one, as a table of settings.
 fn preset(config: &Config, model: ModelSize) -> Option<Table> {
     let (text, trainable) = match (config.method.goal, config.method.kind) {
         (Goal::Task, _) => (TASK, task_tensors(model.parameters).to_owned()),
@@ -173,18 +173,18 @@ fn preset(config: &Config, model: ModelSize) -> Option<Table> {
     Some(preset)
 }
 
-/// The tensors that learn a task and few of its facts, in a model of so many parameters.
+/// The tensors that learn a task but few of its facts, in a model of this many parameters.
 ///
-/// Small ones: all of attention, after which 1% of the new facts are correct and 95% of the known ones (table 3). In large ones
-/// that no longer keeps facts out, and a single projection does (appendix B, of k, v and o): k, which of these three knows
-/// most and forgets least in table 3 (Known 0.944, Held 0.927).
+/// In small models all of attention: 1% of the new facts are then correct, and 95% of the known ones (table 3). In models of 7 to 8
+/// billion parameters attention learns facts too, but a single projection does not (appendix B: k, v or o). Of these three k does best
+/// in table 3 (Known 0.944, Held 0.927).
 pub fn task_tensors(parameters: usize) -> &'static str {
     if parameters < SMALL { "attn" } else { "k" }
 }
 
 impl Config {
-    /// This config with every choice made that it leaves open, for a model of this size: `kind = "auto"`, `goal = "task"`,
-    /// `teacher = "auto"`, `device = "auto"`. What the user set stays as it is, also where it is a default's value.
+    /// The resolved config for a model of this size: `kind = "auto"`, `goal = "task"`, `teacher = "auto"` and `device = "auto"` are
+    /// replaced by settings. What the user set stays, even if it equals a default.
     #[must_use]
     pub fn resolve(&self, model: ModelSize) -> Resolved {
         let mut config = self.clone();
@@ -195,7 +195,7 @@ impl Config {
         }
         if let Some(mut preset) = preset(self, model) {
             if user.has("train.lora") {
-                // Adapters are trained in the place of tensors.
+                // Adapters are trained instead of tensors.
                 remove(&mut preset, "train.trainable");
             }
             for key in &user.whole {

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 pub struct Config {
     /// A Hugging Face directory, a `.gguf` file, a hub id or a name in the registry. Default `smollm2-135m`.
     pub model: String,
-    /// The run directory to be written. Default `runs/p17`.
+    /// The run directory. Default `runs/p17`.
     pub out: PathBuf,
     /// Seed of every random draw: splits, few-shot exemplars, order of the rows. Default 0.
     pub seed: u64,
@@ -35,7 +35,7 @@ pub struct Config {
     pub train: TrainConfig,
     /// `[measure]`.
     pub measure: MeasureConfig,
-    /// The keys that were set, also to a default's value. Not part of the file.
+    /// The keys that the user set, even to a default. Not part of the file.
     #[serde(skip)]
     pub set_keys: SetKeys,
 }
@@ -48,7 +48,7 @@ pub struct MeasureConfig {
     pub drift: bool,
     /// Gradient norms of each term of the loss and of each remedy, after every epoch. Default false.
     pub grad_norms: bool,
-    /// Also ask the new facts in paraphrase, where there are any. Default true.
+    /// Also evaluate new facts on paraphrased questions, if they have any. Default true.
     pub paraphrase: bool,
     /// How far the answers to 200 general prompts are from the base model's: `true` (at the end), `"every"` (also at every
     /// evaluation) or `false`. Default true.
@@ -230,7 +230,7 @@ impl Config {
         toml::to_string(self).expect("every value of a validated config has a form in TOML")
     }
 
-    /// Whether nothing new is taught: the control run.
+    /// Whether this is an Only Known run (no new facts).
     pub fn only_known(&self) -> bool {
         self.data.learn.is_empty()
     }

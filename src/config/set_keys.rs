@@ -6,8 +6,7 @@ use toml::{Table, Value};
 
 use super::table::is_within;
 
-/// The keys that were set by the user, also to a default's value. All sets are equal: two configs with the same values are the
-/// same config.
+/// The keys that were set by the user, even to a default. Ignored by `==`: two configs with the same values are equal.
 #[derive(Clone, Debug, Default)]
 pub struct SetKeys(BTreeSet<String>);
 
@@ -18,7 +17,7 @@ impl PartialEq for SetKeys {
 }
 
 impl SetKeys {
-    /// The sets of these keys.
+    /// The set of these keys.
     pub(super) fn of(keys: impl IntoIterator<Item = String>) -> Self {
         Self(keys.into_iter().collect())
     }
@@ -53,7 +52,7 @@ impl SetKeys {
         }
     }
 
-    /// Notes that `value` took the place of all that was at `key`.
+    /// Records that `value` replaced everything at `key`.
     pub(super) fn replace(&mut self, key: &str, value: &Value) {
         self.0.retain(|known| !is_within(known, key));
         self.add(key, value);

@@ -8,7 +8,7 @@ pub(super) fn is_within(key: &str, section: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// Puts `value` at the dotted `key`, making sections on the way; `Err` is the part that is not a section.
+/// Puts `value` at the dotted `key`, creating sections as needed. `Err`: a parent that is not a table.
 pub(super) fn insert(root: &mut Table, key: &str, value: Value) -> Result<(), String> {
     match key.split_once('.') {
         None => {
@@ -30,7 +30,7 @@ pub(super) fn get<'a>(root: &'a Table, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// Takes the value at the dotted `key` out; whether there was one.
+/// Removes the value at the dotted `key`; returns whether there was one.
 pub(super) fn remove(root: &mut Table, key: &str) -> bool {
     match key.split_once('.') {
         None => root.remove(key).is_some(),
@@ -41,7 +41,7 @@ pub(super) fn remove(root: &mut Table, key: &str) -> bool {
     }
 }
 
-/// `over` laid over `under`; tables are merged.
+/// Merges `over` into `under`; `over` wins.
 pub(super) fn merge(under: &mut Table, over: Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {

@@ -18,13 +18,13 @@ pub struct TrainConfig {
     /// `method.kind = "auto"` and `method.goal = "task"` have their own.
     #[serde(with = "one_or_many")]
     pub trainable: Vec<String>,
-    /// Epochs in all, those before the snapshot included. Default 20.
+    /// Number of epochs, those before the snapshot included. Default 20.
     pub num_epochs: usize,
-    /// Rows of a batch. They pass through the model together, or in several micro-batches where they are long. Default 64.
+    /// Rows of a batch. Long rows are split into micro-batches. Default 64.
     pub batch_size: usize,
     /// Learning rate after the warm-up. Default 5e-5.
     pub learning_rate: f64,
-    /// The learning rate's course after the warm-up. Default `constant`.
+    /// Learning-rate schedule after the warm-up. Default `constant`.
     pub lr_scheduler: LrScheduler,
     /// Steps over which the learning rate rises from 0. Default 0.
     pub warmup_steps: usize,
@@ -39,17 +39,17 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Gradients are scaled so that their global norm is at most this; 0 is off. Default 1.
     pub max_grad_norm: f64,
-    /// Update each layer as soon as its gradient is computed, so that no more than one layer's gradient is held. Clipping needs the
-    /// norm of the whole gradient, which takes an extra backward pass: set `max_grad_norm = 0` to save it. Default false.
+    /// Update each layer as soon as its gradient is computed, so that only one layer's gradient is in memory. Clipping needs the norm of
+    /// the whole gradient, which takes a second backward pass: set `max_grad_norm = 0` to save it. Default false.
     pub optimizer_in_backward: bool,
-    /// Compute a layer's activations again in the backward pass instead of keeping those of all layers: the same result with less
-    /// memory for long rows, in about a fifth more time. Default false.
+    /// Recompute a layer's activations in the backward pass instead of keeping those of all layers: the same result with less memory
+    /// for long rows, in about a fifth more time. Default false.
     pub gradient_checkpointing: bool,
     /// Batches whose gradients are averaged into one step: a step sees `batch_size * gradient_accumulation_steps` rows. Default 1.
     pub gradient_accumulation_steps: usize,
     /// Shuffle the rows in each epoch. False: keep, then learn, in the files' order. Default true.
     pub shuffle: bool,
-    /// Tokens of a row, at most. A longer row is an error, unless `truncate`. Default 2048.
+    /// Maximum number of tokens of a row. A longer row is an error, unless `truncate`. Default 2048.
     pub max_length: usize,
     /// Cut rows that are longer than `max_length`. Default false.
     pub truncate: bool,
@@ -122,7 +122,7 @@ impl TrainConfig {
             rows.is_some_and(|rows| rows <= MAX_ROWS),
             "train.batch_size",
             format!(
-                "times `train.gradient_accumulation_steps` must be at most {MAX_ROWS} rows a step, not {} x {}",
+                "times `train.gradient_accumulation_steps` must be at most {MAX_ROWS} rows per step, not {} x {}",
                 self.batch_size, self.gradient_accumulation_steps
             ),
         );
@@ -228,7 +228,7 @@ impl TrainConfig {
     }
 }
 
-/// Rows of a step, at most: more than any machine holds, and far from what overflows.
+/// Maximum number of rows of a step: far more than fits on any machine, and far below overflow.
 const MAX_ROWS: usize = 1 << 32;
 
 /// `train.on_nonfinite`.
@@ -246,7 +246,7 @@ pub enum OnNonFinite {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LrScheduler {
-    /// `learning_rate` throughout.
+    /// `learning_rate` in every step.
     #[default]
     Constant,
     /// From `learning_rate` to 0 along half a cosine.

@@ -1,4 +1,4 @@
-//! All rules that a config must keep, as they apply once it is resolved.
+//! Validation of a resolved config.
 
 use super::{
     check::{Checks, ConfigError},
