@@ -2,7 +2,7 @@
 //! runs are penalised for changing them.
 //!
 //! A run with `method.ewc` saves `ewc.safetensors`: for every tensor that it trained, the diagonal F of the Fisher information of all
-//! that it learned, at the weights that it saved. `method.ewc.previous_runs` names the runs before this one. With a penalty per task
+//! its learned examples, at the weights that it saved. `method.ewc.previous_runs` names the runs before this one. With a penalty per task
 //! (Kirkpatrick et al. 2017, eq. 3), the loss has, from the first step on, the term
 //!
 //! ```text

@@ -13,7 +13,7 @@
 //! the target token is left out of both (decoupled distillation).
 //!
 //! This file computes the weight of each position ([`Distillation::weight`]: lambda, tau^2 and the mean). The engine computes KL and its
-//! gradient at a position, fused with the cross-entropy, in `engine/loss.rs` (`distill_row`), and sums over the positions.
+//! gradient at a position, fused with the cross-entropy, in `engine/loss.rs` (`distill_row`), and sums the positions in `engine/head.rs`.
 
 use super::teacher::TeacherOutputs;
 use crate::{
@@ -80,8 +80,8 @@ impl Distillation {
         }
     }
 
-    /// The term for auxiliary examples (decoys, replay) of this strength, as a mean over them. They have no cross-entropy, so that the
-    /// target token is always compared.
+    /// The term for auxiliary examples (decoys, replay) of this strength, as a mean over them. They have no cross-entropy, so the target
+    /// token is always compared.
     #[must_use]
     pub fn for_aux_examples(self, strength: f64) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl Distillation {
         }
     }
 
-    /// The teacher's side of a micro-batch of `step`, given its outputs there. `first_target` is the index of the micro-batch's first
+    /// The teacher's targets for a micro-batch of `step`, from its outputs there. `first_target` is the index of the micro-batch's first
     /// target in the whole batch: random subsets are drawn for each target of each step, independent of the micro-batches.
     pub fn soft_targets<'a>(
         &self,

@@ -1,4 +1,4 @@
-//! A view of the parameters: freezing. Only some tensors are trained (section 3 of the paper, table 3), chosen by selectors: groups
+//! A restriction of the trained parameters: freezing. Only some tensors are trained (section 3 of the paper, table 3), chosen by selectors: groups
 //! ([`TENSOR_GROUPS`]) or patterns of tensor names in which `*` matches any text, each in all layers or in some (`ffn@0-9`, counted from
 //! 0).
 

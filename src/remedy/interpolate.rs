@@ -1,12 +1,12 @@
-//! A view of the parameters: interpolation between the base model and the trained one (`WiSE-FT`, Wortsman et al. 2022). After
-//! training, the change of the weights is scaled down as far as the learned facts allow.
+//! After training: interpolation between the base model and the trained one (`WiSE-FT`, Wortsman et al. 2022). The change of the
+//! weights is scaled down as far as the learned facts allow.
 //!
 //! ```text
 //! W(a) = W0 + a (W - W0)        W0: the base model, W: the trained one, 0 <= a <= 1
 //! ```
 //!
-//! Facts that were trained to high confidence stay correct on most of the way back to W0, and forgotten facts return on it. a is chosen
-//! by accuracy on trained facts, never on held-out facts.
+//! Newly trained facts stay correct for most of the way back to W0, and forgotten facts recover. a is chosen by accuracy on trained
+//! facts, never on held-out facts.
 
 use rayon::prelude::*;
 

@@ -1,5 +1,5 @@
-//! A view of the parameters: low-rank adapters (`LoRA`, Hu et al. 2021). A weight is its frozen value plus the product of two thin
-//! matrices, which are trained. Computation and initialisation are those of the PEFT library.
+//! A restriction of the trained parameters: low-rank adapters (`LoRA`, Hu et al. 2021). W = W0 + s B A, with trained low-rank B and A.
+//! Computation and initialisation are those of the PEFT library.
 //!
 //! ```text
 //! V = W0 + s B A            W0 (out, in), A (r, in), B (out, r); s = alpha / r, under `rslora` alpha / sqrt(r)

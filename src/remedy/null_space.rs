@@ -1,8 +1,8 @@
 //! A change of a tensor's step: updates are projected onto the null space of known inputs. The outputs of linear layers for the inputs
 //! of known facts (and of decoys, if there are any) stay those of the snapshot, and new facts are learned in the remaining directions.
 //!
-//! The space is that of GPM (Saha et al. 2021, arXiv 2103.09762). As in `AlphaEdit` (Fang et al. 2024, arXiv 2410.02355), the update is
-//! projected and not the gradient.
+//! The subspace of known inputs is that of GPM (Saha et al. 2021, arXiv 2103.09762). As in `AlphaEdit` (Fang et al. 2024, arXiv
+//! 2410.02355), the update is projected and not the gradient.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -18,7 +18,7 @@ use crate::{
     prompt::{Example, micro_batches},
 };
 
-/// Maximum number of examples from which the spaces are computed.
+/// Maximum number of examples from which the subspaces are computed.
 const MAX_ROWS: usize = 1024;
 
 /// Tokens per micro-batch: no more than a training step has, whose memory is reused.
@@ -27,7 +27,7 @@ const MICRO_BATCH_TOKENS: usize = 512;
 /// Approximate bytes of second moments that are summed in one pass over the examples. A wider model takes several passes.
 const MOMENT_BYTES: usize = 1 << 29;
 
-/// The spaces of known inputs, and the outputs of the trained linear layers for them at the snapshot.
+/// The subspaces spanned by known inputs, and the outputs of the trained linear layers for them at the snapshot.
 ///
 /// Take a linear layer with weight W (out, in), whose input at each token of the known examples is x (in). Let C be the sum of x x^T
 /// (in, in; not centred), and U (in, r) the fewest leading eigenvectors of C whose eigenvalues sum to at least `energy` of its trace.
@@ -41,15 +41,15 @@ const MOMENT_BYTES: usize = 1 << 29;
 /// the null space of U^T: `dW <- dW (I - U U^T)`. It needs no copy of the weights, and rounding errors do not accumulate. q, k and v
 /// have the same input and share one U; so do gate and up.
 ///
-/// With `every` = n this follows every n-th step and the last step of an epoch. The gradients in between are those of weights that have
-/// left the constraint by that many steps.
+/// With `every` = n this follows every n-th step and the last step of an epoch. Between projections the weights may leave the
+/// constraint.
 ///
-/// The cost is `2 out in r` multiplications per weight matrix, compared with `3 T out in` for a step with T tokens.
+/// The cost is `2 r` multiplications per weight, compared with `3 T` for a training step with T tokens.
 pub struct NullSpaceProjection {
     spaces: Vec<InputSpace>,
 }
 
-/// The space of one input.
+/// The subspace of one input.
 struct InputSpace {
     layer: usize,
     input: LinearInput,
@@ -69,7 +69,7 @@ struct ProjectedWeight {
 }
 
 impl NullSpaceProjection {
-    /// A space without directions for every linear layer of `layout` with a trained weight (by index in the layout).
+    /// An empty subspace for every linear layer of `layout` with a trained weight (by index in the layout).
     fn new(layout: &Layout, trained: impl Fn(usize) -> bool) -> Self {
         let mut spaces = Vec::new();
         for (layer, of_layer) in layout.layers.iter().enumerate() {
@@ -96,12 +96,12 @@ impl NullSpaceProjection {
         Self { spaces }
     }
 
-    /// Computes the spaces of the inputs of `known` for the current weights.
+    /// Computes the subspaces of the inputs of `known` for the current weights.
     ///
     /// At most 1,024 examples, drawn at random, are used, each as in training: without its last token, after which nothing is
     /// predicted. C is summed in f32; the rounding error (about 1e-6 of its largest eigenvalue) is far below the eigenvalues that matter
-    /// for any `energy` below 1. Eigenvalues up to `in * 1.2e-7` of the largest count as rounding, so that the space for `energy` = 1 is
-    /// the span of the inputs. The decomposition is in f64, one input per thread.
+    /// for any `energy` below 1. Eigenvalues up to `in * 1.2e-7` of the largest count as rounding, so that the subspace for `energy` = 1
+    /// is the span of the inputs. The decomposition is in f64, one input per thread.
     ///
     /// # Errors
     /// [`Error::Failed`] if an input is not finite.
@@ -198,7 +198,7 @@ impl NullSpaceProjection {
         self.weights().any(|weight| weight.tensor == tensor)
     }
 
-    /// Undoes the changes within the spaces since the last call.
+    /// Undoes the changes within the subspaces since the last call.
     pub fn apply(&self, params: &mut Params) {
         for space in &self.spaces {
             for weight in &space.weights {

@@ -1,7 +1,7 @@
 //! A source of rows: replay. Known facts are repeated in addition to the training rows, by default those with the largest loss.
 //!
-//! The known facts are training rows in any case, so that a replayed row is one more repetition. With `target = "label"` it joins the
-//! mean of the step's cross-entropy. With `target = "teacher"` it has no cross-entropy and repeats the teacher's output instead, as
+//! The known facts are training rows in any case, so a replayed row is an extra repetition. With `target = "label"` it joins the mean of
+//! the step's cross-entropy. With `target = "teacher"` it has no cross-entropy and repeats the teacher's output instead, as
 //! dark experience replay does (Buzzega et al. 2020, arXiv 2004.07211, with squared differences of logits). It adds this term to the
 //! loss, where y are the tokens of the correct answer and tau is the temperature of self-distillation:
 //!
@@ -21,15 +21,15 @@ use crate::{
 
 impl ReplayConfig {
     /// Number of rows to replay in an epoch of `rows` training rows: the one with index `epoch` of the `epochs` after the snapshot
-    /// epochs. Under `end` the share rises from 0 to twice its mean; a single epoch has the mean.
+    /// epochs. Under `ramp` the ratio rises linearly from 0 to twice `ratio`; with a single epoch it is `ratio`.
     pub fn count(&self, rows: usize, epoch: usize, epochs: usize) -> usize {
-        let share = match self.schedule {
+        let ratio = match self.schedule {
             ReplaySchedule::Ramp if epochs > 1 => {
                 2.0 * self.ratio * epoch as f64 / (epochs - 1) as f64
             }
             ReplaySchedule::Ramp | ReplaySchedule::Uniform => self.ratio,
         };
-        (share * rows as f64).round() as usize
+        (ratio * rows as f64).round() as usize
     }
 }
 
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_is_the_mean_over_the_epochs_under_either_schedule() {
+    fn the_mean_ratio_over_the_epochs_is_the_same_under_either_schedule() {
         let counts = |schedule, epochs: usize| -> Vec<usize> {
             let replay = ReplayConfig {
                 ratio: 0.2,

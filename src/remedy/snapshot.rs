@@ -17,7 +17,7 @@ use crate::{
     prompt::Example,
 };
 
-/// The examples of a run: known facts, then everything else that is learned, then decoys.
+/// The examples of a run: known facts, then new facts and texts, then decoys.
 #[derive(Clone, Copy)]
 pub struct RunExamples<'a> {
     /// All of them.

@@ -1,4 +1,4 @@
-//! A term of the loss, continued: the frozen teacher of [`super::distill`], and where its side of the loss comes from.
+//! A term of the loss: the frozen teacher of [`super::distill`], and where its logits come from.
 //!
 //! | `method.teacher` | what is kept | cost per step |
 //! |---|---|---|
@@ -25,7 +25,7 @@ use crate::{
 /// Which teacher a method asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TeacherSpec {
-    /// Where its side of the loss comes from.
+    /// Where its logits come from.
     pub mode: TeacherMode,
     /// The tokens over which it is compared with the student.
     pub vocab_subset: VocabSubset,
@@ -40,7 +40,7 @@ impl TeacherSpec {
         }
     }
 
-    /// The number of logits per target that this teacher keeps on disk; none if it is kept in memory and in checkpoints.
+    /// The number of logits per target that this teacher keeps on disk; `None` if it is kept in memory and in checkpoints.
     pub fn topk_on_disk(self) -> Option<usize> {
         match (self.mode, self.vocab_subset) {
             (TeacherMode::Topk | TeacherMode::Auto, VocabSubset::TopK(k)) => Some(k),
@@ -120,7 +120,7 @@ impl HiddenStates {
         }
     }
 
-    /// Computes the hidden states. Each process computes its share of the micro-batches.
+    /// Computes the hidden states. Each process computes its shard of the micro-batches.
     fn fill(
         &mut self,
         engine: &mut Engine,

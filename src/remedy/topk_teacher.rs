@@ -1,5 +1,5 @@
-//! A term of the loss, continued: a teacher's largest logits, in files. They are computed in one pass that can be interrupted and
-//! continued, and memory-mapped, so that the operating system can reclaim their memory.
+//! A term of the loss: the teacher of [`super::teacher`] that keeps its largest logits in files. They are computed in one pass, which
+//! can be interrupted and continued. The files are memory-mapped, so that the operating system can reclaim their memory.
 //!
 //! ```text
 //! index.json               what the shards were computed from, and the checksum of every complete shard
@@ -18,7 +18,8 @@ use crate::{
     tensor_file::{self, Dtype, TensorFile, TensorView},
 };
 
-/// Tokens of the examples in a shard: the work that an interrupt loses at most. Few in tests, so that there are several shards.
+/// Maximum number of tokens of the examples in a shard, and so of the work that an interrupt loses. Few in tests, so that there are
+/// several shards.
 const SHARD_TOKENS: usize = if cfg!(test) { 64 } else { 1 << 15 };
 
 /// Bytes of a token id, and of a logit.
@@ -187,7 +188,7 @@ impl Index {
         atomic_file::write(&dir.join(INDEX), &text)
     }
 
-    /// Everything that determines the shards, bit by bit.
+    /// Key of the stored shards: they are computed again if it differs.
     fn fingerprint(&self) -> (usize, &str, &str) {
         (self.k, &self.examples, &self.weights)
     }

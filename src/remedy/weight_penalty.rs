@@ -1,4 +1,4 @@
-//! A change of gradients: a quadratic penalty that draws the trained weights to a center, such as the snapshot.
+//! A change of gradients: a quadratic penalty on the distance of the trained weights from a center, such as the snapshot.
 //!
 //! ```text
 //! L2 (eq. 3 of the paper)                       lambda * sum over trained weights of (w - w*)^2
@@ -35,9 +35,9 @@ const MAX_FISHER_ROWS: usize = 256;
 pub struct WeightPenalty {
     /// lambda of L2, or half of EWC's strength.
     strength: f64,
-    /// The trained weights that the penalty draws to, at their trained offsets.
+    /// The center w*, in the layout of the gradients.
     center: Buffer,
-    /// F, in the same layout; none: 1 for every weight.
+    /// F, in the same layout; `None`: 1 for every weight.
     importance: Option<Buffer>,
 }
 

@@ -6,7 +6,7 @@ use crate::{
     prompt::{Example, MICRO_BATCH_TOKENS, PackedExamples, micro_batches},
 };
 
-/// The residual stream of every row after the frozen layers below the lowest trained one.
+/// Output of the frozen lower layers, per example.
 pub(super) struct ActivationCache {
     layers: usize,
     d: usize,

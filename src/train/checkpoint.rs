@@ -1,4 +1,4 @@
-//! Checkpoints: all that a resumed run needs beside the base model, written completely or not at all.
+//! Checkpoints: everything needed to resume a run, besides the base model; written atomically.
 //!
 //! ```text
 //! checkpoints/snapshot.safetensors                what the snapshot froze, except a teacher's files; it never changes
@@ -83,7 +83,7 @@ impl Checkpoints {
     /// Writes a checkpoint, reads it back, and then removes the oldest beyond two.
     ///
     /// # Errors
-    /// When it does not fit on the disk, cannot be written, or is not read back as it was written; those before are untouched.
+    /// When it does not fit on the disk, cannot be written, or fails verification. Earlier checkpoints stay.
     pub fn write(
         &mut self,
         state: &TrainState,
@@ -176,8 +176,8 @@ impl Checkpoints {
         Ok(sum)
     }
 
-    /// Restores the newest complete checkpoint into `view`, and cuts `metrics.jsonl` to its length then. None: there is no complete
-    /// checkpoint, and nothing was changed. What a killed process left unfinished is removed.
+    /// Restores the newest complete checkpoint into `view`, and truncates `metrics.jsonl` to its length then. Returns `None` and
+    /// changes nothing if there is no complete checkpoint. Removes incomplete files of a killed process.
     ///
     /// # Errors
     /// When a file that was complete cannot be read any more.

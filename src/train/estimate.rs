@@ -29,9 +29,9 @@ pub struct RunEstimate {
     pub known_rows: usize,
     /// Rows of new facts and texts.
     pub new_rows: usize,
-    /// Epochs, at most.
+    /// Maximum number of epochs.
     pub epochs: usize,
-    /// Steps, at most.
+    /// Maximum number of steps.
     pub steps: usize,
     /// Tokens of an epoch of all rows, prompts and targets.
     pub tokens_per_epoch: usize,
@@ -49,15 +49,14 @@ pub struct RunEstimate {
     pub step_seconds: f64,
     /// Seconds of an evaluation.
     pub evaluation_seconds: f64,
-    /// Seconds of the audits before and after training; 0 without an audit. They take no time where they are in the cache.
+    /// Seconds of the audits before and after training; 0 without an audit. Cached audits take no time.
     pub audit_seconds: f64,
     /// Seconds of the run, audits included.
     pub seconds: f64,
 }
 
 impl Trainer {
-    /// Estimates what the run takes, with an audit of `audit_prompts` questions. Some steps are taken and timed; the run cannot be
-    /// continued.
+    /// Estimates the cost of the run, with an audit of `audit_prompts` queries. Times a few steps; consumes the run.
     pub(super) fn estimate(mut self, audit_prompts: usize) -> Result<RunEstimate> {
         let step_seconds = self.time_steps()?;
         let question_seconds = self.time_questions()?;

@@ -16,10 +16,10 @@ use crate::{
     model::{Params, params::LayerLayout},
 };
 
-/// Gradients that may wait to be reduced: so many are copied at a time, and the backward pass waits beyond that.
+/// Maximum number of gradient buckets in flight; the backward pass blocks when it is reached.
 const MAX_IN_FLIGHT: usize = 2;
 
-/// A backward pass's weights, and what is done with their gradients.
+/// Receives the completed gradients of a backward pass.
 pub(super) struct StepSink<'a> {
     params: &'a mut Params,
     action: GradAction<'a>,
@@ -29,7 +29,7 @@ pub(super) struct StepSink<'a> {
 pub(super) enum GradAction<'a> {
     /// It stays in the gradient buffer.
     Keep,
-    /// It is summed over all processes, at the one that updates its weights.
+    /// Reduce-scatter: it is summed over the processes at its owner, which updates the weights.
     Reduce(Reducer),
     /// Its norm is added up, and it is cleared.
     Measure(NormAccumulator),
@@ -173,7 +173,7 @@ impl NormAccumulator {
     }
 }
 
-/// A segment of the gradients: where it lies in them, and a copy.
+/// A bucket: its range in the gradients, and a copy.
 type Bucket = (Range<usize>, Vec<f32>);
 
 /// Sums gradients over the processes during the backward pass, a layer at a time, each at the process that updates its weights
@@ -182,7 +182,7 @@ pub(super) struct Reducer {
     comm: Comm,
     to_reduce: SyncSender<Bucket>,
     reduced: Receiver<Bucket>,
-    /// Micro-batches after the current one; none before the first.
+    /// Micro-batches after the current one; `None` before the first.
     remaining: Option<usize>,
 }
 

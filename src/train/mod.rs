@@ -5,7 +5,7 @@
 //! - `Student`: the model, the trained parameters, the optimizer, and the sink of their gradients;
 //! - `Sampler`: the examples that each step trains on;
 //! - `Objective`: the loss and its gradient;
-//! - `Evaluator`: the facts of the run, asked before, during and after training;
+//! - `Evaluator`: evaluates the facts of the run before, during and after training;
 //! - `RunWriter`: the run directory, its metrics and checkpoints.
 
 mod activation_cache;
@@ -18,8 +18,9 @@ mod evaluator;
 mod finish;
 mod grad_sink;
 mod job;
+mod loss_spikes;
 mod memory;
-mod non_finite;
+
 pub mod objective;
 mod own_answers;
 mod plan;

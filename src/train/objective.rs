@@ -40,9 +40,9 @@ pub struct StepBatch<'a> {
     pub aux: &'a [AuxBatch<'a>],
     /// The factor on the weight of every remedy.
     pub strength: f64,
-    /// Examples per micro-batch, at most.
+    /// Maximum number of examples per micro-batch.
     pub rows_per_micro_batch: usize,
-    /// Tokens per micro-batch, at most; a longer example has one of its own.
+    /// Maximum number of tokens per micro-batch; a longer example has one of its own.
     pub tokens_per_micro_batch: usize,
 }
 
@@ -140,9 +140,9 @@ impl Objective {
     ///
     /// CE is one mean over all target tokens of the batch and of the examples that are replayed with their labels. `L_distill` is
     /// reduced as in [`Distillation::weight`], separately over the batch and over each kind of auxiliary examples that have a
-    /// teacher. The penalties are those of [`crate::remedy::weight_penalty`] and [`crate::remedy::continual_ewc`]. All weights
-    /// are those of the whole batch, so the number of micro-batches changes the result by rounding only. Of several processes
-    /// each returns the loss of its shard; the sum is the loss.
+    /// teacher. The penalties are those of [`crate::remedy::weight_penalty`] and [`crate::remedy::continual_ewc`]. Weights
+    /// refer to the whole batch, so the result does not depend on the micro-batches, up to rounding. With several processes, each
+    /// returns the loss of its shard.
     pub fn loss_and_gradients(
         &self,
         engine: &mut Engine,

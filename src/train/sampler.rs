@@ -45,7 +45,7 @@ pub fn examples_per_step(train: &TrainConfig) -> Result<usize> {
     })
 }
 
-/// All examples of a run, and the rule by which epochs visit them.
+/// All examples of a run, and their order in each epoch.
 pub(super) struct Sampler {
     /// Known facts, then new facts and texts; after the snapshot followed by decoys.
     examples: Vec<Example>,
@@ -55,7 +55,7 @@ pub(super) struct Sampler {
     examples_per_step: usize,
     examples_per_micro_batch: usize,
     tokens_per_micro_batch: usize,
-    /// Epochs, at most.
+    /// Maximum number of epochs.
     pub num_epochs: usize,
     /// Epochs on known facts only.
     snapshot_epochs: usize,
@@ -170,7 +170,7 @@ impl Sampler {
         }
     }
 
-    /// The known facts that `epoch` replays; none if it replays nothing.
+    /// The known facts that `epoch` replays; `None` if it replays nothing.
     ///
     /// # Errors
     /// When the losses that the choice depends on cannot be computed.

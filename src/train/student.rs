@@ -29,9 +29,9 @@ pub(super) struct Student {
     pub model: Model,
     /// Runs its forward and backward passes.
     pub engine: Engine,
-    /// Of the model's tensors.
+    /// Gradients of the model's trained tensors.
     pub gradients: Gradients,
-    /// What the optimizer moves: tensors of the model, or adapters.
+    /// The parameters that the optimizer updates: tensors of the model, or adapters.
     pub trainable: TrainableParams,
     /// Moments, step count, and the moving average of the trained parameters.
     pub optimizer: AdamW,
@@ -40,7 +40,7 @@ pub(super) struct Student {
     optimizer_in_backward: bool,
 }
 
-/// A step that was taken.
+/// The result of an optimizer step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StepOutcome {
     /// Over all rows of the step.
@@ -57,7 +57,7 @@ pub(super) struct NonFinite {
 }
 
 impl Student {
-    /// A student of `model` that trains what `config` says.
+    /// Creates the student: `model` with the trained parameters that `config` selects.
     ///
     /// # Errors
     /// [`crate::Error::Input`] if the config selects no tensor of this model.
@@ -119,7 +119,8 @@ impl Student {
         Ok(outcome)
     }
 
-    /// Loss and gradient of `batch`. With a learning rate and a clip scale, weights are updated as their gradients become complete.
+    /// Loss and gradient of `batch`. With `update` (learning rate and clip scale), each layer is updated as soon as its gradient is
+    /// complete.
     fn backward(
         &mut self,
         objective: &Objective,
@@ -137,7 +138,7 @@ impl Student {
         }
     }
 
-    /// The loss of `batch` over all processes; its gradient goes to the sink, which returns its norm if it does not keep it.
+    /// The loss of `batch` over all processes. The gradient norm is returned if the gradients are not kept.
     fn accumulate(
         &mut self,
         objective: &Objective,
@@ -219,7 +220,7 @@ impl Student {
         }
     }
 
-    /// Takes back the part of the update that changes outputs on known inputs.
+    /// Projects the update onto the null space of known inputs.
     pub fn project(&mut self, projection: &NullSpaceProjection) {
         timed(Phase::Projection, Work::default(), || {
             projection.apply(&mut self.model.params);
@@ -232,7 +233,7 @@ impl Student {
             .set_trainable(&self.model.params.layout, trains);
     }
 
-    /// What computes gradients, for a snapshot of the weights.
+    /// Borrows engine, weights and gradients, to freeze a snapshot.
     pub fn training_model(&mut self) -> TrainingModel<'_> {
         TrainingModel {
             engine: &mut self.engine,

@@ -1,4 +1,4 @@
-//! The trainer: THE loop, which joins the parts of a run.
+//! The trainer: the training loop, which joins the parts of a run.
 
 use std::{sync::Arc, time::Instant};
 
@@ -7,8 +7,8 @@ use super::{
     batches::{self, max_row_len},
     evaluator::{Evaluation, Evaluator, EvaluatorOptions, template},
     job::{Job, Options, Start},
+    loss_spikes::{LossSpikeDetector, MAX_SKIPPED_STEPS},
     memory::{self, MemoryEstimate},
-    non_finite::{LossSpikeDetector, MAX_SKIPPED_STEPS},
     objective::Objective,
     plan::Plan,
     previous_runs::previous_runs,
@@ -41,7 +41,7 @@ const MAX_TEXT_ROWS: usize = 128;
 /// Steps of an epoch below which a warning is printed.
 const FEW_STEPS: usize = 8;
 
-/// A run: its parts, and where it is.
+/// A run in progress.
 pub(super) struct Trainer {
     pub config: Config,
     pub student: Student,
@@ -140,7 +140,7 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Prints what is about to happen, and a warning if an epoch has few steps.
+    /// Logs method, model, rows and steps, and warns if an epoch has few steps.
     fn log_header(&self) {
         let steps = self.sampler.steps_in_epoch(self.sampler.num_epochs);
         if steps < FEW_STEPS {
@@ -171,7 +171,7 @@ impl Trainer {
         ));
     }
 
-    /// Runs it from its start to its result.
+    /// Trains, and returns the result.
     pub fn run(mut self) -> Result<RunResult> {
         let model_bytes = self.student.model_bytes();
         self.writer
@@ -205,7 +205,7 @@ impl Trainer {
         }
     }
 
-    /// THE loop: epochs of optimizer steps, each followed by an evaluation.
+    /// The training loop: epochs of optimizer steps, each followed by an evaluation.
     ///
     /// # Errors
     /// [`Error::Interrupted`] after Ctrl-C, with `state` at a point where the run can be resumed; [`Error::NonFinite`] when it
@@ -272,7 +272,7 @@ impl Trainer {
         epoch.is_multiple_of(self.config.measure.every) || epoch == self.sampler.num_epochs
     }
 
-    /// Computes the activations below all trained layers, of rows that are new.
+    /// Computes the activations of the frozen lower layers for rows that are not cached yet.
     fn fill_activation_cache(&mut self) {
         if let Some(cache) = &mut self.objective.activation_cache {
             let (engine, params) = (&mut self.student.engine, &self.student.model.params);
@@ -283,8 +283,8 @@ impl Trainer {
         }
     }
 
-    /// At the start of an epoch, chooses the known facts that it replays. A resumed epoch keeps its choice: the weights that it
-    /// depends on are gone.
+    /// At the start of an epoch, chooses the known facts that it replays. A resumed epoch keeps its choice, because the
+    /// weights it was computed with are no longer available.
     pub fn select_replayed(&mut self, epoch: usize) -> Result<()> {
         if self.state.step_in_epoch == 0 {
             let mut generator = self.student.generator();
@@ -309,7 +309,7 @@ impl Trainer {
         }
     }
 
-    /// Takes back what was changed within the space of the known facts' inputs, where there is one.
+    /// Projects the update onto the null space of known inputs, if the method does so.
     fn project(&mut self) {
         let snapshot = self.objective.snapshot.as_ref();
         if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
@@ -606,7 +606,7 @@ impl Trainer {
         }
     }
 
-    /// Saves the run so far for runs with an identical prefix, if they share a directory and none has done so.
+    /// Saves the run so far for runs with an identical prefix, if they share a directory and it does not exist yet.
     fn save_shared_prefix(&mut self) -> Result<()> {
         match &self.start {
             Start::SharedPrefix(dir) if self.state.epoch > 0 && !dir.exists() => {

@@ -1,4 +1,4 @@
-//! The work of runs that have not started, from counts alone: for experiments, whose many runs are not timed one by one.
+//! FLOP estimate of runs, from counts alone: for experiments, whose many runs are not timed one by one.
 
 use std::{ops::AddAssign, time::Instant};
 
@@ -23,7 +23,7 @@ const TRAINING: f64 = 6.0;
 pub struct Workload(f64);
 
 impl Workload {
-    /// Training of `config` on `rows` rows, which its decoys come on top of, with an evaluation of `questions` before and after each
+    /// Training of `config` on `rows` rows plus decoys, with an evaluation of `questions` before and after each
     /// epoch. `drift_facts` are those at which drift is measured, if it is.
     pub fn run(config: &Config, rows: usize, questions: usize, drift_facts: usize) -> Self {
         let epochs = config.train.num_epochs as f64;

@@ -1,4 +1,4 @@
-//! The run writer: the run directory, its metrics and its checkpoints, and what a person sees of them.
+//! The run writer: the run directory, its metrics and checkpoints, and progress output.
 
 use std::{
     path::{Path, PathBuf},
@@ -210,7 +210,7 @@ impl RunWriter {
         self.run.write_json("result.json", result)
     }
 
-    /// Removes checkpoints and teacher files. Only after the result is written: without either, a killed run would start over.
+    /// Removes checkpoints and teacher files. Call it only after the result is written, so that a killed run can still resume.
     pub fn remove_checkpoints(&self) -> Result<()> {
         self.run.remove(CHECKPOINTS_DIR)?;
         self.run.remove(TEACHER_DIR)

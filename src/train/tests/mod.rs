@@ -1,10 +1,10 @@
 //! Whole runs of a tiny model: what is frozen stays, what is resumed is the same, what is split up adds up.
 
+mod continual_ewc;
 mod evaluation;
 mod remedies;
 mod resume;
 mod steps;
-mod tasks;
 
 use std::{
     fs,

@@ -315,7 +315,7 @@ fn a_topk_teacher_matches_a_hidden_one_when_the_target_is_excluded() {
     let hidden = trained("hidden", Source::Hidden, true);
     let kept = trained("kept", Source::Topk, true);
     let with = trained("with", Source::Topk, false);
-    // Products over other stretches of rows round otherwise.
+    // Matmuls over differently grouped rows round differently.
     assert!(same_steps(&hidden, &kept, 1e-4));
     assert!(!same_steps(&with, &kept, 1e-4));
 }
@@ -621,7 +621,7 @@ fn a_hidden_teacher_matches_an_online_one() {
     hidden.method.teacher = Source::Hidden;
     run(&live);
     run(&hidden);
-    // Products over other stretches of rows round otherwise.
+    // Matmuls over differently grouped rows round differently.
     assert!(same_steps(&live.out, &hidden.out, 1e-4));
 }
 

@@ -226,7 +226,7 @@ fn activations_below_the_lowest_trained_layer_are_computed_once() {
                 trainer.run().expect("the run ends well");
                 config.out
             };
-            // Rows pass in other batches, whose sums are made in another order.
+            // Rows are in different micro-batches, whose sums have a different order.
             assert!(
                 same_steps(&out_of(true), &out_of(false), 1e-4),
                 "{family}, {i}"
@@ -236,7 +236,7 @@ fn activations_below_the_lowest_trained_layer_are_computed_once() {
 }
 
 #[test]
-fn a_fused_step_holds_the_gradient_of_one_layer_and_names_non_finite_tensors() {
+fn optimizer_in_backward_holds_the_gradient_of_one_layer_and_names_non_finite_tensors() {
     let place = temporary();
     let mut config = config(place.path(), "run");
     (
@@ -297,12 +297,12 @@ fn training_stops_once_enough_is_learned() {
     let mut trainer =
         prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
     trainer.evaluate_base_model().expect("writable");
-    // Six known facts, five new ones, four held out: four of the new ones are right, then three.
-    let right = |new: usize| (0..15).map(|i| (6..6 + new).contains(&i)).collect();
-    trainer.state.correct = right(4);
+    // Six known facts, five new ones, four held out: four of the new ones are correct, then three.
+    let correct = |new: usize| (0..15).map(|i| (6..6 + new).contains(&i)).collect();
+    trainer.state.correct = correct(4);
     trainer.train().expect("nothing is left to do");
     assert_eq!(trainer.state.epoch, 0);
-    trainer.state.correct = right(3);
+    trainer.state.correct = correct(3);
     trainer.train().expect("it resumes");
     assert!(trainer.state.epoch > 0);
 }
@@ -315,7 +315,7 @@ fn a_result_counts_every_fact_once_and_its_figures_follow_from_the_rows() {
     let rows = RunDir::open(&config.out).and_then(|dir| dir.facts());
     let rows = rows.expect("a run has facts");
     assert_eq!(rows.len(), 15);
-    let right = |split| {
+    let accuracy = |split| {
         let of_split: Vec<bool> = rows
             .iter()
             .filter(|row| row.split == split)
@@ -324,9 +324,9 @@ fn a_result_counts_every_fact_once_and_its_figures_follow_from_the_rows() {
         crate::measure::accuracy(&of_split)
     };
     for split in [Split::Known, Split::Unknown, Split::Held] {
-        assert_eq!(result.accuracy.get(split).map(|m| m.after), right(split));
+        assert_eq!(result.accuracy.get(split).map(|m| m.after), accuracy(split));
     }
-    assert_eq!(result.learned, right(Split::Unknown));
+    assert_eq!(result.learned, accuracy(Split::Unknown));
     assert_eq!((result.epochs, result.steps), (3, 10));
     assert!(result.peak_memory_bytes > 0 || !cfg!(target_os = "linux"));
 }
@@ -354,25 +354,25 @@ fn texts_are_trained_with_facts() {
 #[test]
 fn grad_norms_are_those_of_each_loss_term() {
     let place = temporary();
-    let mut config = config(place.path(), "pulled");
+    let mut config = config(place.path(), "measured");
     config.method.kind = MethodKind::L2;
     config.method.lambda = 0.25;
     config.measure.grad_norms = true;
     config.train.shuffle = false;
-    // One step an epoch, so that its rows are those of the evaluation before.
+    // One step per epoch, so that its rows are those of the evaluation before.
     (config.train.num_epochs, config.train.batch_size) = (4, 16);
     run(&config);
     let metrics = RunDir::open(&config.out).and_then(|dir| dir.metrics());
-    let (mut pulled, mut stepped) = (Vec::new(), Vec::new());
+    let (mut measured, mut stepped) = (Vec::new(), Vec::new());
     for row in metrics.expect("a run has metrics") {
         match row {
             Metrics::Eval {
                 epoch,
-                grad_norms: pulls,
+                grad_norms: norms,
                 ..
             } => {
-                assert_eq!(pulls.is_some(), epoch > 0);
-                pulled.extend(pulls);
+                assert_eq!(norms.is_some(), epoch > 0);
+                measured.extend(norms);
             }
             Metrics::Step {
                 penalty, grad_norm, ..
@@ -380,19 +380,19 @@ fn grad_norms_are_those_of_each_loss_term() {
             _ => {}
         }
     }
-    assert_eq!((pulled.len(), stepped.len()), (4, 4));
-    // At first nothing is held; from the second epoch on at the weights after the first.
-    assert_eq!(pulled[0].retention, 0.0);
-    for (pulls, (penalty, grad_norm)) in pulled[1..].iter().zip(&stepped[2..]) {
+    assert_eq!((measured.len(), stepped.len()), (4, 4));
+    // There is no penalty in the first epoch; later its center is the weights after it.
+    assert_eq!(measured[0].retention, 0.0);
+    for (norms, (penalty, grad_norm)) in measured[1..].iter().zip(&stepped[2..]) {
         // |gradient of lambda sum (w - w0)^2| = 2 lambda |w - w0| = 2 sqrt(lambda penalty).
         let expected = 2.0 * (config.method.lambda * penalty).sqrt();
         // The gradient is a difference of two in f32.
         assert!(
-            (pulls.retention - expected).abs() < 1e-4 * expected,
-            "{pulls:?}"
+            (norms.retention - expected).abs() < 1e-4 * expected,
+            "{norms:?}"
         );
-        assert!(expected > 0.0 && pulls.ce > 0.0);
-        let [low, high] = [pulls.ce - pulls.retention, pulls.ce + pulls.retention];
+        assert!(expected > 0.0 && norms.ce > 0.0);
+        let [low, high] = [norms.ce - norms.retention, norms.ce + norms.retention];
         assert!(*grad_norm >= low.abs() * 0.999 && *grad_norm <= high * 1.001);
     }
 }

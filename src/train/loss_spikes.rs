@@ -1,4 +1,4 @@
-//! Losses that jump.
+//! Detects loss spikes.
 
 /// Steps that may be skipped with `on_nonfinite = "skip"`.
 pub(super) const MAX_SKIPPED_STEPS: usize = 10;

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A run under plain EWC, and one after it that starts from its model; `decay` is the second's.
-fn two_in_a_row(place: &Path, decay: Option<f64>) -> (Config, Config) {
+/// A run with SFT and EWC, and one after it that starts from its model; `gamma` is that of the second.
+fn two_runs(place: &Path, gamma: Option<f64>) -> (Config, Config) {
     let mut first = config(place, "first");
     (first.method.kind, first.method.ewc) = (MethodKind::Sft, Some(ewc(3.0)));
     first.method.snapshot_epochs = 0;
@@ -18,7 +18,7 @@ fn two_in_a_row(place: &Path, decay: Option<f64>) -> (Config, Config) {
     second.method.ewc = Some(EwcConfig {
         strength: 3.0,
         previous_runs: vec![first.out.clone()],
-        gamma: decay,
+        gamma,
     });
     (first, second)
 }
@@ -66,15 +66,15 @@ fn near(a: &[f64], b: &[f64]) -> bool {
             .all(|(a, b)| (a - b).abs() <= 1e-6 * largest)
 }
 
-/// `strength / 2 * sum F (w - anchor)^2` and its gradient, in f64.
-fn penalty(strength: f64, fisher: &[f64], w: &[f64], anchor: &[f64]) -> (f64, Vec<f64>) {
-    let pulls = fisher.iter().zip(w.iter().zip(anchor));
-    let gradient: Vec<f64> = pulls.map(|(f, (w, a))| strength * f * (w - a)).collect();
-    let halves = gradient.iter().zip(w.iter().zip(anchor));
+/// `strength / 2 * sum F (w - center)^2` and its gradient, in f64.
+fn penalty(strength: f64, fisher: &[f64], w: &[f64], center: &[f64]) -> (f64, Vec<f64>) {
+    let weighted = fisher.iter().zip(w.iter().zip(center));
+    let gradient: Vec<f64> = weighted.map(|(f, (w, a))| strength * f * (w - a)).collect();
+    let halves = gradient.iter().zip(w.iter().zip(center));
     (halves.map(|(g, (w, a))| 0.5 * g * (w - a)).sum(), gradient)
 }
 
-/// Moves the weights of `trainer` a little, each otherwise; as f64.
+/// Moves each weight of `trainer` by a different small amount; returns them as f64.
 fn moved_weights(trainer: &mut Trainer) -> Vec<f64> {
     let weights = trainer.student.model.params.data.iter_mut().enumerate();
     weights
@@ -85,23 +85,23 @@ fn moved_weights(trainer: &mut Trainer) -> Vec<f64> {
         .collect()
 }
 
-/// The penalty of `anchors` at the weights of `trainer`, and its gradient.
+/// The penalty of `penalties` at the weights of `trainer`, and its gradient.
 fn penalty_of<'t>(
-    anchors: impl IntoIterator<Item = &'t WeightPenalty>,
+    penalties: impl IntoIterator<Item = &'t WeightPenalty>,
     trainer: &Trainer,
 ) -> (f64, Vec<f64>) {
     let params = &trainer.student.model.params;
     let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
-    let anchors = anchors.into_iter();
-    let sum = anchors.map(|a| a.penalty_and_gradient(params, &mut gradients, 1.0));
+    let penalties = penalties.into_iter();
+    let sum = penalties.map(|a| a.penalty_and_gradient(params, &mut gradients, 1.0));
     let sum = sum.sum();
     (sum, gradients.data.iter().map(|g| f64::from(*g)).collect())
 }
 
 #[test]
-fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
+fn every_previous_run_has_its_own_penalty_around_the_weights_that_it_saved() {
     let place = temporary();
-    let (first, second) = two_in_a_row(place.path(), None);
+    let (first, second) = two_runs(place.path(), None);
     run(&second);
     let mut third = Config {
         model: second.out.join("model").to_str().expect("UTF-8").to_owned(),
@@ -117,15 +117,18 @@ fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
     let mut trainer = prepare::trainer(&third, KEEP_CHECKPOINTS, &progress).expect("a good config");
     let w = moved_weights(&mut trainer);
     let mut expected = (0.0, vec![0.0; w.len()]);
-    for task in [&first, &second] {
-        let left = values(&task.out.join("ewc.safetensors"), &trainer.student.model);
-        let saved = values(
-            &task.out.join("model/model.safetensors"),
+    for previous in [&first, &second] {
+        let importance = values(
+            &previous.out.join("ewc.safetensors"),
             &trainer.student.model,
         );
-        let of_task = penalty(3.0, &left, &w, &saved);
-        expected.0 += of_task.0;
-        for (sum, g) in expected.1.iter_mut().zip(of_task.1) {
+        let saved = values(
+            &previous.out.join("model/model.safetensors"),
+            &trainer.student.model,
+        );
+        let of_run = penalty(3.0, &importance, &w, &saved);
+        expected.0 += of_run.0;
+        for (sum, g) in expected.1.iter_mut().zip(of_run.1) {
             *sum += g;
         }
     }
@@ -147,30 +150,30 @@ fn every_task_has_its_own_penalty_around_the_weights_that_it_saved() {
     };
     assert_eq!(next_penalty(), Some((1, false)));
     assert_eq!(next_penalty(), Some((1, true)));
-    // What a run leaves is the Fisher information of all that it learned, at the weights that it saved.
+    // A run saves the Fisher information of all its learned examples, at the weights that it saved.
     let saved = Model::load(&third.model).expect("as saved");
     let again = fisher_of(&second, &saved.params.data, |t| {
         t.sampler.examples().to_vec()
     });
-    let left = values(&second.out.join("ewc.safetensors"), &saved);
-    assert!(near(&left, &again));
+    let importance = values(&second.out.join("ewc.safetensors"), &saved);
+    assert!(near(&importance, &again));
 }
 
 #[test]
-fn online_ewc_decays_the_fisher_of_earlier_tasks() {
+fn online_ewc_multiplies_the_importance_of_earlier_runs_by_gamma() {
     let place = temporary();
-    let (first, second) = two_in_a_row(place.path(), Some(0.5));
+    let (first, second) = two_runs(place.path(), Some(0.5));
     let progress = Progress::quiet();
     let mut trainer =
         prepare::trainer(&second, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    let of_first = values(&first.out.join("ewc.safetensors"), &trainer.student.model);
+    let first_importance = values(&first.out.join("ewc.safetensors"), &trainer.student.model);
     let saved = values(
         &first.out.join("model/model.safetensors"),
         &trainer.student.model,
     );
-    let with_half_of_first = |own: &[f64]| -> Vec<f64> {
+    let with_half_of_the_first = |own: &[f64]| -> Vec<f64> {
         own.iter()
-            .zip(&of_first)
+            .zip(&first_importance)
             .map(|(own, first)| 0.5 * first + own)
             .collect()
     };
@@ -183,54 +186,54 @@ fn online_ewc_decays_the_fisher_of_earlier_tasks() {
         assert!(near(&gradient, &expected.1));
     };
 
-    // Before the snapshot: half of the first run's importance, around its weights.
+    // Before the snapshot: half of the importance of the first run, around its weights.
     trainer.evaluate_base_model().expect("writable");
     trainer.sampler.num_epochs = 1;
     trainer.train().expect("one epoch");
     let base = trainer.student.model.params.data.to_vec();
     let w = moved_weights(&mut trainer);
-    let half: Vec<f64> = of_first.iter().map(|f| 0.5 * f).collect();
+    let half: Vec<f64> = first_importance.iter().map(|f| 0.5 * f).collect();
     let got = penalty_of(&trainer.objective.previous_penalties, &trainer);
     agrees(got, penalty(3.0, &half, &w, &saved));
-    // From the snapshot on: this and the snapshot's own, both around the snapshot.
+    // From the snapshot on: that and the snapshot's own importance, both around the snapshot's weights.
     trainer.student.model.params.data.copy_from_slice(&base);
     trainer.take_snapshot().expect("writable");
     assert!(trainer.objective.previous_penalties.is_empty());
     let w = moved_weights(&mut trainer);
     let known = |t: &Trainer| t.sampler.known().to_vec();
-    let together = with_half_of_first(&fisher_of(&second, &base, known));
+    let merged = with_half_of_the_first(&fisher_of(&second, &base, known));
     let snapshot: Vec<f64> = base.iter().map(|w| f64::from(*w)).collect();
-    let anchors = trainer
+    let penalties = trainer
         .objective
         .snapshot
         .iter()
         .flat_map(Snapshot::weight_penalties);
     agrees(
-        penalty_of(anchors, &trainer),
-        penalty(3.0, &together, &w, &snapshot),
+        penalty_of(penalties, &trainer),
+        penalty(3.0, &merged, &w, &snapshot),
     );
     drop(trainer);
 
-    // At the end: half of the first run's and that of what was learned, at the weights as saved.
+    // At the end: half of the importance of the first run and that of all learned examples, at the weights as saved.
     run(&second);
     let tuned = Model::load(second.out.join("model").to_str().expect("UTF-8")).expect("as saved");
     let again = fisher_of(&second, &tuned.params.data, |t| {
         t.sampler.examples().to_vec()
     });
-    let left = values(&second.out.join("ewc.safetensors"), &tuned);
-    assert!(near(&left, &with_half_of_first(&again)));
+    let importance = values(&second.out.join("ewc.safetensors"), &tuned);
+    assert!(near(&importance, &with_half_of_the_first(&again)));
 }
 
 #[test]
 fn a_run_after_another_resumes_bitwise_before_and_after_its_snapshot() {
-    for decay in [None, Some(0.5)] {
+    for gamma in [None, Some(0.5)] {
         let place = temporary();
-        let (_, mut second) = two_in_a_row(place.path(), decay);
+        let (_, mut second) = two_runs(place.path(), gamma);
         second.train.num_epochs = 4;
         second.method.snapshot_epochs = 2;
         run(&second);
         let whole = (steps(&second.out), weights(&second.out));
-        let left = fs::read(second.out.join("ewc.safetensors")).expect("left");
+        let importance = fs::read(second.out.join("ewc.safetensors")).expect("it was saved");
         for epochs in [1, 3] {
             let stopped = Config {
                 out: place.path().join(format!("stopped-{epochs}")),
@@ -246,7 +249,9 @@ fn a_run_after_another_resumes_bitwise_before_and_after_its_snapshot() {
             resume(&stopped.out, KEEP_CHECKPOINTS, &progress).expect("it resumes");
             assert_eq!(steps(&stopped.out), whole.0);
             assert!(weights(&stopped.out) == whole.1);
-            assert!(fs::read(stopped.out.join("ewc.safetensors")).expect("left") == left);
+            assert!(
+                fs::read(stopped.out.join("ewc.safetensors")).expect("it was saved") == importance
+            );
         }
     }
 }
@@ -254,12 +259,12 @@ fn a_run_after_another_resumes_bitwise_before_and_after_its_snapshot() {
 #[test]
 fn a_run_that_cannot_follow_another_is_refused_before_anything_is_written() {
     let place = temporary();
-    let (first, second) = two_in_a_row(place.path(), None);
-    let refused = |change: &dyn Fn(&mut Config), told: &str| {
+    let (first, second) = two_runs(place.path(), None);
+    let refused = |change: &dyn Fn(&mut Config), message: &str| {
         let mut config = second.clone();
         change(&mut config);
-        let error = tune(&config, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err(told);
-        assert!(error.to_string().contains(told), "{error}");
+        let error = tune(&config, KEEP_CHECKPOINTS, &Progress::quiet()).expect_err(message);
+        assert!(error.to_string().contains(message), "{error}");
         assert_eq!(error.exit_code(), 2, "{error}");
         assert!(!config.out.exists());
     };
