@@ -238,7 +238,7 @@ impl Iterator for SyntheticFacts<'_> {
         let Some(subject) = key else {
             return Some(Err(Error::input_hint(
                 format!(
-                    "the given names make no more new ones after {} synthetic names",
+                    "cannot make more than {} distinct names from these facts",
                     self.generated
                 ),
                 "give more facts, or generate fewer",

@@ -42,7 +42,7 @@ impl ManArgs {
             .map_err(|e: io::Error| Error::io("write", &self.dir)(e))?;
         context
             .progress
-            .note(format!("the pages are in {}", self.dir.display()));
+            .note(format!("wrote man pages to {}", self.dir.display()));
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ use unforget::{
 
 use super::{context::Context, output};
 
-/// Show plain fine-tuning and self-distillation on a real small model, in ten minutes
+/// Run the complete workflow on a small real model, in ten minutes
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  unforget demo            about ten minutes on two cores\n  \

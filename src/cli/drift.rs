@@ -9,7 +9,7 @@ use unforget::{
     facts::Fact,
     measure::{DriftProbe, DriftSettings},
     model,
-    run::Drift as Measures,
+    run::Drift,
 };
 
 use super::{
@@ -69,8 +69,8 @@ impl DriftArgs {
         let tuned = load_model(&self.tuned)?;
         if tuned.params.layout.tensors != layout.tensors {
             return Err(Error::input_hint(
-                format!("{} and {name} are not of one shape", tuned.name),
-                "give the model that the second one was tuned from first",
+                format!("{} and {name} have different tensor shapes", tuned.name),
+                "BASE must be the model that TUNED was trained from",
             ));
         }
         let drift = probe.drift(&mut engine, &tuned, &before, &context.progress);
@@ -85,25 +85,25 @@ impl DriftArgs {
         let facts = self.fact_args.facts(files, context)?;
         if facts.is_empty() {
             return Err(Error::input_hint(
-                format!("`{option}` holds no fact"),
-                "drift is measured between facts: give one at least",
+                format!("`{option}` has no facts"),
+                "give at least one",
             ));
         }
         Ok(facts)
     }
 }
 
-/// What each measure says, in their order.
+/// The meaning of each measure, in their order.
 const MEANINGS: [&str; 6] = [
-    "held subjects have moved (0: not at all)",
-    "they have moved against each other",
-    "they have moved toward new subjects (negative: away)",
-    "new answers are ranked as held ones were (1: alike)",
-    "share of likely answers in common, new and held",
-    "new answers are from held ones as they were (nats)",
+    "movement of held-out subjects (0: none)",
+    "change of the cosines between held-out subjects",
+    "movement toward new subjects (negative: away)",
+    "rank correlation of new answers with held-out ones before (1: identical)",
+    "fraction of top tokens that new and held-out answers share",
+    "divergence of new answers from held-out ones before (nats)",
 ];
 
-fn drift_table(drift: &Measures) -> String {
+fn drift_table(drift: &Drift) -> String {
     let rows: Vec<Vec<String>> = drift
         .named()
         .into_iter()
@@ -116,7 +116,7 @@ fn drift_table(drift: &Measures) -> String {
     format!(
         "{}\n\n{} pairs of a new and a held fact with the same answer",
         output::table(
-            &["measure", "value", "how far, or how much"],
+            &["measure", "value", "meaning"],
             &rows,
             output::terminal_width()
         ),

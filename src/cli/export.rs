@@ -30,8 +30,7 @@ use super::{
 pub struct ExportArgs {
     /// A run directory, or a model
     run: String,
-    /// The form: a Hugging Face directory; a GGUF file, and a Modelfile for Ollama; or the adapter of a run with
-    /// `train.lora`, as PEFT loads it
+    /// Output format: hf (Hugging Face directory), gguf (with a Modelfile for Ollama), peft (the adapter of a run with `train.lora`)
     #[arg(long, value_enum, default_value = "hf")]
     to: Format,
     /// The directory to write
@@ -117,7 +116,7 @@ impl ExportArgs {
             Some(DtypeArg::Q8_0 | DtypeArg::Q4_0) => {
                 return Err(Error::input_hint(
                     "a Hugging Face directory is written in f32, f16 or bf16",
-                    "blocks of fewer bits are for `--to gguf`",
+                    "quantised types are for `--to gguf`",
                 ));
             }
         };

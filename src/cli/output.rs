@@ -1,4 +1,4 @@
-//! What goes out: stdout, tables of text, and directories to be written.
+//! Output: stdout, text tables, and checks of output paths.
 
 use std::{
     error::Error as _,
@@ -13,16 +13,16 @@ use console::{Term, measure_text_width, truncate_str};
 use serde::Serialize;
 use unforget::{Error, Result, distributed::Comm};
 
-/// Columns between two of a table's.
+/// Columns between two table columns.
 const COLUMN_GAP: usize = 2;
 
-/// Columns of what a fact or a model says, at most.
+/// Maximum width of fact or model text, in columns.
 const MAX_TEXT_WIDTH: usize = 80;
 
 /// Whether this process prints nothing.
 static MUTED: AtomicBool = AtomicBool::new(false);
 
-/// Stops this process from printing on stdout: one of several, of which the main one prints.
+/// Stops this process from printing on stdout. With several processes only the main one prints.
 pub fn mute() {
     MUTED.store(true, Ordering::Relaxed);
 }
@@ -43,7 +43,7 @@ pub fn json(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string(value).expect("results have string keys and finite numbers"))
 }
 
-/// Whether the reader of stdout went away (`| head`), which is no failure.
+/// Whether the reader of stdout has closed it (`| head`), which is not a failure.
 pub fn is_closed_pipe(error: &Error) -> bool {
     error
         .source()
@@ -51,13 +51,13 @@ pub fn is_closed_pipe(error: &Error) -> bool {
         .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Columns of the terminal that stdout is, if it is one.
+/// Width of the terminal in columns, if stdout is a terminal.
 pub fn terminal_width() -> Option<usize> {
     let (_, columns) = Term::stdout().size_checked()?;
     Some(columns.into())
 }
 
-/// Columns under their heads: numbers flush right, text left. What is wider than `width` is broken between words.
+/// A table: numbers right-aligned, text left-aligned, wrapped at word boundaries to `width`.
 pub fn table(headers: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     let mut table = Table::new();
     table
@@ -89,17 +89,17 @@ pub fn table(headers: &[&str], rows: &[Vec<String>], width: Option<usize>) -> St
     table.trim_fmt()
 }
 
-/// What a fact or a model says, for a line that people read: short, and unable to steer the terminal.
+/// Fact or model text on one line of at most [`MAX_TEXT_WIDTH`] columns; control characters are replaced.
 pub fn single_line(text: &str) -> String {
     let one_line = text.trim().replace(char::is_whitespace, " ");
     truncate_str(&sanitize(&one_line), MAX_TEXT_WIDTH, "…").into_owned()
 }
 
-/// What a fact or a model says, over several lines: unable to steer the terminal.
+/// Fact or model text over several lines; control characters are replaced.
 pub fn sanitize(text: &str) -> String {
     let harmless = |c: char| match c {
         '\n' | '\t' => c,
-        // They turn the direction of what follows.
+        // They change the direction of the text after them.
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
         c if c.is_control() => char::REPLACEMENT_CHARACTER,
         c => c,
@@ -107,8 +107,8 @@ pub fn sanitize(text: &str) -> String {
     text.chars().map(harmless).collect()
 }
 
-/// Checks before any compute that a directory can be written: it is new or empty, or `force` is given, and the place
-/// lets us write. Nothing is left behind.
+/// Checks before any compute that a directory can be written: it is new or empty, or `force` is given, and it is writable. Nothing is
+/// left behind.
 pub fn check_output_dir(dir: &Path, force: bool, comm: Comm) -> Result<()> {
     if dir.exists() && !dir.is_dir() {
         return Err(Error::input_hint(
@@ -123,11 +123,11 @@ pub fn check_output_dir(dir: &Path, force: bool, comm: Comm) -> Result<()> {
     };
     if !force && entries.as_mut().is_some_and(|e| e.next().is_some()) {
         return Err(Error::input_hint(
-            format!("`{}` is there already and not empty", dir.display()),
+            format!("`{}` already exists and is not empty", dir.display()),
             "give another `--out`, or `--force` to write into it",
         ));
     }
-    // Nobody writes there before all have looked.
+    // No process writes before all have checked.
     comm.barrier();
     check_writable(dir)?;
     comm.barrier();
@@ -145,7 +145,7 @@ pub fn check_writable_file(file: &Path) -> Result<()> {
     check_writable(file.parent().unwrap_or(Path::new("")))
 }
 
-/// Writes a temporary file into the nearest directory above that exists, and takes it away again.
+/// Writes a temporary file into the nearest existing directory above, and removes it.
 fn check_writable(dir: &Path) -> Result<()> {
     let existing = dir
         .ancestors()
@@ -164,7 +164,7 @@ fn check_writable(dir: &Path) -> Result<()> {
 fn not_writable(dir: &Path, reason: &io::Error) -> Error {
     Error::input_hint(
         format!("cannot write to `{}`: {}", dir.display(), reason.kind()),
-        "give a place where you may write",
+        "give a path in a writable directory",
     )
 }
 
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_model_says_cannot_steer_the_terminal() {
+    fn control_characters_in_model_text_are_replaced() {
         assert_eq!(
             single_line(" It\u{1b}[2Jaly\tis\r\u{9b}1m\u{202e}so\u{7f} "),
             "It\u{fffd}[2Jaly is \u{fffd}1m\u{fffd}so\u{fffd}"

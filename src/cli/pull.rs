@@ -12,7 +12,7 @@ use super::{context::Context, output};
     after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call downloads nothing."
 )]
 pub struct PullArgs {
-    /// A name in the registry (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
+    /// A registered name (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
     model: String,
 }
 

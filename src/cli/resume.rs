@@ -10,10 +10,11 @@ use unforget::{
 
 use super::{context::Context, tune};
 
-/// Continue an interrupted run from its newest complete checkpoint, bitwise identical
+/// Continue an interrupted run from its newest complete checkpoint
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  unforget resume runs/p17\n\n\
-    A run without a checkpoint starts over; a finished run is left as it is.")]
+    The result is bitwise identical to that of an uninterrupted run. A run without a checkpoint starts over; a finished run is not\n\
+    changed.")]
 pub struct ResumeArgs {
     /// The run directory
     run: PathBuf,

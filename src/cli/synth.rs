@@ -25,12 +25,12 @@ use super::{
     mut_arg("chat", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget synth smollm2-135m --relation P17 --facts pack:world --n 1000 > new.tsv\n  \
     unforget synth smollm2-135m --relation P17 --facts P17.train.json --n 1000000 --keys uuid > new.tsv\n\n\
-    Semantic names are tokens of the real ones put together anew, as the model cuts them: Berg|amo and Pas|adena make\n\
-    Bergadena. UUID names are Loc_ and eight hexadecimal digits. A table on stdout, with the columns subject, relation,\n\
-    object and question; with --json a row of JSON a fact."
+    Semantic names are recombined from the model's tokens of real names: Berg|amo and Pas|adena give Bergadena. UUID names\n\
+    are Loc_ and eight hexadecimal digits. Prints a table with the columns subject, relation, object and question; with\n\
+    --json, one JSON object per line."
 )]
 pub struct SynthArgs {
-    /// The model whose tokens names are made of
+    /// The model whose tokens names are made from
     model: String,
     /// The relation, by its id or its name
     #[arg(long, value_name = "P17")]
@@ -38,13 +38,13 @@ pub struct SynthArgs {
     /// Real facts of that relation; several files make one set
     #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
     facts: Vec<PathBuf>,
-    /// How many
+    /// Number of facts
     #[arg(long, value_name = "N")]
     n: NonZeroUsize,
-    /// Kind of subject names
+    /// How subject names are made
     #[arg(long, value_enum, default_value = "semantic")]
     keys: Keys,
-    /// Kind of answers
+    /// How answers are made
     #[arg(long, value_enum, default_value = "real")]
     values: Values,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct SynthArgs {
 /// [`NameKind`] of subjects.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Keys {
-    /// Tokens of real names, put together anew
+    /// Tokens of real names, recombined
     Semantic,
     /// Random identifiers
     Uuid,
@@ -65,7 +65,7 @@ enum Keys {
 enum Values {
     /// The real answers
     Real,
-    /// Tokens of real answers, put together anew
+    /// Tokens of real answers, recombined
     Semantic,
     /// Random identifiers
     Uuid,
@@ -104,7 +104,7 @@ impl SynthArgs {
             others.sort();
             others.dedup();
             return Err(Error::input_hint(
-                format!("`--facts` holds no fact of {id}"),
+                format!("`--facts` has no facts of {id}"),
                 format!("it has {}", others.join(", ")),
             ));
         }

@@ -169,5 +169,8 @@ fn layers_and_token_counts_out_of_range_are_refused() {
         "held.tsv",
     ];
     let message = refused(dir.path(), &drift);
-    assert!(message.contains("are not of one shape"), "{message}");
+    assert!(
+        message.contains("have different tensor shapes"),
+        "{message}"
+    );
 }

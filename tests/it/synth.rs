@@ -75,7 +75,7 @@ fn an_unknown_relation_is_an_error_that_lists_the_known_ones() {
     ];
     let error = refused(dir.path(), &args);
     assert!(
-        error.contains("`--facts` holds no fact of P9\nhint: it has "),
+        error.contains("`--facts` has no facts of P9\nhint: it has "),
         "{error}"
     );
 }
