@@ -3,8 +3,8 @@
 //! the feature `mpi`).
 //!
 //! All processes run the same program on the same files and take the same decisions. Each takes its shard of what can be split: the
-//! rows of a batch, the facts of an evaluation, the weights that the optimizer moves. A [`Comm`] is the value through which they
-//! exchange results. The command line makes it and passes it on; an engine, a run directory and a training job hold one. Every process
+//! rows of a batch, the facts of an evaluation, the weights that the optimizer updates. A [`Comm`] is the value through which they
+//! exchange results. The command line creates it and passes it on; an engine, a run directory and a training job hold one. Every process
 //! must make the same calls in the same order, so an error in one of them ends all ([`Comm::abort`]).
 
 use std::{env, ops::Range};
@@ -45,7 +45,7 @@ impl Comm {
         }
     }
 
-    /// A process of several that exchange nothing.
+    /// One of several processes that exchange nothing.
     #[cfg(all(test, not(feature = "mpi")))]
     pub(crate) const fn for_test(rank: usize, world_size: usize) -> Self {
         Self { rank, world_size }
@@ -149,7 +149,7 @@ pub struct ProcessGroup {
 }
 
 impl ProcessGroup {
-    /// Connects to the other processes, where a launcher started several.
+    /// Connects to the other processes, if a launcher started several.
     ///
     /// # Errors
     /// [`Error::Input`] if there are several and this build has no MPI: each would do all of the work, in the same place.

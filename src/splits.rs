@@ -21,7 +21,7 @@ use crate::{
 
 pub use self::labelled::LabelledFact;
 
-/// Control facts below which a budget of 1 pp cannot be checked reliably: one fact is then a tenth of it or more.
+/// With fewer control facts a budget of 1 pp cannot be checked reliably: one fact is then a tenth of it or more.
 pub const MIN_CONTROL_FACTS: usize = 1_000;
 
 /// Maximum size of `D_Known` if the user gives no `keep`.

@@ -39,7 +39,7 @@ pub struct CachedPrefix {
 #[derive(Clone, Debug)]
 struct Segment {
     tokens: Range<usize>,
-    /// The segment before it in its rows; none at the start of a row.
+    /// The segment before it in its rows; `None` at the start of a row.
     parent: Option<usize>,
     /// Position of its first token in the row.
     position: usize,
@@ -48,7 +48,7 @@ struct Segment {
 /// The tokens that a row shares with others.
 #[derive(Clone, Copy, Default)]
 struct SharedPrefix {
-    /// Their last segment; none if nothing is shared.
+    /// Their last segment; `None` if nothing is shared.
     segment: Option<usize>,
     len: usize,
 }

@@ -81,7 +81,7 @@ struct LayerBuffer {
 }
 
 impl LayerBuffer {
-    /// For these tensors (by index in the layout); none unless every layer trains the same ones.
+    /// For these tensors (by index in the layout); `None` unless every layer trains the same ones.
     fn new(layout: &Layout, tensors: &[(usize, Range<usize>)]) -> Option<Self> {
         let within = |layer: Range<usize>| -> Vec<Range<usize>> {
             let ranges = tensors.iter().map(|(i, _)| &layout.tensors[*i].range);

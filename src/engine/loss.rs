@@ -108,7 +108,7 @@ pub struct RngStream {
     pub stream: u64,
 }
 
-/// The tokens of `subset` at the target numbered `target`, where the teacher's logits are `t`; none for the whole vocabulary.
+/// The tokens of `subset` at the target numbered `target`, where the teacher's logits are `t`; `None` for the whole vocabulary.
 pub fn select_tokens(
     subset: VocabSubset,
     rng: RngStream,

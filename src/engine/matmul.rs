@@ -1,9 +1,9 @@
-//! The three matrix products of a linear layer, computed with `faer`.
+//! The three matmuls of a linear layer, computed with `faer`.
 //!
 //! T tokens, N outputs, K inputs. All matrices are row-major; weights are (N, K), as in `nn.Linear`.
 //!
-//! The result is divided into tiles by its shape alone, and each tile is one single-threaded product: results are bitwise
-//! independent of the number of threads.
+//! The tiles of a result depend on its shape only, and each tile is one single-threaded matmul: results are bitwise independent of the
+//! number of threads.
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
@@ -19,7 +19,7 @@ struct Tile {
     lower: bool,
 }
 
-/// Smaller products (in multiplications) are one tile: parallelism would cost more than it saves.
+/// Smaller matmuls (in multiplications) are one tile: parallelism would cost more than it saves.
 const SINGLE_TILE_OPS: usize = 1 << 18;
 
 /// Length of a tile along a dimension of `len`: about `target`, a multiple of 16. The number of tiles is one or a multiple of four,
@@ -37,7 +37,7 @@ fn matrix(data: &[f32], [m, n]: [usize; 2], width: usize) -> MatRef<'_, f32> {
     MatRef::from_row_major_slice_with_stride(data, m, n, width)
 }
 
-/// Touches every cache line of a column-major matrix, in order. The product reads across its columns, which hardware prefetchers do
+/// Touches every cache line of a column-major matrix, in order. The matmul reads across its columns, which hardware prefetchers do
 /// not predict: for weights that are not in the cache, prefetching saves a tenth of the time.
 fn prefetch(of: MatRef<'_, f32>) {
     let Some(of) = of.try_as_col_major() else {
@@ -167,7 +167,7 @@ mod tests {
     const SHAPES: [[usize; 3]; 4] = [[3, 5, 7], [33, 400, 50], [600, 208, 65], [70, 576, 192]];
 
     #[test]
-    fn products_equal_the_definition() {
+    fn matmuls_equal_the_definition() {
         for [t, n, k] in SHAPES {
             let (x, w, dy) = (random(t * k, 1), random(n * k, 2), random(t * n, 3));
             let sum = |len: usize, f: &dyn Fn(usize) -> f64| (0..len).map(f).sum::<f64>();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn products_have_the_same_bits_at_any_number_of_threads() {
+    fn matmuls_have_the_same_bits_at_any_number_of_threads() {
         let [t, n, k] = [600, 700, 300];
         let (x, w) = (random(t * k, 1), random(n * k, 2));
         let run = |threads| {

@@ -72,7 +72,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of a matrix product (m, k) (k, n), in f32.
+    /// Of a matmul (m, k) (k, n), in f32.
     pub fn matmul([m, n, k]: [usize; 3]) -> Self {
         let [m, n, k] = [m as f64, n as f64, k as f64];
         Self {
@@ -209,7 +209,7 @@ impl Profile {
     }
 }
 
-/// A table: seconds per step, share of the time, and throughput.
+/// A table: seconds per step, fraction of the time, and throughput.
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let steps = self.steps().max(1) as f64;

@@ -73,12 +73,12 @@ pub(super) fn forgotten_pp(before: u8, after: u8) -> f64 {
     100.0 * (f64::from(before) - f64::from(after))
 }
 
-/// The mean; `None` of no values.
+/// The mean; `None` if there are no values.
 pub(super) fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// The median; `None` of no values.
+/// The median; `None` if there are no values.
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -44,10 +44,10 @@ const BUILT_IN: [(&str, &str); 19] = [
     ),
 ];
 
-/// The first so many of [`BUILT_IN`] are the paper's.
+/// This many of [`BUILT_IN`], the first ones, are the paper's.
 const NUM_PAPER_EXPERIMENTS: usize = 17;
 
-/// Facts of a split that an evaluation asks: more than any experiment has.
+/// Maximum number of facts of a split in an evaluation: more than any experiment has.
 const MAX_FACTS: usize = 1_000_000;
 
 /// Settings shared by several experiments, by name.
@@ -150,7 +150,7 @@ pub struct ExperimentScale {
     /// Splits of `EntityQuestions` whose facts are held out, followed by the rest of the train split.
     #[serde(default)]
     pub held_splits: Vec<String>,
-    /// Facts of each relation to audit for holding out, at most.
+    /// Maximum number of facts of each relation to audit for holding out.
     #[serde(default)]
     pub held_facts: usize,
     /// Size of `D_Known`.
@@ -162,16 +162,16 @@ pub struct ExperimentScale {
     /// Numbers of synthetic facts, for arms that replace `D_Unk` by these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sizes: Vec<usize>,
-    /// Size of `D_Held`, at most.
+    /// Maximum size of `D_Held`.
     #[serde(default)]
     pub held: usize,
-    /// Held `MaybeKnown` facts, at most.
+    /// Maximum number of held `MaybeKnown` facts.
     #[serde(default)]
     pub maybe_known: usize,
-    /// Held `WeaklyKnown` facts, at most.
+    /// Maximum number of held `WeaklyKnown` facts.
     #[serde(default, skip_serializing_if = "config::is_default")]
     pub weakly_known: usize,
-    /// Known facts of other relations to evaluate at the end, at most.
+    /// Maximum number of known facts of other relations to evaluate at the end.
     #[serde(default)]
     pub other_relations: usize,
     /// Config keys of this size, as `key=value`; they override those of all arms.

@@ -32,7 +32,7 @@ use self::runner::Runner;
 use crate::{Error, Result, atomic_file, distributed::Comm, model::Model, progress::Progress};
 
 /// Runs what `out` does not record yet of `experiment` at `scale`: all arms, or those in `only` (an empty list: none). Returns all
-/// records. Of several processes, each runs a share of the arms, and the main one returns all records.
+/// records. With several processes, each runs a shard of the arms, and the main one returns all records.
 ///
 /// # Errors
 /// As [`crate::train::tune_on`]; [`Error::Input`] if the facts of the relations are not available.

@@ -109,7 +109,7 @@ struct Curve {
     last: f64,
 }
 
-/// The plot as text for a terminal of this height and width; none if it does not fit, or if there are fewer than two evaluations.
+/// The plot as text for a terminal of this height and width; `None` if it does not fit, or if there are fewer than two evaluations.
 fn render(
     evaluations: &[(usize, Accuracies)],
     epochs: usize,

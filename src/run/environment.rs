@@ -74,7 +74,7 @@ impl Environment {
     }
 }
 
-/// The commit of the checkout around the working directory; none without one.
+/// The commit of the checkout around the working directory; `None` outside a checkout.
 fn git_revision() -> Option<String> {
     let output = Command::new("git")
         .args([

@@ -92,7 +92,7 @@ fn now() -> f64 {
     since.map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// The step and the named scalars of a row; none for rows without scalars.
+/// The step and the named scalars of a row; `None` for rows without scalars.
 fn scalars(row: &Metrics) -> Option<(usize, Vec<(String, f64)>)> {
     match row {
         Metrics::Step {
