@@ -51,11 +51,13 @@ pub enum Error {
     },
     /// The work is complete, but the model forgot more than the budget allows. Exit code 3.
     #[error(
-        "the model forgot {forgotten:.1} pp of the held-out facts, over the budget of {budget} pp"
+        "the model forgot {forgotten:.1} pp of the held-out facts{since}, over the budget of {budget} pp"
     )]
     OverBudget {
         /// Forgetting in pp.
         forgotten: f64,
+        /// Since when, such as ` since its best epoch`; empty: since the audit.
+        since: &'static str,
         /// The budget in pp.
         budget: f64,
         /// How to reduce the forgetting.

@@ -38,11 +38,19 @@ pub fn model_card(run: &RecordedRun) -> String {
             percent(*after)
         );
     }
-    if let (Some(pp), Some([low, high])) = (result.forgetting_pp, result.forgetting_interval) {
+    if let Some(forgotten) = &result.forgotten {
         let _ = write!(
             card,
-            "\nForgetting on the held-out facts since the best epoch: {pp:.1} percentage points (95% interval over the facts: {low:.1} to {high:.1}).\n"
+            "\nForgotten: {}",
+            forgotten.of_facts("known held-out")
         );
+        if let Some(control) = &result.only_known_forgotten {
+            let _ = write!(
+                card,
+                "; after the same training without the new facts {control}"
+            );
+        }
+        card += ".\n";
     }
     let mut environment =
         serde_json::to_value(&run.environment).expect("records serialize to JSON");

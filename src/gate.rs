@@ -1,4 +1,4 @@
-//! Checks that a model has not forgotten more than a budget of what a recorded run knew, for continuous integration.
+//! Checks that a model has not forgotten more than a budget of what a recorded run's base model knew, for continuous integration.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     facts::Fact,
     format::inline_code,
-    measure::{Behaviour, EvalAnswer, forgetting_interval, forgetting_pp},
+    measure::{Behaviour, EvalAnswer, Forgotten},
     run::{FactResult, Split},
 };
 
@@ -18,12 +18,16 @@ use crate::{
 pub struct Gate {
     /// Allowed forgetting in percentage points.
     pub budget: f64,
-    /// The split that is compared: `held`, or `known` if the run has no held-out facts.
+    /// The split that decides: `held`, or `known` if the run held out no known fact.
     pub split: Split,
-    /// `100 * (accuracy at the end of the run - accuracy now)` on that split.
+    /// The known facts of that split that the model answers wrongly.
+    pub forgotten: Forgotten,
+    /// `forgotten.pp`, which the budget bounds.
     pub forgotten_pp: f64,
-    /// Its 95% interval (paired bootstrap over the facts).
-    pub interval: [f64; 2],
+    /// `forgotten.interval`: 95%, Wilson.
+    pub interval: Option<[f64; 2]>,
+    /// Whether the model was asked behind the few-shot prompts of the run's audit; otherwise at the run's training prompt.
+    pub few_shot: bool,
     /// Distance of the behaviour on general prompts from that of the run's base model; null if not measured.
     pub behaviour: Option<Behaviour>,
     /// Allowed KL divergence from the base model in nats per token; null without a limit.
@@ -43,64 +47,74 @@ pub struct GatedFact {
     pub question: String,
     /// Correct answer, as trained.
     pub object: String,
-    /// Answer at the end of the run.
+    /// The recorded answer: before training, behind a few-shot prompt; without an audit at the end of the run.
     pub before: String,
     /// Answer of this model.
     pub now: String,
-    /// Whether `before` is correct.
+    /// Whether the fact was known before, see [`Gate::new`].
     pub correct_before: bool,
     /// Whether `now` is correct.
     pub correct_now: bool,
 }
 
 impl Gate {
-    /// Compares the recorded results of a run (`rows`) with another model's answers to the same facts.
+    /// Compares what a run recorded (`rows`) with another model's `answers` to the same facts, asked behind the `few_shot` prompts
+    /// of the run's audit or, without an audit, at its training prompt.
+    ///
+    /// Known before are the facts that the audit found known; without an audit, those that the run answered correctly at its end,
+    /// at the same prompt.
     ///
     /// # Errors
-    /// [`Error::Input`] if the run has neither held-out nor trained known facts.
+    /// [`Error::Input`] if the run has no facts that could be known, neither held out nor trained.
     pub fn new(
         rows: Vec<FactResult>,
         answers: Vec<EvalAnswer>,
         budget: f64,
-        seed: u64,
+        few_shot: bool,
     ) -> Result<Self> {
-        let facts = rows
-            .into_iter()
-            .zip(answers)
-            .map(|(row, answer)| GatedFact {
+        let fact = |(row, answer): (FactResult, EvalAnswer)| {
+            let (before, correct_before) = if few_shot {
+                (row.answer_before, row.correct_before)
+            } else {
+                (row.answer_after, row.correct_after)
+            };
+            GatedFact {
                 split: row.split,
                 relation: row.relation,
                 question: row.question,
                 object: row.object,
-                before: row.answer_after,
+                before,
                 now: answer.text,
-                correct_before: row.correct_after,
+                correct_before,
                 correct_now: answer.correct,
-            });
-        let facts: Vec<GatedFact> = facts.collect();
-        let correct = |split: Split| -> (Vec<bool>, Vec<bool>) {
-            let of_split = facts.iter().filter(|fact| fact.split == split);
-            of_split
-                .map(|fact| (fact.correct_before, fact.correct_now))
-                .unzip()
+            }
         };
-        let (split, (before, now)) = [Split::Held, Split::Known]
+        let facts: Vec<GatedFact> = rows.into_iter().zip(answers).map(fact).collect();
+        let splits = [Split::Held, Split::Known];
+        let forgotten = |split: Split| {
+            let known = facts
+                .iter()
+                .filter(|f| f.split == split && f.correct_before);
+            Forgotten::count(known.map(|fact| fact.correct_now))
+        };
+        let of_known = splits
             .into_iter()
-            .map(|split| (split, correct(split)))
-            .find(|(_, (before, _))| !before.is_empty())
-            .ok_or_else(|| {
-                Error::input_hint(
-                    "the baseline has no known facts that could be forgotten",
-                    "use a run with `--held` or `--keep` facts",
-                )
-            })?;
-        let forgotten_pp = forgetting_pp(&before, &now).expect("there are facts");
-        let interval = forgetting_interval(&before, &now, seed).expect("there are facts");
+            .find_map(|split| Some((split, forgotten(split)?)));
+        let has_facts = |split: &Split| facts.iter().any(|fact| fact.split == *split);
+        let none_known = || Some((splits.into_iter().find(has_facts)?, Forgotten::NONE_KNOWN));
+        let (split, forgotten) = of_known.or_else(none_known).ok_or_else(|| {
+            Error::input_hint(
+                "the baseline has no known facts that could be forgotten",
+                "use a run with `--held` or `--keep` facts",
+            )
+        })?;
         Ok(Self {
             budget,
             split,
-            forgotten_pp,
-            interval,
+            forgotten,
+            forgotten_pp: forgotten.pp,
+            interval: forgotten.interval,
+            few_shot,
             behaviour: None,
             max_kl: None,
             facts,
@@ -137,21 +151,21 @@ impl Gate {
 
     /// The result in one sentence.
     pub fn summary(&self) -> String {
-        let count = self
-            .facts
-            .iter()
-            .filter(|fact| fact.split == self.split)
-            .count();
-        let [low, high] = self.interval;
+        let adjective = if self.split == Split::Held {
+            "known held-out"
+        } else {
+            "known trained"
+        };
+        let result = if self.passed() { "passed" } else { "failed" };
+        if self.forgotten.of == 0 {
+            return format!(
+                "{result}: none of the {} facts was known before, so none could be forgotten",
+                adjective.trim_start_matches("known ")
+            );
+        }
         format!(
-            "{}: forgot {:.1} pp (95%: {low:.1} to {high:.1}) of {count} known, {} facts; budget {} pp",
-            if self.passed() { "passed" } else { "failed" },
-            self.forgotten_pp,
-            if self.split == Split::Held {
-                "held-out"
-            } else {
-                "trained"
-            },
+            "{result}: forgot {}; budget {} pp",
+            self.forgotten.of_facts(adjective),
             self.budget,
         )
     }
@@ -159,8 +173,14 @@ impl Gate {
     /// A comment for a pull request in Markdown: the summary, a table of the splits, and the forgotten facts, folded.
     pub fn markdown(&self) -> String {
         let mark = if self.passed() { "✅" } else { "❌" };
+        let asked = if self.few_shot {
+            "Asked behind the few-shot prompts of the baseline's audit."
+        } else {
+            "Asked at the baseline's training prompt and compared with its end, since it has no audit: a model that was not trained on \
+             this prompt seems to have forgotten what it answers in other words."
+        };
         let mut text = format!(
-            "### {mark} {}\n\n| split | facts | accuracy of baseline | now | forgotten | gained |\n|---|---|---|---|---|---|\n",
+            "### {mark} {}\n\n{asked}\n\n| split | facts | known before | known now | forgotten | gained |\n|---|---|---|---|---|---|\n",
             self.summary()
         );
         if let Some(behaviour) = self.behaviour_text() {
@@ -171,34 +191,27 @@ impl Gate {
             text = text.replacen("\n\n", &format!("\n\n{mark}Behaviour: {behaviour}.\n\n"), 1);
         }
         for split in Split::ALL {
-            let facts: Vec<&GatedFact> = self
-                .facts
-                .iter()
-                .filter(|fact| fact.split == split)
-                .collect();
+            let of_split = self.facts.iter().filter(|fact| fact.split == split);
+            let facts: Vec<&GatedFact> = of_split.collect();
             if facts.is_empty() {
                 continue;
             }
             let count = |predicate: fn(&GatedFact) -> bool| {
                 facts.iter().filter(|fact| predicate(fact)).count()
             };
-            let percent_of = |correct: usize| 100.0 * correct as f64 / facts.len() as f64;
             let _ = writeln!(
                 text,
-                "| {} | {} | {:.1}% | {:.1}% | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} |",
                 split.name().replace('_', " "),
                 facts.len(),
-                percent_of(count(|fact| fact.correct_before)),
-                percent_of(count(|fact| fact.correct_now)),
+                count(|fact| fact.correct_before),
+                count(|fact| fact.correct_now),
                 count(GatedFact::is_forgotten),
                 count(|fact| !fact.correct_before && fact.correct_now),
             );
         }
-        let forgotten: Vec<&GatedFact> = self
-            .facts
-            .iter()
-            .filter(|fact| fact.is_forgotten())
-            .collect();
+        let forgotten = self.facts.iter().filter(|fact| fact.is_forgotten());
+        let forgotten: Vec<&GatedFact> = forgotten.collect();
         if !forgotten.is_empty() {
             let _ = write!(
                 text,
@@ -219,7 +232,8 @@ impl Gate {
         text
     }
 
-    /// A `JUnit` report: one suite per split, one case per fact that the baseline answered correctly, failed if it is forgotten.
+    /// A `JUnit` report: one suite per split, one case per fact that the baseline's base model knew, failed if it is
+    /// forgotten.
     pub fn junit(&self) -> String {
         let mut report = Report::new("unforget gate");
         for split in Split::ALL {
@@ -291,12 +305,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::run::FactOutcome;
 
     fn row(split: &str, question: &str, correct: bool) -> FactResult {
         serde_json::from_value(json!({
             "split": split, "relation": "P17", "subject": "x", "question": question, "object": "Italy", "label_before": null,
             "label_after": null, "answer_before": "", "answer_after": if correct { "Italy" } else { "?" }, "correct_before": correct,
-            "correct_after": correct, "outcome": "kept",
+            "correct_after": correct, "outcome": if correct { "kept" } else { "gained" },
         }))
         .expect("a row")
     }
@@ -309,37 +324,57 @@ mod tests {
             ("held", "d", true),
             ("unknown", "e", true),
         ];
-        let now = [true, false, true, false, false];
+        let now = [true, false, true, true, false];
         let answers = now.map(|correct| EvalAnswer {
             text: if correct { "Italy" } else { "<b>|Spain" }.into(),
             correct,
         });
-        let rows = rows.map(|(split, question, correct)| row(split, question, correct));
-        Gate::new(rows.into(), answers.into(), budget, 0).expect("a gate")
+        let rows = rows.map(|(split, question, known)| row(split, question, known));
+        Gate::new(rows.into(), answers.into(), budget, true).expect("a gate")
     }
 
     #[test]
-    fn the_held_out_facts_decide() {
-        assert!(gate(25.0).passed());
-        let gate = gate(24.9);
+    fn the_known_held_out_facts_decide() {
+        // One of three known facts; the fact that is gained does not make up for it.
+        assert!(gate(34.0).passed());
+        let gate = gate(33.0);
         assert!(!gate.passed());
-        assert_eq!((gate.split, gate.forgotten_pp), (Split::Held, 25.0));
+        assert_eq!(gate.split, Split::Held);
+        assert_eq!((gate.forgotten.count, gate.forgotten.of), (1, 3));
         insta::assert_snapshot!(gate.markdown(), @r"
-        ### ❌ failed: forgot 25.0 pp (95%: -50.0 to 100.0) of 4 known, held-out facts; budget 24.9 pp
+        ### ❌ failed: forgot 1 of 3 known held-out facts, 33.3% (95%: 6.1 to 79.2); budget 33 pp
 
-        | split | facts | accuracy of baseline | now | forgotten | gained |
+        Asked behind the few-shot prompts of the baseline's audit.
+
+        | split | facts | known before | known now | forgotten | gained |
         |---|---|---|---|---|---|
-        | unknown | 1 | 100.0% | 0.0% | 1 | 0 |
-        | held | 4 | 75.0% | 50.0% | 2 | 1 |
+        | unknown | 1 | 1 | 0 | 1 | 0 |
+        | held | 4 | 3 | 3 | 1 | 1 |
 
-        <details><summary>3 forgotten</summary>
+        <details><summary>2 forgotten</summary>
 
         - `` `b` `` `Italy`: now `<b>|Spain`
-        - `d` `Italy`: now `<b>|Spain`
         - `e` `Italy`: now `<b>|Spain`
 
         </details>
         ");
+    }
+
+    #[test]
+    fn what_a_run_itself_forgot_is_forgotten_in_its_gate() {
+        // Known at the audit, wrong at the end of the run, and wrong now.
+        let row = FactResult {
+            correct_after: false,
+            outcome: FactOutcome::Forgotten,
+            ..row("held", "a", true)
+        };
+        let wrong = EvalAnswer {
+            text: "Spain".into(),
+            correct: false,
+        };
+        let gate = Gate::new(vec![row], vec![wrong], 1.0, true).expect("a gate");
+        assert!(!gate.passed());
+        assert_eq!(gate.interval, None, "a single fact has no interval");
     }
 
     #[test]
@@ -349,7 +384,7 @@ mod tests {
             junit.contains("<testsuite name=\"held\" tests=\"3\""),
             "{junit}"
         );
-        assert!(junit.contains("failures=\"2\""), "{junit}");
+        assert!(junit.contains("failures=\"1\""), "{junit}");
         assert!(junit.contains("got &quot;&lt;b&gt;|Spain&quot;"), "{junit}");
     }
 
@@ -375,8 +410,23 @@ mod tests {
 
     #[test]
     fn a_run_without_known_facts_cannot_be_a_baseline() {
-        let error = Gate::new(vec![row("unknown", "a", true)], Vec::new(), 1.0, 0).unwrap_err();
+        let rows = vec![row("unknown", "a", true)];
+        let error = Gate::new(rows, vec![EvalAnswer::default()], 1.0, true).unwrap_err();
         assert!(error.to_string().contains("no known fact"), "{error}");
+    }
+
+    #[test]
+    fn without_an_audit_the_end_of_the_run_is_compared() {
+        let rows = vec![row("held", "a", true), row("held", "b", false)];
+        let now = vec![EvalAnswer::default(); 2];
+        let gate = Gate::new(rows, now.clone(), 1.0, false).expect("a gate");
+        assert_eq!((gate.forgotten.count, gate.forgotten.of), (1, 1));
+        let none = Gate::new(vec![row("held", "b", false)], now, 0.0, false).expect("a gate");
+        assert!(none.passed());
+        assert_eq!(
+            none.summary(),
+            "passed: none of the held-out facts was known before, so none could be forgotten"
+        );
     }
 
     #[test]

@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Goal,
-    measure::{ComparedFact, Neighbour},
+    measure::{ComparedFact, Forgotten, Neighbour},
 };
 
 mod directory;
 mod environment;
+mod equal_learning;
 mod history;
 mod reader;
 mod recorded;
@@ -17,6 +18,7 @@ mod tensorboard;
 
 pub use directory::{ADAPTER_DIR, EWC_FILE, RunDir, TEACHER_DIR};
 pub use environment::{Environment, ModelRecord};
+pub use equal_learning::EqualLearning;
 pub use history::EpochRecord;
 pub use recorded::RecordedRun;
 
@@ -162,12 +164,21 @@ pub struct FactResult {
     pub label_before: Option<String>,
     /// `SLiCK` label after; null if the audit was not repeated.
     pub label_after: Option<String>,
-    /// Answer at the training prompt before training.
+    /// Few-shot accuracy before training (0 to 1): the fraction of the audit's prompts behind which the fact was answered
+    /// correctly; null without an audit.
+    #[serde(default)]
+    pub few_shot_accuracy: Option<f64>,
+    /// Answer before training, behind one of the audit's few-shot prompts; without an audit at the training prompt.
     pub answer_before: String,
     /// Answer at the training prompt after training.
     pub answer_after: String,
-    /// Whether `answer_before` is correct.
+    /// Whether the fact was known before training: at least half of the few-shot answers were correct. Without an audit, whether
+    /// `answer_before` is correct.
     pub correct_before: bool,
+    /// Whether the answer at the training prompt before training was correct. A model that does not know the format fails here
+    /// with facts that it knows.
+    #[serde(default)]
+    pub correct_at_start: bool,
     /// Whether the answer after the best epoch of its split was correct.
     #[serde(default)]
     pub correct_at_peak: bool,
@@ -196,6 +207,13 @@ pub struct FactResult {
     pub paraphrases: Vec<ParaphraseResult>,
     /// Outcome.
     pub outcome: FactOutcome,
+}
+
+impl FactResult {
+    /// Whether this is a fact, other than a new one, that counts as known before training.
+    pub fn is_known(&self) -> bool {
+        matches!(self.outcome, FactOutcome::Kept | FactOutcome::Forgotten)
+    }
 }
 
 impl From<FactResult> for ComparedFact {
@@ -253,12 +271,21 @@ pub struct RunResult {
     pub goal: Goal,
     /// Accuracy by split.
     pub accuracy: PerSplit<AccuracyStages>,
-    /// `100 * (peak - after)` on the held-out facts.
-    pub forgetting_pp: Option<f64>,
-    /// Its 95% interval (paired bootstrap over the held-out facts).
-    pub forgetting_interval: Option<[f64; 2]>,
+    /// The held-out facts that were known before training and are wrong at the end; null without such facts.
+    #[serde(default)]
+    pub forgotten: Option<Forgotten>,
+    /// The same facts at the end of the Only Known run; null without a baseline.
+    #[serde(default)]
+    pub only_known_forgotten: Option<Forgotten>,
     /// `100 * (after of Only Known - after of this run)` on the held-out facts; null without a baseline.
     pub gap_to_only_known_pp: Option<f64>,
+    /// Its 95% interval (paired, [`crate::measure::paired_interval`]).
+    #[serde(default)]
+    pub gap_to_only_known_interval: Option<[f64; 2]>,
+    /// `100 * (peak - after)` on the held-out facts: since the best epoch, which may come after most of the loss.
+    pub forgetting_pp: Option<f64>,
+    /// Its 95% interval (paired).
+    pub forgetting_interval: Option<[f64; 2]>,
     /// Fraction of the new facts correct at the end; null without new facts.
     pub learned: Option<f64>,
     /// Accuracy on the paraphrased questions of the new facts; null if not evaluated.

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use self::sampler::{SplitSampler, shuffled};
 use crate::{
     Error, Result,
-    audit::Label,
+    audit::{FewShotPrompt, Label},
     facts::{Fact, PerSplit, Split},
     measure,
 };
@@ -58,6 +58,8 @@ pub struct Splits {
     pub weakly_known: Vec<LabelledFact>,
     /// Held out like `held`, but used to control the budget and not reported; not part of [`Splits::iter`].
     pub control: Vec<LabelledFact>,
+    /// The few-shot prompts of the audit; empty without one. A run keeps them, so that other models can be asked behind them.
+    pub prompts: Vec<FewShotPrompt>,
     /// Facts that were left out or taken from the pool, one line each.
     pub notes: Vec<String>,
 }
@@ -451,6 +453,7 @@ mod tests {
             label: Some(label),
             own_answer: Vec::new(),
             few_shot_accuracy: Some(0.5),
+            few_shot_answer: None,
         }
     }
 

@@ -101,7 +101,15 @@ def test_a_forecast_ranks_the_held_facts(knows: unforget.Run) -> None:
     assert risks == sorted(risks, reverse=True)
     assert {fact.subject for fact in forecast.facts} == {subject for subject, _ in OLD}
     assert forecast.facts[0].nearest[0].subject in dict(NEW)
-    assert list(forecast.to_pandas().columns) == ["subject", "relation", "question", "object", "risk"]
+    assert list(forecast.to_pandas().columns) == [
+        "subject",
+        "relation",
+        "question",
+        "object",
+        "risk",
+        "log_odds",
+        "warning",
+    ]
 
 
 def test_a_report_and_an_export_are_written(forgets: unforget.Run, tmp_path: Path) -> None:

@@ -102,10 +102,15 @@ class Run(Table):
         if result is None:
             return html_line(f"{self.path}: not finished; unforget.resume continues it")
         counts = result.counts
-        summary = f"{result.method} on {result.model}: learned {counts.learned}, kept {counts.kept}, "
-        summary += f"forgotten {counts.forgotten}; {result.epochs} epochs, {result.seconds:.0f} s"
+        new = counts.learned + counts.not_learned
+        summary = f"{result.method} on {result.model}: learned {counts.learned} of {new} new facts"
+        if result.forgotten is not None:
+            summary += f"; forgot {result.forgotten} known held-out facts"
+        if result.only_known_forgotten is not None:
+            summary += f"; Only Known forgot {result.only_known_forgotten}"
         if result.forgetting_pp is not None:
-            summary += f"; {result.forgetting_pp:.1f} pp of the held-out facts forgotten since their best epoch"
+            summary += f"; {result.forgetting_pp:.1f} pp since its best epoch"
+        summary += f"; {result.epochs} epochs, {result.seconds:.0f} s"
         rows = [
             (split, *("" if value is None else percent(value) for value in (s.audit, s.start, s.peak, s.after)))
             for split, s in result.accuracy.items()
@@ -180,6 +185,7 @@ def tune(
     budget: float | None = None,
     set: Mapping[str, Any] | None = None,
     baseline: Pathlike | None = None,
+    control: bool = False,
     on_nonfinite: Literal["stop", "skip"] | None = None,
     force: bool = False,
     keep_checkpoints: bool = False,
@@ -192,7 +198,7 @@ def tune(
 
     `model` may also be a config file (`experiment.toml`). `set` takes any config key:
     `set={"train.num_epochs": 8, "method.decoys": {}}`. Facts given as rows are written next to the run directory
-    (`OUT.learn.jsonl`), where `resume` reads them.
+    (`OUT.learn.jsonl`), where `resume` reads them. `control` trains an Only Known run first, in `OUT-only-known`.
 
     Raises `OverBudget` if more than `budget` percentage points were forgotten (the model is saved, and `error.run` is
     the run), and `Interrupted` on Ctrl-C, after a checkpoint has been written.
@@ -211,6 +217,7 @@ def tune(
         budget=budget,
         set=[f"{key}={_toml(value)}" for key, value in (set or {}).items()],
         baseline=baseline,
+        control=control,
         on_nonfinite=on_nonfinite,
         force=force,
         keep_checkpoints=keep_checkpoints,

@@ -144,15 +144,50 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """Known held-out facts that are wrong at the end.
+
+    Attributes:
+        count: the facts that are wrong.
+        of: the known facts.
+        pp: 100 * count / of.
+        interval: its 95% Wilson interval; None for a single fact.
+
+    """
+
+    count: int
+    of: int
+    pp: float
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        """The count with its denominator; of zero the rule of three."""
+        if self.interval is None:
+            return f"{self.count} of {self.of}"
+        if self.count == 0:
+            return f"0 of {self.of} (up to {percent(min(3 / self.of, 1))})"
+        low, high = self.interval
+        return f"{self.count} of {self.of}, {self.pp:.1f}% (95%: {low:.1f} to {high:.1f})"
+
+
+@dataclass(frozen=True)
 class Result:
-    """A run's `result.json`. `forgetting_pp` is 100 * (peak - after) on the held-out facts, with its 95% interval."""
+    """A run's `result.json`.
+
+    `forgotten` counts the held-out facts that were known before training and are wrong at the end,
+    `only_known_forgotten` the same facts after the Only Known run, if there is one. `forgetting_pp` is
+    100 * (peak - after) on the held-out facts: since the best epoch, which may come after most of the loss.
+    """
 
     method: str
     model: str
     accuracy: Mapping[str, AccuracyStages]
+    forgotten: Forgotten | None
+    only_known_forgotten: Forgotten | None
+    gap_to_only_known_pp: float | None
+    gap_to_only_known_interval: tuple[float, float] | None
     forgetting_pp: float | None
     forgetting_interval: tuple[float, float] | None
-    gap_to_only_known_pp: float | None
     learned: float | None
     learned_paraphrased: float | None
     counts: Counts
@@ -171,7 +206,10 @@ class Result:
     def from_json(cls, row: Mapping[str, Any]) -> Result:
         """From the object in `result.json`."""
         accuracy = {split: from_json(AccuracyStages, stages) for split, stages in row["accuracy"].items()}
-        return from_json(cls, {**row, "accuracy": accuracy, "counts": from_json(Counts, row["counts"])})
+        counts: dict[str, Any] = {"accuracy": accuracy, "counts": from_json(Counts, row["counts"])}
+        for name in ("forgotten", "only_known_forgotten"):
+            counts[name] = None if row[name] is None else from_json(Forgotten, row[name])
+        return from_json(cls, {**row, **counts})
 
 
 @dataclass(frozen=True)
@@ -185,9 +223,11 @@ class FactResult:
     object: str
     label_before: str | None
     label_after: str | None
+    few_shot_accuracy: float | None
     answer_before: str
     answer_after: str
     correct_before: bool
+    correct_at_start: bool
     correct_at_peak: bool
     correct_after: bool
     forgotten_once: bool
@@ -279,7 +319,10 @@ class GatedFact:
 
 @dataclass(frozen=True)
 class Gate(Table):
-    """A model compared with a baseline run: the forgetting in percentage points, with its 95% interval."""
+    """A model compared with a baseline run: the known facts that it answers wrongly, with their 95% interval.
+
+    `few_shot`: asked behind the few-shot prompts of the baseline's audit; otherwise at its training prompt.
+    """
 
     passed: bool
     budget: float
@@ -287,12 +330,15 @@ class Gate(Table):
     forgotten_pp: float
     interval: tuple[float, float] | None
     facts: tuple[GatedFact, ...] = field(repr=False)
+    forgotten: Forgotten | None = None
+    few_shot: bool = True
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], *, passed: bool) -> Gate:
         """From the output of `unforget gate --json`."""
         facts = tuple(from_json(GatedFact, fact) for fact in row["facts"])
-        return from_json(cls, {**row, "passed": passed, "facts": facts})
+        forgotten = from_json(Forgotten, row["forgotten"])
+        return from_json(cls, {**row, "passed": passed, "facts": facts, "forgotten": forgotten})
 
     def _rows(self) -> tuple[type, Sequence[object]]:
         return GatedFact, self.facts
@@ -301,8 +347,8 @@ class Gate(Table):
         forgotten = [fact for fact in self.facts if fact.correct_before and not fact.correct_now]
         verdict = "within" if self.passed else "over"
         rows = [(fact.question, fact.object, fact.before, fact.now) for fact in forgotten[:MAX_ROWS]]
-        line = f"{self.forgotten_pp:.1f} pp forgotten, {verdict} the budget of {self.budget} pp; "
-        line += f"{len(forgotten)} facts forgotten"
+        counted = f"{self.forgotten_pp:.1f} pp" if self.forgotten is None else str(self.forgotten)
+        line = f"{counted} forgotten, {verdict} the budget of {self.budget} pp; {len(forgotten)} facts of all splits"
         return html_line(line) + html_table(("question", "correct answer", "before", "now"), rows)
 
 
@@ -317,7 +363,11 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class AtRiskFact:
-    """A held-out fact and its risk of being forgotten, estimated before training."""
+    """A held-out fact in the ranking by risk, made before training.
+
+    `risk` is the fraction of the other facts that rank lower, not a probability. `warning` says why the ranking tells
+    little about the fact's relation.
+    """
 
     subject: str
     relation: str
@@ -325,6 +375,8 @@ class AtRiskFact:
     object: str
     risk: float
     nearest: tuple[Neighbour, ...] = ()
+    log_odds: float | None = None
+    warning: str | None = None
 
 
 @dataclass(frozen=True)

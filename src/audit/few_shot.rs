@@ -32,6 +32,11 @@ impl FewShotPrompt {
         own.and_then(|i| self.substitute_prefixes.get(i))
             .unwrap_or(&self.prefix)
     }
+
+    /// Whether [`Self::prefix_for`] holds `question` with its answer: it is an exemplar, and no other one can replace it.
+    pub fn reveals(&self, question: &str) -> bool {
+        self.substitute_prefixes.is_empty() && self.exemplars.iter().any(|e| e == question)
+    }
 }
 
 /// `facts` grouped by relation, in the order in which the relations first occur.

@@ -22,6 +22,7 @@ mod analytic;
 mod answer_trie;
 mod cache;
 pub(crate) mod few_shot;
+mod few_shot_answers;
 mod label;
 pub(crate) mod queries;
 mod result;
@@ -29,6 +30,7 @@ mod sampled;
 mod settings;
 
 pub use few_shot::FewShotPrompt;
+pub use few_shot_answers::{COMPARED_PROMPTS, FewShotQuestions, prompts_for};
 pub use label::{AuditAnswer, AuditedFact, Label, LabelFractions};
 pub use result::{AuditResult, AuditSummary};
 pub use settings::AuditSettings;

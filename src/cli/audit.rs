@@ -9,6 +9,7 @@ use unforget::{
     audit::{self, AuditResult as Audited, AuditSettings, LabelFractions},
     engine::Engine,
     facts,
+    measure::wilson_interval,
     report::chart::{self, Bar, BarChart, Chart, Unit},
 };
 
@@ -133,7 +134,7 @@ fn plot_labels(audit: &Audited) -> String {
                     .to_owned(),
                 style,
                 value: share(&shares),
-                interval: chart::wilson_interval(share(&shares), shares.facts),
+                interval: wilson_interval(share(&shares), shares.facts),
             });
         Chart::Bars(BarChart {
             title: title.into(),

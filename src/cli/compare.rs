@@ -10,12 +10,15 @@ use clap::Args;
 use console::measure_text_width;
 use unforget::{
     Result,
+    audit::{self, FewShotPrompt, FewShotQuestions},
+    config::DataConfig,
     engine::Engine,
-    facts::Fact,
+    facts::{Fact, MatchRule},
     generate::Generator,
-    measure::{ComparedFact, Comparison, EvalAnswer, EvalSet},
+    measure::{ComparedFact, Comparison, EvalAnswer},
     model,
-    run::{Counts, FactOutcome, Split},
+    prompt::PromptTemplate,
+    run::{Counts, FactOutcome, RunDir, Split},
 };
 
 use super::{
@@ -37,8 +40,9 @@ const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  unforget compare runs/p17\n  \
     unforget compare smollm2-135m runs/p17 --facts held.tsv\n\n\
-    A run is read from its records. Two models are evaluated at the training prompt: a fact that only AFTER\n\
-    answers correctly counts as learned. With --json:\n  \
+    A run is read from its records: known before are the facts that its audit found known. Two models are asked behind the\n\
+    same few-shot prompts, those of the run's audit if one of them is a run, so that another wording of the answers is not\n\
+    taken for forgetting. A fact that only AFTER answers correctly counts as learned. With --json:\n  \
     {\"learned\", \"kept\", \"forgotten\", \"gained\", \"facts\": [{..., \"before\", \"after\", \"outcome\"}]}")]
 pub struct CompareArgs {
     /// A run directory; or the model before
@@ -70,28 +74,75 @@ impl CompareArgs {
         }
     }
 
+    /// Asks both models every fact behind the same few-shot prompts: those of the audit that a run keeps, or new ones.
     fn compare_models(&self, after: &str, context: &Context) -> Result<Comparison> {
         let facts = self.fact_args.facts(&self.facts, context)?;
         // A missing model is an error before the other is evaluated.
         model::pull(&model_spec(after)?)?;
-        let before = self.answers(&self.before, &facts, context)?;
-        let after = self.answers(after, &facts, context)?;
+        let run = [after, &self.before]
+            .into_iter()
+            .find_map(|spec| RunDir::open(Path::new(spec)).ok());
+        let asked = match run {
+            Some(run) => AskedAs::in_run(&run)?,
+            None => AskedAs::default(),
+        };
+        let before = self.answers(&self.before, &facts, &asked, context)?;
+        let after = self.answers(after, &facts, &asked, context)?;
         Ok(Comparison::between(&facts, before, after))
     }
 
-    /// A model's answer to every fact at the training prompt.
-    fn answers(&self, spec: &str, facts: &[Fact], context: &Context) -> Result<Vec<EvalAnswer>> {
+    /// A model's answer to every fact behind few-shot prompts.
+    fn answers(
+        &self,
+        spec: &str,
+        facts: &[Fact],
+        asked: &AskedAs,
+        context: &Context,
+    ) -> Result<Vec<EvalAnswer>> {
         let model = load_model(spec)?;
-        let template = self.fact_args.template(&model.tokenizer)?;
+        let template = match &asked.data {
+            Some(data) => {
+                PromptTemplate::from_config(data).for_model(data.chat, &model.tokenizer)?
+            }
+            None => self.fact_args.template(&model.tokenizer)?,
+        };
+        let of_run = asked.data.as_ref().map(|data| data.match_rule);
+        let match_rule = match (of_run, self.fact_args.match_rule()) {
+            (Some(MatchRule::Contains), _) | (_, MatchRule::Contains) => MatchRule::Contains,
+            _ => MatchRule::Exact,
+        };
+        let facts: Vec<&Fact> = facts.iter().collect();
+        let seed = context.seed.unwrap_or(0);
+        let (prompts, notes) = audit::prompts_for(&facts, &asked.prompts, &template, seed);
+        for note in notes {
+            context.progress.note(note);
+        }
+        let questions = FewShotQuestions {
+            prompts: &prompts,
+            template: &template,
+            match_rule,
+        };
         let mut engine = Engine::new(&model.config);
-        let exam = EvalSet::new(
-            facts,
-            &template,
-            &model.tokenizer,
-            self.fact_args.match_rule(),
-        )?;
+        let mut generator = Generator::new(&mut engine, &model);
         context.progress.note(format!("evaluating {spec}"));
-        exam.answers(&mut Generator::new(&mut engine, &model))
+        questions.answers(&facts, &mut generator, &context.progress)
+    }
+}
+
+/// How the facts of a run were asked in its audit; empty between two other models.
+#[derive(Default)]
+struct AskedAs {
+    /// The run's template and match rule.
+    data: Option<DataConfig>,
+    prompts: Vec<FewShotPrompt>,
+}
+
+impl AskedAs {
+    fn in_run(run: &RunDir) -> Result<Self> {
+        Ok(Self {
+            data: Some(run.config()?.data),
+            prompts: run.prompts()?,
+        })
     }
 }
 

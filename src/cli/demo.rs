@@ -244,7 +244,10 @@ fn splits(model: &Model, size: &DemoSize, seed: u64, context: &Context) -> Resul
         .map(|(fact, audited)| LabelledFact::new(fact, Some(audited)))
         .collect();
     let held = train.split_off(train.len().min(size.train_facts));
-    let splits = Splits::paper(train, held, size.sizes, 0.0, seed)?;
+    let splits = Splits {
+        prompts: audit.prompts.clone(),
+        ..Splits::paper(train, held, size.sizes, 0.0, seed)?
+    };
     if splits.known.is_empty() || splits.held.is_empty() || splits.unknown.is_empty() {
         return Err(Error::Failed {
             message: format!(

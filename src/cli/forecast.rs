@@ -1,6 +1,10 @@
 //! `unforget forecast`.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    path::PathBuf,
+};
 
 use clap::Args;
 use serde::Serialize;
@@ -28,11 +32,13 @@ const MAX_LISTED: usize = 20;
     mut_arg("match_rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget forecast smollm2-135m --learn new.tsv --held known.tsv\n  \
     unforget forecast smollm2-135m --learn new.tsv --held known.tsv --against runs/new\n\n\
-    The risk is the probability (0 to 1) that a fact of --held, known now, is wrong after plain fine-tuning on --learn.\n\
-    Beside it stand the new facts whose subjects the model holds nearest. With --json, most endangered first:\n  \
-    [{\"subject\", \"relation\", \"question\", \"object\", \"risk\", \"nearest\": [{\"subject\", \"object\", \"cosine\"}]}]\n\
-    --against says how well the forecast tells what a finished run forgot from what it kept: the area under the ROC curve\n\
-    (1 is perfect, 0.5 a coin). With --json: {\"auc\", \"interval\", \"forgotten\", \"kept\", \"forecast\": [...]}"
+    Ranks the facts of --held, known now: the first are the most likely to be wrong after plain fine-tuning on --learn. This is a\n\
+    ranking, not a probability or a count. Beside each fact stand the new facts whose subjects the model holds nearest. Relations\n\
+    about which the ranking tells little are named first. With --json, most endangered first:\n  \
+    [{\"subject\", \"relation\", \"question\", \"object\", \"risk\", \"log_odds\", \"warning\", \"nearest\": [{\"subject\", \"object\", \"cosine\"}]}]\n\
+    risk: the fraction of the other facts that rank lower. warning: why the ranking tells little, or null.\n\
+    --against evaluates the ranking on a finished run, per relation too: the area under the ROC curve (1 is perfect, 0.5 chance).\n\
+    With --json: {\"auc\", \"interval\", \"forgotten\", \"kept\", \"relations\": [{\"relation\", \"auc\", ...}], \"forecast\": [...]}"
 )]
 pub struct ForecastArgs {
     /// The model
@@ -53,14 +59,56 @@ pub struct ForecastArgs {
     fact_args: FactArgs,
 }
 
-/// How well a forecast told what a run forgot.
+/// How well a forecast ranked what a run forgot.
 #[derive(Serialize)]
 struct ForecastScore<'a> {
+    #[serde(flatten)]
+    all: RankingScore,
+    /// The relations in which facts were both forgotten and kept.
+    relations: Vec<RelationScore<'a>>,
+    forecast: &'a [AtRiskFact],
+}
+
+/// The ranking of the facts of one relation.
+#[derive(Serialize)]
+struct RelationScore<'a> {
+    relation: &'a str,
+    #[serde(flatten)]
+    score: RankingScore,
+}
+
+/// How well some facts were ranked.
+#[derive(Serialize)]
+struct RankingScore {
     auc: f64,
     interval: [f64; 2],
     forgotten: usize,
     kept: usize,
-    forecast: &'a [AtRiskFact],
+}
+
+impl RankingScore {
+    /// The score of facts, each with its risk and whether it was forgotten; `None` unless both occur.
+    fn new(facts: &[(f64, bool)], seed: u64) -> Option<Self> {
+        let (risks, forgotten): (Vec<f64>, Vec<bool>) = facts.iter().copied().unzip();
+        let num_forgotten = forgotten.iter().filter(|f| **f).count();
+        Some(Self {
+            auc: auc(&risks, &forgotten)?,
+            interval: auc_interval(&risks, &forgotten, seed)?,
+            forgotten: num_forgotten,
+            kept: forgotten.len() - num_forgotten,
+        })
+    }
+}
+
+impl fmt::Display for RankingScore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [low, high] = self.interval;
+        write!(
+            f,
+            "AUC {:.3} (95%: {low:.3} to {high:.3}) over {} forgotten and {} kept facts",
+            self.auc, self.forgotten, self.kept
+        )
+    }
 }
 
 impl ForecastArgs {
@@ -149,29 +197,32 @@ fn score_forecast<'a>(
     outcomes: &HashMap<(String, String), bool>,
     seed: u64,
 ) -> ForecastScore<'a> {
-    let (risks, forgotten): (Vec<f64>, Vec<bool>) = at_risk
-        .iter()
-        .filter_map(|fact| {
-            let about = (fact.relation.clone(), fact.question.clone());
-            Some((fact.risk, *outcomes.get(&about)?))
-        })
-        .unzip();
-    let num_forgotten = forgotten.iter().filter(|f| **f).count();
-    let both = "fates hold both kinds, of the facts that were told";
+    let mut all: Vec<(f64, bool)> = Vec::new();
+    let mut by_relation: BTreeMap<&str, Vec<(f64, bool)>> = BTreeMap::new();
+    for fact in at_risk {
+        let key = (fact.relation.clone(), fact.question.clone());
+        if let Some(forgotten) = outcomes.get(&key) {
+            all.push((fact.risk, *forgotten));
+            let of_relation = by_relation.entry(&fact.relation).or_default();
+            of_relation.push((fact.risk, *forgotten));
+        }
+    }
+    let relations = by_relation.into_iter().filter_map(|(relation, facts)| {
+        let score = RankingScore::new(&facts, seed)?;
+        Some(RelationScore { relation, score })
+    });
     ForecastScore {
-        auc: auc(&risks, &forgotten).expect(both),
-        interval: auc_interval(&risks, &forgotten, seed).expect(both),
-        forgotten: num_forgotten,
-        kept: forgotten.len() - num_forgotten,
+        all: RankingScore::new(&all, seed)
+            .expect("`recorded_outcomes` returns forgotten and kept facts"),
+        relations: relations.collect(),
         forecast: at_risk,
     }
 }
 
-/// The most endangered facts, and what to expect of all.
+/// Warnings, then the most endangered facts, then how well they were ranked.
 fn format_forecast(at_risk: &[AtRiskFact], score: Option<&ForecastScore<'_>>) -> String {
     let headers = [
         "rank",
-        "risk",
         "subject",
         "relation",
         "question",
@@ -193,7 +244,6 @@ fn format_forecast(at_risk: &[AtRiskFact], score: Option<&ForecastScore<'_>>) ->
                     .map(|said| output::single_line(said));
             vec![
                 (i + 1).to_string(),
-                format!("{:.2}", fact.risk),
                 subject,
                 relation,
                 format!("{question} {object}"),
@@ -201,20 +251,36 @@ fn format_forecast(at_risk: &[AtRiskFact], score: Option<&ForecastScore<'_>>) ->
             ]
         })
         .collect();
-    let mut text = output::table(&headers, &rows, output::terminal_width());
+    let warnings: BTreeSet<&str> = at_risk
+        .iter()
+        .filter_map(|fact| fact.warning.as_deref())
+        .collect();
+    let mut text = String::new();
+    for warning in &warnings {
+        text += &format!("warning: {}\n", output::single_line(warning));
+    }
+    if !warnings.is_empty() {
+        text.push('\n');
+    }
+    text += &output::table(&headers, &rows, output::terminal_width());
     if at_risk.len() > MAX_LISTED {
         text += &format!("\n({MAX_LISTED} of {}; all with --json)", at_risk.len());
     }
-    let expected: f64 = at_risk.iter().map(|fact| fact.risk).sum();
     text += &format!(
-        "\n\nPlain fine-tuning would forget about {expected:.0} of these {} facts if they are known now; the first of the list most likely.",
-        at_risk.len()
+        "\n\nA ranking of {}: the first would be forgotten most likely under plain fine-tuning. How many are forgotten depends on the training.",
+        match at_risk.len() {
+            1 => "1 fact".to_owned(),
+            n => format!("{n} facts"),
+        }
     );
-    if let Some(judged) = score {
-        text += &format!(
-            "\nAgainst the run: AUC {:.3} (95%: {:.3} to {:.3}) over {} forgotten and {} kept facts.",
-            judged.auc, judged.interval[0], judged.interval[1], judged.forgotten, judged.kept
-        );
+    if let Some(score) = score {
+        text += &format!("\nAgainst the run: {}.", score.all);
+        if score.relations.len() > 1 {
+            for of_relation in &score.relations {
+                let relation = output::single_line(of_relation.relation);
+                text += &format!("\n  {relation}: {}", of_relation.score);
+            }
+        }
     }
     text
 }

@@ -8,8 +8,10 @@ use std::{
 use clap::Args;
 use unforget::{
     Error, Result,
+    audit::FewShotQuestions,
     config::{BehaviourSchedule, Config},
     engine::Engine,
+    facts::Fact,
     gate::{Gate as Gated, check_rows},
     generate::Generator,
     measure::{Behaviour, BehaviourReference, EvalSet},
@@ -29,9 +31,10 @@ use super::{
 #[command(
     after_help = "Examples:\n  unforget gate runs/new --baseline runs/released --budget 2\n  \
     unforget gate model --baseline runs/released --budget 2 --junit gate.xml >> \"$GITHUB_STEP_SUMMARY\"\n\n\
-    Asks the model every fact of the baseline run with that run's prompts. The measure is the accuracy on its held-out facts\n\
-    at the end of that run minus the accuracy now, in percentage points. A summary in Markdown on stdout;\n\
-    with --json: {\"budget\", \"decides\", \"forgotten_pp\", \"interval\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it."
+    Asks the model every fact of the baseline run behind the few-shot prompts of that run's audit, so that another wording of\n\
+    the answers is not taken for forgetting. Counted are the held-out facts that the audit found HighlyKnown and that the model\n\
+    answers wrongly. A summary in Markdown on stdout; with --json: {\"budget\", \"split\", \"forgotten\": {\"count\", \"of\", \"pp\",\n\
+    \"interval\"}, \"forgotten_pp\", \"interval\", \"few_shot\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it."
 )]
 pub struct GateArgs {
     /// The model, or a run
@@ -64,17 +67,29 @@ impl GateArgs {
         let model = load_model(&self.model)?;
         let template = PromptTemplate::from_config(data).for_model(data.chat, &model.tokenizer)?;
         let mut engine = Engine::new(&model.config);
-        let questions = facts.iter().map(|(_, fact)| fact);
-        let exam = EvalSet::new(questions, &template, &model.tokenizer, data.match_rule)?;
-        context.progress.note(format!(
+        let questions: Vec<&Fact> = facts.iter().map(|(_, fact)| fact).collect();
+        let progress = &context.progress;
+        progress.note(format!(
             "evaluating {} on {} facts",
             self.model,
             facts.len()
         ));
-        let answers = exam.answers(&mut Generator::new(&mut engine, &model))?;
+        let mut generator = Generator::new(&mut engine, &model);
+        let prompts = run.prompts()?;
+        let answers = if prompts.is_empty() {
+            EvalSet::new(questions, &template, &model.tokenizer, data.match_rule)?
+                .answers(&mut generator)?
+        } else {
+            let few_shot = FewShotQuestions {
+                prompts: &prompts,
+                template: &template,
+                match_rule: data.match_rule,
+            };
+            few_shot.answers(&questions, &mut generator, progress)?
+        };
 
         let behaviour = self.behaviour(&run, &config, &model, context)?;
-        let gate = Gated::new(rows, answers, self.budget, context.seed.unwrap_or(0))?
+        let gate = Gated::new(rows, answers, self.budget, !prompts.is_empty())?
             .with_behaviour(behaviour, self.max_kl);
         if let Some(junit) = &self.junit {
             write(junit, &gate.junit())?;
@@ -95,6 +110,7 @@ impl GateArgs {
         } else {
             Err(Error::OverBudget {
                 forgotten: gate.forgotten_pp,
+                since: "",
                 budget: gate.budget,
                 hint: "tune with a remedy (`--method auto`, `--budget`), or name a larger budget",
             })

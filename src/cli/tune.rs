@@ -22,6 +22,7 @@ use super::{
 #[command(after_help = "Examples:\n  \
     unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
     unforget tune smollm2-135m --learn new.tsv --epochs 10 --lr 1e-4 --batch-size 16 --out runs/faster\n  \
+    unforget tune smollm2-135m --learn new.tsv --control --out runs/new\n  \
     unforget tune experiment.toml --set train.max_grad_norm=0.5 --out runs/clipped\n\n\
     Precedence: defaults, then the config file, then flags, then --set. All settings and their defaults are in the\n\
     reference of the config (docs of `unforget::config`); a run directory keeps its resolved config.")]
@@ -65,6 +66,9 @@ pub struct TuneArgs {
     /// An Only Known run on the same facts, to report the gap to it
     #[arg(long, value_name = "RUN")]
     baseline: Option<PathBuf>,
+    /// Train an Only Known run first, into `RUN-only-known`: the same job without the new facts, as the baseline
+    #[arg(long, conflicts_with = "baseline")]
+    control: bool,
     /// Count and list broken rows instead of refusing the file
     #[arg(long)]
     skip_bad_rows: bool,
@@ -103,8 +107,17 @@ impl TuneArgs {
             profile: self.profile,
             ..Options::default()
         };
+        let control = self.control.then(|| train::control_dir(&config.out));
+        if let Some(control) = &control {
+            output::check_output_dir(control, self.force, options.comm)?;
+        }
         let _page = serve_dashboard(self.watch, &config.out, context)?;
-        let result = train::tune(&config, options, &context.progress)?;
+        let result = match control {
+            Some(control) => {
+                train::tune_with_control(&config, &control, options, &context.progress)?
+            }
+            None => train::tune(&config, options, &context.progress)?,
+        };
         context.progress.ring_bell();
         print_result(&result, &config.out, context)
     }
@@ -221,6 +234,9 @@ pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result
         output::json(result)?;
     } else {
         output::line(&result.to_string())?;
+        if let Some(note) = result.control_note() {
+            output::line(note)?;
+        }
     }
     let dir = dir.display();
     context
@@ -229,6 +245,7 @@ pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result
     match (result.within_budget, result.budget, result.forgetting_pp) {
         (Some(false), Some(budget), Some(forgotten)) => Err(Error::OverBudget {
             forgotten,
+            since: " since its best epoch",
             budget,
             hint: "the model was saved; use a stronger method (`method.lambda`, `method.decoys`), fewer new facts, \
                     or more held-out facts to control it by",
@@ -243,6 +260,7 @@ mod tests {
     use unforget::{
         config::{Goal, MethodKind, ModelSize},
         distributed::Comm,
+        measure::Forgotten,
         run::{Counts, PerSplit},
     };
 
@@ -261,6 +279,7 @@ mod tests {
             on_nonfinite: None,
             set: Vec::new(),
             baseline: None,
+            control: false,
             skip_bad_rows: false,
             force: false,
             dry_run: false,
@@ -362,9 +381,12 @@ mod tests {
             model: "m".into(),
             goal: Goal::Facts,
             accuracy: PerSplit::default(),
+            forgotten: Forgotten::new(27, 185),
+            only_known_forgotten: Forgotten::new(17, 185),
+            gap_to_only_known_pp: Some(5.4),
+            gap_to_only_known_interval: Some([1.5, 9.8]),
             forgetting_pp: Some(3.2),
             forgetting_interval: Some([1.1, 5.9]),
-            gap_to_only_known_pp: Some(5.4),
             learned: Some(0.975),
             learned_paraphrased: Some(0.8),
             not_absorbed: None,
@@ -404,18 +426,49 @@ mod tests {
         assert_eq!(error.exit_code(), 3);
         assert_eq!(
             error.to_string(),
-            "the model forgot 3.2 pp of the held-out facts, over the budget of 1 pp"
+            "the model forgot 3.2 pp of the held-out facts since its best epoch, over the budget of 1 pp"
         );
     }
 
     #[test]
     fn a_run_is_told_in_one_sentence() {
+        let result = done();
         assert_eq!(
-            done().to_string(),
-            "self-distill: learned 780 of 800 new facts (97.5%, 80.0% paraphrased), kept 170 of 185 known facts; \
-             forgot 3.2 pp of the held-out facts since the best epoch (95%: 1.1 to 5.9); gap to Only Known 5.4 pp; \
-             8 epochs, 264 steps, 182 s"
+            result.to_string(),
+            "self-distill: learned 780 of 800 new facts (97.5%, 80.0% paraphrased); \
+             forgot 27 of 185 known held-out facts, 14.6% (95%: 10.2 to 20.4); \
+             Only Known forgot 17 of 185, 9.2% (95%: 5.8 to 14.2); gap to Only Known 5.4 pp (95%: 1.5 to 9.8); \
+             3.2 pp since its best epoch (95%: 1.1 to 5.9); 8 epochs, 264 steps, 182 s"
         );
+        assert_eq!(result.control_note(), None);
+    }
+
+    #[test]
+    fn without_only_known_a_run_says_what_its_figure_contains() {
+        let result = RunResult {
+            only_known_forgotten: None,
+            gap_to_only_known_pp: None,
+            gap_to_only_known_interval: None,
+            forgotten: Forgotten::new(0, 1),
+            forgetting_interval: None,
+            ..done()
+        };
+        assert!(
+            result.to_string().contains(
+                "; forgot 0 of 1 known held-out fact; 3.2 pp since its best epoch; 8 epochs"
+            ),
+            "{result}"
+        );
+        assert!(
+            result
+                .control_note()
+                .is_some_and(|note| note.contains("--control"))
+        );
+        let only_known = RunResult {
+            learned: None,
+            ..result
+        };
+        assert_eq!(only_known.control_note(), None);
     }
 
     #[test]
@@ -436,7 +489,7 @@ mod tests {
         let told = result.to_string();
         assert!(
             told.starts_with(
-                "sft+task: absorbed 10 of 800 new facts (1.2%; should be few), kept 170"
+                "sft+task: absorbed 10 of 800 new facts (1.2%; should be few); forgot 27"
             ),
             "{told}"
         );

@@ -51,8 +51,10 @@ pub enum Metric {
     /// Accuracy gap to another arm at the end, in percentage points.
     #[default]
     Gap,
-    /// Forgetting since the arm's best epoch, in percentage points.
+    /// Known held-out facts that are wrong at the end, in percent.
     Forgotten,
+    /// Forgetting of held-out facts since the arm's best epoch, in percentage points.
+    SinceBestEpoch,
     /// Accuracy on new facts at the end, in percent.
     Learned,
     /// Accuracy on new facts in percent, mean over epochs: lower the later they are learned.
@@ -152,6 +154,7 @@ impl Claim {
         }
         let single_arm_metrics = [
             Metric::Forgotten,
+            Metric::SinceBestEpoch,
             Metric::StepTime,
             Metric::TimeToLearned,
             Metric::PeakMemory,

@@ -69,7 +69,14 @@ impl Claim {
             |found: Option<Estimate>| (found.map(|f| f.value), found.map(|f| f.interval));
         let (unit, (value, interval)) = match self.metric {
             Metric::Gap => (" pp", with_interval(self.gap(records))),
-            Metric::Forgotten => (" pp", with_interval(table::forgotten(&self.arm, records))),
+            Metric::Forgotten => {
+                let forgotten = table::forgotten(&self.arm, records);
+                ("%", with_interval(forgotten.map(|f| f.share)))
+            }
+            Metric::SinceBestEpoch => (
+                " pp",
+                with_interval(table::since_best_epoch(&self.arm, records)),
+            ),
             Metric::HighlyKnown => {
                 let audits = results.audits.iter().filter(|a| in_scope(&a.relation));
                 ("%", with_interval(table::highly_known(audits)))

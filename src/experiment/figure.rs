@@ -3,12 +3,11 @@
 use super::{
     file::{Arm, BASELINE_ARM, Experiment, FigureKind, ONLY_KNOWN},
     record::{AuditRecord, ExperimentResults, Record},
-    table::{arms, gap_to_only_known, learned},
+    table::{arms, forgotten, gap_to_only_known, learned},
 };
 use crate::{
-    report::chart::{
-        self, Bar, BarChart, Chart, LineChart, Point, Series, Unit, XAxis, wilson_interval,
-    },
+    measure::wilson_interval,
+    report::chart::{self, Bar, BarChart, Chart, LineChart, Point, Series, Unit, XAxis},
     run::{Drift, EpochRecord, Split},
     synth::NameKind,
 };
@@ -110,7 +109,7 @@ fn lines<'r>(
     runs.enumerate().map(line).collect()
 }
 
-/// Accuracy on new facts and gap to Only Known: one bar per arm.
+/// Accuracy on new facts, forgotten facts and gap to Only Known: one bar per arm.
 fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
     let bar = |arm: &str, value: f64, interval: Option<[f64; 2]>| Bar {
         label: arm.to_owned(),
@@ -122,7 +121,11 @@ fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
     let learned = arms
         .iter()
         .filter_map(|arm| Some(bar(arm, learned(arm, records)?, None)));
-    let forgotten = arms.iter().filter_map(|arm| {
+    let wrong = arms.iter().filter_map(|arm| {
+        let share = forgotten(arm, records)?.share;
+        Some(bar(arm, share.value, Some(share.interval)))
+    });
+    let gaps = arms.iter().filter_map(|arm| {
         let loss = gap_to_only_known(arm, records)?;
         Some(bar(arm, loss.value, Some(loss.interval)))
     });
@@ -133,9 +136,14 @@ fn learned_and_forgotten_bars(records: &[Record]) -> Vec<Chart> {
             learned.collect::<Vec<_>>(),
         ),
         (
+            "Known held-out facts forgotten, in percent",
+            Unit::Points,
+            wrong.collect(),
+        ),
+        (
             "Gap to Only Known on held-out facts",
             Unit::Points,
-            forgotten.collect(),
+            gaps.collect(),
         ),
     ];
     let drawn = charts.into_iter().filter(|(_, _, bars)| !bars.is_empty());

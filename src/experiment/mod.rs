@@ -26,7 +26,7 @@ pub use file::{Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN, Synthet
 pub use page::{Section, write_page};
 pub use record::{AuditRecord, ExperimentResults, HeldOutFacts, Record};
 pub use source::ENTITY_QUESTIONS;
-pub use table::{ArmSummary, summarize, summary_markdown};
+pub use table::{ArmSummary, EqualLearningMean, ForgottenFacts, summarize, summary_markdown};
 
 use self::runner::Runner;
 use crate::{Error, Result, atomic_file, distributed::Comm, model::Model, progress::Progress};

@@ -1,6 +1,6 @@
 //! From records to a table: learning, forgetting and cost per arm.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
     claim::HeldOutSet,
@@ -8,7 +8,10 @@ use super::{
     file::{BASELINE_ARM, ONLY_KNOWN},
     record::{AuditRecord, Record},
 };
-use crate::format::pp;
+use crate::{
+    format::{percent, pp},
+    run::EqualLearning,
+};
 
 /// The accuracy on new facts up to which training time is counted.
 const LEARNED_TARGET: f64 = 0.99;
@@ -22,10 +25,16 @@ pub struct ArmSummary {
     pub runs: usize,
     /// Accuracy on new facts at the end (0 to 1), mean over runs.
     pub learned: Option<f64>,
-    /// Forgetting of held-out facts from the best epoch to the end.
-    pub forgotten: Option<Estimate>,
+    /// Known held-out facts that are wrong at the end.
+    pub forgotten: Option<ForgottenFacts>,
+    /// The same facts after Only Known, on the same relations and seeds.
+    pub only_known_forgotten: Option<ForgottenFacts>,
     /// Accuracy gap to Only Known on held-out facts at the end, on the same relation and seed.
     pub gap_to_only_known: Option<Estimate>,
+    /// Forgetting of held-out facts from the best epoch to the end.
+    pub since_best_epoch: Option<Estimate>,
+    /// Held-out facts kept by this arm and by plain fine-tuning when both had learned as many new facts.
+    pub equal_learning: Option<EqualLearningMean>,
     /// The same on `MaybeKnown` facts.
     pub maybe_known_gap: Option<Estimate>,
     /// The same on known facts of other relations.
@@ -36,6 +45,32 @@ pub struct ArmSummary {
     pub time_to_learned: Option<f64>,
     /// Peak memory, also relative.
     pub peak_memory: Option<f64>,
+}
+
+/// Known held-out facts that are wrong at the end, over all runs of an arm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ForgottenFacts {
+    /// Facts that are wrong; a fact counts once per run.
+    pub count: usize,
+    /// The facts of all runs.
+    pub of: usize,
+    /// Different facts among them.
+    pub facts: usize,
+    /// 100 x count / of, with its interval (bootstrap over different facts).
+    pub share: Estimate,
+}
+
+/// An arm and plain fine-tuning at equal learning: means over the runs that can be compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EqualLearningMean {
+    /// Runs that can be compared with plain fine-tuning on the same relation and seed.
+    pub runs: usize,
+    /// The accuracy on new facts (0 to 1) that both reached.
+    pub learned: f64,
+    /// The accuracy of the arm on held-out facts there.
+    pub kept: f64,
+    /// That of plain fine-tuning.
+    pub kept_by_sft: f64,
 }
 
 /// One summary per arm, in the order in which the arms first appear.
@@ -61,7 +96,10 @@ fn summarize_arm(arm: &str, records: &[Record]) -> ArmSummary {
         runs: records.iter().filter(|r| r.arm == arm).count(),
         learned: learned(arm, records),
         forgotten: forgotten(arm, records),
+        only_known_forgotten: only_known_forgotten(arm, records),
         gap_to_only_known: gap_to_only_known(arm, records),
+        since_best_epoch: since_best_epoch(arm, records),
+        equal_learning: equal_learning(arm, records),
         maybe_known_gap: gap_on(arm, records, HeldOutSet::MaybeKnown),
         other_relations_gap: gap_on(arm, records, HeldOutSet::OtherRelations),
         step_time: step_time(arm, records),
@@ -70,8 +108,55 @@ fn summarize_arm(arm: &str, records: &[Record]) -> ArmSummary {
     }
 }
 
+/// See [`ArmSummary::forgotten`].
+pub(super) fn forgotten(arm: &str, records: &[Record]) -> Option<ForgottenFacts> {
+    count_forgotten(records.iter().filter(|r| r.arm == arm))
+}
+
+/// See [`ArmSummary::only_known_forgotten`].
+fn only_known_forgotten(arm: &str, records: &[Record]) -> Option<ForgottenFacts> {
+    let own = records.iter().filter(|r| r.arm == arm && arm != ONLY_KNOWN);
+    count_forgotten(own.filter_map(|r| matching_run(records, ONLY_KNOWN, r)))
+}
+
+fn count_forgotten<'r>(runs: impl Iterator<Item = &'r Record>) -> Option<ForgottenFacts> {
+    let correct = runs.flat_map(|run| run.correct(HeldOutSet::Held));
+    let wrong: Vec<(&str, f64)> = correct
+        .map(|(fact, correct)| (fact, if correct == b'1' { 0.0 } else { 100.0 }))
+        .collect();
+    let different: BTreeSet<&str> = wrong.iter().map(|(fact, _)| *fact).collect();
+    Some(ForgottenFacts {
+        count: wrong.iter().filter(|(_, wrong)| *wrong > 0.0).count(),
+        of: wrong.len(),
+        facts: different.len(),
+        share: Estimate::mean_over_facts(wrong.iter().copied())?,
+    })
+}
+
+/// See [`ArmSummary::equal_learning`].
+fn equal_learning(arm: &str, records: &[Record]) -> Option<EqualLearningMean> {
+    let own = records
+        .iter()
+        .filter(|r| r.arm == arm && arm != BASELINE_ARM);
+    let compared: Vec<EqualLearning> = own
+        .filter_map(|run| {
+            let plain = matching_run(records, BASELINE_ARM, run)?;
+            EqualLearning::between(&[&run.epochs, &plain.epochs])
+        })
+        .collect();
+    let mean_of = |value: &dyn Fn(&EqualLearning) -> f64| {
+        mean(&compared.iter().map(value).collect::<Vec<f64>>())
+    };
+    Some(EqualLearningMean {
+        runs: compared.len(),
+        learned: mean_of(&|c| c.learned)?,
+        kept: mean_of(&|c| c.kept[0])?,
+        kept_by_sft: mean_of(&|c| c.kept[1])?,
+    })
+}
+
 /// Forgetting of held-out facts from the best epoch to the end.
-pub(super) fn forgotten(arm: &str, records: &[Record]) -> Option<Estimate> {
+pub(super) fn since_best_epoch(arm: &str, records: &[Record]) -> Option<Estimate> {
     let own = records.iter().filter(|r| r.arm == arm);
     Estimate::mean_over_facts(own.flat_map(|r| {
         let after = r.correct(HeldOutSet::Held).zip(r.held_at_peak.bytes());
@@ -176,8 +261,10 @@ pub(super) fn labels_markdown(audits: &[AuditRecord]) -> String {
 /// The summaries as a Markdown table.
 pub fn summary_markdown(rows: &[ArmSummary]) -> String {
     let mut out = String::from(
-        "| arm | runs | learned (%) | forgotten since best epoch (pp) | gap to Only Known (pp) | MaybeKnown gap (pp) | other relations gap (pp) | step time | time to 99% learned | peak memory |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+        "| arm | runs | learned (%) | forgotten, of the known held-out facts | Only Known forgot | gap to Only Known (pp) | \
+         since best epoch (pp) | at equal learning: kept, kept by sft (%) | MaybeKnown gap (pp) | other relations gap (pp) | step time | \
+         time to 99% learned | peak memory |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let estimate = |loss: Option<Estimate>| {
         loss.map_or_else(String::new, |l| {
@@ -189,13 +276,16 @@ pub fn summary_markdown(rows: &[ArmSummary]) -> String {
     for row in rows {
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             row.arm,
             row.runs,
             row.learned
                 .map_or_else(String::new, |l| format!("{:.1}", 100.0 * l)),
-            estimate(row.forgotten),
+            format_forgotten(row.forgotten),
+            format_forgotten(row.only_known_forgotten),
             estimate(row.gap_to_only_known),
+            estimate(row.since_best_epoch),
+            format_equal_learning(row.equal_learning, row.runs),
             estimate(row.maybe_known_gap),
             estimate(row.other_relations_gap),
             times(row.step_time),
@@ -204,4 +294,134 @@ pub fn summary_markdown(rows: &[ArmSummary]) -> String {
         );
     }
     out
+}
+
+/// `44 of 296, 14.9% (11.1 to 18.9)`; of zero facts the rule of three over different facts, `0 of 296 (up to 1.0%)`.
+fn format_forgotten(forgotten: Option<ForgottenFacts>) -> String {
+    let Some(f) = forgotten else {
+        return String::new();
+    };
+    let counts = format!("{} of {}", f.count, f.of);
+    if f.count == 0 {
+        let most = (3.0 / f.facts as f64).min(1.0);
+        return format!("{counts} (up to {})", percent(most));
+    }
+    let [low, high] = f.share.interval.map(pp);
+    format!("{counts}, {}% ({low} to {high})", pp(f.share.value))
+}
+
+/// `at 98.9 learned: 86.1, 85.0`, with the number of runs if not all of an arm's can be compared.
+fn format_equal_learning(equal: Option<EqualLearningMean>, runs: usize) -> String {
+    let Some(equal) = equal else {
+        return String::new();
+    };
+    let percent = |fraction: f64| pp(100.0 * fraction);
+    let note = if equal.runs < runs {
+        format!(" ({} of {runs} runs)", equal.runs)
+    } else {
+        String::new()
+    };
+    format!(
+        "at {} learned: {}, {}{note}",
+        percent(equal.learned),
+        percent(equal.kept),
+        percent(equal.kept_by_sft)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        experiment::record::HeldOutFacts,
+        run::{EpochRecord, PerSplit},
+    };
+
+    fn record(arm: &str, held: &str, curve: &[(f64, f64)]) -> Record {
+        let names = (0..held.len()).map(|i| format!("P17 {i}"));
+        let epoch = |(i, (learned, kept)): (usize, &(f64, f64))| EpochRecord {
+            epoch: i + 1,
+            steps: i + 1,
+            seconds: 0.0,
+            accuracy: PerSplit {
+                unknown: Some(*learned),
+                held: Some(*kept),
+                ..PerSplit::default()
+            },
+            drift: None,
+            grad_norms: None,
+        };
+        Record {
+            held: held.into(),
+            held_at_peak: "1".repeat(held.len()),
+            epochs: curve.iter().enumerate().map(epoch).collect(),
+            facts: Arc::new(HeldOutFacts {
+                held: names.collect(),
+                ..HeldOutFacts::default()
+            }),
+            ..Record::for_test(arm)
+        }
+    }
+
+    #[test]
+    fn an_arm_is_told_beside_only_known_and_at_equal_learning() {
+        let records = [
+            record("only-known", "1111111111", &[]),
+            record("sft", "1110001110", &[(0.5, 0.9), (1.0, 0.6)]),
+            record("auto", "1111111101", &[(0.2, 1.0), (0.8, 0.9)]),
+        ];
+        let rows = summarize(&records);
+        let [only_known, sft, auto] = &rows[..] else {
+            panic!("three arms");
+        };
+        assert_eq!(
+            format_forgotten(only_known.forgotten),
+            "0 of 10 (up to 30.0%)"
+        );
+        assert_eq!(only_known.only_known_forgotten, None);
+        let forgotten = sft.forgotten.expect("held-out facts");
+        assert_eq!(
+            (forgotten.count, forgotten.of, forgotten.facts),
+            (4, 10, 10)
+        );
+        assert_eq!(forgotten.share.value, 40.0);
+        assert_eq!(sft.only_known_forgotten, only_known.forgotten);
+        assert_eq!(sft.gap_to_only_known.map(|gap| gap.value), Some(40.0));
+        assert_eq!(
+            sft.equal_learning, None,
+            "it is what the others are compared with"
+        );
+        // At 80% learned plain fine-tuning is at 0.9 - 0.6 x 0.3 = 0.72.
+        assert_eq!(
+            format_equal_learning(auto.equal_learning, 1),
+            "at 80.0 learned: 90.0, 72.0"
+        );
+        assert_eq!(
+            format_equal_learning(auto.equal_learning, 2),
+            "at 80.0 learned: 90.0, 72.0 (1 of 2 runs)"
+        );
+        let table = summary_markdown(&rows);
+        assert!(
+            table.contains("| auto | 1 |  | 1 of 10, 10.0% (")
+                && table.contains("| 0 of 10 (up to 30.0%) | 10.0 ("),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn facts_of_several_seeds_are_counted_once_per_run_and_resampled_together() {
+        let other = Record {
+            seed: 1,
+            ..record("sft", "0111111111", &[])
+        };
+        let records = [record("sft", "0111111111", &[]), other];
+        let forgotten = forgotten("sft", &records).expect("held-out facts");
+        assert_eq!(
+            (forgotten.count, forgotten.of, forgotten.facts),
+            (2, 20, 10)
+        );
+        assert_eq!(forgotten.share.value, 10.0);
+    }
 }

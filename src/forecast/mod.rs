@@ -1,16 +1,18 @@
-//! Forecast of forgetting: the risk of each held-out fact, before any training.
+//! Forecast of forgetting: the held-out facts ranked by risk, before any training.
 //!
 //! One pass reads hidden states and answer log-probabilities of every fact under a few few-shot prompts (`features`). Training is
-//! then simulated by kernel gradient descent on the answer logits, as if only the last layer were trained (`ntk_proxy`). The risk of
-//! a held-out fact follows from the log-odds of its answer after the simulation. Each fact also lists the new facts with the nearest
-//! subjects ([`Neighbour`]).
+//! then simulated by kernel gradient descent on the answer logits, as if only the last layer were trained (`ntk_proxy`). The log-odds
+//! of the correct answer after the simulation rank the held-out facts. Each fact also lists the new facts with the nearest subjects
+//! ([`Neighbour`]).
+//!
+//! The ranking is neither a probability nor a count: how much is forgotten depends on the method, the epochs and the learning rate.
 
 mod features;
 mod ntk_proxy;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -25,12 +27,6 @@ use crate::{
 
 pub use features::ForecastSettings;
 use ntk_proxy::{NtkProxy, RehearsedFact};
-
-/// Risk = 1 / (1 + exp(-(`INTERCEPT` - `SLOPE` x log-odds))) with the log-odds of the correct answer of a held-out fact after the
-/// simulation: a logistic regression on five real SFT runs, listed in `docs/METHODOLOGY.md`.
-const INTERCEPT: f64 = -2.7;
-/// See [`INTERCEPT`].
-const SLOPE: f64 = 1.2;
 
 /// Total weight of the known facts in the simulation, relative to the new facts: known facts have small gradients.
 const KNOWN_WEIGHT: f64 = 0.05;
@@ -49,8 +45,13 @@ pub struct AtRiskFact {
     pub question: String,
     /// Correct answer, as trained.
     pub object: String,
-    /// Probability (0 to 1) that a fact that is known now is wrong after plain fine-tuning.
+    /// Place in the ranking: the fraction of the other held-out facts at lower risk (ties count half), 1 for the first one. Not a
+    /// probability.
     pub risk: f64,
+    /// Log-odds (nats) of the correct answer after the simulation, by which the facts are ranked: the lower, the more at risk.
+    pub log_odds: f64,
+    /// Why the ranking tells little about this fact's relation; null elsewhere.
+    pub warning: Option<String>,
     /// The new facts with the most similar subjects, nearest first.
     pub nearest: Vec<Neighbour>,
 }
@@ -66,7 +67,7 @@ pub struct FactSets<'a> {
     pub held: &'a [Fact],
 }
 
-/// Forecasts the risk of each held-out fact, sorted by descending risk (stable).
+/// Ranks the held-out facts, sorted by descending risk (stable).
 ///
 /// ```
 /// use unforget::{
@@ -111,9 +112,6 @@ pub fn forecast(
     } else {
         (new.len()..held_range.start).collect::<Vec<_>>()
     };
-    if let Some(note) = unique_answer_note(&facts, &held) {
-        progress.note(note);
-    }
     let weight = KNOWN_WEIGHT * new.len() as f64 / trained_known.len().max(1) as f64;
     let mut trained: Vec<RehearsedFact> = (0..new.len())
         .map(|fact| RehearsedFact { fact, weight: 1.0 })
@@ -141,16 +139,20 @@ pub fn forecast(
     let (of_new, of_held) = states.split_at(learn.len() * d);
     let nearest = measure::nearest(&learn, of_new, of_held, d);
 
+    let warnings = unique_answer_warnings(&facts, &held);
+    let risks = ranks(&log_odds);
     let mut at_risk: Vec<AtRiskFact> = held
         .iter()
-        .zip(log_odds)
+        .zip(risks.into_iter().zip(log_odds))
         .zip(nearest)
-        .map(|((fact, log_odds), nearest)| AtRiskFact {
+        .map(|((fact, (risk, log_odds)), nearest)| AtRiskFact {
             subject: fact.subject.clone(),
             relation: fact.relation.clone(),
             question: fact.question.clone(),
             object: fact.target(),
-            risk: risk(log_odds),
+            risk,
+            log_odds,
+            warning: warnings.get(&fact.relation[..]).cloned(),
             nearest,
         })
         .collect();
@@ -158,29 +160,50 @@ pub fn forecast(
     Ok(at_risk)
 }
 
-/// The probability of forgetting a fact whose correct answer has these log-odds after the simulation.
-fn risk(log_odds: f64) -> f64 {
-    1.0 / (1.0 + (-(INTERCEPT - SLOPE * log_odds)).exp())
+/// For each fact the fraction of the other facts with larger `log_odds`, ties counted as one half; 0.5 for a single fact.
+fn ranks(log_odds: &[f64]) -> Vec<f64> {
+    let mut sorted = log_odds.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let others = log_odds.len().saturating_sub(1);
+    let rank = |value: &f64| {
+        if others == 0 {
+            return 0.5;
+        }
+        let larger = sorted.len() - sorted.partition_point(|other| other <= value);
+        let ties = sorted.partition_point(|other| other <= value)
+            - sorted.partition_point(|other| other < value)
+            - 1;
+        (larger as f64 + ties as f64 / 2.0) / others as f64
+    };
+    log_odds.iter().map(rank).collect()
 }
 
-/// A note for sets in which most held-out facts have an answer that no other of `facts` has.
+/// A warning for each relation in which most held-out facts have an answer that no other of `facts` has.
 ///
 /// A new fact puts a known one at risk by raising its own answer over the known one. Where answers do not repeat, such as capitals of
-/// districts that are named after them, a small model copies the name rather than knows the fact, and the risks carried no information.
-fn unique_answer_note(facts: &[&Fact], held: &[&Fact]) -> Option<String> {
+/// districts that are named after them, a small model copies the name rather than knows the fact, and the ranking was worse than
+/// chance (`docs/METHODOLOGY.md`).
+fn unique_answer_warnings<'a>(facts: &[&'a Fact], held: &[&'a Fact]) -> BTreeMap<&'a str, String> {
     let mut questions: HashMap<String, HashSet<&str>> = HashMap::new();
     for fact in facts {
         let of_answer = questions.entry(fact.target()).or_default();
         of_answer.insert(&fact.question);
     }
-    let is_unique = |fact: &&&Fact| questions[&fact.target()].len() == 1;
-    let num_unique = held.iter().filter(is_unique).count();
-    (2 * num_unique > held.len()).then(|| {
-        format!(
-            "{num_unique} of {} held-out facts have an answer that no other fact has: their risks are unreliable",
-            held.len()
-        )
-    })
+    let mut counts: BTreeMap<&'a str, (usize, usize)> = BTreeMap::new();
+    for fact in held {
+        let (unique, all) = counts.entry(&fact.relation).or_default();
+        *unique += usize::from(questions[&fact.target()].len() == 1);
+        *all += 1;
+    }
+    counts.retain(|_, (unique, all)| 2 * *unique > *all);
+    let warning = |(relation, (unique, all)): (&'a str, (usize, usize))| {
+        let warning = format!(
+            "{relation}: this ranking tells little, because {unique} of {all} held-out facts have an answer that no other fact has; \
+             on such a relation it was no better than chance"
+        );
+        (relation, warning)
+    };
+    counts.into_iter().map(warning).collect()
 }
 
 /// The facts of a set that take part in the simulation; a note reports a sample.

@@ -8,7 +8,7 @@ use super::{
     ForecastSettings, KNOWN_WEIGHT,
     features::{FactFeatures, features_behind_prompts},
     ntk_proxy::{NtkProxy, RehearsedFact},
-    risk, unique_answer_note,
+    ranks, unique_answer_warnings,
 };
 use crate::{
     audit::FewShotPrompt,
@@ -239,7 +239,7 @@ fn a_new_fact_puts_a_similar_fact_with_another_answer_at_risk() {
     let odds = rehearsal.log_odds(&trained, 2..4);
     assert!(odds[1] < odds[0] && odds[0] < 0.0, "{odds:?}");
     assert_eq!(rehearsal.log_odds(&[], 2..4), [0.0; 2]);
-    assert!(risk(odds[1]) > risk(odds[0]) && risk(30.0) > 0.0 && risk(-30.0) < 1.0);
+    assert_eq!(ranks(&odds), [0.0, 1.0]);
 }
 
 #[test]
@@ -254,17 +254,33 @@ fn one_answer_for_all_is_safe_and_finite() {
 }
 
 #[test]
-fn answers_that_no_other_fact_has_are_reported() {
+fn risk_is_a_place_in_the_ranking() {
+    assert_eq!(ranks(&[2.0, -1.0, 0.5]), [0.0, 1.0, 0.5]);
+    assert_eq!(ranks(&[1.0, 1.0, 3.0]), [0.75, 0.75, 0.0]);
+    assert_eq!(ranks(&[4.0]), [0.5]);
+}
+
+#[test]
+fn relations_with_answers_that_no_other_fact_has_are_warned_of() {
+    let capital = |subject: &str, object: &str| Fact {
+        relation: "P36".into(),
+        ..Fact::for_test(subject, object)
+    };
     let facts = [
         Fact::for_test("Rome", "Italy"),
         Fact::for_test("Pisa", "Italy"),
-        Fact::for_test("Lyon", "France"),
-        Fact::for_test("Vigo", "Spain"),
+        capital("Lyonnais", "Lyon"),
+        capital("Vigo County", "Vigo"),
     ];
     let facts: Vec<&Fact> = facts.iter().collect();
-    assert_eq!(unique_answer_note(&facts, &facts), None);
-    let note = unique_answer_note(&facts, &facts[1..]).expect("two of three");
-    assert!(note.starts_with("2 of 3 held-out facts"), "{note}");
+    let warnings = unique_answer_warnings(&facts, &facts);
+    let relations: Vec<&str> = warnings.keys().copied().collect();
+    assert_eq!(relations, ["P36"]);
+    assert!(
+        warnings["P36"].contains("tells little, because 2 of 2 held-out facts"),
+        "{}",
+        warnings["P36"]
+    );
 }
 
 #[test]

@@ -19,6 +19,14 @@ const MIN_ANSWER_TOKENS: usize = 16;
 /// Tokens of an answer beyond the longest target under [`MatchRule::Contains`].
 const VERBOSE_TOKENS: usize = 32;
 
+/// Maximum length of a greedy answer in tokens, given the `longest` target.
+pub(crate) fn max_answer_tokens(longest: usize, match_rule: MatchRule) -> usize {
+    match match_rule {
+        MatchRule::Exact => MIN_ANSWER_TOKENS.max(longest + SLACK_TOKENS),
+        MatchRule::Contains => longest + VERBOSE_TOKENS,
+    }
+}
+
 /// Tokenized facts of one split, for repeated evaluation.
 pub struct EvalSet {
     prompts: Vec<Vec<u32>>,
@@ -32,7 +40,7 @@ pub struct EvalSet {
 }
 
 /// A greedy answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EvalAnswer {
     /// The first line.
     pub text: String,
@@ -67,10 +75,7 @@ impl EvalSet {
             targets,
             scorers,
             relations: relations.into_values().collect(),
-            max_new_tokens: match match_rule {
-                MatchRule::Exact => MIN_ANSWER_TOKENS.max(longest + SLACK_TOKENS),
-                MatchRule::Contains => longest + VERBOSE_TOKENS,
-            },
+            max_new_tokens: max_answer_tokens(longest, match_rule),
         })
     }
 

@@ -28,11 +28,11 @@ pub struct ComparedFact {
     pub question: String,
     /// Correct answer, as trained.
     pub object: String,
-    /// The model's answer before.
+    /// The answer before: behind few-shot prompts, so that a model that knows the fact is not failed for its wording.
     pub before: String,
-    /// The model's answer after.
+    /// The answer after: between two models behind the same prompts, in a run at its training prompt.
     pub after: String,
-    /// Whether the answer before is correct.
+    /// Whether the fact was known before.
     pub correct_before: bool,
     /// Whether the answer after is correct.
     pub correct_after: bool,
@@ -67,7 +67,7 @@ impl FactOutcome {
     /// | any other | yes | kept | forgotten |
     /// | any other | no | gained | never knew |
     ///
-    /// [`known_at_audit`] decides the second column.
+    /// [`known_before`] decides the second column.
     pub fn in_run(split: Split, known: bool, correct_after: bool) -> Self {
         match (split, known, correct_after) {
             (Split::Unknown, _, true) => Self::Learned,
@@ -95,7 +95,7 @@ impl FactOutcome {
 /// With an audit: the greedy answer was correct under at least half of the few-shot prompts (`few_shot_accuracy`), so every
 /// `HighlyKnown` fact is known, and a `MaybeKnown` fact if it was mostly correct. Without an audit: the answer at the training
 /// prompt was correct before training, or at the best epoch, since a model may have to learn the prompt's format first.
-pub fn known_at_audit(
+pub fn known_before(
     few_shot_accuracy: Option<f64>,
     correct_at_start: bool,
     correct_at_peak: bool,
@@ -185,13 +185,13 @@ mod tests {
 
     #[test]
     fn most_prompts_decide_what_was_known_and_the_best_epoch_without_an_audit() {
-        let known_at_audit = |few_shot, best| known_at_audit(few_shot, false, best);
-        assert!(known_at_audit(Some(1.0), false) && known_at_audit(Some(0.5), false));
-        assert!(!known_at_audit(Some(0.4), true) && !known_at_audit(Some(0.0), true));
-        assert!(known_at_audit(None, true) && !known_at_audit(None, false));
+        let known = |few_shot, best| known_before(few_shot, false, best);
+        assert!(known(Some(1.0), false) && known(Some(0.5), false));
+        assert!(!known(Some(0.4), true) && !known(Some(0.0), true));
+        assert!(known(None, true) && !known(None, false));
         // What it knew before any training and lost in the first epoch is lost.
-        assert!(super::known_at_audit(None, true, false));
-        assert!(!super::known_at_audit(Some(0.4), true, true));
+        assert!(known_before(None, true, false));
+        assert!(!known_before(Some(0.4), true, true));
     }
 
     #[test]

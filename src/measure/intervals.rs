@@ -6,17 +6,75 @@ use rand_chacha::ChaCha8Rng;
 /// Number of bootstrap resamples.
 pub(super) const RESAMPLES: usize = 10_000;
 
+/// The 97.5% quantile of the standard normal distribution: 95% intervals have this half-width in standard errors.
+const Z: f64 = 1.959_963_984_540_054;
+
 /// Forgetting in percentage points: 100 x (accuracy at the peak - accuracy after), over the same facts. `None` of no facts.
 pub fn forgetting_pp(peak: &[bool], after: &[bool]) -> Option<f64> {
-    let lost: i64 = losses(peak, after).iter().map(|l| i64::from(*l)).sum();
-    (!peak.is_empty()).then(|| 100.0 * lost as f64 / peak.len() as f64)
+    let [lost, gained] = discordant(peak, after);
+    (!peak.is_empty()).then(|| 100.0 * (lost as f64 - gained as f64) / peak.len() as f64)
 }
 
-/// The 95% interval of [`forgetting_pp`]: paired bootstrap over facts, see [`bootstrap`]. `None` of no facts.
-pub fn forgetting_interval(peak: &[bool], after: &[bool], seed: u64) -> Option<[f64; 2]> {
-    let losses = losses(peak, after).into_iter();
-    let percent: Vec<f64> = losses.map(|lost| 100.0 * f64::from(lost)).collect();
-    mean_interval(&percent, seed)
+/// The 95% interval of [`forgetting_pp`] in percentage points: [`paired_interval`]. `None` of fewer than two facts.
+pub fn forgetting_interval(peak: &[bool], after: &[bool]) -> Option<[f64; 2]> {
+    let [lost, gained] = discordant(peak, after);
+    paired_interval(lost, gained, peak.len()).map(|interval| interval.map(|end| 100.0 * end))
+}
+
+/// The 95% Wilson interval of a fraction `p` of `n`: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96
+/// (Wilson 1927); `None` for `n = 0`.
+pub fn wilson_interval(p: f64, n: usize) -> Option<[f64; 2]> {
+    if n == 0 {
+        return None;
+    }
+    let (n, z) = (n as f64, Z);
+    let middle = p + z * z / (2.0 * n);
+    let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+    let scale = 1.0 + z * z / n;
+    Some([
+        ((middle - half) / scale).max(0.0),
+        ((middle + half) / scale).min(1.0),
+    ])
+}
+
+/// The 95% score interval of a difference of two fractions of the same `n` facts (Tango 1998): `lost` facts are correct only
+/// before, `gained` ones only after, and the difference is (lost - gained) / n. `None` of fewer than two facts.
+///
+/// It holds every difference d from -1 to 1 for which |lost - gained - n d| <= 1.96 sqrt(n (2 q + d (1 - d))). q is the probability
+/// of a gained fact that is most likely given d: the larger root of 2n q^2 + ((2n - lost + gained) d - lost - gained) q -
+/// gained d (1 - d) = 0. Without gained facts it agrees with [`wilson_interval`] about the largest difference, so that no loss
+/// among few facts is not taken for certainty.
+pub fn paired_interval(lost: usize, gained: usize, n: usize) -> Option<[f64; 2]> {
+    if n < 2 {
+        return None;
+    }
+    let (lost, gained, n) = (lost as f64, gained as f64, n as f64);
+    let observed = (lost - gained) / n;
+    let is_within = |d: f64| {
+        let linear = (2.0 * n - lost + gained) * d - lost - gained;
+        let constant = -gained * d * (1.0 - d);
+        let root = (linear * linear - 8.0 * n * constant).max(0.0).sqrt();
+        let q = (root - linear) / (4.0 * n);
+        let variance = n * (2.0 * q + d * (1.0 - d)).max(0.0);
+        (lost - gained - n * d).abs() <= Z * variance.sqrt() + 1e-12
+    };
+    let end = |limit: f64| {
+        let (mut inside, mut outside) = (observed, limit);
+        if is_within(limit) {
+            return limit;
+        }
+        // Halved until the ends are neighbouring numbers.
+        for _ in 0..64 {
+            let middle = f64::midpoint(inside, outside);
+            if is_within(middle) {
+                inside = middle;
+            } else {
+                outside = middle;
+            }
+        }
+        inside
+    };
+    Some([end(-1.0), end(1.0)])
 }
 
 /// The 95% interval of the mean of `values`, one per fact, see [`bootstrap`]. `None` of no values.
@@ -45,11 +103,14 @@ pub fn bootstrap(facts: usize, seed: u64, estimate: impl Fn(&[usize]) -> f64) ->
     Some([0.025, 0.975].map(|q| quantile(&estimates, q)))
 }
 
-/// Per fact: 1 forgotten, 0 unchanged, -1 gained.
-fn losses(peak: &[bool], after: &[bool]) -> Vec<i8> {
-    assert_eq!(peak.len(), after.len(), "the same facts before and after");
-    let pairs = peak.iter().zip(after);
-    pairs.map(|(p, a)| i8::from(*p) - i8::from(*a)).collect()
+/// The number of facts that are correct only before, and only after.
+fn discordant(before: &[bool], after: &[bool]) -> [usize; 2] {
+    assert_eq!(before.len(), after.len(), "the same facts before and after");
+    let count = |was: bool| {
+        let pairs = before.iter().zip(after);
+        pairs.filter(|(b, a)| **b == was && **a != was).count()
+    };
+    [count(true), count(false)]
 }
 
 /// The `q`-quantile of sorted values, linearly interpolated.
@@ -69,41 +130,62 @@ mod tests {
         // Two forgotten, one gained, of four.
         assert_eq!(forgetting_pp(&peak, &after), Some(25.0));
         assert_eq!(forgetting_pp(&[], &[]), None);
-        assert_eq!(forgetting_interval(&[], &[], 0), None);
+        assert_eq!(forgetting_interval(&[], &[]), None);
+    }
+
+    /// `tests/golden/intervals.py`: scipy's Wilson interval, and the paired interval by its definition (restricted maximum
+    /// likelihood and root finding).
+    #[test]
+    fn intervals_equal_the_references() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            counts: Vec<usize>,
+            interval: [f64; 2],
+        }
+        #[derive(serde::Deserialize)]
+        struct Golden {
+            wilson: Vec<Case>,
+            paired: Vec<Case>,
+        }
+        let json = include_str!("../../tests/golden/intervals.json");
+        let golden: Golden = serde_json::from_str(json).expect("it is committed");
+        let check = |case: &Case, ours: Option<[f64; 2]>| {
+            let ours = ours.expect("there are facts");
+            for (ours, expected) in ours.iter().zip(case.interval) {
+                assert!((ours - expected).abs() < 1e-6, "{:?}: {ours}", case.counts);
+            }
+        };
+        for case in &golden.wilson {
+            let (count, n) = (case.counts[0], case.counts[1]);
+            check(case, wilson_interval(count as f64 / n as f64, n));
+        }
+        for case in &golden.paired {
+            let [lost, gained, n] = case.counts[..] else {
+                panic!("three counts");
+            };
+            check(case, paired_interval(lost, gained, n));
+        }
+        assert!(golden.wilson.len() >= 8 && golden.paired.len() >= 20);
+        assert_eq!(wilson_interval(0.5, 0), None);
     }
 
     #[test]
-    fn identical_outcomes_give_an_interval_of_zero_width() {
-        assert_eq!(
-            forgetting_interval(&[true; 9], &[true; 9], 0),
-            Some([0.0; 2])
-        );
-        assert_eq!(
-            forgetting_interval(&[true; 9], &[false; 9], 0),
-            Some([100.0; 2])
-        );
-    }
-
-    #[test]
-    fn the_interval_is_that_of_the_binomial() {
-        // 400 facts, 40 forgotten: 10 pp with a standard error of 100 x sqrt(0.1 x 0.9 / 400) = 1.5, so 10 +- 1.96 x 1.5 =
-        // [7.06, 12.94] if it were normal; the exact binomial's percentiles are 29 and 52 of 400.
-        let peak = [true; 400];
-        let after: Vec<bool> = (0..400).map(|i| i % 10 != 0).collect();
-        let [low, high] = forgetting_interval(&peak, &after, 1).expect("there are facts");
-        // One fact of 400 is 0.25 pp: the percentile of 10,000 resamples may be off by one fact.
-        assert!(
-            (low - 7.25).abs() <= 0.25 && (high - 13.0).abs() <= 0.25,
-            "{low} {high}"
-        );
+    fn no_loss_among_few_facts_is_no_certainty() {
+        let [low, high] = forgetting_interval(&[true; 19], &[true; 19]).expect("19 facts");
+        assert!(low < -15.0 && high > 15.0, "{low} {high}");
+        let all = wilson_interval(0.0, 19).expect("19 facts");
+        assert!((high - 100.0 * all[1]).abs() < 1e-6);
+        let [low, high] = forgetting_interval(&[true; 9], &[false; 9]).expect("9 facts");
+        assert!(low < 75.0 && high == 100.0, "{low} {high}");
+        assert_eq!(forgetting_interval(&[true], &[false]), None);
     }
 
     #[test]
     fn the_same_seed_gives_the_same_interval() {
-        let peak: Vec<bool> = (0..60).map(|i| i % 3 != 0).collect();
-        let after: Vec<bool> = (0..60).map(|i| i % 4 != 0).collect();
-        let interval = |seed| forgetting_interval(&peak, &after, seed);
+        let values: Vec<f64> = (0..60).map(|i| f64::from(i % 4)).collect();
+        let interval = |seed| mean_interval(&values, seed);
         assert_eq!(interval(5), interval(5));
+        assert_ne!(interval(5), interval(6));
     }
 
     #[test]

@@ -5,18 +5,23 @@ mod auc;
 mod behaviour;
 mod comparison;
 mod drift;
+mod forgotten;
 mod intervals;
 mod knn;
 mod loss;
 mod pca;
 mod subjects;
 
+pub(crate) use accuracy::max_answer_tokens;
 pub use accuracy::{EvalAnswer, EvalSet};
 pub use auc::{auc, auc_interval};
 pub use behaviour::{Behaviour, BehaviourAnswer, BehaviourReference, BehaviourReport};
-pub use comparison::{ComparedFact, Comparison, Counts, FactOutcome, known_at_audit};
+pub use comparison::{ComparedFact, Comparison, Counts, FactOutcome, known_before};
 pub use drift::{Drift, DriftProbe, DriftReference, DriftSettings};
-pub use intervals::{bootstrap, forgetting_interval, forgetting_pp, mean_interval};
+pub use forgotten::Forgotten;
+pub use intervals::{
+    bootstrap, forgetting_interval, forgetting_pp, mean_interval, paired_interval, wilson_interval,
+};
 pub use knn::{Neighbour, nearest};
 pub use loss::mean_token_loss;
 pub use pca::pca_2d;

@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 use super::{
     chart::{
         self, Bar, BarChart, Chart, Group, LineChart, Point, ScatterChart, Series, Unit, XAxis,
-        wilson_interval,
     },
     run_labels::{RunLabel, run_labels},
 };
 use crate::{
     format::thousands,
-    measure::sample,
+    measure::{sample, wilson_interval},
     run::{Drift, EpochRecord, FactOutcome, FactResult, RecordedRun, Split},
 };
 

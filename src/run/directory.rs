@@ -10,13 +10,14 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{FactResult, Metrics, RunResult, reader, tensorboard};
-use crate::{Error, Result, atomic_file, config::Config, distributed::Comm};
+use crate::{Error, Result, atomic_file, audit::FewShotPrompt, config::Config, distributed::Comm};
 
 /// Files and directories that a run writes. A new run in the same directory removes these and nothing else.
 const FILES: [&str; 14] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",
+    PROMPTS,
     "decoys.jsonl",
     "metrics.jsonl",
     TENSORBOARD_DIR,
@@ -29,6 +30,9 @@ const FILES: [&str; 14] = [
     TEACHER_DIR,
     EWC_FILE,
 ];
+
+/// The few-shot prompts of the run's audit.
+const PROMPTS: &str = "prompts.jsonl";
 
 /// Directory of the trained `LoRA` adapter.
 pub const ADAPTER_DIR: &str = "adapter";
@@ -182,6 +186,26 @@ impl RunDir {
     /// [`Error::Input`] naming the line that is broken, or the file that is missing.
     pub fn facts(&self) -> Result<Vec<FactResult>> {
         self.read_rows("facts.jsonl")
+    }
+
+    /// The few-shot prompts of the run's audit; none if it had no audit.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the line that is broken.
+    pub fn prompts(&self) -> Result<Vec<FewShotPrompt>> {
+        if self.file(PROMPTS).is_file() {
+            self.read_rows(PROMPTS)
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    /// Writes the few-shot prompts of the run's audit.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if they cannot be written.
+    pub fn write_prompts(&self, prompts: &[FewShotPrompt]) -> Result<()> {
+        self.write_rows(PROMPTS, prompts)
     }
 
     /// Writes the file `name` atomically.

@@ -23,7 +23,21 @@ impl fmt::Display for ValidationResult {
     }
 }
 
+impl RunResult {
+    /// What the number of forgotten facts contains where no Only Known run stands beside it.
+    pub fn control_note(&self) -> Option<&'static str> {
+        let has_new_facts = self.learned.is_some();
+        let is_missing = self.forgotten.is_some() && self.only_known_forgotten.is_none();
+        (has_new_facts && is_missing).then_some(
+            "the forgotten facts include those that training without the new facts (Only Known) would lose as well, such as \
+             answers that change with the prompt: `--control` trains that run first, `--baseline RUN` names one",
+        )
+    }
+}
+
 impl fmt::Display for RunResult {
+    /// What was learned, then what was forgotten: of the known held-out facts at the end, beside Only Known, and last since the best
+    /// epoch.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
         write!(f, "{}: ", self.method)?;
@@ -35,32 +49,34 @@ impl fmt::Display for RunResult {
             let new = counts.learned + counts.not_learned;
             write!(
                 f,
-                "{verb} {} of {new} new facts ({:.1}%",
+                "{verb} {} of {new} new {} ({:.1}%",
                 counts.learned,
+                if new == 1 { "fact" } else { "facts" },
                 100.0 * learned
             )?;
             if let Some(accuracy) = self.learned_paraphrased {
                 write!(f, ", {:.1}% paraphrased", 100.0 * accuracy)?;
             }
-            write!(f, "{note}), ")?;
+            write!(f, "{note}); ")?;
         }
-        write!(
-            f,
-            "kept {} of {} known facts",
-            counts.kept,
-            counts.kept + counts.forgotten
-        )?;
-        if let Some(pp) = self.forgetting_pp {
-            write!(
-                f,
-                "; forgot {pp:.1} pp of the held-out facts since the best epoch"
-            )?;
-            if let Some([low, high]) = self.forgetting_interval {
-                write!(f, " (95%: {low:.1} to {high:.1})")?;
-            }
+        match &self.forgotten {
+            Some(forgotten) => write!(f, "forgot {}", forgotten.of_facts("known held-out"))?,
+            None => write!(f, "no known fact was held out")?,
+        }
+        if let Some(control) = &self.only_known_forgotten {
+            write!(f, "; Only Known forgot {control}")?;
         }
         if let Some(pp) = self.gap_to_only_known_pp {
             write!(f, "; gap to Only Known {pp:.1} pp")?;
+            if let Some([low, high]) = self.gap_to_only_known_interval {
+                write!(f, " (95%: {low:.1} to {high:.1})")?;
+            }
+        }
+        if let Some(pp) = self.forgetting_pp {
+            write!(f, "; {pp:.1} pp since its best epoch")?;
+            if let Some([low, high]) = self.forgetting_interval {
+                write!(f, " (95%: {low:.1} to {high:.1})")?;
+            }
         }
         if let Some(behaviour) = self.behaviour {
             write!(f, "; {behaviour}")?;

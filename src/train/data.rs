@@ -379,7 +379,11 @@ impl Data {
             held: self.held.map(label),
             pool: label(self.pool),
         };
-        Splits::from_audit(files, config.data.min_highly_known, config.seed)
+        let splits = Splits::from_audit(files, config.data.min_highly_known, config.seed)?;
+        Ok(Splits {
+            prompts: audit.prompts,
+            ..splits
+        })
     }
 }
 

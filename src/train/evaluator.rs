@@ -7,8 +7,8 @@ use super::{
     workload::Workload,
 };
 use crate::{
-    Result, audit,
-    audit::AuditSettings,
+    Result,
+    audit::{self, AuditSettings, FewShotQuestions},
     config::{BehaviourSchedule, Config},
     facts::{Fact, MatchRule},
     measure::{
@@ -268,17 +268,19 @@ impl Evaluator {
         let answers = self.answers(student)?;
         let answered = Instant::now();
         let correct: Vec<bool> = answers.iter().map(|a| a.correct).collect();
-        let correct = self.sample.select(&correct);
         let trained_texts_loss = self.trained_texts_loss(student)?;
         let displays = self.fact_displays(student)?;
-        let baseline = answers.into_iter().zip(displays);
+        let before = self.few_shot_answers(student, answers)?;
+        let baseline = before.into_iter().zip(&correct).zip(displays);
         self.baseline = baseline
-            .map(|(answer, display)| Baseline {
-                answer_before: answer.text,
-                correct_before: answer.correct,
+            .map(|((before, correct_at_start), display)| Baseline {
+                answer_before: before.text,
+                correct_before: before.correct,
+                correct_at_start: *correct_at_start,
                 display,
             })
             .collect();
+        let correct = self.sample.select(&correct);
         Ok(Evaluation {
             behaviour: self.behaviour.as_ref().map(|_| Behaviour::UNCHANGED),
             trained_texts_loss,
@@ -326,6 +328,51 @@ impl Evaluator {
             correct,
         });
         Ok(answers.collect())
+    }
+
+    /// What the base model knows of every fact: the answers of the audit, and where it stopped decoding a wrong one, the model is
+    /// asked again. A fact that was not audited keeps its answer at the training prompt, one of `at_start`.
+    fn few_shot_answers(
+        &self,
+        student: &mut Student,
+        at_start: Vec<EvalAnswer>,
+    ) -> Result<Vec<EvalAnswer>> {
+        let facts: Vec<&LabelledFact> = self.splits.iter().map(|(_, f)| f).collect();
+        let audited = |(fact, at_start): (&&LabelledFact, EvalAnswer)| match fact.known_at_audit() {
+            Some(correct) => EvalAnswer {
+                text: fact.few_shot_answer.clone().unwrap_or_default(),
+                correct,
+            },
+            None => at_start,
+        };
+        let mut answers: Vec<EvalAnswer> = facts.iter().zip(at_start).map(audited).collect();
+        if self.options.metrics_only || self.splits.prompts.is_empty() {
+            return Ok(answers);
+        }
+        let questions = FewShotQuestions {
+            prompts: &self.splits.prompts,
+            template: &self.template,
+            match_rule: self.match_rule,
+        };
+        let mut cut: Vec<usize> = (0..answers.len())
+            .filter(|i| answers[*i].text.ends_with('\u{2026}'))
+            .collect();
+        // Most wrong answers are wrong behind the first prompt. Behind some prompt each of them is.
+        for max_prompts in [1, usize::MAX] {
+            let asked: Vec<&Fact> = cut.iter().map(|i| &facts[*i].fact).collect();
+            let generator = &mut student.generator();
+            let progress = &self.options.progress;
+            let full = questions.answers_behind(&asked, max_prompts, generator, progress)?;
+            let mut still_cut = Vec::new();
+            for (i, full) in cut.into_iter().zip(full) {
+                match full.into_iter().find(|answer| !answer.correct) {
+                    Some(wrong) => answers[i].text = wrong.text,
+                    None => still_cut.push(i),
+                }
+            }
+            cut = still_cut;
+        }
+        Ok(answers)
     }
 
     /// Accuracy on the control facts, where a budget is set.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Result,
     config::{Config, Goal, MethodKind},
-    measure::{self, Behaviour},
+    measure::{self, Behaviour, Forgotten},
     model::Model,
     remedy::{
         budget::is_within,
@@ -201,20 +201,18 @@ impl Trainer {
         let paraphrases = facts.iter().flat_map(|fact| &fact.paraphrases);
         let paraphrased: Vec<bool> = paraphrases.map(|p| p.correct).collect();
         let forgetting_pp = measure::forgetting_pp(held_at_peak, held_after);
+        let control = self.only_known(facts)?;
         let (budget, goal) = (config.method.budget, config.method.goal);
         Ok(RunResult {
             method: self.method_name(),
             model: self.student.model.name.clone(),
             goal,
+            forgotten: Forgotten::count(held_known(facts).map(|fact| fact.correct_after)),
+            only_known_forgotten: control.forgotten,
+            gap_to_only_known_pp: control.gap_pp,
+            gap_to_only_known_interval: control.gap_interval,
             forgetting_pp,
-            forgetting_interval: measure::forgetting_interval(
-                held_at_peak,
-                held_after,
-                config.seed,
-            ),
-            gap_to_only_known_pp: only_known_held_accuracy(config)?
-                .zip(accuracy.held)
-                .map(|(only_known, held)| 100.0 * (only_known - held.after)),
+            forgetting_interval: measure::forgetting_interval(held_at_peak, held_after),
             learned,
             learned_paraphrased: measure::accuracy(&paraphrased),
             not_absorbed: learned
@@ -237,6 +235,24 @@ impl Trainer {
             eval_seconds: self.state.eval_seconds,
             peak_memory_bytes: system::peak_memory_bytes(),
         })
+    }
+
+    /// The held-out facts at the end of the Only Known run that the config names.
+    fn only_known(&self, facts: &[FactResult]) -> Result<ControlFigures> {
+        let Some(baseline) = &self.config.baseline else {
+            return Ok(ControlFigures::default());
+        };
+        let rows = RunDir::open(baseline)?.facts()?;
+        let figures = ControlFigures::new(facts, &rows);
+        let held = facts.iter().filter(|f| f.split == Split::Held).count();
+        if figures.num_facts < held {
+            self.progress.note(format_args!(
+                "{} held out {} of the {held} held-out facts of this run: the gap to it is over these",
+                baseline.display(),
+                figures.num_facts
+            ));
+        }
+        Ok(figures)
     }
 
     /// The method's kind and the remedies that are combined with it: `self-distill+decoys+ewc+lora`; `only-known` where nothing is
@@ -301,9 +317,9 @@ fn fact_results(
             let sampled = evaluator.sample.position(i);
             let correct_at_peak =
                 sampled.map_or(before.correct_before, |i| state.correct_at_peak[i]);
-            let known = measure::known_at_audit(
+            let known = measure::known_before(
                 f.few_shot_accuracy,
-                before.correct_before,
+                before.correct_at_start,
                 correct_at_peak,
             );
             let key = (f.fact.relation.clone(), f.fact.question.clone());
@@ -315,9 +331,11 @@ fn fact_results(
                 label_after: labels.get(&key).cloned(),
                 relation: key.0,
                 question: key.1,
+                few_shot_accuracy: f.few_shot_accuracy,
                 answer_before: before.answer_before.clone(),
                 answer_after: after.text,
                 correct_before: before.correct_before,
+                correct_at_start: before.correct_at_start,
                 correct_at_peak,
                 correct_after: after.correct,
                 forgotten_once: sampled.is_some_and(|i| state.forgotten_once[i]),
@@ -354,7 +372,7 @@ fn accuracy_stages(
 ) -> PerSplit<AccuracyStages> {
     let splits = &evaluator.sample.splits;
     let baseline = evaluator.baseline.iter();
-    let before: Vec<bool> = baseline.map(|b| b.correct_before).collect();
+    let before: Vec<bool> = baseline.map(|b| b.correct_at_start).collect();
     let before = evaluator.sample.select(&before);
     let [start, peak, after] =
         [&before[..], &state.correct_at_peak, after].map(|correct| splits.accuracy(correct));
@@ -382,11 +400,104 @@ fn mean_few_shot_accuracy(facts: &[LabelledFact]) -> Option<f64> {
         .map(|accuracies| accuracies.iter().sum::<f64>() / accuracies.len() as f64)
 }
 
-/// Accuracy on held-out facts at the end of the Only Known run that the config names.
-fn only_known_held_accuracy(config: &Config) -> Result<Option<f64>> {
-    let Some(baseline) = &config.baseline else {
-        return Ok(None);
-    };
-    let result = RunDir::open(baseline)?.result()?;
-    Ok(result.and_then(|r| r.accuracy.held).map(|held| held.after))
+/// The held-out facts that were known before training.
+fn held_known(facts: &[FactResult]) -> impl Iterator<Item = &FactResult> {
+    let held = facts.iter().filter(|fact| fact.split == Split::Held);
+    held.filter(|fact| fact.is_known())
+}
+
+/// The held-out facts of a run after Only Known.
+#[derive(Debug, Default, PartialEq)]
+struct ControlFigures {
+    /// Of the known ones, those that are wrong after Only Known.
+    forgotten: Option<Forgotten>,
+    /// 100 x (accuracy after Only Known - accuracy after this run).
+    gap_pp: Option<f64>,
+    /// Its 95% interval (paired).
+    gap_interval: Option<[f64; 2]>,
+    /// The held-out facts that both runs evaluated; all figures are over these.
+    num_facts: usize,
+}
+
+impl ControlFigures {
+    /// Compares `facts` of a run with those of an Only Known run.
+    fn new(facts: &[FactResult], only_known: &[FactResult]) -> Self {
+        let recorded: HashMap<(&str, &str), bool> = only_known
+            .iter()
+            .filter(|row| row.split == Split::Held)
+            .map(|row| ((&row.relation[..], &row.question[..]), row.correct_after))
+            .collect();
+        let of_control = |fact: &FactResult| {
+            let key = (&fact.relation[..], &fact.question[..]);
+            recorded.get(&key).copied()
+        };
+        let held = facts.iter().filter(|fact| fact.split == Split::Held);
+        let pairs = held.filter_map(|fact| Some((of_control(fact)?, fact.correct_after)));
+        let (control, own): (Vec<bool>, Vec<bool>) = pairs.unzip();
+        Self {
+            forgotten: Forgotten::count(held_known(facts).filter_map(of_control)),
+            gap_pp: measure::forgetting_pp(&control, &own),
+            gap_interval: measure::forgetting_interval(&control, &own),
+            num_facts: own.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(split: &str, question: &str, known: bool, correct: bool) -> FactResult {
+        let outcome = match (known, correct) {
+            (true, true) => "kept",
+            (true, false) => "forgotten",
+            (false, true) => "gained",
+            (false, false) => "never_knew",
+        };
+        serde_json::from_value(json!({
+            "split": split, "relation": "P17", "subject": "x", "question": question, "object": "Italy", "label_before": null,
+            "label_after": null, "answer_before": "", "answer_after": "", "correct_before": known, "correct_after": correct,
+            "outcome": outcome,
+        }))
+        .expect("a row")
+    }
+
+    #[test]
+    fn forgetting_stands_beside_that_of_only_known_over_the_same_facts() {
+        let own = [
+            row("held", "a", true, false),
+            row("held", "b", true, false),
+            row("held", "c", true, true),
+            row("held", "d", true, true),
+            row("maybe_known", "e", true, false),
+            row("held", "f", false, true),
+        ];
+        let control = [
+            row("held", "a", true, true),
+            row("held", "b", true, false),
+            row("held", "c", true, true),
+            row("held", "d", true, false),
+            row("held", "f", false, false),
+            row("held", "another", true, false),
+            row("maybe_known", "e", true, true),
+        ];
+        let forgotten = Forgotten::count(held_known(&own).map(|fact| fact.correct_after));
+        assert_eq!(forgotten, Forgotten::new(2, 4));
+        let figures = ControlFigures::new(&own, &control);
+        assert_eq!(figures.forgotten, Forgotten::new(2, 4));
+        assert_eq!(figures.num_facts, 5);
+        // Only "a" is correct after Only Known alone, "d" and "f" after this run alone.
+        assert_eq!(figures.gap_pp, Some(-20.0));
+        assert_eq!(
+            figures.gap_interval,
+            measure::paired_interval(1, 2, 5).map(|i| i.map(|end| 100.0 * end))
+        );
+        assert_eq!(
+            ControlFigures::new(&own, &[]),
+            ControlFigures::default(),
+            "no fact in common"
+        );
+    }
 }

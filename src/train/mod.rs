@@ -42,7 +42,7 @@ mod writer;
 pub use estimate::RunEstimate;
 pub use job::Options;
 pub use memory::MemoryEstimate;
-pub use prepare::{estimate, resume, tune, tune_on};
+pub use prepare::{control_dir, estimate, resume, tune, tune_on, tune_with_control};
 pub(crate) use records::SPLITS;
 pub use records::recorded_facts;
 pub use workload::{Workload, flops_per_second};

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    config::{Config, MatchRule},
+    config::{Config, MatchRule, MethodConfig, MethodKind},
     distributed::Comm,
     engine::Engine,
     facts::{Fact, Text},
@@ -43,6 +43,140 @@ pub fn tune(config: &Config, options: Options, progress: &Progress) -> Result<Ru
     trainer(config, options, progress)?.run()
 }
 
+/// The directory of the Only Known run that [`tune_with_control`] trains for a run in `out`: `runs/new-only-known` for `runs/new`.
+pub fn control_dir(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push("-only-known");
+    out.with_file_name(name)
+}
+
+/// As [`tune`], after an Only Known run in `control`, which becomes the baseline: the same facts, epochs and trained parameters, by
+/// plain fine-tuning on the known facts alone.
+///
+/// # Errors
+/// As [`tune`]; [`Error::Input`] when the run has no new facts or texts, so that it would be Only Known itself.
+pub fn tune_with_control(
+    config: &Config,
+    control: &Path,
+    options: Options,
+    progress: &Progress,
+) -> Result<RunResult> {
+    if let Some(baseline) = &config.baseline {
+        return Err(Error::input_hint(
+            format!(
+                "`--control` trains an Only Known run, and `baseline` names another one, {}",
+                baseline.display()
+            ),
+            "leave out one of them",
+        ));
+    }
+    let inputs = Inputs::read(config, options.comm, progress)?;
+    if inputs.data.learn.is_empty() && inputs.data.texts.is_empty() {
+        return Err(Error::input_hint(
+            "without anything to learn this run is Only Known itself: it needs no control",
+            "leave out `--control`, or name new facts with `--learn`",
+        ));
+    }
+    let plan = Plan::before_audit(&inputs.config, &inputs.data, inputs.given_tokens);
+    progress.note(format_args!(
+        "{}; the Only Known run comes in addition",
+        plan.estimate(inputs.model.params.layout.len)
+    ));
+    let with_baseline = Config {
+        baseline: Some(control.to_owned()),
+        ..inputs.config.clone()
+    };
+    let checksums = inputs.data.checksums.clone();
+    let run_dir = create_run_dir(
+        &with_baseline,
+        &inputs.model,
+        checksums.clone(),
+        options.comm,
+    )?;
+    let created = run_dir.clone();
+    let trained = || {
+        let Inputs {
+            config,
+            model,
+            data,
+            ..
+        } = inputs;
+        let audit_after = data.audit_after(&config, &model)?;
+        let (texts, validation) = (Arc::clone(&data.texts), Arc::clone(&data.validation));
+        let splits = split(data, &config, &model, options.comm, progress)?;
+        if splits.known.is_empty() {
+            return Err(Error::input_hint(
+                "there is no known fact to train an Only Known run on",
+                "give known facts with `--keep`, or leave out `--control`",
+            ));
+        }
+        progress.note(format_args!("Only Known first, into {}", control.display()));
+        let control_config = only_known_config(&config, control);
+        let job = Job {
+            run_dir: create_run_dir(&control_config, &model, checksums, options.comm)?,
+            config: control_config,
+            model,
+            splits: splits.only_known(),
+            texts: [].into(),
+            validation: [].into(),
+            audit_after: None,
+            options,
+            start: Start::BaseModel,
+        };
+        let result = Trainer::new(job, progress)?.run();
+        progress.note(result.map_err(|error| match error {
+            Error::Interrupted { .. } => Error::Interrupted {
+                hint: format!(
+                    "continue with `unforget resume {}`, then `unforget resume {}`",
+                    control.display(),
+                    config.out.display()
+                ),
+            },
+            other => other,
+        })?);
+        // The control run has consumed the model.
+        let model = Model::load(&config.model)?;
+        Ok((model, splits, [texts, validation], audit_after))
+    };
+    // An input error that only the audit finds leaves nothing behind.
+    let (model, splits, [texts, validation], audit_after) = trained().inspect_err(|error| {
+        if matches!(error, Error::Input { .. }) {
+            created.discard();
+        }
+    })?;
+    let job = Job {
+        config: with_baseline,
+        model,
+        splits,
+        texts,
+        validation,
+        run_dir,
+        audit_after,
+        options,
+        start: Start::BaseModel,
+    };
+    Trainer::new(job, progress)?.run()
+}
+
+/// The config of the Only Known run beside the run of `config`: plain fine-tuning without new facts.
+fn only_known_config(config: &Config, out: &Path) -> Config {
+    let mut only_known = Config {
+        out: out.to_owned(),
+        baseline: None,
+        ..config.clone()
+    };
+    only_known.data.learn.clear();
+    only_known.data.validation.clear();
+    only_known.data.validation_share = None;
+    // There is nothing new whose learning could stop it.
+    only_known.train.early_stopping = None;
+    only_known.method = MethodConfig {
+        kind: MethodKind::Sft,
+        ..MethodConfig::default()
+    };
+    only_known
+}
+
 /// A run of `config` that is ready to start: everything is read, checked, audited and split.
 pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) -> Result<Trainer> {
     let inputs = Inputs::read(config, options.comm, progress)?;
@@ -61,15 +195,7 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
         } = inputs;
         let audit_after = data.audit_after(&config, &model)?;
         let (texts, validation) = (Arc::clone(&data.texts), Arc::clone(&data.validation));
-        let mut splits = data.split(&config, &model, options.comm, progress)?;
-        let mut engine = Engine::new(&model.config).with_comm(options.comm);
-        set_own_answers(&config, &model, &mut engine, &mut splits, progress)?;
-        reserve_control(&config, &mut splits)?;
-        splits.notes.iter().for_each(|note| progress.note(note));
-        splits
-            .known_facts()
-            .iter()
-            .for_each(|note| progress.note(note));
+        let splits = split(data, &config, &model, options.comm, progress)?;
         let job = Job {
             config,
             model,
@@ -89,6 +215,24 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
             created.discard();
         }
     })
+}
+
+/// Audits the data, splits it, and sets control facts aside for a budget.
+fn split(
+    data: Data,
+    config: &Config,
+    model: &Model,
+    comm: Comm,
+    progress: &Progress,
+) -> Result<Splits> {
+    let mut splits = data.split(config, model, comm, progress)?;
+    let mut engine = Engine::new(&model.config).with_comm(comm);
+    set_own_answers(config, model, &mut engine, &mut splits, progress)?;
+    reserve_control(config, &mut splits)?;
+    let known = splits.known_facts();
+    let notes = splits.notes.iter().chain(&known);
+    notes.for_each(|note| progress.note(note));
+    Ok(splits)
 }
 
 /// Estimates the memory, disk and time of the run of `config`. Nothing is audited or written into `config.out`: the known facts
@@ -198,7 +342,8 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
     let environment: Environment = run_dir.read_json("environment.json")?;
     check_base_model(&config, &model, &environment.model.checksum)?;
     let records: Vec<SplitRecord> = run_dir.read_rows(SPLITS)?;
-    let (splits, baseline) = splits_and_baseline(records);
+    let (mut splits, baseline) = splits_and_baseline(records);
+    splits.prompts = run_dir.prompts()?;
     let Reread {
         texts,
         validation,

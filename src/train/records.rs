@@ -26,11 +26,15 @@ pub(super) struct SplitRecord {
     control: bool,
 }
 
-/// The base model's answer to a fact.
+/// What the base model knows of a fact.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Baseline {
+    /// The answer behind a few-shot prompt; without an audit at the training prompt.
     pub answer_before: String,
+    /// Whether the audit found the fact known; without an audit whether the answer is correct.
     pub correct_before: bool,
+    /// Whether the answer at the training prompt is correct.
+    pub correct_at_start: bool,
     /// Fields of [`crate::run::FactResult`].
     #[serde(flatten)]
     pub display: FactDisplay,
@@ -130,6 +134,7 @@ pub(super) mod tests {
             .map(|i| Baseline {
                 answer_before: format!("answer {i}"),
                 correct_before: i == 1,
+                correct_at_start: i == 2,
                 display: FactDisplay::default(),
             })
             .collect();

@@ -90,6 +90,9 @@ impl RunWriter {
 
     /// Writes the facts and the base model's answers; from here on the run can be resumed.
     pub fn write_splits(&self, splits: &Splits, baseline: &[Baseline]) -> Result<()> {
+        if !splits.prompts.is_empty() {
+            self.run.write_prompts(&splits.prompts)?;
+        }
         self.run.write_rows(SPLITS, split_records(splits, baseline))
     }
 

@@ -417,14 +417,11 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         dir.path(),
         &["compare", MODEL, "run", "--facts", "learn.tsv", "--json"],
     ))[0];
+    // Two models are asked behind few-shot prompts, not at the training prompt of the run.
     let recorded = facts.iter().filter(|fact| fact["split"] == "unknown");
-    for (asked, recorded) in asked["facts"].as_array().unwrap().iter().zip(recorded) {
-        assert_eq!(asked["subject"], recorded["subject"]);
-        assert_eq!(
-            asked["after"], recorded["after"],
-            "measured on the model as saved"
-        );
-    }
+    let subjects: Vec<&serde_json::Value> = recorded.map(|fact| &fact["subject"]).collect();
+    let asked = asked["facts"].as_array().unwrap();
+    assert!(asked.iter().map(|fact| &fact["subject"]).eq(subjects));
 
     let report = run(
         dir.path(),
@@ -489,7 +486,7 @@ fn a_run_is_tuned_compared_reported_and_exported() {
     ];
     let passed = stdout(&run(dir.path(), &gate));
     assert!(
-        passed.starts_with("### ✅ passed: forgot 0.0 pp"),
+        passed.starts_with("### ✅ passed: none of the held-out facts was known before"),
         "{passed}"
     );
     let junit = fs::read_to_string(dir.path().join("gate.xml")).unwrap();

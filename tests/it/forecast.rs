@@ -108,13 +108,39 @@ fn a_forecast_does_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn a_table_for_people_ranks_the_facts_and_says_what_to_expect() {
+fn a_table_for_people_ranks_the_facts_and_promises_no_count() {
     let dir = tempfile::tempdir().unwrap();
     write_facts(dir.path());
     let text = stdout(&run(dir.path(), &FORECAST));
-    assert!(text.starts_with("rank  risk  subject"), "{text}");
-    assert!(text.contains("\n   1  0."), "{text}");
-    assert!(text.contains("of these 4 facts"), "{text}");
+    assert!(text.starts_with("rank  subject"), "{text}");
+    assert!(text.contains("\n   1  "), "{text}");
+    assert!(text.contains("A ranking of 4 facts"), "{text}");
+    assert!(!text.contains("forget about"), "{text}");
+}
+
+#[test]
+fn a_relation_about_which_the_ranking_tells_little_is_named_first() {
+    let dir = tempfile::tempdir().unwrap();
+    write_facts(dir.path());
+    let capitals = "subject\trelation\tobject\nPeru\tP36\tLima\nOman\tP36\tMuscat\n";
+    let held = fs::read_to_string(dir.path().join("held.tsv")).unwrap();
+    fs::write(dir.path().join("capitals.tsv"), capitals).unwrap();
+    fs::write(dir.path().join("held.tsv"), held).unwrap();
+    let args = [&FORECAST[..], &["capitals.tsv"]].concat();
+    let output = run(dir.path(), &args);
+    let text = stdout(&output);
+    assert!(
+        text.starts_with("warning: P36: this ranking tells little, because 2 of 2 held-out facts"),
+        "{text}"
+    );
+    let rows = json_lines(&run(dir.path(), &[&args[..], &["--json"]].concat())).remove(0);
+    for row in rows.as_array().unwrap() {
+        assert_eq!(
+            row["warning"].is_string(),
+            row["relation"] == "P36",
+            "{row}"
+        );
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod forecast;
 mod fuzz;
 mod golden;
 mod hub;
+mod knowing;
 mod lora;
 mod model;
 mod project;

@@ -211,7 +211,10 @@ fn spread_labels(desired: &[i32], [low, high]: [i32; 2]) -> Vec<i32> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::report::chart::{Chart, inline, wilson_interval};
+    use crate::{
+        measure::wilson_interval,
+        report::chart::{Chart, inline},
+    };
 
     pub(in super::super) fn panel(label: &str) -> LineChart {
         let series = |label: &str, style, last| {

@@ -118,22 +118,6 @@ pub fn legend_key(style: usize) -> String {
     )
 }
 
-/// The 95% Wilson interval of a fraction `p` of `n`: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96
-/// (Wilson 1927); none for `n = 0`.
-pub fn wilson_interval(p: f64, n: usize) -> Option<[f64; 2]> {
-    if n == 0 {
-        return None;
-    }
-    let (n, z) = (n as f64, 1.96_f64);
-    let middle = p + z * z / (2.0 * n);
-    let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + z * z / n;
-    Some([
-        ((middle - half) / scale).max(0.0),
-        ((middle + half) / scale).min(1.0),
-    ])
-}
-
 fn svg_element(
     (width, height): (i32, i32),
     id: &str,
@@ -232,17 +216,5 @@ mod tests {
             let rule = format!("[fill=\"{hex}\"], [stroke=\"{hex}\"]) {{ color: var(--{name}); }}");
             assert!(CSS.contains(&rule), "{rule}");
         }
-    }
-
-    #[test]
-    fn wilsons_interval_is_the_textbooks() {
-        // python: statsmodels.stats.proportion.proportion_confint(81, 263, method="wilson") = (0.25527, 0.36626)
-        let [low, high] = wilson_interval(81.0 / 263.0, 263).expect("263 facts");
-        assert!(
-            (low - 0.2553).abs() < 1e-3 && (high - 0.3662).abs() < 1e-3,
-            "{low} {high}"
-        );
-        assert_eq!(wilson_interval(0.5, 0), None);
-        assert!(wilson_interval(1.0, 5).is_some_and(|[low, high]| low < 0.6 && high > 0.999));
     }
 }
