@@ -48,6 +48,7 @@ fn start(golden: &Golden, stored: &Golden, variant: LoraVariant) -> (Gradients, 
         r: number("rank"),
         alpha: number("alpha"),
         target_modules: names.collect(),
+        dropout: 0.0,
         variant,
         ..LoraConfig::default()
     };
@@ -172,6 +173,7 @@ fn peft_loads_the_adapter_and_equals_the_merged_model() {
                     r: 3,
                     alpha: 7,
                     target_modules: targets.iter().map(ToString::to_string).collect(),
+                    dropout: 0.0,
                     variant,
                     ..LoraConfig::default()
                 };
