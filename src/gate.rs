@@ -394,10 +394,10 @@ mod tests {
             kl: 0.75,
             length_ratio: 0.06,
         };
-        let within = gate(25.0).with_behaviour(Some(behaviour), Some(0.8));
+        let within = gate(34.0).with_behaviour(Some(behaviour), Some(0.8));
         assert!(within.passed());
-        assert!(gate(25.0).with_behaviour(Some(behaviour), None).passed());
-        let over = gate(25.0).with_behaviour(Some(behaviour), Some(0.5));
+        assert!(gate(34.0).with_behaviour(Some(behaviour), None).passed());
+        let over = gate(34.0).with_behaviour(Some(behaviour), Some(0.5));
         assert!(!over.passed());
         assert_eq!(over.changed_behaviour(), Some((0.75, 0.5)));
         let markdown = over.markdown();
@@ -405,7 +405,7 @@ mod tests {
                     answers are now 0.06x as long as the base model's; KL limit 0.5.";
         assert_eq!(markdown.lines().nth(2), Some(line), "{markdown}");
         let failed = |gate: &Gate| gate.junit().matches("<failure").count();
-        assert_eq!((failed(&within), failed(&over)), (3, 4));
+        assert_eq!((failed(&within), failed(&over)), (2, 3));
     }
 
     #[test]

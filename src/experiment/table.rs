@@ -351,6 +351,8 @@ mod tests {
                 ..PerSplit::default()
             },
             drift: None,
+            behaviour: None,
+            validation_loss: None,
             grad_norms: None,
         };
         Record {

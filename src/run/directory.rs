@@ -13,7 +13,7 @@ use super::{FactResult, Metrics, RunResult, reader, tensorboard};
 use crate::{Error, Result, atomic_file, audit::FewShotPrompt, config::Config, distributed::Comm};
 
 /// Files and directories that a run writes. A new run in the same directory removes these and nothing else.
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "config.toml",
     "environment.json",
     "splits.jsonl",

@@ -97,6 +97,8 @@ mod tests {
                     ..PerSplit::default()
                 },
                 drift: None,
+                behaviour: None,
+                validation_loss: None,
                 grad_norms: None,
             })
             .collect()
