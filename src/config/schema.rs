@@ -213,6 +213,20 @@ impl Default for MeasureConfig {
 }
 
 impl MeasureConfig {
+    /// Evaluations after the epochs of a run of so many.
+    pub fn num_evaluations(&self, epochs: usize) -> usize {
+        epochs.div_ceil(self.every.max(1))
+    }
+
+    /// Measurements of the behaviour in a run of so many epochs.
+    pub fn num_behaviours(&self, epochs: usize) -> usize {
+        match self.behaviour {
+            BehaviourSchedule::Never => 0,
+            BehaviourSchedule::End => 1,
+            BehaviourSchedule::Every => 1 + self.num_evaluations(epochs),
+        }
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
         checks.at_least_one("measure.every", self.every);
         checks.at_least_one("measure.max_facts", self.max_facts);

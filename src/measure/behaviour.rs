@@ -163,6 +163,9 @@ impl BehaviourReference {
         }))
     }
 
+    /// Tokens that one measurement reads and writes, about: prompts and answers twice, once to compare and once to generate.
+    pub const TOKENS: usize = 20_000;
+
     /// Maximum number of floats of a reference for models with this layout.
     pub fn max_floats(layout: &Layout, keep_head: bool) -> usize {
         let head = if keep_head { layout.head.len() } else { 0 };

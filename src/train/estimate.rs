@@ -88,7 +88,7 @@ impl Trainer {
             audit_seconds,
             // An evaluation before the first epoch, after each that is evaluated, and at the end.
             seconds: step_seconds * steps as f64
-                + evaluation_seconds * (epochs.div_ceil(self.config.measure.every) + 2) as f64
+                + evaluation_seconds * (self.config.measure.num_evaluations(epochs) + 2) as f64
                 + audit_seconds,
         })
     }

@@ -246,6 +246,7 @@ impl Evaluator {
             (Some(reference), BehaviourSchedule::Every) => {
                 let progress = &self.options.progress;
                 let report = reference.measure(&mut student.generator(), progress)?;
+                progress.advance(Workload::behaviour(1).flops(1.0));
                 Some(report.behaviour)
             }
             _ => None,
@@ -451,7 +452,9 @@ impl Evaluator {
         let behaviour = match &self.behaviour {
             Some(reference) => {
                 let progress = &self.options.progress;
-                Some(reference.measure(&mut student.generator(), progress)?)
+                let report = reference.measure(&mut student.generator(), progress)?;
+                progress.advance(Workload::behaviour(1).flops(1.0));
+                Some(report)
             }
             None => None,
         };

@@ -6,7 +6,12 @@ use super::{
     sampler::Sampler,
     workload::{TOKENS_PER_ROW, Workload, flops_per_second},
 };
-use crate::{audit::Label, config::Config, format, progress::Progress};
+use crate::{
+    audit::Label,
+    config::{BehaviourSchedule, Config},
+    format,
+    progress::Progress,
+};
 
 /// Floating-point operations of a run relative to those of plain matmuls in the same time: attention, norms and small matmuls are
 /// slower.
@@ -18,6 +23,7 @@ pub(super) struct Plan {
     pub audit: Workload,
     pub training: Workload,
     pub evaluations: Workload,
+    pub behaviour: Workload,
     pub audit_after: Workload,
 }
 
@@ -33,7 +39,12 @@ impl Plan {
         }
         let facts = data.learn.len() + known_rows + data.expected_held(known_rows);
         let audited = data.facts_to_audit().len();
-        Self::new(config, tokens, facts, audited)
+        let mut plan = Self::new(config, tokens, facts, audited);
+        if config.measure.behaviour != BehaviourSchedule::Never {
+            // The base model's own answers.
+            plan.behaviour += Workload::behaviour(1);
+        }
+        plan
     }
 
     /// The plan of a run whose facts are split. Decoys are expected to be as long as the other rows.
@@ -50,8 +61,11 @@ impl Plan {
         Self {
             audit: Workload::audit(num_prompts * audited),
             training: Workload::training(epochs * epoch_tokens),
-            // Before the first epoch, after each, and of the model as saved.
-            evaluations: Workload::evaluation((epochs + 2) * questions),
+            // Before the first epoch, after those that are evaluated, and of the model as saved.
+            evaluations: Workload::evaluation(
+                (config.measure.num_evaluations(epochs) + 2) * questions,
+            ),
+            behaviour: Workload::behaviour(config.measure.num_behaviours(epochs)),
             audit_after: Workload::audit(num_prompts * questions),
         }
     }
@@ -60,6 +74,7 @@ impl Plan {
         let mut total = self.audit;
         total += self.training;
         total += self.evaluations;
+        total += self.behaviour;
         total += self.audit_after;
         total
     }
@@ -77,6 +92,7 @@ impl Plan {
             ("audit", self.audit),
             ("training", self.training),
             ("evaluations", self.evaluations),
+            ("general prompts", self.behaviour),
             ("audit afterwards", self.audit_after),
         ];
         let parts = named.into_iter().filter(|(_, work)| work.flops(1.0) > 0.0);
@@ -110,9 +126,17 @@ mod tests {
             plan.audit,
             plan.training,
             plan.evaluations,
+            plan.behaviour,
             plan.audit_after,
         ];
         assert_eq!(flops(plan.total()), parts.map(flops).iter().sum::<f64>());
+
+        config.measure.every = 2;
+        config.measure.behaviour = BehaviourSchedule::Every;
+        let seldom = Plan::new(&config, 100, 40, 200);
+        // Before training, after the second and the last epoch, and of the model as saved.
+        assert_eq!(flops(seldom.evaluations), 2.0 * 4.0 * 40.0 * 12.0);
+        assert_eq!(flops(seldom.behaviour), 3.0 * flops(plan.behaviour));
 
         let text = plan.estimate(1);
         assert!(text.contains("training"), "{text}");

@@ -2,7 +2,7 @@
 
 use std::{ops::AddAssign, time::Instant};
 
-use crate::{audit::FLOPS_PER_QUERY, config::Config, engine::matmul};
+use crate::{audit::FLOPS_PER_QUERY, config::Config, engine::matmul, measure::BehaviourReference};
 
 /// Tokens of a training row, about: a question and its answer, without the prefix that it shares with other rows.
 pub(super) const TOKENS_PER_ROW: f64 = 15.0;
@@ -45,6 +45,11 @@ impl Workload {
     /// One evaluation of so many questions.
     pub fn evaluation(questions: usize) -> Self {
         Self(FORWARD * questions as f64 * TOKENS_PER_QUESTION)
+    }
+
+    /// So many measurements of the behaviour on general prompts.
+    pub fn behaviour(measurements: usize) -> Self {
+        Self(FORWARD * (measurements * BehaviourReference::TOKENS) as f64)
     }
 
     /// An audit of so many queries.

@@ -93,6 +93,41 @@ const SETTINGS: &[(&str, &[&str])] = &[
         &["`train.early_stopping.accuracy` must be above 0 and at most 1, not 2"],
     ),
     (
+        "train.early_stopping={patience=0}",
+        &["`train.early_stopping.patience` must be at least 1"],
+    ),
+    (
+        "train.early_stopping={patience=2}",
+        &["waits for the validation loss to improve, and there is none"],
+    ),
+    ("measure.every=0", &["`measure.every` must be at least 1"]),
+    (
+        "measure.max_facts=0",
+        &["`measure.max_facts` must be at least 1"],
+    ),
+    (
+        "measure.behaviour=always",
+        &[
+            "`measure.behaviour` is `always`",
+            "it is one of every, true, false",
+        ],
+    ),
+    (
+        "data.validation_share=1",
+        &["`data.validation_share` must be above 0 and below 1, not 1"],
+    ),
+    (
+        "data.validation_share=0.5",
+        &["takes a share of the chats and texts of `data.learn`, which has 0 different ones"],
+    ),
+    (
+        "data.validation=['a.tsv']",
+        &[
+            "a.tsv holds facts",
+            "facts that are only measured are given by `data.held`",
+        ],
+    ),
+    (
         "train.early_stopping={}",
         &["`train.early_stopping` needs the key `accuracy` or `patience`"],
     ),
