@@ -11,7 +11,10 @@ use unforget::{
     engine::{
         Batch, Engine, Gradients, KvCache, Outputs, RngStream, SoftTargets, Target, TeacherLogits,
     },
-    model::{Family, Layout, ModelConfig, Params, config::RopeScaling},
+    model::{
+        Family, Layout, ModelConfig, Params,
+        config::{LayerPattern, RopeScaling, Switches},
+    },
 };
 
 fn main() {
@@ -32,6 +35,8 @@ fn smollm2() -> ModelConfig {
         rope_theta: 1e5,
         rope_scaling: RopeScaling::None,
         max_position_embeddings: 8192,
+        layers: LayerPattern::default(),
+        switches: Switches::default(),
         tie_word_embeddings: true,
         qkv_bias: false,
         qk_norm: false,

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     format::{capitalised, code_block, inline_code, percent},
     prompt::PromptTemplate,
-    run::{AccuracyStages, RecordedRun, Split},
+    run::{AccuracyStages, RecordedRun, Split, TextKinds},
 };
 
 /// The `README.md` of a tuned model: hub metadata, accuracies, forgetting, config and environment.
@@ -123,26 +123,68 @@ fn splits(run: &RecordedRun) -> impl Iterator<Item = (&'static str, &AccuracySta
     })
 }
 
-/// The Modelfile for the GGUF file `file`. With a template, Ollama uses the training prompt and greedy decoding, as in the
-/// evaluation. Without one it uses the model's chat template.
-pub fn modelfile(file: &str, template: Option<&PromptTemplate>) -> String {
+/// How a model was trained to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrainedPrompt {
+    /// Through its chat template, which the GGUF file holds.
+    Chat,
+    /// With texts that go on from a prompt as it stands.
+    Text,
+    /// With facts in this template.
+    Facts(PromptTemplate),
+}
+
+impl TrainedPrompt {
+    /// How the model of `run` is asked, whose facts have `template`.
+    pub fn of_run(run: &RecordedRun, template: PromptTemplate) -> Self {
+        let TextKinds { chats, other } = run.environment.texts;
+        let learns_facts = run
+            .facts
+            .iter()
+            .any(|fact| matches!(fact.split, Split::Known | Split::Unknown));
+        if template.rendered || chats {
+            Self::Chat
+        } else if other && !learns_facts {
+            Self::Text
+        } else {
+            Self::Facts(template)
+        }
+    }
+}
+
+/// The Modelfile for the GGUF file `file`: Ollama asks the model as it was trained, greedily as in the evaluation, and ends an answer
+/// at `ends`, the tokens that end a trained text or turn. Without `prompt` (the model was not trained here) Ollama uses the model's own
+/// chat template.
+pub fn modelfile(file: &str, prompt: Option<&TrainedPrompt>, ends: &[String]) -> String {
     let mut text = format!("FROM ./{file}\nPARAMETER temperature 0\n");
-    let Some(template) = template else {
-        return text;
-    };
-    // Go templates need a literal `{{` as a string expression.
-    let prompt = template
-        .prompt
-        .replace("{{", "{{ \"{{\" }}")
-        .replace("{question}", "{{ .Prompt }}");
-    let _ = writeln!(
-        text,
-        "TEMPLATE \"\"\"{}\"\"\"",
-        prompt.replace("\"\"\"", "\"\" \"")
-    );
-    let (_, end) = template.target.rsplit_once("{object}").unwrap_or_default();
-    if !end.is_empty() {
-        let _ = writeln!(text, "PARAMETER stop {}", json!(end));
+    let mut stops: Vec<&str> = Vec::new();
+    match prompt {
+        None => return text,
+        // Without a TEMPLATE that of the GGUF file counts.
+        Some(TrainedPrompt::Chat) => {}
+        Some(TrainedPrompt::Text) => text += "TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n",
+        Some(TrainedPrompt::Facts(template)) => {
+            // Go templates need a literal `{{` as a string expression.
+            let prompt = template
+                .prompt
+                .replace("{{", "{{ \"{{\" }}")
+                .replace("{question}", "{{ .Prompt }}");
+            let _ = writeln!(
+                text,
+                "TEMPLATE \"\"\"{}\"\"\"",
+                prompt.replace("\"\"\"", "\"\" \"")
+            );
+            let (_, end) = template.target.rsplit_once("{object}").unwrap_or_default();
+            stops.push(end);
+        }
+    }
+    stops.extend(ends.iter().map(String::as_str));
+    let mut written: Vec<&str> = Vec::new();
+    for stop in stops {
+        if !stop.is_empty() && !written.contains(&stop) {
+            let _ = writeln!(text, "PARAMETER stop {}", json!(stop));
+            written.push(stop);
+        }
     }
     text
 }
@@ -153,22 +195,36 @@ mod tests {
 
     #[test]
     fn the_modelfile_uses_the_training_prompt() {
+        let facts = |template| Some(TrainedPrompt::Facts(template));
         assert_eq!(
-            modelfile("model.gguf", Some(&PromptTemplate::default())),
+            modelfile("model.gguf", facts(PromptTemplate::default()).as_ref(), &[]),
             "FROM ./model.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"Q: {{ .Prompt }}\nA:\"\"\"\nPARAMETER stop \"\\n\"\n"
         );
         let odd = PromptTemplate {
             prompt: "{{x}} {question} \"\"\"".into(),
             target: "{object}".into(),
-            next_prompt: None,
+            ..PromptTemplate::default()
         };
         assert_eq!(
-            modelfile("m.gguf", Some(&odd)),
+            modelfile("m.gguf", facts(odd).as_ref(), &[]),
             "FROM ./m.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ \"{{\" }}x}} {{ .Prompt }} \"\" \"\"\"\"\n"
         );
         assert_eq!(
-            modelfile("m.gguf", None),
+            modelfile("m.gguf", None, &["</s>".into()]),
             "FROM ./m.gguf\nPARAMETER temperature 0\n"
+        );
+    }
+
+    #[test]
+    fn the_modelfile_of_chats_and_texts_has_their_end_and_no_question() {
+        let ends = ["<|im_end|>".to_owned(), "</s>".into(), "</s>".into()];
+        assert_eq!(
+            modelfile("m.gguf", Some(&TrainedPrompt::Chat), &ends),
+            "FROM ./m.gguf\nPARAMETER temperature 0\nPARAMETER stop \"<|im_end|>\"\nPARAMETER stop \"</s>\"\n"
+        );
+        assert_eq!(
+            modelfile("m.gguf", Some(&TrainedPrompt::Text), &ends[1..]),
+            "FROM ./m.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\nPARAMETER stop \"</s>\"\n"
         );
     }
 }

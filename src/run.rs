@@ -17,7 +17,7 @@ mod summary;
 mod tensorboard;
 
 pub use directory::{ADAPTER_DIR, EWC_FILE, RunDir, TEACHER_DIR};
-pub use environment::{Environment, ModelRecord};
+pub use environment::{Environment, ModelRecord, RunData, TextKinds};
 pub use equal_learning::EqualLearning;
 pub use history::EpochRecord;
 pub use recorded::RecordedRun;

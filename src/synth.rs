@@ -63,7 +63,7 @@ impl<'a> SemanticKeys<'a> {
         };
         for name in names {
             keys.used.insert(name.trim());
-            let tokens = tokenizer.encode_continuation(&format!(" {}", name.trim()))?;
+            let tokens = tokenizer.encode_after(":", &format!(" {}", name.trim()))?;
             if let [first, middle @ .., last] = &tokens[..] {
                 keys.first.push(*first);
                 keys.middle.extend_from_slice(middle);

@@ -37,7 +37,7 @@ impl AnswerTrie {
         for form in accepted {
             let target = template.target_text(form);
             for text in [target.trim_end_matches('\n'), &target] {
-                let mut tokens = tokenizer.encode_continuation(text)?;
+                let mut tokens = template.encode_target(tokenizer, text)?;
                 let line = tokens.iter().position(|t| stop_tokens.contains(*t));
                 tokens.truncate(line.unwrap_or(tokens.len()));
                 trie.insert(&tokens, tokenizer);
@@ -137,21 +137,21 @@ mod tests {
             AnswerTrie::new(&accepted, &template, tokenizer, &stop_tokens).expect("plain text");
         for form in &accepted {
             let tokens = tokenizer
-                .encode_continuation(&format!(" {form}"))
+                .encode_after("A:", &format!(" {form}"))
                 .expect("plain text");
             let node = tokens
                 .iter()
                 .try_fold(AnswerTrie::ROOT, |node, t| trie.child(node, *t));
             assert_eq!(trie.text(node.expect("a path")), format!(" {form}"));
         }
-        let breaks = tokenizer.encode_continuation("\n").expect("plain text");
+        let breaks = tokenizer.encode_after("a", "\n").expect("plain text");
         assert_eq!(stop_tokens.text_before_break(breaks[0]), Some(""));
         assert_eq!(
             stop_tokens.text_before_break(tokenizer.eos_token_ids[0]),
             Some("")
         );
         assert!((0..trie.nodes.len()).all(|node| trie.child(node, breaks[0]).is_none()));
-        let letter = tokenizer.encode_continuation("a").expect("plain text");
+        let letter = tokenizer.encode_after("\n", "a").expect("plain text");
         assert!(!stop_tokens.contains(letter[0]));
     }
 }

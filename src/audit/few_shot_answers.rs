@@ -66,7 +66,7 @@ impl FewShotQuestions<'_> {
         let mut longest = 0;
         for (i, fact) in facts.iter().enumerate() {
             let target = self.template.target_text(&fact.target());
-            longest = longest.max(tokenizer.encode_continuation(&target)?.len());
+            longest = longest.max(self.template.encode_target(tokenizer, &target)?.len());
             let of_fact = self.prefixes(fact, max_prompts);
             for prefix in &of_fact {
                 by_prefix.entry(*prefix).or_default().push(i);
@@ -82,16 +82,17 @@ impl FewShotQuestions<'_> {
             let prompt = |i: &usize| -> Result<Vec<u32>> {
                 let question = &facts[*i].question;
                 if prefix.is_empty() {
-                    tokenizer.encode_prompt(&self.template.prompt_text(question))
+                    let text = self.template.prompt_text(question);
+                    self.template.encode(tokenizer, &text)
                 } else {
-                    tokenizer.encode_continuation(&self.template.next_prompt_text(question))
+                    tokenizer.encode_after(prefix, &self.template.next_prompt_text(question))
                 }
             };
             let prompts: Vec<Vec<u32>> = own.iter().map(prompt).collect::<Result<_>>()?;
             let mut shared = if prefix.is_empty() {
                 Vec::new()
             } else {
-                tokenizer.encode_prompt(prefix)?
+                self.template.encode(tokenizer, prefix)?
             };
             let common = common_prefix(prompts.iter().map(|p| &p[..])).len();
             shared.extend(prompts.iter().take(1).flat_map(|p| &p[..common]));

@@ -56,9 +56,10 @@ impl TokenizedQueries {
             for i in members {
                 let question = &facts[*i].question;
                 suffixes[*i] = if zero_shot {
-                    tokenizer.encode_prompt(&template.prompt_text(question))?
+                    template.encode(tokenizer, &template.prompt_text(question))?
                 } else {
-                    tokenizer.encode_continuation(&template.next_prompt_text(question))?
+                    let before = &prompts[0].prefix;
+                    tokenizer.encode_after(before, &template.next_prompt_text(question))?
                 };
             }
             let shared = common_prefix(members.iter().map(|i| &suffixes[*i][..])).to_vec();
@@ -72,7 +73,7 @@ impl TokenizedQueries {
                     let mut tokens = if text.is_empty() {
                         Vec::new()
                     } else {
-                        tokenizer.encode_prompt(text)?
+                        template.encode(tokenizer, text)?
                     };
                     tokens.extend_from_slice(&shared);
                     prefixes.push(tokens);

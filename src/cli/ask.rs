@@ -86,7 +86,7 @@ impl AskArgs {
         let encoded = prompts
             .iter()
             .map(|prompt| match &chat {
-                Some(chat) => model.tokenizer.encode_prompt(&chat.prompt_text(prompt)),
+                Some(chat) => chat.encode(&model.tokenizer, &chat.prompt_text(prompt)),
                 None => model.tokenizer.encode_prompt(prompt),
             })
             .collect::<Result<Vec<_>>>()?;

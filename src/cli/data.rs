@@ -8,7 +8,7 @@ use serde_json::json;
 use unforget::{
     Result, facts,
     model::TextTokenizer,
-    prompt::{Example, TextNotes, examples_of_texts},
+    prompt::{Example, NO_END_NOTE, TextNotes, examples_of_texts, lacks_end},
 };
 
 use super::{
@@ -95,6 +95,9 @@ impl DataArgs {
             summary.kind = "texts";
             let set = facts::read_texts(&files, self.fact_args.read_options())?;
             summary.items = set.texts.len();
+            if lacks_end(tokenizer, &set.texts) {
+                context.progress.note(NO_END_NOTE);
+            }
             let mut text_notes = TextNotes::default();
             let skips = self.fact_args.read_options().skip_bad_rows;
             for (_, row) in examples_of_texts(tokenizer, &set.texts, skips, &mut text_notes)? {
@@ -147,18 +150,32 @@ impl DataArgs {
         }
         let trained = Style::new().bold();
         for (i, row) in summary.shown.iter().enumerate() {
-            let shown = |ids: &[u32]| output::sanitize(&tokenizer.decode_with_special_tokens(ids));
-            let (prompt, target) = (shown(&row.prompt), trained.apply_to(shown(&row.target)));
+            let [prompt, target] = texts_of(row, tokenizer).map(|text| output::sanitize(&text));
+            let target = trained.apply_to(target);
             text += &format!("\n\n── row {} ──\n{prompt}\u{27e6}{target}\u{27e7}", i + 1);
         }
         text
     }
 }
 
+/// The text of prompt and target. A decoder may treat the first token of a text differently, so the target is decoded behind its
+/// prompt.
+fn texts_of(row: &Example, tokenizer: &TextTokenizer) -> [String; 2] {
+    let text = |ids: &[u32]| tokenizer.decode_with_special_tokens(ids);
+    let (prompt, whole) = (
+        text(&row.prompt),
+        text(&[&row.prompt[..], &row.target].concat()),
+    );
+    let target = whole.strip_prefix(&prompt).map(str::to_owned);
+    let target = target.unwrap_or_else(|| text(&row.target));
+    [prompt, target]
+}
+
 impl FileSummary {
     fn json(&self, file: &Path, tokenizer: &TextTokenizer) -> serde_json::Value {
         let shown = self.shown.iter().map(|row| {
-            json!({"prompt": tokenizer.decode_with_special_tokens(&row.prompt), "target": tokenizer.decode_with_special_tokens(&row.target)})
+            let [prompt, target] = texts_of(row, tokenizer);
+            json!({"prompt": prompt, "target": target})
         });
         json!({
             "file": file, "kind": self.kind, "items": self.items, "rows": self.rows,

@@ -9,10 +9,10 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use unforget::{
     Error, Result,
-    export::{model_card, modelfile},
-    model::{Dtype, GgufType},
+    export::{TrainedPrompt, model_card, modelfile},
+    model::{Dtype, GgufType, TextTokenizer},
     prompt::PromptTemplate,
-    run::{ADAPTER_DIR, RecordedRun, RunDir},
+    run::{ADAPTER_DIR, RecordedRun, RunDir, TextKinds},
 };
 
 use super::{
@@ -74,6 +74,22 @@ impl From<DtypeArg> for GgufType {
     }
 }
 
+/// The tokens that end what a run learned: a turn of a chat, and a text.
+fn ends(prompt: &TrainedPrompt, texts: TextKinds, tokenizer: &TextTokenizer) -> Vec<String> {
+    let mut ends = Vec::new();
+    if *prompt == TrainedPrompt::Chat
+        && let Ok(template) = PromptTemplate::default().for_model(true, tokenizer)
+        && let Some((_, end)) = template.target.rsplit_once("{object}")
+    {
+        // A line break ends a turn of a template without a marker, but not an answer.
+        ends.extend((!end.trim().is_empty()).then(|| end.trim().to_owned()));
+    }
+    if *prompt == TrainedPrompt::Chat || texts.other {
+        ends.push(tokenizer.eos_text());
+    }
+    ends
+}
+
 /// What the GGUF file in the directory is called.
 const GGUF_FILE: &str = "model.gguf";
 
@@ -128,17 +144,22 @@ impl ExportArgs {
     fn write_gguf(&self, context: &Context) -> Result<()> {
         output::check_output_dir(&self.out, self.force, context.comm)?;
         let model = load_model(&self.run)?;
-        let template = match self.finished_run()? {
+        let (prompt, ends) = match self.finished_run()? {
             Some(run) => {
                 let data = run.config()?.data;
-                Some(PromptTemplate::from_config(&data).for_model(data.chat, &model.tokenizer)?)
+                let recorded = RecordedRun::read(run.path())?;
+                let template =
+                    PromptTemplate::from_config(&data).for_model(data.chat, &model.tokenizer)?;
+                let prompt = TrainedPrompt::of_run(&recorded, template);
+                let ends = ends(&prompt, recorded.environment.texts, &model.tokenizer);
+                (Some(prompt), ends)
             }
-            None => None,
+            None => (None, Vec::new()),
         };
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
         let dtype = self.dtype.map_or(GgufType::F16, GgufType::from);
         model.save_gguf(&self.out.join(GGUF_FILE), dtype)?;
-        self.write("Modelfile", &modelfile(GGUF_FILE, template.as_ref()))
+        self.write("Modelfile", &modelfile(GGUF_FILE, prompt.as_ref(), &ends))
     }
 
     /// Copies the adapter that the run wrote.

@@ -15,7 +15,8 @@ use super::{
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  \
     echo '{\"prompt\": \"The capital of France is\", \"completion\": \" Paris\"}' | unforget score smollm2-135m -\n\n\
-    Prompt and completion are tokenised separately and joined. Output, in the order of the rows:\n  \
+    The tokens are those of prompt and completion as one text; the scored ones begin where the text differs from the\n\
+    prompt alone. Output, in the order of the rows:\n  \
     {\"tokens\": [{\"id\", \"text\", \"logprob\"}], \"logprob\": sum}")]
 pub struct ScoreArgs {
     /// The model
@@ -51,10 +52,8 @@ impl ScoreArgs {
         let encoded = rows
             .iter()
             .map(|(_, row)| {
-                Ok((
-                    model.tokenizer.encode_prompt(&row.prompt)?,
-                    model.tokenizer.encode_continuation(&row.completion)?,
-                ))
+                let tokenizer = &model.tokenizer;
+                tokenizer.encode_joint(&row.prompt, &row.completion, true)
             })
             .collect::<Result<Vec<_>>>()?;
         let mut engine = Engine::new(&model.config);

@@ -30,12 +30,29 @@ pub struct AttentionShape {
     pub num_kv_heads: usize,
     /// K.
     pub head_dim: usize,
+    /// Tokens that a query attends to, its own the last of them.
+    pub window: usize,
+    /// Factor of the scores: 1 / sqrt(K) in most models.
+    pub scale: f32,
 }
 
 impl AttentionShape {
+    /// The same heads with a sliding window; without one a query attends to all earlier tokens.
+    pub fn with_window(self, window: Option<usize>) -> Self {
+        Self {
+            window: window.unwrap_or(usize::MAX),
+            ..self
+        }
+    }
+
     /// Width of a row of q, k and v: (H + 2G) K.
     pub fn qkv_width(self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+
+    /// Width of q and k in a row: (H + G) K.
+    pub fn qk_width(self) -> usize {
+        (self.num_heads + self.num_kv_heads) * self.head_dim
     }
 
     /// Width of a row of q, and of the output: H K.
@@ -46,11 +63,6 @@ impl AttentionShape {
     /// R.
     fn group_size(self) -> usize {
         self.num_heads / self.num_kv_heads
-    }
-
-    /// 1 / sqrt(K).
-    fn scale(self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
     }
 }
 
@@ -89,6 +101,18 @@ pub struct AttentionSpan {
 impl AttentionSpan {
     fn context_len(&self) -> usize {
         self.context.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// The number of tokens of the row before `token`, one of its context or its own.
+    fn position(&self, token: usize) -> usize {
+        let mut before = 0;
+        for range in self.context.iter().chain([&self.tokens]) {
+            if range.contains(&token) {
+                return before + token - range.start;
+            }
+            before += range.len();
+        }
+        before
     }
 
     /// The context and the span's own tokens, in order, in blocks of [`KEYS_PER_TASK`] keys.
@@ -226,9 +250,9 @@ vectorized! {
         }
     }
 
-    fn rotate_row_back(row: &mut [f32], cos: &[f32], sin: &[f32]) {
-        for head in row.chunks_exact_mut(2 * cos.len()) {
-            rotate_back(head, cos, sin);
+    fn rotate_row_back(row: &mut [f32], dim: usize, cos: &[f32], sin: &[f32]) {
+        for head in row.chunks_exact_mut(dim) {
+            rotate_back(&mut head[..2 * cos.len()], cos, sin);
         }
     }
 }
@@ -320,7 +344,7 @@ fn forward_block(
         shape.qkv_width(),
         tokens.clone(),
         columns,
-        shape.scale(),
+        shape.scale,
     );
     let (out, max, sum) = (
         sized(&mut scratch.out, n * dim),
@@ -333,6 +357,10 @@ fn forward_block(
 
     let before = row.own.len - row.tokens.len(); // tokens of the row's own span before the new ones
     let first = before + tokens.start - row.tokens.start; // index in the own span of the block's first query
+    let context: usize = row.context.iter().map(|span| span.len).sum();
+    // The position of the first key that query token i of the block attends to.
+    let window_start = |i: usize| (context + first + i + 1).saturating_sub(shape.window);
+    let mut span_start = 0; // the position of the span's first key
     let spans = row
         .context
         .iter()
@@ -344,7 +372,8 @@ fn forward_block(
         } else {
             span.len
         };
-        for start in (0..visible_to_block).step_by(KEY_BLOCK) {
+        let first_visible = window_start(0).saturating_sub(span_start);
+        for start in (first_visible / KEY_BLOCK * KEY_BLOCK..visible_to_block).step_by(KEY_BLOCK) {
             let len = KEY_BLOCK.min(visible_to_block - start);
             let padded = len.next_multiple_of(LANES);
             let keys = sized(&mut scratch.keys, dim * padded);
@@ -372,17 +401,19 @@ fn forward_block(
                 } else {
                     len
                 };
-                if visible == 0 {
+                let hidden = window_start(i / group_size).saturating_sub(span_start + start);
+                if visible <= hidden {
                     scores.fill(0.0);
                     continue;
                 }
-                let new_max = max[i].max(simd::max(&scores[..visible]));
+                let new_max = max[i].max(simd::max(&scores[hidden..visible]));
                 let rescale = simd::exp(max[i] - new_max);
                 max[i] = new_max;
                 for x in scores.iter_mut() {
                     *x = simd::exp(*x - new_max);
                 }
                 scores[visible..].fill(0.0);
+                scores[..hidden].fill(0.0);
                 sum[i] = sum[i] * rescale + scores.iter().sum::<f32>();
                 for x in &mut out[i * dim..][..dim] {
                     *x *= rescale;
@@ -398,6 +429,7 @@ fn forward_block(
                 true,
             );
         }
+        span_start += span.len;
     }
     for i in 0..n {
         let (t, head) = (i / group_size, group * group_size + i % group_size);
@@ -459,7 +491,8 @@ fn part_len(row: &AttentionSpan, blocks: &[KeyBlock], shape: AttentionShape) -> 
 }
 
 /// Gradient of [`forward`] over a training batch: `d_qkv` (T, (H + 2G) K), with respect to the projections *before* `RoPE`.
-/// Every element is written. `positions` has each token's position in its row. `parts` is scratch memory that can be reused.
+/// Every element is written. `positions` has each token's position in its row; without `rope` it doesn't count. `parts` is scratch
+/// memory that can be reused.
 ///
 /// Scores are recomputed block by block: P = exp(S - lse), dS = P * (dP - sum(dO * O)). Each task writes its own part of `parts`,
 /// for one group of one row: first the gradients of keys and values, (2 K) per token, of the context and then of the row itself;
@@ -470,7 +503,7 @@ pub fn backward(
     saved: &SavedForward<'_>,
     rows: &[AttentionSpan],
     positions: &[usize],
-    rope: &Rope,
+    rope: Option<&Rope>,
     parts: &mut Vec<f32>,
 ) {
     let shape = saved.shape;
@@ -529,14 +562,17 @@ pub fn backward(
     for (row, parts) in in_order {
         add_context_grads(d_qkv, parts, row, shape);
     }
-    let rotated = (shape.num_heads + shape.num_kv_heads) * dim;
+    let Some(rope) = rope else {
+        return;
+    };
+    let rotated = shape.qk_width();
     d_qkv
         .par_chunks_mut(width)
         .zip(positions)
         .with_min_len(8)
         .for_each(|(row, &position)| {
             let (cos, sin) = rope.at(position);
-            rotate_row_back(&mut row[..rotated], cos, sin);
+            rotate_row_back(&mut row[..rotated], dim, cos, sin);
         });
 }
 
@@ -582,7 +618,7 @@ fn write_own_grads(
             for (out, dq) in tokens.zip(of_block.chunks_exact(group_width)) {
                 simd::axpy(
                     &mut out[group * group_width..][..group_width],
-                    shape.scale(),
+                    shape.scale,
                     dq,
                 );
             }
@@ -633,6 +669,7 @@ fn backward_keys(
     let columns = group * group_size * dim..(group + 1) * group_size * dim;
     let tokens = &row.tokens;
     let causal = tokens.contains(&all_keys.start);
+    let (context, first_key) = (of.row.context_len(), of.row.position(all_keys.start));
 
     for key_start in (0..all_keys.len()).step_by(KEY_BLOCK) {
         let keys = key_start..(key_start + KEY_BLOCK).min(all_keys.len());
@@ -654,8 +691,14 @@ fn backward_keys(
         } else {
             0
         };
-        for query_start in (first_query..tokens.len()).step_by(QUERY_BLOCK) {
-            let block = query_start..(query_start + QUERY_BLOCK).min(tokens.len());
+        // The window of later queries ends behind these keys.
+        let last_key = first_key + keys.end - 1;
+        let end = last_key
+            .saturating_add(shape.window)
+            .saturating_sub(context);
+        let end = end.min(tokens.len());
+        for query_start in (first_query..end).step_by(QUERY_BLOCK) {
+            let block = query_start..(query_start + QUERY_BLOCK).min(end);
             let global = tokens.start + block.start..tokens.start + block.end;
             let n = block.len() * group_size;
 
@@ -666,7 +709,7 @@ fn backward_keys(
                 width,
                 global.clone(),
                 columns.clone(),
-                shape.scale(),
+                shape.scale,
             );
             let d_out = sized(&mut scratch.d_out, n * dim);
             pack(d_out, d_o, q_width, global.clone(), columns.clone(), 1.0);
@@ -693,6 +736,9 @@ fn backward_keys(
                     *x = simd::exp(*x - lse);
                 }
                 p[visible..].fill(0.0);
+                let window_start = (context + block.start + t + 1).saturating_sub(shape.window);
+                let hidden = window_start.saturating_sub(first_key + keys.start);
+                p[..hidden.min(keys.len())].fill(0.0);
             }
 
             // dP = dO V^T, dS = P * (dP - delta).

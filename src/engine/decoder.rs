@@ -1,4 +1,4 @@
-//! The decoder layers, forward and backward, written out: llama, mistral, qwen2 and qwen3, by the switches of the model's config.
+//! The decoder layers, forward and backward, written out; the families differ by the switches of the model's config.
 //!
 //! T tokens of all rows, P output positions, D hidden, F intermediate, H query heads and G key heads of K channels.
 
@@ -12,7 +12,9 @@ use super::{
     rope::Rope,
     simd,
 };
-use crate::model::{Buffer, LinearInput, ModelConfig, Params, params::LayerLayout};
+use crate::model::{
+    Buffer, LinearInput, ModelConfig, Params, config::NormPlacement, params::LayerLayout,
+};
 
 /// Which activations a forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,11 @@ struct LayerActivations {
     mid: Buffer,     // (T, D): the residual stream after attention
     r_post: Buffer,  // (T): r of the post-attention norm
     gate_up: Buffer, // (T, 2F); its gradient after the backward pass
+    // With norms after attention and feed-forward network, else empty:
+    attention_out: Buffer, // (T, D): the output of attention before its norm
+    r_attention: Buffer,   // (T)
+    ffn_out: Buffer,       // (T, D): the output of the feed-forward network before its norm
+    r_ffn: Buffer,         // (T)
 }
 
 /// Activation memory, grown when a batch needs more and kept for the whole run.
@@ -65,12 +72,13 @@ pub struct Decoder {
     config: ModelConfig,
     heads: AttentionShape,
     rope: Rope,
-    capacity: usize,               // tokens that the buffers have room for
-    policy: ActivationPolicy,      // of the last forward pass
-    streams: Vec<Buffer>, // (T, D): the residual stream before each layer and after the last
+    local_rope: Option<Rope>, // of sliding layers, where they have one of their own
+    capacity: usize,          // tokens that the buffers have room for
+    policy: ActivationPolicy, // of the last forward pass
+    streams: Vec<Buffer>,     // (T, D): the residual stream before each layer and after the last
     layers: Vec<LayerActivations>, // one per layer if all are kept, else one
-    norm: Buffer,         // (T, D)
-    hidden: Buffer,       // (T, F)
+    norm: Buffer,             // (T, D)
+    hidden: Buffer,           // (T, F)
     backward: Option<BackwardBuffers>,
 }
 
@@ -81,6 +89,7 @@ struct BackwardBuffers {
     hidden: Buffer, // (T, F)
     qkv: Buffer,    // (T, (H + 2G) K)
     o: Buffer,      // (T, H K)
+    branch: Buffer, // (T, D): of what a layer adds to the stream, where it is not that of the stream; else empty
 }
 
 /// Input of a forward pass.
@@ -101,11 +110,43 @@ pub struct ForwardInput<'a> {
     pub policy: ActivationPolicy,
 }
 
+/// The attention of one layer.
+#[derive(Clone, Copy)]
+pub struct LayerAttention {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Its heads, and its window.
+    pub shape: AttentionShape,
+}
+
 fn attention_shape(config: &ModelConfig) -> AttentionShape {
     AttentionShape {
         num_heads: config.num_attention_heads,
         num_kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
+        window: usize::MAX,
+        scale: config
+            .switches
+            .attention_scale
+            .unwrap_or_else(|| 1.0 / (config.head_dim as f32).sqrt()),
+    }
+}
+
+/// Whether a layer adds something other than the outputs of its matrices to the residual stream.
+fn has_branch(config: &ModelConfig) -> bool {
+    has_output_norms(config) || config.switches.residual_multiplier != 1.0
+}
+
+fn has_output_norms(config: &ModelConfig) -> bool {
+    config.switches.norms != NormPlacement::Before
+}
+
+/// Number of norms of a token's q and k.
+fn qk_norms(config: &ModelConfig) -> usize {
+    match (config.qk_norm, config.switches.whole_qk_norm) {
+        (false, _) => 0,
+        (true, false) => config.num_attention_heads + config.num_key_value_heads,
+        (true, true) => 2,
     }
 }
 
@@ -116,6 +157,7 @@ impl Decoder {
             config: config.clone(),
             heads: attention_shape(config),
             rope: Rope::new(config),
+            local_rope: Rope::local(config),
             capacity: 0,
             policy: ActivationPolicy::None,
             streams: Vec::new(),
@@ -130,19 +172,17 @@ impl Decoder {
     pub fn floats(c: &ModelConfig, tokens: usize, policy: ActivationPolicy) -> usize {
         let h = attention_shape(c);
         let (d, f, q_width) = (c.hidden_size, c.intermediate_size, h.q_width());
-        let normed = if c.qk_norm {
-            h.num_heads + h.num_kv_heads
-        } else {
-            0
-        };
+        let raw = if c.qk_norm { h.qk_width() } else { 0 };
+        let outputs = if has_output_norms(c) { 2 * d + 2 } else { 0 };
         let layer =
-            2 + h.qkv_width() + normed * (h.head_dim + 1) + q_width + h.num_heads + d + 2 * f;
+            2 + h.qkv_width() + raw + qk_norms(c) + q_width + h.num_heads + d + 2 * f + outputs;
         let (streams, layers) = policy.buffer_counts(c.num_hidden_layers);
         let backward = if policy == ActivationPolicy::None {
             0
         } else {
             // The second qkv_width is the scratch memory of attention's backward pass.
-            2 * d + f + 2 * h.qkv_width() + q_width
+            let branch = if has_branch(c) { d } else { 0 };
+            2 * d + f + 2 * h.qkv_width() + q_width + branch
         };
         tokens * ((streams + 1) * d + layers * layer + d + f + backward)
     }
@@ -178,21 +218,22 @@ impl Decoder {
             self.streams.push(Buffer::zeros(t * c.hidden_size));
         }
         while self.layers.len() < layers {
-            let normed = if c.qk_norm {
-                t * (h.num_heads + h.num_kv_heads)
-            } else {
-                0
-            };
+            let raw = if c.qk_norm { t * h.qk_width() } else { 0 };
+            let outputs = if has_output_norms(c) { t } else { 0 };
             self.layers.push(LayerActivations {
                 r_input: Buffer::zeros(t),
                 qkv: Buffer::zeros(t * h.qkv_width()),
-                qk_raw: Buffer::zeros(normed * h.head_dim),
-                r_qk: Buffer::zeros(normed),
+                qk_raw: Buffer::zeros(raw),
+                r_qk: Buffer::zeros(t * qk_norms(c)),
                 o: Buffer::zeros(t * h.q_width()),
                 lse: Buffer::zeros(t * h.num_heads),
                 mid: Buffer::zeros(t * c.hidden_size),
                 r_post: Buffer::zeros(t),
                 gate_up: Buffer::zeros(t * 2 * c.intermediate_size),
+                attention_out: Buffer::zeros(outputs * c.hidden_size),
+                r_attention: Buffer::zeros(outputs),
+                ffn_out: Buffer::zeros(outputs * c.hidden_size),
+                r_ffn: Buffer::zeros(outputs),
             });
         }
         if policy != ActivationPolicy::None && self.backward.is_none() {
@@ -202,7 +243,22 @@ impl Decoder {
                 hidden: Buffer::zeros(t * c.intermediate_size),
                 qkv: Buffer::zeros(t * h.qkv_width()),
                 o: Buffer::zeros(t * h.q_width()),
+                branch: Buffer::zeros(if has_branch(c) { t * c.hidden_size } else { 0 }),
             });
+        }
+    }
+
+    /// The rope of a layer; `None` if it has none.
+    fn rope_of<'r>(
+        config: &ModelConfig,
+        rope: &'r Rope,
+        local: Option<&'r Rope>,
+        layer: usize,
+    ) -> Option<&'r Rope> {
+        if config.has_local_rope(layer) {
+            local
+        } else {
+            Some(rope).filter(|_| config.has_rope(layer))
         }
     }
 
@@ -213,7 +269,7 @@ impl Decoder {
     pub fn forward(
         &mut self,
         input: &ForwardInput<'_>,
-        mut attend: impl FnMut(usize, &[f32], &mut [f32], &mut [f32]),
+        mut attend: impl FnMut(LayerAttention, &[f32], &mut [f32], &mut [f32]),
     ) -> &[f32] {
         let &ForwardInput {
             params,
@@ -226,8 +282,11 @@ impl Decoder {
         } = input;
         self.reserve(tokens.len(), policy);
         self.policy = policy;
-        self.rope
-            .extend_to(positions.iter().max().map_or(0, |p| p + 1));
+        let num_positions = positions.iter().max().map_or(0, |p| p + 1);
+        self.rope.extend_to(num_positions);
+        if let Some(rope) = &mut self.local_rope {
+            rope.extend_to(num_positions);
+        }
         let (t, d) = (tokens.len(), self.config.hidden_size);
         let first = cached_prefix.map_or(0, |prefix| prefix.layers);
         let stream = &mut self.streams[policy.stream_index(first)];
@@ -235,8 +294,12 @@ impl Decoder {
             stream[..t * d].copy_from_slice(&prefix.stream);
         } else {
             let embed = &params.data[params.layout.embed.clone()];
+            let factor = self.config.switches.embedding_multiplier;
             for (row, id) in stream.chunks_exact_mut(d).zip(tokens) {
                 row.copy_from_slice(&embed[*id as usize * d..][..d]);
+                if factor != 1.0 {
+                    row.iter_mut().for_each(|x| *x *= factor);
+                }
             }
         }
         for layer in first..num_layers {
@@ -248,16 +311,26 @@ impl Decoder {
             let activations = &mut self.layers[policy.state_index(layer)];
             let context = LayerContext {
                 config: &self.config,
-                heads: self.heads,
-                rope: &self.rope,
+                heads: self.heads.with_window(self.config.sliding_window(layer)),
+                rope: Self::rope_of(&self.config, &self.rope, self.local_rope.as_ref(), layer),
                 params,
                 layout: &params.layout.layers[layer],
                 positions,
                 output_positions: (layer + 1 == num_layers).then_some(output_positions),
             };
-            let attend = |qkv: &[f32], o: &mut [f32], lse: &mut [f32]| attend(layer, qkv, o, lse);
+            let of_layer = LayerAttention {
+                layer,
+                shape: context.heads,
+            };
+            let attend =
+                |qkv: &[f32], o: &mut [f32], lse: &mut [f32]| attend(of_layer, qkv, o, lse);
             forward_to_gate_up(activations, &x[..t * d], &mut self.norm, &context, attend);
-            forward_down(out, activations, &mut self.hidden, &context);
+            forward_down(
+                out,
+                activations,
+                [&mut self.hidden, &mut self.norm],
+                &context,
+            );
         }
         let p = output_positions.len();
         if num_layers == 0 {
@@ -284,21 +357,28 @@ impl Decoder {
         let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
         let (s, l) = (&self.layers[layer], &params.layout.layers[layer]);
         let (norm, hidden) = (&mut self.norm[..t * d], &mut self.hidden[..t * f]);
-        let weight = |range: &Range<usize>| &params.data[range.clone()];
+        let offset = self.config.switches.norm_offset;
+        let weight = |range: &Range<usize>| norm_weight(params, range, offset);
         match input {
             LinearInput::Qkv => {
                 let x = &self.streams[layer][..t * d];
-                ops::rms_norm_recompute(norm, &s.r_input[..t], x, weight(&l.input_norm));
+                let Some(range) = &l.input_norm else {
+                    return x;
+                };
+                ops::rms_norm_recompute(norm, &s.r_input[..t], x, &weight(range));
                 norm
             }
             LinearInput::O => &s.o[..t * self.heads.q_width()],
             LinearInput::GateUp => {
                 let mid = &s.mid[..t * d];
-                ops::rms_norm_recompute(norm, &s.r_post[..t], mid, weight(&l.post_norm));
+                let Some(range) = &l.post_norm else {
+                    return mid;
+                };
+                ops::rms_norm_recompute(norm, &s.r_post[..t], mid, &weight(range));
                 norm
             }
             LinearInput::Down => {
-                ops::swiglu(hidden, &s.gate_up[..t * 2 * f], f);
+                gated(&self.config, hidden, &s.gate_up[..t * 2 * f]);
                 hidden
             }
         }
@@ -332,14 +412,17 @@ impl Decoder {
         d_stream[..d_rows.len()].copy_from_slice(d_rows);
 
         let first_trained = gradients.first_trained();
+        let offset = c.switches.norm_offset;
         let mut attention_scratch = Vec::new();
         for layer in (0..c.num_hidden_layers).rev() {
             let params = sink.params();
             let l = &params.layout.layers[layer];
-            if first_trained >= l.down.end {
+            if first_trained >= l.all.end {
                 // Neither this layer nor anything below it is trained.
                 return;
             }
+            let heads = heads.with_window(c.sliding_window(layer));
+            let rope = Self::rope_of(c, &self.rope, self.local_rope.as_ref(), layer);
             let last = layer + 1 == c.num_hidden_layers;
             let p = if last { output_positions.len() } else { t };
             let (x, s) = (
@@ -351,7 +434,7 @@ impl Decoder {
                 let context = LayerContext {
                     config: c,
                     heads,
-                    rope: &self.rope,
+                    rope,
                     params,
                     layout: l,
                     positions: &positions,
@@ -364,30 +447,53 @@ impl Decoder {
             let mid = &s.mid[..p * d];
             let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..p]);
             let weight = |range: &Range<usize>| &params.data[range.clone()];
+            let norm_of = |range: &Range<usize>| norm_weight(params, range, offset);
             {
                 let (d_stream, d_norm) = (&mut d_stream[..p * d], &mut d_norm[..p * d]);
                 let (d_hidden, d_o) = (&mut d_hidden[..p * f], &mut d_o[..p * q_width]);
                 let (norm, hidden) = (&mut norm[..p * d], &mut hidden[..p * f]);
+                let branch = &mut g.branch[..if has_branch(c) { p * d } else { 0 }];
 
-                // out = mid + down(swiglu(gate_up(norm(mid))))
-                matmul::input_gradient(d_hidden, d_stream, weight(&l.down), [p, d, f], false);
+                // out = mid + m ffn_norm(down(gated(gate_up(norm(mid)))))
+                let saved = [&s.ffn_out, &s.r_ffn].map(|buffer| &buffer[..]);
+                let d_branch = branch_gradient(
+                    branch,
+                    d_stream,
+                    saved,
+                    l.ffn_norm.as_ref(),
+                    (c, params, gradients),
+                );
+                matmul::input_gradient(d_hidden, d_branch, weight(&l.down), [p, d, f], false);
                 let gate_up = &mut s.gate_up[..p * 2 * f];
-                ops::swiglu_backward(hidden, gate_up, d_hidden, f);
-                gradients.add_linear_grad(&l.down, d_stream, hidden, [p, d, f]);
-                ops::rms_norm_recompute(norm, r_post, mid, weight(&l.post_norm));
-                gradients.add_linear_grad(&l.gate_up, gate_up, norm, [p, 2 * f, d]);
+                gated_backward(c, hidden, gate_up, d_hidden);
+                gradients.add_linear_grad(&l.down, d_branch, hidden, [p, d, f]);
+                let input = if let Some(range) = &l.post_norm {
+                    ops::rms_norm_recompute(norm, r_post, mid, &norm_of(range));
+                    &*norm
+                } else {
+                    mid
+                };
+                gradients.add_linear_grad(&l.gate_up, gate_up, input, [p, 2 * f, d]);
                 matmul::input_gradient(d_norm, gate_up, weight(&l.gate_up), [p, 2 * f, d], false);
-                let d_post = gradients.tensor_mut(&l.post_norm);
-                ops::rms_norm_backward(d_stream, d_post, d_norm, mid, r_post, weight(&l.post_norm));
+                if let Some(range) = &l.post_norm {
+                    let d_post = gradients.tensor_mut(range);
+                    ops::rms_norm_backward(d_stream, d_post, d_norm, mid, r_post, &norm_of(range));
+                } else {
+                    ops::add_scaled(d_stream, 1.0, d_norm);
+                }
 
-                // mid = x + o(attention(rope(qkv(norm(x)))))
-                matmul::input_gradient(d_o, d_stream, weight(&l.o), [p, d, q_width], false);
+                // mid = x + m attention_norm(o(attention(rope(qkv(norm(x))))))
+                let saved = [&s.attention_out, &s.r_attention].map(|buffer| &buffer[..]);
+                let norm_range = l.attention_norm.as_ref();
+                let d_branch =
+                    branch_gradient(branch, d_stream, saved, norm_range, (c, params, gradients));
+                matmul::input_gradient(d_o, d_branch, weight(&l.o), [p, d, q_width], false);
                 let o = select_rows(
                     &s.o[..t * q_width],
                     last.then_some(output_positions),
                     q_width,
                 );
-                gradients.add_linear_grad(&l.o, d_stream, &o, [p, d, q_width]);
+                gradients.add_linear_grad(&l.o, d_branch, &o, [p, d, q_width]);
             }
             if last {
                 scatter(d_stream, output_positions, d);
@@ -402,10 +508,11 @@ impl Decoder {
             };
             let scratch = &mut attention_scratch;
             timed(Phase::AttentionBackward, Work::default(), || {
-                attention::backward(d_qkv, &saved, &spans, &positions, &self.rope, scratch);
+                attention::backward(d_qkv, &saved, &spans, &positions, rope, scratch);
             });
             if let Some((q_norm, k_norm)) = &l.qk_norm {
-                let norms = [weight(q_norm), weight(k_norm)];
+                let weights = [norm_of(q_norm), norm_of(k_norm)];
+                let norms = [&*weights[0], &*weights[1]];
                 let sums = ops::qk_norm_backward(d_qkv, &s.qk_raw, &s.r_qk, norms, heads);
                 for (range, sum) in [q_norm, k_norm].into_iter().zip(sums) {
                     if let Some(slot) = gradients.tensor_mut(range) {
@@ -418,19 +525,29 @@ impl Decoder {
                     ops::add_column_sums(slot, d_qkv, part.start, qkv_width);
                 }
             }
-            ops::rms_norm_recompute(norm, r_input, x, weight(&l.input_norm));
-            gradients.add_linear_grad(&l.qkv, d_qkv, norm, [t, qkv_width, d]);
+            let input = if let Some(range) = &l.input_norm {
+                ops::rms_norm_recompute(norm, r_input, x, &norm_of(range));
+                &*norm
+            } else {
+                x
+            };
+            gradients.add_linear_grad(&l.qkv, d_qkv, input, [t, qkv_width, d]);
             matmul::input_gradient(d_norm, d_qkv, weight(&l.qkv), [t, qkv_width, d], false);
-            let d_input = gradients.tensor_mut(&l.input_norm);
-            ops::rms_norm_backward(d_stream, d_input, d_norm, x, r_input, weight(&l.input_norm));
+            if let Some(range) = &l.input_norm {
+                let d_input = gradients.tensor_mut(range);
+                ops::rms_norm_backward(d_stream, d_input, d_norm, x, r_input, &norm_of(range));
+            } else {
+                ops::add_scaled(d_stream, 1.0, d_norm);
+            }
             let of_layer = l.range();
             sink.grad_ready(&of_layer, gradients);
         }
         let embed = sink.params().layout.embed.clone();
         if let Some(d_embed) = gradients.tensor_mut(&embed) {
+            let factor = c.switches.embedding_multiplier;
             for (id, dx) in batch.tokens.iter().zip(d_stream.chunks_exact(d)) {
                 for (g, dx) in d_embed[*id as usize * d..][..d].iter_mut().zip(dx) {
-                    *g += dx;
+                    *g += factor * dx;
                 }
             }
         }
@@ -442,7 +559,7 @@ impl Decoder {
 struct LayerContext<'a> {
     config: &'a ModelConfig,
     heads: AttentionShape,
-    rope: &'a Rope,
+    rope: Option<&'a Rope>,
     params: &'a Params,
     layout: &'a LayerLayout,
     positions: &'a [usize],
@@ -503,41 +620,33 @@ fn forward_to_gate_up(
     let (t, d, f) = (context.positions.len(), c.hidden_size, c.intermediate_size);
     let (qkv_width, q_width) = (heads.qkv_width(), heads.q_width());
     let weight = |range: &Range<usize>| &context.params.data[range.clone()];
+    let norm_of = |range: &Range<usize>| norm_weight(context.params, range, c.switches.norm_offset);
     let (qkv, o, lse) = (
         &mut s.qkv[..t * qkv_width],
         &mut s.o[..t * q_width],
         &mut s.lse[..t * heads.num_heads],
     );
 
-    ops::rms_norm(
-        &mut norm[..t * d],
-        &mut s.r_input[..t],
-        x,
-        weight(&l.input_norm),
-        c.rms_norm_eps,
-    );
-    matmul::forward(
-        qkv,
-        &norm[..t * d],
-        weight(&l.qkv),
-        [t, qkv_width, d],
-        false,
-    );
+    let input = if let Some(range) = &l.input_norm {
+        let (norm, r) = (&mut norm[..t * d], &mut s.r_input[..t]);
+        ops::rms_norm(norm, r, x, &norm_of(range), c.rms_norm_eps);
+        &*norm
+    } else {
+        x
+    };
+    matmul::forward(qkv, input, weight(&l.qkv), [t, qkv_width, d], false);
     if let Some(bias) = &l.qkv_bias {
         ops::add_bias(qkv, weight(bias));
     }
     if let Some((q_norm, k_norm)) = &l.qk_norm {
-        let norms = [weight(q_norm), weight(k_norm)];
-        ops::qk_norm(
-            qkv,
-            &mut s.qk_raw,
-            &mut s.r_qk,
-            norms,
-            heads,
-            c.rms_norm_eps,
-        );
+        let weights = [norm_of(q_norm), norm_of(k_norm)];
+        let norms = [&*weights[0], &*weights[1]];
+        let (raw, r) = (&mut s.qk_raw, &mut s.r_qk);
+        ops::qk_norm(qkv, raw, r, norms, heads, c.rms_norm_eps);
     }
-    ops::apply_rope(qkv, context.positions, heads, context.rope);
+    if let Some(rope) = context.rope {
+        ops::apply_rope(qkv, context.positions, heads, rope);
+    }
     attend(qkv, o, lse);
 
     let p = context.output_positions.map_or(t, <[usize]>::len);
@@ -545,31 +654,151 @@ fn forward_to_gate_up(
     let norm = &mut norm[..p * d];
     let (mid, gate_up) = (&mut s.mid[..p * d], &mut s.gate_up[..p * 2 * f]);
     mid.copy_from_slice(&select_rows(x, context.output_positions, d));
-    matmul::forward(mid, &o, weight(&l.o), [p, d, q_width], true);
+    let product = Product {
+        input: &o,
+        weight: weight(&l.o),
+        norm: l.attention_norm.as_ref(),
+    };
+    let saved = [&mut s.attention_out, &mut s.r_attention].map(|buffer| &mut buffer[..]);
+    product.add_to(mid, saved, norm, context);
 
-    ops::rms_norm(
-        norm,
-        &mut s.r_post[..p],
-        mid,
-        weight(&l.post_norm),
-        c.rms_norm_eps,
-    );
-    matmul::forward(gate_up, norm, weight(&l.gate_up), [p, 2 * f, d], false);
+    let input = if let Some(range) = &l.post_norm {
+        ops::rms_norm(
+            norm,
+            &mut s.r_post[..p],
+            mid,
+            &norm_of(range),
+            c.rms_norm_eps,
+        );
+        &*norm
+    } else {
+        &*mid
+    };
+    matmul::forward(gate_up, input, weight(&l.gate_up), [p, 2 * f, d], false);
 }
 
-/// The second part of a layer: `out = mid + down(swiglu(gate_up))`.
+/// A matrix product that a layer adds to the residual stream: `stream += m norm(input weight^T)`, with the residual multiplier m, and
+/// without the norm in most families.
+struct Product<'a> {
+    input: &'a [f32],  // (P, N)
+    weight: &'a [f32], // (D, N)
+    norm: Option<&'a Range<usize>>,
+}
+
+impl Product<'_> {
+    /// `saved` are the product before its norm (P, D) and the r of the norm (P); `scratch` (P, D).
+    fn add_to(
+        &self,
+        stream: &mut [f32],
+        saved: [&mut [f32]; 2],
+        scratch: &mut [f32],
+        context: &LayerContext<'_>,
+    ) {
+        let c = context.config;
+        let d = c.hidden_size;
+        let p = stream.len() / d;
+        let shape = [p, d, self.input.len() / p.max(1)];
+        if !has_branch(c) {
+            matmul::forward(stream, self.input, self.weight, shape, true);
+            return;
+        }
+        let scratch = &mut scratch[..p * d];
+        if let Some(range) = self.norm {
+            let [out, r] = saved;
+            let (out, r) = (&mut out[..p * d], &mut r[..p]);
+            matmul::forward(out, self.input, self.weight, shape, false);
+            let weight = norm_weight(context.params, range, c.switches.norm_offset);
+            ops::rms_norm(scratch, r, out, &weight, c.rms_norm_eps);
+        } else {
+            matmul::forward(scratch, self.input, self.weight, shape, false);
+        }
+        ops::add_scaled(stream, c.switches.residual_multiplier, scratch);
+    }
+}
+
+/// The gradient of a [`Product`] before its norm, in `branch`, from that of the stream; that of the stream itself where the two are
+/// equal. `saved` as in [`Product::add_to`].
+fn branch_gradient<'g>(
+    branch: &'g mut [f32],
+    d_stream: &'g [f32],
+    saved: [&[f32]; 2],
+    norm: Option<&Range<usize>>,
+    (config, params, gradients): (&ModelConfig, &Params, &mut Gradients),
+) -> &'g [f32] {
+    if !has_branch(config) {
+        return d_stream;
+    }
+    let factor = config.switches.residual_multiplier;
+    branch.fill(0.0);
+    if let Some(range) = norm {
+        let (p, d) = (d_stream.len() / config.hidden_size, config.hidden_size);
+        let [out, r] = saved;
+        let weight = norm_weight(params, range, config.switches.norm_offset);
+        let scaled: Cow<'_, [f32]> = if factor == 1.0 {
+            Cow::Borrowed(d_stream)
+        } else {
+            d_stream.iter().map(|x| factor * x).collect()
+        };
+        let d_norm = gradients.tensor_mut(range);
+        ops::rms_norm_backward(branch, d_norm, &scaled, &out[..p * d], &r[..p], &weight);
+    } else {
+        ops::add_scaled(branch, factor, d_stream);
+    }
+    branch
+}
+
+/// The weight of a norm as it is multiplied: gemma3 stores it less 1.
+pub(super) fn norm_weight<'p>(
+    params: &'p Params,
+    range: &Range<usize>,
+    offset: f32,
+) -> Cow<'p, [f32]> {
+    let stored = &params.data[range.clone()];
+    if offset == 0.0 {
+        Cow::Borrowed(stored)
+    } else {
+        stored.iter().map(|w| w + offset).collect()
+    }
+}
+
+/// The gated hidden state (P, F) of `gate_up` (P, 2F).
+fn gated(config: &ModelConfig, hidden: &mut [f32], gate_up: &[f32]) {
+    let f = config.intermediate_size;
+    if config.switches.gelu {
+        ops::geglu(hidden, gate_up, f);
+    } else {
+        ops::swiglu(hidden, gate_up, f);
+    }
+}
+
+/// Gradient of [`gated`], in place of `gate_up`; recomputes `hidden`.
+fn gated_backward(config: &ModelConfig, hidden: &mut [f32], gate_up: &mut [f32], d_hidden: &[f32]) {
+    let f = config.intermediate_size;
+    if config.switches.gelu {
+        ops::geglu_backward(hidden, gate_up, d_hidden, f);
+    } else {
+        ops::swiglu_backward(hidden, gate_up, d_hidden, f);
+    }
+}
+
+/// The second part of a layer: `out = mid + down(gated(gate_up))`. `scratch` are buffers (P, F) and (P, D).
 fn forward_down(
     out: &mut [f32],
-    s: &LayerActivations,
-    hidden: &mut [f32],
+    s: &mut LayerActivations,
+    [hidden, scratch]: [&mut [f32]; 2],
     context: &LayerContext<'_>,
 ) {
     let c = context.config;
     let (d, f) = (c.hidden_size, c.intermediate_size);
     let p = context.output_positions.unwrap_or(context.positions).len();
     let (out, hidden) = (&mut out[..p * d], &mut hidden[..p * f]);
-    ops::swiglu(hidden, &s.gate_up[..p * 2 * f], f);
+    gated(c, hidden, &s.gate_up[..p * 2 * f]);
     out.copy_from_slice(&s.mid[..p * d]);
-    let down = &context.params.data[context.layout.down.clone()];
-    matmul::forward(out, hidden, down, [p, d, f], true);
+    let product = Product {
+        input: hidden,
+        weight: &context.params.data[context.layout.down.clone()],
+        norm: context.layout.ffn_norm.as_ref(),
+    };
+    let saved = [&mut s.ffn_out, &mut s.r_ffn].map(|buffer| &mut buffer[..]);
+    product.add_to(out, saved, scratch, context);
 }

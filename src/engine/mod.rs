@@ -43,7 +43,7 @@ mod topk;
 
 pub use batch::{Batch, CachedPrefix};
 pub use cache::{KvCache, SegmentId};
-use decoder::{ActivationPolicy, Decoder, ForwardInput, attend_rows};
+use decoder::{ActivationPolicy, Decoder, ForwardInput, LayerAttention, attend_rows, norm_weight};
 pub(crate) use gradients::overlap;
 pub use gradients::{GradSink, Gradients};
 pub use loss::{Loss, RngStream, SoftTargets, Target, TeacherLogits};
@@ -178,7 +178,7 @@ impl Engine {
         output_positions: &[usize],
         policy: ActivationPolicy,
     ) -> &[f32] {
-        let (heads, spans) = (self.decoder.heads(), batch.attention_spans());
+        let spans = batch.attention_spans();
         let prefix = batch.cached_prefix.as_ref();
         let input = ForwardInput {
             params,
@@ -189,18 +189,31 @@ impl Engine {
             output_positions,
             policy,
         };
-        self.decoder.forward(&input, |_, qkv, o, lse| {
-            attend_rows(&spans, heads, qkv, o, lse);
+        self.decoder.forward(&input, |of, qkv, o, lse| {
+            attend_rows(&spans, of.shape, qkv, o, lse);
         })
     }
 
-    /// The final norm of `rows` (P, D), and its r (P).
+    /// The final norm of `rows` (P, D), and its r (P). Logits that are scaled are so by the norm's output.
     fn final_norm(&self, params: &Params, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let mut normed = vec![0.0; rows.len()];
         let mut r = vec![0.0; rows.len() / self.config.hidden_size];
-        let weight = &params.data[params.layout.norm.clone()];
-        ops::rms_norm(&mut normed, &mut r, rows, weight, self.config.rms_norm_eps);
+        let weight = norm_weight(
+            params,
+            &params.layout.norm,
+            self.config.switches.norm_offset,
+        );
+        ops::rms_norm(&mut normed, &mut r, rows, &weight, self.config.rms_norm_eps);
+        self.scale_for_logits(&mut normed);
         (normed, r)
+    }
+
+    /// Divides hidden states, or the gradient of the final norm's output, by `logits_scaling`.
+    fn scale_for_logits(&self, rows: &mut [f32]) {
+        let scaling = self.config.switches.logits_scaling;
+        if scaling != 1.0 {
+            rows.iter_mut().for_each(|x| *x /= scaling);
+        }
     }
 
     fn head<'a>(&self, params: &'a Params) -> head::LmHead<'a> {
@@ -239,15 +252,16 @@ impl Engine {
             };
             head::loss_and_gradients(head, &normed, targets, teacher, d_head, &mut self.logits)
         });
+        self.scale_for_logits(&mut d_normed);
         let mut d_rows = vec![0.0; rows.len()];
-        let weight = &params.data[layout.norm.clone()];
+        let weight = norm_weight(params, &layout.norm, self.config.switches.norm_offset);
         ops::rms_norm_backward(
             &mut d_rows,
             gradients.tensor_mut(&layout.norm),
             &d_normed,
             &rows,
             &r,
-            weight,
+            &weight,
         );
         sink.grad_ready(&layout.norm, gradients);
         if layout.head != layout.embed {
@@ -311,7 +325,8 @@ impl Engine {
             output_positions: &output_positions,
             policy: ActivationPolicy::None,
         };
-        let rows = self.decoder.forward(&input, |layer, qkv, o, lse| {
+        let rows = self.decoder.forward(&input, |of, qkv, o, lse| {
+            let LayerAttention { layer, shape } = of;
             for (row, slot) in qkv.chunks_exact(qkv_width).zip(&slots) {
                 cache.write(layer, *slot, &row[q_width..]);
             }
@@ -327,7 +342,7 @@ impl Engine {
                     }
                 })
                 .collect();
-            attention::forward(o, lse, qkv, &rows, heads);
+            attention::forward(o, lse, qkv, &rows, shape);
         });
         let rows = rows.to_vec();
         self.final_norm(params, &rows).0

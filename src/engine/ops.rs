@@ -90,6 +90,31 @@ vectorized! {
         }
     }
 
+    fn add_scaled_rows(x: &mut [f32], factor: f32, y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += factor * y;
+        }
+    }
+
+    fn geglu_row(h: &mut [f32], gate: &[f32], up: &[f32]) {
+        for ((h, g), u) in h.iter_mut().zip(gate).zip(up) {
+            *h = g / (1.0 + simd::exp(-2.0 * gelu_argument(*g))) * u;
+        }
+    }
+
+    fn geglu_backward_row(h: &mut [f32], gate: &mut [f32], up: &mut [f32], dh: &[f32]) {
+        for (((h, g), u), dh) in h.iter_mut().zip(gate).zip(up).zip(dh) {
+            // gelu(g) = g sigmoid(2z), since (1 + tanh z) / 2 = sigmoid(2z).
+            let sigmoid = 1.0 / (1.0 + simd::exp(-2.0 * gelu_argument(*g)));
+            let gelu = *g * sigmoid;
+            let d_argument = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * *g * *g);
+            *h = gelu * *u;
+            let d_up = dh * gelu;
+            *g = dh * *u * sigmoid * (1.0 + 2.0 * *g * (1.0 - sigmoid) * d_argument);
+            *u = d_up;
+        }
+    }
+
     fn swiglu_row(h: &mut [f32], gate: &[f32], up: &[f32]) {
         for ((h, g), u) in h.iter_mut().zip(gate).zip(up) {
             *h = g / (1.0 + simd::exp(-g)) * u;
@@ -107,19 +132,24 @@ vectorized! {
         }
     }
 
-    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32]) {
-        for head in row.chunks_exact_mut(2 * cos.len()) {
-            rotate(head, cos, sin);
+    fn rotate_row(row: &mut [f32], dim: usize, cos: &[f32], sin: &[f32]) {
+        for head in row.chunks_exact_mut(dim) {
+            rotate(&mut head[..2 * cos.len()], cos, sin);
         }
     }
 
-    /// RMS norm of each head of a row, with the weight of q or of k. Saves the input in `raw`, and each r in `r`.
-    fn norm_heads(row: &mut [f32], raw: &mut [f32], r: &mut [f32], norms: [&[f32]; 2], queries: usize, eps: f32) {
-        let dim = norms[0].len();
+    /// RMS norm of each head of a row, or of all of q and all of k, with the weight of q or of k. Saves the input in `raw`, and each
+    /// r in `r`.
+    fn norm_heads(row: &mut [f32], raw: &mut [f32], r: &mut [f32], norms: [&[f32]; 2], q_width: usize, eps: f32) {
         raw.copy_from_slice(&row[..raw.len()]);
-        for (i, ((y, x), r)) in row.chunks_exact_mut(dim).zip(raw.chunks_exact(dim)).zip(r).enumerate() {
-            *r = 1.0 / (simd::dot(x, x) / dim as f32 + eps).sqrt();
-            scale_row(y, *r, x, norms[usize::from(i >= queries)]);
+        let mut r = r.iter_mut();
+        for (range, norm) in [0..q_width, q_width..raw.len()].into_iter().zip(norms) {
+            let dim = norm.len();
+            let heads = row[range.clone()].chunks_exact_mut(dim).zip(raw[range].chunks_exact(dim));
+            for ((y, x), r) in heads.zip(&mut r) {
+                *r = 1.0 / (simd::dot(x, x) / dim as f32 + eps).sqrt();
+                scale_row(y, *r, x, norm);
+            }
         }
     }
 
@@ -130,15 +160,18 @@ vectorized! {
         r: &[f32],
         norms: [&[f32]; 2],
         sums: &mut [Vec<f32>; 2],
-        queries: usize,
+        q_width: usize,
     ) {
-        let dim = norms[0].len();
-        let mut dy = vec![0.0; dim];
-        for (i, ((dx, x), r)) in row.chunks_exact_mut(dim).zip(raw.chunks_exact(dim)).zip(r).enumerate() {
-            let kind = usize::from(i >= queries);
-            dy.copy_from_slice(dx);
-            dx.fill(0.0);
-            rms_norm_backward_row(dx, &mut sums[kind], &dy, x, *r, norms[kind]);
+        let mut r = r.iter();
+        for (kind, range) in [0..q_width, q_width..raw.len()].into_iter().enumerate() {
+            let dim = norms[kind].len();
+            let mut dy = vec![0.0; dim];
+            let heads = row[range.clone()].chunks_exact_mut(dim).zip(raw[range].chunks_exact(dim));
+            for ((dx, x), r) in heads.zip(&mut r) {
+                dy.copy_from_slice(dx);
+                dx.fill(0.0);
+                rms_norm_backward_row(dx, &mut sums[kind], &dy, x, *r, norms[kind]);
+            }
         }
     }
 }
@@ -206,6 +239,47 @@ pub fn swiglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize)
         });
 }
 
+/// sqrt(2 / pi), and the factor of the cube: the tanh form of GELU (Hendrycks and Gimpel 2016).
+const GELU_SCALE: f32 = 0.797_884_6;
+const GELU_CUBIC: f32 = 0.044_715;
+
+/// z = sqrt(2 / pi) (g + 0.044715 g^3), where gelu(g) = g (1 + tanh z) / 2.
+#[inline(always)]
+fn gelu_argument(g: f32) -> f32 {
+    GELU_SCALE * (g + GELU_CUBIC * g * g * g)
+}
+
+/// `GeGLU` (Shazeer 2020): as [`swiglu`] with the tanh form of GELU.
+pub fn geglu(h: &mut [f32], gate_up: &[f32], f: usize) {
+    h.par_chunks_mut(f)
+        .zip(gate_up.par_chunks(2 * f))
+        .with_min_len(4)
+        .for_each(|(h, gate_up)| {
+            let (gate, up) = gate_up.split_at(f);
+            geglu_row(h, gate, up);
+        });
+}
+
+/// Gradient of [`geglu`], as [`swiglu_backward`].
+pub fn geglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize) {
+    h.par_chunks_mut(f)
+        .zip(gate_up.par_chunks_mut(2 * f))
+        .zip(dh.par_chunks(f))
+        .with_min_len(4)
+        .for_each(|((h, gate_up), dh)| {
+            let (gate, up) = gate_up.split_at_mut(f);
+            geglu_backward_row(h, gate, up, dh);
+        });
+}
+
+/// `x += factor * y`.
+pub fn add_scaled(x: &mut [f32], factor: f32, y: &[f32]) {
+    const CHUNK: usize = 1 << 14;
+    x.par_chunks_mut(CHUNK)
+        .zip(y.par_chunks(CHUNK))
+        .for_each(|(x, y)| add_scaled_rows(x, factor, y));
+}
+
 /// Rotates the q and k heads of every row of `qkv` (T, (H + 2G) K) by the angles of its position.
 pub fn apply_rope(qkv: &mut [f32], positions: &[usize], heads: AttentionShape, rope: &Rope) {
     let rotated = (heads.num_heads + heads.num_kv_heads) * heads.head_dim;
@@ -214,11 +288,12 @@ pub fn apply_rope(qkv: &mut [f32], positions: &[usize], heads: AttentionShape, r
         .with_min_len(8)
         .for_each(|(row, &position)| {
             let (cos, sin) = rope.at(position);
-            rotate_row(&mut row[..rotated], cos, sin);
+            rotate_row(&mut row[..rotated], heads.head_dim, cos, sin);
         });
 }
 
-/// RMS norm of every head of q and k (qwen3), in place. Saves the input in `raw` (T, (H + G) K), and each r in `r` (T, H + G).
+/// RMS norm of every head of q and k (qwen3), or of all of q and all of k (olmo2), as the lengths of the weights say; in place. Saves
+/// the input in `raw` (T, (H + G) K), and each r in `r` (T, H + G, or T, 2).
 pub fn qk_norm(
     qkv: &mut [f32],
     raw: &mut [f32],
@@ -227,23 +302,22 @@ pub fn qk_norm(
     heads: AttentionShape,
     eps: f32,
 ) {
-    let normed = heads.num_heads + heads.num_kv_heads;
+    let width = heads.qk_width();
     qkv.par_chunks_mut(heads.qkv_width())
-        .zip(raw.par_chunks_mut(normed * heads.head_dim))
-        .zip(r.par_chunks_mut(normed))
+        .zip(raw.par_chunks_mut(width))
+        .zip(r.par_chunks_mut(qk_norms(norms, heads)))
         .for_each(|((row, raw), r)| {
-            norm_heads(
-                &mut row[..normed * heads.head_dim],
-                raw,
-                r,
-                norms,
-                heads.num_heads,
-                eps,
-            );
+            norm_heads(&mut row[..width], raw, r, norms, heads.q_width(), eps);
         });
 }
 
-/// Gradient of [`qk_norm`], in place in `d_qkv`. Returns the gradients of the two weights (K each).
+/// The number of norms of a token's q and k.
+fn qk_norms(norms: [&[f32]; 2], heads: AttentionShape) -> usize {
+    let [q, k] = norms.map(<[f32]>::len);
+    heads.q_width() / q + (heads.qk_width() - heads.q_width()) / k
+}
+
+/// Gradient of [`qk_norm`], in place in `d_qkv`. Returns the gradients of the two weights.
 pub fn qk_norm_backward(
     d_qkv: &mut [f32],
     raw: &[f32],
@@ -251,25 +325,19 @@ pub fn qk_norm_backward(
     norms: [&[f32]; 2],
     heads: AttentionShape,
 ) -> [Vec<f32>; 2] {
-    let (dim, normed) = (heads.head_dim, heads.num_heads + heads.num_kv_heads);
+    let width = heads.qk_width();
     let sums: Vec<[Vec<f32>; 2]> = d_qkv
         .par_chunks_mut(heads.qkv_width())
-        .zip(raw.par_chunks(normed * dim))
-        .zip(r.par_chunks(normed))
+        .zip(raw.par_chunks(width))
+        .zip(r.par_chunks(qk_norms(norms, heads)))
         .map(|((row, raw), r)| {
-            let mut sums = [vec![0.0; dim], vec![0.0; dim]];
-            norm_heads_backward(
-                &mut row[..normed * dim],
-                raw,
-                r,
-                norms,
-                &mut sums,
-                heads.num_heads,
-            );
+            let mut sums = norms.map(|norm| vec![0.0; norm.len()]);
+            let row = &mut row[..width];
+            norm_heads_backward(row, raw, r, norms, &mut sums, heads.q_width());
             sums
         })
         .collect();
-    let mut total = [vec![0.0; dim], vec![0.0; dim]];
+    let mut total = norms.map(|norm| vec![0.0; norm.len()]);
     for token in &sums {
         for (total, sum) in total.iter_mut().zip(token) {
             simd::axpy(total, 1.0, sum);

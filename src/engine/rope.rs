@@ -1,29 +1,31 @@
 //! Rotary position embedding (`RoPE`, Su et al. 2021), in the half-split form of `transformers`.
 
-use std::f64::consts::PI;
-
 use crate::model::{ModelConfig, config::RopeScaling};
 
 /// cos and sin of the positions `0..n`.
 pub struct Rope {
-    inverse_frequencies: Vec<f64>, // (K / 2), radians per position
+    inverse_frequencies: Vec<f64>, // (K / 2, or less where only a part of each head is rotated), radians per position
+    factor: f64,                   // of cosines and sines
     table: Vec<f32>,               // (positions, K): K / 2 cosines, then K / 2 sines
 }
 
 impl Rope {
     /// Frequencies of `config`: theta^(-2i / K), scaled by `rope_scaling`. The table is empty.
     pub fn new(config: &ModelConfig) -> Self {
-        let k = config.head_dim;
-        let inverse_frequencies = (0..k / 2)
-            .map(|i| {
-                scale(
-                    config.rope_theta.powf(-2.0 * i as f64 / k as f64),
-                    &config.rope_scaling,
-                )
-            })
-            .collect();
+        Self::of(config.rope_theta, &config.rope_scaling, config.rotary_dim())
+    }
+
+    /// The frequencies of sliding layers, where they have a base of their own: unscaled.
+    pub fn local(config: &ModelConfig) -> Option<Self> {
+        let theta = config.layers.local_rope_theta?;
+        Some(Self::of(theta, &RopeScaling::None, config.rotary_dim()))
+    }
+
+    fn of(theta: f64, scaling: &RopeScaling, dim: usize) -> Self {
+        let frequency = |i| scaling.frequency(i, dim, theta);
         Self {
-            inverse_frequencies,
+            inverse_frequencies: (0..dim / 2).map(frequency).collect(),
+            factor: scaling.attention_factor(),
             table: Vec::new(),
         }
     }
@@ -33,8 +35,10 @@ impl Rope {
         let half = self.inverse_frequencies.len();
         for p in self.table.len() / (2 * half).max(1)..positions {
             let angles = self.inverse_frequencies.iter().map(|f| p as f64 * f);
-            self.table.extend(angles.clone().map(|a| a.cos() as f32));
-            self.table.extend(angles.map(|a| a.sin() as f32));
+            let factor = self.factor;
+            let cosines = angles.clone().map(|a| (a.cos() * factor) as f32);
+            self.table.extend(cosines);
+            self.table.extend(angles.map(|a| (a.sin() * factor) as f32));
         }
     }
 
@@ -43,16 +47,6 @@ impl Rope {
     pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let k = 2 * self.inverse_frequencies.len();
         self.table[position * k..][..k].split_at(k / 2)
-    }
-}
-
-/// The scaled frequency. Llama 3.x divides that of long wavelengths by `factor`, keeps that of short ones and interpolates in between
-/// (`_compute_llama3_parameters` of `transformers`).
-fn scale(frequency: f64, scaling: &RopeScaling) -> f64 {
-    match scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear(factor) => frequency / factor,
-        RopeScaling::Llama3(s) => frequency / s.divisor(2.0 * PI / frequency),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     config::VocabSubset,
     model::{
         Family, Layout,
-        config::{Llama3Scaling, RopeScaling},
+        config::{LayerPattern, Llama3Scaling, RopeScaling, Switches},
     },
 };
 
@@ -38,6 +38,8 @@ pub(super) fn config(tied: bool) -> ModelConfig {
             original_max_position_embeddings: 32.0,
         }),
         max_position_embeddings: 256,
+        layers: LayerPattern::default(),
+        switches: Switches::default(),
         tie_word_embeddings: tied,
         qkv_bias: true,
         qk_norm: true,

@@ -21,7 +21,7 @@ pub(super) fn markdown(facts: &[Fact], tokenizer: &TextTokenizer, seed: u64) -> 
         )));
     }
     let tokenized = |name: &str| -> Result<String> {
-        let tokens = tokenizer.encode_continuation(&format!(" {name}"))?;
+        let tokens = tokenizer.encode_after(":", &format!(" {name}"))?;
         let pieces = tokens.iter().map(|token| tokenizer.decode(&[*token]));
         let pieces: Vec<String> = pieces.map(|piece| piece.replace('|', "\\|")).collect();
         Ok(format!("`{}`", pieces.join("·").trim().replace('`', "'")))

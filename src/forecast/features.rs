@@ -104,7 +104,7 @@ pub fn features_behind_prompts(
         .iter()
         .map(|fact| {
             let target = template.target_text(&fact.target());
-            model.tokenizer.encode_continuation(&target)
+            template.encode_target(&model.tokenizer, &target)
         })
         .collect::<Result<Vec<_>>>()?;
     // A prefix that all answers share does not distinguish them.

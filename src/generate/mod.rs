@@ -500,14 +500,11 @@ impl<'a> Generator<'a> {
         let beyond = |id: &&u32| **id as usize >= self.config.vocab_size;
         match parts.iter().copied().flatten().find(beyond) {
             None => Ok(()),
-            Some(id) => Err(Error::input_hint(
-                format!(
-                    "the tokenizer produced token {id} in row {}, but the model's vocabulary has {} tokens",
-                    row + 1,
-                    self.config.vocab_size
-                ),
-                "the tokenizer does not belong to this model",
-            )),
+            Some(id) => {
+                let place = format_args!("row {}", row + 1);
+                let vocab_size = self.config.vocab_size;
+                Err(self.tokenizer.beyond_vocabulary(*id, vocab_size, &place))
+            }
         }
     }
 }

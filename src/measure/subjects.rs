@@ -37,7 +37,9 @@ impl SubjectPrompts {
         let mut rows = Vec::new();
         for (i, fact) in facts.into_iter().enumerate() {
             let text = template.prompt_text(&fact.question);
-            let (tokens, offsets) = model.tokenizer.encode_prompt_with_offsets(&text)?;
+            let (tokens, offsets) = model
+                .tokenizer
+                .encode_with_offsets(&text, !template.rendered)?;
             Generator::new(engine, model).check_row(i, tokens.len(), &[&tokens])?;
             let of_subject =
                 subject_range(&text, fact).and_then(|range| last_token_within(&offsets, &range));

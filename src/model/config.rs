@@ -4,6 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+pub use super::rope_config::{Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling};
+use super::{
+    config_reader::Reader,
+    rope_config::{self, Rope, RopeDefaults},
+};
 use crate::{Error, Result};
 
 /// Supported model families. They differ only in the switches of [`ModelConfig`].
@@ -17,41 +22,83 @@ pub enum Family {
     Qwen2,
     /// `qwen3`: RMS norm of q and k in each head.
     Qwen3,
+    /// `gemma3_text`: norms before and after, `GeGLU`, scaled embeddings, sliding layers with a rope of their own.
+    Gemma3,
+    /// `phi3`: fused projections, a rotated part of each head.
+    Phi3,
+    /// `olmo2`: norms after attention and feed-forward network, RMS norm of all of q and all of k.
+    Olmo2,
+    /// `granite`: multipliers.
+    Granite,
+    /// `smollm3`: layers without rope.
+    SmolLm3,
 }
 
-/// Llama 3.x rope scaling (`rope_scaling.rope_type = "llama3"`).
+/// Layers whose attention differs from that of the others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerPattern {
+    /// Tokens that a sliding layer's attention sees, the own one included; `None` if no layer slides.
+    pub sliding_window: Option<usize>,
+    /// Whether each layer slides; empty: none does.
+    pub sliding: Vec<bool>,
+    /// Base of the rotary frequencies of sliding layers, which are not scaled; `None`: that of all layers.
+    pub local_rope_theta: Option<f64>,
+    /// Whether each layer is without rope; empty: none is.
+    pub no_rope: Vec<bool>,
+}
+
+/// Where a layer's RMS norms stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// Before attention and before the feed-forward network.
+    #[default]
+    Before,
+    /// After each of them, on what is added to the residual stream.
+    After,
+    /// Before and after.
+    Both,
+}
+
+/// Switches in which a family differs from `llama`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Llama3Scaling {
-    /// `factor`.
-    pub factor: f64,
-    /// `low_freq_factor`.
-    pub low_freq_factor: f64,
-    /// `high_freq_factor`.
-    pub high_freq_factor: f64,
-    /// `original_max_position_embeddings`.
-    pub original_max_position_embeddings: f64,
+pub struct Switches {
+    /// Where the norms of a layer stand.
+    pub norms: NormPlacement,
+    /// What is added to the stored weight of a norm: 1 in gemma3.
+    pub norm_offset: f32,
+    /// The per-head norms of q and k are over all of q, and all of k.
+    pub whole_qk_norm: bool,
+    /// The feed-forward network is gated by the tanh form of GELU, not by `SiLU`.
+    pub gelu: bool,
+    /// Factor of the embeddings.
+    pub embedding_multiplier: f32,
+    /// Factor of what attention and the feed-forward network add to the residual stream.
+    pub residual_multiplier: f32,
+    /// Factor of the attention scores; `None`: 1 / sqrt(K).
+    pub attention_scale: Option<f32>,
+    /// Divisor of the logits.
+    pub logits_scaling: f32,
+    /// Channels of each head that are rotated; `None`: all.
+    pub rotary_dim: Option<usize>,
+    /// q, k and v are stored as one matrix, and so are gate and up.
+    pub fused_projections: bool,
 }
 
-impl Llama3Scaling {
-    /// The divisor of the frequency with this wavelength w (tokens). With original context c: 1 for w < c / high, `factor` for
-    /// w > c / low, and between them 1 / ((1 - s) / factor + s) with s = (c / w - low) / (high - low).
-    pub fn divisor(&self, wavelength: f64) -> f64 {
-        let cycles = self.original_max_position_embeddings / wavelength;
-        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
-        let smooth = ((cycles - low) / (high - low)).clamp(0.0, 1.0);
-        1.0 / ((1.0 - smooth) / self.factor + smooth)
+impl Default for Switches {
+    fn default() -> Self {
+        Self {
+            norms: NormPlacement::Before,
+            norm_offset: 0.0,
+            whole_qk_norm: false,
+            gelu: false,
+            embedding_multiplier: 1.0,
+            residual_multiplier: 1.0,
+            attention_scale: None,
+            logits_scaling: 1.0,
+            rotary_dim: None,
+            fused_projections: false,
+        }
     }
-}
-
-/// Scaling of rotary frequencies for long contexts.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// No scaling.
-    None,
-    /// Positions are divided by this factor (`linear`).
-    Linear(f64),
-    /// Llama 3.x (`llama3`).
-    Llama3(Llama3Scaling),
 }
 
 /// A decoder's shape. Field names are those of `config.json`.
@@ -79,9 +126,12 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies.
     pub rope_scaling: RopeScaling,
-    /// The longest supported row in tokens: `max_position_embeddings`, or the sliding window if that is shorter. Within one window,
-    /// sliding-window attention is full attention, the only kind that the engine computes.
+    /// The longest supported row in tokens: `max_position_embeddings`, or the original context if rope is scaled by `longrope`.
     pub max_position_embeddings: usize,
+    /// Layers with a sliding window, or a rope of their own.
+    pub layers: LayerPattern,
+    /// What differs from `llama`.
+    pub switches: Switches,
     /// The LM head is the embedding.
     pub tie_word_embeddings: bool,
     /// q, k and v have a bias.
@@ -91,16 +141,30 @@ pub struct ModelConfig {
 }
 
 /// The families, as `model_type` names them.
-const FAMILIES: [(&str, Family); 4] = [
+const FAMILIES: [(&str, Family); 9] = [
     ("llama", Family::Llama),
     ("mistral", Family::Mistral),
     ("qwen2", Family::Qwen2),
     ("qwen3", Family::Qwen3),
+    ("gemma3_text", Family::Gemma3),
+    ("phi3", Family::Phi3),
+    ("olmo2", Family::Olmo2),
+    ("granite", Family::Granite),
+    ("smollm3", Family::SmolLm3),
 ];
 
-/// Upper limits, far above those of any model, so that no product of two dimensions overflows.
-const MAX_DIMENSION: usize = 1 << 22;
+/// Upper limit of the number of layers.
 const MAX_LAYERS: usize = 1 << 12;
+
+/// Parts of the names of architectures without a language-model head, or with more than a decoder.
+const NOT_DECODERS: [&str; 6] = [
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForConditionalGeneration",
+    "RewardModel",
+    "ForMaskedLM",
+];
 
 impl Family {
     /// `model_type` in `config.json`.
@@ -112,12 +176,17 @@ impl Family {
             .0
     }
 
-    /// The family of a `config.json`: `model_type`, or else the first of `architectures`.
+    /// The family of a `config.json`: by `model_type`, as in `transformers`, or else by the first of `architectures`.
     fn of(config: &Map<String, Value>, path: &Path) -> Result<Self> {
         let architecture = config
             .get("architectures")
             .and_then(|a| a.get(0))
             .and_then(Value::as_str);
+        if let Some(architecture) = architecture
+            && NOT_DECODERS.iter().any(|kind| architecture.contains(kind))
+        {
+            return Err(unsupported_architecture(architecture));
+        }
         let name = match config.get("model_type").and_then(Value::as_str) {
             Some(model_type) => model_type.to_owned(),
             None => architecture
@@ -131,14 +200,8 @@ impl Family {
                 })?,
         };
         let family = FAMILIES.iter().find(|(known, _)| *known == name);
-        let decoder = architecture.is_none_or(|a| {
-            let a = a.to_lowercase();
-            a == format!("{name}forcausallm") || a == format!("{name}model")
-        });
-        match family {
-            Some((_, family)) if decoder => Ok(*family),
-            _ => Err(unsupported_architecture(architecture.unwrap_or(&name))),
-        }
+        let family = family.map(|(_, family)| *family);
+        family.ok_or_else(|| unsupported_architecture(&name))
     }
 }
 
@@ -159,15 +222,20 @@ impl ModelConfig {
     /// the key.
     pub fn from_json(config: &Map<String, Value>, path: &Path) -> Result<Self> {
         let family = Family::of(config, path)?;
-        let reader = Reader { config, path };
-        reader.refuse_unsupported(family)?;
+        let reader = Reader {
+            config,
+            path,
+            prefix: "",
+        };
+        refuse_unsupported(&reader, family)?;
 
         let num_attention_heads = reader.dimension("num_attention_heads", None)?;
         let hidden_size = reader.dimension("hidden_size", None)?;
         let default_kv_heads = match family {
-            Family::Llama => num_attention_heads,
             Family::Mistral => 8,
             Family::Qwen2 | Family::Qwen3 => 32,
+            Family::Gemma3 | Family::SmolLm3 => 4,
+            _ => num_attention_heads,
         };
         let num_key_value_heads = if config.get("num_key_value_heads") == Some(&Value::Null) {
             num_attention_heads
@@ -176,6 +244,7 @@ impl ModelConfig {
         };
         let default_head_dim = match family {
             Family::Qwen3 => 128,
+            Family::Gemma3 => 256,
             _ => hidden_size / num_attention_heads,
         };
         let head_dim = reader.dimension("head_dim", Some(default_head_dim))?;
@@ -190,12 +259,17 @@ impl ModelConfig {
             )));
         }
         let default_positions = match family {
-            Family::Llama => 2048,
-            Family::Mistral => 4096 * 32,
-            Family::Qwen2 | Family::Qwen3 => 32768,
+            Family::Llama | Family::Olmo2 | Family::Granite => 2048,
+            Family::Phi3 => 4096,
+            Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => 32768,
+            Family::Mistral | Family::Gemma3 => 4096 * 32,
         };
         let positions = reader.integer("max_position_embeddings", Some(default_positions))?;
-        let rms_norm_eps = reader.number("rms_norm_eps", Some(1e-6))?;
+        let default_eps = match family {
+            Family::Phi3 | Family::Olmo2 => 1e-5,
+            _ => 1e-6,
+        };
+        let rms_norm_eps = reader.number("rms_norm_eps", Some(default_eps))?;
         if !(0.0..1.0).contains(&rms_norm_eps) {
             return Err(reader.broken(format!("`rms_norm_eps` is {rms_norm_eps}")));
         }
@@ -203,7 +277,39 @@ impl ModelConfig {
         if num_hidden_layers > MAX_LAYERS {
             return Err(reader.broken(format!("`num_hidden_layers` is {num_hidden_layers}")));
         }
-        let (rope_theta, rope_scaling) = reader.rope()?;
+        let mut layers = layer_pattern(&reader, family, num_hidden_layers)?;
+        let mut switches = switches(&reader, family)?;
+        let defaults = RopeDefaults {
+            theta: (family == Family::SmolLm3).then_some(2_000_000.0),
+            positions,
+            head_dim,
+        };
+        let rope = if family == Family::Gemma3 {
+            let ropes = rope_config::read_gemma3(reader, defaults)?;
+            if layers.sliding_window.is_some() {
+                layers.local_rope_theta = Some(ropes.local_theta);
+            }
+            ropes.global
+        } else {
+            rope_config::read(reader, &layers.types(num_hidden_layers), defaults)?
+        };
+        let Rope {
+            theta: rope_theta,
+            scaling: rope_scaling,
+            partial,
+        } = rope;
+        if partial != 1.0 {
+            if family != Family::Phi3 {
+                return Err(reader.unsupported("`partial_rotary_factor` other than 1"));
+            }
+            let dim = (head_dim as f64 * partial) as usize;
+            if dim < 2 || !dim.is_multiple_of(2) {
+                return Err(reader.broken(format!(
+                    "`partial_rotary_factor` is {partial}: {dim} of {head_dim} channels would be rotated, and pairs are needed"
+                )));
+            }
+            switches.rotary_dim = Some(dim);
+        }
         Ok(Self {
             family,
             hidden_size,
@@ -215,172 +321,280 @@ impl ModelConfig {
             vocab_size: reader.dimension("vocab_size", None)?,
             rms_norm_eps: rms_norm_eps as f32,
             rope_theta,
+            max_position_embeddings: match &rope_scaling {
+                RopeScaling::LongRope(s) => positions.min(s.original_max_position_embeddings),
+                _ => positions,
+            },
             rope_scaling,
-            max_position_embeddings: reader
-                .sliding_window(family)?
-                .map_or(positions, |window| window.min(positions)),
-            tie_word_embeddings: reader.flag("tie_word_embeddings")?,
+            layers,
+            switches,
+            tie_word_embeddings: reader.flag_or(
+                "tie_word_embeddings",
+                matches!(family, Family::Gemma3 | Family::SmolLm3),
+            )?,
             qkv_bias: family == Family::Qwen2,
-            qk_norm: family == Family::Qwen3,
+            qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3 | Family::Olmo2),
         })
     }
 }
 
-/// Typed access to a `config.json`, with errors that name the key.
-struct Reader<'a> {
-    config: &'a Map<String, Value>,
-    path: &'a Path,
-}
-
-impl<'a> Reader<'a> {
-    fn broken(&self, message: String) -> Error {
-        Error::broken(self.path, message)
+impl ModelConfig {
+    /// Tokens that the attention of `layer` sees, the own one included; `None`: all earlier ones.
+    pub fn sliding_window(&self, layer: usize) -> Option<usize> {
+        self.layers
+            .sliding_window
+            .filter(|_| self.is_sliding(layer))
     }
 
-    /// A present, non-null value.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.config.get(key).filter(|v| !v.is_null())
+    fn is_sliding(&self, layer: usize) -> bool {
+        self.layers.sliding.get(layer) == Some(&true)
     }
 
-    fn integer(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        let value = match (self.get(key), default) {
-            (None, Some(default)) => return Ok(default),
-            (None, None) => return Err(self.broken(format!("`{key}` is missing"))),
-            (Some(value), _) => value,
-        };
-        match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-            Some(n) if n > 0 => Ok(n),
-            _ => Err(self.broken(format!("`{key}` is {value}, not a positive integer"))),
-        }
+    /// Whether q and k of `layer` are rotated.
+    pub fn has_rope(&self, layer: usize) -> bool {
+        self.layers.no_rope.get(layer) != Some(&true)
     }
 
-    fn dimension(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        match self.integer(key, default)? {
-            n @ 1..=MAX_DIMENSION => Ok(n),
-            n => Err(self.broken(format!("`{key}` is {n}; the limit is {MAX_DIMENSION}"))),
-        }
+    /// Whether the rope of `layer` is that of sliding layers.
+    pub fn has_local_rope(&self, layer: usize) -> bool {
+        self.layers.local_rope_theta.is_some() && self.is_sliding(layer)
     }
 
-    fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
-        match (self.get(key), default) {
-            (None, Some(default)) => Ok(default),
-            (None, None) => Err(self.broken(format!("`{key}` is missing"))),
-            (Some(value), _) => value
-                .as_f64()
-                .ok_or_else(|| self.broken(format!("`{key}` is {value}, not a number"))),
-        }
+    /// Channels of each head that are rotated.
+    pub fn rotary_dim(&self) -> usize {
+        self.switches.rotary_dim.unwrap_or(self.head_dim)
     }
 
-    /// A switch; missing means false.
-    fn flag(&self, key: &str) -> Result<bool> {
-        self.get(key).map_or(Ok(false), |value| {
-            value
-                .as_bool()
-                .ok_or_else(|| self.broken(format!("`{key}` is {value}, not true or false")))
-        })
-    }
-
-    fn refuse_unsupported(&self, family: Family) -> Result<()> {
-        let refuse = |what: String| Err(Error::input(format!("{}: {what}", self.path.display())));
-        if let Some(act) = self.get("hidden_act")
-            && act.as_str() != Some("silu")
-        {
-            return refuse(format!("`hidden_act` {act} is not supported (\"silu\" is)"));
-        }
-        // Qwen2 always has biases on q, k and v, and none on o, independent of this key.
-        for key in ["attention_bias", "mlp_bias"] {
-            if family != Family::Qwen2 && self.flag(key)? {
-                return refuse(format!(
-                    "`{key}` = true is not supported for {}",
-                    family.model_type()
-                ));
-            }
-        }
-        if self.number("partial_rotary_factor", Some(1.0))? != 1.0 {
-            return refuse("`partial_rotary_factor` other than 1 is not supported".into());
-        }
-        if self.get("quantization_config").is_some() {
-            return Err(Error::input_hint(
-                format!(
-                    "{}: the weights are quantised (`quantization_config`)",
-                    self.path.display()
-                ),
-                "use the unquantised model, or its GGUF file",
-            ));
-        }
-        Ok(())
-    }
-
-    /// The sliding window, if one is in use.
-    fn sliding_window(&self, family: Family) -> Result<Option<usize>> {
-        let in_use = match family {
-            Family::Llama => false,
-            // On by default; an explicit null turns it off.
-            Family::Mistral => self.config.get("sliding_window") != Some(&Value::Null),
-            Family::Qwen2 | Family::Qwen3 => self.flag("use_sliding_window")?,
-        };
-        if !in_use {
-            return Ok(None);
-        }
-        self.integer("sliding_window", Some(4096)).map(Some)
-    }
-
-    /// Base and scaling of the rotary frequencies: `rope_parameters` (`transformers` 5), or `rope_theta` and `rope_scaling`.
-    fn rope(&self) -> Result<(f64, RopeScaling)> {
-        const DEFAULT_THETA: f64 = 10_000.0;
-        let key = if self.get("rope_parameters").is_some() {
-            "rope_parameters"
+    /// The widths of the norms of q and k.
+    pub fn qk_norm_widths(&self) -> [usize; 2] {
+        if self.switches.whole_qk_norm {
+            [self.num_attention_heads, self.num_key_value_heads].map(|heads| heads * self.head_dim)
         } else {
-            "rope_scaling"
-        };
-        let section = match self.get(key) {
-            None => None,
-            Some(Value::Object(section)) => Some(Reader {
-                config: section,
-                path: self.path,
-            }),
-            Some(other) => {
-                return Err(self.broken(format!("`{key}` is {other}, not an object")));
-            }
-        };
-        let theta = self.number("rope_theta", Some(DEFAULT_THETA))?;
-        let theta = match &section {
-            Some(section) => section.number("rope_theta", Some(theta))?,
-            None => theta,
-        };
-        if !(theta.is_finite() && theta > 0.0) {
-            return Err(self.broken(format!("`rope_theta` is {theta}")));
+            [self.head_dim; 2]
         }
-        let Some(section) = section else {
-            return Ok((theta, RopeScaling::None));
-        };
-        let kind = section.get("rope_type").or_else(|| section.get("type"));
-        let positive = |name: &str| match section.number(name, None)? {
-            n if n.is_finite() && n > 0.0 => Ok(n),
-            n => Err(self.broken(format!("`{key}.{name}` is {n}"))),
-        };
-        let scaling = match kind.map_or(Some("default"), Value::as_str) {
-            Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear(positive("factor")?),
-            Some("llama3") => RopeScaling::Llama3(Llama3Scaling {
-                factor: positive("factor")?,
-                low_freq_factor: positive("low_freq_factor")?,
-                high_freq_factor: positive("high_freq_factor")?,
-                original_max_position_embeddings: positive("original_max_position_embeddings")?,
-            }),
-            _ => {
-                return Err(Error::input_hint(
-                    format!(
-                        "{}: rope scaling {} is not supported",
-                        self.path.display(),
-                        kind.unwrap_or(&Value::Null)
-                    ),
-                    "supported: default, linear, llama3",
-                ));
-            }
-        };
-        Ok((theta, scaling))
     }
+}
+
+impl LayerPattern {
+    /// The values of `layer_types` that occur.
+    fn types(&self, num_layers: usize) -> Vec<&'static str> {
+        let sliding = self.sliding.iter().filter(|sliding| **sliding).count();
+        [(FULL, num_layers - sliding), (SLIDING, sliding)]
+            .into_iter()
+            .filter(|(_, layers)| *layers > 0)
+            .map(|(name, _)| name)
+            .collect()
+    }
+}
+
+/// The switches of a family, and their values.
+fn switches(reader: &Reader, family: Family) -> Result<Switches> {
+    let number = |key: &str, default: f64| {
+        let value = reader.positive(key, Some(default))?;
+        Ok::<_, Error>(value as f32)
+    };
+    let llama = Switches::default();
+    Ok(match family {
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => llama,
+        Family::Gemma3 => Switches {
+            norms: NormPlacement::Both,
+            norm_offset: 1.0,
+            gelu: true,
+            embedding_multiplier: (reader.dimension("hidden_size", None)? as f64).sqrt() as f32,
+            attention_scale: Some(1.0 / number("query_pre_attn_scalar", 256.0)?.sqrt()),
+            ..llama
+        },
+        Family::Phi3 => Switches {
+            fused_projections: true,
+            ..llama
+        },
+        Family::Olmo2 => Switches {
+            norms: NormPlacement::After,
+            whole_qk_norm: true,
+            ..llama
+        },
+        Family::Granite => Switches {
+            embedding_multiplier: number("embedding_multiplier", 1.0)?,
+            residual_multiplier: number("residual_multiplier", 1.0)?,
+            attention_scale: Some(number("attention_multiplier", 1.0)?),
+            logits_scaling: number("logits_scaling", 1.0)?,
+            ..llama
+        },
+    })
+}
+
+/// The values of `layer_types` that are supported.
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+/// Which layers have a sliding window. `layer_types` counts before `max_window_layers`, as in `transformers`.
+fn layer_pattern(reader: &Reader, family: Family, num_layers: usize) -> Result<LayerPattern> {
+    let no_rope = match family {
+        Family::SmolLm3 => no_rope_layers(reader, num_layers)?,
+        _ => Vec::new(),
+    };
+    let full = LayerPattern {
+        no_rope,
+        ..LayerPattern::default()
+    };
+    let given = |default: Option<usize>| match (reader.config.get("sliding_window"), default) {
+        (Some(Value::Null), _) | (None, None) => Ok(None),
+        (_, default) => reader.integer("sliding_window", default).map(Some),
+    };
+    let window = match family {
+        Family::Llama | Family::Olmo2 | Family::Granite => return Ok(full),
+        // On by default; an explicit null turns it off.
+        Family::Mistral | Family::Gemma3 => given(Some(4096))?,
+        Family::Phi3 => given(None)?,
+        Family::Qwen2 | Family::Qwen3 => match reader.flag("use_sliding_window")? {
+            true => given(Some(4096))?,
+            false => None,
+        },
+        Family::SmolLm3 => match reader.flag("use_sliding_window")? {
+            true => given(None)?,
+            false => None,
+        },
+    };
+    // Phi3 has one kind of layer, whatever the file says.
+    let types = match family {
+        Family::Phi3 => None,
+        _ => layer_types(reader, num_layers)?,
+    };
+    let Some(window) = window else {
+        return match types {
+            // Qwen's layers of that type are full without a window.
+            Some(types) if family == Family::Gemma3 && types.contains(&true) => Err(reader.broken(
+                format!("`layer_types` has `{SLIDING}`, but no `sliding_window` is in use"),
+            )),
+            _ => Ok(full),
+        };
+    };
+    let sliding = match (types, family) {
+        (Some(types), _) => types,
+        (None, Family::Qwen2 | Family::Qwen3) => {
+            let full = match reader.get("max_window_layers") {
+                Some(value) if value.as_u64() == Some(0) => 0,
+                _ => reader.integer("max_window_layers", Some(28))?,
+            };
+            (0..num_layers).map(|layer| layer >= full).collect()
+        }
+        (None, Family::Gemma3) => {
+            let pattern = reader.integer("sliding_window_pattern", Some(6))?;
+            (1..=num_layers).map(|layer| layer % pattern != 0).collect()
+        }
+        (None, Family::SmolLm3) => full.no_rope.clone(),
+        (None, _) => vec![true; num_layers],
+    };
+    if !sliding.contains(&true) {
+        return Ok(full);
+    }
+    Ok(LayerPattern {
+        sliding_window: Some(window),
+        sliding,
+        ..full
+    })
+}
+
+/// Which layers of a smollm3 are without rope: those that are 0 in `no_rope_layers`, or else every fourth.
+fn no_rope_layers(reader: &Reader, num_layers: usize) -> Result<Vec<bool>> {
+    if reader.get("no_rope_layers").is_none() {
+        let interval = reader.integer("no_rope_layer_interval", Some(4))?;
+        return Ok((1..=num_layers)
+            .map(|layer| layer % interval == 0)
+            .collect());
+    }
+    let layers = reader.numbers("no_rope_layers")?;
+    if layers.len() < num_layers {
+        return Err(reader.broken(format!(
+            "`no_rope_layers` has {} numbers, fewer than the {num_layers} layers",
+            layers.len()
+        )));
+    }
+    Ok(layers[..num_layers]
+        .iter()
+        .map(|has_rope| *has_rope == 0.0)
+        .collect())
+}
+
+/// `layer_types`, if it is set: whether each layer slides.
+fn layer_types(reader: &Reader, num_layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(value) = reader.get("layer_types") else {
+        return Ok(None);
+    };
+    let list = value.as_array().filter(|list| list.len() == num_layers);
+    let list = list.ok_or_else(|| {
+        reader.broken(format!(
+            "`layer_types` is {value}, not a list of {num_layers} names, one a layer"
+        ))
+    })?;
+    let types = list.iter().map(|name| match name.as_str() {
+        Some(FULL) => Ok(false),
+        Some(SLIDING) => Ok(true),
+        _ => Err(reader.unsupported(&format!("{name} in `layer_types`"))),
+    });
+    types.collect::<Result<_>>().map(Some)
+}
+
+fn refuse_unsupported(reader: &Reader, family: Family) -> Result<()> {
+    let (key, known): (&str, &[&str]) = match family {
+        Family::Gemma3 => ("hidden_activation", &["gelu_pytorch_tanh"]),
+        _ => ("hidden_act", &["silu", "swish"]),
+    };
+    if let Some(act) = reader.get(key)
+        && !act.as_str().is_some_and(|act| known.contains(&act))
+    {
+        return Err(Error::input_hint(
+            format!("{}: `{key}` {act} is not supported", reader.path.display()),
+            format!("supported: \"{}\"", known[0]),
+        ));
+    }
+    for key in ["final_logit_softcapping", "attn_logit_softcapping"] {
+        if family == Family::Gemma3 && reader.get(key).is_some() {
+            return Err(reader.unsupported(&format!("`{key}`")));
+        }
+    }
+    if family == Family::Gemma3 && reader.flag("use_bidirectional_attention")? {
+        return Err(reader.unsupported("`use_bidirectional_attention`"));
+    }
+    // Qwen2 always has biases on q, k and v, and none on o, independent of this key.
+    for key in ["attention_bias", "mlp_bias"] {
+        if family != Family::Qwen2 && reader.flag(key)? {
+            return Err(reader.unsupported(&format!("`{key}` = true for {}", family.model_type())));
+        }
+    }
+    match reader.get("quantization_config") {
+        Some(quantization) => Err(quantized(reader.path, quantization)),
+        None => Ok(()),
+    }
+}
+
+/// The error for a quantised model, which names the method.
+fn quantized(path: &Path, config: &Value) -> Error {
+    let text = |key: &str| config.get(key).and_then(Value::as_str);
+    let flag = |key: &str| config.get(key).and_then(Value::as_bool) == Some(true);
+    let method = match text("quant_method") {
+        Some("gptq") => "GPTQ".to_owned(),
+        Some("awq") => "AWQ".to_owned(),
+        Some("fp8" | "fbgemm_fp8" | "finegrained_fp8") => "FP8".to_owned(),
+        Some("bitsandbytes") => "bitsandbytes".to_owned(),
+        Some(other) => other.to_owned(),
+        None if flag("load_in_4bit") || flag("load_in_8bit") => "bitsandbytes".to_owned(),
+        None => "a method that is not named".to_owned(),
+    };
+    let bits = config.get("bits").and_then(Value::as_u64);
+    let bits = match (bits, flag("load_in_4bit"), flag("load_in_8bit")) {
+        (Some(bits), ..) => format!(", {bits} bits"),
+        (None, true, _) => ", 4 bits".into(),
+        (None, _, true) => ", 8 bits".into(),
+        _ => String::new(),
+    };
+    Error::input_hint(
+        format!(
+            "{}: the weights are quantised by {method}{bits} (`quantization_config`), which is not supported",
+            path.display()
+        ),
+        "use the model from which it was quantised, or a GGUF file of it",
+    )
 }
 
 #[cfg(test)]
@@ -431,22 +645,115 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_row_is_the_sliding_window_if_it_is_in_use() {
-        let positions = |change: Value| read(&change).unwrap().max_position_embeddings;
-        assert_eq!(positions(json!({"model_type": "mistral"})), 4096);
+    fn a_sliding_window_is_that_of_the_layers_that_use_it() {
+        let windows = |change: &Value| {
+            let config = read(change).unwrap();
+            [0, 1].map(|layer| config.sliding_window(layer))
+        };
+        let mistral = json!({"model_type": "mistral"});
+        assert_eq!(windows(&mistral), [Some(4096); 2]);
+        assert_eq!(read(&mistral).unwrap().max_position_embeddings, 131_072);
+        let mut change = mistral;
+        change["sliding_window"] = 512.into();
+        assert_eq!(windows(&change), [Some(512); 2]);
+        change["layer_types"] = json!([FULL, SLIDING]);
+        assert_eq!(windows(&change), [None, Some(512)]);
+        change["layer_types"] = json!([FULL, FULL]);
+        assert_eq!(windows(&change), [None; 2]);
+        change["sliding_window"] = Value::Null;
+        change["layer_types"] = json!([SLIDING, SLIDING]);
+        assert_eq!(windows(&change), [None; 2]);
+
+        let mut qwen =
+            json!({"model_type": "qwen3", "num_key_value_heads": 8, "sliding_window": 16});
+        assert_eq!(windows(&qwen), [None; 2]);
+        qwen["use_sliding_window"] = true.into();
+        assert_eq!(windows(&qwen), [None; 2], "28 layers are full by default");
+        for (full, expected) in [(0, [Some(16); 2]), (1, [None, Some(16)]), (2, [None; 2])] {
+            qwen["max_window_layers"] = full.into();
+            assert_eq!(windows(&qwen), expected);
+        }
+        qwen["layer_types"] = json!([SLIDING, FULL]);
+        assert_eq!(windows(&qwen), [Some(16), None]);
+        // The layers of a llama are full, whatever the file says.
+        assert_eq!(windows(&json!({"sliding_window": 4})), [None; 2]);
+    }
+
+    #[test]
+    fn rope_scaling_counts_before_rope_parameters() {
+        let parameters = json!({"rope_type": "default", "rope_theta": 1e6});
+        let both = |scaling: Value| {
+            read(&json!({"rope_parameters": parameters, "rope_scaling": scaling})).unwrap()
+        };
+        // As in `transformers`: the base of the other section does not count.
+        let linear = both(json!({"type": "linear", "factor": 4.0}));
         assert_eq!(
-            positions(json!({"model_type": "mistral", "sliding_window": 512})),
-            512
+            (linear.rope_theta, linear.rope_scaling),
+            (1e4, RopeScaling::Linear(4.0))
         );
+        let linear = both(json!({"type": "linear", "factor": 4.0, "rope_theta": 1e6}));
+        assert_eq!(linear.rope_theta, 1e6);
+        for nothing in [json!({}), Value::Null] {
+            assert_eq!(both(nothing).rope_theta, 1e6);
+        }
+    }
+
+    #[test]
+    fn rope_nested_by_layer_type_is_read_where_the_layers_agree() {
+        let full = json!({"rope_type": "default", "rope_theta": 1e6});
+        let nested = |section: Value, types: Value| {
+            read(
+                &json!({"model_type": "mistral", "sliding_window": 4, "rope_parameters": section,
+                "layer_types": types}),
+            )
+        };
+        let one = nested(json!({"full_attention": full}), json!([FULL, FULL])).unwrap();
+        assert_eq!(one.rope_theta, 1e6);
+        let llama = read(&json!({"rope_parameters": {"full_attention": full}})).unwrap();
+        assert_eq!(llama.rope_theta, 1e6);
+        let same = json!({"full_attention": full, "sliding_attention": full});
         assert_eq!(
-            positions(json!({"model_type": "mistral", "sliding_window": null})),
-            131_072
+            nested(same, json!([FULL, SLIDING])).unwrap().rope_theta,
+            1e6
         );
-        let qwen = json!({"model_type": "qwen3", "num_key_value_heads": 8, "sliding_window": 16});
-        assert_eq!(positions(qwen.clone()), 32_768);
-        let mut sliding = qwen;
-        sliding["use_sliding_window"] = true.into();
-        assert_eq!(positions(sliding), 16);
+        let other = json!({"full_attention": full, "sliding_attention": {"rope_theta": 1e4}});
+        let error = nested(other, json!([FULL, SLIDING])).unwrap_err();
+        assert!(error.to_string().contains("rope_parameters"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        let error = nested(json!({"full_attention": full}), json!([FULL, SLIDING])).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("rope_parameters.sliding_attention"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_model_type_counts_before_the_class_name() {
+        let config = read(&json!({"architectures": ["MistralForCausalLM"]})).unwrap();
+        assert_eq!(config.family, Family::Llama);
+    }
+
+    #[test]
+    fn the_method_of_a_quantised_model_is_named() {
+        for (config, words) in [
+            (json!({"quant_method": "gptq", "bits": 4}), "GPTQ, 4 bits"),
+            (json!({"quant_method": "awq", "bits": 4}), "AWQ, 4 bits"),
+            (json!({"quant_method": "fp8"}), "FP8"),
+            (
+                json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+                "bitsandbytes, 4 bits",
+            ),
+            (json!({"load_in_8bit": true}), "bitsandbytes, 8 bits"),
+            (
+                json!({"quant_method": "compressed-tensors"}),
+                "compressed-tensors",
+            ),
+        ] {
+            let error = read(&json!({"quantization_config": config})).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        }
     }
 
     #[test]
@@ -494,9 +801,19 @@ mod tests {
                 "quantization_config",
             ),
             (
-                json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+                json!({"rope_scaling": {"rope_type": "su2", "factor": 2.0}}),
                 2,
-                "dynamic",
+                "su2",
+            ),
+            (
+                json!({"layer_types": [FULL, "chunked_attention"], "model_type": "mistral"}),
+                2,
+                "chunked_attention",
+            ),
+            (
+                json!({"layer_types": [FULL], "model_type": "mistral"}),
+                1,
+                "layer_types",
             ),
             (
                 json!({"rope_scaling": {"rope_type": "linear"}}),

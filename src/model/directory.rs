@@ -4,14 +4,14 @@ use std::{fs, path::Path};
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    Model, ModelConfig, TextTokenizer, files, safetensors::Weights, tokenizer::check_vocabulary,
-    weights,
-};
+use super::{Model, ModelConfig, TextTokenizer, files, safetensors::Weights, weights};
 use crate::{
     Error, Result,
     hub::{self, checksum},
 };
+
+/// The key of the end-of-text token.
+const EOS_TOKEN: &str = "eos_token";
 
 /// The files of a model directory besides its weights.
 struct ModelFiles {
@@ -42,29 +42,9 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
     let config_json = files::read_json(&config_path)?;
     let config = ModelConfig::from_json(&config_json, &config_path)?;
 
-    let tokenizer_path = dir.join("tokenizer.json");
-    if !tokenizer_path.is_file() {
-        return Err(Error::input_hint(
-            format!("{} has no tokenizer.json", dir.display()),
-            "`AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` converts older formats",
-        ));
-    }
-    let generation_config_json = optional_json(&dir.join("generation_config.json"))?;
-    let mut tokenizer_config =
-        optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-    if let Some(template) = chat_template_files(dir)? {
-        tokenizer_config.insert("chat_template".into(), template);
-    }
-    let tokenizer_json = files::read(&tokenizer_path)?;
-    let mut model_configs = vec![&config_json];
-    model_configs.extend(&generation_config_json);
-    let tokenizer = TextTokenizer::new(
-        &tokenizer_path,
-        &tokenizer_json,
-        tokenizer_config,
-        &model_configs,
-    )?;
-    check_vocabulary(&tokenizer, &config, &tokenizer_path)?;
+    let generation_config_json = files::optional_json(&dir.join("generation_config.json"))?;
+    let (tokenizer, tokenizer_json) =
+        read_tokenizer(dir, &config_json, generation_config_json.as_ref())?;
     Ok(ModelFiles {
         config,
         config_json,
@@ -72,6 +52,45 @@ fn read_model_files(dir: &Path) -> Result<ModelFiles> {
         tokenizer,
         tokenizer_json,
     })
+}
+
+/// The tokenizer of `dir` and the bytes of its `tokenizer.json`. The model's configurations may name the EOS token.
+pub(super) fn read_tokenizer(
+    dir: &Path,
+    config_json: &Map<String, Value>,
+    generation_config_json: Option<&Map<String, Value>>,
+) -> Result<(TextTokenizer, Vec<u8>)> {
+    let tokenizer_path = dir.join("tokenizer.json");
+    if !tokenizer_path.is_file() {
+        return Err(Error::input_hint(
+            format!("{} has no tokenizer.json", dir.display()),
+            "`AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` converts older formats",
+        ));
+    }
+    let mut tokenizer_config =
+        files::optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+    if let Some(template) = chat_template_files(dir)? {
+        tokenizer_config.insert("chat_template".into(), template);
+    }
+    let tokenizer_json = files::read(&tokenizer_path)?;
+    let special_tokens =
+        files::optional_json(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
+    let mut others: Vec<_> = generation_config_json.into_iter().collect();
+    others.extend([config_json, &special_tokens]);
+    // The map is an older place of the same tokens, and is not written again. EOS is looked for in the model's own files first.
+    let add = |config: &mut Map<String, Value>, name: &str| {
+        let missing = config.get(name).is_none_or(Value::is_null);
+        if let Some(token) = special_tokens.get(name).filter(|_| missing) {
+            config.insert(name.to_owned(), token.clone());
+        }
+    };
+    for name in special_tokens.keys().filter(|name| *name != EOS_TOKEN) {
+        add(&mut tokenizer_config, name);
+    }
+    let mut tokenizer =
+        TextTokenizer::new(&tokenizer_path, &tokenizer_json, tokenizer_config, &others)?;
+    add(&mut tokenizer.config_json, EOS_TOKEN);
+    Ok((tokenizer, tokenizer_json))
 }
 
 /// The chat template in files of its own, which as in `transformers` comes before that of `tokenizer_config.json`:
@@ -111,13 +130,17 @@ fn chat_template_files(dir: &Path) -> Result<Option<Value>> {
 /// Loads the model in `dir`.
 pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
     let ModelFiles {
-        config,
-        config_json,
+        mut config,
+        mut config_json,
         generation_config_json,
         tokenizer,
         tokenizer_json,
     } = read_model_files(dir)?;
-    let source = Weights::open(dir)?;
+    let mut source = Weights::open(dir)?;
+    if config.tie_word_embeddings && source.untie() {
+        config.tie_word_embeddings = false;
+        config_json.insert("tie_word_embeddings".into(), false.into());
+    }
     source.refuse_extra(&config)?;
     let (params, checksum) = rayon::join(
         || weights::read(&source, &config, dir),
@@ -150,8 +173,4 @@ pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
         config_json,
         generation_config_json,
     })
-}
-
-fn optional_json(path: &Path) -> Result<Option<Map<String, Value>>> {
-    path.is_file().then(|| files::read_json(path)).transpose()
 }

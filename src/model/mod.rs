@@ -4,12 +4,15 @@ use std::path::Path;
 
 pub mod buffer;
 pub mod config;
+mod config_reader;
 mod directory;
 mod dtype;
 mod files;
 mod gguf;
 pub mod params;
+mod peft;
 mod pretrained;
+mod rope_config;
 mod safetensors;
 mod save;
 mod source;
@@ -20,6 +23,7 @@ pub use buffer::Buffer;
 pub use config::{Family, ModelConfig};
 pub use dtype::{Dtype, GgufType};
 pub use params::{Layout, LinearInput, Params};
+use peft::{Adapter, Base};
 pub use pretrained::Model;
 pub(crate) use save::{write_json, write_weights};
 use source::ModelSource;
@@ -37,7 +41,7 @@ impl Model {
         }
     }
 
-    /// Loads a Hugging Face directory, a `.gguf` file, a name in the registry or a hub id.
+    /// Loads a Hugging Face directory, a `.gguf` file, a PEFT adapter with its base, a name in the registry or a hub id.
     ///
     /// ```
     /// use unforget::model::{Dtype, Model};
@@ -55,13 +59,32 @@ impl Model {
     /// [`crate::Error::BrokenModel`] when a file is truncated or inconsistent.
     pub fn load(spec: &str) -> Result<Self> {
         let ModelSource { path, hub_id } = source::find(spec)?;
-        let mut model = if path.is_dir() {
-            directory::load(spec, &path)
+        let mut model = if peft::is_adapter(&path) {
+            Self::load_adapter(spec, &path)?
+        } else if path.is_dir() {
+            directory::load(spec, &path)?
         } else {
-            gguf::load(spec, &path)
-        }?;
-        model.hub_id = hub_id;
+            gguf::load(spec, &path)?
+        };
+        model.hub_id = hub_id.or(model.hub_id);
         Ok(model)
+    }
+
+    /// Loads the base model of the PEFT adapter in `dir`, and merges the adapter onto it.
+    fn load_adapter(name: &str, dir: &Path) -> Result<Self> {
+        let adapter = Adapter::open(dir)?;
+        let base = match adapter.base()? {
+            Base::SameDirectory => directory::load(name, dir)?,
+            Base::Named(base) => {
+                Self::load(&base).map_err(|error| adapter.without_base(&base, error))?
+            }
+        };
+        let merged = adapter.merge(base)?;
+        Ok(Self {
+            name: name.to_owned(),
+            path: dir.to_owned(),
+            ..merged
+        })
     }
 
     /// Writes a Hugging Face directory, which `transformers` loads.
@@ -97,7 +120,20 @@ impl TextTokenizer {
     /// As [`Model::load`], except for faults of weights.
     pub fn load(spec: &str) -> Result<Self> {
         let path = pull(spec)?;
-        if path.is_dir() {
+        if peft::is_adapter(&path) {
+            let adapter = Adapter::open(&path)?;
+            match adapter.base()? {
+                Base::SameDirectory => directory::tokenizer(&path),
+                Base::Named(base) => {
+                    let without_base = |error| adapter.without_base(&base, error);
+                    let base_path = pull(&base).map_err(without_base)?;
+                    match adapter.tokenizer(&base_path)? {
+                        Some(tokenizer) => Ok(tokenizer),
+                        None => Self::load(&base).map_err(without_base),
+                    }
+                }
+            }
+        } else if path.is_dir() {
             directory::tokenizer(&path)
         } else {
             gguf::tokenizer(&path)

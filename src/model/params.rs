@@ -4,7 +4,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{buffer::Buffer, config::ModelConfig};
+use super::{
+    buffer::Buffer,
+    config::{ModelConfig, NormPlacement},
+};
 use crate::hub::checksum;
 
 /// One tensor of the layout.
@@ -28,22 +31,28 @@ impl TensorInfo {
 /// Ranges of the tensors of one layer.
 #[derive(Clone, Debug)]
 pub struct LayerLayout {
-    /// `input_layernorm.weight` (D).
-    pub input_norm: Range<usize>,
+    /// The whole layer.
+    pub all: Range<usize>,
+    /// Norm before attention (D): `input_layernorm.weight`.
+    pub input_norm: Option<Range<usize>>,
     /// q, k, v `_proj.weight` as one matrix ((H + 2G)K, D).
     pub qkv: Range<usize>,
     /// q, k, v `_proj.bias` as one vector ((H + 2G)K).
     pub qkv_bias: Option<Range<usize>>,
-    /// `q_norm.weight`, `k_norm.weight` (K each).
+    /// `q_norm.weight`, `k_norm.weight` (K each, or HK and GK).
     pub qk_norm: Option<(Range<usize>, Range<usize>)>,
     /// `o_proj.weight` (D, HK).
     pub o: Range<usize>,
-    /// `post_attention_layernorm.weight` (D).
-    pub post_norm: Range<usize>,
+    /// Norm of the output of attention (D): `post_attention_layernorm.weight` of gemma3 and olmo2.
+    pub attention_norm: Option<Range<usize>>,
+    /// Norm before the feed-forward network (D): `post_attention_layernorm.weight`, in gemma3 `pre_feedforward_layernorm.weight`.
+    pub post_norm: Option<Range<usize>>,
     /// gate and up `_proj.weight` as one matrix (2F, D).
     pub gate_up: Range<usize>,
     /// `down_proj.weight` (D, F).
     pub down: Range<usize>,
+    /// Norm of the output of the feed-forward network (D): `post_feedforward_layernorm.weight` of gemma3 and olmo2.
+    pub ffn_norm: Option<Range<usize>>,
 }
 
 /// The inputs of the linear layers of a decoder layer.
@@ -77,7 +86,7 @@ impl LinearInput {
 impl LayerLayout {
     /// The range of the whole layer.
     pub fn range(&self) -> Range<usize> {
-        self.input_norm.start..self.down.end
+        self.all.clone()
     }
 
     /// The range of the weights that are multiplied with `input`.
@@ -126,6 +135,9 @@ impl Layout {
             });
             range
         };
+        let before = c.switches.norms != NormPlacement::After;
+        let after = c.switches.norms != NormPlacement::Before;
+        let [q_norm, k_norm] = c.qk_norm_widths();
         let join = |a: &Range<usize>, b: &Range<usize>| a.start..b.end;
 
         let embed = add("model.embed_tokens.weight".into(), &[c.vocab_size, d]);
@@ -133,10 +145,14 @@ impl Layout {
             .map(|i| {
                 let mut add =
                     |name: &str, shape: &[usize]| add(format!("model.layers.{i}.{name}"), shape);
-                let input_norm = add("input_layernorm.weight", &[d]);
-                let q = add("self_attn.q_proj.weight", &[q_rows, d]);
-                add("self_attn.k_proj.weight", &[kv_rows, d]);
-                let v = add("self_attn.v_proj.weight", &[kv_rows, d]);
+                let input_norm = before.then(|| add("input_layernorm.weight", &[d]));
+                let qkv = if c.switches.fused_projections {
+                    add("self_attn.qkv_proj.weight", &[q_rows + 2 * kv_rows, d])
+                } else {
+                    let q = add("self_attn.q_proj.weight", &[q_rows, d]);
+                    add("self_attn.k_proj.weight", &[kv_rows, d]);
+                    join(&q, &add("self_attn.v_proj.weight", &[kv_rows, d]))
+                };
                 let qkv_bias = c.qkv_bias.then(|| {
                     let q = add("self_attn.q_proj.bias", &[q_rows]);
                     add("self_attn.k_proj.bias", &[kv_rows]);
@@ -144,24 +160,42 @@ impl Layout {
                 });
                 let qk_norm = c.qk_norm.then(|| {
                     (
-                        add("self_attn.q_norm.weight", &[k]),
-                        add("self_attn.k_norm.weight", &[k]),
+                        add("self_attn.q_norm.weight", &[q_norm]),
+                        add("self_attn.k_norm.weight", &[k_norm]),
                     )
                 });
                 let o = add("self_attn.o_proj.weight", &[d, q_rows]);
-                let post_norm = add("post_attention_layernorm.weight", &[d]);
-                let gate = add("mlp.gate_proj.weight", &[f, d]);
-                let up = add("mlp.up_proj.weight", &[f, d]);
+                let attention_norm = after.then(|| add("post_attention_layernorm.weight", &[d]));
+                let post_norm = before.then(|| {
+                    let name = if after {
+                        "pre_feedforward_layernorm.weight"
+                    } else {
+                        "post_attention_layernorm.weight"
+                    };
+                    add(name, &[d])
+                });
+                let gate_up = if c.switches.fused_projections {
+                    add("mlp.gate_up_proj.weight", &[2 * f, d])
+                } else {
+                    let gate = add("mlp.gate_proj.weight", &[f, d]);
+                    join(&gate, &add("mlp.up_proj.weight", &[f, d]))
+                };
                 let down = add("mlp.down_proj.weight", &[d, f]);
+                let ffn_norm = after.then(|| add("post_feedforward_layernorm.weight", &[d]));
+                let start = input_norm.as_ref().unwrap_or(&qkv).start;
+                let end = ffn_norm.as_ref().unwrap_or(&down).end;
                 LayerLayout {
+                    all: start..end,
                     input_norm,
-                    qkv: join(&q, &v),
+                    qkv,
                     qkv_bias,
                     qk_norm,
                     o,
+                    attention_norm,
                     post_norm,
-                    gate_up: join(&gate, &up),
+                    gate_up,
                     down,
+                    ffn_norm,
                 }
             })
             .collect();

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     path::{Component, Path, PathBuf},
 };
 
@@ -13,6 +13,9 @@ use crate::{
     Error, Result,
     tensor_file::{self, TensorFile, TensorView},
 };
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// The tensors of a directory, under their names with the `model.` prefix.
 pub(super) struct Weights {
@@ -38,13 +41,7 @@ impl Weights {
         } else if index.exists() {
             shards(dir, &index)?
         } else {
-            return Err(Error::input_hint(
-                format!(
-                    "{} has neither `model.safetensors` nor an index of shards",
-                    dir.display()
-                ),
-                "convert weights in other formats (`pytorch_model.bin`) first: `save_pretrained` of `transformers` writes safetensors",
-            ));
+            return Err(no_weights(dir));
         };
         let mut weights = Self {
             files: Vec::new(),
@@ -58,10 +55,7 @@ impl Weights {
 
     /// Adds the tensors of one file.
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let file = TensorFile::open(&path).map_err(|e| match e.kind() {
-            io::ErrorKind::InvalidData => Error::broken(&path, e.to_string()),
-            _ => Error::io("read", &path)(e),
-        })?;
+        let file = open(&path)?;
         for (name, tensor) in file.iter() {
             let dtype = match tensor.dtype {
                 tensor_file::Dtype::F32 => Dtype::F32,
@@ -76,7 +70,7 @@ impl Weights {
                     ));
                 }
             };
-            let full_name = if name.starts_with("model.") || name == "lm_head.weight" {
+            let full_name = if name.starts_with("model.") || name == HEAD {
                 name.to_owned()
             } else {
                 format!("model.{name}")
@@ -98,6 +92,23 @@ impl Weights {
         Ok(())
     }
 
+    /// Whether the file has a head of its own although the configuration ties it to the embedding. As in `transformers` 5, a head that
+    /// differs from the embedding counts; where the embedding is missing, the head is both.
+    pub(super) fn untie(&mut self) -> bool {
+        match (self.tensors.get(EMBEDDING), self.tensors.get(HEAD)) {
+            (Some(embedding), Some(head)) => {
+                let (embedding, head) = (self.tensor(embedding), self.tensor(head));
+                embedding.dtype != head.dtype || embedding.bytes != head.bytes
+            }
+            (None, Some(_)) => {
+                let head = self.tensors.remove(HEAD).expect("it is there");
+                self.tensors.insert(EMBEDDING.into(), head);
+                false
+            }
+            _ => false,
+        }
+    }
+
     fn tensor(&self, entry: &Entry) -> TensorView<'_> {
         let (_, file) = &self.files[entry.file];
         let tensor = file.get(&entry.stored_name);
@@ -110,7 +121,7 @@ impl Weights {
         let known: BTreeSet<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
         for (name, entry) in &self.tensors {
             let computed = name.ends_with("rotary_emb.inv_freq");
-            let tied = config.tie_word_embeddings && name == "lm_head.weight";
+            let tied = config.tie_word_embeddings && name == HEAD;
             if !known.contains(name.as_str()) && !computed && !tied {
                 return Err(Error::broken(
                     &self.files[entry.file].0,
@@ -151,6 +162,69 @@ impl weights::TensorSource for Weights {
         weights::convert(entry.dtype, bytes, out);
         Ok(())
     }
+}
+
+/// Opens one file. Only its header is read.
+pub(super) fn open(path: &Path) -> Result<TensorFile> {
+    TensorFile::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => {
+            // A pointer is short.
+            let start = fs::read(path).unwrap_or_default();
+            let pointer = files::refuse_lfs_pointer(path, &start);
+            pointer
+                .err()
+                .unwrap_or_else(|| Error::broken(path, e.to_string()))
+        }
+        _ => Error::io("read", path)(e),
+    })
+}
+
+/// The error for a directory without safetensors, which names the weights that are there.
+fn no_weights(dir: &Path) -> Error {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    let found = |matches: &dyn Fn(&str) -> bool| names.iter().find(|name| matches(name));
+    let has_extension = |name: &str, known: &[&str]| {
+        let extension = Path::new(name).extension().and_then(|e| e.to_str());
+        extension.is_some_and(|e| known.iter().any(|known| e.eq_ignore_ascii_case(known)))
+    };
+    let dir_name = dir.display();
+    if let Some(gguf) = found(&|name| has_extension(name, &["gguf"])) {
+        return Error::input_hint(
+            format!("{dir_name} has no safetensors file, but {gguf}"),
+            format!("name the file itself: {}", dir.join(gguf).display()),
+        );
+    }
+    // Pickled files can run code when they are read.
+    let pickled = found(&|name| {
+        !name.starts_with("training_args") && has_extension(name, &["bin", "pt", "pth", "ckpt"])
+    });
+    if let Some(pickled) = pickled {
+        return Error::input_hint(
+            format!(
+                "{dir_name} has its weights in {pickled}, which is not read: such files can run code"
+            ),
+            format!(
+                "convert it with `transformers` (`pip install torch transformers`), if you trust it: python -c \
+                 \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{dir_name}').save_pretrained('{dir_name}')\" \
+                 writes model.safetensors"
+            ),
+        );
+    }
+    if let Some(other) = found(&|name| has_extension(name, &["h5", "msgpack", "onnx", "npz"])) {
+        return Error::input_hint(
+            format!("{dir_name} has its weights in {other}, a format that is not read"),
+            "supported: safetensors and GGUF; `save_pretrained` of `transformers` writes safetensors",
+        );
+    }
+    Error::input_hint(
+        format!("{dir_name} has neither `model.safetensors` nor an index of shards"),
+        "a model directory has config.json, tokenizer.json and model.safetensors, as `save_pretrained` of `transformers` writes them",
+    )
 }
 
 /// The files in an index; each is a plain file name inside `dir`.

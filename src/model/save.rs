@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{Dtype, Model, Params, config::RopeScaling};
+use super::{Dtype, Model, Params, config::RopeScaling, dtype::check_range};
 use crate::{Error, Result, atomic_file, tensor_file};
 
 /// Writes `model` to `dir`. Each file is written atomically, the weights last.
@@ -57,7 +57,14 @@ fn config_json(model: &Model, dtype: Dtype) -> Map<String, Value> {
 }
 
 /// Writes the weights, one tensor at a time. A tied head is not stored.
+///
+/// # Errors
+/// When a weight is not finite, or would not be in `dtype`, or the file cannot be written.
 pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Result<()> {
+    params.layout.tensors.par_iter().try_for_each(|tensor| {
+        let values = &params.data[tensor.range.clone()];
+        check_range(tensor, values, dtype.name(), |x| dtype.holds(x))
+    })?;
     let tensors = params.layout.tensors.iter().map(|tensor| {
         let view = Stored {
             dtype,

@@ -1,15 +1,20 @@
 //! The tokenizer of a model, with the special tokens of its configuration.
 
-use std::{ops::Range, path::Path};
+use std::{fmt::Display, ops::Range, path::Path};
 
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
-use super::config::ModelConfig;
 use crate::{Error, Result, catch_panic};
 
 /// End-of-turn tokens in the chat formats of the supported families.
-const END_OF_TURN_TOKENS: [&str; 3] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>"];
+const END_OF_TURN_TOKENS: [&str; 5] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+];
 
 /// A tokenizer with its `tokenizer_config.json`.
 #[derive(Clone)]
@@ -20,11 +25,18 @@ pub struct TextTokenizer {
     pub config_json: Map<String, Value>,
     /// Tokens that end a text: EOS and end of turn.
     pub eos_token_ids: Vec<u32>,
+    /// The token that ends a trained text; `None` if no file names one.
+    pub eos_token_id: Option<u32>,
+    /// The beginning-of-text token, if the tokenizer puts it in front of a text.
+    bos_in_front: Option<u32>,
 }
 
 impl TextTokenizer {
-    /// Makes a tokenizer from the bytes of `tokenizer.json`, `tokenizer_config.json` (`eos_token`) and model configurations
-    /// (`eos_token_id`).
+    /// Makes a tokenizer from the bytes of `tokenizer.json` and the content of `tokenizer_config.json`.
+    ///
+    /// `others` are the further files that may name the EOS token, by `eos_token_id` or `eos_token`, in the order in which they are
+    /// asked: `generation_config.json`, `config.json`, `special_tokens_map.json`. As in `transformers` 5, `add_bos_token` and
+    /// `add_eos_token` do not count where there is a `tokenizer.json`.
     ///
     /// # Errors
     /// [`Error::BrokenModel`] when `tokenizer_json` (the content of `path`) is not a tokenizer.
@@ -32,7 +44,7 @@ impl TextTokenizer {
         path: &Path,
         tokenizer_json: &[u8],
         config_json: Map<String, Value>,
-        model_configs: &[&Map<String, Value>],
+        others: &[&Map<String, Value>],
     ) -> Result<Self> {
         let mut inner = parse(tokenizer_json)
             .map_err(|reason| Error::broken(path, format!("not a tokenizer: {reason}")))?;
@@ -41,21 +53,13 @@ impl TextTokenizer {
             .with_truncation(None)
             .map_err(|e| Error::broken(path, e.to_string()))?
             .with_padding(None);
-
-        let mut end_tokens: Vec<u32> = model_configs
-            .iter()
-            .filter_map(|config| config.get("eos_token_id"))
-            .flat_map(|eos| match eos {
-                Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
-                one => one.as_u64().into_iter().collect::<Vec<_>>(),
-            })
-            .filter_map(|id| u32::try_from(id).ok())
+        let sources: Vec<Vec<u32>> = std::iter::once(&config_json)
+            .chain(others.iter().copied())
+            .map(|source| eos_tokens(source, &inner))
             .collect();
-        // A token is its text, or an object that contains it.
-        let eos = config_json
-            .get("eos_token")
-            .and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
-        end_tokens.extend(eos.and_then(|token| inner.token_to_id(token)));
+        let known = |id: &&u32| inner.id_to_token(**id).is_some();
+        let eos_token_id = sources.iter().flatten().find(known).copied();
+        let mut end_tokens = sources.concat();
         let added = inner.get_added_tokens_decoder();
         end_tokens.extend(END_OF_TURN_TOKENS.iter().filter_map(|token| {
             let id = inner.token_to_id(token)?;
@@ -63,14 +67,21 @@ impl TextTokenizer {
         }));
         end_tokens.sort_unstable();
         end_tokens.dedup();
-        Ok(Self {
+        let mut tokenizer = Self {
             inner,
             config_json,
             eos_token_ids: end_tokens,
-        })
+            eos_token_id,
+            bos_in_front: None,
+        };
+        let sample = tokenizer.encoding("a")?;
+        let front = front_len(&sample);
+        tokenizer.bos_in_front = front.checked_sub(1).map(|last| sample.get_ids()[last]);
+        Ok(tokenizer)
     }
 
-    /// Token ids of a text, with the special tokens that the tokenizer adds.
+    /// Token ids of a prompt. Special tokens that the tokenizer puts in front are there, once; those that it puts behind a text are
+    /// not.
     ///
     /// # Errors
     /// [`Error::Input`] when the tokenizer cannot encode the text.
@@ -78,32 +89,129 @@ impl TextTokenizer {
         self.encode(text, true)
     }
 
-    /// As [`Self::encode_prompt`], with the position of each token in `text` (bytes; empty for an added special token).
+    /// Token ids of a chat as its template renders it: the template writes the special tokens, the tokenizer adds none
+    /// (`apply_chat_template` of `transformers`).
     ///
     /// # Errors
     /// [`Error::Input`] when the tokenizer cannot encode the text.
-    pub fn encode_prompt_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
-        let encoding = self
-            .inner
-            .encode(text, true)
-            .map_err(|e| refused(text, &e))?;
-        let offsets = encoding.get_offsets().iter().map(|(a, b)| *a..*b);
-        Ok((encoding.get_ids().to_vec(), offsets.collect()))
-    }
-
-    /// Token ids of a text that follows another, without added special tokens.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the tokenizer cannot encode the text.
-    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
         self.encode(text, false)
     }
 
+    /// As [`Self::encode_prompt`], or without added tokens as [`Self::encode_rendered`], with the position of each token in `text`
+    /// (bytes; empty for an added special token).
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
+    pub fn encode_with_offsets(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.inner.encode(text, add_special_tokens);
+        let encoding = encoding.map_err(|e| refused(text, &e))?;
+        let (first, kept) = self.kept_range(&encoding, text, add_special_tokens)?;
+        let offsets = encoding.get_offsets().iter().map(|(a, b)| *a..*b);
+        let (mut ids, mut offsets) = (encoding.get_ids().to_vec(), offsets.collect::<Vec<_>>());
+        ids.truncate(kept);
+        offsets.truncate(kept);
+        if let Some(twice) = first.checked_sub(1) {
+            ids.remove(twice);
+            offsets.remove(twice);
+        }
+        Ok((ids, offsets))
+    }
+
+    /// Token ids of the text `before + text`, split into those of `before` and the others. The cut is at the longest prefix that
+    /// `before` alone and the whole have in common: where a token reaches across the end of `before`, it belongs to the second part.
+    /// `add_special_tokens`: as in [`Self::encode_prompt`], else as in [`Self::encode_rendered`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
+    pub fn encode_joint(
+        &self,
+        before: &str,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
+        let alone = self.encode(before, add_special_tokens)?;
+        let mut whole = self.encode(&format!("{before}{text}"), add_special_tokens)?;
+        let shared = alone.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+        let rest = whole.split_off(shared);
+        Ok((whole, rest))
+    }
+
+    /// Token ids of `text` where it follows `before`, whose own tokens are left out. Where a token would reach across the cut, `text`
+    /// is tokenized alone.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
+    pub fn encode_after(&self, before: &str, text: &str) -> Result<Vec<u32>> {
+        let (shared, rest) = self.encode_joint(before, text, false)?;
+        if shared.len() == self.encode(before, false)?.len() {
+            Ok(rest)
+        } else {
+            self.encode(text, false)
+        }
+    }
+
     fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        self.inner
-            .encode_fast(text, add_special_tokens)
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|e| refused(text, &e))
+        let encoding = self.inner.encode_fast(text, add_special_tokens);
+        let encoding = encoding.map_err(|e| refused(text, &e))?;
+        let ids = encoding.get_ids();
+        Ok(
+            match self.kept_range(&encoding, text, add_special_tokens)? {
+                (0, kept) => ids[..kept].to_vec(),
+                (front, kept) => [&ids[..front - 1], &ids[front..kept]].concat(),
+            },
+        )
+    }
+
+    fn encoding(&self, text: &str) -> Result<Encoding> {
+        let encoding = self.inner.encode(text, true);
+        encoding.map_err(|e| refused(text, &e))
+    }
+
+    /// The tokens of an encoding that are kept: those before the end that is returned, without the one before `first` where
+    /// `first` is not 0. Tokens that the post-processor puts behind a text are left out, and so is the beginning-of-text token that
+    /// it puts in front of a text that begins with it.
+    fn kept_range(
+        &self,
+        encoding: &Encoding,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<(usize, usize)> {
+        let len = encoding.get_ids().len();
+        if !add_special_tokens {
+            return Ok((0, len));
+        }
+        if text.is_empty() {
+            // Only a longer text shows which of the added tokens stand in front.
+            return Ok((0, front_len(&self.encoding("a")?).min(len)));
+        }
+        let mask = encoding.get_special_tokens_mask();
+        let behind = mask.iter().rev().take_while(|added| **added == 1).count();
+        let (front, kept) = (front_len(encoding), len - behind);
+        let twice =
+            front > 0 && front < kept && Some(encoding.get_ids()[front]) == self.bos_in_front;
+        Ok((if twice { front } else { 0 }, kept))
+    }
+
+    /// The error for a text at `place` with a token that the model has no embedding for.
+    pub fn beyond_vocabulary(&self, id: u32, vocab_size: usize, place: &dyn Display) -> Error {
+        let token = self.inner.id_to_token(id).unwrap_or_default();
+        Error::input_hint(
+            format!(
+                "{place}: the text has the token `{token}` ({id}), and the model's embedding has {vocab_size} rows, none for it"
+            ),
+            "leave the token out of the text, or give it a row: `model.resize_token_embeddings(len(tokenizer))` in `transformers`",
+        )
+    }
+
+    /// The text of the EOS token, empty if there is none.
+    pub fn eos_text(&self) -> String {
+        let token = self.eos_token_id.and_then(|id| self.inner.id_to_token(id));
+        token.unwrap_or_default()
     }
 
     /// Text of token ids without special tokens. An unfinished UTF-8 sequence at the end becomes U+FFFD.
@@ -119,9 +227,13 @@ impl TextTokenizer {
     /// Text of one token, with byte-level escapes decoded. Empty for an unknown id.
     pub fn token_text(&self, id: u32) -> String {
         let text = self.inner.decode(&[id], false).unwrap_or_default();
-        // Decoders for `▁` strip the white space before the first word.
-        match self.inner.id_to_token(id) {
-            Some(token) if token.starts_with('▁') && !text.starts_with(' ') => format!(" {text}"),
+        // Decoders for `▁` strip one space before the first word.
+        match self
+            .inner
+            .id_to_token(id)
+            .map(|token| token.replace('▁', " "))
+        {
+            Some(token) if token.strip_prefix(' ') == Some(&text) => token,
             _ => text,
         }
     }
@@ -130,29 +242,30 @@ impl TextTokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
-
-    /// The largest token id, if there are tokens.
-    pub(super) fn max_token_id(&self) -> Option<u32> {
-        self.inner.get_vocab(true).into_values().max()
-    }
 }
 
-/// An error if the tokenizer (the content of `path`) has an id beyond the rows of the embedding.
-pub(super) fn check_vocabulary(
-    tokenizer: &TextTokenizer,
-    config: &ModelConfig,
-    path: &Path,
-) -> Result<()> {
-    match tokenizer.max_token_id() {
-        Some(id) if id as usize >= config.vocab_size => Err(Error::broken(
-            path,
-            format!(
-                "the tokenizer has a token {id}, but the embedding has only {} rows",
-                config.vocab_size
-            ),
-        )),
-        _ => Ok(()),
-    }
+/// The text of a special token in `config`, given as a string or an object with `content`.
+pub(crate) fn special_token<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+    let token = config.get(key)?;
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// The EOS tokens that `source` names.
+fn eos_tokens(source: &Map<String, Value>, tokenizer: &Tokenizer) -> Vec<u32> {
+    let by_text = special_token(source, "eos_token").and_then(|text| tokenizer.token_to_id(text));
+    let by_id = match source.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
+        Some(one) => one.as_u64().into_iter().collect::<Vec<_>>(),
+        None => Vec::new(),
+    };
+    let by_id = by_id.into_iter().filter_map(|id| u32::try_from(id).ok());
+    by_text.into_iter().chain(by_id).collect()
+}
+
+/// The number of tokens that the post-processor put in front.
+fn front_len(encoding: &Encoding) -> usize {
+    let mask = encoding.get_special_tokens_mask();
+    mask.iter().take_while(|added| **added == 1).count()
 }
 
 fn refused(text: &str, reason: &tokenizers::Error) -> Error {
@@ -223,7 +336,7 @@ mod tests {
                         "pad_type_id": 0, "pad_token": "!"},
         }));
         assert_eq!(tokenizer.encode_prompt("abcd").unwrap().len(), 4);
-        assert_eq!(tokenizer.encode_continuation("a").unwrap().len(), 1);
+        assert_eq!(tokenizer.encode_rendered("a").unwrap().len(), 1);
     }
 
     #[test]

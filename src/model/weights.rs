@@ -60,9 +60,54 @@ pub(super) fn read(
             jobs.push((tensor, i * rows, out));
         }
     }
-    jobs.into_par_iter()
-        .try_for_each(|(tensor, first_row, out)| source.read_rows(tensor, first_row, out))?;
-    Ok(params)
+    let fault = jobs
+        .into_par_iter()
+        .map(|(tensor, first_row, out)| {
+            source.read_rows(tensor, first_row, out)?;
+            match first_non_finite(out) {
+                None => Ok(()),
+                Some(i) => {
+                    let file = source.shape(&tensor.name).map_or(path, |(file, _)| file);
+                    Err(not_finite(
+                        file,
+                        tensor,
+                        first_row * tensor.row_len() + i,
+                        out[i],
+                    ))
+                }
+            }
+        })
+        // The first fault in the order of the tensors, whichever thread finds one first.
+        .find_first(Result::is_err);
+    fault.unwrap_or(Ok(())).map(|()| params)
+}
+
+/// The first value that is infinite or no number.
+pub(super) fn first_non_finite(values: &[f32]) -> Option<usize> {
+    const CHUNK: usize = 256;
+    // A chunk at a time without a branch per value.
+    let broken = |chunk: &[f32]| !chunk.iter().fold(true, |finite, x| finite & x.is_finite());
+    let chunk = values.chunks(CHUNK).position(broken)?;
+    let within = values[chunk * CHUNK..]
+        .iter()
+        .position(|x| !x.is_finite())?;
+    Some(chunk * CHUNK + within)
+}
+
+/// The error for the value of element `i` of a tensor.
+fn not_finite(file: &Path, tensor: &TensorInfo, i: usize, value: f32) -> Error {
+    let row = tensor.row_len();
+    let place = match tensor.shape[..] {
+        [_] => format!("{i}"),
+        _ => format!("{}, {}", i / row, i % row),
+    };
+    Error::broken(
+        file,
+        format!(
+            "the weights are not finite: `{}[{place}]` is {value}",
+            tensor.name
+        ),
+    )
 }
 
 /// The dtype of a model whose tensors have these: the common one, else f32, which represents all of them.

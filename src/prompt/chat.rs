@@ -15,7 +15,7 @@ use super::{
 use crate::{
     Error, Result,
     facts::{Chat, Location, Message},
-    model::TextTokenizer,
+    model::{TextTokenizer, tokenizer::special_token},
 };
 
 /// The placeholder for a question in a rendering.
@@ -65,10 +65,7 @@ impl PromptTemplate {
         } else {
             &self.target
         };
-        let mut template = prompt_template(&tokenizer.config_json, question, object)?;
-        let bos = duplicate_bos_len(tokenizer, &template.prompt)?;
-        template.prompt.drain(..bos);
-        Ok(template)
+        prompt_template(&tokenizer.config_json, question, object)
     }
 }
 
@@ -93,28 +90,7 @@ pub fn has_chat_questions(messages: &[Message]) -> bool {
 /// # Errors
 /// When the model has no working chat template, or it refuses the chat.
 pub fn chat_questions(tokenizer: &TextTokenizer, chat: &Chat) -> Result<Vec<ChatQuestion>> {
-    let mut questions = questions(&tokenizer.config_json, chat)?;
-    for ChatQuestion { prefix, .. } in &mut questions {
-        prefix.drain(..duplicate_bos_len(tokenizer, prefix)?);
-    }
-    Ok(questions)
-}
-
-/// The length of the BOS token at the start of a rendered chat, if the tokenizer adds one as well.
-pub(super) fn duplicate_bos_len(tokenizer: &TextTokenizer, rendered: &str) -> Result<usize> {
-    let bos = special_token(&tokenizer.config_json, "bos_token").unwrap_or_default();
-    let added = tokenizer.encode_prompt("x")?.first().copied();
-    let duplicate = !bos.is_empty()
-        && rendered.starts_with(bos)
-        && added.is_some()
-        && added == tokenizer.inner.token_to_id(bos);
-    Ok(if duplicate { bos.len() } else { 0 })
-}
-
-/// The text of a special token, given as a string or an object with `content`.
-pub(super) fn special_token<'c>(config: &'c Map<String, Json>, name: &str) -> Option<&'c str> {
-    let token = config.get(name)?;
-    token.as_str().or_else(|| token.get("content")?.as_str())
+    questions(&tokenizer.config_json, chat)
 }
 
 /// A chat template and what it is given beside the chat.
@@ -305,6 +281,7 @@ fn prompt_template(
         prompt: format!("{start}{user}{opening}"),
         target: format!("{answer_prefix}{assistant}{end}"),
         next_prompt: Some(format!("{next_start}{user}{opening}")),
+        rendered: true,
     })
 }
 

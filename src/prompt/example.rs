@@ -7,7 +7,7 @@ use crate::{
     model::TextTokenizer,
 };
 
-/// One training example. Prompt and target are tokenised separately and joined.
+/// One training example: the token ids of one text, cut where the target begins.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Example {
     /// Token ids of the prompt.
@@ -40,21 +40,54 @@ impl Example {
     }
 }
 
+impl Example {
+    /// The example of the text `before + target`, tokenized as one and cut as by [`TextTokenizer::encode_joint`].
+    fn of_text(
+        tokenizer: &TextTokenizer,
+        before: &str,
+        target: &str,
+        add_special_tokens: bool,
+    ) -> Result<Self> {
+        let (prompt, target) = tokenizer.encode_joint(before, target, add_special_tokens)?;
+        Ok(Self { prompt, target })
+    }
+
+    /// Ends the text with `eos`, once.
+    fn end_with(mut self, eos: Option<u32>) -> Self {
+        if let Some(eos) = eos
+            && self.target.last() != Some(&eos)
+        {
+            self.target.push(eos);
+        }
+        self
+    }
+
+    /// The same text with its first token as the prompt, if it has none: nothing predicts the first token.
+    fn with_prompt(mut self) -> Self {
+        if self.prompt.is_empty() && !self.target.is_empty() {
+            self.prompt.push(self.target.remove(0));
+        }
+        self
+    }
+}
+
 impl PromptTemplate {
     /// The training example of `fact`.
     ///
     /// # Errors
     /// When the text cannot be tokenized.
     pub fn example(&self, tokenizer: &TextTokenizer, fact: &Fact) -> Result<Example> {
-        Ok(Example {
-            prompt: tokenizer.encode_prompt(&self.prompt_text(&fact.question))?,
-            target: tokenizer.encode_continuation(&self.target_text(&fact.target()))?,
-        })
+        Example::of_text(
+            tokenizer,
+            &self.prompt_text(&fact.question),
+            &self.target_text(&fact.target()),
+            !self.rendered,
+        )
     }
 }
 
 /// The training examples of a text: one, or in a chat one per answer, rendered by the model's own chat template. A target ends with
-/// the end-of-turn marker of the chat, or with the EOS token. What of a chat is not trained is counted in `notes`.
+/// the end-of-turn marker of the chat, or with the EOS token, once. What of a chat is not trained is counted in `notes`.
 ///
 /// # Errors
 /// When the text cannot be tokenized, the model has no working chat template, or it refuses the chat ([`Error::Input`], naming file and
@@ -64,18 +97,13 @@ pub fn text_examples(
     text: &Text,
     notes: &mut TextNotes,
 ) -> Result<Vec<Example>> {
-    let example = |prompt: &str, target: &str| -> Result<Example> {
-        Ok(Example {
-            prompt: tokenizer.encode_prompt(prompt)?,
-            target: tokenizer.encode_continuation(target)?,
-        })
+    let ended = |prompt: &str, target: &str| {
+        let example = Example::of_text(tokenizer, prompt, target, true)?;
+        Ok(vec![example.end_with(tokenizer.eos_token_id).with_prompt()])
     };
-    let end = chat::special_token(&tokenizer.config_json, "eos_token").unwrap_or_default();
     match &text.kind {
-        TextKind::Plain(text) => Ok(vec![example("", &(text.clone() + end))?]),
-        TextKind::Completion { prompt, completion } => {
-            Ok(vec![example(prompt, &(completion.clone() + end))?])
-        }
+        TextKind::Plain(text) => ended("", text),
+        TextKind::Completion { prompt, completion } => ended(prompt, completion),
         TextKind::Chat(messages) => {
             let turns = chat::assistant_turns(&tokenizer.config_json, messages, &text.location)?;
             for note in turns.notes {
@@ -84,13 +112,24 @@ pub fn text_examples(
             let turns = turns.turns.iter();
             turns
                 .map(|turn| {
-                    let bos = chat::duplicate_bos_len(tokenizer, &turn.before)?;
-                    example(&turn.before[bos..], &turn.answer)
+                    let example = Example::of_text(tokenizer, &turn.before, &turn.answer, false)?;
+                    Ok(example.with_prompt())
                 })
                 .collect()
         }
     }
 }
+
+/// Whether nothing ends some of `texts`: they are no chats, and no file of the model names an EOS token.
+pub fn lacks_end(tokenizer: &TextTokenizer, texts: &[Text]) -> bool {
+    let is_chat = |text: &Text| matches!(text.kind, TextKind::Chat(_));
+    tokenizer.eos_token_id.is_none() && !texts.iter().all(is_chat)
+}
+
+/// The note for texts that nothing ends.
+pub const NO_END_NOTE: &str = "the model names no end-of-text token (`eos_token` in tokenizer_config.json, `eos_token_id` in \
+     generation_config.json or config.json, `tokenizer.ggml.eos_token_id` in a GGUF file): nothing ends the trained texts, so the \
+     model will not learn where to stop";
 
 /// The training examples of many texts, by the index of their text. With `skip_refused` a chat that the template refuses is left out and
 /// counted.

@@ -1,6 +1,6 @@
 //! The prompt template of facts.
 
-use crate::{Error, Result, config::DataConfig, facts::Fact};
+use crate::{Error, Result, config::DataConfig, facts::Fact, model::TextTokenizer};
 
 /// Prompt and target of a fact. Default: `Q: {question}\nA:` and ` {object}\n`.
 ///
@@ -20,6 +20,9 @@ pub struct PromptTemplate {
     /// The prompt of a question that follows others in one text, if it differs: later turns of a chat have no system message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_prompt: Option<String>,
+    /// The texts are rendered by a chat template, which writes every special token itself: the tokenizer adds none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rendered: bool,
 }
 
 impl Default for PromptTemplate {
@@ -28,6 +31,7 @@ impl Default for PromptTemplate {
             prompt: "Q: {question}\nA:".into(),
             target: " {object}\n".into(),
             next_prompt: None,
+            rendered: false,
         }
     }
 }
@@ -39,7 +43,7 @@ impl PromptTemplate {
         Self {
             prompt: data.prompt.clone().unwrap_or(default.prompt),
             target: data.target.clone().unwrap_or(default.target),
-            next_prompt: None,
+            ..default
         }
     }
 
@@ -88,6 +92,26 @@ impl PromptTemplate {
     /// The target for `object`.
     pub fn target_text(&self, object: &str) -> String {
         self.target.replace("{object}", object)
+    }
+
+    /// Token ids of a prompt, or of a few-shot text.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
+    pub fn encode(&self, tokenizer: &TextTokenizer, text: &str) -> Result<Vec<u32>> {
+        if self.rendered {
+            tokenizer.encode_rendered(text)
+        } else {
+            tokenizer.encode_prompt(text)
+        }
+    }
+
+    /// Token ids of the target for `object` where it follows a prompt.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the tokenizer cannot encode the text.
+    pub fn encode_target(&self, tokenizer: &TextTokenizer, target: &str) -> Result<Vec<u32>> {
+        tokenizer.encode_after(&self.prompt_text(""), target)
     }
 
     /// The few-shot text before a question: prompt and target of each exemplar.

@@ -83,7 +83,10 @@ fn no_match(layout: &Layout, selector: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Family, ModelConfig, config::RopeScaling};
+    use crate::model::{
+        Family, ModelConfig,
+        config::{LayerPattern, RopeScaling, Switches},
+    };
 
     /// Two layers with biases on q, k, v and norms on q and k.
     fn layout() -> Layout {
@@ -100,6 +103,8 @@ mod tests {
             rope_theta: 1e4,
             rope_scaling: RopeScaling::None,
             max_position_embeddings: 16,
+            layers: LayerPattern::default(),
+            switches: Switches::default(),
             tie_word_embeddings: false,
             qkv_bias: true,
             qk_norm: true,

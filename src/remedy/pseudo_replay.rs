@@ -94,7 +94,7 @@ pub fn prompts<'a>(
         let keys = keys.get_mut(&fact.relation[..]).expect("every relation");
         if let Some(name) = keys.generate(&mut rng) {
             let question = fact.question.replacen(&fact.subject, &name, 1);
-            prompts.push(tokenizer.encode_prompt(&template.prompt_text(&question))?);
+            prompts.push(template.encode(tokenizer, &template.prompt_text(&question))?);
         }
     }
     Ok(prompts)
@@ -142,6 +142,14 @@ impl TextPrefix {
             Self::Text(text) => text.clone(),
         }
     }
+
+    /// Token ids of a text that begins with this prefix.
+    fn encode(&self, tokenizer: &TextTokenizer, text: &str) -> Result<Vec<u32>> {
+        match self {
+            Self::Question(_) => tokenizer.encode_rendered(text),
+            Self::Text(_) => tokenizer.encode_prompt(text),
+        }
+    }
 }
 
 /// At most `count` decoys of `texts`, none longer than `max_length` tokens. A question of a chat, or another text, is cut after a random
@@ -161,7 +169,7 @@ pub fn from_texts(
     let prefixes = text_prefixes(texts, count, generator.tokenizer, &mut rng)?;
     let (mut fitting, mut prompts) = (Vec::new(), Vec::new());
     for prefix in prefixes {
-        let prompt = generator.tokenizer.encode_prompt(&prefix.text())?;
+        let prompt = prefix.encode(generator.tokenizer, &prefix.text())?;
         if fits(&prompt) {
             fitting.push(prefix);
             prompts.push(prompt);
@@ -187,7 +195,7 @@ pub fn from_texts(
             }),
             TextPrefix::Question(question) => {
                 let text = format!("{}{}{}", prefix.text(), continuation.text, question.suffix);
-                let prompt = generator.tokenizer.encode_prompt(&text)?;
+                let prompt = prefix.encode(generator.tokenizer, &text)?;
                 questions.extend(fits(&prompt).then_some(prompt));
             }
         }

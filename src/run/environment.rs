@@ -29,6 +29,18 @@ pub struct Environment {
     pub model: ModelRecord,
     /// SHA-256 (hex) of the data files, by their key in the config.
     pub data: BTreeMap<String, String>,
+    /// What is learned beside facts.
+    #[serde(default)]
+    pub texts: TextKinds,
+}
+
+/// The kinds of texts that a run learns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextKinds {
+    /// Chats, in the model's chat template.
+    pub chats: bool,
+    /// Completions or plain texts.
+    pub other: bool,
 }
 
 /// The base model of a run.
@@ -50,9 +62,18 @@ pub struct ModelRecord {
     pub parameters: usize,
 }
 
+/// What a run's data files are.
+#[derive(Clone, Debug, Default)]
+pub struct RunData {
+    /// SHA-256 (hex), by their key in the config.
+    pub checksums: BTreeMap<String, String>,
+    /// What is learned beside facts.
+    pub texts: TextKinds,
+}
+
 impl Environment {
     /// The environment of a run that starts now, in this process.
-    pub fn capture(model: &Model, seed: u64, data: BTreeMap<String, String>) -> Self {
+    pub fn capture(model: &Model, seed: u64, data: RunData) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             git_revision: git_revision(),
@@ -69,7 +90,8 @@ impl Environment {
                 checksum: model.checksum.clone(),
                 parameters: model.params.layout.len,
             },
-            data,
+            data: data.checksums,
+            texts: data.texts,
         }
     }
 }

@@ -91,6 +91,13 @@ fn fit_to_max_length(
     model: &Model,
     train: &TrainConfig,
 ) -> Result<Example> {
+    let vocab_size = model.config.vocab_size;
+    let mut tokens = row.prompt.iter().chain(&row.target);
+    if let Some(&token) = tokens.find(|id| **id as usize >= vocab_size) {
+        return Err(model
+            .tokenizer
+            .beyond_vocabulary(token, vocab_size, location));
+    }
     let max_tokens = max_row_len(model, train);
     let len = row.num_tokens();
     if len > max_tokens && !train.truncate {

@@ -19,6 +19,7 @@ use crate::{
     facts::{self, Fact, ReadOptions, Text, TextKind, drop_contradicted},
     model::Model,
     progress::Progress,
+    run::TextKinds,
     splits::{AuditedFiles, LabelledFact, Splits},
 };
 
@@ -286,8 +287,16 @@ impl Data {
     }
 
     pub fn has_chats(&self) -> bool {
+        self.text_kinds().chats
+    }
+
+    pub fn text_kinds(&self) -> TextKinds {
         let is_chat = |text: &Text| matches!(text.kind, TextKind::Chat(_));
-        self.texts.iter().any(is_chat)
+        let chats = self.texts.iter().filter(|text| is_chat(text)).count();
+        TextKinds {
+            chats: chats > 0,
+            other: chats < self.texts.len(),
+        }
     }
 
     /// The facts of the audit, without duplicates.

@@ -28,9 +28,9 @@ use crate::{
     facts::{Fact, Text},
     model::Model,
     progress::Progress,
-    prompt::{Example, PromptTemplate},
+    prompt::{Example, NO_END_NOTE, PromptTemplate, lacks_end},
     remedy::{continual_ewc, null_space},
-    run::{Environment, RunDir, RunResult, TEACHER_DIR},
+    run::{Environment, RunData, RunDir, RunResult, TEACHER_DIR},
     splits::Splits,
 };
 
@@ -183,7 +183,10 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
     let plan = Plan::before_audit(&inputs.config, &inputs.data, inputs.given_tokens);
     progress.note(plan.estimate(inputs.model.params.layout.len));
     plan.announce(progress);
-    let data = inputs.data.checksums.clone();
+    let data = RunData {
+        checksums: inputs.data.checksums.clone(),
+        texts: inputs.data.text_kinds(),
+    };
     let run_dir = create_run_dir(&inputs.config, &inputs.model, data, options.comm)?;
     let created = run_dir.clone();
     let job = || {
@@ -259,7 +262,7 @@ pub fn estimate(config: &Config, progress: &Progress) -> Result<RunEstimate> {
         ..config
     };
     let job = Job {
-        run_dir: create_run_dir(&config, &model, BTreeMap::new(), Comm::single())?,
+        run_dir: create_run_dir(&config, &model, RunData::default(), Comm::single())?,
         config,
         model,
         splits,
@@ -299,7 +302,7 @@ pub fn tune_on(
     let mut engine = Engine::new(&model.config).with_comm(options.comm);
     set_own_answers(&config, model, &mut engine, &mut splits, progress)?;
     let job = Job {
-        run_dir: create_run_dir(&config, model, BTreeMap::new(), options.comm)?,
+        run_dir: create_run_dir(&config, model, RunData::default(), options.comm)?,
         config,
         model: model.clone(),
         splits,
@@ -520,12 +523,7 @@ fn check_distributed(config: &Config, comm: Comm) -> Result<()> {
 }
 
 /// Creates the run directory, with all that a resumed run needs to start over.
-fn create_run_dir(
-    config: &Config,
-    model: &Model,
-    data: BTreeMap<String, String>,
-    comm: Comm,
-) -> Result<RunDir> {
+fn create_run_dir(config: &Config, model: &Model, data: RunData, comm: Comm) -> Result<RunDir> {
     let run_dir = RunDir::create(&config.out, comm)?;
     run_dir.write_json(
         "environment.json",
@@ -551,6 +549,9 @@ impl Inputs {
         let data = Data::read(config)?;
         data.notes.iter().for_each(|note| progress.note(note));
         let model = Model::load(&config.model)?;
+        if lacks_end(&model.tokenizer, &data.texts) {
+            progress.note(NO_END_NOTE);
+        }
         let config = ask_in_chat(config, &data, &model, progress);
         let mut config = resolve_config(&config, &model, progress);
         if let Some(note) = config.size_audit(data.learn.len() + data.texts.len()) {

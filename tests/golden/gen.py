@@ -1,7 +1,7 @@
 """Writes golden models and values next to this file: tiny random models of every family, evaluated by `transformers` and
 PyTorch.
 
-usage: python gen.py    (torch 2.15, transformers 5.23, tokenizers, safetensors)
+usage: python gen.py [NAME...]    (torch 2.15, transformers 5.23, tokenizers, safetensors); all models, or those named
 
 Everything is computed in float64, one example at a time (no padding, no mask), and stored as float32; `transformers` computes
 RMS norms and rotary angles in float32 even then. The directory of a model contains:
@@ -18,13 +18,25 @@ gradient is almost zero). The tolerances of the tests come from these.
 import copy
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 HERE = Path(__file__).parent
 VOCABULARY = 300
@@ -36,6 +48,7 @@ ROWS = [(3, 2), (1, 4), (12, 5), (60, 10)]
 SHAPE = dict(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=0.01, bos_token_id=0, eos_token_id=1)  # no pad token: its embedding would get no gradient
 ROPE = lambda theta, **more: {"rope_type": "default", "rope_theta": theta} | more
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 
 MODELS = {
@@ -48,6 +61,22 @@ MODELS = {
                          rope_parameters=ROPE(1000000.0)),
     "qwen3": Qwen3Config(**SHAPE, head_dim=10, tie_word_embeddings=False, use_sliding_window=False,
                          rope_parameters=ROPE(20000.0)),
+    # Sliding windows in all layers and in some, with scaled rope.
+    "mistral_window": MistralConfig(**SHAPE, sliding_window=20, tie_word_embeddings=True, rope_parameters=ROPE(1000.0, **YARN)),
+    "qwen2_window": Qwen2Config(**SHAPE, sliding_window=7, use_sliding_window=True, max_window_layers=1, tie_word_embeddings=True,
+                                rope_parameters=ROPE(5000.0, rope_type="linear", factor=2.0)),
+    "gemma3": Gemma3TextConfig(**SHAPE | dict(num_hidden_layers=3), head_dim=8, sliding_window=9, query_pre_attn_scalar=12,
+                               layer_types=["sliding_attention", "sliding_attention", "full_attention"], pad_token_id=None,
+                               rope_parameters={"full_attention": ROPE(100000.0, rope_type="linear", factor=8.0),
+                                                "sliding_attention": ROPE(10000.0)}),
+    "phi3": Phi3Config(**SHAPE | dict(hidden_size=32), pad_token_id=None, original_max_position_embeddings=128,
+                       rope_parameters=ROPE(10000.0, rope_type="longrope", partial_rotary_factor=0.75,
+                                            short_factor=[1.0, 1.5, 2.5], long_factor=[4.0, 5.0, 6.0])),
+    "olmo2": Olmo2Config(**SHAPE, pad_token_id=None, tie_word_embeddings=False, rope_parameters=ROPE(10000.0)),
+    "granite": GraniteConfig(**SHAPE, tie_word_embeddings=True, embedding_multiplier=3.0, logits_scaling=2.0,
+                             residual_multiplier=0.4, attention_multiplier=0.3, rope_parameters=ROPE(10000.0)),
+    "smollm3": SmolLM3Config(**SHAPE | dict(num_hidden_layers=3), pad_token_id=None, no_rope_layers=[1, 0, 1],
+                             tie_word_embeddings=True, rope_parameters=ROPE(10000.0)),
 }
 STORED_IN_BF16 = {"mistral"}
 IN_SHARDS = {"llama3"}
@@ -87,7 +116,8 @@ def randomised(config, seed, dtype):
     for name, tensor in model.named_parameters():
         noise = torch.randn(tensor.shape, generator=generator)
         if "norm" in name:
-            value = 1 + 0.2 * noise
+            # Gemma adds the 1 itself.
+            value = (config.model_type != "gemma3_text") + 0.2 * noise
         elif name.endswith("bias"):
             value = 0.5 * noise
         elif "embed_tokens" in name or "lm_head" in name:
@@ -125,6 +155,11 @@ def random_rows(seed):
     return [{"prompt": draw(p), "target": draw(t)} for p, t in ROWS]
 
 
+def head(model, states):
+    """Logits of hidden states after the final norm."""
+    return model.lm_head(states) / getattr(model.config, "logits_scaling", 1.0)
+
+
 def answer_states(model, rows):
     """Hidden states after the final norm at the positions that predict target tokens, a tensor per row."""
     states = []
@@ -137,7 +172,7 @@ def answer_states(model, rows):
 
 def losses(model, rows, teacher_logits):
     """Cross-entropy, one mean over all target tokens, and equation 2 where a teacher's logits are given."""
-    logits = [model.lm_head(h) for h in answer_states(model, rows)]
+    logits = [head(model, h) for h in answer_states(model, rows)]
     targets = torch.tensor([t for row in rows for t in row["target"]])
     ce = F.cross_entropy(torch.cat(logits), targets)
     if teacher_logits is None:
@@ -194,6 +229,8 @@ def deviation(rough, exact):
 
 def main():
     for seed, (name, config) in enumerate(MODELS.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         directory = HERE / name
         directory.mkdir(exist_ok=True)
         single = randomised(config, seed, torch.bfloat16 if name in STORED_IN_BF16 else torch.float32)
@@ -204,8 +241,8 @@ def main():
         rows = random_rows(100 + seed)
 
         with torch.no_grad():
-            tensors = {"logits": torch.cat([exact.lm_head(h) for h in answer_states(exact, rows)])}
-            rough = torch.cat([single.lm_head(h) for h in answer_states(single, rows)])
+            tensors = {"logits": torch.cat([head(exact, h) for h in answer_states(exact, rows)])}
+            rough = torch.cat([head(single, h) for h in answer_states(single, rows)])
         print(f"{name:8} logits {deviation({'': rough}, {'': tensors['logits']}):.1e}", end="")
         record = {"rows": rows, "lr": LR, "weight_decay": WEIGHT_DECAY, "clip": CLIP}
         runs = {"sft": (None, None)}
@@ -217,9 +254,9 @@ def main():
                     # Through float32, in which the stored head and states reach the test.
                     tensor.mul_(1 + 0.2 * torch.randn(tensor.shape, generator=generator)).copy_(tensor.float())
                 states = [h.float() for h in answer_states(teacher, rows)]
-                head = teacher.lm_head.weight.float()
-                tensors["teacher.head"], tensors["teacher.hidden"] = head, torch.cat(states)
-                taught = [h.double() @ head.double().T for h in states]
+                weight = teacher.lm_head.weight.float()
+                tensors["teacher.head"], tensors["teacher.hidden"] = weight, torch.cat(states)
+                taught = [h.double() @ weight.double().T for h in states]
             runs["self_distill"] = (taught, [t.float() for t in taught])
             record |= {"lambda": LAMBDA, "temperature": TAU}
         for run, (taught, taught_single) in runs.items():

@@ -163,9 +163,9 @@ fn the_probability_of_a_correct_sample_is_summed_over_accepted_answers_and_line_
                 .encode_prompt(prompt.prefix_for(&fact.question))
                 .unwrap();
             let question = settings.template.prompt_text(&fact.question);
-            tokens.extend(tokenizer.encode_continuation(&question).unwrap());
+            tokens.extend(tokenizer.encode_rendered(&question).unwrap());
             let form = tokenizer
-                .encode_continuation(&format!(" {}", fact.object))
+                .encode_after("A:", &format!(" {}", fact.object))
                 .unwrap();
             let first = tokens.len() - 1;
             tokens.extend(&form);

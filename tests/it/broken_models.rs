@@ -164,16 +164,16 @@ fn a_broken_directory_is_refused_with_the_faulty_file() {
             &["lm_head.weight", "missing"],
         ),
         (
-            "yarn",
+            "a kind of rope",
             |d| {
                 config(
                     d,
                     "rope_scaling",
-                    serde_json::json!({"rope_type": "yarn", "factor": 4.0}),
+                    serde_json::json!({"rope_type": "axial", "factor": 4.0}),
                 );
             },
             2,
-            &["yarn", "llama3"],
+            &["axial", "llama3"],
         ),
     ];
     for (case, damage, exit_code, words) in cases {

@@ -95,7 +95,7 @@ fn the_trained_tokens_of_a_file_are_shown() {
     a b⟦ c<|eos|>⟧
 
     ── row 2 ──
-    ⟦�[2Jd<|eos|>⟧
+    �⟦[2Jd<|eos|>⟧
     ");
     let long = [
         "data",

@@ -18,7 +18,20 @@ use unforget::{
     train::adamw::{self, AdamW, AdamWSettings},
 };
 
-const MODELS: [&str; 5] = ["llama", "llama3", "mistral", "qwen2", "qwen3"];
+const MODELS: [&str; 12] = [
+    "llama",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "mistral_window",
+    "qwen2_window",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "granite",
+    "smollm3",
+];
 const DISTILLED: [&str; 2] = ["llama", "qwen3"];
 
 /// Logits, relative to the largest magnitude.
@@ -363,9 +376,8 @@ fn scores_equal_those_of_transformers() {
         for expected in array(&golden.record["score"]) {
             let text = |key: &str| expected[key].as_str().expect("text");
             let tokenizer = &golden.model.tokenizer;
-            let prompt = tokenizer.encode_prompt(text("prompt")).expect("tokens");
-            let completion = tokenizer
-                .encode_continuation(text("completion"))
+            let (prompt, completion) = tokenizer
+                .encode_joint(text("prompt"), text("completion"), true)
                 .expect("tokens");
             assert_eq!(prompt, tokens(&expected["tokens"]), "{name}");
             assert_eq!(completion, tokens(&expected["completion_tokens"]), "{name}");

@@ -1,5 +1,6 @@
 //! The integration tests, in one binary.
 
+mod adapters_in;
 mod audit;
 mod bad_inputs;
 mod behaviour;
@@ -17,15 +18,18 @@ mod facts;
 mod faults;
 mod forecast;
 mod fuzz;
+mod gguf_files;
 mod golden;
 mod hub;
 mod knowing;
 mod lora;
 mod model;
+mod model_files;
 mod project;
 mod remedies;
 mod report;
 mod rooms;
 mod smollm2;
 mod synth;
+mod tokens;
 mod tools;

@@ -34,6 +34,8 @@ const RECORD_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/count
 const SHAPE: [usize; 3] = [70, 200, 136];
 
 const HEADS: AttentionShape = AttentionShape {
+    window: usize::MAX,
+    scale: 0.25,
     num_heads: 6,
     num_kv_heads: 2,
     head_dim: 16,
@@ -78,7 +80,7 @@ fn counted_attention_backward(
     positions: &[usize],
     rope: &Rope,
 ) {
-    attention::backward(d_qkv, saved, rows, positions, rope, &mut Vec::new());
+    attention::backward(d_qkv, saved, rows, positions, Some(rope), &mut Vec::new());
 }
 
 #[inline(never)]

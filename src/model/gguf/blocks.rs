@@ -163,6 +163,42 @@ impl GgufType {
     }
 }
 
+/// ggml's name of the type with this number, supported or not.
+pub(super) fn type_name(id: u32) -> String {
+    const UNSUPPORTED: [(u32, &str); 24] = [
+        (4, "Q4_2"),
+        (5, "Q4_3"),
+        (9, "Q8_1"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (31, "Q4_0_4_4"),
+        (32, "Q4_0_4_8"),
+        (33, "Q4_0_8_8"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+        (40, "NVFP4"),
+    ];
+    let unsupported = UNSUPPORTED.iter().find(|(known, _)| *known == id);
+    let name = GgmlType::from_id(id).map(GgmlType::name);
+    name.or(unsupported.map(|(_, name)| *name)).map_or_else(
+        || format!("number {id}, which ggml did not have"),
+        str::to_owned,
+    )
+}
+
 /// Dequantises block after block.
 fn for_blocks<const BYTES: usize, const LEN: usize>(
     bytes: &[u8],

@@ -162,12 +162,24 @@ fn rope_scaling(
             })?;
             Ok(json!({"rope_type": "linear", "factor": shortest(factor)}))
         }
+        Some("yarn") => {
+            let number = |name: &str| -> Result<f64> {
+                let key = format!("{architecture}.rope.scaling.{name}");
+                let missing = || Error::broken(path, format!("metadata `{key}` is missing"));
+                header.number(&key)?.ok_or_else(missing)
+            };
+            Ok(json!({
+                "rope_type": "yarn",
+                "factor": shortest(number("factor")?),
+                "original_max_position_embeddings": number("original_context_length")? as u64,
+            }))
+        }
         Some(other) => Err(Error::input_hint(
             format!(
                 "{}: rope scaling `{other}` is not supported",
                 path.display()
             ),
-            "supported: none, linear, and Llama 3's",
+            "supported: none, linear, yarn, and Llama 3's",
         )),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
-use super::blocks::GgmlType;
+use super::blocks::{self, GgmlType};
 use crate::{Error, Result};
 
 const MAGIC: &[u8] = b"GGUF";
@@ -41,6 +41,8 @@ pub(super) struct Tensor {
     pub(super) kind: GgmlType,
     /// Their position in the file.
     pub(super) bytes: Range<usize>,
+    /// Index of the file among the parts of a split model.
+    pub(super) part: usize,
 }
 
 /// A parsed header.
@@ -136,6 +138,20 @@ impl<'a> Header<'a> {
             }
         }
         Ok(header)
+    }
+
+    /// Adds the tensors of `other`, part number `part` of the same model.
+    pub(super) fn add_part(&mut self, other: Self, part: usize) -> Result<()> {
+        for (name, tensor) in other.tensors {
+            let tensor = Tensor { part, ..tensor };
+            if self.tensors.insert(name, tensor).is_some() {
+                return Err(Error::broken(
+                    other.path,
+                    format!("tensor `{name}` is in an earlier part already"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The path of the file.
@@ -257,8 +273,9 @@ impl Data {
             let supported = GgmlType::ALL.map(GgmlType::name).join(", ");
             Error::input_hint(
                 format!(
-                    "{}: tensor `{name}` has quantisation type {kind}, which is not supported",
-                    path.display()
+                    "{}: tensor `{name}` has quantisation type {}, which is not supported",
+                    path.display(),
+                    blocks::type_name(kind)
                 ),
                 format!("supported: {supported}"),
             )
@@ -283,7 +300,12 @@ impl Data {
             .and_then(|start| Some(start..start.checked_add(length)?))
             .filter(|range| range.end <= self.file_len);
         match range {
-            Some(bytes) => Ok(Tensor { shape, kind, bytes }),
+            Some(bytes) => Ok(Tensor {
+                shape,
+                kind,
+                bytes,
+                part: 0,
+            }),
             None => Err(broken(format!(
                 "lies outside the file ({length} bytes at offset {offset} of the data; the file has {} bytes)",
                 self.file_len

@@ -4,12 +4,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Dtype, Model, ModelConfig, TextTokenizer, tokenizer::check_vocabulary};
-use crate::{Result, file_map::FileMap, hub::checksum};
+use super::{Dtype, Model, ModelConfig, TextTokenizer};
+use crate::{Result, hub::checksum};
 
 mod blocks;
 mod config;
+mod files;
 mod header;
+mod pre_tokenizer;
 mod tokenizer;
 mod weights;
 mod write;
@@ -18,40 +20,40 @@ pub(super) use write::save;
 
 /// The tokenizer in the GGUF file `path`. Weights are not read.
 pub(super) fn tokenizer(path: &Path) -> Result<TextTokenizer> {
-    let map = FileMap::open(path)?;
-    let header = header::Header::parse(path, &map)?;
+    let files = files::open(path)?;
+    let header = files::header(&files)?;
     let config_json = config::config_json(&header, None)?;
-    let config = ModelConfig::from_json(&config_json, path)?;
-    tokenizer_of(&header, &config_json, &config, path)
+    tokenizer_of(&header, &config_json, path)
 }
 
 fn tokenizer_of(
     header: &header::Header,
     config_json: &Map<String, Value>,
-    config: &ModelConfig,
     path: &Path,
 ) -> Result<TextTokenizer> {
     let (json, tokenizer_config) = tokenizer::tokenizer_json(header)?;
     let json = serde_json::to_vec(&json).expect("a JSON value can be written");
-    let tokenizer = TextTokenizer::new(path, &json, tokenizer_config, &[config_json])?;
-    check_vocabulary(&tokenizer, config, path)?;
-    Ok(tokenizer)
+    TextTokenizer::new(path, &json, tokenizer_config, &[config_json])
 }
 
 /// Loads the GGUF file `path`.
 pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
-    let map = FileMap::open(path)?;
-    let header = header::Header::parse(path, &map)?;
-    let rope_factors = weights::rope_factors(&header, &map);
+    let files = files::open(path)?;
+    let header = files::header(&files)?;
+    let rope_factors = weights::rope_factors(&header, &files);
     let config_json = config::config_json(&header, rope_factors.as_deref())?;
     let config = ModelConfig::from_json(&config_json, path)?;
-    let source = weights::Weights::new(&header, &map, &config)?;
+    let source = weights::Weights::new(&header, &files, &config)?;
     let generation_config_json = config::generation_config_json(&config_json);
-    let tokenizer = tokenizer_of(&header, &config_json, &config, path)?;
+    let tokenizer = tokenizer_of(&header, &config_json, path)?;
 
     let (params, checksum) = rayon::join(
         || super::weights::read(&source, &config, path),
-        || checksum::of_parts(&[("gguf", &map)]),
+        || {
+            let parts: Vec<(&str, &[u8])> =
+                files.iter().map(|file| ("gguf", &file.map[..])).collect();
+            checksum::of_parts(&parts)
+        },
     );
     Ok(Model {
         name: name.to_owned(),

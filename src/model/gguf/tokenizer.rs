@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::header::Header;
+use super::{
+    header::Header,
+    pre_tokenizer::{PRE_TOKENIZERS, PreTokenizer},
+};
 use crate::{Error, Result};
 
 /// Token types of `tokenizer.ggml.token_type`.
@@ -11,21 +14,8 @@ pub(super) const CONTROL: u64 = 3;
 pub(super) const USER_DEFINED: u64 = 4;
 pub(super) const UNUSED: u64 = 5;
 
-/// llama.cpp's names of the supported pre-tokenizers, without synonyms.
-pub(super) const PRE_TOKENIZERS: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
-
-/// The pre-tokenizer of a byte-level BPE, which splits text into words.
-pub(super) struct PreTokenizer {
-    pub(super) normalizer: Value,
-    steps: Vec<Value>,
-    /// A word in the vocabulary is one token, whatever the merges say.
-    pub(super) ignore_merges: bool,
-    /// Whether a text begins with BOS if the file does not say.
-    add_bos: bool,
-}
-
 /// Makes `tokenizer.json` and `tokenizer_config.json`.
-pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Value>)> {
+pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<String, Value>)> {
     let path = header.path();
     let missing = |key: &str| Error::broken(path, format!("metadata `{key}` is missing"));
     let model = header
@@ -85,12 +75,12 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
         })
         .collect();
 
-    let special = |key: &str| -> Result<Option<&str>> {
+    let special = |key: &str| -> Result<Option<(&'h str, u32)>> {
         let Some(id) = header.integer(key)? else {
             return Ok(None);
         };
         let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
-        token.copied().map(Some).ok_or_else(|| {
+        token.map(|token| Some((*token, id as u32))).ok_or_else(|| {
             Error::broken(
                 path,
                 format!("metadata `{key}` is {id}, of {} tokens", tokens.len()),
@@ -106,7 +96,13 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
     let add_eos = header
         .flag("tokenizer.ggml.add_eos_token")?
         .unwrap_or(false);
-    let (bos_before, eos_after) = (bos.filter(|_| add_bos), eos.filter(|_| add_eos));
+    let bos_before = bos.filter(|_| add_bos);
+    let eos_after = eos.filter(|_| add_eos);
+    let post_processor = if bos_before.is_none() && eos_after.is_none() {
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true})
+    } else {
+        post_processor(bos_before, eos_after)
+    };
 
     let tokenizer = json!({
         "version": "1.0",
@@ -115,7 +111,7 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
         "added_tokens": added,
         "normalizer": pre_tokenizer.normalizer,
         "pre_tokenizer": pre_tokenizer.json(),
-        "post_processor": post_processor(&tokens, bos_before, eos_after),
+        "post_processor": post_processor,
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -124,14 +120,21 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
         },
     });
 
+    let text = |special: Option<(&'h str, u32)>| special.map(|(token, _)| token);
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     config.insert("clean_up_tokenization_spaces".into(), false.into());
     for (name, token) in [
-        ("bos_token", bos),
-        ("eos_token", eos),
-        ("pad_token", special("tokenizer.ggml.padding_token_id")?),
-        ("unk_token", special("tokenizer.ggml.unknown_token_id")?),
+        ("bos_token", text(bos)),
+        ("eos_token", text(eos)),
+        (
+            "pad_token",
+            text(special("tokenizer.ggml.padding_token_id")?),
+        ),
+        (
+            "unk_token",
+            text(special("tokenizer.ggml.unknown_token_id")?),
+        ),
         ("chat_template", header.text("tokenizer.chat_template")?),
     ] {
         if let Some(token) = token {
@@ -139,6 +142,34 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<(Value, Map<String, Valu
         }
     }
     Ok((tokenizer, config))
+}
+
+/// A post-processor, as in `tokenizer.json`, that puts `bos` in front of a text and `eos` behind it (text and id of each).
+fn post_processor(bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Value {
+    let template = |sequence: &str, type_id: u32| -> Vec<Value> {
+        let special =
+            |(token, _): (&str, u32)| json!({"SpecialToken": {"id": token, "type_id": type_id}});
+        bos.map(special)
+            .into_iter()
+            .chain([json!({"Sequence": {"id": sequence, "type_id": type_id}})])
+            .chain(eos.map(special))
+            .collect()
+    };
+    let specials: Map<String, Value> = bos
+        .into_iter()
+        .chain(eos)
+        .map(|(token, id)| {
+            let entry = json!({"id": token, "ids": [id], "tokens": [token]});
+            (token.to_owned(), entry)
+        })
+        .collect();
+    let pair = [template("A", 0), template("B", 1)].concat();
+    json!({
+        "type": "TemplateProcessing",
+        "single": template("A", 0),
+        "pair": pair,
+        "special_tokens": specials,
+    })
 }
 
 /// The pre-tokenizer in `tokenizer.ggml.pre`.
@@ -151,87 +182,10 @@ fn pre_tokenizer(header: &Header) -> Result<PreTokenizer> {
                 header.path().display()
             ),
             format!(
-                "supported: default, {}; or use the model's Hugging Face directory",
+                "supported: default, {} and their synonyms; or use the model's Hugging Face directory",
                 PRE_TOKENIZERS.join(", ")
             ),
         )
-    })
-}
-
-impl PreTokenizer {
-    /// The pre-tokenizer with this name in llama.cpp. The patterns are those of the models' own `tokenizer.json`.
-    pub(super) fn named(name: &str) -> Option<Self> {
-        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-        let split = |digits: &str| {
-            let pattern = format!(
-                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-            );
-            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-        };
-        let plain = |steps: Vec<Value>| Self {
-            normalizer: Value::Null,
-            steps,
-            ignore_merges: false,
-            add_bos: false,
-        };
-        Some(match name {
-            "default" | "gpt-2" | "gpt2" | "olmo" => plain(vec![byte_level(true)]),
-            "smollm" | "starcoder" | "refact" | "codeshell" => plain(vec![
-                json!({"type": "Digits", "individual_digits": true}),
-                byte_level(true),
-            ]),
-            "llama-bpe" | "llama3" | "llama-v3" => Self {
-                ignore_merges: true,
-                add_bos: true,
-                ..plain(vec![split(r"\p{N}{1,3}"), byte_level(false)])
-            },
-            "qwen2" => Self {
-                normalizer: json!({"type": "NFC"}),
-                ..plain(vec![split(r"\p{N}"), byte_level(false)])
-            },
-            _ => return None,
-        })
-    }
-
-    /// Its form in `tokenizer.json`.
-    pub(super) fn json(&self) -> Value {
-        match &self.steps[..] {
-            [only] => only.clone(),
-            steps => json!({"type": "Sequence", "pretokenizers": steps}),
-        }
-    }
-}
-
-/// The post-processor, which adds special tokens to a text.
-fn post_processor(tokens: &[&str], bos: Option<&str>, eos: Option<&str>) -> Value {
-    if bos.is_none() && eos.is_none() {
-        return json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true});
-    }
-    let template = |sequence: &str, type_id: u32| -> Vec<Value> {
-        let special = |token: &str| json!({"SpecialToken": {"id": token, "type_id": type_id}});
-        bos.map(special)
-            .into_iter()
-            .chain([json!({"Sequence": {"id": sequence, "type_id": type_id}})])
-            .chain(eos.map(special))
-            .collect()
-    };
-    let specials: Map<String, Value> = bos
-        .into_iter()
-        .chain(eos)
-        .filter_map(|token| {
-            let id = tokens.iter().position(|t| *t == token)?;
-            Some((
-                token.to_owned(),
-                json!({"id": token, "ids": [id], "tokens": [token]}),
-            ))
-        })
-        .collect();
-    let pair = [template("A", 0), template("B", 1)].concat();
-    json!({
-        "type": "TemplateProcessing",
-        "single": template("A", 0),
-        "pair": pair,
-        "special_tokens": specials,
     })
 }
 
@@ -259,7 +213,7 @@ mod tests {
             let tokenizer = TextTokenizer::new(&path, &json, config, &[]).unwrap();
             for row in rows.as_array().unwrap() {
                 let text = row["text"].as_str().unwrap();
-                let ids = tokenizer.encode_continuation(text).unwrap();
+                let ids = tokenizer.encode_rendered(text).unwrap();
                 assert_eq!(json!(ids), row["ids"], "{pre}: {text:?}");
                 let normalised = if pre == "qwen2" { continue } else { text };
                 let without_special = normalised.replace("<|start|>", "").replace("<|end|>", "");

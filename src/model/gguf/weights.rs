@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     blocks::GgmlType,
+    files::GgufFile,
     header::{Header, Tensor},
 };
 use crate::{
@@ -13,19 +14,23 @@ use crate::{
 
 /// The tensors under their Hugging Face names.
 pub(super) struct Weights<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
+    /// The file, or the parts of a split model.
+    files: &'a [GgufFile],
     tensors: BTreeMap<String, Tensor>,
     /// K, if the rows of q and k are stored in pairs for interleaved rope.
     paired_head_dim: Option<usize>,
 }
 
 impl<'a> Weights<'a> {
-    /// The tensors of `header`, whose file holds `bytes`.
+    /// The tensors of `header`, which are in `files`.
     ///
     /// # Errors
     /// [`Error::BrokenModel`] when a tensor is not part of a model with this configuration.
-    pub(super) fn new(header: &Header<'a>, bytes: &'a [u8], config: &ModelConfig) -> Result<Self> {
+    pub(super) fn new(
+        header: &Header<'_>,
+        files: &'a [GgufFile],
+        config: &ModelConfig,
+    ) -> Result<Self> {
         let layout = Layout::new(config);
         let mut tensors = BTreeMap::new();
         for (name, tensor) in &header.tensors {
@@ -50,8 +55,7 @@ impl<'a> Weights<'a> {
             Some("llama" | "mistral")
         );
         Ok(Self {
-            path: header.path(),
-            bytes,
+            files,
             tensors,
             paired_head_dim: interleaved.then_some(config.head_dim),
         })
@@ -82,21 +86,23 @@ pub(super) fn stored_row(row: usize, head_dim: usize) -> usize {
 
 impl TensorSource for Weights<'_> {
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)> {
-        Some((self.path, self.tensors.get(name)?.shape.clone()))
+        let tensor = self.tensors.get(name)?;
+        Some((&self.files[tensor.part].path, tensor.shape.clone()))
     }
 
     fn read_rows(&self, info: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()> {
         let tensor = &self.tensors[&info.name];
+        let bytes = &self.files[tensor.part].map[..];
         let row_len = info.row_len();
         let paired = info.name.ends_with("q_proj.weight") || info.name.ends_with("k_proj.weight");
         match self.paired_head_dim.filter(|_| paired) {
             Some(head_dim) => {
                 for (i, row) in out.chunks_exact_mut(row_len).enumerate() {
                     let stored = stored_row(first_row + i, head_dim);
-                    dequantize(self.bytes, tensor, stored * row_len, row);
+                    dequantize(bytes, tensor, stored * row_len, row);
                 }
             }
-            None => dequantize(self.bytes, tensor, first_row * row_len, out),
+            None => dequantize(bytes, tensor, first_row * row_len, out),
         }
         Ok(())
     }
@@ -106,8 +112,9 @@ impl TensorSource for Weights<'_> {
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// The content of `rope_freqs.weight`, if there is one.
-pub(super) fn rope_factors(header: &Header, bytes: &[u8]) -> Option<Vec<f32>> {
+pub(super) fn rope_factors(header: &Header, files: &[GgufFile]) -> Option<Vec<f32>> {
     let tensor = header.tensors.get(ROPE_FACTORS)?;
+    let bytes = &files[tensor.part].map[..];
     let mut factors = vec![0.0; tensor.shape.iter().product()];
     dequantize(bytes, tensor, 0, &mut factors);
     Some(factors)

@@ -5,14 +5,21 @@ mod tokenizer;
 
 use std::{borrow::Cow, path::Path};
 
+use rayon::prelude::*;
+
 use self::file::Value;
 use super::{
     config::llama3_factors,
     weights::{ROPE_FACTORS, gguf_name, stored_row},
 };
 use crate::{
-    Result,
-    model::{Family, GgufType, Model, config::RopeScaling, params::TensorInfo},
+    Error, Result,
+    model::{
+        Family, GgufType, Model,
+        config::{RopeScaling, Switches, YarnScaling},
+        dtype::check_range,
+        params::TensorInfo,
+    },
 };
 
 /// ggml's version of the block layouts.
@@ -53,15 +60,48 @@ impl GgufType {
 /// # Errors
 /// When its tokenizer has no form in GGUF, or the file cannot be written.
 pub(in crate::model) fn save(model: &Model, path: &Path, kind: GgufType) -> Result<()> {
+    let tensors_named = |tensor: &TensorInfo| gguf_name(&tensor.name).is_some();
+    if !model.params.layout.tensors.iter().all(tensors_named)
+        || model.config.switches != Switches::default()
+        || !model.config.layers.no_rope.is_empty()
+    {
+        return Err(Error::input_hint(
+            format!(
+                "a {} model cannot be written as GGUF",
+                model.config.family.model_type()
+            ),
+            "write it with `--to hf`, and convert the directory with llama.cpp's `convert_hf_to_gguf.py`",
+        ));
+    }
     let metadata = metadata(model, kind)?;
+    model
+        .params
+        .layout
+        .tensors
+        .par_iter()
+        .try_for_each(|tensor| {
+            let values = &model.params.data[tensor.range.clone()];
+            let kind = kind.of(tensor);
+            check_range(tensor, values, kind.ggml_type().name(), |x| kind.holds(x))
+        })?;
     file::write(path, &metadata, &tensors(model, kind))
+}
+
+/// The error for a model with something that GGUF files of its architecture cannot state.
+fn no_form(what: &str) -> Error {
+    Error::input_hint(
+        format!(
+            "cannot write the model as GGUF: llama.cpp does not support {what} for its architecture"
+        ),
+        "write it with `--to hf`",
+    )
 }
 
 /// The architecture name; `mistral` is stored as `llama`.
 fn architecture(family: Family) -> &'static str {
     match family {
         Family::Llama | Family::Mistral => Family::Llama.model_type(),
-        Family::Qwen2 | Family::Qwen3 => family.model_type(),
+        _ => family.model_type(),
     }
 }
 
@@ -106,12 +146,33 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
     );
     add("rope.dimension_count", count(c.head_dim));
     add("rope.freq_base", Value::F32(c.rope_theta as f32));
-    if let RopeScaling::Linear(factor) = c.rope_scaling {
-        add("rope.scaling.type", Value::Text("linear".into()));
-        add("rope.scaling.factor", Value::F32(factor as f32));
+    match &c.rope_scaling {
+        RopeScaling::None | RopeScaling::Llama3(_) => {}
+        RopeScaling::Linear(factor) => {
+            add("rope.scaling.type", Value::Text("linear".into()));
+            add("rope.scaling.factor", Value::F32(*factor as f32));
+        }
+        RopeScaling::Yarn(yarn)
+            if *yarn == YarnScaling::plain(yarn.factor, yarn.original_max_position_embeddings) =>
+        {
+            let original = yarn.original_max_position_embeddings;
+            add("rope.scaling.type", Value::Text("yarn".into()));
+            add("rope.scaling.factor", Value::F32(yarn.factor as f32));
+            add(
+                "rope.scaling.original_context_length",
+                count(original as usize),
+            );
+        }
+        RopeScaling::Yarn(_) | RopeScaling::LongRope(_) => {
+            return Err(no_form("this scaling of rotary frequencies"));
+        }
     }
-    if let (Family::Mistral, Some(window)) = (c.family, config_value("sliding_window")) {
-        add("attention.sliding_window", count(window as usize));
+    match c.layers.sliding_window {
+        None => {}
+        Some(window) if c.family == Family::Mistral && !c.layers.sliding.contains(&false) => {
+            add("attention.sliding_window", count(window));
+        }
+        Some(_) => return Err(no_form("sliding windows in some of the layers")),
     }
     metadata.extend(tokenizer::metadata(&model.tokenizer, c.vocab_size)?);
     Ok(metadata)

@@ -9,10 +9,16 @@ use tokenizers::{
 };
 
 use super::{
-    super::tokenizer::{CONTROL, NORMAL, PRE_TOKENIZERS, PreTokenizer, UNUSED, USER_DEFINED},
+    super::{
+        pre_tokenizer::{PRE_TOKENIZERS, PreTokenizer},
+        tokenizer::{CONTROL, NORMAL, UNUSED, USER_DEFINED},
+    },
     file::Value,
 };
-use crate::{Error, Result, model::TextTokenizer};
+use crate::{
+    Error, Result,
+    model::{TextTokenizer, tokenizer::special_token},
+};
 
 /// A text that the pre-tokenizers split differently: numbers, contractions, white space, signs, scripts, combining marks.
 const SAMPLE: &str = "I'll they've CAN'T 'S 1 12 1234567 3rd x2y ½ ² ٣٤ １２\n\n  a \t\r\n b   c fn(x){return -1;} // don't \
@@ -71,12 +77,19 @@ pub(super) fn metadata(
         merge => merge.as_str().map(str::to_owned),
     });
 
+    // Ids beyond the embedding have no row in the file.
     let id_of = |key: &str| {
-        let token = tokenizer.config_json.get(key)?;
-        inner.token_to_id(token.as_str().or_else(|| token.get("content")?.as_str())?)
+        let id = inner.token_to_id(special_token(&tokenizer.config_json, key)?)?;
+        ((id as usize) < vocab_size).then_some(id)
     };
-    let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
-    let sample = tokenizer.encode_prompt("a")?;
+    let bos = id_of("bos_token");
+    let eos = tokenizer
+        .eos_token_id
+        .filter(|id| (*id as usize) < vocab_size);
+    let sample = inner
+        .encode("a", true)
+        .map_err(|e| unsupported(&e.to_string()))?;
+    let sample = sample.get_ids();
     let add_bos = bos.is_some() && sample.first() == bos.as_ref();
     let add_eos = eos.is_some() && sample.last() == eos.as_ref();
 
