@@ -32,17 +32,22 @@ pub(crate) use self::registry::cache_dir;
 use crate::{Error, Result};
 
 /// Hint for a name that is not a model.
-pub(crate) const MODEL_FORMS: &str =
-    "a model is a Hugging Face directory, a .gguf file, a hub id or a name in the registry";
+pub(crate) const MODEL_FORMS: &str = "a model is a Hugging Face directory, a .gguf file, a hub id, a name in the registry or a PEFT adapter directory";
 
 /// Files besides the weights that are downloaded if the repository has them.
-const CONFIG_FILES: [&str; 5] = [
+const CONFIG_FILES: [&str; 7] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
+    ADAPTER_CONFIG,
 ];
+
+/// The files of a PEFT adapter.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Extensions of data files.
 const DATA_EXTENSIONS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];
@@ -223,7 +228,8 @@ fn try_download(
 fn model_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     let names = || info.siblings.iter().map(|file| file.rfilename.as_str());
     let present = |wanted: &&str| names().any(|name| name == *wanted);
-    if !present(&"config.json") {
+    let is_adapter = present(&ADAPTER_CONFIG) && present(&ADAPTER_WEIGHTS);
+    if !present(&"config.json") && !is_adapter {
         return Err(Error::input_hint(
             format!("`{id}` on the hub has no config.json"),
             "if it holds GGUF files, download one and name that file",
@@ -232,15 +238,19 @@ fn model_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     let shard = |name: &&str| {
         !name.contains('/') && name.starts_with("model") && name.contains(".safetensors")
     };
-    let weights: Vec<&str> = if present(&"model.safetensors") {
+    let mut weights: Vec<&str> = if present(&"model.safetensors") {
         vec!["model.safetensors"]
     } else {
         names().filter(shard).collect()
     };
+    if is_adapter {
+        weights.push(ADAPTER_WEIGHTS);
+    }
     if weights.is_empty() {
-        return Err(Error::input(format!(
-            "`{id}` on the hub has no safetensors weights"
-        )));
+        return Err(Error::input_hint(
+            format!("`{id}` on the hub has no safetensors weights"),
+            "weights in other formats (`pytorch_model.bin`) can run code when they are read: convert them with `save_pretrained` of `transformers`, and name the directory",
+        ));
     }
     let small = CONFIG_FILES.into_iter().filter(present);
     Ok(small.chain(weights).map(str::to_owned).collect())
@@ -322,6 +332,10 @@ fn verify(path: &Path) -> Result<()> {
 /// The snapshot of `id` in the cache, if it is complete.
 fn cached_snapshot(id: &str) -> Option<PathBuf> {
     let repository = hf_hub::Cache::from_env().model(id.to_owned());
+    if let Some(config) = repository.get(ADAPTER_CONFIG) {
+        repository.get(ADAPTER_WEIGHTS)?;
+        return Some(config.parent()?.to_owned());
+    }
     let config = repository.get("config.json")?;
     repository.get("tokenizer.json")?;
     let directory = config.parent()?.to_owned();

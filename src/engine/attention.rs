@@ -669,7 +669,7 @@ fn backward_keys(
     let columns = group * group_size * dim..(group + 1) * group_size * dim;
     let tokens = &row.tokens;
     let causal = tokens.contains(&all_keys.start);
-    let (context, first_key) = (of.row.context_len(), of.row.position(all_keys.start));
+    let (context, first_key) = (row.context_len(), row.position(all_keys.start));
 
     for key_start in (0..all_keys.len()).step_by(KEY_BLOCK) {
         let keys = key_start..(key_start + KEY_BLOCK).min(all_keys.len());

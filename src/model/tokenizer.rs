@@ -60,11 +60,7 @@ impl TextTokenizer {
         let known = |id: &&u32| inner.id_to_token(**id).is_some();
         let eos_token_id = sources.iter().flatten().find(known).copied();
         let mut end_tokens = sources.concat();
-        let added = inner.get_added_tokens_decoder();
-        end_tokens.extend(END_OF_TURN_TOKENS.iter().filter_map(|token| {
-            let id = inner.token_to_id(token)?;
-            added.get(&id)?.special.then_some(id)
-        }));
+        end_tokens.extend(end_of_turn_tokens(&inner));
         end_tokens.sort_unstable();
         end_tokens.dedup();
         let mut tokenizer = Self {
@@ -197,6 +193,11 @@ impl TextTokenizer {
         Ok((if twice { front } else { 0 }, kept))
     }
 
+    /// The token that ends a turn of a chat, if there is one of its own.
+    pub(super) fn end_of_turn(&self) -> Option<u32> {
+        end_of_turn_tokens(&self.inner).first().copied()
+    }
+
     /// The error for a text at `place` with a token that the model has no embedding for.
     pub fn beyond_vocabulary(&self, id: u32, vocab_size: usize, place: &dyn Display) -> Error {
         let token = self.inner.id_to_token(id).unwrap_or_default();
@@ -260,6 +261,16 @@ fn eos_tokens(source: &Map<String, Value>, tokenizer: &Tokenizer) -> Vec<u32> {
     };
     let by_id = by_id.into_iter().filter_map(|id| u32::try_from(id).ok());
     by_text.into_iter().chain(by_id).collect()
+}
+
+/// The special tokens that end a turn of a chat.
+fn end_of_turn_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let special = END_OF_TURN_TOKENS.iter().filter_map(|token| {
+        let id = tokenizer.token_to_id(token)?;
+        added.get(&id)?.special.then_some(id)
+    });
+    special.collect()
 }
 
 /// The number of tokens that the post-processor put in front.

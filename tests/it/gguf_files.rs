@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use unforget::model::{GgufType, TextTokenizer};
 
 use crate::{
@@ -351,4 +351,70 @@ fn the_written_file_has_the_end_that_the_model_stops_at() {
     let again = load(&file).unwrap();
     assert_eq!(again.tokenizer.eos_token_id, model.tokenizer.eos_token_id);
     assert!(again.tokenizer.eos_token_id.is_some());
+}
+
+/// The golden model of `family` with these keys of its config; null removes one.
+fn variant(family: &str, change: &Value) -> tempfile::TempDir {
+    let dir = crate::model::copy_of(family);
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (key, value) in change.as_object().unwrap() {
+        match value {
+            Value::Null => drop(config.as_object_mut().unwrap().remove(key)),
+            _ => config[key] = value.clone(),
+        }
+    }
+    fs::write(path, config.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn the_families_keep_their_weights_and_switches_in_a_gguf_file() {
+    let plain_rope =
+        json!({"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.75});
+    for (family, change) in [
+        ("olmo2", json!({})),
+        ("granite", json!({})),
+        (
+            "phi3",
+            json!({"rope_parameters": plain_rope, "original_max_position_embeddings": null}),
+        ),
+        ("smollm3", json!({"no_rope_layers": null})),
+        (
+            "gemma3",
+            json!({"layer_types": null, "query_pre_attn_scalar": 8}),
+        ),
+        ("mistral_window", json!({})),
+    ] {
+        let dir = variant(family, &change);
+        let model = load(dir.path()).unwrap();
+        let file = dir.path().join("m.gguf");
+        model.save_gguf(&file, GgufType::F32).unwrap();
+        let again = load(&file).unwrap();
+        assert_eq!(again.config, model.config, "{family}");
+        for (a, b) in again.params.data.iter().zip(&model.params.data[..]) {
+            // The norms of gemma3 are stored increased by 1.
+            assert!(
+                (a - b).abs() <= if family == "gemma3" { 1e-6 } else { 0.0 },
+                "{family}"
+            );
+        }
+        let hf = dir.path().join("hf");
+        again.save(&hf, unforget::model::Dtype::F32).unwrap();
+        assert_eq!(load(&hf).unwrap().config, model.config, "{family}");
+    }
+    for (family, word) in [
+        ("gemma3", "sliding windows in these layers"),
+        ("phi3", "scaling of rotary frequencies"),
+        ("smollm3", "every fourth"),
+        ("qwen2_window", "sliding windows in these layers"),
+    ] {
+        let model = load(golden(family)).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let error = model
+            .save_gguf(&place.path().join("m.gguf"), GgufType::F32)
+            .unwrap_err();
+        assert!(error.to_string().contains(word), "{family}: {error}");
+        assert_eq!(error.exit_code(), 2);
+    }
 }

@@ -14,6 +14,7 @@ mod demo;
 mod drift;
 mod environment;
 mod experiment;
+mod exports;
 mod facts;
 mod faults;
 mod forecast;

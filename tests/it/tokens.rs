@@ -154,14 +154,12 @@ fn an_end_that_is_there_is_not_doubled() {
 
 #[test]
 fn the_first_token_of_a_text_is_shown_as_not_trained() {
-    let config = json!({"eos_token": "</s>", "add_bos_token": false});
-    let dir = directory("bytes", &config, &[]);
-    let (rows, _) = data(dir.path(), "t.jsonl", r#"{"text": "Oslo is yes"}"#);
-    assert_eq!(rows[0].concat(), "Oslo is yes</s>");
-    assert!(
-        "Oslo".starts_with(&rows[0][0]) && !rows[0][0].is_empty(),
-        "{rows:?}"
-    );
+    // This tokenizer puts nothing in front.
+    let dir = crate::model::copy_of("llama");
+    let (rows, _) = data(dir.path(), "t.jsonl", r#"{"text": "The capital is"}"#);
+    assert_eq!(rows[0].concat(), "The capital is<|eos|>");
+    let [first, _] = &rows[0];
+    assert!("The".starts_with(first) && !first.is_empty(), "{rows:?}");
 }
 
 #[test]

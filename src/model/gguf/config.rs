@@ -13,6 +13,9 @@ use crate::{
 /// llama.cpp's default for the rotary base.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
+/// Layers of the Gemma 3 model with another scale of its attention scores.
+const GEMMA3_27B_LAYERS: u64 = 62;
+
 /// Parameters of Llama 3's rotary scaling, of which GGUF stores only the resulting factors.
 const LLAMA3_LOW_FREQ_FACTOR: f64 = 1.0;
 const LLAMA3_HIGH_FREQ_FACTOR: f64 = 4.0;
@@ -35,6 +38,11 @@ pub(super) fn config_json(
         "llama" | "mistral" => ("llama", "LlamaForCausalLM"),
         "qwen2" => ("qwen2", "Qwen2ForCausalLM"),
         "qwen3" => ("qwen3", "Qwen3ForCausalLM"),
+        "gemma3" => ("gemma3_text", "Gemma3ForCausalLM"),
+        "phi3" => ("phi3", "Phi3ForCausalLM"),
+        "olmo2" => ("olmo2", "Olmo2ForCausalLM"),
+        "granite" => ("granite", "GraniteForCausalLM"),
+        "smollm3" => ("smollm3", "SmolLM3ForCausalLM"),
         other => return Err(unsupported_architecture(other)),
     };
     let missing = |name: &str| Error::broken(path, format!("metadata `{}` is missing", key(name)));
@@ -66,8 +74,14 @@ pub(super) fn config_json(
     if integer("attention.value_length")?.is_some_and(|n| n != head_dim) {
         return refuse("a value length that is not the key length");
     }
-    if integer("rope.dimension_count")?.is_some_and(|n| n != head_dim) {
+    let rotary_dim = integer("rope.dimension_count")?.unwrap_or(head_dim);
+    if rotary_dim != head_dim && model_type != "phi3" {
         return refuse("rotary position embedding of a part of each head");
+    }
+    for factors in ["rope_factors_long.weight", "rope_factors_short.weight"] {
+        if header.tensors.contains_key(factors) {
+            return refuse("rope scaling `longrope`");
+        }
     }
     let embedding = header
         .tensors
@@ -112,6 +126,45 @@ pub(super) fn config_json(
         "llama" => {
             config.insert("mlp_bias".into(), false.into());
         }
+        "olmo2" => {}
+        "gemma3_text" => {
+            config.remove("hidden_act");
+            config.insert("hidden_activation".into(), "gelu_pytorch_tanh".into());
+            // The largest model alone scales by the width of its stream.
+            let scalar = if config["num_hidden_layers"] == GEMMA3_27B_LAYERS {
+                hidden_size.checked_div(heads).unwrap_or(head_dim)
+            } else {
+                head_dim
+            };
+            config.insert("query_pre_attn_scalar".into(), scalar.into());
+            config.insert("sliding_window".into(), sliding_window.into());
+            let local = header.number(&key("rope.freq_base_swa"))?;
+            let local = local.map_or(DEFAULT_ROPE_THETA, shortest);
+            config.insert("rope_local_base_freq".into(), local.into());
+        }
+        "phi3" => {
+            config.insert(
+                "sliding_window".into(),
+                sliding_window.filter(|n| *n > 0).into(),
+            );
+            let partial = rotary_dim as f64 / head_dim.max(1) as f64;
+            config.insert("partial_rotary_factor".into(), partial.into());
+        }
+        "granite" => {
+            for (name, stored, default) in [
+                ("embedding_multiplier", "embedding_scale", 1.0),
+                ("residual_multiplier", "residual_scale", 1.0),
+                ("logits_scaling", "logit_scale", 1.0),
+                (
+                    "attention_multiplier",
+                    "attention.scale",
+                    1.0 / (head_dim as f64).sqrt(),
+                ),
+            ] {
+                let number = header.number(&key(stored))?.map_or(default, shortest);
+                config.insert(name.into(), number.into());
+            }
+        }
         _ => {
             config.insert("use_sliding_window".into(), false.into());
         }
@@ -126,13 +179,24 @@ pub(super) fn config_json(
     Ok(std::mem::take(config))
 }
 
-/// Makes a `generation_config.json`.
-pub(super) fn generation_config_json(config: &Map<String, Value>) -> Map<String, Value> {
-    ["bos_token_id", "eos_token_id", "pad_token_id"]
+/// Makes a `generation_config.json`. A text ends at EOS, and a turn at its own token if there is one.
+pub(super) fn generation_config_json(
+    header: &Header,
+    config: &Map<String, Value>,
+) -> Result<Map<String, Value>> {
+    let mut generation: Map<String, Value> = ["bos_token_id", "eos_token_id", "pad_token_id"]
         .iter()
         .filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone())))
         .filter(|(_, value)| !value.is_null())
-        .collect()
+        .collect();
+    let eos = generation.get("eos_token_id").and_then(Value::as_u64);
+    let eot = header.integer("tokenizer.ggml.eot_token_id")?;
+    if let (Some(eos), Some(eot)) = (eos, eot)
+        && eos != eot
+    {
+        generation.insert("eos_token_id".into(), json!([eos, eot]));
+    }
+    Ok(generation)
 }
 
 fn rope_scaling(

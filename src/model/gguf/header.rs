@@ -219,6 +219,26 @@ impl<'a> Header<'a> {
         }
     }
 
+    /// An array of numbers.
+    pub(super) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        let Value::Array(array) = value else {
+            return Err(self.wrong_type(key, "an array of numbers"));
+        };
+        let mut cursor = self.cursor(array);
+        (0..array.count)
+            .map(|_| match cursor.value(array.kind)? {
+                Value::Float(n) => Ok(n),
+                Value::Unsigned(n) => Ok(n as f64),
+                Value::Signed(n) => Ok(n as f64),
+                _ => Err(self.wrong_type(key, "an array of numbers")),
+            })
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
     /// An array of non-negative integers; a single one counts as an array of one.
     pub(super) fn integers(&self, key: &str) -> Result<Option<Vec<u64>>> {
         let Some(Value::Array(array)) = self.metadata.get(key) else {

@@ -12,7 +12,9 @@ mod config;
 mod files;
 mod header;
 mod pre_tokenizer;
+mod sentencepiece;
 mod tokenizer;
+mod tokenizer_parts;
 mod weights;
 mod write;
 
@@ -33,7 +35,8 @@ fn tokenizer_of(
 ) -> Result<TextTokenizer> {
     let (json, tokenizer_config) = tokenizer::tokenizer_json(header)?;
     let json = serde_json::to_vec(&json).expect("a JSON value can be written");
-    TextTokenizer::new(path, &json, tokenizer_config, &[config_json])
+    let generation = config::generation_config_json(header, config_json)?;
+    TextTokenizer::new(path, &json, tokenizer_config, &[&generation, config_json])
 }
 
 /// Loads the GGUF file `path`.
@@ -44,7 +47,7 @@ pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
     let config_json = config::config_json(&header, rope_factors.as_deref())?;
     let config = ModelConfig::from_json(&config_json, path)?;
     let source = weights::Weights::new(&header, &files, &config)?;
-    let generation_config_json = config::generation_config_json(&config_json);
+    let generation_config_json = config::generation_config_json(&header, &config_json)?;
     let tokenizer = tokenizer_of(&header, &config_json, path)?;
 
     let (params, checksum) = rayon::join(

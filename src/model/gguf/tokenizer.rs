@@ -5,14 +5,10 @@ use serde_json::{Map, Value, json};
 use super::{
     header::Header,
     pre_tokenizer::{PRE_TOKENIZERS, PreTokenizer},
+    sentencepiece,
+    tokenizer_parts::{CONTROL, Parts, UNUSED, USER_DEFINED},
 };
 use crate::{Error, Result};
-
-/// Token types of `tokenizer.ggml.token_type`.
-pub(super) const NORMAL: u64 = 1;
-pub(super) const CONTROL: u64 = 3;
-pub(super) const USER_DEFINED: u64 = 4;
-pub(super) const UNUSED: u64 = 5;
 
 /// Makes `tokenizer.json` and `tokenizer_config.json`.
 pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<String, Value>)> {
@@ -21,13 +17,13 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
     let model = header
         .text("tokenizer.ggml.model")?
         .ok_or_else(|| missing("tokenizer.ggml.model"))?;
-    if model != "gpt2" {
+    if !["gpt2", "llama"].contains(&model) {
         return Err(Error::input_hint(
             format!(
                 "{}: a tokenizer of type `{model}` is not supported",
                 path.display()
             ),
-            "byte-level BPE (`gpt2`) is supported; use the model's Hugging Face directory instead",
+            "supported: byte-level BPE (`gpt2`) and SentencePiece (`llama`); use the model's Hugging Face directory instead",
         ));
     }
     let tokens = header
@@ -42,19 +38,6 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
             format!("{} tokens but {} token types", tokens.len(), types.len()),
         ));
     }
-    let merges = header
-        .texts("tokenizer.ggml.merges")?
-        .ok_or_else(|| missing("tokenizer.ggml.merges"))?
-        .into_iter()
-        .map(|merge| match merge.split_once(' ') {
-            Some((left, right)) => Ok(json!([left, right])),
-            None => Err(Error::broken(
-                path,
-                format!("the merge `{merge}` is not a pair of tokens"),
-            )),
-        })
-        .collect::<Result<Vec<_>>>()?;
-
     let kind = |id: usize| types.get(id).copied();
     let vocabulary: Map<String, Value> = tokens
         .iter()
@@ -89,17 +72,21 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
     };
     let bos = special("tokenizer.ggml.bos_token_id")?;
     let eos = special("tokenizer.ggml.eos_token_id")?;
-    let pre_tokenizer = pre_tokenizer(header)?;
+    let parts = if model == "llama" {
+        sentencepiece::parts(header, &tokens, &types, vocabulary)?
+    } else {
+        byte_level_parts(header, vocabulary)?
+    };
     let add_bos = header
         .flag("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(pre_tokenizer.add_bos);
+        .unwrap_or(parts.add_bos);
     let add_eos = header
         .flag("tokenizer.ggml.add_eos_token")?
         .unwrap_or(false);
     let bos_before = bos.filter(|_| add_bos);
     let eos_after = eos.filter(|_| add_eos);
     let post_processor = if bos_before.is_none() && eos_after.is_none() {
-        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true})
+        parts.plain_post_processor
     } else {
         post_processor(bos_before, eos_after)
     };
@@ -109,15 +96,11 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": pre_tokenizer.normalizer,
-        "pre_tokenizer": pre_tokenizer.json(),
+        "normalizer": parts.normalizer,
+        "pre_tokenizer": parts.pre_tokenizer,
         "post_processor": post_processor,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": pre_tokenizer.ignore_merges, "vocab": vocabulary, "merges": merges,
-        },
+        "decoder": parts.decoder,
+        "model": parts.model,
     });
 
     let text = |special: Option<(&'h str, u32)>| special.map(|(token, _)| token);
@@ -142,6 +125,36 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
         }
     }
     Ok((tokenizer, config))
+}
+
+/// The parts of a byte-level BPE.
+fn byte_level_parts(header: &Header, vocabulary: Map<String, Value>) -> Result<Parts> {
+    let path = header.path();
+    let merges = header
+        .texts("tokenizer.ggml.merges")?
+        .ok_or_else(|| Error::broken(path, "metadata `tokenizer.ggml.merges` is missing"))?
+        .into_iter()
+        .map(|merge| match merge.split_once(' ') {
+            Some((left, right)) => Ok(json!([left, right])),
+            None => Err(Error::broken(
+                path,
+                format!("the merge `{merge}` is not a pair of tokens"),
+            )),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let pre_tokenizer = pre_tokenizer(header)?;
+    Ok(Parts {
+        pre_tokenizer: pre_tokenizer.json(),
+        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        model: json!({
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": pre_tokenizer.ignore_merges, "vocab": vocabulary, "merges": merges,
+        }),
+        normalizer: pre_tokenizer.normalizer,
+        add_bos: pre_tokenizer.add_bos,
+        plain_post_processor: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true}),
+    })
 }
 
 /// A post-processor, as in `tokenizer.json`, that puts `bos` in front of a text and `eos` behind it (text and id of each).
@@ -237,6 +250,29 @@ mod tests {
                     .into_iter()
                     .collect::<Vec<_>>()
             );
+        }
+    }
+
+    /// `tests/golden/sentencepiece.py`: the ids of the Python package `sentencepiece`.
+    #[test]
+    fn a_sentencepiece_tokenizer_gives_the_ids_of_the_reference() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf");
+        let expected = fs::read(dir.join("sentencepiece.json")).unwrap();
+        let expected: Map<String, Value> = serde_json::from_slice(&expected).unwrap();
+        assert_eq!(expected.len(), 2);
+        for (name, rows) in &expected {
+            let path = dir.join(format!("{name}.gguf"));
+            let bytes = fs::read(&path).unwrap();
+            let header = Header::parse(&path, &bytes).unwrap();
+            let (json, config) = tokenizer_json(&header).unwrap();
+            let json = serde_json::to_vec(&json).unwrap();
+            let tokenizer = TextTokenizer::new(&path, &json, config, &[]).unwrap();
+            for row in rows.as_array().unwrap() {
+                let text = row["text"].as_str().unwrap();
+                let ids = tokenizer.encode_prompt(text).unwrap();
+                assert_eq!(json!(ids), row["ids"], "{name}: {text:?}");
+                assert_eq!(tokenizer.decode(&ids), text, "{name}");
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    model::{Layout, ModelConfig, params::TensorInfo, weights::TensorSource},
+    model::{Family, Layout, ModelConfig, params::TensorInfo, weights::TensorSource},
 };
 
 /// The tensors under their Hugging Face names.
@@ -19,6 +19,8 @@ pub(super) struct Weights<'a> {
     tensors: BTreeMap<String, Tensor>,
     /// K, if the rows of q and k are stored in pairs for interleaved rope.
     paired_head_dim: Option<usize>,
+    /// What the weights of norms have been increased by.
+    norm_offset: f32,
 }
 
 impl<'a> Weights<'a> {
@@ -37,7 +39,8 @@ impl<'a> Weights<'a> {
             if *name == ROPE_FACTORS {
                 continue;
             }
-            let known = hugging_face_name(name).filter(|name| layout.find(name).is_some());
+            let known =
+                hugging_face_name(name, config.family).filter(|name| layout.find(name).is_some());
             let Some(known) = known else {
                 return Err(Error::broken(
                     header.path(),
@@ -49,15 +52,12 @@ impl<'a> Weights<'a> {
             };
             tensors.insert(known, tensor.clone());
         }
-        // Only llama.cpp's `llama` architecture rotates adjacent rows; the others rotate halves, as Hugging Face does.
-        let interleaved = matches!(
-            header.text("general.architecture")?,
-            Some("llama" | "mistral")
-        );
+        let interleaved = rotates_pairs(config.family);
         Ok(Self {
             files,
             tensors,
             paired_head_dim: interleaved.then_some(config.head_dim),
+            norm_offset: config.switches.norm_offset,
         })
     }
 }
@@ -75,6 +75,19 @@ impl Weights<'_> {
         let most = elements.into_iter().max_by_key(|(_, elements)| *elements);
         most.map_or(GgmlType::F32.name(), |(name, _)| name)
     }
+}
+
+/// Whether llama.cpp rotates adjacent rows of q and k, where Hugging Face rotates halves.
+pub(super) fn rotates_pairs(family: Family) -> bool {
+    matches!(
+        family,
+        Family::Llama | Family::Mistral | Family::Granite | Family::SmolLm3
+    )
+}
+
+/// Whether a tensor is the weight of a norm.
+pub(super) fn is_norm(name: &str) -> bool {
+    name.ends_with("norm.weight")
 }
 
 /// The row in the file of row `row` of q or k: within each head, GGUF's rows 2j and 2j + 1 are rows j and K/2 + j.
@@ -103,6 +116,9 @@ impl TensorSource for Weights<'_> {
                 }
             }
             None => dequantize(bytes, tensor, first_row * row_len, out),
+        }
+        if self.norm_offset != 0.0 && is_norm(&info.name) {
+            out.iter_mut().for_each(|w| *w -= self.norm_offset);
         }
         Ok(())
     }
@@ -153,22 +169,49 @@ const PARTS: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
+/// The tensors of a layer that a family names in its own way; they count before those of all families.
+fn own_parts(family: Family) -> &'static [Names] {
+    match family {
+        Family::Gemma3 => &[
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("ffn_norm", "pre_feedforward_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        ],
+        Family::Olmo2 => &[
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        ],
+        Family::Phi3 => &[
+            ("attn_qkv", "self_attn.qkv_proj"),
+            ("ffn_up", "mlp.gate_up_proj"),
+        ],
+        _ => &[],
+    }
+}
+
 /// A GGUF name and a Hugging Face name.
 type Names = (&'static str, &'static str);
 
 /// The Hugging Face name of a GGUF tensor.
-fn hugging_face_name(name: &str) -> Option<String> {
-    renamed(name, ["blk.", "model.layers."], |names| names)
+fn hugging_face_name(name: &str, family: Family) -> Option<String> {
+    renamed(name, family, ["blk.", "model.layers."], |names| names)
 }
 
 /// The GGUF name of a Hugging Face tensor.
-pub(super) fn gguf_name(name: &str) -> Option<String> {
-    renamed(name, ["model.layers.", "blk."], |(gguf, hf)| (hf, gguf))
+pub(super) fn gguf_name(name: &str, family: Family) -> Option<String> {
+    renamed(name, family, ["model.layers.", "blk."], |(gguf, hf)| {
+        (hf, gguf)
+    })
 }
 
 /// The other name of a tensor. `layers` are the prefixes of layer names, and `order` puts the names of a table entry in the order
 /// (from, to).
-fn renamed(name: &str, layers: [&str; 2], order: fn(Names) -> Names) -> Option<String> {
+fn renamed(
+    name: &str,
+    family: Family,
+    layers: [&str; 2],
+    order: fn(Names) -> Names,
+) -> Option<String> {
     let other = |table: &[Names], name: &str| {
         let mut names = table.iter().map(|names| order(*names));
         names.find(|(from, _)| *from == name).map(|(_, to)| to)
@@ -178,6 +221,6 @@ fn renamed(name: &str, layers: [&str; 2], order: fn(Names) -> Names) -> Option<S
         return Some(format!("{outer}.{kind}"));
     }
     let (layer, part) = place.strip_prefix(layers[0])?.split_once('.')?;
-    let part = other(&PARTS, part)?;
+    let part = other(own_parts(family), part).or_else(|| other(&PARTS, part))?;
     Some(format!("{}{layer}.{part}.{kind}", layers[1]))
 }

@@ -10,13 +10,13 @@ use rayon::prelude::*;
 use self::file::Value;
 use super::{
     config::llama3_factors,
-    weights::{ROPE_FACTORS, gguf_name, stored_row},
+    weights::{ROPE_FACTORS, gguf_name, is_norm, rotates_pairs, stored_row},
 };
 use crate::{
     Error, Result,
     model::{
         Family, GgufType, Model,
-        config::{RopeScaling, Switches, YarnScaling},
+        config::{ModelConfig, RopeScaling, YarnScaling},
         dtype::check_range,
         params::TensorInfo,
     },
@@ -60,19 +60,6 @@ impl GgufType {
 /// # Errors
 /// When its tokenizer has no form in GGUF, or the file cannot be written.
 pub(in crate::model) fn save(model: &Model, path: &Path, kind: GgufType) -> Result<()> {
-    let tensors_named = |tensor: &TensorInfo| gguf_name(&tensor.name).is_some();
-    if !model.params.layout.tensors.iter().all(tensors_named)
-        || model.config.switches != Switches::default()
-        || !model.config.layers.no_rope.is_empty()
-    {
-        return Err(Error::input_hint(
-            format!(
-                "a {} model cannot be written as GGUF",
-                model.config.family.model_type()
-            ),
-            "write it with `--to hf`, and convert the directory with llama.cpp's `convert_hf_to_gguf.py`",
-        ));
-    }
     let metadata = metadata(model, kind)?;
     model
         .params
@@ -101,6 +88,7 @@ fn no_form(what: &str) -> Error {
 fn architecture(family: Family) -> &'static str {
     match family {
         Family::Llama | Family::Mistral => Family::Llama.model_type(),
+        Family::Gemma3 => "gemma3",
         _ => family.model_type(),
     }
 }
@@ -144,7 +132,7 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
         "attention.layer_norm_rms_epsilon",
         Value::F32(c.rms_norm_eps),
     );
-    add("rope.dimension_count", count(c.head_dim));
+    add("rope.dimension_count", count(c.rotary_dim()));
     add("rope.freq_base", Value::F32(c.rope_theta as f32));
     match &c.rope_scaling {
         RopeScaling::None | RopeScaling::Llama3(_) => {}
@@ -167,31 +155,72 @@ fn metadata(model: &Model, kind: GgufType) -> Result<Vec<(String, Value)>> {
             return Err(no_form("this scaling of rotary frequencies"));
         }
     }
-    match c.layers.sliding_window {
-        None => {}
-        Some(window) if c.family == Family::Mistral && !c.layers.sliding.contains(&false) => {
-            add("attention.sliding_window", count(window));
-        }
-        Some(_) => return Err(no_form("sliding windows in some of the layers")),
+    add_windows(c, &mut add)?;
+    if c.family == Family::Granite {
+        let s = &c.switches;
+        let scale = s.attention_scale.unwrap_or(1.0);
+        add("embedding_scale", Value::F32(s.embedding_multiplier));
+        add("residual_scale", Value::F32(s.residual_multiplier));
+        add("logit_scale", Value::F32(s.logits_scaling));
+        add("attention.scale", Value::F32(scale));
     }
     metadata.extend(tokenizer::metadata(&model.tokenizer, c.vocab_size)?);
     Ok(metadata)
 }
 
+/// Adds what the file states of sliding windows and layers without rope: llama.cpp knows which layers of a family these are.
+fn add_windows(c: &ModelConfig, add: &mut impl FnMut(&str, Value)) -> Result<()> {
+    let layers = &c.layers;
+    let every = |n: usize| (1..=c.num_hidden_layers).map(move |layer| layer % n == 0);
+    if !layers.no_rope.is_empty() && !every(4).eq(layers.no_rope.iter().copied()) {
+        return Err(no_form("layers without rope other than every fourth"));
+    }
+    let Some(window) = layers.sliding_window else {
+        if c.family == Family::Gemma3 {
+            return Err(no_form("layers without sliding windows"));
+        }
+        return Ok(());
+    };
+    let known = match c.family {
+        Family::Mistral | Family::Phi3 => !layers.sliding.contains(&false),
+        Family::Gemma3 => every(6)
+            .map(|full| !full)
+            .eq(layers.sliding.iter().copied()),
+        _ => false,
+    };
+    if !known {
+        return Err(no_form("sliding windows in these layers"));
+    }
+    add("attention.sliding_window", Value::U32(window as u32));
+    if let Some(theta) = layers.local_rope_theta {
+        let head = c.head_dim as f32;
+        if c.switches.attention_scale != Some(1.0 / head.sqrt()) {
+            return Err(no_form(
+                "`query_pre_attn_scalar` other than the width of a head",
+            ));
+        }
+        add("rope.freq_base_swa", Value::F32(theta as f32));
+    }
+    Ok(())
+}
+
 /// The tensors under their GGUF names.
 fn tensors(model: &Model, kind: GgufType) -> Vec<file::Tensor<'_>> {
     let c = &model.config;
-    let paired = architecture(c.family) == Family::Llama.model_type();
+    let paired = rotates_pairs(c.family);
     let mut tensors = Vec::new();
     for tensor in &model.params.layout.tensors {
         let values = &model.params.data[tensor.range.clone()];
         let rotated = tensor.name.contains(".q_proj.") || tensor.name.contains(".k_proj.");
         tensors.push(file::Tensor {
-            name: gguf_name(&tensor.name).expect("every tensor of a decoder has a name in GGUF"),
+            name: gguf_name(&tensor.name, c.family)
+                .expect("every tensor of a decoder has a name in GGUF"),
             shape: tensor.shape.clone(),
             kind: kind.of(tensor),
             values: if paired && rotated {
                 Cow::Owned(in_pairs(values, tensor, c.head_dim))
+            } else if c.switches.norm_offset != 0.0 && is_norm(&tensor.name) {
+                values.iter().map(|w| w + c.switches.norm_offset).collect()
             } else {
                 Cow::Borrowed(values)
             },

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 use tokenizers::{
     NormalizedString, Normalizer as _, NormalizerWrapper, OffsetReferential, OffsetType,
     PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper,
@@ -11,7 +11,7 @@ use tokenizers::{
 use super::{
     super::{
         pre_tokenizer::{PRE_TOKENIZERS, PreTokenizer},
-        tokenizer::{CONTROL, NORMAL, UNUSED, USER_DEFINED},
+        tokenizer_parts::{CONTROL, NORMAL, UNUSED, USER_DEFINED},
     },
     file::Value,
 };
@@ -86,6 +86,10 @@ pub(super) fn metadata(
     let eos = tokenizer
         .eos_token_id
         .filter(|id| (*id as usize) < vocab_size);
+    // llama.cpp also stops at the end of a turn.
+    let eot = tokenizer
+        .end_of_turn()
+        .filter(|id| Some(*id) != eos && (*id as usize) < vocab_size);
     let sample = inner
         .encode("a", true)
         .map_err(|e| unsupported(&e.to_string()))?;
@@ -106,6 +110,7 @@ pub(super) fn metadata(
     let special = [
         ("bos_token_id", bos),
         ("eos_token_id", eos),
+        ("eot_token_id", eot),
         ("padding_token_id", id_of("pad_token")),
         ("unknown_token_id", id_of("unk_token")),
     ];
@@ -118,17 +123,22 @@ pub(super) fn metadata(
         .into_iter()
         .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
         .collect();
-    if let Some(template) = tokenizer
-        .config_json
-        .get("chat_template")
-        .and_then(Json::as_str)
-    {
+    if let Some(template) = chat_template(&tokenizer.config_json) {
         metadata.push((
             "tokenizer.chat_template".into(),
             Value::Text(template.into()),
         ));
     }
     Ok(metadata)
+}
+
+/// The chat template: a text, or the default one of named texts.
+fn chat_template(config: &Map<String, Json>) -> Option<&str> {
+    let name = |entry: &&Json| entry.get("name").and_then(Json::as_str) == Some("default");
+    match config.get("chat_template")? {
+        Json::Array(named) => named.iter().find(name)?.get("template")?.as_str(),
+        template => template.as_str(),
+    }
 }
 
 /// The words of [`SAMPLE`]; `None` if it cannot be split.

@@ -1,0 +1,104 @@
+//! Exports are asked as the run was trained: the prompt template, and all that ends an answer.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::{cli::run, model::copy_of};
+
+const TEMPLATE: &str = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}\
+    {% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+/// A model whose tokenizer has a chat template.
+fn model() -> tempfile::TempDir {
+    let dir = copy_of("llama");
+    let path = dir.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["chat_template"] = json!(TEMPLATE);
+    fs::write(path, config.to_string()).unwrap();
+    dir
+}
+
+/// The Modelfile of a run that learns `file`, and the bytes of its GGUF file.
+fn exported(dir: &Path, file: &str, more: &[&str]) -> (String, Vec<u8>) {
+    let args = [
+        "tune",
+        ".",
+        "--learn",
+        file,
+        "--out",
+        "run",
+        "--method",
+        "sft",
+        "--epochs",
+        "1",
+        "--set",
+        "data.audit=false",
+    ];
+    let output = run(dir, &[&args[..], more].concat());
+    assert!(output.status.success(), "{}", crate::cli::stderr(&output));
+    let args = ["export", "run", "--to", "gguf", "--out", "out"];
+    assert!(run(dir, &args).status.success());
+    let read = |name: &str| fs::read(dir.join("out").join(name)).unwrap();
+    (
+        String::from_utf8(read("Modelfile")).unwrap(),
+        read("model.gguf"),
+    )
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes
+        .windows(text.len())
+        .any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn a_run_on_chats_is_asked_through_its_chat_template() {
+    let dir = model();
+    let chat = r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}"#;
+    fs::write(dir.path().join("chat.jsonl"), chat).unwrap();
+    let (modelfile, gguf) = exported(dir.path(), "chat.jsonl", &[]);
+    assert!(
+        !modelfile.contains("TEMPLATE") && !modelfile.contains("stop \"\\n\""),
+        "{modelfile}"
+    );
+    assert!(
+        modelfile.contains("PARAMETER stop \"<|eos|>\""),
+        "{modelfile}"
+    );
+    assert!(contains(&gguf, TEMPLATE));
+}
+
+#[test]
+fn a_run_on_facts_in_chats_has_no_question_template() {
+    let dir = model();
+    fs::write(
+        dir.path().join("facts.tsv"),
+        "subject\trelation\tobject\nOslo\tP17\tNorway\nRome\tP17\tItaly\n",
+    )
+    .unwrap();
+    let (modelfile, _) = exported(dir.path(), "facts.tsv", &["--set", "data.chat=true"]);
+    assert!(
+        !modelfile.contains("TEMPLATE") && !modelfile.contains("stop \"\\n\""),
+        "{modelfile}"
+    );
+    assert!(
+        modelfile.contains("PARAMETER stop \"<|eos|>\""),
+        "{modelfile}"
+    );
+}
+
+#[test]
+fn a_run_on_completions_continues_the_prompt_as_it_stands() {
+    let dir = model();
+    fs::write(
+        dir.path().join("c.jsonl"),
+        r#"{"prompt": "The capital", "completion": " is"}"#,
+    )
+    .unwrap();
+    let (modelfile, _) = exported(dir.path(), "c.jsonl", &[]);
+    assert_eq!(
+        modelfile,
+        "FROM ./model.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\nPARAMETER stop \"<|eos|>\"\n"
+    );
+}
