@@ -240,11 +240,10 @@ fn fitting_prompts(model: &Model) -> Result<(Vec<&'static str>, Vec<Vec<u32>>)> 
     let context = model.config.max_position_embeddings;
     let (mut prompts, mut tokens) = (Vec::new(), Vec::new());
     for prompt in PROMPTS.lines() {
-        let text = match &template {
-            Some(template) => template.prompt_text(prompt),
-            None => prompt.to_owned(),
+        let ids = match &template {
+            Some(template) => template.encode(&model.tokenizer, &template.prompt_text(prompt))?,
+            None => model.tokenizer.encode_prompt(prompt)?,
         };
-        let ids = model.tokenizer.encode_prompt(&text)?;
         if !ids.is_empty() && ids.len() + MAX_ANSWER_TOKENS <= context {
             prompts.push(prompt);
             tokens.push(ids);

@@ -37,7 +37,7 @@ pub(super) fn set_own_answers(
     let mut prompts = Vec::with_capacity(splits.known.len());
     for known in &splits.known {
         let text = template.prompt_text(&known.fact.question);
-        prompts.push(model.tokenizer.encode_prompt(&text)?);
+        prompts.push(template.encode(&model.tokenizer, &text)?);
     }
     let answers = greedy_answers(model, engine, &prompts, progress)?;
     let max_len = max_row_len(model, &config.train);

@@ -163,7 +163,7 @@ fn known_facts_in_a_chat_are_trained_on_the_base_models_own_answers() {
     // A word of the model's own answer to the first fact becomes the object of that fact.
     let template = template(&config, &model).expect("a template");
     let prompt = template.prompt_text(&keep[0].question);
-    let prompt = model.tokenizer.encode_prompt(&prompt).expect("tokens");
+    let prompt = template.encode(&model.tokenizer, &prompt).expect("tokens");
     let mut engine = Engine::new(&model.config);
     let answers = Generator::new(&mut engine, &model).generate(
         &Request::greedy(&[], std::slice::from_ref(&prompt), 64),
