@@ -358,6 +358,7 @@ fn forward_block(
     let before = row.own.len - row.tokens.len(); // tokens of the row's own span before the new ones
     let first = before + tokens.start - row.tokens.start; // index in the own span of the block's first query
     let context: usize = row.context.iter().map(|span| span.len).sum();
+    let windowed = shape.window != usize::MAX;
     // The position of the first key that query token i of the block attends to.
     let window_start = |i: usize| (context + first + i + 1).saturating_sub(shape.window);
     let mut span_start = 0; // the position of the span's first key
@@ -401,7 +402,11 @@ fn forward_block(
                 } else {
                     len
                 };
-                let hidden = window_start(i / group_size).saturating_sub(span_start + start);
+                let hidden = if windowed {
+                    window_start(i / group_size).saturating_sub(span_start + start)
+                } else {
+                    0
+                };
                 if visible <= hidden {
                     scores.fill(0.0);
                     continue;
@@ -413,7 +418,9 @@ fn forward_block(
                     *x = simd::exp(*x - new_max);
                 }
                 scores[visible..].fill(0.0);
-                scores[..hidden].fill(0.0);
+                if windowed {
+                    scores[..hidden].fill(0.0);
+                }
                 sum[i] = sum[i] * rescale + scores.iter().sum::<f32>();
                 for x in &mut out[i * dim..][..dim] {
                     *x *= rescale;
@@ -670,6 +677,7 @@ fn backward_keys(
     let tokens = &row.tokens;
     let causal = tokens.contains(&all_keys.start);
     let (context, first_key) = (row.context_len(), row.position(all_keys.start));
+    let windowed = shape.window != usize::MAX;
 
     for key_start in (0..all_keys.len()).step_by(KEY_BLOCK) {
         let keys = key_start..(key_start + KEY_BLOCK).min(all_keys.len());
@@ -736,9 +744,11 @@ fn backward_keys(
                     *x = simd::exp(*x - lse);
                 }
                 p[visible..].fill(0.0);
-                let window_start = (context + block.start + t + 1).saturating_sub(shape.window);
-                let hidden = window_start.saturating_sub(first_key + keys.start);
-                p[..hidden.min(keys.len())].fill(0.0);
+                if windowed {
+                    let window_start = (context + block.start + t + 1).saturating_sub(shape.window);
+                    let hidden = window_start.saturating_sub(first_key + keys.start);
+                    p[..hidden.min(keys.len())].fill(0.0);
+                }
             }
 
             // dP = dO V^T, dS = P * (dP - delta).

@@ -133,17 +133,24 @@ impl Adapter {
 
     /// Adds to an error that the base model, named so, could not be loaded.
     pub(super) fn without_base(&self, base: &str, error: Error) -> Error {
+        let described = |message: String| {
+            format!(
+                "{} is a PEFT adapter of `{base}`, which cannot be loaded: {message}",
+                self.dir.display()
+            )
+        };
+        let hint = Some(format!(
+            "name the base model's directory as `base_model_name_or_path` in {CONFIG_FILE}, put the base model into the adapter's \
+             directory, or merge the two with `merge_and_unload` (PEFT)"
+        ));
         match error {
-            Error::Input { message, hint } => Error::Input {
-                message: format!(
-                    "{} is a PEFT adapter of `{base}`, which cannot be loaded: {message}",
-                    self.dir.display()
-                ),
-                hint: hint.or_else(|| {
-                    Some(format!(
-                        "correct `base_model_name_or_path` in {CONFIG_FILE}, or merge the adapter with `merge_and_unload` (PEFT)"
-                    ))
-                }),
+            Error::Input { message, .. } => Error::Input {
+                message: described(message),
+                hint,
+            },
+            Error::Failed { message, .. } => Error::Failed {
+                message: described(message),
+                hint,
             },
             other => other,
         }

@@ -211,7 +211,7 @@ fn what_is_no_model_or_of_an_unsupported_type_is_named() {
         let mut gguf = Gguf::golden("llama.gguf");
         gguf.tensors[3].2 = kind;
         gguf.write(&path);
-        let message = refused(dir.path(), &["score", "m.gguf", "-"]);
+        let message = refused(dir.path(), &["ask", "m.gguf", "hi"]);
         assert!(message.contains(name), "{message}");
     }
 }
