@@ -7,8 +7,6 @@ mod packing;
 mod template;
 
 pub use chat::{ChatQuestion, chat_questions, has_chat_questions};
-pub use example::{
-    Example, NO_END_NOTE, TextNotes, examples_of_texts, lacks_end, text_examples,
-};
+pub use example::{Example, NO_END_NOTE, TextNotes, examples_of_texts, lacks_end, text_examples};
 pub use packing::{MICRO_BATCH_TOKENS, PackedExamples, micro_batches, target_offsets};
 pub use template::PromptTemplate;
