@@ -179,6 +179,10 @@ fn add_windows(c: &ModelConfig, add: &mut impl FnMut(&str, Value)) -> Result<()>
         if c.family == Family::Gemma3 {
             return Err(no_form("layers without sliding windows"));
         }
+        if c.family == Family::Phi3 {
+            // Without the key llama.cpp takes the window of the model that it knows by its size.
+            add("attention.sliding_window", Value::U32(0));
+        }
         return Ok(());
     };
     let known = match c.family {
