@@ -106,7 +106,7 @@ impl TextTokenizer {
     ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding = self.inner.encode(text, add_special_tokens);
         let encoding = encoding.map_err(|e| refused(text, &e))?;
-        let (first, kept) = self.kept_range(&encoding, text, add_special_tokens)?;
+        let (first, kept) = self.kept_range(&encoding, add_special_tokens)?;
         let offsets = encoding.get_offsets().iter().map(|(a, b)| *a..*b);
         let (mut ids, mut offsets) = (encoding.get_ids().to_vec(), offsets.collect::<Vec<_>>());
         ids.truncate(kept);
@@ -155,12 +155,10 @@ impl TextTokenizer {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         let encoding = encoding.map_err(|e| refused(text, &e))?;
         let ids = encoding.get_ids();
-        Ok(
-            match self.kept_range(&encoding, text, add_special_tokens)? {
-                (0, kept) => ids[..kept].to_vec(),
-                (front, kept) => [&ids[..front - 1], &ids[front..kept]].concat(),
-            },
-        )
+        Ok(match self.kept_range(&encoding, add_special_tokens)? {
+            (0, kept) => ids[..kept].to_vec(),
+            (front, kept) => [&ids[..front - 1], &ids[front..kept]].concat(),
+        })
     }
 
     fn encoding(&self, text: &str) -> Result<Encoding> {
@@ -171,22 +169,17 @@ impl TextTokenizer {
     /// The tokens of an encoding that are kept: those before the end that is returned, without the one before `first` where
     /// `first` is not 0. Tokens that the post-processor puts behind a text are left out, and so is the beginning-of-text token that
     /// it puts in front of a text that begins with it.
-    fn kept_range(
-        &self,
-        encoding: &Encoding,
-        text: &str,
-        add_special_tokens: bool,
-    ) -> Result<(usize, usize)> {
+    fn kept_range(&self, encoding: &Encoding, add_special_tokens: bool) -> Result<(usize, usize)> {
         let len = encoding.get_ids().len();
         if !add_special_tokens {
             return Ok((0, len));
         }
-        if text.is_empty() {
+        let mask = encoding.get_special_tokens_mask();
+        let behind = mask.iter().rev().take_while(|added| **added == 1).count();
+        if behind == len {
             // Only a longer text shows which of the added tokens stand in front.
             return Ok((0, front_len(&self.encoding("a")?).min(len)));
         }
-        let mask = encoding.get_special_tokens_mask();
-        let behind = mask.iter().rev().take_while(|added| **added == 1).count();
         let (front, kept) = (front_len(encoding), len - behind);
         let twice =
             front > 0 && front < kept && Some(encoding.get_ids()[front]) == self.bos_in_front;
