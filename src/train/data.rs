@@ -19,7 +19,7 @@ use crate::{
     facts::{self, Fact, ReadOptions, Text, TextKind, drop_contradicted},
     model::Model,
     progress::Progress,
-    run::TextKinds,
+    run::{RunData, TextKinds},
     splits::{AuditedFiles, LabelledFact, Splits},
 };
 
@@ -290,7 +290,15 @@ impl Data {
         self.text_kinds().chats
     }
 
-    pub fn text_kinds(&self) -> TextKinds {
+    /// What a run directory records of the data.
+    pub fn run_data(&self) -> RunData {
+        RunData {
+            checksums: self.checksums.clone(),
+            texts: self.text_kinds(),
+        }
+    }
+
+    fn text_kinds(&self) -> TextKinds {
         let is_chat = |text: &Text| matches!(text.kind, TextKind::Chat(_));
         let chats = self.texts.iter().filter(|text| is_chat(text)).count();
         TextKinds {

@@ -30,7 +30,7 @@ use crate::{
     progress::Progress,
     prompt::{Example, NO_END_NOTE, PromptTemplate, lacks_end},
     remedy::{continual_ewc, null_space},
-    run::{Environment, RunData, RunDir, RunResult, TEACHER_DIR},
+    run::{Environment, RunData, RunDir, RunResult, TEACHER_DIR, TextKinds},
     splits::Splits,
 };
 
@@ -86,11 +86,11 @@ pub fn tune_with_control(
         baseline: Some(control.to_owned()),
         ..inputs.config.clone()
     };
-    let checksums = inputs.data.checksums.clone();
+    let run_data = inputs.data.run_data();
     let run_dir = create_run_dir(
         &with_baseline,
         &inputs.model,
-        checksums.clone(),
+        run_data.clone(),
         options.comm,
     )?;
     let created = run_dir.clone();
@@ -112,8 +112,13 @@ pub fn tune_with_control(
         }
         progress.note(format_args!("Only Known first, into {}", control.display()));
         let control_config = only_known_config(&config, control);
+        // The control learns no texts.
+        let run_data = RunData {
+            texts: TextKinds::default(),
+            ..run_data
+        };
         let job = Job {
-            run_dir: create_run_dir(&control_config, &model, checksums, options.comm)?,
+            run_dir: create_run_dir(&control_config, &model, run_data, options.comm)?,
             config: control_config,
             model,
             splits: splits.only_known(),
@@ -183,11 +188,8 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
     let plan = Plan::before_audit(&inputs.config, &inputs.data, inputs.given_tokens);
     progress.note(plan.estimate(inputs.model.params.layout.len));
     plan.announce(progress);
-    let data = RunData {
-        checksums: inputs.data.checksums.clone(),
-        texts: inputs.data.text_kinds(),
-    };
-    let run_dir = create_run_dir(&inputs.config, &inputs.model, data, options.comm)?;
+    let run_data = inputs.data.run_data();
+    let run_dir = create_run_dir(&inputs.config, &inputs.model, run_data, options.comm)?;
     let created = run_dir.clone();
     let job = || {
         let Inputs {
