@@ -554,11 +554,11 @@ impl Inputs {
         if lacks_end(&model.tokenizer, &data.texts) {
             progress.note(NO_END_NOTE);
         }
-        let config = ask_in_chat(config, &data, &model, progress);
-        let mut config = resolve_config(&config, &model, progress);
+        let mut config = ask_in_chat(config, &data, &model, progress);
         if let Some(note) = config.size_audit(data.learn.len() + data.texts.len()) {
             progress.note(note);
         }
+        let config = resolve_config(&config, &model, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         let given_tokens = check(&config, &model, facts, &data.texts, progress)?;
         text_training_rows(&data.validation, &model, &config)?;
