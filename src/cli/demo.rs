@@ -17,8 +17,8 @@ use unforget::{
     engine::Engine,
     facts::{self, Fact, ReadOptions},
     model::{self, Model},
-    report,
-    run::{FactOutcome, RunDir, RunResult},
+    report::{self, TextCurve, trade_as_text},
+    run::{EpochRecord, FactOutcome, RecordedRun, RunDir, RunResult},
     splits::{LabelledFact, SplitSizes, Splits},
     train::{self, Options},
 };
@@ -167,6 +167,11 @@ impl DemoArgs {
         output::check_output_dir(&out, self.force, context.comm)?;
         let progress = &context.progress;
 
+        if self.quick {
+            progress.note(
+                "quick: few facts, so that one run shows the direction at most; `unforget demo` shows the effect in ten minutes",
+            );
+        }
         progress.note(format!("1/5 model: {}", self.model));
         model::pull(&self.model)?;
         let model = Model::load(&self.model)?;
@@ -371,6 +376,20 @@ fn print_results(
             &json!({ "runs": runs, "forgotten_by_sft_only": forgotten, "report": page }),
         );
     }
+    let curves: Vec<Vec<EpochRecord>> = runs
+        .iter()
+        .map(|(dir, _)| RecordedRun::read(dir).map(|run| run.epochs))
+        .collect::<Result<_>>()?;
+    let curves: Vec<TextCurve<'_>> = runs
+        .iter()
+        .zip(DemoRun::ALL)
+        .zip(&curves)
+        .map(|(((_, result), method), epochs)| TextCurve {
+            name: method.title(),
+            epochs,
+            level: result.accuracy.held.map(|held| held.after),
+        })
+        .collect();
     let [_, (_, sft), (_, distilled)] = runs else {
         unreachable!("the demo has three runs");
     };
@@ -392,6 +411,9 @@ fn print_results(
         learned(distilled),
         points(distilled.gap_to_only_known_pp),
     ))?;
+    if let Some(picture) = trade_as_text(&curves) {
+        output::line(&format!("{picture}\n"))?;
+    }
     let rows: Vec<Vec<String>> = runs
         .iter()
         .zip(DemoRun::ALL)
@@ -400,13 +422,11 @@ fn print_results(
                 method.title().to_owned(),
                 percent(result.learned),
                 percent(result.learned_paraphrased),
-                format!(
-                    "{}/{}",
-                    result.counts.kept,
-                    result.counts.kept + result.counts.forgotten
-                ),
-                points(result.forgetting_pp),
+                result
+                    .forgotten
+                    .map_or("-".into(), |f| format!("{} of {}", f.count, f.of)),
                 points(result.gap_to_only_known_pp),
+                points(result.forgetting_pp),
                 format!("{:.0}", result.seconds),
             ]
         })
@@ -415,9 +435,9 @@ fn print_results(
         "",
         "learned",
         "paraphrased",
-        "kept",
-        "forgotten pp",
+        "forgotten",
         "gap to Only Known pp",
+        "since best epoch pp",
         "seconds",
     ];
     output::line(&output::table(&headers, &rows, output::terminal_width()))?;

@@ -196,6 +196,7 @@ fn gap_over_num_facts(experiment: &Experiment, records: &[Record]) -> Vec<LineCh
         x_axis: XAxis::Count("new facts"),
         unit: Unit::Points,
         y_min: None,
+        mark: None,
         series,
     }]
 }
@@ -263,6 +264,7 @@ fn panel(arm: &str, records: &[Record]) -> LineChart {
         x_axis: XAxis::Fraction("learned"),
         unit: Unit::Fraction,
         y_min: None,
+        mark: None,
         series,
     }
 }

@@ -9,6 +9,7 @@ mod page;
 mod plots;
 mod run_labels;
 mod settings;
+mod text_plot;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use crate::{Result, atomic_file, run::RecordedRun};
 
 pub use page::render;
 pub use plots::accuracy;
+pub use text_plot::{TextCurve, trade_as_text};
 
 /// Reads `runs` and writes their page to `out`, and the page with its data to the zip archive `bundle` if given, each atomically.
 ///

@@ -11,7 +11,9 @@
   /** Relearned: correct after an epoch, wrong after a later one, correct at the end. */
   const relearned = (after) => after?.forgotten_once && after.correct;
   const hasOutcome = (after, outcome) => outcome === "relearned" ? relearned(after) : after?.outcome === outcome;
-  const percent = (p) => p == null ? "" : p >= 0.0995 ? `${Math.round(100 * p)}%` : `${(100 * p).toPrecision(1)}%`;
+  /** A probability in percent with two significant digits; 99.5% and above with more, so that only 1 is 100%. */
+  const percent = (p) => p == null ? "" : p === 1 ? "100%" : p >= 0.995 ? `${(100 * Math.min(p, 0.9999)).toFixed(2)}%`
+    : `${Number((100 * p).toPrecision(2))}%`;
 
   /** An element with properties and children; strings become text, never markup. */
   function make(tag, properties = {}, ...children) {
@@ -147,11 +149,13 @@
       make("td", {}, fact.split),
       make("td", {}, text(fact.relation)),
       make("td", {}, fact.label ?? "–"),
-      make("td", {}, answer(fact.before.answer, fact.before.correct), footnote([], fact.before.p)),
+      make("td", {}, answer(fact.before.answer, fact.before.correct),
+        footnote(fact.few_shot && fact.before.correct ? ["known (few-shot)"] : [], fact.before.p)),
       ...cells,
       ...(hasNearest ? [make("td", {}, nearest(fact))] : []));
   }
 
+  const title = document.getElementById("facts-title");
   const body = make("tbody");
   const status = make("span", { role: "status" });
   const previous = make("button", { type: "button" }, "Previous");
@@ -175,6 +179,9 @@
     const shown = found.slice(page * PAGE, (page + 1) * PAGE);
     body.replaceChildren(...shown.map(row));
     const count = found.length.toLocaleString("en");
+    const all = facts.length.toLocaleString("en");
+    const noun = facts.length === 1 ? "fact" : "facts";
+    title.textContent = found.length === facts.length ? `All ${all} ${noun}` : `${count} of ${all} ${noun}`;
     status.textContent = found.length
       ? `${page * PAGE + 1}–${page * PAGE + shown.length} of ${count} facts`
       : "No fact matches.";

@@ -17,7 +17,8 @@ use crate::{
     Error, Result,
     config::Goal,
     format::{capitalised, duration, memory, percent, pp, thousands},
-    run::{FactOutcome, FactResult, RecordedRun, Split},
+    measure::Forgotten,
+    run::{EqualLearning, FactOutcome, FactResult, RecordedRun, Split},
 };
 
 const TEMPLATE: &str = include_str!("page.html.j2");
@@ -37,6 +38,7 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
     let labels = run_labels(runs);
     let facts = join_facts(runs);
     let (main, sft) = main_and_sft(runs);
+    let compared = equal_learning(runs, main, sft);
     let style = format!("{}\n{STYLE}", chart::CSS);
     let inline = |name: &str, charts: Vec<Chart>| -> Vec<String> {
         let drawn = charts.iter().enumerate();
@@ -58,6 +60,8 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
                 subtitle => subtitle(runs),
                 runs => runs.iter().zip(&labels).map(|(r, i)| RunView::new(r, i)).collect::<Vec<_>>(),
                 notes => notes(runs),
+                trade => inline("trade", plots::trade(runs, compared.as_ref()).into_iter().collect()),
+                equal_learning => compared.as_ref().map(|c| equal_learning_sentence(c, &labels, main, sft)),
                 charts => inline("panel", plots::accuracy(runs)),
                 bars => inline("bars", plots::bars(runs)),
                 forgetting_by_count => inline("count", plots::forgetting_by_count(runs)),
@@ -65,7 +69,10 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
                 drift => inline("drift", plots::drift(runs)),
                 forgotten => forgotten_examples(&labels, &facts, main, sft),
                 new_facts => new_facts(&facts),
-                fact_count => thousands(facts.len()),
+                fact_count => match facts.len() {
+                    1 => "1 fact".to_owned(),
+                    count => format!("All {} facts", thousands(count)),
+                },
                 facts_json => escape_for_script(&facts_json(&labels, &facts)),
                 differences => differences(runs),
                 report_command => report_command(runs),
@@ -122,10 +129,35 @@ fn join_facts(runs: &[RecordedRun]) -> Vec<JoinedFact<'_>> {
     facts
 }
 
+/// The main run and plain fine-tuning, where both had learned as much.
+fn equal_learning(runs: &[RecordedRun], main: usize, sft: Option<usize>) -> Option<EqualLearning> {
+    EqualLearning::between(&[&runs[main].epochs, &runs[sft?].epochs])
+}
+
+/// `With 78.0% of the new facts learned, auto keeps 80.1% and plain fine-tuning 68.0% of the held-out known facts.`
+fn equal_learning_sentence(
+    compared: &EqualLearning,
+    labels: &[RunLabel],
+    main: usize,
+    sft: Option<usize>,
+) -> String {
+    let runs = [Some(main), sft].into_iter().flatten();
+    let kept: Vec<String> = runs
+        .zip(&compared.kept)
+        .map(|(run, kept)| format!("{} {}", labels[run].name, percent(*kept)))
+        .collect();
+    format!(
+        "With {} of the new facts learned, held-out known facts kept: {}.",
+        percent(compared.learned),
+        kept.join(", ")
+    )
+}
+
 fn headline(runs: &[RecordedRun], labels: &[RunLabel], main: usize, sft: Option<usize>) -> String {
     let clause = |i: usize, is_main: bool| {
         let result = &runs[i].result;
         let new = result.counts.learned + result.counts.not_learned;
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
         let mut parts = Vec::new();
         if new > 0 {
             let learned = thousands(result.counts.learned);
@@ -134,18 +166,23 @@ fn headline(runs: &[RecordedRun], labels: &[RunLabel], main: usize, sft: Option<
                 Goal::Task => ("absorbed", " (should be few)"),
             };
             parts.push(if is_main {
-                format!("{verb} {learned} of {} new facts{note}", thousands(new))
+                format!(
+                    "{verb} {learned} of {} new fact{}{note}",
+                    thousands(new),
+                    plural(new)
+                )
             } else {
                 format!("{verb} {learned}{note}")
             });
         }
-        if let Some(pp) = result.forgetting_pp {
-            let of = if is_main {
-                " of what the model knew"
+        if let Some(Forgotten { count, of, .. }) = result.forgotten {
+            let count = thousands(count);
+            parts.push(if is_main {
+                let of_all = thousands(of);
+                format!("forgot {count} of {of_all} known fact{}", plural(of))
             } else {
-                ""
-            };
-            parts.push(format!("forgot {pp:.1} pp{of}"));
+                format!("forgot {count}")
+            });
         }
         if parts.is_empty() {
             parts.push(format!("trained for {} epochs", result.epochs));
@@ -212,10 +249,13 @@ struct RunView {
     learned: Option<String>,
     learned_percent: Option<String>,
     paraphrased: Option<String>,
-    kept: Option<String>,
-    forgetting: Option<String>,
-    interval: Option<String>,
+    forgotten: Option<String>,
+    forgotten_share: Option<String>,
     gap_to_only_known: Option<String>,
+    gap_interval: Option<String>,
+    since_best: Option<String>,
+    behaviour: Option<String>,
+    behaviour_length: Option<String>,
     budget: Option<String>,
     seconds: String,
     memory: String,
@@ -228,7 +268,6 @@ impl RunView {
     fn new(run: &RecordedRun, label: &RunLabel) -> Self {
         let r = &run.result;
         let new = r.counts.learned + r.counts.not_learned;
-        let knew = r.counts.kept + r.counts.forgotten;
         let some = |n: usize, text: String| (n > 0).then_some(text);
         let dir = run.dir.display().to_string();
         Self {
@@ -250,15 +289,24 @@ impl RunView {
             ),
             learned_percent: r.learned.map(percent),
             paraphrased: r.learned_paraphrased.map(percent),
-            kept: some(
-                knew,
-                format!("{} of {}", thousands(r.counts.kept), thousands(knew)),
+            forgotten: r
+                .forgotten
+                .map(|f| format!("{} of {}", thousands(f.count), thousands(f.of))),
+            forgotten_share: r.forgotten.and_then(|f| f.interval.map(|i| (f, i))).map(
+                |(f, [low, high])| match f.count {
+                    0 => format!("up to {}", percent((3.0 / f.of as f64).min(1.0))),
+                    _ => format!("{}% ({} to {})", pp(f.pp), pp(low), pp(high)),
+                },
             ),
-            forgetting: r.forgetting_pp.map(pp),
-            interval: r
-                .forgetting_interval
-                .map(|[low, high]| format!("{} to {}", pp(low), pp(high))),
             gap_to_only_known: r.gap_to_only_known_pp.map(pp),
+            gap_interval: r
+                .gap_to_only_known_interval
+                .map(|[low, high]| format!("({} to {})", pp(low), pp(high))),
+            since_best: r.forgetting_pp.map(pp),
+            behaviour: r.behaviour.map(|b| format!("{:.2}", b.kl)),
+            behaviour_length: r
+                .behaviour
+                .map(|b| format!("answers {:.2}x as long", b.length_ratio)),
             budget: r.budget.map(|budget| {
                 let verdict = match r.within_budget {
                     Some(true) => "within",
@@ -410,6 +458,7 @@ fn facts_json(labels: &[RunLabel], facts: &[JoinedFact]) -> serde_json::Value {
                     "correct": f.first.correct_before,
                     "p": f.first.p_before,
                 },
+                "few_shot": f.first.few_shot_accuracy.is_some(),
                 "nearest": nearest(f),
                 "after": after,
             })

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     format::thousands,
     measure::{sample, wilson_interval},
-    run::{Drift, EpochRecord, FactOutcome, FactResult, RecordedRun, Split},
+    run::{Drift, EpochRecord, EqualLearning, FactOutcome, FactResult, RecordedRun, Split},
 };
 
 /// Maximum number of dots per group in a scatter chart; larger groups are sampled.
@@ -29,6 +29,56 @@ pub fn accuracy(runs: &[RecordedRun]) -> Vec<Chart> {
         })
     };
     Split::ALL.into_iter().filter_map(panel).collect()
+}
+
+/// Known facts kept as new facts are learned: one line per run, from its first epoch to its last; the level of Only Known, where it was
+/// run, is a flat line. None if no run has both.
+pub(super) fn trade(runs: &[RecordedRun], compared: Option<&EqualLearning>) -> Option<Chart> {
+    let lines = runs.iter().zip(run_labels(runs)).map(|(run, label)| {
+        let after = run.epochs.iter().filter(|epoch| epoch.epoch > 0);
+        let point = |epoch: &EpochRecord| {
+            Some(Point {
+                at: epoch.accuracy.unknown?,
+                value: epoch.accuracy.held?,
+                interval: None,
+            })
+        };
+        let mut points: Vec<Point> = after.filter_map(point).collect();
+        if points.is_empty() {
+            let end = run.result.accuracy.held.as_ref();
+            points = end.into_iter().flat_map(|held| level(held.after)).collect();
+        }
+        Series {
+            label: label.short,
+            style: label.style,
+            points,
+        }
+    });
+    let series: Vec<Series> = lines.filter(|line| !line.points.is_empty()).collect();
+    let has_curve = runs.iter().any(|run| run.result.learned.is_some());
+    let lowest = series.iter().flat_map(|line| &line.points).map(|p| p.value);
+    // The curves lie between the lowest value and 1.
+    let y_min = (lowest.fold(1.0, f64::min) * 10.0 - 0.5)
+        .floor()
+        .clamp(0.0, 8.0)
+        / 10.0;
+    (has_curve && !series.is_empty()).then_some(Chart::Lines(LineChart {
+        title: "Held-out known facts kept".into(),
+        x_axis: XAxis::Fraction("learned"),
+        unit: Unit::Fraction,
+        y_min: Some(y_min),
+        mark: compared.map(|compared| compared.learned),
+        series,
+    }))
+}
+
+/// A value at every fraction of the horizontal axis.
+fn level(value: f64) -> [Point; 2] {
+    [0.0, 1.0].map(|at| Point {
+        at,
+        value,
+        interval: None,
+    })
 }
 
 /// Drift over epochs, if measured: one chart per measure.
@@ -86,11 +136,16 @@ pub(super) fn bars(runs: &[RecordedRun]) -> Vec<Chart> {
             let learned = run.result.learned?;
             Some((learned, wilson_interval(learned, new)))
         }),
-        bars("Held-out facts forgotten", Unit::Points, &|run| {
-            Some((run.result.forgetting_pp?, run.result.forgetting_interval))
+        bars("Held-out known facts forgotten", Unit::Points, &|run| {
+            let forgotten = run.result.forgotten?;
+            Some((forgotten.pp, forgotten.interval))
         }),
         bars("Gap to Only Known", Unit::Points, &|run| {
-            Some((run.result.gap_to_only_known_pp?, None))
+            let result = &run.result;
+            Some((
+                result.gap_to_only_known_pp?,
+                result.gap_to_only_known_interval,
+            ))
         }),
     ];
     let drawn = charts.into_iter().filter(|bars| !bars.bars.is_empty());
@@ -106,10 +161,11 @@ pub(super) fn forgetting_by_count(runs: &[RecordedRun]) -> Vec<Chart> {
         let mut points: Vec<Point> = of_method
             .filter(|run| new(run) > 0)
             .filter_map(|run| {
+                let forgotten = run.result.forgotten?;
                 Some(Point {
                     at: new(run) as f64,
-                    value: run.result.forgetting_pp?,
-                    interval: run.result.forgetting_interval,
+                    value: forgotten.pp,
+                    interval: forgotten.interval,
                 })
             })
             .collect();
@@ -130,6 +186,7 @@ pub(super) fn forgetting_by_count(runs: &[RecordedRun]) -> Vec<Chart> {
         x_axis: XAxis::Count("new facts"),
         unit: Unit::Points,
         y_min: None,
+        mark: None,
         series,
     })]
 }

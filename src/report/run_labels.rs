@@ -1,7 +1,7 @@
 //! Names and line styles of runs.
 
 use super::chart;
-use crate::run::RecordedRun;
+use crate::{config::Goal, run::RecordedRun};
 
 /// A run's names and line style.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub(super) fn run_labels(runs: &[RecordedRun]) -> Vec<RunLabel> {
     let mut used_styles = Vec::new();
     let mut labels = Vec::with_capacity(runs.len());
     for (i, run) in runs.iter().enumerate() {
-        let method = run.result.method.as_str();
-        let same = |other: &&RecordedRun| other.result.method == method;
+        let method = user_method(run);
+        let same = |other: &&RecordedRun| user_method(other) == method;
         let (mut name, mut short) = names(method);
         if runs.iter().filter(same).count() > 1 {
             let number = 1 + runs[..i].iter().filter(same).count();
@@ -35,6 +35,12 @@ pub(super) fn run_labels(runs: &[RecordedRun]) -> Vec<RunLabel> {
         labels.push(RunLabel { name, short, style });
     }
     labels
+}
+
+/// The method as the user named it: the preset, or the name of what was trained.
+pub(super) fn user_method(run: &RecordedRun) -> &str {
+    let preset = run.environment.preset.as_deref();
+    preset.unwrap_or(&run.result.method)
 }
 
 fn names(method: &str) -> (String, String) {
@@ -68,7 +74,7 @@ fn names(method: &str) -> (String, String) {
 
 fn preferred_styles(method: &str) -> Vec<usize> {
     let first = match method {
-        "self-distill" => Some(0),
+        "self-distill" | "auto" => Some(0),
         "sft" => Some(1),
         "only-known" => Some(2),
         _ => None,
@@ -77,15 +83,39 @@ fn preferred_styles(method: &str) -> Vec<usize> {
 }
 
 /// The main run of the page, and a plain fine-tuning run of the same base model to compare it with, if there is one.
+///
+/// The main run has the best trade: the highest harmonic mean of the fraction of new facts learned and of known facts kept. Plain
+/// fine-tuning and Only Known are the runs that others are compared with.
 pub(super) fn main_and_sft(runs: &[RecordedRun]) -> (usize, Option<usize>) {
     let method = |i: &usize| runs[*i].result.method.as_str();
-    let main = (0..runs.len())
-        .find(|i| matches!(method(i), "self-distill" | "auto"))
-        .or_else(|| (0..runs.len()).find(|i| !matches!(method(i), "sft" | "only-known")))
+    let is_reference = |i: &usize| matches!(method(i), "sft" | "only-known");
+    let best = |candidates: &mut dyn Iterator<Item = usize>| {
+        let by_trade = |a: &usize, b: &usize| trade(&runs[*a]).total_cmp(&trade(&runs[*b]));
+        // Of equals the first: `max_by` keeps the last.
+        candidates
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .max_by(by_trade)
+    };
+    let main = best(&mut (0..runs.len()).filter(|i| !is_reference(i)))
         .or_else(|| (0..runs.len()).find(|i| method(i) == "sft"))
         .unwrap_or(0);
     let sft = (0..runs.len()).find(|i| {
         *i != main && method(i) == "sft" && runs[*i].result.model == runs[main].result.model
     });
     (main, sft.filter(|_| method(&main) != "sft"))
+}
+
+/// The harmonic mean of the fractions of new facts learned and of known held-out facts kept. New facts that should not be learned do
+/// not count.
+fn trade(run: &RecordedRun) -> f64 {
+    let result = &run.result;
+    let kept = result
+        .forgotten
+        .map_or(1.0, |forgotten| 1.0 - forgotten.pp / 100.0);
+    match (result.goal, result.learned) {
+        (Goal::Facts, Some(learned)) => 2.0 * learned * kept / (learned + kept).max(f64::EPSILON),
+        _ => kept,
+    }
 }

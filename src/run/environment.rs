@@ -32,6 +32,9 @@ pub struct Environment {
     /// What is learned beside facts.
     #[serde(default)]
     pub texts: TextKinds,
+    /// The preset that the config was resolved from, such as `auto`; null if it named a method.
+    #[serde(default)]
+    pub preset: Option<String>,
 }
 
 /// The kinds of texts that a run learns.
@@ -62,13 +65,15 @@ pub struct ModelRecord {
     pub parameters: usize,
 }
 
-/// What a run's data files are.
+/// Where the data and the settings of a run come from.
 #[derive(Clone, Debug, Default)]
 pub struct RunData {
     /// SHA-256 (hex), by their key in the config.
     pub checksums: BTreeMap<String, String>,
     /// What is learned beside facts.
     pub texts: TextKinds,
+    /// The preset that the user named.
+    pub preset: Option<String>,
 }
 
 impl Environment {
@@ -92,6 +97,7 @@ impl Environment {
             },
             data: data.checksums,
             texts: data.texts,
+            preset: data.preset,
         }
     }
 }

@@ -293,6 +293,7 @@ impl Data {
     /// What a run directory records of the data.
     pub fn run_data(&self) -> RunData {
         RunData {
+            preset: None,
             checksums: self.checksums.clone(),
             texts: self.text_kinds(),
         }

@@ -86,7 +86,10 @@ pub fn tune_with_control(
         baseline: Some(control.to_owned()),
         ..inputs.config.clone()
     };
-    let run_data = inputs.data.run_data();
+    let run_data = RunData {
+        preset: preset(config),
+        ..inputs.data.run_data()
+    };
     let run_dir = create_run_dir(
         &with_baseline,
         &inputs.model,
@@ -115,6 +118,7 @@ pub fn tune_with_control(
         // The control learns no texts.
         let run_data = RunData {
             texts: TextKinds::default(),
+            preset: None,
             ..run_data
         };
         let job = Job {
@@ -188,7 +192,10 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
     let plan = Plan::before_audit(&inputs.config, &inputs.data, inputs.given_tokens);
     progress.note(plan.estimate(inputs.model.params.layout.len));
     plan.announce(progress);
-    let run_data = inputs.data.run_data();
+    let run_data = RunData {
+        preset: preset(config),
+        ..inputs.data.run_data()
+    };
     let run_dir = create_run_dir(&inputs.config, &inputs.model, run_data, options.comm)?;
     let created = run_dir.clone();
     let job = || {
@@ -297,6 +304,10 @@ pub fn tune_on(
     progress: &Progress,
 ) -> Result<RunResult> {
     config.validate()?;
+    let run_data = RunData {
+        preset: preset(config),
+        ..RunData::default()
+    };
     let config = resolve_config(config, model, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
     check(&config, model, trained.map(|f| &f.fact), &[], progress)?;
@@ -304,7 +315,7 @@ pub fn tune_on(
     let mut engine = Engine::new(&model.config).with_comm(options.comm);
     set_own_answers(&config, model, &mut engine, &mut splits, progress)?;
     let job = Job {
-        run_dir: create_run_dir(&config, model, RunData::default(), options.comm)?,
+        run_dir: create_run_dir(&config, model, run_data, options.comm)?,
         config,
         model: model.clone(),
         splits,
@@ -522,6 +533,11 @@ fn check_distributed(config: &Config, comm: Comm) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The preset that `config`, as the user gave it, names.
+fn preset(config: &Config) -> Option<String> {
+    (config.method.kind == MethodKind::Auto).then(|| "auto".to_owned())
 }
 
 /// Creates the run directory, with all that a resumed run needs to start over.

@@ -20,6 +20,8 @@ const LABEL_OFFSET: i32 = 160;
 const MAX_RIGHT: i32 = 1900;
 /// Minimum distance between two labels.
 const LABEL_GAP: i32 = 130;
+/// Length of a dash, and of the gap after it.
+const DASH_LENGTH: i32 = 50;
 /// Approximate maximum number of markers per line; more would hide the line.
 const MAX_MARKERS: usize = 8;
 
@@ -72,6 +74,8 @@ pub struct LineChart {
     pub unit: Unit,
     /// Start of the vertical axis; by default 0 for fractions and the smallest value for others.
     pub y_min: Option<f64>,
+    /// Where on the horizontal axis the lines are compared: a dashed vertical line.
+    pub mark: Option<f64>,
     /// The lines.
     pub series: Vec<Series>,
 }
@@ -89,6 +93,7 @@ impl LineChart {
             x_axis: XAxis::Epochs,
             unit,
             y_min: None,
+            mark: None,
             series,
         })
     }
@@ -132,6 +137,17 @@ impl LineChart {
         let plot = Plot::new(across, [TOP, HEIGHT - BOTTOM], &x, &y);
 
         draw_axes(area, &plot, &x, &y);
+        if let Some(mark) = self
+            .mark
+            .filter(|at| is_drawable(self.x_axis.coordinate(*at)))
+        {
+            let (x, _) = plot.position(self.x_axis.coordinate(mark), 0.0);
+            let [top, bottom] = plot.y_range;
+            for dash in (top..bottom).step_by(2 * DASH_LENGTH as usize) {
+                let end = (dash + DASH_LENGTH).min(bottom);
+                draw_line(area, vec![(x, dash), (x, end)], SOFT, THIN_WIDTH);
+            }
+        }
         for line in &lines {
             self.draw_line(area, &plot, line);
         }
@@ -234,6 +250,7 @@ pub(super) mod tests {
             x_axis: XAxis::Epochs,
             unit: Unit::Fraction,
             y_min: None,
+            mark: None,
             series: vec![series(label, 0, 0.85), series("SFT", 1, 0.84)],
         }
     }
