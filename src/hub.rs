@@ -260,7 +260,12 @@ fn model_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
 fn dataset_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
     let names = info.siblings.iter().map(|file| file.rfilename.clone());
     let rows = names.filter(|name| {
-        let extension = Path::new(name).extension().unwrap_or_default();
+        let packed = [".gz", ".zst"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
+        let extension = Path::new(packed.unwrap_or(name))
+            .extension()
+            .unwrap_or_default();
         DATA_EXTENSIONS
             .iter()
             .any(|known| extension.eq_ignore_ascii_case(known))

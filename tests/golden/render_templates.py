@@ -4,6 +4,7 @@
     python render_templates.py CASES.json       # {"variables": {...}, "templates": [...]}; prints a JSON list, null for an error
 """
 
+import copy
 import json
 import sys
 
@@ -40,7 +41,9 @@ def main() -> None:
     rendered = []
     for template in cases["templates"]:
         try:
-            rendered.append(environment.from_string(template).render(**cases["variables"]))
+            # A filter may change a list in place (`indent` does).
+            variables = copy.deepcopy(cases["variables"])
+            rendered.append(environment.from_string(template).render(**variables))
         except Exception:
             rendered.append(None)
     json.dump(rendered, sys.stdout)

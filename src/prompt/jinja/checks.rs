@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::{
-    ast::CompareOp,
+    ast::{BinaryOp, CompareOp},
     call::{Call, required},
     fault::{Fault, Result},
     ops,
@@ -74,18 +74,13 @@ pub(super) fn holds(value: &Value, name: &str, call: &Call) -> Result<bool> {
             Some(op) => ops::compare(op, value, &other),
             None if name == "sameas" => Ok(is_same(value, &other)),
             None => {
-                let rest = ops::binary(super::ast::BinaryOp::Mod, value, &other)?;
+                let rest = ops::binary(BinaryOp::Mod, value, &other)?;
                 Ok(rest.equals(&Value::Int(0)))
             }
         };
     }
     call.bind(name, []).map(|[]: [Option<Value>; 0]| ())?;
-    let whole = || match value {
-        Value::Undefined(words) => Err(Fault::undefined(words)),
-        _ => value
-            .as_int()
-            .ok_or_else(|| Fault::types(format!("`is {name}` needs a whole number"))),
-    };
+    let remainder = || ops::binary(BinaryOp::Mod, value, &Value::Int(2));
     Ok(match name {
         "defined" => !value.is_undefined(),
         "undefined" => value.is_undefined(),
@@ -108,10 +103,11 @@ pub(super) fn holds(value: &Value, name: &str, call: &Call) -> Result<bool> {
         "iterable" => value.iterate().is_ok(),
         "callable" => matches!(
             value,
-            Value::Global(_) | Value::Method(..) | Value::Object(_)
+            // An undefined value has a call, which fails.
+            Value::Undefined(_) | Value::Global(_) | Value::Method(..) | Value::Object(_)
         ),
-        "even" => whole()? % 2 == 0,
-        "odd" => whole()? % 2 != 0,
+        "even" => remainder()?.equals(&Value::Int(0)),
+        "odd" => remainder()?.equals(&Value::Int(1)),
         "lower" => super::strings::is_kind(&value.to_text(), "islower").unwrap_or(false),
         "upper" => super::strings::is_kind(&value.to_text(), "isupper").unwrap_or(false),
         "escaped" => false,

@@ -417,8 +417,8 @@ fn of_number(name: &str, value: &Value, call: &Call) -> Result<Value> {
             let [precision, method] = call.bind(name, ["precision", "method"])?;
             let precision = int_or(name, precision.as_ref(), 0)?.clamp(-300, 300) as i32;
             let method = method.map_or_else(|| "common".into(), |v| v.to_text());
-            if let (Value::Int(_), "common", 0..) = (value, &*method, precision) {
-                return Ok(value.clone());
+            if let (Some(n), "common", 0..) = (value.as_int(), &*method, precision) {
+                return Ok(Value::Int(n));
             }
             let x = value.as_float().ok_or_else(|| {
                 Fault::types(format!(
@@ -661,6 +661,9 @@ fn ordered(name: &str, value: &Value, call: &Call) -> Result<Value> {
     let case_sensitive = case_sensitive.is_some_and(|v| v.is_true());
     let reverse = reverse.is_some_and(|v| v.is_true());
     let items = if name == "dictsort" {
+        if !matches!(value, Value::Dict(_)) {
+            return Err(Fault::types("dictsort sorts a mapping"));
+        }
         methods::items(value)?.iterate()?
     } else {
         value.iterate()?
