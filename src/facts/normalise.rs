@@ -51,10 +51,8 @@ pub(super) fn fold(text: &str) -> String {
 /// Unicode's full case folding of one character (`ß` is `ss`), as Python's `casefold`.
 pub(crate) fn fold_case(c: char, folded: &mut String) {
     match c {
-        // Its capital is the one of `i`.
-        'ı' => folded.push(c),
-        // Cherokee folds to capitals.
-        'Ꭰ'..='Ᏽ' => folded.push(c),
+        // The capital of the first is that of `i`; Cherokee folds to capitals.
+        'ı' | 'Ꭰ'..='Ᏽ' => folded.push(c),
         'ꭰ'..='ꮿ' | 'ᏸ'..='ᏽ' => folded.extend(c.to_uppercase()),
         _ => {
             let upper = c.to_lowercase().flat_map(char::to_uppercase);

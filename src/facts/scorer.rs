@@ -235,11 +235,10 @@ fn contains_words(text: &str, form: &str) -> bool {
         let mut after = text[start + form.len()..].chars();
         let (before, beyond_before) = (before.next(), before.next());
         let (after, beyond_after) = (after.next(), after.next());
-        !before.is_some_and(is_word)
-            && !after.is_some_and(is_word)
-            && !joins(before, beyond_before)
-            && !joins(after, beyond_after)
-            && !(is_number && before == Some('-'))
+        let touches = before.is_some_and(is_word) || after.is_some_and(is_word);
+        let continues = joins(before, beyond_before) || joins(after, beyond_after);
+        let is_negative = is_number && before == Some('-');
+        !(touches || continues || is_negative)
     })
 }
 

@@ -388,7 +388,8 @@ pub(super) fn assistant_turns(
             template.marked_spans(chat, i, &answered, shape)
         } else {
             let start = template.answer_start(chat, i, &answered.text, shape);
-            vec![start..start + answered.text[start..].trim_end().len()]
+            let end = start + answered.text[start..].trim_end().len();
+            std::iter::once(start..end).collect()
         };
         let found = turns.turns.len();
         for span in spans.into_iter().filter(|span| !span.is_empty()) {

@@ -166,7 +166,7 @@ pub fn from_texts(
 ) -> Result<Vec<Example>> {
     let fits = |prompt: &[u32]| prompt.len() + MAX_TEXT_TOKENS <= max_length;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let prefixes = text_prefixes(texts, count, generator.tokenizer, &mut rng)?;
+    let prefixes = text_prefixes(texts, count, generator.tokenizer, &mut rng);
     let (mut fitting, mut prompts) = (Vec::new(), Vec::new());
     for prefix in prefixes {
         let prompt = prefix.encode(generator.tokenizer, &prefix.text())?;
@@ -216,7 +216,7 @@ fn text_prefixes(
     count: usize,
     tokenizer: &TextTokenizer,
     rng: &mut ChaCha8Rng,
-) -> Result<Vec<TextPrefix>> {
+) -> Vec<TextPrefix> {
     let mut candidates = Vec::new();
     for text in texts {
         match &text.kind {
@@ -255,12 +255,12 @@ fn text_prefixes(
         }),
         TextPrefix::Text(text) => TextPrefix::Text(truncate(text, 1)),
     };
-    Ok(candidates
+    candidates
         .iter()
         .cycle()
         .take(count)
         .map(truncate_prefix)
-        .collect())
+        .collect()
 }
 
 #[cfg(test)]

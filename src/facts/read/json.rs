@@ -33,11 +33,8 @@ pub(super) fn parse_document(
     bytes: &[u8],
 ) -> Result<Box<dyn Iterator<Item = NumberedValue>>> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
-        let line = bytes[..e.valid_up_to()]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count()
-            + 1;
+        let read = String::from_utf8_lossy(&bytes[..e.valid_up_to()]);
+        let line = read.matches('\n').count() + 1;
         Error::input(format!("{file}, line {line}: not UTF-8"))
     })?;
     let value = match parse_text(text) {
@@ -151,6 +148,7 @@ fn quote_inexact_numbers(text: &str) -> Option<String> {
     let mut quoted: Option<String> = None;
     let (mut copied, mut at) = (0, 0);
     let mut open: Vec<u8> = Vec::new();
+    let mut objects = 0_usize;
     while at < bytes.len() {
         match bytes[at] {
             b'"' => {
@@ -159,13 +157,18 @@ fn quote_inexact_numbers(text: &str) -> Option<String> {
                     at += 1 + usize::from(bytes[at] == b'\\');
                 }
             }
-            bracket @ (b'{' | b'[') => open.push(bracket),
-            b'}' | b']' => _ = open.pop(),
+            bracket @ (b'{' | b'[') => {
+                objects += usize::from(bracket == b'{');
+                open.push(bracket);
+            }
+            b'}' | b']' => {
+                let closed = open.pop() == Some(b'{');
+                objects = objects.saturating_sub(usize::from(closed));
+            }
             b'-' | b'0'..=b'9' => {
                 let is_part = |b: &u8| b.is_ascii_digit() || b"+-.eE".contains(b);
                 let end = at + bytes[at..].iter().take_while(|b| is_part(b)).count();
                 let number = &text[at..end];
-                let objects = open.iter().filter(|b| **b == b'{').count();
                 if objects <= 1 && open.len() <= 3 && !is_exact(number) {
                     let out = quoted.get_or_insert_default();
                     out.push_str(&text[copied..at]);

@@ -66,14 +66,13 @@ impl RawFact {
     pub(super) fn set(&mut self, column: &'static str, text: &str) -> Result<(), BadRow> {
         let text = text.trim();
         if matches!(column, "aliases" | "paraphrases") {
-            match list_in_text(text) {
-                Some(items) => self.set_list(column, items.iter().map(String::as_str)),
-                None => {
-                    self.has_other_separator |= column == "aliases"
-                        && !text.contains('|')
-                        && (text.contains(';') || text.contains(", "));
-                    self.set_list(column, text.split('|'));
-                }
+            if let Some(items) = list_in_text(text) {
+                self.set_list(column, items.iter().map(String::as_str));
+            } else {
+                self.has_other_separator |= column == "aliases"
+                    && !text.contains('|')
+                    && (text.contains(';') || text.contains(", "));
+                self.set_list(column, text.split('|'));
             }
             return Ok(());
         }

@@ -327,12 +327,10 @@ fn refuse_unread(line: usize, row: &Value) -> Result<(), BadRow> {
             ));
         }
     }
-    if let Some(weight) = given(row, "weight") {
-        if weight.as_f64() != Some(1.0) && weight.as_str() != Some("1") {
-            let reason =
-                "of a row is not read: weights are given to messages (0 or 1), or to a file";
-            return Err(BadRow::field(line, "weight", reason));
-        }
+    let is_one = |v: &Value| v.as_f64() == Some(1.0) || v.as_str() == Some("1");
+    if given(row, "weight").is_some_and(|weight| !is_one(weight)) {
+        let reason = "of a row is not read: weights are given to messages (0 or 1), or to a file";
+        return Err(BadRow::field(line, "weight", reason));
     }
     let is_false = |v: &Value| v.as_bool() == Some(false) || v.as_str() == Some("False");
     if non_null(row, "completion").is_some() && non_null(row, "label").is_some_and(is_false) {

@@ -93,7 +93,7 @@ impl Lexer<'_> {
                 self.skip(bytes);
                 return Ok(());
             };
-            self.text_before_tag(at, tag)?;
+            self.text_before_tag(at, tag);
             let sign = usize::from(self.rest()[2..].starts_with(['-', '+']));
             match tag {
                 "{#" => self.comment(sign)?,
@@ -114,7 +114,7 @@ impl Lexer<'_> {
     }
 
     /// Emits the text before a tag, without the white space that the tag removes.
-    fn text_before_tag(&mut self, bytes: usize, tag: &str) -> Result<()> {
+    fn text_before_tag(&mut self, bytes: usize, tag: &str) {
         let text = &self.rest()[..bytes];
         let sign = self.rest()[bytes + tag.len()..].chars().next();
         let kept = self.strip_before(text, sign, tag != "{{").to_owned();
@@ -122,7 +122,6 @@ impl Lexer<'_> {
             self.push(Token::Text(kept));
         }
         self.skip(bytes);
-        Ok(())
     }
 
     fn strip_before<'t>(&self, text: &'t str, sign: Option<char>, lstrip: bool) -> &'t str {

@@ -14,10 +14,10 @@ pub(super) const MAX_LEN: usize = 1 << 24;
 
 pub(super) fn binary(op: BinaryOp, left: &Value, right: &Value) -> Result<Value> {
     for value in [left, right] {
-        if let Value::Undefined(words) = value {
-            if !(op == BinaryOp::Mod && left.as_str().is_some()) {
-                return Err(Fault::undefined(words));
-            }
+        if let Value::Undefined(words) = value
+            && !(op == BinaryOp::Mod && left.as_str().is_some())
+        {
+            return Err(Fault::undefined(words));
         }
     }
     if let (Some(a), Some(b)) = (left.as_int(), right.as_int()) {

@@ -240,7 +240,7 @@ impl Value {
                 Ok(a.len().cmp(&b.len()))
             }
             (Self::Undefined(words), _) | (_, Self::Undefined(words)) => {
-                Err(Fault::undefined(&**words))
+                Err(Fault::undefined(words))
             }
             _ => match (self.as_int(), other.as_int()) {
                 (Some(a), Some(b)) => Ok(a.cmp(&b)),
@@ -310,7 +310,7 @@ impl Value {
             Self::Float(x) => out.push_str(&float_repr(*x)),
             Self::Str(text) => write_str_repr(text, out),
             Self::Seq(SeqKind::Range(start, stop, 1), _) => {
-                _ = write!(out, "range({start}, {stop})")
+                _ = write!(out, "range({start}, {stop})");
             }
             Self::Seq(SeqKind::Range(start, stop, step), _) => {
                 _ = write!(out, "range({start}, {stop}, {step})");
