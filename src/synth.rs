@@ -373,7 +373,7 @@ mod tests {
         let made = SyntheticFacts::new(few, NameKind::Semantic, NameKind::Real, &tokenizer, 0);
         let made: Result<Vec<Fact>> = made.expect("a question").take(10_000).collect();
         let message = made.expect_err("only one name").to_string();
-        assert!(message.contains("synthetic names"), "{message}");
+        assert!(message.contains("distinct names"), "{message}");
         assert!(SyntheticFacts::new(few, NameKind::Real, NameKind::Real, &tokenizer, 0).is_err());
     }
 }

@@ -55,7 +55,7 @@ impl AuditSettings {
         if self.num_prompts == 0 || self.samples == 0 {
             return Err(Error::input_hint(
                 "an audit needs at least one prompt and one sample",
-                "set `runs` and `samples` to 1 or more; the paper has 20 and 16",
+                "set `num_prompts` and `samples` to 1 or more; the paper uses 20 and 16",
             ));
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
