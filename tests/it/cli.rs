@@ -329,7 +329,9 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
         "{}",
         stdout(&message)
     );
-    assert_eq!(stderr(&message), "");
+    let note = stderr(&message);
+    assert!(note.starts_with("audit: 5 few-shot prompts"), "{note}");
+    assert_eq!(note.lines().count(), 1, "{note}");
 }
 
 #[test]
