@@ -446,14 +446,14 @@ fn layer_pattern(reader: &Reader, family: Family, num_layers: usize) -> Result<L
         // On by default; an explicit null turns it off.
         Family::Mistral | Family::Gemma3 => given(Some(4096))?,
         Family::Phi3 => given(None)?,
-        Family::Qwen2 | Family::Qwen3 => match reader.flag("use_sliding_window")? {
-            true => given(Some(4096))?,
-            false => None,
-        },
-        Family::SmolLm3 => match reader.flag("use_sliding_window")? {
-            true => given(None)?,
-            false => None,
-        },
+        Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => {
+            let default = (family != Family::SmolLm3).then_some(4096);
+            if reader.flag("use_sliding_window")? {
+                given(default)?
+            } else {
+                None
+            }
+        }
     };
     // Phi3 has one kind of layer, whatever the file says.
     let types = match family {

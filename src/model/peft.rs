@@ -580,7 +580,8 @@ impl Tensors {
         if plain != inner && names.contains(format!("base_model.model.{plain}").as_str()) {
             return Ok(());
         }
-        if inner.contains("lora_") || !(plain.ends_with(".weight") || plain.ends_with(".bias")) {
+        let kind = plain.rsplit_once('.').map(|(_, kind)| kind);
+        if inner.contains("lora_") || !matches!(kind, Some("weight" | "bias")) {
             return Err(Error::input_hint(
                 format!(
                     "{}: tensor `{name}` is of a kind that is not supported",

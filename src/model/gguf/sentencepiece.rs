@@ -83,8 +83,8 @@ fn merges(tokens: &[&str], types: &[u64], scores: &[f64]) -> Vec<Value> {
         .map(|(id, token)| (*token, id))
         .collect();
     let mut pairs = Vec::new();
-    for (&token, &id) in &ids {
-        if token.len() > MAX_TOKEN_BYTES {
+    for (id, token) in tokens.iter().copied().enumerate() {
+        if ids.get(token) != Some(&id) || token.len() > MAX_TOKEN_BYTES {
             continue;
         }
         for (at, _) in token.char_indices().skip(1) {
