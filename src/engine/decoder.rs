@@ -298,7 +298,9 @@ impl Decoder {
             for (row, id) in stream.chunks_exact_mut(d).zip(tokens) {
                 row.copy_from_slice(&embed[*id as usize * d..][..d]);
                 if factor != 1.0 {
-                    row.iter_mut().for_each(|x| *x *= factor);
+                    for x in row {
+                        *x *= factor;
+                    }
                 }
             }
         }

@@ -212,7 +212,9 @@ impl Engine {
     fn scale_for_logits(&self, rows: &mut [f32]) {
         let scaling = self.config.switches.logits_scaling;
         if scaling != 1.0 {
-            rows.iter_mut().for_each(|x| *x /= scaling);
+            for x in rows {
+                *x /= scaling;
+            }
         }
     }
 

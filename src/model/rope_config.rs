@@ -157,7 +157,7 @@ pub(super) struct RopeDefaults {
 }
 
 /// The section that counts: `rope_scaling`, else `rope_parameters`, as in `transformers` 4 and 5.
-fn section<'a>(config: Reader<'a>) -> Result<Option<Reader<'a>>> {
+fn section(config: Reader<'_>) -> Result<Option<Reader<'_>>> {
     let old = config.section("rope_scaling", "rope_scaling.")?;
     match old.filter(|section| !section.config.is_empty()) {
         Some(section) => Ok(Some(section)),

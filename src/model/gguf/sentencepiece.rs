@@ -24,7 +24,7 @@ pub(super) fn parts(
     header: &Header,
     tokens: &[&str],
     types: &[u64],
-    vocabulary: Map<String, Value>,
+    vocabulary: &Map<String, Value>,
 ) -> Result<Parts> {
     let path = header.path();
     let scores = header

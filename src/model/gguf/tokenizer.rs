@@ -73,9 +73,9 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
     let bos = special("tokenizer.ggml.bos_token_id")?;
     let eos = special("tokenizer.ggml.eos_token_id")?;
     let parts = if model == "llama" {
-        sentencepiece::parts(header, &tokens, &types, vocabulary)?
+        sentencepiece::parts(header, &tokens, &types, &vocabulary)?
     } else {
-        byte_level_parts(header, vocabulary)?
+        byte_level_parts(header, &vocabulary)?
     };
     let add_bos = header
         .flag("tokenizer.ggml.add_bos_token")?
@@ -128,7 +128,7 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
 }
 
 /// The parts of a byte-level BPE.
-fn byte_level_parts(header: &Header, vocabulary: Map<String, Value>) -> Result<Parts> {
+fn byte_level_parts(header: &Header, vocabulary: &Map<String, Value>) -> Result<Parts> {
     let path = header.path();
     let merges = header
         .texts("tokenizer.ggml.merges")?

@@ -118,7 +118,9 @@ impl TensorSource for Weights<'_> {
             None => dequantize(bytes, tensor, first_row * row_len, out),
         }
         if self.norm_offset != 0.0 && is_norm(&info.name) {
-            out.iter_mut().for_each(|w| *w -= self.norm_offset);
+            for w in out {
+                *w -= self.norm_offset;
+            }
         }
         Ok(())
     }
