@@ -37,9 +37,7 @@ pub fn trade_as_text(curves: &[TextCurve<'_>]) -> Option<String> {
     let points: Vec<Vec<[f64; 2]>> = curves.iter().map(TextCurve::points).collect();
     let values = points.iter().flatten().map(|[_, kept]| *kept);
     let levels = curves.iter().filter_map(|curve| curve.level);
-    if values.clone().next().is_none() {
-        return None;
-    }
+    values.clone().next()?;
     let lowest = values.chain(levels).fold(1.0, f64::min);
     // The axis begins at a multiple of 20% below the lowest value, so that its middle is round, too.
     let bottom = (lowest * 5.0 - 0.25).floor().clamp(0.0, 4.0) / 5.0;

@@ -11,6 +11,7 @@ use crate::{
     config::{BehaviourSchedule, Config},
     format,
     progress::Progress,
+    prompt::Example,
 };
 
 /// Floating-point operations of a run relative to those of plain matmuls in the same time: attention, norms and small matmuls are
@@ -49,7 +50,7 @@ impl Plan {
 
     /// The plan of a run whose facts are split. Decoys are expected to be as long as the other rows.
     pub fn after_audit(config: &Config, sampler: &Sampler, evaluator: &Evaluator) -> Self {
-        let tokens = sampler.learned().iter().map(|row| row.num_tokens()).sum();
+        let tokens = sampler.learned().iter().map(Example::num_tokens).sum();
         Self::new(config, tokens, evaluator.num_questions(), 0)
     }
 

@@ -91,14 +91,14 @@ fn the_base_may_lie_beside_the_adapter_or_in_its_folder() {
     let base = load(golden("llama3")).unwrap();
     base.save(&dir.path().join("base"), Dtype::F32).unwrap();
     edit(&dir.path().join("a"), |config| {
-        config["base_model_name_or_path"] = "../base".into()
+        config["base_model_name_or_path"] = "../base".into();
     });
     assert!(logits(&load(dir.path().join("a")).unwrap(), "lora")[0] == expected);
 
     base.save(&dir.path().join("a"), Dtype::F32).unwrap();
     for named in [json!("elsewhere/gone"), Value::Null, json!(".")] {
         edit(&dir.path().join("a"), |config| {
-            config["base_model_name_or_path"] = named.clone()
+            config["base_model_name_or_path"] = named.clone();
         });
         assert!(
             logits(&load(dir.path().join("a")).unwrap(), "lora")[0] == expected,

@@ -129,7 +129,9 @@ impl Gguf {
         for (name, shape, kind, bytes) in &self.tensors {
             out.extend(text(name));
             out.extend((shape.len() as u32).to_le_bytes());
-            shape.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            for n in shape {
+                out.extend(n.to_le_bytes());
+            }
             out.extend(kind.to_le_bytes());
             out.extend((offset as u64).to_le_bytes());
             offset += bytes.len().next_multiple_of(ALIGNMENT);

@@ -50,7 +50,6 @@ fn start(golden: &Golden, stored: &Golden, variant: LoraVariant) -> (Gradients, 
         target_modules: names.collect(),
         dropout: 0.0,
         variant,
-        ..LoraConfig::default()
     };
     let params = &golden.model.params;
     let gradients = Gradients::new(
@@ -175,7 +174,6 @@ fn peft_loads_the_adapter_and_equals_the_merged_model() {
                     target_modules: targets.iter().map(ToString::to_string).collect(),
                     dropout: 0.0,
                     variant,
-                    ..LoraConfig::default()
                 };
                 let config = tuned(place.path(), family, lora);
                 check.arg(&config.model);

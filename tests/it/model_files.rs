@@ -209,7 +209,7 @@ fn weights_that_are_not_finite_are_refused_by_every_command_with_the_tensor() {
         let dir = copy_of("llama");
         write_facts(dir.path());
         weights(dir.path(), |tensors| {
-            tensors.get_mut(name).unwrap().1[at] = value
+            tensors.get_mut(name).unwrap().1[at] = value;
         });
         fs::write(
             dir.path().join("rows.jsonl"),
