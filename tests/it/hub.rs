@@ -432,7 +432,7 @@ fn every_error_has_a_hint() {
             2,
             [
                 "`o/m` not found: no such directory, and the hub has no such model",
-                "a hub id or a name in the registry",
+                "a hub id, a name in the registry",
             ],
         ),
         (

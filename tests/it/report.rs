@@ -280,46 +280,50 @@ fn the_first_screen_shows_learning_and_forgetting() {
     insta::assert_snapshot!(text_of(between(&html, "<header>", "</header>")) + "\n" + &text_of(table), @r"
     unforget
     smollm2-135m · 3 runs · 10 epochs
-    Self-distillation learned 48 of 50 new facts and forgot 2.0 pp of what the model knew; plain fine-tuning learned 50 and forgot 14.0 pp.
+    Self-distillation learned 48 of 50 new facts and forgot 1 of 50 known facts; plain fine-tuning learned 50 and forgot 7.
 
     Method
     New facts learned
-    Known facts kept
-    Forgotten since best epoch, pp
-    Gap to Only Known, pp
+    Known held-out facts forgotten
+    Learned, para&shy;phrased
+    Behaviour: KL, nats
     Time
     Peak memory
-    as trained
-    paraphrased
-    held out
-    95% interval
+    at the end
+    gap to Only Known, pp
+    since best epoch, pp
     Plain fine-tuning
-    100.0%
     50 of 50
+    100.0%
+    7 of 50
+    14.0% (7.0 to 26.2)
+    14.0
+    (7.0 to 21.0)
+    14.0
     50.0%
-    93 of 100
-    14.0
-    7.0 to 21.0
-    14.0
+    –
     2 min 13 s
     1.31 GB
     Self-distillation
     within its budget of 3 pp
-    96.0%
     48 of 50
+    96.0%
+    1 of 50
+    2.0% (0.4 to 10.5)
+    2.0
+    (1.0 to 3.0)
+    2.0
     50.0%
-    99 of 100
-    2.0
-    1.0 to 3.0
-    2.0
+    –
     2 min 13 s
     1.31 GB
     Only Known
     –
+    0 of 50
+    up to 6.0%
     –
-    100 of 100
     0.0
-    0.0 to 0.0
+    –
     –
     2 min 13 s
     1.31 GB
@@ -345,11 +349,11 @@ fn facts_forgotten_by_one_method_only_are_listed() {
 fn one_run_alone_makes_a_page() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs[..1]);
-    assert!(html.contains("<h1>Plain fine-tuning learned 50 of 50 new facts and forgot 14.0 pp of what the model knew.</h1>"));
+    assert!(html.contains("<h1>Plain fine-tuning learned 50 of 50 new facts and forgot 7 of 50 known facts.</h1>"));
     assert!(html.contains("Facts forgotten by plain fine-tuning"));
     assert!(!html.contains("Settings that differ"));
     let control = page(&dirs[2..]);
-    assert!(control.contains("<h1>Only Known forgot 0.0 pp of what the model knew.</h1>"));
+    assert!(control.contains("<h1>Only Known forgot 0 of 50 known facts.</h1>"));
 }
 
 #[test]
@@ -363,7 +367,7 @@ fn a_task_run_should_learn_few_new_facts() {
     };
     write_run(&task, &fixture, 1);
     let html = page(&[dirs[0].clone(), task]);
-    assert!(html.contains("<h1>Plain fine-tuning with goal = task absorbed 1 of 50 new facts (should be few) and forgot 2.0 pp of what the model knew; plain fine-tuning learned 50 and forgot 14.0 pp.</h1>"));
+    assert!(html.contains("<h1>Plain fine-tuning with goal = task absorbed 1 of 50 new facts (should be few) and forgot 1 of 50 known facts; plain fine-tuning learned 50 and forgot 7.</h1>"));
     let table = text_of(between(&html, "<table class=\"summary\">", "</table>"));
     assert!(table.contains("1 of 50 (should be few)"), "{table}");
 }
