@@ -13,7 +13,7 @@ use serde_json::json;
 use unforget::{
     Error, Result,
     audit::{self, AuditSettings},
-    config::{self, Config, EarlyStoppingConfig, MethodKind},
+    config::{self, BehaviourSchedule, Config, EarlyStoppingConfig, MethodKind},
     engine::Engine,
     facts::{self, Fact, ReadOptions},
     model::{self, Model},
@@ -321,6 +321,8 @@ fn config(model: &str, dir: &Path, data: config::DataConfig, size: &DemoSize, se
         num_prompts: size.audit_prompts,
         ..config::AuditConfig::default()
     });
+    // Asking 200 general prompts of every run would take as long as the training of one.
+    config.measure.behaviour = BehaviourSchedule::Never;
     config.train.num_epochs = size.num_epochs;
     config.train.batch_size = size.batch_size;
     config.train.learning_rate = size.learning_rate;

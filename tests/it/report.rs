@@ -349,7 +349,9 @@ fn facts_forgotten_by_one_method_only_are_listed() {
 fn one_run_alone_makes_a_page() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs[..1]);
-    assert!(html.contains("<h1>Plain fine-tuning learned 50 of 50 new facts and forgot 7 of 50 known facts.</h1>"));
+    assert!(html.contains(
+        "<h1>Plain fine-tuning learned 50 of 50 new facts and forgot 7 of 50 known facts.</h1>"
+    ));
     assert!(html.contains("Facts forgotten by plain fine-tuning"));
     assert!(!html.contains("Settings that differ"));
     let control = page(&dirs[2..]);
