@@ -19,7 +19,7 @@ mod tensorboard;
 pub use directory::{ADAPTER_DIR, EWC_FILE, RunDir, TEACHER_DIR};
 pub use environment::{Environment, ModelRecord, RunData, TextKinds};
 pub use equal_learning::EqualLearning;
-pub use history::EpochRecord;
+pub use history::{CurvePoint, EpochRecord};
 pub use recorded::RecordedRun;
 
 pub use crate::{

@@ -65,10 +65,7 @@ impl Config {
     /// Chooses the number of few-shot prompts by the number of new rows, if the user set none; returns a note if it is not the default.
     /// An audit evaluates each fact under every prompt: with few new rows it would take longer than the training.
     pub(crate) fn size_audit(&mut self, new_rows: usize) -> Option<String> {
-        let is_set = self
-            .set_keys
-            .iter()
-            .any(|key| key == "data.audit.num_prompts");
+        let is_set = self.set_keys.contains("data.audit.num_prompts");
         let audit = self.data.audit.as_mut()?;
         let default = AuditConfig::default().num_prompts;
         if is_set || audit.num_prompts != default || new_rows >= MANY_NEW_ROWS {

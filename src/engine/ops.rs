@@ -216,27 +216,48 @@ pub fn add_column_sums(out: &mut [f32], dy: &[f32], first: usize, n: usize) {
     }
 }
 
-/// `SwiGLU` (Shazeer 2020): `h = silu(gate) * up`. Each row of `gate_up` (T, 2F) is gate, then up; `h` (T, F).
-pub fn swiglu(h: &mut [f32], gate_up: &[f32], f: usize) {
+/// A gated unit: `row(h, gate, up)` for every row.
+fn gated(
+    h: &mut [f32],
+    gate_up: &[f32],
+    f: usize,
+    row: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
+) {
     h.par_chunks_mut(f)
         .zip(gate_up.par_chunks(2 * f))
         .with_min_len(4)
         .for_each(|(h, gate_up)| {
             let (gate, up) = gate_up.split_at(f);
-            swiglu_row(h, gate, up);
+            row(h, gate, up);
         });
 }
 
-/// Gradient of [`swiglu`]: recomputes `h`, and overwrites `gate_up` with its gradient, given `dh`.
-pub fn swiglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize) {
+/// The gradient of a gated unit: `row(h, gate, up, dh)` for every row.
+fn gated_backward(
+    h: &mut [f32],
+    gate_up: &mut [f32],
+    dh: &[f32],
+    f: usize,
+    row: impl Fn(&mut [f32], &mut [f32], &mut [f32], &[f32]) + Sync,
+) {
     h.par_chunks_mut(f)
         .zip(gate_up.par_chunks_mut(2 * f))
         .zip(dh.par_chunks(f))
         .with_min_len(4)
         .for_each(|((h, gate_up), dh)| {
             let (gate, up) = gate_up.split_at_mut(f);
-            swiglu_backward_row(h, gate, up, dh);
+            row(h, gate, up, dh);
         });
+}
+
+/// `SwiGLU` (Shazeer 2020): `h = silu(gate) * up`. Each row of `gate_up` (T, 2F) is gate, then up; `h` (T, F).
+pub fn swiglu(h: &mut [f32], gate_up: &[f32], f: usize) {
+    gated(h, gate_up, f, swiglu_row);
+}
+
+/// Gradient of [`swiglu`]: recomputes `h`, and overwrites `gate_up` with its gradient, given `dh`.
+pub fn swiglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize) {
+    gated_backward(h, gate_up, dh, f, swiglu_backward_row);
 }
 
 /// sqrt(2 / pi), and the factor of the cube: the tanh form of GELU (Hendrycks and Gimpel 2016).
@@ -251,25 +272,12 @@ fn gelu_argument(g: f32) -> f32 {
 
 /// `GeGLU` (Shazeer 2020): as [`swiglu`] with the tanh form of GELU.
 pub fn geglu(h: &mut [f32], gate_up: &[f32], f: usize) {
-    h.par_chunks_mut(f)
-        .zip(gate_up.par_chunks(2 * f))
-        .with_min_len(4)
-        .for_each(|(h, gate_up)| {
-            let (gate, up) = gate_up.split_at(f);
-            geglu_row(h, gate, up);
-        });
+    gated(h, gate_up, f, geglu_row);
 }
 
 /// Gradient of [`geglu`], as [`swiglu_backward`].
 pub fn geglu_backward(h: &mut [f32], gate_up: &mut [f32], dh: &[f32], f: usize) {
-    h.par_chunks_mut(f)
-        .zip(gate_up.par_chunks_mut(2 * f))
-        .zip(dh.par_chunks(f))
-        .with_min_len(4)
-        .for_each(|((h, gate_up), dh)| {
-            let (gate, up) = gate_up.split_at_mut(f);
-            geglu_backward_row(h, gate, up, dh);
-        });
+    gated_backward(h, gate_up, dh, f, geglu_backward_row);
 }
 
 /// `x += factor * y`.

@@ -273,13 +273,6 @@ fn panel(arm: &str, records: &[Record]) -> LineChart {
 /// is drawn as a horizontal line at its final accuracy.
 fn learning_curve(record: &Record) -> Vec<Point> {
     let mut epochs = record.epochs.iter().filter(|epoch| epoch.epoch > 0);
-    let learning = epochs
-        .clone()
-        .filter_map(|e| Some(point(e.accuracy.unknown?, e.accuracy.held?)));
-    let learning: Vec<Point> = learning.collect();
     let end = epochs.next_back().and_then(|epoch| epoch.accuracy.held);
-    match end {
-        Some(share) if learning.is_empty() => vec![point(0.0, share), point(1.0, share)],
-        _ => learning,
-    }
+    chart::points_by_learning(&record.epochs, end)
 }

@@ -54,14 +54,16 @@ impl Forgotten {
         Self::new(count, of)
     }
 
+    /// The most that can be lost, with 95% confidence, where none of n was: 3/n (0 to 1).
+    pub fn rule_of_three(&self) -> f64 {
+        (3.0 / self.of as f64).min(1.0)
+    }
+
     /// The share in words: `, 14.9% (95%: 11.3 to 19.4)`; of zero facts the rule of three, ` (up to 1.0%)`; empty for a single fact.
     fn share(&self) -> String {
         match self.interval {
             None => String::new(),
-            // With 95% confidence at most 3/n are lost of which none of n was.
-            Some(_) if self.count == 0 => {
-                format!(" (up to {})", percent((3.0 / self.of as f64).min(1.0)))
-            }
+            Some(_) if self.count == 0 => format!(" (up to {})", percent(self.rule_of_three())),
             Some([low, high]) => format!(", {:.1}% (95%: {low:.1} to {high:.1})", self.pp),
         }
     }

@@ -294,7 +294,7 @@ impl RunView {
                 .map(|f| format!("{} of {}", thousands(f.count), thousands(f.of))),
             forgotten_share: r.forgotten.and_then(|f| f.interval.map(|i| (f, i))).map(
                 |(f, [low, high])| match f.count {
-                    0 => format!("up to {}", percent((3.0 / f.of as f64).min(1.0))),
+                    0 => format!("up to {}", percent(f.rule_of_three())),
                     _ => format!("{}% ({} to {})", pp(f.pp), pp(low), pp(high)),
                 },
             ),

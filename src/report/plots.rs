@@ -35,19 +35,8 @@ pub fn accuracy(runs: &[RecordedRun]) -> Vec<Chart> {
 /// run, is a flat line. None if no run has both.
 pub(super) fn trade(runs: &[RecordedRun], compared: Option<&EqualLearning>) -> Option<Chart> {
     let lines = runs.iter().zip(run_labels(runs)).map(|(run, label)| {
-        let after = run.epochs.iter().filter(|epoch| epoch.epoch > 0);
-        let point = |epoch: &EpochRecord| {
-            Some(Point {
-                at: epoch.accuracy.unknown?,
-                value: epoch.accuracy.held?,
-                interval: None,
-            })
-        };
-        let mut points: Vec<Point> = after.filter_map(point).collect();
-        if points.is_empty() {
-            let end = run.result.accuracy.held.as_ref();
-            points = end.into_iter().flat_map(|held| level(held.after)).collect();
-        }
+        let end = run.result.accuracy.held.map(|held| held.after);
+        let points = chart::points_by_learning(&run.epochs, end);
         Series {
             label: label.short,
             style: label.style,
@@ -70,15 +59,6 @@ pub(super) fn trade(runs: &[RecordedRun], compared: Option<&EqualLearning>) -> O
         mark: compared.map(|compared| compared.learned),
         series,
     }))
-}
-
-/// A value at every fraction of the horizontal axis.
-fn level(value: f64) -> [Point; 2] {
-    [0.0, 1.0].map(|at| Point {
-        at,
-        value,
-        interval: None,
-    })
 }
 
 /// Drift over epochs, if measured: one chart per measure.

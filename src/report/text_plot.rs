@@ -1,6 +1,6 @@
 //! The trade between learning and keeping as text, for a terminal.
 
-use crate::run::EpochRecord;
+use crate::run::{CurvePoint, EpochRecord};
 
 /// Size of the plot in characters, without axes.
 const COLUMNS: usize = 50;
@@ -22,26 +22,22 @@ impl TextCurve<'_> {
         let first = self.name.chars().next().unwrap_or('*');
         first.to_lowercase().next().unwrap_or(first)
     }
-
-    /// New facts learned and held-out facts kept (0 to 1), after each epoch.
-    fn points(&self) -> Vec<[f64; 2]> {
-        let after = self.epochs.iter().filter(|epoch| epoch.epoch > 0);
-        let point = |epoch: &EpochRecord| Some([epoch.accuracy.unknown?, epoch.accuracy.held?]);
-        after.filter_map(point).collect()
-    }
 }
 
 /// Held-out known facts kept over new facts learned: a letter for each evaluation, dots between them, dashes at the level of a run
 /// without new facts. `None` if no run learned anything new.
 pub fn trade_as_text(curves: &[TextCurve<'_>]) -> Option<String> {
-    let points: Vec<Vec<[f64; 2]>> = curves.iter().map(TextCurve::points).collect();
-    let values = points.iter().flatten().map(|[_, kept]| *kept);
+    let points: Vec<Vec<CurvePoint>> = curves
+        .iter()
+        .map(|curve| EpochRecord::curve(curve.epochs))
+        .collect();
+    let values = points.iter().flatten().map(|point| point.kept);
     let levels = curves.iter().filter_map(|curve| curve.level);
     values.clone().next()?;
     let lowest = values.chain(levels).fold(1.0, f64::min);
     // The axis begins at a multiple of 20% below the lowest value, so that its middle is round, too.
     let bottom = (lowest * 5.0 - 0.25).floor().clamp(0.0, 4.0) / 5.0;
-    let cell = |[learned, kept]: [f64; 2]| {
+    let cell = |learned: f64, kept: f64| {
         let at = |fraction: f64, cells: usize| {
             (fraction.clamp(0.0, 1.0) * (cells - 1) as f64).round() as usize
         };
@@ -53,7 +49,7 @@ pub fn trade_as_text(curves: &[TextCurve<'_>]) -> Option<String> {
     let mut grid = vec![[' '; COLUMNS]; ROWS];
     for (curve, points) in curves.iter().zip(&points) {
         if let (Some(level), true) = (curve.level, points.is_empty()) {
-            let (row, _) = cell([0.0, level]);
+            let (row, _) = cell(0.0, level);
             grid[row] = std::array::from_fn(|column| if column % 2 == 0 { '-' } else { ' ' });
         }
     }
@@ -61,15 +57,18 @@ pub fn trade_as_text(curves: &[TextCurve<'_>]) -> Option<String> {
         for pair in points.windows(2) {
             for step in 1..COLUMNS {
                 let share = step as f64 / COLUMNS as f64;
-                let between = [0, 1].map(|i| pair[0][i] + share * (pair[1][i] - pair[0][i]));
-                let (row, column) = cell(between);
+                let between = |from: f64, to: f64| from + share * (to - from);
+                let (row, column) = cell(
+                    between(pair[0].learned, pair[1].learned),
+                    between(pair[0].kept, pair[1].kept),
+                );
                 grid[row][column] = '·';
             }
         }
     }
     for (curve, points) in curves.iter().zip(&points) {
         for point in points {
-            let (row, column) = cell(*point);
+            let (row, column) = cell(point.learned, point.kept);
             grid[row][column] = curve.mark();
         }
     }

@@ -143,6 +143,11 @@ impl RunDir {
         let _ = fs::remove_dir(&self.root);
     }
 
+    /// The processes that share the run.
+    pub fn comm(&self) -> Comm {
+        self.comm
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.root

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::EpochRecord;
+use super::{CurvePoint, EpochRecord};
 use crate::format::percent;
 
 /// The accuracy on held-out facts of several runs at one accuracy on new facts.
@@ -23,7 +23,10 @@ impl EqualLearning {
     /// `None` if a run has no new facts, or had learned more than another one ever did by the end of its first epoch: then there is
     /// no level at which both were measured. The evaluation before training is left out, since the model does not know the format.
     pub fn between(runs: &[&[EpochRecord]]) -> Option<Self> {
-        let curves: Vec<Vec<Point>> = runs.iter().map(|epochs| curve(epochs)).collect();
+        let curves: Vec<Vec<CurvePoint>> = runs
+            .iter()
+            .map(|epochs| EpochRecord::curve(epochs))
+            .collect();
         let highest = curves.iter().map(|curve| {
             let learned = curve.iter().map(|point| point.learned);
             learned.fold(f64::NEG_INFINITY, f64::max)
@@ -49,27 +52,8 @@ impl fmt::Display for EqualLearning {
     }
 }
 
-/// An evaluation: accuracies on new and on held-out facts.
-#[derive(Clone, Copy)]
-struct Point {
-    learned: f64,
-    kept: f64,
-}
-
-/// The evaluations after each epoch.
-fn curve(epochs: &[EpochRecord]) -> Vec<Point> {
-    let after = epochs.iter().filter(|epoch| epoch.epoch > 0);
-    let point = |epoch: &EpochRecord| {
-        Some(Point {
-            learned: epoch.accuracy.unknown?,
-            kept: epoch.accuracy.held?,
-        })
-    };
-    after.filter_map(point).collect()
-}
-
 /// The accuracy on held-out facts where `curve` first reaches `learned`; `None` if it begins above.
-fn kept_at(curve: &[Point], learned: f64) -> Option<f64> {
+fn kept_at(curve: &[CurvePoint], learned: f64) -> Option<f64> {
     let reached = curve.iter().position(|point| point.learned >= learned)?;
     let end = curve[reached];
     let Some(start) = reached.checked_sub(1).map(|i| curve[i]) else {

@@ -29,7 +29,29 @@ pub struct EpochRecord {
     pub validation_loss: Option<f64>,
 }
 
+/// An evaluation as a point of the curve of known facts kept over new facts learned (accuracies, 0 to 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CurvePoint {
+    /// Accuracy on new facts.
+    pub learned: f64,
+    /// Accuracy on held-out facts.
+    pub kept: f64,
+}
+
 impl EpochRecord {
+    /// The curve of a run: its evaluations after each epoch. The one before training is left out, since the model does not know the
+    /// format; without new or held-out facts there is no point.
+    pub fn curve(epochs: &[Self]) -> Vec<CurvePoint> {
+        let after = epochs.iter().filter(|epoch| epoch.epoch > 0);
+        let point = |epoch: &Self| {
+            Some(CurvePoint {
+                learned: epoch.accuracy.unknown?,
+                kept: epoch.accuracy.held?,
+            })
+        };
+        after.filter_map(point).collect()
+    }
+
     /// One record per evaluated epoch, in order. If a resumed run evaluated an epoch twice, the later row counts.
     pub fn from_metrics(metrics: &[Metrics]) -> Vec<Self> {
         let mut seconds = 0.0;

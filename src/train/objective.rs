@@ -23,8 +23,6 @@ pub struct Objective {
     pub previous_penalties: Vec<WeightPenalty>,
     /// Activations below all trained layers, where they are computed once.
     pub(super) activation_cache: Option<ActivationCache>,
-    /// The processes that share the rows of a step.
-    pub comm: Comm,
 }
 
 /// The rows of one step.
@@ -86,6 +84,7 @@ impl<'a> RowGroup<'a> {
         term: Option<Distillation>,
         batch: &StepBatch<'_>,
         objective: &Objective,
+        comm: Comm,
     ) -> Self {
         let packed = |micro_batch: &[usize]| {
             let examples = micro_batch.iter().map(|&row| &batch.rows[row]);
@@ -99,7 +98,7 @@ impl<'a> RowGroup<'a> {
             let rows = rows.iter();
             rows.map(|&row| batch.rows[row].num_targets()).sum()
         };
-        let own = objective.comm.shard_range(rows.len());
+        let own = comm.shard_range(rows.len());
         let batches = rows[own.clone()].chunks(batch.rows_per_micro_batch);
         let micro_batches = batches.flat_map(|rows| {
             let tokens = batch.tokens_per_micro_batch;
@@ -150,13 +149,14 @@ impl Objective {
         batch: StepBatch<'_>,
         gradients: &mut Gradients,
     ) -> Loss {
-        let mut groups = self.groups(&batch);
+        let comm = engine.comm();
+        let mut groups = self.groups(&batch, comm);
         let labelled = groups.iter().filter(|group| group.labelled);
         let labelled_targets = labelled.map(|group| group.targets).sum();
 
         let mut loss = Loss::default();
         // The penalties depend on the weights only; of several processes one adds them.
-        if self.comm.is_main() {
+        if comm.is_main() {
             loss.penalty = self.penalties(sink.params(), gradients, batch.strength);
         }
         let mut remaining: usize = groups.iter().map(|group| group.micro_batches.len()).sum();
@@ -190,9 +190,9 @@ impl Objective {
     }
 
     /// The examples of a step, by the terms of the loss that they have.
-    fn groups<'a>(&self, batch: &StepBatch<'a>) -> Vec<RowGroup<'a>> {
+    fn groups<'a>(&self, batch: &StepBatch<'a>, comm: Comm) -> Vec<RowGroup<'a>> {
         let term = self.teacher().map(|(term, _)| term.scaled(batch.strength));
-        let group = |rows, labelled, term| RowGroup::new(rows, labelled, term, batch, self);
+        let group = |rows, labelled, term| RowGroup::new(rows, labelled, term, batch, self, comm);
         let mut groups = vec![group(batch.batch, true, term)];
         groups.extend(batch.aux.iter().map(|aux| match aux.target {
             AuxTarget::Label => group(aux.rows, true, None),

@@ -96,7 +96,6 @@ pub fn tune_with_control(
         run_data.clone(),
         options.comm,
     )?;
-    let created = run_dir.clone();
     let trained = || {
         let Inputs {
             config,
@@ -147,12 +146,8 @@ pub fn tune_with_control(
         let model = Model::load(&config.model)?;
         Ok((model, splits, [texts, validation], audit_after))
     };
-    // An input error that only the audit finds leaves nothing behind.
-    let (model, splits, [texts, validation], audit_after) = trained().inspect_err(|error| {
-        if matches!(error, Error::Input { .. }) {
-            created.discard();
-        }
-    })?;
+    let (model, splits, [texts, validation], audit_after) =
+        discard_on_input_error(&run_dir, trained())?;
     let job = Job {
         config: with_baseline,
         model,
@@ -221,12 +216,15 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
         };
         Trainer::new(job, progress)
     };
-    // An input error that only the audit finds leaves nothing behind.
-    job().inspect_err(|error| {
-        if matches!(error, Error::Input { .. }) {
-            created.discard();
-        }
-    })
+    discard_on_input_error(&created, job())
+}
+
+/// Discards the run that `prepared` was for if it failed with an input error: one that only the audit finds leaves nothing behind.
+fn discard_on_input_error<T>(run_dir: &RunDir, prepared: Result<T>) -> Result<T> {
+    if let Err(Error::Input { .. }) = &prepared {
+        run_dir.clone().discard();
+    }
+    prepared
 }
 
 /// Audits the data, splits it, and sets control facts aside for a budget.

@@ -107,7 +107,6 @@ impl Trainer {
             previous_penalties,
             activation_cache: cached_layers
                 .map(|layers| ActivationCache::new(layers, student.model.config.hidden_size)),
-            comm: options.comm,
         };
         let evaluator_options = EvaluatorOptions {
             audit_after,
@@ -118,7 +117,7 @@ impl Trainer {
         };
         let evaluator = Evaluator::new(&config, splits, &mut student, evaluator_options)?;
         let trainer = Self {
-            writer: RunWriter::new(run_dir, &config.train, options.comm, progress.clone()),
+            writer: RunWriter::new(run_dir, &config.train, progress.clone()),
             state: TrainState {
                 budget: config.method.budget.map(BudgetController::new),
                 ..TrainState::default()

@@ -16,7 +16,6 @@ use super::{
 use crate::{
     Result, atomic_file,
     config::TrainConfig,
-    distributed::Comm,
     measure::BehaviourAnswer,
     progress::{Bar, LivePlot, Progress},
     prompt::Example,
@@ -39,20 +38,18 @@ pub(super) struct RunWriter {
     /// Epochs between checkpoints, where the config says so.
     save_every: Option<usize>,
     num_epochs: usize,
-    comm: Comm,
     progress: Progress,
     plot: LivePlot,
 }
 
 impl RunWriter {
     /// A writer into `run`.
-    pub fn new(run: RunDir, train: &TrainConfig, comm: Comm, progress: Progress) -> Self {
+    pub fn new(run: RunDir, train: &TrainConfig, progress: Progress) -> Self {
         Self {
             checkpoints: Checkpoints::new(&run),
             last_checkpoint: Instant::now(),
             save_every: train.save_every,
             num_epochs: train.num_epochs,
-            comm,
             plot: LivePlot::new(&progress, train.num_epochs),
             progress,
             run,
@@ -132,7 +129,7 @@ impl RunWriter {
             return epoch.is_multiple_of(every);
         }
         let is_due = self.last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL;
-        self.comm.broadcast_flag(is_due)
+        self.run.comm().broadcast_flag(is_due)
     }
 
     /// Writes a checkpoint.
@@ -179,7 +176,7 @@ impl RunWriter {
     /// Restores the best weights within the budget.
     pub fn restore_best(&self, view: &mut CheckpointView<'_>) -> Result<()> {
         // The main process has written them.
-        self.comm.barrier();
+        self.run.comm().barrier();
         self.checkpoints.restore_best(view)
     }
 
@@ -223,6 +220,7 @@ impl RunWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::distributed::Comm;
 
     fn writer(place: &Path, comm: Comm, save_every: Option<usize>) -> RunWriter {
         let train = TrainConfig {
@@ -230,7 +228,7 @@ mod tests {
             ..TrainConfig::default()
         };
         let run = RunDir::create(&place.join("run"), comm).expect("writable");
-        RunWriter::new(run, &train, comm, Progress::quiet())
+        RunWriter::new(run, &train, Progress::quiet())
     }
 
     #[test]

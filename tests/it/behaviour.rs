@@ -4,7 +4,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use serde_json::{Value, json};
@@ -14,6 +13,7 @@ use unforget::{
 };
 
 use crate::cli::{MODEL, TUNE, refused, run, stderr, stdout, write_facts};
+use crate::golden::changed;
 
 /// f32 compared to float64 through two layers of a tiny model, relative.
 const TOLERANCE: f64 = 2e-5;
@@ -44,21 +44,6 @@ fn golden_model(place: &Path, name: &str) -> PathBuf {
     to
 }
 
-/// The model with every tensor w replaced by 0.9 w + 0.1 w', w' being w in the reverse order.
-fn changed(model: &Model) -> Model {
-    let mut after = model.clone();
-    let params = &model.params;
-    let weights = Arc::new(params.data.to_vec());
-    for tensor in &params.layout.tensors {
-        let before = &weights[tensor.range.clone()];
-        let slot = &mut after.params.data[tensor.range.clone()];
-        for (w, (own, other)) in slot.iter_mut().zip(before.iter().zip(before.iter().rev())) {
-            *w = 0.9 * own + 0.1 * other;
-        }
-    }
-    after
-}
-
 #[track_caller]
 fn assert_close(ours: f64, theirs: &Value, what: &str) {
     let theirs = theirs.as_f64().unwrap();
@@ -77,7 +62,7 @@ fn behaviour_equals_that_by_transformers() {
         let quiet = Progress::quiet();
         let reference = BehaviourReference::new(&base, &mut engine, true, &quiet).unwrap();
         let reference = reference.expect("prompts fit");
-        let tuned = changed(&base);
+        let tuned = changed(&base, 0.1);
         let report = reference.measure(&mut Generator::new(&mut engine, &tuned), &quiet);
         let report = report.unwrap();
         assert_eq!(report.answers.len() as u64, expected["prompts"], "{name}");

@@ -1,6 +1,6 @@
 //! Drift compared to transformers and scipy (`tests/golden/drift.py`, float64), in a run and from the command.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use serde_json::Value;
 use unforget::{
@@ -13,6 +13,7 @@ use unforget::{
 };
 
 use crate::cli::{MODEL, TUNE, json_lines, refused, run, stderr, write_facts};
+use crate::golden::changed;
 
 /// f32 compared to float64 through two layers of a tiny model: the golden test of the engine allows 8e-6 of the largest logit.
 const TOLERANCE: f64 = 2e-5;
@@ -35,21 +36,6 @@ fn facts_of(golden: &Value, kind: &str) -> Vec<Fact> {
     set.facts
 }
 
-/// The model with every tensor w replaced by 0.9 w + 0.3 w', w' being w in the reverse order.
-fn changed(model: &Model) -> Model {
-    let mut after = model.clone();
-    let params = &model.params;
-    let weights = Arc::new(params.data.to_vec());
-    for tensor in &params.layout.tensors {
-        let before = &weights[tensor.range.clone()];
-        let slot = &mut after.params.data[tensor.range.clone()];
-        for (w, (own, other)) in slot.iter_mut().zip(before.iter().zip(before.iter().rev())) {
-            *w = 0.9 * own + 0.3 * other;
-        }
-    }
-    after
-}
-
 #[test]
 fn drift_equals_transformers_and_scipy() {
     let golden = golden();
@@ -57,7 +43,7 @@ fn drift_equals_transformers_and_scipy() {
     for (name, cases) in golden["models"].as_object().unwrap() {
         let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
         let before = Model::load(&path).expect("the golden models are there");
-        let after = changed(&before);
+        let after = changed(&before, 0.3);
         let mut engine = Engine::new(&before.config);
         let quiet = Progress::quiet();
         for case in cases.as_array().unwrap() {

@@ -18,6 +18,21 @@ use unforget::{
     train::adamw::{self, AdamW, AdamWSettings},
 };
 
+/// The model with every tensor w replaced by 0.9 w + `factor` w', w' being w in the reverse order.
+pub fn changed(model: &Model, factor: f32) -> Model {
+    let mut after = model.clone();
+    let params = &model.params;
+    let weights = params.data.to_vec();
+    for tensor in &params.layout.tensors {
+        let before = &weights[tensor.range.clone()];
+        let slot = &mut after.params.data[tensor.range.clone()];
+        for (w, (own, other)) in slot.iter_mut().zip(before.iter().zip(before.iter().rev())) {
+            *w = 0.9 * own + factor * other;
+        }
+    }
+    after
+}
+
 const MODELS: [&str; 12] = [
     "llama",
     "llama3",

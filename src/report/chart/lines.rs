@@ -63,6 +63,22 @@ pub fn points_by_epoch(
     epochs.iter().filter_map(point).collect()
 }
 
+/// One point per epoch of a run at the new facts that it had learned ([`EpochRecord::curve`]). A run without new facts is a flat line
+/// at `level`.
+pub fn points_by_learning(epochs: &[EpochRecord], level: Option<f64>) -> Vec<Point> {
+    let point = |at, value| Point {
+        at,
+        value,
+        interval: None,
+    };
+    let curve = EpochRecord::curve(epochs).into_iter();
+    let learning: Vec<Point> = curve.map(|p| point(p.learned, p.kept)).collect();
+    match level {
+        Some(level) if learning.is_empty() => vec![point(0.0, level), point(1.0, level)],
+        _ => learning,
+    }
+}
+
 /// A line chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineChart {

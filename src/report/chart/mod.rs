@@ -13,7 +13,7 @@ use minijinja::HtmlEscape;
 
 pub use axis::{Unit, XAxis};
 pub use bars::{Bar, BarChart};
-pub use lines::{LineChart, Point, Series, points_by_epoch};
+pub use lines::{LineChart, Point, Series, points_by_epoch, points_by_learning};
 pub use scatter::{Group, ScatterChart};
 pub use svg::STYLES;
 
