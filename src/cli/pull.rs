@@ -12,13 +12,17 @@ use super::{context::Context, output};
     after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call downloads nothing."
 )]
 pub struct PullArgs {
-    /// A registered name (smollm2-135m) or a hub id (Qwen/Qwen2.5-0.5B)
+    /// A registered name (smollm2-135m, gemma3-270m) or a hub id (Qwen/Qwen2.5-0.5B)
     model: String,
 }
 
 impl PullArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let path = model::pull(&self.model)?;
+        if let Some(terms) = model::terms_of_use(&self.model) {
+            let note = format_args!("{} may be used under {terms}", self.model);
+            context.progress.note(note);
+        }
         if context.json {
             output::json(&json!({ "model": self.model, "path": path }))
         } else {

@@ -23,7 +23,8 @@ const ALL: &str = "all";
     unforget reproduce all --page docs/reproduction.md\n  \
     unforget reproduce fig2 --scale paper --dry-run\n  \
     unforget reproduce frontier --only sft --only decoys\n  \
-    unforget reproduce frontier --recorded\n\n\
+    unforget reproduce frontier --recorded\n  \
+    unforget reproduce fig3 --model gemma3-270m\n\n\
     NAME is one of the paper's figures and tables (fig2 to fig11, table1 to table4, l2, lr, topk), all of them (all), frontier,\n\
     frontier-validation, or a file like those in experiments/. Every run writes a record below --out. Run the command again to resume\n\
     an interrupted run; recorded runs are skipped. The table and figure are written to a folder of their own (table.md, figure.svg).\n\
@@ -34,6 +35,9 @@ pub struct ReproduceArgs {
     /// Size of the experiment
     #[arg(long, value_name = "smoke|small|paper", default_value = "small")]
     scale: String,
+    /// Another model than the experiment's own; its records, tables and figures get folders of its name
+    #[arg(long)]
+    model: Option<String>,
     /// Folder of the records
     #[arg(long, value_name = "DIR", default_value = "experiments/results")]
     out: PathBuf,
@@ -102,6 +106,14 @@ impl ReproduceArgs {
 
     /// The named experiment; for `all`, those that have this scale.
     fn experiments(&self, context: &Context) -> Result<Vec<Experiment>> {
+        let experiments = self.named_experiments(context)?.into_iter();
+        Ok(match &self.model {
+            Some(model) => experiments.map(|e| e.with_model(model)).collect(),
+            None => experiments.collect(),
+        })
+    }
+
+    fn named_experiments(&self, context: &Context) -> Result<Vec<Experiment>> {
         if self.name != ALL {
             let experiment = Experiment::find(&self.name)?;
             experiment.scale(&self.scale)?;
@@ -130,7 +142,11 @@ impl ReproduceArgs {
     }
 
     fn folder(&self, name: &str) -> PathBuf {
-        self.out.join(name).join(&self.scale)
+        let mut folder = self.out.join(name);
+        if let Some(model) = &self.model {
+            folder.push(Path::new(model).file_name().unwrap_or(model.as_ref()));
+        }
+        folder.join(&self.scale)
     }
 
     fn records_dir(&self, experiment: &Experiment) -> PathBuf {

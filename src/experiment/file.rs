@@ -379,6 +379,21 @@ impl Experiment {
         }
     }
 
+    /// The experiment with `model` as its only one. Its notes are left out: they discuss the results of the experiment's own models.
+    #[must_use]
+    pub fn with_model(self, model: &str) -> Self {
+        let mut experiment = Self {
+            model: model.to_owned(),
+            notes: None,
+            ..self
+        };
+        for scale in experiment.scale.values_mut() {
+            scale.models.clear();
+            scale.num_parameters.clear();
+        }
+        experiment
+    }
+
     /// The models of a scale.
     pub(super) fn models<'a>(&'a self, scale: &'a ExperimentScale) -> &'a [String] {
         if scale.models.is_empty() {

@@ -27,7 +27,7 @@ use peft::{Adapter, Base};
 pub use pretrained::Model;
 pub(crate) use save::{write_json, write_weights};
 use source::ModelSource;
-pub use source::pull;
+pub use source::{pull, terms_of_use};
 pub use tokenizer::TextTokenizer;
 
 use crate::{Result, config::ModelSize};

@@ -29,6 +29,11 @@ pub fn pull(spec: &str) -> Result<PathBuf> {
     find(spec).map(|source| source.path)
 }
 
+/// The terms that a user of this model of the registry agrees to, where it is not under a free licence.
+pub fn terms_of_use(name: &str) -> Option<&'static str> {
+    registry::find(name)?.terms
+}
+
 /// As [`pull`], with the model's hub id.
 pub(super) fn find(spec: &str) -> Result<ModelSource> {
     let local = |path| ModelSource { path, hub_id: None };

@@ -230,6 +230,11 @@ impl Evaluator {
         self.epoch_facts().len() + self.control.as_ref().map_or(0, EvalSet::len)
     }
 
+    /// Whether the audit is repeated after training.
+    pub fn repeats_audit(&self) -> bool {
+        self.options.audit_after.is_some()
+    }
+
     /// The facts that every evaluation asks.
     fn epoch_facts(&self) -> &EvalSet {
         self.sampled_facts.as_ref().unwrap_or(&self.facts)
@@ -619,6 +624,7 @@ mod tests {
         let mut evaluator =
             Evaluator::new(&config, splits(), &mut student, options).expect("questions");
         assert_eq!(evaluator.num_questions(), 4);
+        assert!(!evaluator.repeats_audit());
 
         let weights = student.model.params.data.to_vec();
         let before = evaluator.evaluate_baseline(&mut student).expect("answers");

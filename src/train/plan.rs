@@ -51,7 +51,11 @@ impl Plan {
     /// The plan of a run whose facts are split. Decoys are expected to be as long as the other rows.
     pub fn after_audit(config: &Config, sampler: &Sampler, evaluator: &Evaluator) -> Self {
         let tokens = sampler.learned().iter().map(Example::num_tokens).sum();
-        Self::new(config, tokens, evaluator.num_questions(), 0)
+        let mut plan = Self::new(config, tokens, evaluator.num_questions(), 0);
+        if !evaluator.repeats_audit() {
+            plan.audit_after = Workload::default();
+        }
+        plan
     }
 
     fn new(config: &Config, tokens: usize, questions: usize, audited: usize) -> Self {

@@ -82,6 +82,7 @@ pub fn tune_with_control(
         "{}; the Only Known run comes in addition",
         plan.estimate(inputs.model.params.layout.len)
     ));
+    plan.announce(progress);
     let with_baseline = Config {
         baseline: Some(control.to_owned()),
         ..inputs.config.clone()

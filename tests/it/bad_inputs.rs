@@ -546,7 +546,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[("run", b"mine")], "tune MODEL --learn a.tsv --out run", &["`run` is a file, not a directory", "give another `--out`"]),
     (&[("run", b"mine")], "tune MODEL --learn a.tsv --out run/x", &["cannot write to `run/x`: not a directory", "give a path in a writable directory"]),
     (&[], "tune ./nowhere --learn a.tsv --out run", &["model `./nowhere` not found: no such file or directory", "a model is a Hugging Face directory, a .gguf file, a hub id"]),
-    (&[], "tune smollm2-135 --learn a.tsv --out run", &["model `smollm2-135` not found: no such file or directory, and not in the registry", "did you mean `smollm2-135m`? the registry has: smollm2-135m"]),
+    (&[], "tune smollm2-135 --learn a.tsv --out run", &["model `smollm2-135` not found: no such file or directory, and not in the registry", "did you mean `smollm2-135m`? the registry has: smollm2-135m, gemma3-270m"]),
     (&[], "tune '' --learn a.tsv --out run", &["`MODEL`: `model` is empty"]),
     (&[], "tune MODEL --learn a.tsv --out run --method sfd", &["`--method`: `method.kind` is `sfd`", "did you mean `sft`?"]),
     (&[], "tune MODEL --learn a.tsv --out run --budget=-1", &["`--budget`: `method.budget` must be from 0 to 100 percentage points, not -1"]),
@@ -595,7 +595,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "resume nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[("d/x", b"")], "resume d", &["d is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[("d/config.toml", b"model=")], "resume d", &["`d/config.toml` line 1: not TOML: string values must be quoted, expected literal string"]),
-    (&[("d/config.toml", b"model='nowhere'\nout='d'\n[data]\nlearn=['a.tsv']\n")], "resume d", &["model `nowhere` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m"]),
+    (&[("d/config.toml", b"model='nowhere'\nout='d'\n[data]\nlearn=['a.tsv']\n")], "resume d", &["model `nowhere` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m, gemma3-270m"]),
     (&[], "compare nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[], "compare MODEL MODEL", &["the following required arguments were not provided:", "--facts <FACTS>..."]),
     (&[("d/config.toml", b"model='x'\n")], "compare d", &["the run `d` is not finished", "unforget resume d"]),
@@ -604,7 +604,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[("d/two/config.toml", b""), ("d/one/config.toml", b"")], "report d --out r.html", &["d is not a run directory", "it contains runs: d/one d/two"]),
     (&[("d/config.toml", b"model='x'\n"), ("d/metrics.jsonl", b"")], "report d --out r.html", &["d/result.json is missing", "an interrupted run is completed by `unforget resume d`"]),
     (&[("d/config.toml", b"model='x'\n"), ("d/result.json", b"{")], "report d --out r.html", &["d/result.json, line 1: EOF while parsing an object", "the file is truncated, was edited, or is from another version; repeat"]),
-    (&[], "export nowhere --to hf --out e", &["model `nowhere` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m"]),
+    (&[], "export nowhere --to hf --out e", &["model `nowhere` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m, gemma3-270m"]),
     (&[], "export MODEL --to onnx --out e", &["invalid value 'onnx' for '--to <TO>'"]),
     (&[], "export MODEL --to peft --out e", &["is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[], "drift MODEL MODEL", &["the following required arguments were not provided:", "--new <FACTS>...", "--held <FACTS>..."]),
@@ -622,8 +622,8 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "reproduce fig2 --scale big", &["fig2 has no scale `big`", "scales: paper, small, smoke"]),
     (&[("e.toml", b"name=")], "reproduce e.toml", &["e.toml: TOML parse error at line 1, column 6"]),
     (&[("e.toml", b"name='e'\ntitle='e'\nmodel='MODEL'\naudit_num_prompts=1\nset=[]\n[scale.small]\nrelations=['P17']\n")], "reproduce e.toml", &["e.toml: no `[[arm]]`: there is nothing to run"]),
-    (&[], "pull ''", &["model `` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m"]),
-    (&[], "pull smollm3", &["model `smollm3` not found: no such file or directory, and not in the registry", "did you mean `smollm2-135m`? the registry has: smollm2-135m"]),
+    (&[], "pull ''", &["model `` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m, gemma3-270m"]),
+    (&[], "pull smollm3", &["model `smollm3` not found: no such file or directory, and not in the registry", "did you mean `smollm2-135m`? the registry has: smollm2-135m, gemma3-270m"]),
 ];
 
 /// Types `command` in a folder with these files; it must be refused with these words.

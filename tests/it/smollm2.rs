@@ -1,5 +1,5 @@
-//! A real model against `transformers` (`tests/golden/smollm2.py`): runs if `UNFORGET_SMOLLM2` names SmolLM2-135M-Instruct,
-//! as `smollm2-135m` (from the cache, or pulled) or as a path.
+//! Real models against `transformers` (`tests/golden/greedy.py`): runs if `UNFORGET_SMOLLM2` names SmolLM2-135M-Instruct and
+//! `UNFORGET_GEMMA3` names Gemma 3 270M, as `smollm2-135m` and `gemma3-270m` (from the cache, or pulled) or as a path.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use unforget::{
     run::RunResult,
 };
 
-use crate::tools::{SMOLLM2, require_variable};
+use crate::tools::{GEMMA3, SMOLLM2, require_variable};
 
 /// Two logits closer than this may swap ranks: logits of this model are about 20, and engines differ by 1e-5.
 const TIE: f32 = 1e-3;
@@ -32,9 +32,6 @@ fn smollm2_answers_200_questions_as_transformers_does() {
     let Some(spec) = require_variable(SMOLLM2) else {
         return;
     };
-    let expected: Vec<Answer> =
-        serde_json::from_str(include_str!("../golden/smollm2_greedy.json")).expect("valid JSON");
-    assert_eq!(expected.len(), 200);
     let model = Model::load(&spec.to_string_lossy()).expect("a model");
     assert_eq!(model.quantization, "Q4_1");
     if spec.to_str() == Some("smollm2-135m") {
@@ -43,8 +40,27 @@ fn smollm2_answers_200_questions_as_transformers_does() {
             Some("HuggingFaceTB/SmolLM2-135M-Instruct")
         );
     }
+    answers_as_transformers(&model, include_str!("../golden/smollm2_greedy.json"));
+}
+
+#[test]
+fn gemma3_answers_200_questions_as_transformers_does() {
+    let Some(spec) = require_variable(GEMMA3) else {
+        return;
+    };
+    let model = Model::load(&spec.to_string_lossy()).expect("a model");
+    if spec.to_str() == Some("gemma3-270m") {
+        assert_eq!(model.hub_id.as_deref(), Some("google/gemma-3-270m"));
+    }
+    answers_as_transformers(&model, include_str!("../golden/gemma3_greedy.json"));
+}
+
+/// Asks `model` the questions of `golden`, and scores the answers there.
+fn answers_as_transformers(model: &Model, golden: &str) {
+    let expected: Vec<Answer> = serde_json::from_str(golden).expect("valid JSON");
+    assert_eq!(expected.len(), 200);
     let mut engine = Engine::new(&model.config);
-    let mut generator = Generator::new(&mut engine, &model);
+    let mut generator = Generator::new(&mut engine, model);
 
     let prompts: Vec<Vec<u32>> = expected
         .iter()

@@ -26,6 +26,8 @@ use crate::{
 const TOOLS: &str = "UNFORGET_TOOLS_PYTHON";
 /// `SmolLM2-135M-Instruct`: its name in the registry, or a path.
 pub const SMOLLM2: &str = "UNFORGET_SMOLLM2";
+/// Gemma 3 270M: `gemma3-270m`, or a path.
+pub const GEMMA3: &str = "UNFORGET_GEMMA3";
 
 /// `found`, a tool or file that a test needs. `None` means that the test is skipped.
 ///

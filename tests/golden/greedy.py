@@ -1,6 +1,6 @@
-"""Writes smollm2_greedy.json: the answers of `transformers` to 200 questions with SmolLM2-135M-Instruct.
+"""Writes the answers of `transformers` to 200 questions: smollm2_greedy.json and gemma3_greedy.json.
 
-usage: python smollm2.py HF_DIR    (the model as `unforget export --to hf` or `transformers` itself unpacks its GGUF file, f32)
+usage: python -P greedy.py HF_DIR OUT.json    (a model of the registry as `transformers` itself unpacks its GGUF file, f32; -P keeps gguf.py here from hiding the package)
 
 Half of the questions are asked bare, half behind three examples. Each row holds the greedy tokens up to the first line
 break (at most 12), the log-probability of each, and by how much the best token led at the closest step: an engine that
@@ -9,7 +9,6 @@ rounds otherwise may differ only where this is tiny.
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,7 +54,7 @@ def main():
         for country_index, country in enumerate(COUNTRIES):
             examples = EXAMPLES if (template_index + country_index) % 2 else ""
             rows.append(greedy(model, tokenizer, f"{examples}Q: {template.format(country)}\nA:"))
-    with open(Path(__file__).parent / "smollm2_greedy.json", "w", encoding="utf-8") as file:
+    with open(sys.argv[2], "w", encoding="utf-8") as file:
         file.write("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
     print("closest steps:", sorted(row["lead"] for row in rows)[:10])
 
