@@ -9,7 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use unforget::{
     config::VocabSubset,
     engine::{
-        Batch, Engine, Gradients, KvCache, Outputs, RngStream, SoftTargets, Target, TeacherLogits,
+        Batch, DistillOptions, Engine, Gradients, KvCache, Outputs, RngStream, SoftTargets, Target,
+        TeacherLogits,
     },
     model::{
         Family, Layout, ModelConfig, Params,
@@ -101,8 +102,10 @@ fn step(bencher: Bencher, distill: bool, shared: bool) {
             subset: VocabSubset::Full,
             rng: RngStream { seed: 0, stream: 0 },
         },
-        temperature: 0.5,
-        exclude_target: false,
+        options: DistillOptions {
+            tau: 0.5,
+            exclude_target: false,
+        },
     });
     bencher.bench_local(|| {
         engine.loss_and_gradients(&params, &batch, &targets, teacher, &mut gradients)

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     loss::{
-        DistillOptions, Loss, SoftTargets, Target, TeacherLogits, cross_entropy_row, distill_row,
+        Loss, RowLoss, SoftTargets, Target, TeacherLogits, cross_entropy_row, distill_row,
         distill_row_excluding_target, distill_row_subset, kl_row, select_tokens,
     },
     matmul,
@@ -122,9 +122,12 @@ pub fn loss_and_gradients(
         let n = targets.len();
         let logits = head.fill_logits(student_buffer, hidden);
         let students = logits.par_chunks_mut(v).zip(targets).enumerate();
-        let losses: Vec<(f64, f64)> = match teacher.map(|t| (t.logits, DistillOptions::of(t))) {
+        let losses: Vec<RowLoss> = match teacher.map(|t| (t.logits, t.options)) {
             None => students
-                .map(|(_, (s, target))| (cross_entropy_row(s, target), 0.0))
+                .map(|(_, (s, target))| RowLoss {
+                    ce: cross_entropy_row(s, target),
+                    kl: 0.0,
+                })
                 .collect(),
             Some((
                 TeacherLogits::Hidden {
@@ -162,7 +165,7 @@ pub fn loss_and_gradients(
                 })
                 .collect(),
         };
-        for ((ce, kl), target) in losses.into_iter().zip(targets) {
+        for (RowLoss { ce, kl }, target) in losses.into_iter().zip(targets) {
             total.ce += f64::from(target.ce_weight) * ce;
             total.distill += f64::from(target.distill_weight) * kl;
         }

@@ -31,10 +31,8 @@ pub struct Target {
 pub struct SoftTargets<'a> {
     /// The teacher's logits.
     pub logits: TeacherLogits<'a>,
-    /// Temperature tau of both sides.
-    pub temperature: f32,
-    /// Whether the target token is left out of the comparison, which is then weighted by the teacher's probability of the other tokens.
-    pub exclude_target: bool,
+    /// The settings of the divergence.
+    pub options: DistillOptions,
 }
 
 /// Where the teacher's logits come from.
@@ -83,20 +81,19 @@ impl Loss {
 /// Settings of the KL divergence.
 #[derive(Clone, Copy)]
 pub struct DistillOptions {
-    /// Temperature tau.
+    /// Temperature tau of both sides.
     pub tau: f32,
-    /// Whether the target token is left out of the divergence.
+    /// Whether the target token is left out of the divergence, which is then weighted by the teacher's probability of the other tokens.
     pub exclude_target: bool,
 }
 
-impl DistillOptions {
-    /// The settings of `teacher`.
-    pub fn of(teacher: SoftTargets<'_>) -> Self {
-        Self {
-            tau: teacher.temperature,
-            exclude_target: teacher.exclude_target,
-        }
-    }
+/// The loss at one output position, in nats, before the weights of [`Target`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowLoss {
+    /// Cross-entropy.
+    pub ce: f64,
+    /// KL(teacher || student); 0 without a teacher.
+    pub kl: f64,
 }
 
 /// Seed and stream of random draws.
@@ -140,7 +137,7 @@ pub fn distill_row_subset(
     t: &[f32],
     options: DistillOptions,
     target: &Target,
-) -> (f64, f64) {
+) -> RowLoss {
     let softened = |x: f32| f64::from(x) / f64::from(options.tau);
     let mut subset: Vec<(usize, f64, f64)> = tokens
         .iter()
@@ -162,7 +159,7 @@ pub fn distill_row_subset(
         kl += teacher.exp() * (teacher - student);
         s[token] += (weight * (student.exp() - teacher.exp())) as f32;
     }
-    (ce, mass * kl)
+    RowLoss { ce, kl: mass * kl }
 }
 
 /// ln of the sum of exp(x), for few x.
@@ -176,7 +173,7 @@ fn log_sum_exp(x: impl Iterator<Item = f64> + Clone) -> f64 {
 ///
 /// `s` becomes the gradient: `ce_weight * (softmax(s) - onehot(y)) + distill_weight / tau * (softmax(s / tau) -
 /// softmax(t / tau))`. `distill_weight` contains lambda, tau^2 and the mean.
-pub fn distill_row(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64, f64) {
+pub fn distill_row(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> RowLoss {
     let (y, inverse) = (target.token as usize, 1.0 / tau);
     let maxima = [max_logit(s), max_logit(t)];
     let above = f64::from(maxima[0] - s[y]);
@@ -187,7 +184,10 @@ pub fn distill_row(s: &mut [f32], t: &[f32], tau: f32, target: &Target) -> (f64,
     write_gradient(s, t, maxima, inverse, scales);
     s[y] -= target.ce_weight;
     let kl = cross / z_t * f64::from(inverse) - z_t.ln() + z_s.ln();
-    (z.ln() + above, kl)
+    RowLoss {
+        ce: z.ln() + above,
+        kl,
+    }
 }
 
 /// [`distill_row`] with the target token y left out of the divergence: `(1 - p_y) KL(p' || q')`, where p' and q' are p =
@@ -201,7 +201,7 @@ pub fn distill_row_excluding_target(
     t: &[f32],
     tau: f32,
     target: &Target,
-) -> (f64, f64) {
+) -> RowLoss {
     let (y, inverse) = (target.token as usize, 1.0 / tau);
     let (s_before, s_after) = s.split_at_mut(y);
     let (s_y, s_after) = s_after.split_first_mut().expect("y is a token");
@@ -233,7 +233,10 @@ pub fn distill_row_excluding_target(
     // softmax(s)[y] - 1 is minus the probability of the other tokens.
     *s_y = (-f64::from(target.ce_weight) * (z.ln() - student_all).exp()) as f32;
     let kl = cross / z_t * f64::from(inverse) - z_t.ln() + z_s.ln();
-    (student_all - target_logit, mass * kl)
+    RowLoss {
+        ce: student_all - target_logit,
+        kl: mass * kl,
+    }
 }
 
 /// KL(t || s) (nats) of two rows of logits, over the whole vocabulary at temperature 1. Equal rows give 0 exactly.
@@ -355,7 +358,7 @@ mod tests {
         let t: Vec<f32> = (0..19).map(|i| (i as f32 * 0.3).cos() * 2.0).collect();
         let (tau, w, u) = (0.5, 0.25, 0.75);
         let mut g = s.clone();
-        let (ce, kl) = distill_row(&mut g, &t, tau as f32, &target(w, u));
+        let RowLoss { ce, kl } = distill_row(&mut g, &t, tau as f32, &target(w, u));
         let (p, ps, pt) = (softmax(&s, 1.0), softmax(&s, tau), softmax(&t, tau));
         let exact_kl: f64 = pt.iter().zip(&ps).map(|(t, s)| t * (t / s).ln()).sum();
         // f32 exponentials of 2 ulp in sums of 19 terms.
@@ -392,7 +395,8 @@ mod tests {
         let part = |x: &[f32]| -> Vec<f32> { tokens.iter().map(|i| x[*i as usize]).collect() };
         let (ps, pt) = (softmax(&part(&s), tau), softmax(&part(&t), tau));
         let mut g = s.clone();
-        let (ce, kl) = distill_row_subset(&mut g, &tokens, &part(&t), OPTIONS, &target(w, u));
+        let RowLoss { ce, kl } =
+            distill_row_subset(&mut g, &tokens, &part(&t), OPTIONS, &target(w, u));
         let exact_kl: f64 = pt.iter().zip(&ps).map(|(t, s)| t * (t / s).ln()).sum();
         // Both in f64.
         assert!((kl - exact_kl).abs() < 1e-12, "{kl} {exact_kl}");
@@ -405,8 +409,8 @@ mod tests {
         // A subset with every token gives the divergence over the vocabulary.
         let all: Vec<u32> = (0..30).collect();
         let (mut part, mut whole) = (s.clone(), s.clone());
-        let (_, kl_part) = distill_row_subset(&mut part, &all, &t, OPTIONS, &target(w, u));
-        let (_, kl) = distill_row(&mut whole, &t, tau as f32, &target(w, u));
+        let kl_part = distill_row_subset(&mut part, &all, &t, OPTIONS, &target(w, u)).kl;
+        let kl = distill_row(&mut whole, &t, tau as f32, &target(w, u)).kl;
         assert!((kl - kl_part).abs() < 2e-6);
         assert!(part.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-6));
     }
@@ -440,7 +444,7 @@ mod tests {
             };
             let (exact_kl, gradient) = expected_excluding_target(&s, &t, y);
             let (mut g, mut hard) = (s.clone(), s.clone());
-            let (ce, kl) = distill_row_excluding_target(&mut g, &t, 0.5, &target);
+            let RowLoss { ce, kl } = distill_row_excluding_target(&mut g, &t, 0.5, &target);
             // The same as in `rows_equal_the_definitions`.
             assert!((kl - exact_kl).abs() < 2e-6, "{kl} {exact_kl}");
             assert!((cross_entropy_row(&mut hard, &target) - ce).abs() < 1e-6);
@@ -461,8 +465,8 @@ mod tests {
             t[2] = confident;
             let (exact_kl, gradient) = expected_excluding_target(&s, &t, 2);
             let (mut g, mut over) = (s.clone(), s.clone());
-            let (_, kl) = distill_row_excluding_target(&mut g, &t, 0.5, &target(0.0, 1.0));
-            let (_, kl_over) = distill_row_subset(&mut over, &all, &t, EXCLUDED, &target(0.0, 1.0));
+            let kl = distill_row_excluding_target(&mut g, &t, 0.5, &target(0.0, 1.0)).kl;
+            let kl_over = distill_row_subset(&mut over, &all, &t, EXCLUDED, &target(0.0, 1.0)).kl;
             assert!(
                 exact_kl > 0.0 && (kl / exact_kl - 1.0).abs() < 1e-5,
                 "{kl} {exact_kl}"
@@ -485,7 +489,8 @@ mod tests {
         let row = |y: f32| -> Vec<f32> { (0..40).map(|i| if i == 2 { y } else { 0.0 }).collect() };
         for (s, t) in [(1e4, 1e4), (-1e4, -1e4), (1e4, -1e4), (-1e4, 1e4)] {
             let mut g = row(s);
-            let (ce, kl) = distill_row_excluding_target(&mut g, &row(t), 0.5, &target(1.0, 1.0));
+            let RowLoss { ce, kl } =
+                distill_row_excluding_target(&mut g, &row(t), 0.5, &target(1.0, 1.0));
             // The other tokens have equal logits on both sides.
             assert!(kl.abs() < 1e-6, "{kl}");
             let exact = if s > 0.0 { 0.0 } else { 1e4 + 39f64.ln() };
@@ -502,7 +507,7 @@ mod tests {
         let over = |tokens: &[u32], options: DistillOptions| {
             let part: Vec<f32> = tokens.iter().map(|id| t[*id as usize]).collect();
             let mut g = s.clone();
-            let (_, kl) = distill_row_subset(&mut g, tokens, &part, options, &target);
+            let kl = distill_row_subset(&mut g, tokens, &part, options, &target).kl;
             (kl, g)
         };
         // The target is token 2, the third of these five: the divergence is that of a vocabulary of five tokens.
@@ -541,7 +546,7 @@ mod tests {
     fn equal_student_and_teacher_give_zero_kl_and_zero_gradient() {
         let s: Vec<f32> = (0..40).map(|i| (i as f32).sin() * 5.0).collect();
         let mut g = s.clone();
-        let (_, kl) = distill_row(&mut g, &s, 2.0, &target(0.0, 1.0));
+        let kl = distill_row(&mut g, &s, 2.0, &target(0.0, 1.0)).kl;
         assert!(kl.abs() < 1e-6, "{kl}");
         assert!(g.iter().all(|g| g.abs() < 1e-7));
     }

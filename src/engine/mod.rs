@@ -46,7 +46,7 @@ pub use cache::{KvCache, SegmentId};
 use decoder::{ActivationPolicy, Decoder, ForwardInput, LayerAttention, attend_rows, norm_weight};
 pub(crate) use gradients::overlap;
 pub use gradients::{GradSink, Gradients};
-pub use loss::{Loss, RngStream, SoftTargets, Target, TeacherLogits};
+pub use loss::{DistillOptions, Loss, RngStream, SoftTargets, Target, TeacherLogits};
 pub use projection_ops::{basis_outputs, restore_basis_outputs};
 pub use topk::topk;
 

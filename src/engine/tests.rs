@@ -172,8 +172,10 @@ fn add_gradients(
             subset: VocabSubset::Full,
             rng: RngStream { seed: 0, stream: 0 },
         },
-        temperature: 0.5,
-        exclude_target,
+        options: DistillOptions {
+            tau: 0.5,
+            exclude_target,
+        },
     };
     engine.loss_and_gradients(params, batch, targets, Some(soft_targets), gradients)
 }

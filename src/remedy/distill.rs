@@ -18,7 +18,7 @@
 use super::teacher::TeacherOutputs;
 use crate::{
     config::{DistillReduction, MethodConfig, VocabSubset},
-    engine::{RngStream, SoftTargets, TeacherLogits},
+    engine::{DistillOptions, RngStream, SoftTargets, TeacherLogits},
 };
 
 /// The settings of the term.
@@ -117,8 +117,10 @@ impl Distillation {
                     k: *k,
                 },
             },
-            temperature: self.temperature as f32,
-            exclude_target: self.exclude_target,
+            options: DistillOptions {
+                tau: self.temperature as f32,
+                exclude_target: self.exclude_target,
+            },
         }
     }
 }

@@ -11,7 +11,10 @@ use serde_json::Value;
 use unforget::{
     config::VocabSubset,
     distributed::Comm,
-    engine::{Engine, Gradients, KvCache, Loss, Outputs, RngStream, SoftTargets, TeacherLogits},
+    engine::{
+        DistillOptions, Engine, Gradients, KvCache, Loss, Outputs, RngStream, SoftTargets,
+        TeacherLogits,
+    },
     generate::{Generator, Request},
     model::Model,
     prompt::{Example, PackedExamples},
@@ -193,8 +196,10 @@ impl Golden {
                     subset: VocabSubset::Full,
                     rng: RngStream { seed: 0, stream: 0 },
                 },
-                temperature,
-                exclude_target: false,
+                options: DistillOptions {
+                    tau: temperature,
+                    exclude_target: false,
+                },
             });
             let loss = engine.loss_and_gradients(
                 &self.model.params,
