@@ -153,7 +153,7 @@ impl ReproduceArgs {
         self.folder(experiment.records.as_ref().unwrap_or(&experiment.name))
     }
 
-    /// Runs the experiment. Of several processes the main one writes and returns the results.
+    /// Runs the experiment. With several processes, the main one writes and returns the results.
     fn reproduce(&self, experiment: Experiment, context: &Context) -> Result<Option<Section>> {
         let scale = experiment.scale(&self.scale)?;
         let records_dir = self.records_dir(&experiment);

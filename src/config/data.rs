@@ -1,4 +1,4 @@
-//! `[data]`: the facts, and how they are labelled and asked.
+//! `[data]`: the facts, their labels, and the prompt.
 
 use std::path::{Path, PathBuf};
 
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{check::Checks, serde_helpers::false_or_table};
 
-/// `[data]`: the facts, and how they are labelled and asked.
+/// `[data]`: the facts, their labels, and the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// New facts (`D_Unk`). Absent: nothing new is taught, the control that the paper calls Only Known.
+    /// New facts (`D_Unk`). Absent: an Only Known run, as the paper calls it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub learn: Vec<PathBuf>,
     /// Known facts to train on (`D_Known`). Absent: `HighlyKnown` facts of the same relations, else of `pack:world`, as
@@ -31,7 +31,7 @@ pub struct DataConfig {
     /// files are taken as they are, and nothing is filtered or labelled.
     #[serde(with = "false_or_table")]
     pub audit: Option<AuditConfig>,
-    /// A relation with a smaller share of `HighlyKnown` facts is left out. Default 0; 0.3 in the paper.
+    /// Relations with a smaller fraction of `HighlyKnown` facts are left out. Default 0; 0.3 in the paper.
     pub min_highly_known: f64,
     /// When an answer is correct: `exact` (default) or `contains`.
     #[serde(rename = "match")]
@@ -126,7 +126,7 @@ pub struct AuditConfig {
     pub num_prompts: usize,
     /// Exemplars in a prompt. Default 3.
     pub shots: usize,
-    /// Samples for each fact and prompt, drawn or computed. Default 16.
+    /// Samples for each fact and prompt. Without `sample` it only sets the threshold of `WeaklyKnown`. Default 16.
     pub samples: usize,
     /// Draw the samples instead of computing the probability of a correct answer. Default false.
     pub sample: bool,

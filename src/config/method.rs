@@ -122,12 +122,12 @@ impl MethodConfig {
         checks.require(
             self.teacher != TeacherMode::Topk || matches!(self.vocab_subset, VocabSubset::TopK(_)),
             "method.teacher",
-            "`topk` stores only the teacher's most likely tokens, which is exact under `vocab_subset = { top = N }` and nothing else: use `hidden`",
+            "`topk` stores only the teacher's most likely tokens, which is exact only with `vocab_subset = { top = N }`: use `hidden`",
         );
         checks.require(
             !self.exclude_target || self.distills(),
             "method.exclude_target",
-            "changes self-distillation, and this run has none: leave it out, or set `method.kind = \"self-distill\"`",
+            "is a setting of self-distillation, which this run does not use: leave it out, or set `method.kind = \"self-distill\"`",
         );
         let budget = self.budget.unwrap_or_default();
         checks.require(
@@ -138,7 +138,7 @@ impl MethodConfig {
         checks.require(
             self.goal == Goal::Facts || self.budget.is_none(),
             "method.budget",
-            "keeps the model that learned most of the new facts, and under `method.goal = \"task\"` they should not be learned: leave it out",
+            "keeps the model that learned most new facts, which `method.goal = \"task\"` avoids: leave it out",
         );
         if let Some(ewc) = &self.ewc {
             ewc.check(checks);
@@ -151,7 +151,7 @@ impl MethodConfig {
             checks.require(
                 decoys.ratio > 0.0 || self.project.is_some(),
                 "method.decoys.ratio",
-                "is 0, and there is no `method.project` that uses the decoys' inputs: set more than 0, or leave decoys out",
+                "is 0, which needs `method.project` (it uses the decoys' inputs): set more than 0, or leave decoys out",
             );
         }
         if let Some(project) = &self.project {
@@ -346,7 +346,7 @@ impl ReplayConfig {
         checks.require(
             self.target == ReplayTarget::Teacher || self.strength == 1.0,
             "method.replay.strength",
-            "is the weight of the distillation term; under `target = \"label\"` replayed rows are part of the mean cross-entropy: leave it out, or set `target = \"teacher\"`",
+            "is the weight of the distillation term, which `target = \"label\"` does not have: leave it out, or set `target = \"teacher\"`",
         );
     }
 }

@@ -59,7 +59,7 @@ impl Config {
                     .early_stopping
                     .is_none_or(|stop| stop.accuracy.is_none()),
             "train.early_stopping.accuracy",
-            "ends the run once the new facts are learned, and under `method.goal = \"task\"` they should not be learned: leave it out",
+            "waits for new facts to be learned, which `method.goal = \"task\"` avoids: leave it out",
         );
         let patience = train.early_stopping.and_then(|stop| stop.patience);
         checks.require(

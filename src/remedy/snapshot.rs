@@ -12,7 +12,7 @@ use crate::{
     Result,
     config::{MethodConfig, MethodKind, ReplayTarget},
     engine::{Gradients, TrainingModel},
-    model::Layout,
+    model::{Buffer, Layout},
     progress::Progress,
     prompt::Example,
 };
@@ -52,10 +52,18 @@ impl<'a> RunExamples<'a> {
     }
 }
 
+/// The teacher of a snapshot.
+pub struct DistillTeacher {
+    /// The distillation term of the training rows.
+    pub term: Distillation,
+    /// The frozen model, or its outputs.
+    pub teacher: Teacher,
+}
+
 /// The parts of the snapshot that the method needs.
 pub struct Snapshot {
-    /// The teacher, and the settings of the distillation term.
-    pub teacher: Option<(Distillation, Teacher)>,
+    /// The teacher.
+    pub teacher: Option<DistillTeacher>,
     l2: Option<WeightPenalty>,
     ewc: Option<WeightPenalty>,
     /// The outputs of linear layers for known inputs.
@@ -86,7 +94,10 @@ impl Snapshot {
             let covered = examples.for_teacher(method);
             let spec = TeacherSpec::of(method);
             let teacher = Teacher::freeze(spec, model, covered, teacher_dir, progress)?;
-            Some((Distillation::new(method, seed), teacher))
+            Some(DistillTeacher {
+                term: Distillation::new(method, seed),
+                teacher,
+            })
         } else {
             None
         };
@@ -118,14 +129,17 @@ impl Snapshot {
             teacher: method.has_teacher().then(|| {
                 let covered = examples.for_teacher(method);
                 let teacher = Teacher::empty(TeacherSpec::of(method), layout, covered);
-                (Distillation::new(method, seed), teacher)
+                DistillTeacher {
+                    term: Distillation::new(method, seed),
+                    teacher,
+                }
             }),
             l2: (method.kind == MethodKind::L2)
-                .then(|| WeightPenalty::empty(method.lambda, false, gradients)),
-            ewc: method
-                .ewc
-                .as_ref()
-                .map(|ewc| WeightPenalty::empty(ewc.strength / 2.0, true, gradients)),
+                .then(|| WeightPenalty::l2_at_zero(method.lambda, gradients)),
+            ewc: method.ewc.as_ref().map(|ewc| {
+                let importance = Buffer::zeros(gradients.data.len());
+                WeightPenalty::ewc_at_zero(ewc.strength, importance, gradients)
+            }),
             projection: method.project.map(|_| {
                 NullSpaceProjection::empty(layout, gradients, |name| {
                     length(&format!("project.{name}"))
@@ -141,7 +155,7 @@ impl Snapshot {
     pub fn open_files(&mut self, teacher_dir: &Path) -> Result<()> {
         let teacher = self.teacher.iter_mut();
         teacher
-            .map(|(_, teacher)| teacher)
+            .map(|distill| &mut distill.teacher)
             .try_for_each(|teacher| teacher.open_files(teacher_dir))
     }
 
@@ -161,7 +175,7 @@ impl Snapshot {
 
     /// Every array, by its name in a checkpoint.
     pub fn arrays(&self) -> Vec<(String, &[f32])> {
-        let teacher = self.teacher.iter().flat_map(|(_, t)| t.arrays());
+        let teacher = self.teacher.iter().flat_map(|t| t.teacher.arrays());
         let penalties =
             [("l2", &self.l2), ("ewc", &self.ewc)]
                 .into_iter()
@@ -181,7 +195,7 @@ impl Snapshot {
 
     /// The same arrays, to be filled from a checkpoint.
     pub fn arrays_mut(&mut self) -> Vec<(String, &mut [f32])> {
-        let teacher = self.teacher.iter_mut().flat_map(|(_, t)| t.arrays_mut());
+        let teacher = self.teacher.iter_mut().flat_map(|t| t.teacher.arrays_mut());
         let penalties = [("l2", &mut self.l2), ("ewc", &mut self.ewc)]
             .into_iter()
             .flat_map(|(name, penalty)| {

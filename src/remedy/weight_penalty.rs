@@ -42,30 +42,36 @@ pub struct WeightPenalty {
 }
 
 impl WeightPenalty {
-    /// A penalty on the weights that `gradients` contains, with center zero, and importance zero or 1 for every weight: to be filled from
-    /// a checkpoint.
-    pub fn empty(strength: f64, has_importance: bool, gradients: &Gradients) -> Self {
-        let len = gradients.data.len();
-        Self {
-            strength,
-            center: Buffer::zeros(len),
-            importance: has_importance.then(|| Buffer::zeros(len)),
-        }
-    }
-
     /// L2 around the current `params`.
     pub fn l2(lambda: f64, params: &Params, gradients: &Gradients) -> Self {
-        let mut penalty = Self::empty(lambda, false, gradients);
+        let mut penalty = Self::l2_at_zero(lambda, gradients);
         penalty.set_center(params, gradients);
         penalty
+    }
+
+    /// L2 with center zero, to be filled from a checkpoint.
+    pub fn l2_at_zero(lambda: f64, gradients: &Gradients) -> Self {
+        Self {
+            strength: lambda,
+            center: Buffer::zeros(gradients.data.len()),
+            importance: None,
+        }
     }
 
     /// Elastic weight consolidation around the current `params`. `importance` is F, in the layout of `gradients`.
     pub fn ewc(strength: f64, params: &Params, importance: Buffer, gradients: &Gradients) -> Self {
-        let mut penalty = Self::empty(strength / 2.0, false, gradients);
+        let mut penalty = Self::ewc_at_zero(strength, importance, gradients);
         penalty.set_center(params, gradients);
-        penalty.importance = Some(importance);
         penalty
+    }
+
+    /// Elastic weight consolidation with center zero, to be filled from a checkpoint.
+    pub fn ewc_at_zero(strength: f64, importance: Buffer, gradients: &Gradients) -> Self {
+        Self {
+            strength: strength / 2.0,
+            center: Buffer::zeros(gradients.data.len()),
+            importance: Some(importance),
+        }
     }
 
     /// Adds the importance of `other`: one penalty for both, around the center of this one.

@@ -125,7 +125,7 @@ impl AdamW {
     /// p <- p - (lr / c1) m / (sqrt(v) / sqrt(c2) + eps)
     /// ```
     ///
-    /// Element-wise in f32, with constants rounded from f64, in `PyTorch`'s order of operations. Of several processes each updates its
+    /// Element-wise in f32, with constants rounded from f64, in `PyTorch`'s order of operations. With several processes, each updates its
     /// shard, for which it has the moments and needs the gradients, and broadcasts the new weights.
     pub fn step(&mut self, params: &mut Params, gradients: &Gradients, lr: f64, clip_scale: f32) {
         let update = self.begin_step(lr, clip_scale);
@@ -142,7 +142,7 @@ impl AdamW {
         self.end_step(params, gradients);
     }
 
-    /// Both moments of all weights. Of several processes the main one gathers all shards; the others return an empty array.
+    /// Both moments of all weights. With several processes, the main one gathers all shards; the others return an empty array.
     pub(super) fn moments(&self) -> [Cow<'_, [f32]>; 2] {
         [&self.exp_avg, &self.exp_avg_sq].map(|own| {
             let comm = self.comm;
@@ -252,7 +252,7 @@ vectorized! {
     }
 }
 
-/// L2 norm of all gradients, accumulated in f64. Of several processes each has the gradients of its shard.
+/// L2 norm of all gradients, accumulated in f64. With several processes, each has the gradients of its shard.
 pub fn grad_norm(gradients: &Gradients, comm: Comm) -> f64 {
     let own = comm.shard_range(gradients.data.len());
     let mut sum = [squared_norm(&gradients.data[own])];
@@ -381,8 +381,8 @@ mod tests {
     #[test]
     fn adjacent_tensors_are_one_segment() {
         let (_, gradients) = two_vectors(5, &[0, 1]);
-        let stretches: Vec<_> = gradients.segments().collect();
-        assert_eq!(stretches, [(0..10, 0..10)]);
+        let segments: Vec<_> = gradients.segments().collect();
+        assert_eq!(segments, [(0..10, 0..10)]);
     }
 
     #[test]

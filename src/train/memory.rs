@@ -106,8 +106,8 @@ impl MemoryEstimate {
             let floats = BehaviourReference::max_floats(layout, trains_head);
             estimate.evaluation += FLOAT * floats as u64;
         }
-        let asked = Engine::inference_floats(&model.config, MAX_BATCH_TOKENS) as u64;
-        estimate.evaluation += FLOAT * asked + generate::KV_CACHE_BYTES as u64;
+        let inference_floats = Engine::inference_floats(&model.config, MAX_BATCH_TOKENS) as u64;
+        estimate.evaluation += FLOAT * inference_floats + generate::KV_CACHE_BYTES as u64;
         estimate.activations = FLOAT * largest_micro_batch(config, model, rows) as u64;
         estimate
     }

@@ -10,7 +10,9 @@ use crate::{
     model::Params,
     prompt::{Example, PackedExamples, micro_batches},
     remedy::{
-        distill::Distillation, snapshot::Snapshot, teacher::Teacher, weight_penalty::WeightPenalty,
+        distill::Distillation,
+        snapshot::{DistillTeacher, Snapshot},
+        weight_penalty::WeightPenalty,
     },
 };
 
@@ -31,9 +33,9 @@ pub struct StepBatch<'a> {
     /// The step, counted from 1: the seed of what is drawn at random.
     pub step: usize,
     /// All examples of the run.
-    pub rows: &'a [Example],
+    pub examples: &'a [Example],
     /// Indices of the examples of this step.
-    pub batch: &'a [usize],
+    pub indices: &'a [usize],
     /// Auxiliary examples of this step: decoys and replayed facts.
     pub aux: &'a [AuxBatch<'a>],
     /// The factor on the weight of every remedy.
@@ -48,7 +50,7 @@ pub struct StepBatch<'a> {
 #[derive(Clone, Copy)]
 pub struct AuxBatch<'a> {
     /// Their indices.
-    pub rows: &'a [usize],
+    pub indices: &'a [usize],
     /// Their training target.
     pub target: AuxTarget,
 }
@@ -63,8 +65,8 @@ pub enum AuxTarget {
 }
 
 /// Examples of a step that have the same terms of the loss.
-struct RowGroup<'a> {
-    rows: &'a [usize],
+struct ExampleGroup<'a> {
+    indices: &'a [usize],
     /// Whether they have a cross-entropy.
     labelled: bool,
     /// Their distillation term.
@@ -77,9 +79,9 @@ struct RowGroup<'a> {
     micro_batches: Vec<(&'a [usize], PackedExamples)>,
 }
 
-impl<'a> RowGroup<'a> {
+impl<'a> ExampleGroup<'a> {
     fn new(
-        rows: &'a [usize],
+        indices: &'a [usize],
         labelled: bool,
         term: Option<Distillation>,
         batch: &StepBatch<'_>,
@@ -87,30 +89,32 @@ impl<'a> RowGroup<'a> {
         comm: Comm,
     ) -> Self {
         let packed = |micro_batch: &[usize]| {
-            let examples = micro_batch.iter().map(|&row| &batch.rows[row]);
+            let examples = micro_batch.iter().map(|&i| &batch.examples[i]);
             let mut packed = PackedExamples::new(examples);
             if let Some(cache) = &objective.activation_cache {
                 cache.attach(&mut packed, micro_batch);
             }
             packed
         };
-        let targets = |rows: &[usize]| {
-            let rows = rows.iter();
-            rows.map(|&row| batch.rows[row].num_targets()).sum()
+        let targets = |indices: &[usize]| {
+            let indices = indices.iter();
+            indices.map(|&i| batch.examples[i].num_targets()).sum()
         };
-        let own = comm.shard_range(rows.len());
-        let batches = rows[own.clone()].chunks(batch.rows_per_micro_batch);
-        let micro_batches = batches.flat_map(|rows| {
+        let own = comm.shard_range(indices.len());
+        let batches = indices[own.clone()].chunks(batch.rows_per_micro_batch);
+        let micro_batches = batches.flat_map(|indices| {
             let tokens = batch.tokens_per_micro_batch;
-            micro_batches(rows, tokens, |&row| batch.rows[row].num_tokens())
+            micro_batches(indices, tokens, |&i| batch.examples[i].num_tokens())
         });
         Self {
-            rows,
+            indices,
             labelled,
             term,
-            targets: targets(rows),
-            targets_before: targets(&rows[..own.start]),
-            micro_batches: micro_batches.map(|rows| (rows, packed(rows))).collect(),
+            targets: targets(indices),
+            targets_before: targets(&indices[..own.start]),
+            micro_batches: micro_batches
+                .map(|indices| (indices, packed(indices)))
+                .collect(),
         }
     }
 
@@ -121,10 +125,10 @@ impl<'a> RowGroup<'a> {
         } else {
             0.0
         };
-        let (rows, targets, term) = (self.rows.len(), self.targets, self.term);
+        let (examples, targets, term) = (self.indices.len(), self.targets, self.term);
         for (_, packed) in &mut self.micro_batches {
-            packed.set_weights(ce_weight, |row_targets| {
-                term.map_or(0.0, |t| t.weight(rows, row_targets, targets))
+            packed.set_weights(ce_weight, |example_targets| {
+                term.map_or(0.0, |t| t.weight(examples, example_targets, targets))
             });
         }
     }
@@ -155,7 +159,7 @@ impl Objective {
         let labelled_targets = labelled.map(|group| group.targets).sum();
 
         let mut loss = Loss::default();
-        // The penalties depend on the weights only; of several processes one adds them.
+        // The penalties depend on the weights only; with several processes, one adds them.
         if comm.is_main() {
             loss.penalty = self.penalties(sink.params(), gradients, batch.strength);
         }
@@ -165,12 +169,12 @@ impl Objective {
             group.set_weights(labelled_targets);
             let mut first_target = targets_before + group.targets_before;
             targets_before += group.targets;
-            for (rows, packed) in &group.micro_batches {
+            for (indices, packed) in &group.micro_batches {
                 remaining -= 1;
                 sink.begin_micro_batch(remaining);
                 let has_weight = packed.targets.iter().any(|t| t.distill_weight != 0.0);
                 let teacher = self.teacher().filter(|_| has_weight);
-                let outputs = teacher.map(|(_, teacher)| teacher.outputs(engine, packed, rows));
+                let outputs = teacher.map(|t| t.teacher.outputs(engine, packed, indices));
                 let soft_targets = group.term.as_ref().zip(outputs.as_ref());
                 let soft_targets = soft_targets
                     .map(|(term, outputs)| term.soft_targets(outputs, batch.step, first_target));
@@ -190,15 +194,16 @@ impl Objective {
     }
 
     /// The examples of a step, by the terms of the loss that they have.
-    fn groups<'a>(&self, batch: &StepBatch<'a>, comm: Comm) -> Vec<RowGroup<'a>> {
-        let term = self.teacher().map(|(term, _)| term.scaled(batch.strength));
-        let group = |rows, labelled, term| RowGroup::new(rows, labelled, term, batch, self, comm);
-        let mut groups = vec![group(batch.batch, true, term)];
+    fn groups<'a>(&self, batch: &StepBatch<'a>, comm: Comm) -> Vec<ExampleGroup<'a>> {
+        let term = self.teacher().map(|t| t.term.scaled(batch.strength));
+        let group =
+            |indices, labelled, term| ExampleGroup::new(indices, labelled, term, batch, self, comm);
+        let mut groups = vec![group(batch.indices, true, term)];
         groups.extend(batch.aux.iter().map(|aux| match aux.target {
-            AuxTarget::Label => group(aux.rows, true, None),
+            AuxTarget::Label => group(aux.indices, true, None),
             AuxTarget::Snapshot(weight) => {
                 let term = term.map(|term| term.for_aux_examples(batch.strength * weight));
-                group(aux.rows, false, term)
+                group(aux.indices, false, term)
             }
         }));
         groups
@@ -218,7 +223,7 @@ impl Objective {
         sum
     }
 
-    fn teacher(&self) -> Option<&(Distillation, Teacher)> {
+    fn teacher(&self) -> Option<&DistillTeacher> {
         self.snapshot.as_ref()?.teacher.as_ref()
     }
 }

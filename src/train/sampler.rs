@@ -237,8 +237,8 @@ impl Sampler {
     ) -> StepBatch<'a> {
         StepBatch {
             step,
-            rows: &self.examples,
-            batch: rows.rows,
+            examples: &self.examples,
+            indices: rows.indices,
             aux: &rows.aux,
             strength,
             rows_per_micro_batch: self.examples_per_micro_batch,
@@ -271,11 +271,11 @@ impl Epoch {
         let chunks = self.order.chunks(self.examples_per_step).enumerate();
         chunks.map(move |(step, rows)| {
             let aux = self.aux.iter().map(|(target, rows)| AuxBatch {
-                rows: &rows[rows.len() * step / steps..rows.len() * (step + 1) / steps],
+                indices: &rows[rows.len() * step / steps..rows.len() * (step + 1) / steps],
                 target: *target,
             });
             StepRows {
-                rows,
+                indices: rows,
                 aux: aux.collect(),
             }
         })
@@ -286,7 +286,7 @@ impl Epoch {
 #[derive(Clone)]
 pub(super) struct StepRows<'a> {
     /// Learned examples.
-    pub rows: &'a [usize],
+    pub indices: &'a [usize],
     /// Decoys and replayed facts.
     pub aux: Vec<AuxBatch<'a>>,
 }
@@ -294,8 +294,8 @@ pub(super) struct StepRows<'a> {
 impl StepRows<'_> {
     /// Tokens of all of them, prompts and targets.
     pub fn num_tokens(&self, examples: &[Example]) -> usize {
-        let aux = self.aux.iter().flat_map(|aux| aux.rows);
-        let rows = self.rows.iter().chain(aux);
+        let aux = self.aux.iter().flat_map(|aux| aux.indices);
+        let rows = self.indices.iter().chain(aux);
         rows.map(|&row| examples[row].prompt.len() + examples[row].target.len())
             .sum()
     }
@@ -352,7 +352,7 @@ mod tests {
         for (epoch, len, steps) in [(1, 6, 2), (2, 6, 2), (3, 11, 4), (4, 11, 4)] {
             let visited = sampler.epoch(epoch, &[]);
             assert_eq!((visited.len(), visited.steps().count()), (len, steps));
-            let mut rows: Vec<usize> = visited.steps().flat_map(|s| s.rows.to_vec()).collect();
+            let mut rows: Vec<usize> = visited.steps().flat_map(|s| s.indices.to_vec()).collect();
             rows.sort_unstable();
             assert_eq!(rows, (0..len).collect::<Vec<_>>());
         }
@@ -374,15 +374,18 @@ mod tests {
         let steps: Vec<StepRows<'_>> = epoch.steps().collect();
         // Half of eleven decoys, rounded, and five replayed facts.
         for (kind, len) in [(0, 6), (1, 5)] {
-            let rows = steps.iter().map(|step| step.aux[kind].rows);
+            let rows = steps.iter().map(|step| step.aux[kind].indices);
             let counts: Vec<usize> = rows.clone().map(<[usize]>::len).collect();
             assert_eq!(counts.iter().sum::<usize>(), len);
             assert!(counts.iter().max() <= counts.iter().min().map(|min| min + 1).as_ref());
         }
-        let mut replayed: Vec<usize> = steps.iter().flat_map(|s| s.aux[1].rows.to_vec()).collect();
+        let mut replayed: Vec<usize> = steps
+            .iter()
+            .flat_map(|s| s.aux[1].indices.to_vec())
+            .collect();
         replayed.sort_unstable();
         assert_eq!(replayed, [0, 1, 2, 4, 5]);
-        assert!(steps[0].aux[0].rows.iter().all(|row| *row >= 11));
+        assert!(steps[0].aux[0].indices.iter().all(|row| *row >= 11));
         // Two learned rows, two decoys and two replayed facts, of three tokens each.
         assert_eq!(steps[3].num_tokens(sampler.examples()), 3 * (2 + 2 + 2));
     }

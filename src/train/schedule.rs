@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 use crate::config::LrScheduler;
 
 impl LrScheduler {
-    /// The rate of `step` (counted from 0) as a share of the peak: rising by 1/`warmup` a step from 0, then the shape,
+    /// The rate of `step` (counted from 0) as a fraction of the peak: rising by 1/`warmup` a step from 0, then the shape,
     /// with t = (step - warmup) / (total - warmup): 1, (1 + cos(pi t)) / 2 or 1 - t.
     pub fn factor(self, step: usize, warmup: usize, total: usize) -> f64 {
         if step < warmup {

@@ -49,6 +49,14 @@ pub(super) struct StepOutcome {
     pub grad_norm: f64,
 }
 
+/// How an optimizer step uses the gradients.
+#[derive(Clone, Copy)]
+struct Update {
+    learning_rate: f64,
+    /// The gradients are multiplied by this.
+    clip_scale: f32,
+}
+
 /// A step whose loss or gradient is not finite.
 #[derive(Clone, Debug)]
 pub(super) struct NonFinite {
@@ -112,20 +120,23 @@ impl Student {
             } else {
                 1.0
             };
-            return self.backward(objective, batch, Some((learning_rate, scale)));
+            let update = Update {
+                learning_rate,
+                clip_scale: scale,
+            };
+            return self.backward(objective, batch, Some(update));
         }
         let outcome = self.backward(objective, batch, None)?;
         self.update(learning_rate, clip_scale(outcome.grad_norm, max_norm));
         Ok(outcome)
     }
 
-    /// Loss and gradient of `batch`. With `update` (learning rate and clip scale), each layer is updated as soon as its gradient is
-    /// complete.
+    /// Loss and gradient of `batch`. With `update`, each layer is updated as soon as its gradient is complete.
     fn backward(
         &mut self,
         objective: &Objective,
         batch: StepBatch<'_>,
-        update: Option<(f64, f32)>,
+        update: Option<Update>,
     ) -> Result<StepOutcome, NonFinite> {
         let (loss, norm) = self.accumulate(objective, batch, update);
         let norm = norm.unwrap_or_else(|| self.gradient_norm());
@@ -143,7 +154,7 @@ impl Student {
         &mut self,
         objective: &Objective,
         batch: StepBatch<'_>,
-        update: Option<(f64, f32)>,
+        update: Option<Update>,
     ) -> (Loss, Option<Result<f64, String>>) {
         self.gradients.zero();
         let comm = self.engine.comm();
@@ -154,7 +165,10 @@ impl Student {
         let in_backward = self.optimizer_in_backward;
         thread::scope(|scope| {
             let action = match update {
-                Some((learning_rate, scale)) => GradAction::update(optimizer, learning_rate, scale),
+                Some(Update {
+                    learning_rate,
+                    clip_scale,
+                }) => GradAction::update(optimizer, learning_rate, clip_scale),
                 None if in_backward => GradAction::Measure(NormAccumulator::default()),
                 None if reduces => {
                     GradAction::Reduce(Reducer::spawn(scope, comm, gradients.data.len()))
@@ -353,8 +367,8 @@ mod tests {
         ];
         let batch = |step| StepBatch {
             step,
-            rows: &rows,
-            batch: &[0, 1],
+            examples: &rows,
+            indices: &[0, 1],
             aux: &[],
             strength: 1.0,
             rows_per_micro_batch: 2,

@@ -244,7 +244,7 @@ impl Trainer {
                     }
                     self.state.end_step();
                 }
-                bar.inc(rows.rows.len() as u64);
+                bar.inc(rows.indices.len() as u64);
                 interrupt::check_all_processes(self.student.engine.comm())?;
             }
             self.project();

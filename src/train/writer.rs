@@ -30,7 +30,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// The decoys of a run, as tokens.
 const DECOYS: &str = "decoys.jsonl";
 
-/// Writes a run. Of several processes the main one writes; the others call the same methods.
+/// Writes a run. With several processes, the main one writes; the others call the same methods.
 pub(super) struct RunWriter {
     run: RunDir,
     checkpoints: Checkpoints,

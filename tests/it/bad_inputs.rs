@@ -285,7 +285,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     (
         "method.teacher=topk",
         &[
-            "`method.teacher` `topk` stores only the teacher's most likely tokens, which is exact under `vocab_subset = { top = N }` and nothing else: use `hidden`",
+            "`method.teacher` `topk` stores only the teacher's most likely tokens, which is exact only with `vocab_subset = { top = N }`: use `hidden`",
         ],
     ),
     (

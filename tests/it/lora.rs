@@ -90,8 +90,8 @@ fn ten_steps_of_every_variant_equal_pefts() {
             gradients.zero();
             let step = StepBatch {
                 step: i + 1,
-                rows: &rows,
-                batch: &batch,
+                examples: &rows,
+                indices: &batch,
                 aux: &[],
                 strength: 1.0,
                 rows_per_micro_batch: rows.len(),

@@ -103,8 +103,8 @@ fn ten_projected_steps_equal_pytorchs() {
         gradients.zero();
         let step = StepBatch {
             step: i + 1,
-            rows: &rows,
-            batch: &batch,
+            examples: &rows,
+            indices: &batch,
             aux: &[],
             strength: 1.0,
             rows_per_micro_batch: rows.len(),

@@ -9,8 +9,8 @@ use unforget::{
     progress::Progress,
     prompt::{Example, PackedExamples},
     remedy::{
-        snapshot::{RunExamples, Snapshot},
-        teacher::Teacher as Kept,
+        snapshot::{DistillTeacher, RunExamples, Snapshot},
+        teacher::Teacher,
         weight_penalty::fisher,
     },
     run::RunDir,
@@ -52,7 +52,7 @@ fn arrays(
     }
 }
 
-/// The same, of a run in the file `remedies`, on the rows numbered `batch` and those `beside`.
+/// The same, of a run in the file `remedies`, on the examples with indices `batch` and the auxiliary examples `aux`.
 fn check_rows(
     (remedies, name): (&Golden, &str),
     method: &MethodConfig,
@@ -90,8 +90,8 @@ fn check_rows(
         gradients.zero();
         let step = StepBatch {
             step: i + 1,
-            rows: &rows,
-            batch,
+            examples: &rows,
+            indices: batch,
             aux,
             strength: 1.0,
             rows_per_micro_batch: 4,
@@ -198,7 +198,11 @@ fn a_topk_teacher_is_exact() {
             logits
         });
         let mut tops = tops.map(|(id, logit)| (id as u32, logit as f32));
-        let Some((_, Kept::TopK(teacher))) = &mut snapshot.teacher else {
+        let Some(DistillTeacher {
+            teacher: Teacher::TopK(teacher),
+            ..
+        }) = &mut snapshot.teacher
+        else {
             panic!("no such teacher");
         };
         let quiet = Progress::quiet();
@@ -288,11 +292,11 @@ fn replay_of_labels_and_of_the_teachers_answers_equals_pytorchs() {
     let strength = run["strength"].as_f64().expect("a number");
     let aux = [
         AuxBatch {
-            rows: &labelled,
+            indices: &labelled,
             target: AuxTarget::Label,
         },
         AuxBatch {
-            rows: &teacher_rows,
+            indices: &teacher_rows,
             target: AuxTarget::Snapshot(strength),
         },
     ];

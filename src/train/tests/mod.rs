@@ -159,7 +159,7 @@ fn replay(target: ReplayTarget, order: ReplaySelection) -> ReplayConfig {
 /// The rows of a step on these examples only.
 fn on(rows: &[usize]) -> StepRows<'_> {
     StepRows {
-        rows,
+        indices: rows,
         aux: Vec::new(),
     }
 }

@@ -43,7 +43,7 @@ fn every_epoch_draws_its_ratio_from_the_decoy_pool() {
     assert_eq!(trainer.sampler.examples().len(), 22);
     let visited = |epoch: usize| {
         let steps = trainer.sampler.epoch(epoch, &[]);
-        let decoys = steps.steps().flat_map(|step| step.aux[0].rows.to_vec());
+        let decoys = steps.steps().flat_map(|step| step.aux[0].indices.to_vec());
         let mut rows: Vec<usize> = decoys.collect();
         rows.sort_unstable();
         rows
