@@ -123,12 +123,12 @@ fn splits(run: &RecordedRun) -> impl Iterator<Item = (&'static str, &AccuracySta
     })
 }
 
-/// How a model was trained to be asked.
+/// The prompt format that a model was trained with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TrainedPrompt {
     /// Through its chat template, which the GGUF file holds.
     Chat,
-    /// With texts that go on from a prompt as it stands.
+    /// Plain text: the model continues a prompt without a template.
     Text,
     /// With facts in this template.
     Facts(PromptTemplate),

@@ -26,7 +26,7 @@ pub struct Gate {
     pub forgotten_pp: f64,
     /// `forgotten.interval`: 95%, Wilson.
     pub interval: Option<[f64; 2]>,
-    /// Whether the model was asked behind the few-shot prompts of the run's audit; otherwise at the run's training prompt.
+    /// Whether the model was asked under the few-shot prompts of the run's audit; otherwise at the run's training prompt.
     pub few_shot: bool,
     /// Distance of the behaviour on general prompts from that of the run's base model; null if not measured.
     pub behaviour: Option<Behaviour>,
@@ -47,7 +47,7 @@ pub struct GatedFact {
     pub question: String,
     /// Correct answer, as trained.
     pub object: String,
-    /// The recorded answer: before training, behind a few-shot prompt; without an audit at the end of the run.
+    /// The recorded answer: before training, under a few-shot prompt; without an audit at the end of the run.
     pub before: String,
     /// Answer of this model.
     pub now: String,
@@ -58,7 +58,7 @@ pub struct GatedFact {
 }
 
 impl Gate {
-    /// Compares what a run recorded (`rows`) with another model's `answers` to the same facts, asked behind the `few_shot` prompts
+    /// Compares what a run recorded (`rows`) with another model's `answers` to the same facts, evaluated under the `few_shot` prompts
     /// of the run's audit or, without an audit, at its training prompt.
     ///
     /// Known before are the facts that the audit found known; without an audit, those that the run answered correctly at its end,
@@ -174,7 +174,7 @@ impl Gate {
     pub fn markdown(&self) -> String {
         let mark = if self.passed() { "✅" } else { "❌" };
         let asked = if self.few_shot {
-            "Asked behind the few-shot prompts of the baseline's audit."
+            "Evaluated under the few-shot prompts of the baseline's audit."
         } else {
             "Asked at the baseline's training prompt and compared with its end, since it has no audit: a model that was not trained on \
              this prompt seems to have forgotten what it answers in other words."
@@ -344,7 +344,7 @@ mod tests {
         insta::assert_snapshot!(gate.markdown(), @r"
         ### ❌ failed: forgot 1 of 3 known held-out facts, 33.3% (95%: 6.1 to 79.2); budget 33 pp
 
-        Asked behind the few-shot prompts of the baseline's audit.
+        Evaluated under the few-shot prompts of the baseline's audit.
 
         | split | facts | known before | known now | forgotten | gained |
         |---|---|---|---|---|---|

@@ -60,7 +60,7 @@ pub(crate) fn check_all_processes(comm: Comm) -> Result<()> {
 /// Installs the signal handlers. Ctrl-C and SIGTERM end the process with code 130: at once, or, while an [`InterruptGuard`] is held,
 /// after requesting a stop and calling `on_request`.
 ///
-/// A process manager kills a process soon after SIGTERM, so the process ends itself after ten seconds. Its files are always complete.
+/// A process manager kills a process soon after SIGTERM, so the process ends itself after nine seconds. Its files are always complete.
 pub fn install_handler(on_request: impl Fn() + Send + Sync + 'static) {
     let on_request = std::sync::Arc::new(on_request);
     let on_interrupt = std::sync::Arc::clone(&on_request);

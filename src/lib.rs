@@ -4,9 +4,9 @@
 //! The code reads in the order in which the data flows: [`facts`] -> [`audit`] -> [`splits`] -> [`train`] -> [`measure`] ->
 //! [`report`]. [`experiment`] repeats all of it.
 //!
-//! # Rooms
+//! # Modules
 //!
-//! A room is a top-level module. Imports point down this list and never up, and the files of a room import each other in no circle;
+//! These are the top-level modules. A module imports only modules below it, and the files of a module have no import cycle;
 //! `tests/it/rooms.rs` reads this list and checks both.
 //!
 //! - `cli`: one file per command: arguments, config, a library call, output

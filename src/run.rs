@@ -168,7 +168,7 @@ pub struct FactResult {
     /// correctly; null without an audit.
     #[serde(default)]
     pub few_shot_accuracy: Option<f64>,
-    /// Answer before training, behind one of the audit's few-shot prompts; without an audit at the training prompt.
+    /// Answer before training, under one of the audit's few-shot prompts; without an audit at the training prompt.
     pub answer_before: String,
     /// Answer at the training prompt after training.
     pub answer_after: String,

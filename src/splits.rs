@@ -58,7 +58,7 @@ pub struct Splits {
     pub weakly_known: Vec<LabelledFact>,
     /// Held out like `held`, but used to control the budget and not reported; not part of [`Splits::iter`].
     pub control: Vec<LabelledFact>,
-    /// The few-shot prompts of the audit; empty without one. A run keeps them, so that other models can be asked behind them.
+    /// The few-shot prompts of the audit; empty without one. A run keeps them, so that other models can be evaluated under them.
     pub prompts: Vec<FewShotPrompt>,
     /// Facts that were left out or taken from the pool, one line each.
     pub notes: Vec<String>,

@@ -1,4 +1,4 @@
-//! Answers of a model behind few-shot prompts, for statements about a model before training and for comparisons of two models.
+//! Answers of a model under few-shot prompts: what the base model knows before training, and comparisons of two models.
 //!
 //! A model that never saw the training prompt may know a fact and answer it in other words ("The capital of France is Paris.").
 //! The exemplars of a few-shot prompt show the format, so that what is measured is knowledge.
@@ -18,11 +18,11 @@ use crate::{
     prompt::PromptTemplate,
 };
 
-/// Prompts of its relation behind which a fact is asked when models are compared. A fact that is `HighlyKnown` under all prompts of
-/// an audit is correct behind any of them.
+/// Prompts per fact when two models are compared, of its relation. A fact that is `HighlyKnown` under all prompts of
+/// an audit is correct under any of them.
 pub const COMPARED_PROMPTS: usize = 3;
 
-/// How facts are asked behind few-shot prompts.
+/// How facts are asked under few-shot prompts.
 #[derive(Clone, Copy, Debug)]
 pub struct FewShotQuestions<'a> {
     /// The prompts of all relations. A fact of another relation is asked without exemplars.
@@ -34,7 +34,7 @@ pub struct FewShotQuestions<'a> {
 }
 
 impl FewShotQuestions<'_> {
-    /// One answer to each fact, behind the first [`COMPARED_PROMPTS`] of its prompts: correct if at least half of the answers are.
+    /// One answer to each fact, under the first [`COMPARED_PROMPTS`] of its prompts: correct if at least half of the answers are.
     /// The text is that of the first answer with this verdict, to the end of its line.
     ///
     /// # Errors
@@ -45,15 +45,15 @@ impl FewShotQuestions<'_> {
         generator: &mut Generator<'_>,
         progress: &Progress,
     ) -> Result<Vec<EvalAnswer>> {
-        let each = self.answers_behind(facts, COMPARED_PROMPTS, generator, progress)?;
+        let each = self.answers_under(facts, COMPARED_PROMPTS, generator, progress)?;
         Ok(each.into_iter().map(majority).collect())
     }
 
-    /// The answers to each fact behind at most `max_prompts` of its prompts, in their order.
+    /// The answers to each fact under at most `max_prompts` of its prompts, in their order.
     ///
     /// # Errors
     /// As [`Self::answers`].
-    pub fn answers_behind(
+    pub fn answers_under(
         &self,
         facts: &[&Fact],
         max_prompts: usize,
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_those_of_the_audit_behind_the_same_prompts() {
+    fn answers_are_those_of_the_audit_under_the_same_prompts() {
         let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama");
         let model = Model::load(model).expect("the golden model is there");
         let mut engine = Engine::new(&model.config);
@@ -272,7 +272,7 @@ mod tests {
         };
         let asked: Vec<&Fact> = facts.iter().collect();
         let mut generator = Generator::new(&mut engine, &model);
-        let answers = questions.answers_behind(&asked, 2, &mut generator, &progress);
+        let answers = questions.answers_under(&asked, 2, &mut generator, &progress);
         for (own, audited) in answers.expect("short questions").iter().zip(&audit.facts) {
             for (own, text) in own.iter().zip(&audited.answers) {
                 // Both stop at the end of the line, or after different numbers of tokens.

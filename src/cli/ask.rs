@@ -24,7 +24,7 @@ use super::{
 #[command(after_help = "Examples:\n  \
     unforget ask smollm2-135m \"The capital of France is\" --max-new-tokens 8\n  \
     unforget ask smollm2-135m --prompts prompts.jsonl --stop '\\n' --logprobs 5\n\n\
-    The prompt is continued as it is. With --prompts (rows {\"prompt\"}), --logprobs or --json, the output is one line of\n\
+    The prompt is continued as it is. With --prompts (rows {\"prompt\"}), --logprobs or --json, the output is one line of \
     JSON per prompt, in order: {\"prompt\", \"answer\"}, with --samples also \"answers\", with --logprobs also\n\
     \"tokens\": [{\"id\", \"logprob\", \"top\": [[id, logprob]]}] of \"answer\" (nats, at temperature 1).")]
 pub struct AskArgs {
@@ -36,7 +36,7 @@ pub struct AskArgs {
     /// JSON lines with `prompt`; `-` is stdin
     #[arg(long, value_name = "FILE.jsonl")]
     prompts: Option<PathBuf>,
-    /// Ask through the model's own chat template
+    /// Use the model's own chat template
     #[arg(long)]
     chat: bool,
     /// Softmax temperature; 0 is greedy

@@ -25,7 +25,7 @@ use super::{
     after_help = "Examples:\n  unforget audit smollm2-135m --num-prompts 3\n  \
     unforget audit smollm2-135m facts.tsv --out audits/mine\n\n\
     Prints the fraction of each label; with --out also writes facts.jsonl, prompts.jsonl, summary.json and knowledge.svg.\n\
-    HighlyKnown: the greedy answer is correct under every few-shot prompt; MaybeKnown: under some; WeaklyKnown: under none, but\n\
+    HighlyKnown: the greedy answer is correct under every few-shot prompt; MaybeKnown: under some; WeaklyKnown: under none, but \
     some samples are correct; Unknown: none is. A repeated audit is read from a cache."
 )]
 pub struct AuditArgs {

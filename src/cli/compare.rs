@@ -40,18 +40,18 @@ const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  unforget compare runs/p17\n  \
     unforget compare smollm2-135m runs/p17 --facts held.tsv\n\n\
-    A run is read from its records: known before are the facts that its audit found known. Two models are asked behind the\n\
-    same few-shot prompts, those of the run's audit if one of them is a run, so that another wording of the answers is not\n\
-    taken for forgetting. A fact that only AFTER answers correctly counts as learned. With --json:\n  \
-    {\"learned\", \"kept\", \"forgotten\", \"gained\", \"facts\": [{..., \"before\", \"after\", \"outcome\"}]}")]
+    With a run, reads its records; a fact counts as known before if the run's audit found it known. With two models, evaluates both under the \
+    same few-shot prompts (those of the run's audit if one of them is a run), so that a different answer format does not \
+    count as forgetting. A fact that only AFTER answers correctly counts as learned. With --json:\n  \
+    {\"learned\", \"not_learned\", \"kept\", \"forgotten\", \"gained\", \"never_knew\", \"facts\": [{..., \"before\", \"after\", \"outcome\"}]}")]
 pub struct CompareArgs {
-    /// A run directory; or the model before
+    /// A finished run, or the model before training
     #[arg(value_name = "RUN|BEFORE")]
     before: String,
-    /// The model after
+    /// The model after training
     #[arg(requires = "facts")]
     after: Option<String>,
-    /// Facts to ask both models
+    /// Facts to evaluate both models on
     #[arg(long, value_name = "FACTS", num_args = 1.., requires = "after")]
     facts: Vec<PathBuf>,
     #[command(flatten)]
@@ -74,7 +74,7 @@ impl CompareArgs {
         }
     }
 
-    /// Asks both models every fact behind the same few-shot prompts: those of the audit that a run keeps, or new ones.
+    /// Asks both models every fact under the same few-shot prompts: those of the audit that a run keeps, or new ones.
     fn compare_models(&self, after: &str, context: &Context) -> Result<Comparison> {
         let facts = self.fact_args.facts(&self.facts, context)?;
         // A missing model is an error before the other is evaluated.
@@ -91,7 +91,7 @@ impl CompareArgs {
         Ok(Comparison::between(&facts, before, after))
     }
 
-    /// A model's answer to every fact behind few-shot prompts.
+    /// A model's answer to every fact under few-shot prompts.
     fn answers(
         &self,
         spec: &str,

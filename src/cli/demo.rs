@@ -30,7 +30,7 @@ use super::{context::Context, output};
 #[command(
     after_help = "Examples:\n  unforget demo            about ten minutes on two cores\n  \
     unforget demo --quick    fewer facts and epochs, at most three minutes\n\n\
-    Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and\n\
+    Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and \
     self-distillation. Writes the three runs and report.html to --out."
 )]
 pub struct DemoArgs {

@@ -14,7 +14,7 @@ use super::context::Context;
 
 #[derive(Debug, Args)]
 pub struct FactArgs {
-    /// When an answer is right
+    /// When an answer is correct
     #[arg(
         long = "match",
         value_name = "RULE",
@@ -22,7 +22,7 @@ pub struct FactArgs {
         default_value = "exact"
     )]
     match_rule: MatchArg,
-    /// Ask through the model's own chat template
+    /// Use the model's own chat template
     #[arg(long)]
     chat: bool,
     /// Count and list broken rows instead of refusing the file
@@ -38,7 +38,7 @@ pub struct FactArgs {
 enum MatchArg {
     /// The first line equals an accepted form
     Exact,
-    /// The first line contains one
+    /// The first line contains an accepted form
     Contains,
 }
 

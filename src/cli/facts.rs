@@ -11,8 +11,8 @@ use super::{context::Context, output};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  unforget facts handbook.md products.csv > new.tsv\n  unforget facts notes.txt --json\n\n\
-    Of a table every cell beside the first of its row, which names the subject; of Markdown and plain text tables, lines of\n\
-    \"Key: value\" below a heading, and plain sentences (\"X was founded in 1999.\"). Nothing is sent anywhere. The\n\
+    From a table: the first cell of a row is the subject, and every other cell is a fact about it. From Markdown and plain text: tables, \
+    \"Key: value\" lines below a heading, and simple sentences (\"X was founded in 1999.\"). Works offline. The \
     extraction matches patterns and makes mistakes: review the table before you train on it."
 )]
 pub struct FactsArgs {

@@ -32,11 +32,11 @@ const MAX_LISTED: usize = 20;
     mut_arg("match_rule", |arg| arg.hide(true)),
     after_help = "Examples:\n  unforget forecast smollm2-135m --learn new.tsv --held known.tsv\n  \
     unforget forecast smollm2-135m --learn new.tsv --held known.tsv --against runs/new\n\n\
-    Ranks the facts of --held, known now: the first are the most likely to be wrong after plain fine-tuning on --learn. This is a\n\
-    ranking, not a probability or a count. Beside each fact stand the new facts whose subjects the model holds nearest. Relations\n\
-    about which the ranking tells little are named first. With --json, most endangered first:\n  \
+    Ranks the facts of --held: the first is the most likely to be wrong after plain fine-tuning on --learn. This is a \
+    ranking, not a probability or a count. Each fact is listed with the new facts whose subjects are nearest to its own (cosine of hidden states). \
+    Warnings name the relations for which the ranking is unreliable. With --json, highest risk first:\n  \
     [{\"subject\", \"relation\", \"question\", \"object\", \"risk\", \"log_odds\", \"warning\", \"nearest\": [{\"subject\", \"object\", \"cosine\"}]}]\n\
-    risk: the fraction of the other facts that rank lower. warning: why the ranking tells little, or null.\n\
+    risk: the fraction of the other facts that rank lower. warning: why the ranking is unreliable, or null.\n\
     --against evaluates the ranking on a finished run, per relation too: the area under the ROC curve (1 is perfect, 0.5 chance).\n\
     With --json: {\"auc\", \"interval\", \"forgotten\", \"kept\", \"relations\": [{\"relation\", \"auc\", ...}], \"forecast\": [...]}"
 )]
@@ -46,13 +46,13 @@ pub struct ForecastArgs {
     /// The new facts; several files make one set
     #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
     learn: Vec<PathBuf>,
-    /// Known facts that will be trained beside them [default: the held ones stand in for them]
+    /// Known facts to train on as well [default: the facts of --held are used in their place]
     #[arg(long, value_name = "FACTS", num_args = 1..)]
     keep: Vec<PathBuf>,
-    /// The known facts in question
+    /// The known facts to rank
     #[arg(long, value_name = "FACTS", num_args = 1.., required = true)]
     held: Vec<PathBuf>,
-    /// A finished run whose held facts judge the forecast
+    /// A finished run to evaluate the ranking on
     #[arg(long, value_name = "RUN")]
     against: Option<PathBuf>,
     #[command(flatten)]
@@ -219,7 +219,7 @@ fn score_forecast<'a>(
     }
 }
 
-/// Warnings, then the most endangered facts, then how well they were ranked.
+/// Warnings, then the facts most at risk, then how well they were ranked.
 fn format_forecast(at_risk: &[AtRiskFact], score: Option<&ForecastScore<'_>>) -> String {
     let headers = [
         "rank",

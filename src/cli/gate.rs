@@ -31,10 +31,10 @@ use super::{
 #[command(
     after_help = "Examples:\n  unforget gate runs/new --baseline runs/released --budget 2\n  \
     unforget gate model --baseline runs/released --budget 2 --junit gate.xml >> \"$GITHUB_STEP_SUMMARY\"\n\n\
-    Asks the model every fact of the baseline run behind the few-shot prompts of that run's audit, so that another wording of\n\
-    the answers is not taken for forgetting. Counted are the held-out facts that the audit found HighlyKnown and that the model\n\
-    answers wrongly. A summary in Markdown on stdout; with --json: {\"budget\", \"split\", \"forgotten\": {\"count\", \"of\", \"pp\",\n\
-    \"interval\"}, \"forgotten_pp\", \"interval\", \"few_shot\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it."
+    Evaluates the model on every fact of the baseline run, under the few-shot prompts of that run's audit, so that a different answer format \
+    does not count as forgetting. Counts the held-out facts that the audit found HighlyKnown and that the model \
+    answers incorrectly. Prints a summary in Markdown. With --json: {\"budget\", \"split\", \"forgotten\": {\"count\", \"of\", \"pp\", \
+    \"interval\"}, \"forgotten_pp\", \"interval\", \"few_shot\", \"behaviour\", \"max_kl\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it."
 )]
 pub struct GateArgs {
     /// The model, or a run

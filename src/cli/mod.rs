@@ -45,8 +45,8 @@ use self::context::Context;
     unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
     unforget report runs/new --out report.html\n\n\
     Begin with `unforget demo`: about ten minutes on a real small model.\n\n\
-    MODEL is a Hugging Face directory, a .gguf file, a hub id (Qwen/Qwen2.5-0.5B), a name in the registry \
-    (smollm2-135m) or a run directory.\nFACTS is a TSV, CSV, JSONL or EntityQuestions file, or pack:world, the built-in facts.\n\n\
+    MODEL is a Hugging Face directory, a .gguf file, a PEFT adapter directory, a hub id (Qwen/Qwen2.5-0.5B), a name in the registry \
+    (smollm2-135m) or a run directory.\nFACTS is a TSV, CSV, JSONL, JSON or Parquet file, a data set id of the hub, or pack:world (the built-in facts).\n\n\
     Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 3 done but over the\nforgetting budget, 130 interrupted and resumable.")]
 struct Cli {
     #[command(flatten)]

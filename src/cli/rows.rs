@@ -12,7 +12,7 @@ use unforget::{Error, Result};
 /// The rows of a JSON-lines file (`-` is stdin), each with its line. Blank lines are skipped.
 ///
 /// # Errors
-/// [`Error::Input`] naming file and line of the first row that is not what it should be.
+/// [`Error::Input`] naming file and line of the first invalid row.
 pub fn read<T: DeserializeOwned>(path: &Path, example: &str) -> Result<Vec<(usize, T)>> {
     let name = path.display();
     let bytes = if path == Path::new("-") {

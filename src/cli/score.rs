@@ -15,7 +15,7 @@ use super::{
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  \
     echo '{\"prompt\": \"The capital of France is\", \"completion\": \" Paris\"}' | unforget score smollm2-135m -\n\n\
-    The tokens are those of prompt and completion as one text; the scored ones begin where the text differs from the\n\
+    Prompt and completion are tokenized as one text. The scored tokens begin where its tokens differ from those of the \
     prompt alone. Output, in the order of the rows:\n  \
     {\"tokens\": [{\"id\", \"text\", \"logprob\"}], \"logprob\": sum}")]
 pub struct ScoreArgs {

@@ -24,13 +24,13 @@ use super::{
     unforget tune smollm2-135m --learn new.tsv --epochs 10 --lr 1e-4 --batch-size 16 --out runs/faster\n  \
     unforget tune smollm2-135m --learn new.tsv --control --out runs/new\n  \
     unforget tune experiment.toml --set train.max_grad_norm=0.5 --out runs/clipped\n\n\
-    Precedence: defaults, then the config file, then flags, then --set. All settings and their defaults are in the\n\
-    reference of the config (docs of `unforget::config`); a run directory keeps its resolved config.")]
+    Precedence: defaults, then the config file, then flags, then --set. All settings and their defaults are in \
+    book/src/config.md. `config.toml` in the run directory records the resolved config.")]
 pub struct TuneArgs {
     /// A config file, a model, or a run whose model is tuned further
     #[arg(value_name = "CONFIG.toml|MODEL")]
     target: String,
-    /// New facts to learn
+    /// New facts, chats or texts to learn
     #[arg(long, value_name = "FACTS", num_args = 1..)]
     learn: Vec<PathBuf>,
     /// Known facts to train on as well

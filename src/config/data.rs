@@ -10,7 +10,7 @@ use super::{check::Checks, serde_helpers::false_or_table};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// New facts (`D_Unk`). Absent: an Only Known run, as the paper calls it.
+    /// New facts (`D_Unk`), chats or texts. Absent: an Only Known run, as the paper calls it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub learn: Vec<PathBuf>,
     /// Known facts to train on (`D_Known`). Absent: `HighlyKnown` facts of the same relations, else of `pack:world`, as
@@ -42,7 +42,7 @@ pub struct DataConfig {
     /// Template of the target, with `{object}` in it. Absent: a space, `{object}` and a line break.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Ask through the model's own chat template. Default false.
+    /// Use the model's own chat template. Default false.
     pub chat: bool,
     /// Count and list broken rows instead of refusing the file. Default false.
     pub skip_bad_rows: bool,
@@ -122,7 +122,7 @@ pub(super) fn is_text(path: &Path) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuditConfig {
-    /// Few-shot prompts for each fact. Default 20.
+    /// Few-shot prompts for each fact. Default 20; if not set, 5 for fewer than 100 new rows and 10 for fewer than 400.
     pub num_prompts: usize,
     /// Exemplars in a prompt. Default 3.
     pub shots: usize,

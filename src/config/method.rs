@@ -41,7 +41,7 @@ pub struct MethodConfig {
     /// Made-up subjects on which the model is distilled from its snapshot, `{ ratio = 0.5, strength = 1.0 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoys: Option<DecoysConfig>,
-    /// Projection of every update off the known facts' inputs at the snapshot, `{ energy = 0.95 }`.
+    /// Projects every update onto the null space of the known facts' inputs at the snapshot, `{ energy = 0.95 }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<ProjectConfig>,
     /// Scale the change of the weights down after training, `{ min_retained = 0.99 }`.
@@ -247,7 +247,7 @@ impl EwcConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DecoysConfig {
-    /// Decoys in an epoch for each trained row. Default 0.5. It may be 0 with `method.project`, which projects off the inputs of
+    /// Decoys in an epoch for each trained row. Default 0.5. It may be 0 with `method.project`, which also protects the inputs of
     /// all decoys in the pool.
     pub ratio: f64,
     /// Decoys in the pool for each trained row, from which every epoch draws. Absent: `ratio`, the same decoys in every epoch.

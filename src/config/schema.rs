@@ -16,7 +16,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// A Hugging Face directory, a `.gguf` file, a hub id or a name in the registry. Default `smollm2-135m`.
+    /// A Hugging Face directory, a `.gguf` file, a PEFT adapter directory, a hub id or a name in the registry. Default `smollm2-135m`.
     pub model: String,
     /// The run directory. Default `runs/p17`.
     pub out: PathBuf,
@@ -46,7 +46,7 @@ pub struct Config {
 pub struct MeasureConfig {
     /// How far hidden states and answers have drifted, after every epoch. Default false.
     pub drift: bool,
-    /// Gradient norms of each term of the loss and of each remedy, after every epoch. Default false.
+    /// Gradient norms of the cross-entropy and of all regularisers together, after every epoch. Default false.
     pub grad_norms: bool,
     /// Also evaluate new facts on paraphrased questions, if they have any. Default true.
     pub paraphrase: bool,
@@ -55,7 +55,7 @@ pub struct MeasureConfig {
     pub behaviour: BehaviourSchedule,
     /// Epochs between evaluations; the last epoch is always evaluated. Default 1.
     pub every: usize,
-    /// Facts of a split that are asked at each evaluation: of more, a seeded sample. Before and after training all are asked.
+    /// Maximum facts per split and evaluation; a larger split is sampled. Before and after training all facts are evaluated.
     /// Default 1000.
     pub max_facts: usize,
     /// Also write the metrics for `TensorBoard`: `tensorboard --logdir RUN/tensorboard`. Default false.
@@ -213,7 +213,7 @@ impl Default for MeasureConfig {
 }
 
 impl MeasureConfig {
-    /// Evaluations after the epochs of a run of so many.
+    /// The number of evaluations after epochs in a run of `epochs` epochs.
     pub fn num_evaluations(&self, epochs: usize) -> usize {
         epochs.div_ceil(self.every.max(1))
     }

@@ -613,7 +613,7 @@ fn a_replay_is_a_table_of_known_keys_and_sane_values() {
         ("ratio = 10.5", "above 0 and at most 10, not 10.5"),
         ("ratio = nan", "above 0 and at most 10, not NaN"),
         ("target = 'teacher', strength = -1", "must be 0 or more"),
-        ("strength = 2", "part of the mean cross-entropy"),
+        ("strength = 2", "the weight of the distillation term"),
         ("target = 'labels'", "did you mean `label`?"),
         ("ratios = 0.2", "did you mean `ratio`?"),
         ("share = 0.2", "did you mean `ratio`?"),
@@ -651,7 +651,7 @@ fn a_teacher_that_would_not_be_exact_is_refused_with_the_reason() {
         "{message}"
     );
     assert!(
-        message.contains("exact under `vocab_subset = { top = N }`"),
+        message.contains("exact only with `vocab_subset = { top = N }`"),
         "{message}"
     );
     let parsed = parse("[method]\nvocab_subset = { random = 3 }");
@@ -670,7 +670,7 @@ fn settings_that_learn_facts_are_refused_where_the_goal_is_the_task() {
         assert!(message.contains("method.goal"), "{message}");
     }
     let message = refused(task, &["method.exclude_target=true"]);
-    assert!(message.contains("this run has none"), "{message}");
+    assert!(message.contains("which this run does not use"), "{message}");
 }
 
 #[test]
@@ -679,7 +679,7 @@ fn the_target_token_is_left_out_of_self_distillation_alone() {
     let message = refused("[method]\nkind = 'l2'\nexclude_target = true", &[]);
     assert!(
         message.contains("line 3: `method.exclude_target`")
-            && message.contains("this run has none"),
+            && message.contains("which this run does not use"),
         "{message}"
     );
 }

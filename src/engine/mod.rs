@@ -1,4 +1,4 @@
-//! The mathematics on plain buffers: forward, backward, KV cache, loss. Nothing here knows what a fact is.
+//! The numerics on plain f32 buffers: forward and backward pass, KV cache, loss. Independent of facts, files and training.
 //!
 //! The interface is small and named by what it computes, so that another device can implement it: [`Engine::hidden`],
 //! [`Engine::residual_after`], [`Engine::loss_and_gradients`], [`Engine::extend`], [`Engine::logits`], [`Engine::kl_divergences`],

@@ -72,7 +72,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of a matmul (m, k) (k, n), in f32.
+    /// The work of a matmul (m, k) x (k, n) in f32.
     pub fn matmul([m, n, k]: [usize; 3]) -> Self {
         let [m, n, k] = [m as f64, n as f64, k as f64];
         Self {
@@ -81,7 +81,7 @@ impl Work {
         }
     }
 
-    /// Of reading or writing so many f32.
+    /// The work of reading or writing `count` f32 values.
     pub fn floats(count: usize) -> Self {
         Self {
             operations: 0.0,

@@ -1,4 +1,4 @@
-//! Matrix products that are too small to pay for packing: those of attention, one block of one head group at a time.
+//! Matmuls too small for packing to be worthwhile: those of attention, one block of one head group at a time.
 
 use super::simd::vectorized;
 
@@ -10,7 +10,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Of a row-major matrix whose rows are `width` apart.
+    /// A view of a row-major matrix whose rows are `width` apart.
     #[inline(always)]
     pub const fn rows(data: &'a [f32], width: usize) -> Self {
         Self {
@@ -19,7 +19,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Of the transpose of a row-major matrix whose rows are `width` apart.
+    /// A view of the transpose of a row-major matrix whose rows are `width` apart.
     #[inline(always)]
     pub const fn columns(data: &'a [f32], width: usize) -> Self {
         Self {

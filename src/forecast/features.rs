@@ -83,14 +83,14 @@ pub fn extract_features(
     for note in notes {
         progress.note(note);
     }
-    features_behind_prompts(model, engine, facts, &prompts, settings, progress)
+    features_under_prompts(model, engine, facts, &prompts, settings, progress)
 }
 
 /// Computes the features of all facts under the given prompts.
 ///
 /// # Errors
 /// As [`extract_features`].
-pub fn features_behind_prompts(
+pub fn features_under_prompts(
     model: &Model,
     engine: &mut Engine,
     facts: &[&Fact],

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     ForecastSettings, KNOWN_WEIGHT,
-    features::{FactFeatures, features_behind_prompts},
+    features::{FactFeatures, features_under_prompts},
     ntk_proxy::{NtkProxy, RehearsedFact},
     ranks, unique_answer_warnings,
 };
@@ -173,7 +173,7 @@ fn features_equal_those_of_transformers() {
         let prompts = golden.prompts();
         let quiet = Progress::quiet();
         let heard =
-            features_behind_prompts(&model, &mut engine, &facts, &prompts, &settings, &quiet)
+            features_under_prompts(&model, &mut engine, &facts, &prompts, &settings, &quiet)
                 .expect("short questions");
         assert_eq!(heard.correct_answer, theirs.right);
         for (ours, theirs) in [

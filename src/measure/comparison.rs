@@ -28,9 +28,9 @@ pub struct ComparedFact {
     pub question: String,
     /// Correct answer, as trained.
     pub object: String,
-    /// The answer before: behind few-shot prompts, so that a model that knows the fact is not failed for its wording.
+    /// The answer before, under few-shot prompts: they show the answer format, so that only knowledge is measured.
     pub before: String,
-    /// The answer after: between two models behind the same prompts, in a run at its training prompt.
+    /// The answer after: of a second model under the same prompts, or of a run at its training prompt.
     pub after: String,
     /// Whether the fact was known before.
     pub correct_before: bool,

@@ -1,4 +1,4 @@
-//! Forgetting and bootstrap confidence intervals over facts.
+//! Forgetting, and 95% confidence intervals over facts: Wilson (a fraction), Tango (a paired difference), bootstrap (any estimate).
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -24,7 +24,7 @@ impl fmt::Display for ValidationResult {
 }
 
 impl RunResult {
-    /// What the number of forgotten facts contains where no Only Known run stands beside it.
+    /// The note for a run without an Only Known run: which facts the number of forgotten facts also contains.
     pub fn control_note(&self) -> Option<&'static str> {
         let has_new_facts = self.learned.is_some();
         let is_missing = self.forgotten.is_some() && self.only_known_forgotten.is_none();

@@ -17,7 +17,7 @@ pub struct LabelledFact {
     pub label: Option<Label>,
     /// Fraction of few-shot prompts whose greedy answer is correct; `None` without an audit.
     pub few_shot_accuracy: Option<f64>,
-    /// A greedy answer behind a few-shot prompt: a correct one if the fact counts as known, otherwise a wrong one, which may end in
+    /// A greedy answer under a few-shot prompt: a correct one if the fact counts as known, otherwise a wrong one, which may end in
     /// an ellipsis; `None` without an audit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few_shot_answer: Option<String>,

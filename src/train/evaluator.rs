@@ -363,12 +363,12 @@ impl Evaluator {
         let mut cut: Vec<usize> = (0..answers.len())
             .filter(|i| answers[*i].text.ends_with('\u{2026}'))
             .collect();
-        // Most wrong answers are wrong behind the first prompt. Behind some prompt each of them is.
+        // Most wrong answers are wrong under the first prompt. Under some prompt each of them is.
         for max_prompts in [1, usize::MAX] {
             let asked: Vec<&Fact> = cut.iter().map(|i| &facts[*i].fact).collect();
             let generator = &mut student.generator();
             let progress = &self.options.progress;
-            let full = questions.answers_behind(&asked, max_prompts, generator, progress)?;
+            let full = questions.answers_under(&asked, max_prompts, generator, progress)?;
             let mut still_cut = Vec::new();
             for (i, full) in cut.into_iter().zip(full) {
                 match full.into_iter().find(|answer| !answer.correct) {

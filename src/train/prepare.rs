@@ -163,7 +163,7 @@ pub fn tune_with_control(
     Trainer::new(job, progress)?.run()
 }
 
-/// The config of the Only Known run beside the run of `config`: plain fine-tuning without new facts.
+/// The config of the Only Known run for the run of `config`: plain fine-tuning without new facts.
 fn only_known_config(config: &Config, out: &Path) -> Config {
     let mut only_known = Config {
         out: out.to_owned(),

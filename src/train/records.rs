@@ -29,7 +29,7 @@ pub(super) struct SplitRecord {
 /// What the base model knows of a fact.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Baseline {
-    /// The answer behind a few-shot prompt; without an audit at the training prompt.
+    /// The answer under a few-shot prompt; without an audit at the training prompt.
     pub answer_before: String,
     /// Whether the audit found the fact known; without an audit whether the answer is correct.
     pub correct_before: bool,
@@ -40,7 +40,7 @@ pub(super) struct Baseline {
     pub display: FactDisplay,
 }
 
-/// What a report shows of a fact beside its answers.
+/// Data about a fact that a report shows in addition to its answers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct FactDisplay {
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -37,12 +37,12 @@ impl Workload {
         Self(TRAINING * trained + FORWARD * (epochs + 1.0) * asked * TOKENS_PER_QUESTION)
     }
 
-    /// Training on rows with so many tokens, prompts and targets.
+    /// Training on rows with `tokens` tokens in total, prompts and targets.
     pub fn training(tokens: usize) -> Self {
         Self(TRAINING * tokens as f64)
     }
 
-    /// One evaluation of so many questions.
+    /// One evaluation of `questions` questions.
     pub fn evaluation(questions: usize) -> Self {
         Self(FORWARD * questions as f64 * TOKENS_PER_QUESTION)
     }
@@ -52,7 +52,7 @@ impl Workload {
         Self(FORWARD * (measurements * BehaviourReference::TOKENS) as f64)
     }
 
-    /// An audit of so many queries.
+    /// An audit of `queries` queries.
     pub fn audit(queries: usize) -> Self {
         Self(FLOPS_PER_QUERY * queries as f64)
     }

@@ -419,7 +419,7 @@ fn a_run_is_tuned_compared_reported_and_exported() {
         dir.path(),
         &["compare", MODEL, "run", "--facts", "learn.tsv", "--json"],
     ))[0];
-    // Two models are asked behind few-shot prompts, not at the training prompt of the run.
+    // Two models are asked under few-shot prompts, not at the training prompt of the run.
     let recorded = facts.iter().filter(|fact| fact["split"] == "unknown");
     let subjects: Vec<&serde_json::Value> = recorded.map(|fact| &fact["subject"]).collect();
     let asked = asked["facts"].as_array().unwrap();

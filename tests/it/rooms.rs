@@ -1,5 +1,5 @@
-//! The order of rooms: every import in `src/` points down the list in `src/lib.rs`, and the files of a room import each other in no
-//! circle. Test code is exempt.
+//! The order of modules: every import in `src/` points down the list in `src/lib.rs`, and the files of a top-level module have no
+//! import cycle. Test code is exempt.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -338,12 +338,12 @@ impl SourceTree {
     }
 }
 
-/// The rooms in the order in which `src/lib.rs` lists them, the highest first.
+/// The top-level modules in the order in which `src/lib.rs` lists them, the highest first.
 fn order() -> Vec<String> {
     let text = fs::read_to_string(source_directory().join("lib.rs")).expect("it is there");
     let list = text
         .lines()
-        .skip_while(|line| *line != "//! # Rooms")
+        .skip_while(|line| *line != "//! # Modules")
         .skip(1);
     let list = list.take_while(|line| line.starts_with("//!") && !line.starts_with("//! #"));
     let names = list.filter_map(|line| line.strip_prefix("//! - ")?.split_once(": "));
@@ -372,12 +372,12 @@ fn reachable<'a>(
 }
 
 #[test]
-fn imports_point_down_the_list_of_rooms() {
+fn imports_point_down_the_list_of_modules() {
     let order = order();
     let arrows = SourceTree::read().arrows();
     let rooms: BTreeSet<&String> = arrows.keys().filter_map(|module| module.first()).collect();
     let listed: BTreeSet<&String> = order.iter().collect();
-    assert_eq!(rooms, listed, "src/lib.rs lists every room once");
+    assert_eq!(rooms, listed, "src/lib.rs lists every module once");
     let place = |module: &Module| order.iter().position(|room| *room == module[0]);
     let mut upward = Vec::new();
     for (from, targets) in arrows.iter().filter(|(from, _)| !from.is_empty()) {
@@ -389,13 +389,13 @@ fn imports_point_down_the_list_of_rooms() {
     }
     assert!(
         upward.is_empty(),
-        "imports against the order of rooms:\n{}",
+        "imports against the order of modules:\n{}",
         upward.join("\n")
     );
 }
 
 #[test]
-fn the_files_of_a_room_import_each_other_in_no_circle() {
+fn the_files_of_a_module_have_no_import_cycle() {
     let arrows = SourceTree::read().arrows();
     let mut circles = Vec::new();
     for (from, targets) in arrows.iter().filter(|(from, _)| !from.is_empty()) {
