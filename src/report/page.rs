@@ -59,6 +59,7 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
                 headline => headline(runs, &labels, main, sft),
                 subtitle => subtitle(runs),
                 runs => runs.iter().zip(&labels).map(|(r, i)| RunView::new(r, i)).collect::<Vec<_>>(),
+                has_behaviour => runs.iter().any(|run| run.result.behaviour.is_some()),
                 notes => notes(runs),
                 trade => inline("trade", plots::trade(runs, compared.as_ref()).into_iter().collect()),
                 equal_learning => compared.as_ref().map(|c| equal_learning_sentence(c, &labels, main, sft)),
