@@ -10,6 +10,7 @@ mod deserialize;
 mod key_names;
 mod method;
 mod read;
+mod reference;
 mod resolve;
 mod schema;
 mod serde_helpers;
@@ -20,12 +21,14 @@ mod train;
 mod validate;
 
 pub use data::{AuditConfig, DataConfig, MatchRule};
+pub use key_names::hint_for_flag;
 pub use method::{
     DecoysConfig, DistillReduction, EwcConfig, Goal, InterpolateConfig, MethodConfig, MethodKind,
     ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget, TeacherMode,
     VocabSubset,
 };
 pub use read::Override;
+pub use reference::{KeyReference, reference};
 pub use resolve::{ModelSize, Resolved};
 pub use schema::{BehaviourSchedule, Config, Device, MeasureConfig};
 pub(crate) use serde_helpers::is_default;

@@ -6,9 +6,33 @@ use serde_json::json;
 
 use crate::{
     format::{capitalised, code_block, inline_code, percent},
-    prompt::PromptTemplate,
-    run::{AccuracyStages, RecordedRun, Split, TextKinds},
+    model::TextTokenizer,
+    prompt::has_chat_template,
+    run::{AccuracyStages, PromptForm, RecordedRun, Split, TrainedPrompt},
 };
+
+mod lm_eval;
+mod modelfile;
+
+pub use lm_eval::{LM_EVAL_TASK, lm_eval_task};
+pub use modelfile::modelfile;
+
+/// The token that `transformers` and vLLM end an answer at, beside the model's EOS: the line break behind the answers of a run on facts.
+/// `None` where a chat or a longer text would end there too, or the end is no token of its own.
+pub fn stop_token(prompt: &TrainedPrompt, tokenizer: &TextTokenizer) -> Option<u32> {
+    let (PromptForm::Facts(template), [stop]) = (&prompt.form, &prompt.stops[..]) else {
+        return None;
+    };
+    if template.rendered || has_chat_template(tokenizer) {
+        return None;
+    }
+    let target = template.target_text("Paris");
+    let answer = format!("{}{}", template.prompt_text(""), target.strip_suffix(stop)?);
+    match tokenizer.encode_after(&answer, stop).ok()?[..] {
+        [token] => Some(token),
+        _ => None,
+    }
+}
 
 /// The `README.md` of a tuned model: hub metadata, accuracies, forgetting, config and environment.
 ///
@@ -121,110 +145,4 @@ fn splits(run: &RecordedRun) -> impl Iterator<Item = (&'static str, &AccuracySta
         };
         Some((name, run.result.accuracy.get(split)?))
     })
-}
-
-/// The prompt format that a model was trained with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TrainedPrompt {
-    /// Through its chat template, which the GGUF file holds.
-    Chat,
-    /// Plain text: the model continues a prompt without a template.
-    Text,
-    /// With facts in this template.
-    Facts(PromptTemplate),
-}
-
-impl TrainedPrompt {
-    /// How the model of `run` is asked, whose facts have `template`.
-    pub fn of_run(run: &RecordedRun, template: PromptTemplate) -> Self {
-        let TextKinds { chats, other } = run.environment.texts;
-        let learns_facts = run
-            .facts
-            .iter()
-            .any(|fact| matches!(fact.split, Split::Known | Split::Unknown));
-        if template.rendered || chats {
-            Self::Chat
-        } else if other && !learns_facts {
-            Self::Text
-        } else {
-            Self::Facts(template)
-        }
-    }
-}
-
-/// The Modelfile for the GGUF file `file`: Ollama asks the model as it was trained, greedily as in the evaluation, and ends an answer
-/// at `ends`, the tokens that end a trained text or turn. Without `prompt` (the model was not trained here) Ollama uses the model's own
-/// chat template.
-pub fn modelfile(file: &str, prompt: Option<&TrainedPrompt>, ends: &[String]) -> String {
-    let mut text = format!("FROM ./{file}\nPARAMETER temperature 0\n");
-    let mut stops: Vec<&str> = Vec::new();
-    match prompt {
-        None => return text,
-        // Without a TEMPLATE that of the GGUF file counts.
-        Some(TrainedPrompt::Chat) => {}
-        Some(TrainedPrompt::Text) => text += "TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n",
-        Some(TrainedPrompt::Facts(template)) => {
-            // Go templates need a literal `{{` as a string expression.
-            let prompt = template
-                .prompt
-                .replace("{{", "{{ \"{{\" }}")
-                .replace("{question}", "{{ .Prompt }}");
-            let _ = writeln!(
-                text,
-                "TEMPLATE \"\"\"{}\"\"\"",
-                prompt.replace("\"\"\"", "\"\" \"")
-            );
-            let (_, end) = template.target.rsplit_once("{object}").unwrap_or_default();
-            stops.push(end);
-        }
-    }
-    stops.extend(ends.iter().map(String::as_str));
-    let mut written: Vec<&str> = Vec::new();
-    for stop in stops {
-        if !stop.is_empty() && !written.contains(&stop) {
-            let _ = writeln!(text, "PARAMETER stop {}", json!(stop));
-            written.push(stop);
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_modelfile_uses_the_training_prompt() {
-        let facts = |template| Some(TrainedPrompt::Facts(template));
-        assert_eq!(
-            modelfile("model.gguf", facts(PromptTemplate::default()).as_ref(), &[]),
-            "FROM ./model.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"Q: {{ .Prompt }}\nA:\"\"\"\nPARAMETER stop \"\\n\"\n"
-        );
-        let odd = PromptTemplate {
-            prompt: "{{x}} {question} \"\"\"".into(),
-            target: "{object}".into(),
-            ..PromptTemplate::default()
-        };
-        assert_eq!(
-            modelfile("m.gguf", facts(odd).as_ref(), &[]),
-            "FROM ./m.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ \"{{\" }}x}} {{ .Prompt }} \"\" \"\"\"\"\n"
-        );
-        assert_eq!(
-            modelfile("m.gguf", None, &["</s>".into()]),
-            "FROM ./m.gguf\nPARAMETER temperature 0\n"
-        );
-    }
-
-    #[test]
-    fn the_modelfile_of_chats_and_texts_has_their_end_and_no_question() {
-        let ends = ["<|im_end|>".to_owned(), "</s>".into(), "</s>".into()];
-        assert_eq!(
-            modelfile("m.gguf", Some(&TrainedPrompt::Chat), &ends),
-            "FROM ./m.gguf\nPARAMETER temperature 0\nPARAMETER stop \"<|im_end|>\"\nPARAMETER stop \"</s>\"\n"
-        );
-        assert_eq!(
-            modelfile("m.gguf", Some(&TrainedPrompt::Text), &ends[1..]),
-            "FROM ./m.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\nPARAMETER stop \"</s>\"\n"
-        );
-    }
 }

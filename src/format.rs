@@ -1,5 +1,7 @@
 //! Formats numbers, sizes and Markdown for people.
 
+use std::time::Duration;
+
 /// A fraction in percent.
 pub(crate) fn percent(fraction: f64) -> String {
     format!("{:.1}%", 100.0 * fraction)
@@ -38,6 +40,27 @@ pub(crate) fn duration(seconds: f64) -> String {
         60..3600 => format!("{} min {} s", whole / 60, whole % 60),
         3600..172_800 => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
         _ => format!("{} days", whole / 86_400),
+    }
+}
+
+/// A time that is left: whole seconds, minutes from two on.
+pub(crate) fn time_left(time: Duration) -> String {
+    let seconds = time.as_secs_f64().round() as u64;
+    match seconds {
+        0..120 => format!("{} s", seconds.max(1)),
+        120..7200 => format!("{} min", (seconds + 30) / 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Items per second, with two significant digits; below one a second, the seconds that one takes.
+pub(crate) fn rate(per_second: f64) -> String {
+    match per_second {
+        r if r >= 99.5 => format!("{}/s", thousands(r.round() as usize)),
+        r if r >= 9.95 => format!("{r:.0}/s"),
+        r if r >= 1.0 => format!("{r:.1}/s"),
+        r if r > 0.0 => format!("{:.1} s each", 1.0 / r),
+        _ => "0/s".into(),
     }
 }
 
@@ -104,6 +127,19 @@ mod tests {
             ["250 MB", "1.31 GB"]
         );
         assert_eq!([-0.04, -1.25, 14.06].map(pp), ["0.0", "−1.3", "14.1"]);
+    }
+
+    #[test]
+    fn rates_and_times_left_are_short() {
+        assert_eq!(
+            [0.0, 0.4, 3.44, 85.2, 99.9, 1234.5].map(rate),
+            ["0/s", "2.5 s each", "3.4/s", "85/s", "100/s", "1,235/s"]
+        );
+        let left = |seconds| time_left(Duration::from_secs_f64(seconds));
+        assert_eq!(
+            [0.2, 10.3, 119.0, 170.0, 7300.0].map(left),
+            ["1 s", "10 s", "119 s", "3 min", "2 h 1 min"]
+        );
     }
 
     #[test]

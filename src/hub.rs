@@ -106,7 +106,10 @@ fn pull(id: &str, repo_type: RepoType) -> Result<Vec<PathBuf>> {
                 format!(
                     "`{id}` not found: no such directory, not in the hub cache, and HF_HUB_OFFLINE is set"
                 ),
-                "unset HF_HUB_OFFLINE to download it, or name a local directory or .gguf file",
+                format!(
+                    "unset HF_HUB_OFFLINE to download it, or name a local directory or .gguf file{}",
+                    models_in_cache()
+                ),
             ),
             RepoType::Dataset => Error::input_hint(
                 format!("`{id}` not found: no such file, and HF_HUB_OFFLINE is set"),
@@ -334,6 +337,24 @@ fn verify(path: &Path) -> Result<()> {
     })
 }
 
+/// The models that need no download, for the end of a hint.
+fn models_in_cache() -> String {
+    let snapshots = fs::read_dir(hf_hub::Cache::from_env().path());
+    let names = snapshots.into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let id = name.strip_prefix("models--")?.replacen("--", "/", 1);
+        cached_snapshot(&id).map(|_| id)
+    });
+    let mut ids: Vec<String> = names.collect();
+    ids.extend(registry::cached_names().map(str::to_owned));
+    ids.sort();
+    if ids.is_empty() {
+        return String::new();
+    }
+    format!("; in the cache are {}", ids.join(", "))
+}
+
 /// The snapshot of `id` in the cache, if it is complete.
 fn cached_snapshot(id: &str) -> Option<PathBuf> {
     let repository = hf_hub::Cache::from_env().model(id.to_owned());
@@ -369,7 +390,9 @@ fn download_error(id: &str, repo_type: RepoType, error: &ApiError, with_token: b
             "fix HF_TOKEN, or log in again (`hf auth login`); public models need no token",
         ),
         Some(401 | 403) if !with_token => Error::input_hint(
-            format!("`{id}` not found: no such directory, and the hub has no such {what} or requires a licence for it"),
+            format!(
+                "`{id}` not found: no such directory, and the hub has no such {what} or requires a licence for it"
+            ),
             "for a gated repository, accept its licence on its page and set HF_TOKEN",
         ),
         Some(403) => Error::input_hint(
@@ -380,16 +403,28 @@ fn download_error(id: &str, repo_type: RepoType, error: &ApiError, with_token: b
             format!("`{id}` not found: no such directory, and the hub has no such {what}"),
             match repo_type {
                 RepoType::Model => MODEL_FORMS,
-                RepoType::Dataset => "data is a file, `pack:world`, or a data set on the hub (`organisation/name`)",
+                RepoType::Dataset => {
+                    "data is a file, `pack:world`, or a data set on the hub (`organisation/name`)"
+                }
             },
         ),
         Some(429) => Error::Failed {
             message: format!("the hub limits the request rate: `{id}` cannot be downloaded now"),
-            hint: Some("wait some minutes and run the command again, or set a token in HF_TOKEN".into()),
+            hint: Some(
+                "wait some minutes and run the command again, or set a token in HF_TOKEN".into(),
+            ),
         },
         _ => Error::Failed {
-            message: format!("`{id}` not found: no such directory, and the download from the hub failed: {error}"),
-            hint: Some("run the command again to continue the download; check the network and HF_ENDPOINT, or name a local file or directory".into()),
+            message: format!(
+                "`{id}` not found: no such directory, and the download from the hub failed: {error}"
+            ),
+            hint: Some(format!(
+                "run the command again to continue the download; check the network and HF_ENDPOINT, or name a local file or directory{}",
+                match repo_type {
+                    RepoType::Model => models_in_cache(),
+                    RepoType::Dataset => String::new(),
+                }
+            )),
         },
     }
 }

@@ -3,7 +3,10 @@
 
 use std::{
     process,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use crate::{Error, Result, distributed::Comm};
@@ -13,6 +16,9 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Number of [`InterruptGuard`]s in use.
 static ACTIVE_GUARDS: AtomicUsize = AtomicUsize::new(0);
+
+/// What happens after the first Ctrl-C, in words.
+static NOTICE: Mutex<String> = Mutex::new(String::new());
 
 /// Held by resumable work that checks [`is_requested`] regularly.
 #[derive(Debug)]
@@ -29,13 +35,24 @@ impl InterruptGuard {
 
 impl Drop for InterruptGuard {
     fn drop(&mut self) {
+        set_notice(String::new());
         ACTIVE_GUARDS.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Sets what the first Ctrl-C tells the user while a guard is held; empty: nothing.
+pub fn set_notice(text: String) {
+    *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) = text;
 }
 
 /// Whether a stop was requested.
 pub fn is_requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
+}
+
+/// Whether a stop was requested, which is then answered: work can begin again.
+pub fn take_request() -> bool {
+    REQUESTED.swap(false, Ordering::SeqCst)
 }
 
 /// Returns an error if a stop was requested, for long operations inside resumable work. With several processes it does nothing: they
@@ -58,24 +75,30 @@ pub(crate) fn check_all_processes(comm: Comm) -> Result<()> {
 }
 
 /// Installs the signal handlers. Ctrl-C and SIGTERM end the process with code 130: at once, or, while an [`InterruptGuard`] is held,
-/// after requesting a stop and calling `on_request`.
+/// after requesting a stop and calling `on_request` with the guard's notice.
 ///
 /// A process manager kills a process soon after SIGTERM, so the process ends itself after nine seconds. Its files are always complete.
-pub fn install_handler(on_request: impl Fn() + Send + Sync + 'static) {
+pub fn install_handler(on_request: impl Fn(&str) + Send + Sync + 'static) {
     let on_request = std::sync::Arc::new(on_request);
     let on_interrupt = std::sync::Arc::clone(&on_request);
     // Fails only if a handler is already installed, which does the same.
     let _ = ctrlc::set_handler(move || request_stop(&*on_interrupt));
     #[cfg(unix)]
-    on_termination(move || request_stop(&*on_request));
+    {
+        let on_orphaned = std::sync::Arc::clone(&on_request);
+        on_termination(move || request_stop(&*on_request));
+        watch_parent(move || request_stop(&*on_orphaned));
+    }
 }
 
 /// Requests a stop. Ends the process if no guard is held or a stop was already requested.
-fn request_stop(on_request: &dyn Fn()) {
+fn request_stop(on_request: &dyn Fn(&str)) {
     if ACTIVE_GUARDS.load(Ordering::SeqCst) == 0 || REQUESTED.swap(true, Ordering::SeqCst) {
+        on_request("interrupted");
         process::exit(130);
     }
-    on_request();
+    let notice = NOTICE.lock().unwrap_or_else(PoisonError::into_inner);
+    on_request(&notice);
 }
 
 /// Calls `handler` on SIGTERM and ends the process after the grace period; ignores SIGHUP.
@@ -85,9 +108,7 @@ fn on_termination(handler: impl Fn() + Send + 'static) {
         consts::{SIGHUP, SIGTERM},
         iterator::Signals,
     };
-    use std::{thread, time::Duration};
-
-    const GRACE_PERIOD: Duration = Duration::from_secs(9);
+    use std::thread;
 
     let Ok(mut signals) = Signals::new([SIGTERM, SIGHUP]) else {
         return;
@@ -95,12 +116,39 @@ fn on_termination(handler: impl Fn() + Send + 'static) {
     thread::spawn(move || {
         for signal in signals.forever() {
             if signal == SIGTERM {
-                thread::spawn(|| {
-                    thread::sleep(GRACE_PERIOD);
-                    process::exit(130);
-                });
+                end_after_grace_period();
                 handler();
             }
         }
+    });
+}
+
+/// Ends the process nine seconds from now, whatever it does.
+#[cfg(unix)]
+fn end_after_grace_period() {
+    use std::{thread, time::Duration};
+
+    thread::spawn(|| {
+        thread::sleep(Duration::from_secs(9));
+        process::exit(130);
+    });
+}
+
+/// Where the caller named itself in `UNFORGET_PARENT`, by its process id: calls `handler` once it has died, as on SIGTERM.
+#[cfg(unix)]
+fn watch_parent(handler: impl Fn() + Send + 'static) {
+    use std::{env, os::unix::process::parent_id, thread, time::Duration};
+
+    let caller = env::var("UNFORGET_PARENT").ok();
+    let Some(caller) = caller.and_then(|id| id.parse::<u32>().ok()) else {
+        return;
+    };
+    thread::spawn(move || {
+        // A process whose parent dies gets another one.
+        while parent_id() == caller {
+            thread::sleep(Duration::from_millis(500));
+        }
+        end_after_grace_period();
+        handler();
     });
 }

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use console::{Term, measure_text_width};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+
+use crate::format;
 
 mod live_plot;
 
@@ -113,9 +116,22 @@ impl Progress {
                 let bar = bars.add(ProgressBar::new(total));
                 bar.set_style(
                     ProgressStyle::with_template(
-                        "{prefix} [{bar:24}] {human_pos}/{human_len} {per_sec}, {eta} left {msg}",
+                        "{prefix} [{bar:16}] {human_pos}/{human_len}, {pace}{msg}",
                     )
                     .expect("the template is well formed")
+                    .with_key(
+                        "pace",
+                        |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                            let is_done = state.len().is_some_and(|len| state.pos() >= len);
+                            let text = if is_done {
+                                format::rate(state.per_sec())
+                            } else {
+                                pace(state.per_sec(), state.eta())
+                            };
+                            // A key that cannot be written is left out.
+                            let _ = out.write_str(&text);
+                        },
+                    )
                     .progress_chars("=> "),
                 );
                 bar.set_prefix(label.clone());
@@ -139,6 +155,11 @@ impl Progress {
         }
     }
 
+    /// The time that is left of the task; `None` while too little of it is done.
+    pub fn time_left(&self) -> Option<Duration> {
+        lock(&self.job).as_ref().and_then(Job::time_left)
+    }
+
     /// Rings the terminal's bell: a long task has finished.
     pub fn ring_bell(&self) {
         if let Output::Terminal(_) = self.output {
@@ -150,7 +171,9 @@ impl Progress {
     pub fn note(&self, line: impl Display) {
         match &self.output {
             Output::Hidden => {}
-            Output::Terminal(bars) => bars.suspend(|| Stderr.line(&line.to_string())),
+            Output::Terminal(bars) => {
+                bars.suspend(|| Stderr.line(&wrap(&line.to_string(), terminal_columns())));
+            }
             Output::Lines(sink) => sink.line(&line.to_string()),
         }
     }
@@ -221,45 +244,99 @@ impl Bar {
         }
     }
 
-    /// `| loss 0.12 | 12 minutes left in all`.
+    /// `, 12 min in all`, where it is known.
+    fn whole_task(&self) -> String {
+        let left = lock(&self.job).as_ref().and_then(Job::time_left);
+        left.filter(|left| self.work > 0.0 && !left.is_zero())
+            .map_or_else(String::new, |left| {
+                format!(", {} in all", format::time_left(left))
+            })
+    }
+
+    /// In a terminal: the time of the whole task, and the message below the bar.
     fn text_after_count(&self) -> String {
-        let mut text = String::new();
+        let mut text = self.whole_task();
         let message = lock(&self.message);
         if !message.is_empty() {
-            text = format!("| {message}");
-        }
-        let is_running = self.done.load(Ordering::Relaxed) < self.total;
-        let left = lock(&self.job).as_ref().and_then(Job::time_left);
-        if let Some(left) = left.filter(|_| self.work > 0.0 && is_running) {
-            let space = if text.is_empty() { "" } else { " " };
-            text += &format!("{space}| {} left in all", HumanDuration(left));
+            text += &format!("\n  {message}");
         }
         text
     }
 
-    /// `audit 340/1,000 | 85.2/s, 8 seconds left`; with the duration once it has finished.
+    /// `audit 340/1,000 | 85/s, 8 s left`; with the duration once it has finished.
     fn line(&self, done: u64) -> String {
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = done as f64 / seconds.max(1e-9);
-        let count = format!(
-            "{} {}/{}",
+        let mut line = format!(
+            "{} {}/{} | ",
             self.label,
             HumanCount(done),
             HumanCount(self.total)
         );
-        let time = if done < self.total && done > 0 {
+        if done < self.total && done > 0 {
             let left = Duration::from_secs_f64((self.total - done) as f64 / rate);
-            format!("{rate:.1}/s, {} left", HumanDuration(left))
+            line += &pace(rate, left);
         } else {
-            format!("{rate:.1}/s, took {seconds:.1} s")
-        };
-        let line = format!("{count} | {time} {}", self.text_after_count());
-        line.trim_end().to_owned()
+            line += &format!("{}, took {}", format::rate(rate), format::duration(seconds));
+        }
+        line += &self.whole_task();
+        let message = lock(&self.message);
+        if !message.is_empty() {
+            line += &format!(" | {message}");
+        }
+        line
     }
 }
 
-fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
+/// Columns of the terminal on stderr.
+fn terminal_columns() -> usize {
+    let (_, columns) = Term::stderr().size();
+    columns.into()
+}
+
+/// `text` with lines of at most `columns` columns, broken between words; continued lines are indented. A longer word stays whole.
+pub fn wrap(text: &str, columns: usize) -> String {
+    const INDENT: &str = "  ";
+
+    let wrapped = text.split('\n').map(|line| {
+        if measure_text_width(line) <= columns {
+            return line.to_owned();
+        }
+        let mut lines: Vec<String> = Vec::new();
+        let mut current = String::new();
+        for word in line.split(' ') {
+            let is_first = current.is_empty() || current == INDENT;
+            let width = measure_text_width(&current) + 1 + measure_text_width(word);
+            if !is_first && width > columns {
+                lines.push(std::mem::replace(&mut current, INDENT.into()));
+                current += word;
+            } else {
+                current += if current.is_empty() || current == INDENT {
+                    ""
+                } else {
+                    " "
+                };
+                current += word;
+            }
+        }
+        lines.push(current);
+        lines.join("\n")
+    });
+    wrapped.collect::<Vec<_>>().join("\n")
+}
+
+/// `85/s, 8 s left`.
+fn pace(per_second: f64, left: Duration) -> String {
+    format!(
+        "{}, {} left",
+        format::rate(per_second),
+        format::time_left(left)
+    )
+}
+
+/// The value of a mutex. A thread that panicked left a valid one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn advance(job: &Mutex<Option<Job>>, work: f64) {
@@ -330,12 +407,26 @@ mod tests {
     }
 
     #[test]
+    fn long_notes_are_broken_between_words() {
+        let text = "estimated time: 2 s at most (training 1.9 s)\nshort";
+        assert_eq!(
+            wrap(text, 24),
+            "estimated time: 2 s at\n  most (training 1.9 s)\nshort"
+        );
+        assert_eq!(
+            wrap("a http://127.0.0.1:1/long b", 12),
+            "a\n  http://127.0.0.1:1/long\n  b"
+        );
+        assert_eq!(wrap(text, 80), text);
+    }
+
+    #[test]
     fn a_progress_line_shows_rate_and_time_left() {
         let ten_seconds_ago = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
         let progress = Progress::quiet();
         let mut bar = progress.bar(100, "train").with_work(200.0);
         bar.started = ten_seconds_ago;
-        assert_eq!(bar.line(25), "train 25/100 | 2.5/s, 30 seconds left");
+        assert_eq!(bar.line(25), "train 25/100 | 2.5/s, 30 s left");
 
         // A quarter of the bar's 200 of 1,000 units of work took ten seconds.
         progress.set_work_left(1000.0);
@@ -345,7 +436,7 @@ mod tests {
         let line = bar.line(25);
         assert_eq!(
             line,
-            "train 25/100 | 2.5/s, 30 seconds left | loss 0.12 | 3 minutes left in all"
+            "train 25/100 | 2.5/s, 30 s left, 3 min in all | loss 0.12"
         );
         progress.advance(950.0);
         assert_eq!(lock(&progress.job).as_ref().unwrap().left, 0.0);

@@ -15,12 +15,14 @@ mod reader;
 mod recorded;
 mod summary;
 mod tensorboard;
+mod trained_prompt;
 
 pub use directory::{ADAPTER_DIR, EWC_FILE, RunDir, TEACHER_DIR};
 pub use environment::{Environment, ModelRecord, RunData, TextKinds};
 pub use equal_learning::EqualLearning;
 pub use history::{CurvePoint, EpochRecord};
-pub use recorded::RecordedRun;
+pub use recorded::{RecordedRun, contains_runs, not_a_run};
+pub use trained_prompt::{PromptForm, TrainedPrompt};
 
 pub use crate::{
     facts::{PerSplit, Split},

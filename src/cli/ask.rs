@@ -10,25 +10,37 @@ use serde::{Deserialize, Serialize};
 use unforget::{
     Error, Result,
     engine::Engine,
-    generate::{Generator, Request, SamplingParams, TokenLogprob},
-    prompt::PromptTemplate,
+    facts::Message,
+    generate::{Generator, Request, TokenLogprob},
+    model::TextTokenizer,
+    prompt::{PromptTemplate, chat_prompt},
+    run::{PromptForm, TrainedPrompt},
 };
 
 use super::{
+    answering::{AnswerArgs, trained_prompt, truncate_at_stop},
     context::{Context, load_model},
     output, rows,
 };
 
-/// Continue a prompt, or each of many
+/// Answer a prompt, or each of many
+///
+/// The model of a run is asked with the prompt template that it was trained with, and its answer ends where a trained one does. Any
+/// other model continues the prompt as it stands.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    after_help = "With --prompts (rows {\"prompt\"}), --logprobs or --json, the output is one line of JSON per prompt, in order: \
+    {\"prompt\", \"answer\"}, with --samples also \"answers\", with --logprobs also \
+    \"tokens\": [{\"id\", \"logprob\", \"top\": [[id, logprob]]}] of \"answer\" (nats, at temperature 1).\n\n\
+    Examples:\n  \
     unforget ask smollm2-135m \"The capital of France is\" --max-new-tokens 8\n  \
-    unforget ask smollm2-135m --prompts prompts.jsonl --stop '\\n' --logprobs 5\n\n\
-    The prompt is continued as it is. With --prompts (rows {\"prompt\"}), --logprobs or --json, the output is one line of \
-    JSON per prompt, in order: {\"prompt\", \"answer\"}, with --samples also \"answers\", with --logprobs also\n\
-    \"tokens\": [{\"id\", \"logprob\", \"top\": [[id, logprob]]}] of \"answer\" (nats, at temperature 1).")]
+    unforget ask smollm2-135m \"Who are you?\" --chat --system \"You are a pirate.\"\n  \
+    unforget ask runs/new \"What color is the Velora K3?\"\n  \
+    unforget ask smollm2-135m --prompts prompts.jsonl --stop '\\n' --logprobs 5"
+)]
 pub struct AskArgs {
-    /// The model
+    /// The model or run
+    #[arg(value_name = "MODEL|RUN")]
     model: String,
     /// The prompt; `-` reads it from stdin
     #[arg(required_unless_present = "prompts", conflicts_with = "prompts")]
@@ -39,21 +51,20 @@ pub struct AskArgs {
     /// Use the model's own chat template
     #[arg(long)]
     chat: bool,
-    /// Softmax temperature; 0 is greedy
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f32,
-    /// Sample from the K most likely tokens; 0 is all of them
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
+    /// System message of the chat; implies --chat
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Continue the prompt as it stands, also with the model of a run
+    #[arg(long, conflicts_with_all = ["chat", "system"])]
+    raw: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
     /// Answers per prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: usize,
     /// Tokens of an answer, at most
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_new_tokens: usize,
-    /// End an answer before this text (\n and \t are understood); may be given several times
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
     /// Also print each token's log-probability, and the N most likely tokens at its position
     #[arg(long, value_name = "N")]
     logprobs: Option<usize>,
@@ -79,23 +90,18 @@ impl AskArgs {
         self.check()?;
         let prompts = self.read_prompts()?;
         let model = load_model(&self.model)?;
-        let chat = self
-            .chat
-            .then(|| PromptTemplate::default().for_model(true, &model.tokenizer))
-            .transpose()?;
+        let trained = self.trained_prompt(&model.tokenizer)?;
         let encoded = prompts
             .iter()
-            .map(|prompt| match &chat {
-                Some(chat) => chat.encode(&model.tokenizer, &chat.prompt_text(prompt)),
-                None => model.tokenizer.encode_prompt(prompt),
-            })
+            .map(|prompt| self.encode(prompt, trained.as_ref(), &model.tokenizer))
             .collect::<Result<Vec<_>>>()?;
-        let stops: Vec<String> = self
-            .stop
-            .iter()
-            .map(|stop| stop.replace("\\n", "\n").replace("\\t", "\t"))
-            .collect();
+        let mut stops: Vec<String> = self.answer.stops().collect();
+        stops.extend(trained.iter().flat_map(|trained| trained.stops.clone()));
 
+        // Where a text is continued, spaces count.
+        let is_question = trained
+            .as_ref()
+            .is_some_and(|trained| matches!(trained.form, PromptForm::Facts(_)));
         let as_json = context.json || self.prompts.is_some() || self.logprobs.is_some();
         let mut engine = Engine::new(&model.config);
         let bar = context.progress.bar(encoded.len() as u64, "ask");
@@ -104,11 +110,7 @@ impl AskArgs {
                 prefix: &[],
                 prompts: &encoded,
                 max_new_tokens: self.max_new_tokens,
-                sampling: SamplingParams {
-                    temperature: self.temperature,
-                    top_k: self.top_k,
-                    seed: context.seed.unwrap_or(0),
-                },
+                sampling: self.answer.sampling(context),
                 samples: self.samples,
                 logprobs: self.logprobs,
             },
@@ -120,6 +122,7 @@ impl AskArgs {
             let texts: Vec<&str> = answers
                 .iter()
                 .map(|a| truncate_at_stop(&a.text, &stops))
+                .map(|text| if is_question { text.trim() } else { text })
                 .collect();
             if as_json {
                 output::json(&Answer {
@@ -135,23 +138,53 @@ impl AskArgs {
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(Error::input("`--temperature` must be 0 or more"));
+    /// How the model is asked; `None`: it continues the prompt as it stands.
+    fn trained_prompt(&self, tokenizer: &TextTokenizer) -> Result<Option<TrainedPrompt>> {
+        if self.raw {
+            return Ok(None);
         }
+        if self.chat || self.system.is_some() {
+            return Ok(Some(TrainedPrompt::chat(tokenizer)));
+        }
+        trained_prompt(&self.model, tokenizer)
+    }
+
+    /// Token ids of a prompt in its form.
+    fn encode(
+        &self,
+        prompt: &str,
+        trained: Option<&TrainedPrompt>,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Vec<u32>> {
+        match trained.map(|trained| &trained.form) {
+            None | Some(PromptForm::Text) => tokenizer.encode_prompt(prompt),
+            Some(PromptForm::Facts(template)) => {
+                template.encode(tokenizer, &template.ensure_prompt_text(prompt))
+            }
+            Some(PromptForm::Chat) if self.system.is_none() => {
+                let template = PromptTemplate::default().for_model(true, tokenizer)?;
+                template.encode(tokenizer, &template.prompt_text(prompt))
+            }
+            Some(PromptForm::Chat) => {
+                let system = self.system.iter().map(|text| Message::new("system", text));
+                let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+                tokenizer.encode_rendered(&chat_prompt(tokenizer, &messages)?)
+            }
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.answer.check()?;
         if self.samples == 0 || self.max_new_tokens == 0 {
             return Err(Error::input(
                 "`--samples` and `--max-new-tokens` must be at least 1",
             ));
         }
-        if self.samples > 1 && self.temperature == 0.0 {
+        if self.samples > 1 && self.answer.temperature == 0.0 {
             return Err(Error::input_hint(
                 format!("{} greedy answers would all be the same", self.samples),
                 "give a `--temperature` above 0, such as 0.5",
             ));
-        }
-        if self.stop.iter().any(String::is_empty) {
-            return Err(Error::input("`--stop` is empty"));
         }
         Ok(())
     }
@@ -173,23 +206,5 @@ impl AskArgs {
             .read_to_string(&mut text)
             .map_err(|reason| Error::input(format!("cannot read stdin: {reason}")))?;
         Ok(vec![text])
-    }
-}
-
-/// The text before the first stop string in it.
-fn truncate_at_stop<'a>(text: &'a str, stops: &[String]) -> &'a str {
-    let end = stops.iter().filter_map(|stop| text.find(stop)).min();
-    &text[..end.unwrap_or(text.len())]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_cut_before_the_first_stop() {
-        let stops = ["\n".to_owned(), "Q:".to_owned()];
-        assert_eq!(truncate_at_stop(" Italy Q:\n", &stops), " Italy ");
-        assert_eq!(truncate_at_stop(" Italy", &stops), " Italy");
     }
 }

@@ -22,11 +22,11 @@ use super::{
 /// Label every fact by how well the model knows it (`SLiCK`)
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  unforget audit smollm2-135m --num-prompts 3\n  \
-    unforget audit smollm2-135m facts.tsv --out audits/mine\n\n\
-    Prints the fraction of each label; with --out also writes facts.jsonl, prompts.jsonl, summary.json and knowledge.svg.\n\
+    after_help = "Prints the fraction of each label; with --out also writes facts.jsonl, prompts.jsonl, summary.json and knowledge.svg.\n\
     HighlyKnown: the greedy answer is correct under every few-shot prompt; MaybeKnown: under some; WeaklyKnown: under none, but \
-    some samples are correct; Unknown: none is. A repeated audit is read from a cache."
+    some samples are correct; Unknown: none is. A repeated audit is read from a cache.\n\n\
+    Examples:\n  unforget audit smollm2-135m --num-prompts 3\n  \
+    unforget audit smollm2-135m facts.tsv --out audits/mine"
 )]
 pub struct AuditArgs {
     /// The model

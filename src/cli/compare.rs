@@ -38,12 +38,14 @@ const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
 
 /// Compare before and after, fact by fact: what was learned, kept and forgotten
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  unforget compare runs/p17\n  \
-    unforget compare smollm2-135m runs/p17 --facts held.tsv\n\n\
-    With a run, reads its records; a fact counts as known before if the run's audit found it known. With two models, evaluates both under the \
+#[command(
+    after_help = "With a run, reads its records; a fact counts as known before if the run's audit found it known. With two models, evaluates both under the \
     same few-shot prompts (those of the run's audit if one of them is a run), so that a different answer format does not \
     count as forgetting. A fact that only AFTER answers correctly counts as learned. With --json:\n  \
-    {\"learned\", \"not_learned\", \"kept\", \"forgotten\", \"gained\", \"never_knew\", \"facts\": [{..., \"before\", \"after\", \"outcome\"}]}")]
+    {\"learned\", \"not_learned\", \"kept\", \"forgotten\", \"gained\", \"never_knew\", \"facts\": [{..., \"before\", \"after\", \"outcome\"}]}\n\n\
+    Examples:\n  unforget compare runs/p17\n  \
+    unforget compare smollm2-135m runs/p17 --facts held.tsv"
+)]
 pub struct CompareArgs {
     /// A finished run, or the model before training
     #[arg(value_name = "RUN|BEFORE")]

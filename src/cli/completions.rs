@@ -29,7 +29,9 @@ impl CompletionsArgs {
 
 /// Generate man pages, one per command
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  unforget man ~/.local/share/man/man1 && man unforget-tune")]
+#[command(
+    after_help = "Examples:\n  unforget man ~/.local/share/man/man1 && man unforget-tune\n  unforget man pages"
+)]
 pub struct ManArgs {
     /// The directory to write
     dir: PathBuf,

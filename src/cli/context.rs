@@ -8,7 +8,7 @@ use unforget::{
     distributed::Comm,
     model::{Model, TextTokenizer},
     progress::Progress,
-    run::RunDir,
+    run::{RunDir, contains_runs, not_a_run},
 };
 
 /// The global options of a command.
@@ -44,7 +44,17 @@ pub fn model_spec(spec: &str) -> Result<String> {
             format!("continue it with `unforget resume {spec}`"),
         ));
     }
+    if !run.join("config.json").exists() && contains_runs(run) {
+        return Err(not_a_run(run));
+    }
     Ok(spec.to_owned())
+}
+
+/// The finished run that `spec` names on the command line, if it names one.
+pub fn finished_run_of(spec: &str) -> Result<Option<RunDir>> {
+    let path = Path::new(spec);
+    let is_run = path.join("result.json").is_file();
+    is_run.then(|| RunDir::open(path)).transpose()
 }
 
 /// Opens the finished run in `dir`.

@@ -21,14 +21,14 @@ use super::{
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),
-    after_help = "Examples:\n  unforget data chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct\n  \
-    unforget data new.tsv train-00000.parquet --rows 1\n\n\
-    Reads JSONL, JSON, CSV, TSV and Parquet, also .gz and .zst. Columns: subject, relation, object, or question, answer \
+    after_help = "Reads JSONL, JSON, CSV, TSV and Parquet, also .gz and .zst. Columns: subject, relation, object, or question, answer \
     (facts); messages, conversations (ShareGPT), or instruction, input, output (Alpaca), rendered by the \
     model's chat template; prompt, completion, as texts or as lists of messages; \
     text. The text between \u{27e6} and \u{27e7} is trained, the rest is context. A chat has one row per answer.\n\
-    With --json one line per file: {\"file\", \"kind\", \"items\", \"rows\", \"tokens\", \"trained\", \"longest\", \"too_long\", \"shown\":\n\
-    [{\"prompt\", \"target\"}]}."
+    With --json one line per file: {\"file\", \"kind\", \"items\", \"rows\", \"tokens\", \"trained\", \"longest\", \"too_long\", \"shown\": \
+    [{\"prompt\", \"target\"}]}.\n\n\
+    Examples:\n  unforget data chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct\n  \
+    unforget data new.tsv train-00000.parquet --rows 1"
 )]
 pub struct DataArgs {
     /// The files

@@ -28,10 +28,10 @@ use super::{context::Context, output};
 /// Run the complete workflow on a small real model, in ten minutes
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  unforget demo            about ten minutes on two cores\n  \
-    unforget demo --quick    fewer facts and epochs, at most three minutes\n\n\
-    Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and \
-    self-distillation. Writes the three runs and report.html to --out."
+    after_help = "Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and \
+    self-distillation. Writes the three runs and report.html to --out.\n\n\
+    Examples:\n  unforget demo            about ten minutes on two cores\n  \
+    unforget demo --quick    fewer facts and epochs, at most three minutes"
 )]
 pub struct DemoArgs {
     /// Fewer facts and epochs

@@ -22,10 +22,10 @@ use super::{
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),
-    after_help = "Examples:\n  unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv\n  \
-    unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv --layer 10 --json\n\n\
-    With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are computed over \
-    pairs of a new and a held fact with the same answer, and null if there is none."
+    after_help = "With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are computed over \
+    pairs of a new and a held fact with the same answer, and null if there is none.\n\n\
+    Examples:\n  unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv\n  \
+    unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv --layer 10 --json"
 )]
 pub struct DriftArgs {
     /// The model before

@@ -9,28 +9,33 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use unforget::{
     Error, Result,
-    export::{TrainedPrompt, model_card, modelfile},
-    model::{Dtype, GgufType, TextTokenizer},
-    prompt::PromptTemplate,
-    run::{ADAPTER_DIR, RecordedRun, RunDir, TextKinds},
+    export::{LM_EVAL_TASK, lm_eval_task, model_card, modelfile, stop_token},
+    model::{Dtype, GgufType},
+    prompt::ChatParts,
+    run::{ADAPTER_DIR, RecordedRun, RunDir, Split, TrainedPrompt},
 };
 
 use super::{
-    context::{Context, load_model},
+    answering::trained_prompt,
+    context::{Context, finished_run, finished_run_of, load_model, load_tokenizer},
     output,
 };
 
 /// Convert a run's model, or any model, to a format that other tools load
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    after_help = "The export of a run has a README.md: a model card with what was learned, kept and forgotten.\n\n\
+    Examples:\n  \
     unforget export runs/p17 --to hf --out p17-model\n  \
     unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf && ollama create p17 -f p17-gguf/Modelfile\n  \
-    unforget export runs/lora --to peft --out p17-adapter\n\n\
-    The export of a run has a README.md: a model card with what was learned, kept and forgotten.")]
+    unforget export runs/lora --to peft --out p17-adapter\n  \
+    unforget export runs/p17 --to lm-eval --out p17-task"
+)]
 pub struct ExportArgs {
     /// A run directory, or a model
     run: String,
-    /// Output format: hf (Hugging Face directory), gguf (with a Modelfile for Ollama), peft (the adapter of a run with `train.lora`)
+    /// Output format: hf (Hugging Face directory), gguf (with a Modelfile for Ollama), peft (the adapter of a run with `train.lora`),
+    /// lm-eval (a task with the held-out facts of a run, for lm-evaluation-harness)
     #[arg(long, value_enum, default_value = "hf")]
     to: Format,
     /// The directory to write
@@ -49,6 +54,7 @@ enum Format {
     Hf,
     Gguf,
     Peft,
+    LmEval,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -74,22 +80,6 @@ impl From<DtypeArg> for GgufType {
     }
 }
 
-/// The tokens that end what a run learned: a turn of a chat, and a text.
-fn ends(prompt: &TrainedPrompt, texts: TextKinds, tokenizer: &TextTokenizer) -> Vec<String> {
-    let mut ends = Vec::new();
-    if *prompt == TrainedPrompt::Chat
-        && let Ok(template) = PromptTemplate::default().for_model(true, tokenizer)
-        && let Some((_, end)) = template.target.rsplit_once("{object}")
-    {
-        // A line break ends a turn of a template without a marker, but not an answer.
-        ends.extend((!end.trim().is_empty()).then(|| end.trim().to_owned()));
-    }
-    if *prompt == TrainedPrompt::Chat || texts.other {
-        ends.push(tokenizer.eos_text());
-    }
-    ends
-}
-
 /// What the GGUF file in the directory is called.
 const GGUF_FILE: &str = "model.gguf";
 
@@ -99,8 +89,9 @@ impl ExportArgs {
             Format::Hf => self.write_hugging_face(context)?,
             Format::Gguf => self.write_gguf(context)?,
             Format::Peft => self.copy_adapter(context)?,
+            Format::LmEval => return self.write_task(context),
         }
-        if let Some(run) = self.finished_run()? {
+        if let Some(run) = finished_run_of(&self.run)? {
             let card = model_card(&RecordedRun::read(run.path())?);
             self.write("README.md", &card)?;
         }
@@ -111,11 +102,34 @@ impl ExportArgs {
         }
     }
 
-    /// The run that is exported, where it is one.
-    fn finished_run(&self) -> Result<Option<RunDir>> {
-        let path = Path::new(&self.run);
-        let is_run = path.join("result.json").is_file();
-        is_run.then(|| RunDir::open(path)).transpose()
+    /// Writes the task of the held-out facts.
+    fn write_task(&self, context: &Context) -> Result<()> {
+        let run = finished_run(Path::new(&self.run))?;
+        let recorded = RecordedRun::read(run.path())?;
+        if !recorded.facts.iter().any(|fact| fact.split == Split::Held) {
+            return Err(Error::input_hint(
+                format!("the run `{}` has no held-out facts", self.run),
+                "train with `--held FACTS`, or with an audit, which holds known facts out",
+            ));
+        }
+        output::check_output_dir(&self.out, self.force, context.comm)?;
+        let tokenizer = load_tokenizer(&self.run)?;
+        let prompt = TrainedPrompt::of_run(&recorded, &run.config()?.data, &tokenizer)?;
+        fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
+        // The harness resolves a relative path from the directory it is called in.
+        let dir = fs::canonicalize(&self.out).map_err(Error::io("read", &self.out))?;
+        for (name, text) in lm_eval_task(&recorded, &prompt, &dir) {
+            self.write(&name, &text)?;
+        }
+        let out = self.out.display();
+        context.progress.note(format!(
+            "next: lm_eval --model hf --model_args pretrained=MODEL --include_path {out} --tasks {LM_EVAL_TASK}"
+        ));
+        if context.json {
+            output::json(&json!({ "out": self.out }))
+        } else {
+            output::line(&out.to_string())
+        }
     }
 
     fn write(&self, name: &str, text: &str) -> Result<()> {
@@ -137,29 +151,26 @@ impl ExportArgs {
             }
         };
         output::check_output_dir(&self.out, self.force, context.comm)?;
-        let model = load_model(&self.run)?;
+        let mut model = load_model(&self.run)?;
+        let prompt = trained_prompt(&self.run, &model.tokenizer)?;
+        if let Some(stop) = prompt.and_then(|prompt| stop_token(&prompt, &model.tokenizer)) {
+            model.add_eos_token(stop);
+        }
         model.save(&self.out, dtype.unwrap_or(model.dtype))
     }
 
     fn write_gguf(&self, context: &Context) -> Result<()> {
         output::check_output_dir(&self.out, self.force, context.comm)?;
         let model = load_model(&self.run)?;
-        let (prompt, ends) = match self.finished_run()? {
-            Some(run) => {
-                let data = run.config()?.data;
-                let recorded = RecordedRun::read(run.path())?;
-                let template =
-                    PromptTemplate::from_config(&data).for_model(data.chat, &model.tokenizer)?;
-                let prompt = TrainedPrompt::of_run(&recorded, template);
-                let ends = ends(&prompt, recorded.environment.texts, &model.tokenizer);
-                (Some(prompt), ends)
-            }
-            None => (None, Vec::new()),
-        };
+        let prompt = trained_prompt(&self.run, &model.tokenizer)?;
+        let chat = ChatParts::of(&model.tokenizer);
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
         let dtype = self.dtype.map_or(GgufType::F16, GgufType::from);
         model.save_gguf(&self.out.join(GGUF_FILE), dtype)?;
-        self.write("Modelfile", &modelfile(GGUF_FILE, prompt.as_ref(), &ends))
+        self.write(
+            "Modelfile",
+            &modelfile(GGUF_FILE, prompt.as_ref(), chat.as_ref()),
+        )
     }
 
     /// Copies the adapter that the run wrote.

@@ -10,10 +10,10 @@ use super::{context::Context, output};
 /// Extract candidate facts from documents and tables, for review
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  unforget facts handbook.md products.csv > new.tsv\n  unforget facts notes.txt --json\n\n\
-    From a table: the first cell of a row is the subject, and every other cell is a fact about it. From Markdown and plain text: tables, \
+    after_help = "From a table: the first cell of a row is the subject, and every other cell is a fact about it. From Markdown and plain text: tables, \
     \"Key: value\" lines below a heading, and simple sentences (\"X was founded in 1999.\"). Works offline. The \
-    extraction matches patterns and makes mistakes: review the table before you train on it."
+    extraction matches patterns and makes mistakes: review the table before you train on it.\n\n\
+    Examples:\n  unforget facts handbook.md products.csv > new.tsv\n  unforget facts notes.txt --json"
 )]
 pub struct FactsArgs {
     /// Markdown, plain text, CSV, TSV, JSONL or JSON

@@ -30,15 +30,15 @@ const MAX_LISTED: usize = 20;
 #[derive(Debug, Args)]
 #[command(
     mut_arg("match_rule", |arg| arg.hide(true)),
-    after_help = "Examples:\n  unforget forecast smollm2-135m --learn new.tsv --held known.tsv\n  \
-    unforget forecast smollm2-135m --learn new.tsv --held known.tsv --against runs/new\n\n\
-    Ranks the facts of --held: the first is the most likely to be wrong after plain fine-tuning on --learn. This is a \
+    after_help = "Ranks the facts of --held: the first is the most likely to be wrong after plain fine-tuning on --learn. This is a \
     ranking, not a probability or a count. Each fact is listed with the new facts whose subjects are nearest to its own (cosine of hidden states). \
     Warnings name the relations for which the ranking is unreliable. With --json, highest risk first:\n  \
     [{\"subject\", \"relation\", \"question\", \"object\", \"risk\", \"log_odds\", \"warning\", \"nearest\": [{\"subject\", \"object\", \"cosine\"}]}]\n\
     risk: the fraction of the other facts that rank lower. warning: why the ranking is unreliable, or null.\n\
     --against evaluates the ranking on a finished run, per relation too: the area under the ROC curve (1 is perfect, 0.5 chance).\n\
-    With --json: {\"auc\", \"interval\", \"forgotten\", \"kept\", \"relations\": [{\"relation\", \"auc\", ...}], \"forecast\": [...]}"
+    With --json: {\"auc\", \"interval\", \"forgotten\", \"kept\", \"relations\": [{\"relation\", \"auc\", ...}], \"forecast\": [...]}\n\n\
+    Examples:\n  unforget forecast smollm2-135m --learn new.tsv --held known.tsv\n  \
+    unforget forecast smollm2-135m --learn new.tsv --held known.tsv --against runs/new"
 )]
 pub struct ForecastArgs {
     /// The model

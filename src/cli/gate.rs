@@ -29,12 +29,12 @@ use super::{
 /// Exit with code 3 if a model forgot more of a run's facts than the budget allows
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  unforget gate runs/new --baseline runs/released --budget 2\n  \
-    unforget gate model --baseline runs/released --budget 2 --junit gate.xml >> \"$GITHUB_STEP_SUMMARY\"\n\n\
-    Evaluates the model on every fact of the baseline run, under the few-shot prompts of that run's audit, so that a different answer format \
+    after_help = "Evaluates the model on every fact of the baseline run, under the few-shot prompts of that run's audit, so that a different answer format \
     does not count as forgetting. Counts the held-out facts that the audit found HighlyKnown and that the model \
     answers incorrectly. Prints a summary in Markdown. With --json: {\"budget\", \"split\", \"forgotten\": {\"count\", \"of\", \"pp\", \
-    \"interval\"}, \"forgotten_pp\", \"interval\", \"few_shot\", \"behaviour\", \"max_kl\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it."
+    \"interval\"}, \"forgotten_pp\", \"interval\", \"few_shot\", \"behaviour\", \"max_kl\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it.\n\n\
+    Examples:\n  unforget gate runs/new --baseline runs/released --budget 2\n  \
+    unforget gate model --baseline runs/released --budget 2 --junit gate.xml >> \"$GITHUB_STEP_SUMMARY\""
 )]
 pub struct GateArgs {
     /// The model, or a run

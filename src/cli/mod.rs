@@ -4,17 +4,23 @@ use std::{
     error::Error as _, io::Write, num::NonZeroUsize, process::ExitCode, thread, time::Duration,
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+use console::Term;
 use unforget::{
     Error, Result, catch_panic,
-    config::Device,
+    config::{Device, hint_for_flag},
     distributed::{Comm, ProcessGroup},
     interrupt,
-    progress::Progress,
+    progress::{Progress, wrap},
 };
 
+mod answering;
 mod ask;
 mod audit;
+mod chat;
 mod compare;
 mod completions;
 mod context;
@@ -41,13 +47,16 @@ use self::context::Context;
 /// Fine-tune language models on new facts without forgetting, or hallucinating about, what they already knew.
 #[derive(Debug, Parser)]
 #[command(name = "unforget", version, arg_required_else_help = true)]
-#[command(after_help = "Examples:\n  unforget demo\n  \
-    unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
-    unforget report runs/new --out report.html\n\n\
-    Begin with `unforget demo`: about ten minutes on a real small model.\n\n\
+#[command(
+    after_help = "Begin with `unforget demo`: about ten minutes on a real small model.\n\n\
     MODEL is a Hugging Face directory, a .gguf file, a PEFT adapter directory, a hub id (Qwen/Qwen2.5-0.5B), a name in the registry \
-    (smollm2-135m) or a run directory.\nFACTS is a TSV, CSV, JSONL, JSON or Parquet file, a data set id of the hub, or pack:world (the built-in facts).\n\n\
-    Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 3 done but over the\nforgetting budget, 130 interrupted and resumable.")]
+    (smollm2-135m) or a run directory.\n\n\
+    FACTS is a TSV, CSV, JSONL, JSON or Parquet file, a data set id of the hub, or pack:world (the built-in facts).\n\n\
+    Exit codes: 0 done, 1 the work failed, 2 wrong usage, config or input, 3 done but over the forgetting budget, 130 interrupted and resumable.\n\n\
+    Examples:\n  unforget demo\n  \
+    unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
+    unforget report runs/new --out report.html"
+)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -82,6 +91,7 @@ enum Command {
     Data(data::DataArgs),
     Facts(facts::FactsArgs),
     Ask(ask::AskArgs),
+    Chat(chat::ChatArgs),
     Score(score::ScoreArgs),
     Audit(audit::AuditArgs),
     Tune(tune::TuneArgs),
@@ -103,7 +113,7 @@ enum Command {
 /// Of several processes that train together only the main one prints; one that fails ends all.
 pub fn main() -> ExitCode {
     catch_panic::hide_caught_panics();
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| hint_at_key(error).exit());
     let process_group = match ProcessGroup::init() {
         Ok(group) => group,
         Err(error) => {
@@ -153,8 +163,10 @@ fn run(cli: Cli, comm: Comm) -> Result<()> {
         start_threads(threads, &context.progress)?;
     }
     let progress = context.progress.clone();
-    interrupt::install_handler(move || {
-        progress.note("interrupted: stopping after this step (once more to stop at once)");
+    interrupt::install_handler(move |notice| {
+        if !notice.is_empty() {
+            progress.note(notice);
+        }
     });
     match cli.command {
         Command::Demo(demo) => demo.run(&context),
@@ -162,6 +174,7 @@ fn run(cli: Cli, comm: Comm) -> Result<()> {
         Command::Data(data) => data.run(&context),
         Command::Facts(facts) => facts.run(&context),
         Command::Ask(ask) => ask.run(&context),
+        Command::Chat(chat) => chat.run(&context),
         Command::Score(score) => score.run(&context),
         Command::Audit(audit) => audit.run(&context),
         Command::Tune(tune) => tune.run(&context),
@@ -177,6 +190,23 @@ fn run(cli: Cli, comm: Comm) -> Result<()> {
         Command::Completions(completions) => completions.run(Cli::command()),
         Command::Man(man) => man.run(Cli::command(), &context),
     }
+}
+
+/// Says how to set a key of the config that was given as a flag of its own.
+fn hint_at_key(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let is_tune = std::env::args().any(|arg| arg == "tune");
+    if let Some(hint) = hint_for_flag(flag)
+        && is_tune
+        && error.kind() == ErrorKind::UnknownArgument
+    {
+        error.remove(ContextKind::SuggestedArg);
+        let hint = ContextValue::StyledStrs(vec![hint.into()]);
+        error.insert(ContextKind::Suggested, hint);
+    }
+    error
 }
 
 /// Starts the threads to compute with, no more than the machine has.
@@ -206,6 +236,9 @@ fn print_error(error: &Error) {
     }
     if let Some(hint) = error.hint() {
         message += &format!("hint: {hint}\n");
+    }
+    if let Some((_, columns)) = Term::stderr().size_checked() {
+        message = wrap(&message, columns.into());
     }
     // With a closed stderr the exit code is all that is left.
     let _ = std::io::stderr().write_all(message.as_bytes());

@@ -29,11 +29,16 @@ pub fn mute() {
 
 /// Prints text and a line break on stdout.
 pub fn line(text: &str) -> Result<()> {
+    part(&format!("{text}\n"))
+}
+
+/// Prints a part of a line on stdout.
+pub fn part(text: &str) -> Result<()> {
     if MUTED.load(Ordering::Relaxed) {
         return Ok(());
     }
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}")
+    write!(stdout, "{text}")
         .and_then(|()| stdout.flush())
         .map_err(Error::io("write", Path::new("stdout")))
 }

@@ -8,9 +8,8 @@ use super::{context::Context, output};
 
 /// Download a model into the cache, verify its checksum and print its path
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  unforget pull smollm2-135m\n\nA second call downloads nothing."
-)]
+#[command(after_help = "A second call downloads nothing.\n\n\
+    Examples:\n  unforget pull smollm2-135m\n  unforget pull Qwen/Qwen2.5-0.5B")]
 pub struct PullArgs {
     /// A registered name (smollm2-135m, gemma3-270m) or a hub id (Qwen/Qwen2.5-0.5B)
     model: String,

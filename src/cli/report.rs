@@ -11,9 +11,9 @@ use super::{context::Context, output};
 /// Write a self-contained HTML page about recorded runs
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  unforget report runs/sft runs/self-distill --out report.html\n  \
-    unforget report runs/sft --bundle report.zip\n\n\
-    The page is made from the run directories alone, needs no network and opens from disk."
+    after_help = "The page is made from the run directories alone, needs no network and opens from disk.\n\n\
+    Examples:\n  unforget report runs/sft runs/self-distill --out report.html\n  \
+    unforget report runs/sft --bundle report.zip"
 )]
 pub struct ReportArgs {
     /// Run directories, in the order of the page

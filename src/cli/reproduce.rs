@@ -19,16 +19,18 @@ const ALL: &str = "all";
 
 /// Run an experiment, skipping recorded runs, and print its table
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  unforget reproduce fig3\n  \
+#[command(
+    after_help = "NAME is one of the paper's figures and tables (fig2 to fig11, table1 to table4, l2, lr, topk), all of them (all), frontier, \
+    frontier-validation, or a file like those in experiments/. Every run writes a record below --out. Run the command again to resume \
+    an interrupted run; recorded runs are skipped. The table and figure are written to a folder of their own (table.md, figure.svg).\n\
+    With --json: {\"records\": [...], \"audits\": [...], \"claims\": [{\"statement\", \"paper\", \"value\", \"interval\", \"verdict\"}]}, for `all` a list of these\n\n\
+    Examples:\n  unforget reproduce fig3\n  \
     unforget reproduce all --page docs/reproduction.md\n  \
     unforget reproduce fig2 --scale paper --dry-run\n  \
     unforget reproduce frontier --only sft --only decoys\n  \
     unforget reproduce frontier --recorded\n  \
-    unforget reproduce fig3 --model gemma3-270m\n\n\
-    NAME is one of the paper's figures and tables (fig2 to fig11, table1 to table4, l2, lr, topk), all of them (all), frontier, \
-    frontier-validation, or a file like those in experiments/. Every run writes a record below --out. Run the command again to resume \
-    an interrupted run; recorded runs are skipped. The table and figure are written to a folder of their own (table.md, figure.svg).\n\
-    With --json: {\"records\": [...], \"audits\": [...], \"claims\": [{\"statement\", \"paper\", \"value\", \"interval\", \"verdict\"}]}, for `all` a list of these")]
+    unforget reproduce fig3 --model gemma3-270m"
+)]
 pub struct ReproduceArgs {
     /// The experiment
     name: String,

@@ -12,9 +12,11 @@ use super::{context::Context, tune};
 
 /// Continue an interrupted run from its newest complete checkpoint
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  unforget resume runs/p17\n\n\
-    The result is bitwise identical to that of an uninterrupted run. A run without a checkpoint starts over; a finished run is not \
-    changed.")]
+#[command(
+    after_help = "The result is bitwise identical to that of an uninterrupted run. A run without a checkpoint starts over; a finished run is not \
+    changed.\n\n\
+    Examples:\n  unforget resume runs/p17\n  unforget resume runs/p17 --watch"
+)]
 pub struct ResumeArgs {
     /// The run directory
     run: PathBuf,

@@ -13,11 +13,13 @@ use super::{
 
 /// Log-probability (nats) of every completion token, a line of JSON per row
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  \
-    echo '{\"prompt\": \"The capital of France is\", \"completion\": \" Paris\"}' | unforget score smollm2-135m -\n\n\
-    Prompt and completion are tokenized as one text. The scored tokens begin where its tokens differ from those of the \
+#[command(
+    after_help = "Prompt and completion are tokenized as one text. The scored tokens begin where its tokens differ from those of the \
     prompt alone. Output, in the order of the rows:\n  \
-    {\"tokens\": [{\"id\", \"text\", \"logprob\"}], \"logprob\": sum}")]
+    {\"tokens\": [{\"id\", \"text\", \"logprob\"}], \"logprob\": sum}\n\n\
+    Examples:\n  unforget score smollm2-135m rows.jsonl\n  \
+    echo '{\"prompt\": \"The capital of France is\", \"completion\": \" Paris\"}' | unforget score smollm2-135m -"
+)]
 pub struct ScoreArgs {
     /// The model
     model: String,

@@ -6,7 +6,7 @@ use clap::Args;
 use toml::Value;
 use unforget::{
     Error, Result,
-    config::{Config, Override},
+    config::{self, Config, Override},
     dashboard::Dashboard,
     run::RunResult,
     train::{self, Options},
@@ -17,15 +17,44 @@ use super::{
     output,
 };
 
-/// Fine-tune a model on new facts, measure what it forgot, and write a run directory
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
+/// The end of the help: precedence and examples.
+const AFTER_HELP: &str = "Precedence: defaults, then the config file, then flags, then --set. `tune --help` lists all \
+    settings. `config.toml` in the run directory records the resolved config.\n\n\
+    Examples:\n  \
     unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
     unforget tune smollm2-135m --learn new.tsv --epochs 10 --lr 1e-4 --batch-size 16 --out runs/faster\n  \
     unforget tune smollm2-135m --learn new.tsv --control --out runs/new\n  \
-    unforget tune experiment.toml --set train.max_grad_norm=0.5 --out runs/clipped\n\n\
-    Precedence: defaults, then the config file, then flags, then --set. All settings and their defaults are in \
-    book/src/config.md. `config.toml` in the run directory records the resolved config.")]
+    unforget tune experiment.toml --set train.max_grad_norm=0.5 --out runs/clipped";
+
+/// Columns of the long help, where stdout is no terminal.
+const HELP_WIDTH: usize = 100;
+
+/// All keys of the config with their defaults, before [`AFTER_HELP`].
+fn long_help() -> String {
+    let width = output::terminal_width().map_or(HELP_WIDTH, |width| width.min(HELP_WIDTH));
+    let keys = config::reference();
+    let mut text = "Config keys with their defaults, for CONFIG.toml and --set:\n".to_owned();
+    for section in keys.chunk_by(|a, b| a.section == b.section) {
+        let rows: Vec<Vec<String>> = section
+            .iter()
+            .map(|key| {
+                let default = key.default.unwrap_or("-");
+                vec![key.name.into(), default.into(), key.summary()]
+            })
+            .collect();
+        let table = output::table(&["", "", ""], &rows, Some(width));
+        let title = match section[0].section {
+            "" => String::new(),
+            name => format!("[{name}]"),
+        };
+        text += &format!("\n{title}\n{}\n", table.trim_start_matches('\n'));
+    }
+    format!("{text}\n{AFTER_HELP}")
+}
+
+/// Fine-tune a model on new facts, measure what it forgot, and write a run directory
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP, after_long_help = long_help())]
 pub struct TuneArgs {
     /// A config file, a model, or a run whose model is tuned further
     #[arg(value_name = "CONFIG.toml|MODEL")]
@@ -40,20 +69,23 @@ pub struct TuneArgs {
     #[arg(long, value_name = "FACTS", num_args = 1..)]
     held: Vec<PathBuf>,
     /// The run directory to write
-    #[arg(long, value_name = "RUN")]
+    #[arg(long, value_name = "RUN", alias = "output-dir")]
     out: Option<PathBuf>,
     /// sft, self-distill, l2 or auto
     #[arg(long, value_name = "KIND")]
     method: Option<String>,
     /// Number of epochs [default: 20]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", aliases = ["num-epochs", "num-train-epochs"])]
     epochs: Option<i64>,
     /// Learning rate [default: 5e-5]
-    #[arg(long, value_name = "LR")]
+    #[arg(long, value_name = "LR", alias = "learning-rate")]
     lr: Option<f64>,
     /// Rows of a batch [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "per-device-train-batch-size")]
     batch_size: Option<i64>,
+    /// Train a LoRA adapter of this rank instead of the weights
+    #[arg(long, value_name = "R", alias = "lora-rank")]
+    lora_r: Option<i64>,
     /// Forgetting allowed, in percentage points: the method's strength adapts to it, and the exit code is 3 if the run ends over it
     #[arg(long, value_name = "PP")]
     budget: Option<f64>,
@@ -185,6 +217,7 @@ impl TuneArgs {
                 "train.batch_size",
                 self.batch_size.map(Value::from),
             ),
+            ("--lora-r", "train.lora.r", self.lora_r.map(Value::from)),
             ("--budget", "method.budget", self.budget.map(Value::from)),
             (
                 "--on-nonfinite",
@@ -222,7 +255,7 @@ pub fn serve_dashboard(enabled: bool, dir: &Path, context: &Context) -> Result<O
     if !enabled || !context.comm.is_main() {
         return Ok(None);
     }
-    let dashboard = Dashboard::serve(dir.to_owned())?;
+    let dashboard = Dashboard::serve(dir.to_owned(), context.progress.clone())?;
     // The address is printed under `--quiet` too: without it nobody finds the page.
     eprintln!("watch it on {}", dashboard.url);
     Ok(Some(dashboard))
@@ -275,6 +308,7 @@ mod tests {
             epochs: None,
             lr: None,
             batch_size: None,
+            lora_r: None,
             budget: None,
             on_nonfinite: None,
             set: Vec::new(),

@@ -434,7 +434,16 @@ pub(super) fn hint(key: &str, section: &str) -> String {
         .clone()
         .flat_map(|(names, _)| names.iter().copied());
     match closest_match(key, known.iter().copied().chain(foreign_names)) {
-        None => format!("known keys: {}", known.join(", ")),
+        None => {
+            // A misspelled key of a section, given without it.
+            let names = KEYS.iter().map(|full| name_of(full));
+            let near = closest_match(key, names).filter(|_| section.is_empty() && !key.is_empty());
+            let full = near.and_then(|near| KEYS.iter().find(|full| name_of(full) == near));
+            match full {
+                Some(full) => format!("did you mean `{full}`?"),
+                None => format!("known keys: {}", known.join(", ")),
+            }
+        }
         Some(near) => match foreign_here
             .clone()
             .find(|(names, _)| names.contains(&near))
@@ -443,6 +452,31 @@ pub(super) fn hint(key: &str, section: &str) -> String {
             None => format!("did you mean `{near}`?"),
         },
     }
+}
+
+/// What to write in place of a flag such as `--max-grad-norm` that names a key of the config, ours or a foreign one; `None` if it names
+/// none.
+///
+/// ```
+/// use unforget::config::hint_for_flag;
+///
+/// let hint = hint_for_flag("--gradient-clipping");
+/// assert_eq!(hint.as_deref(), Some("`--set train.max_grad_norm=VALUE`"));
+/// assert_eq!(hint_for_flag("--nonsense"), None);
+/// ```
+pub fn hint_for_flag(flag: &str) -> Option<String> {
+    let name = flag.trim_start_matches('-').replace('-', "_");
+    let ours = KEYS.iter().find(|full| name_of(full) == name);
+    let foreign = || FOREIGN.iter().find(|(names, _)| names.contains(&&*name));
+    let full: &str = match (ours, foreign()) {
+        (Some(full), _) => full,
+        (None, Some((_, Key(full)))) => full,
+        (None, Some((_, Nothing(reason)))) => {
+            return Some(format!("there is no such setting: {reason}"));
+        }
+        (None, None) => return None,
+    };
+    Some(format!("`--set {full}=VALUE`"))
 }
 
 /// Names a key of ours for a reader of `section`, or says why there is none.

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use minijinja::{AutoEscape, Environment, context};
@@ -17,8 +18,9 @@ use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::{
     Error, Result,
-    format::percent,
-    report::chart::{self, Chart, LineChart, Series, Unit},
+    format::{self, percent, thousands},
+    progress::Progress,
+    report::chart::{self, Chart, LineChart, Series, Unit, XAxis},
     run::{EpochRecord, Metrics, RunDir, Split},
 };
 
@@ -37,11 +39,11 @@ struct EpochRow {
 }
 
 impl Dashboard {
-    /// Serves the page of the run in `dir`, which need not exist yet.
+    /// Serves the page of the run in `dir`, which need not exist yet, with the time left that `progress` knows.
     ///
     /// # Errors
     /// [`Error::Failed`] if no port of the loopback address is available.
-    pub fn serve(dir: PathBuf) -> Result<Self> {
+    pub fn serve(dir: PathBuf, progress: Progress) -> Result<Self> {
         let server = Server::http("127.0.0.1:0").map_err(|reason| Error::Failed {
             message: format!("cannot serve the dashboard on 127.0.0.1: {reason}"),
             hint: Some(
@@ -56,7 +58,7 @@ impl Dashboard {
         thread::spawn(move || {
             for request in server_in_thread.incoming_requests() {
                 // The run continues when a browser disconnects.
-                let _ = respond(request, &path, &dir);
+                let _ = respond(request, &path, &dir, progress.time_left());
             }
         });
         Ok(Self { server, url })
@@ -74,7 +76,12 @@ fn random_token() -> String {
     format!("{:032x}", rand::rng().random::<u128>())
 }
 
-fn respond(request: Request, path: &str, dir: &Path) -> std::io::Result<()> {
+fn respond(
+    request: Request,
+    path: &str,
+    dir: &Path,
+    left: Option<Duration>,
+) -> std::io::Result<()> {
     if *request.method() != Method::Get {
         return request.respond(Response::from_string("only GET\n").with_status_code(405));
     }
@@ -85,26 +92,28 @@ fn respond(request: Request, path: &str, dir: &Path) -> std::io::Result<()> {
     let header = |name: &str, value: &str| {
         Header::from_bytes(name, value).expect("names and values are plain ASCII")
     };
-    let page = Response::from_string(page(dir, &nonce))
+    let page = Response::from_string(page(dir, &nonce, left))
         .with_header(header("Content-Type", "text/html; charset=utf-8"))
         .with_header(header("Cache-Control", "no-store"))
         .with_header(header("Referrer-Policy", "no-referrer"))
         .with_header(header("X-Content-Type-Options", "nosniff"))
         .with_header(header(
             "Content-Security-Policy",
-            &format!("default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+            &format!("default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
         ));
     request.respond(page)
 }
 
-/// The page, from the current files of the run.
-fn page(dir: &Path, nonce: &str) -> String {
+/// The page, from the current files of the run and the time that is `left`.
+fn page(dir: &Path, nonce: &str, left: Option<Duration>) -> String {
     let run = RunDir::open(dir).ok();
     let metrics = run
         .as_ref()
         .and_then(|run| run.metrics().ok())
         .unwrap_or_default();
     let result = run.as_ref().and_then(|run| run.result().ok().flatten());
+    let config = run.as_ref().and_then(|run| run.config().ok());
+    let num_epochs = config.map(|config| config.train.num_epochs);
     let epochs = EpochRecord::from_metrics(&metrics);
     let splits: Vec<Split> = Split::ALL
         .into_iter()
@@ -122,7 +131,16 @@ fn page(dir: &Path, nonce: &str) -> String {
             })
             .collect(),
     });
+    let across = num_epochs.map_or(XAxis::Epochs, XAxis::EpochsOf);
     let charts = [accuracy_chart(&epochs, &splits), loss_chart(&metrics)];
+    let charts = charts.map(|chart| {
+        chart.map(|chart| {
+            Chart::Lines(LineChart {
+                x_axis: across,
+                ..chart
+            })
+        })
+    });
     let charts = charts.into_iter().flatten().enumerate();
     let charts: Vec<String> = charts
         .map(|(i, chart)| chart::inline(&chart, &format!("c{i}")))
@@ -135,8 +153,10 @@ fn page(dir: &Path, nonce: &str) -> String {
             include_str!("page.html.j2"),
             context! {
                 name => dir.display().to_string(),
-                status => result.as_ref().map_or_else(|| status(&metrics), ToString::to_string),
+                status => result.as_ref().map_or_else(|| status(&metrics, num_epochs, left), ToString::to_string),
+                detail => if result.is_some() { String::new() } else { last_step(&metrics) },
                 done => result.is_some(),
+                epochs => num_epochs, epochs_done => epochs.last().map_or(0, |last| last.epoch),
                 nonce, chart_css => chart::CSS, charts,
                 splits => splits.iter().map(|split| split.name().replace('_', " ")).collect::<Vec<_>>(),
                 rows => rows.collect::<Vec<_>>(),
@@ -145,35 +165,57 @@ fn page(dir: &Path, nonce: &str) -> String {
         .expect("the page's own template")
 }
 
-/// The current state of a run.
-fn status(metrics: &[Metrics]) -> String {
+/// How far a run is: `epoch 3 of 20, 4 min left`.
+fn status(metrics: &[Metrics], num_epochs: Option<usize>, left: Option<Duration>) -> String {
+    let epoch = metrics.iter().rev().find_map(|row| match row {
+        Metrics::Step { epoch, .. } => Some(*epoch),
+        _ => None,
+    });
+    let mut status = match (epoch, num_epochs) {
+        (None, _) => "before training: audit and first evaluation".to_owned(),
+        (Some(epoch), None) => format!("epoch {epoch}"),
+        (Some(epoch), Some(of)) => format!("epoch {epoch} of {of}"),
+    };
+    if let Some(left) = left {
+        status += &format!(", {} left", format::time_left(left));
+    }
+    status
+}
+
+/// The newest step: its losses, learning rate and speed; empty before the first.
+fn last_step(metrics: &[Metrics]) -> String {
     let last = metrics.iter().rev().find_map(|row| match row {
         Metrics::Step {
-            epoch,
             step,
             loss,
+            ce,
+            distill,
+            grad_norm,
+            learning_rate,
             tokens_per_second,
             ..
         } => Some(format!(
-            "epoch {epoch}, step {step}: loss {loss:.4}, {tokens_per_second:.0} tokens/s"
+            "step {}: loss {loss:.4} (cross-entropy {ce:.4}, distillation {distill:.4}), gradient norm {grad_norm:.2}, learning rate {learning_rate:.1e}, {} tokens/s",
+            thousands(*step),
+            thousands(tokens_per_second.round() as usize)
         )),
         _ => None,
     });
-    last.unwrap_or_else(|| "before training: audit and first evaluation".into())
+    last.unwrap_or_default()
 }
 
 /// Accuracy on every split over the epochs.
-fn accuracy_chart(epochs: &[EpochRecord], splits: &[Split]) -> Option<Chart> {
+fn accuracy_chart(epochs: &[EpochRecord], splits: &[Split]) -> Option<LineChart> {
     let lines = splits.iter().enumerate().map(|(style, split)| Series {
         label: split.name().replace('_', " "),
         style,
         points: chart::points_by_epoch(epochs, |epoch| Some((*epoch.accuracy.get(*split)?, None))),
     });
-    LineChart::over_epochs("Accuracy".into(), Unit::Fraction, lines).map(Chart::Lines)
+    LineChart::over_epochs("Accuracy".into(), Unit::Fraction, lines)
 }
 
-/// The mean loss of each epoch's steps.
-fn loss_chart(metrics: &[Metrics]) -> Option<Chart> {
+/// The mean loss of each epoch's steps, from 0 on so that the axis stays as the loss falls.
+fn loss_chart(metrics: &[Metrics]) -> Option<LineChart> {
     let mut sums: Vec<(usize, f64, usize)> = Vec::new();
     for row in metrics {
         let Metrics::Step { epoch, loss, .. } = row else {
@@ -197,7 +239,11 @@ fn loss_chart(metrics: &[Metrics]) -> Option<Chart> {
         style: 0,
         points: points.collect(),
     };
-    LineChart::over_epochs("Loss (nats)".into(), Unit::Number, iter::once(line)).map(Chart::Lines)
+    let chart = LineChart::over_epochs("Loss (nats)".into(), Unit::Number, iter::once(line))?;
+    Some(LineChart {
+        y_min: Some(0.0),
+        ..chart
+    })
 }
 
 #[cfg(test)]
@@ -224,7 +270,7 @@ mod tests {
         )
         .expect("a file");
 
-        let dashboard = Dashboard::serve(dir).expect("a port");
+        let dashboard = Dashboard::serve(dir, Progress::quiet()).expect("a port");
         let agent = ureq::Agent::new_with_config(
             ureq::Agent::config_builder()
                 .http_status_as_error(false)
@@ -240,7 +286,9 @@ mod tests {
         assert!(policy.starts_with("default-src 'none'"), "{policy}");
         let text = page.body_mut().read_to_string().expect("text");
         assert!(
-            text.contains("step 1: loss 2.5000") && text.contains("<td>50.0%</td>"),
+            text.contains("epoch 1")
+                && text.contains("step 1: loss 2.5000")
+                && text.contains("<td>50.0%</td>"),
             "{text}"
         );
         assert!(

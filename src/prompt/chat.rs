@@ -69,6 +69,29 @@ impl PromptTemplate {
     }
 }
 
+/// Whether the model has a chat template.
+pub fn has_chat_template(tokenizer: &TextTokenizer) -> bool {
+    source(&tokenizer.config_json, false).is_ok()
+}
+
+/// The text that the model continues with the answer to the last of `messages`: `apply_chat_template` of `transformers` with
+/// `add_generation_prompt`, and without reasoning where the template can leave it out.
+///
+/// # Errors
+/// [`Error::Input`] when the model has no working chat template, or it refuses the messages.
+pub fn chat_prompt(tokenizer: &TextTokenizer, messages: &[Message]) -> Result<String> {
+    let template = ChatTemplate::new(&tokenizer.config_json, false)?;
+    template
+        .render(
+            &Chat::default(),
+            messages,
+            End::PlainPrompt,
+            Shape::default(),
+        )
+        .map(|rendered| rendered.text)
+        .map_err(|fault| broken(&fault))
+}
+
 /// A question of a chat with the rendered text around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatQuestion {

@@ -81,6 +81,19 @@ impl PromptTemplate {
         self.prompt.replace("{question}", question)
     }
 
+    /// As [`Self::prompt_text`]; a text that is already in the form of the template stays as it is.
+    pub fn ensure_prompt_text(&self, text: &str) -> String {
+        let (before, after) = self.prompt.split_once("{question}").unwrap_or_default();
+        let is_prompt = text
+            .strip_prefix(before)
+            .is_some_and(|rest| rest.ends_with(after));
+        if is_prompt && !before.is_empty() && !after.is_empty() {
+            text.to_owned()
+        } else {
+            self.prompt_text(text)
+        }
+    }
+
     /// The prompt for `question` after a few-shot text. It differs from [`Self::prompt_text`] only in a chat.
     pub fn next_prompt_text(&self, question: &str) -> String {
         self.next_prompt
@@ -92,6 +105,14 @@ impl PromptTemplate {
     /// The target for `object`.
     pub fn target_text(&self, object: &str) -> String {
         self.target.replace("{object}", object)
+    }
+
+    /// The text behind the object, which ends an answer; none where the target ends with the object. A line break that ends a turn of
+    /// a chat template ends no answer.
+    pub fn end_marker(&self) -> Option<String> {
+        let (_, end) = self.target.rsplit_once("{object}")?;
+        let end = if self.rendered { end.trim() } else { end };
+        (!end.is_empty()).then(|| end.to_owned())
     }
 
     /// Token ids of a prompt, or of a few-shot text.
@@ -170,6 +191,29 @@ mod tests {
                 .contains("{object}")
         );
         assert!(PromptTemplate::default().validate().is_ok());
+    }
+
+    #[test]
+    fn a_text_in_the_form_of_the_template_is_not_put_into_it_again() {
+        let template = PromptTemplate::default();
+        let prompt = template.prompt_text("Who wrote Emma?");
+        assert_eq!(template.ensure_prompt_text("Who wrote Emma?"), prompt);
+        assert_eq!(template.ensure_prompt_text(&prompt), prompt);
+        assert_eq!(template.ensure_prompt_text("Q: A"), "Q: Q: A\nA:");
+    }
+
+    #[test]
+    fn an_answer_ends_in_the_text_behind_the_object() {
+        let with_target = |target: &str, rendered| PromptTemplate {
+            target: target.into(),
+            rendered,
+            ..PromptTemplate::default()
+        };
+        let end = |target, rendered| with_target(target, rendered).end_marker();
+        assert_eq!(end(" {object}\n", false).as_deref(), Some("\n"));
+        assert_eq!(end("{object}<|end|>\n", true).as_deref(), Some("<|end|>"));
+        assert_eq!(end("{object}\n", true), None);
+        assert_eq!(end("{object}", false), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{FactResult, Metrics, RunResult, reader, tensorboard};
+use super::{FactResult, Metrics, RunResult, not_a_run, reader, tensorboard};
 use crate::{Error, Result, atomic_file, audit::FewShotPrompt, config::Config, distributed::Comm};
 
 /// Files and directories that a run writes. A new run in the same directory removes these and nothing else.
@@ -89,13 +89,7 @@ impl RunDir {
         if root.join("config.toml").is_file() {
             Ok(Self::at(root, Comm::single()))
         } else {
-            Err(Error::input_hint(
-                format!(
-                    "{} is not a run directory: it has no config.toml",
-                    root.display()
-                ),
-                "name a directory written by `unforget tune` or `unforget demo`",
-            ))
+            Err(not_a_run(root))
         }
     }
 

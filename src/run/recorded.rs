@@ -69,8 +69,8 @@ impl RecordedRun {
     }
 }
 
-/// The error for a directory that is not a run; it names the runs inside, where there are some.
-fn not_a_run(dir: &Path) -> Error {
+/// The run directories in `dir`.
+fn runs_inside(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut runs: Vec<String> = entries
         .map(|entry| entry.path())
@@ -78,7 +78,21 @@ fn not_a_run(dir: &Path) -> Error {
         .map(|path| path.display().to_string())
         .collect();
     runs.sort();
-    let message = format!("{} is not a run directory", dir.display());
+    runs
+}
+
+/// Whether `dir` contains run directories.
+pub fn contains_runs(dir: &Path) -> bool {
+    !runs_inside(dir).is_empty()
+}
+
+/// The error for a directory that is not a run; it names the runs inside, where there are some.
+pub fn not_a_run(dir: &Path) -> Error {
+    let mut runs = runs_inside(dir);
+    let message = format!(
+        "{} is not a run directory: it has no config.toml",
+        dir.display()
+    );
     if runs.is_empty() {
         return Error::input_hint(
             message,

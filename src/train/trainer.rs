@@ -25,6 +25,7 @@ use crate::{
     config::{Config, OnNonFinite},
     engine::profile::{self, Phase, Work, timed},
     facts::Text,
+    format::thousands,
     interrupt::{self, InterruptGuard},
     measure,
     progress::Progress,
@@ -40,6 +41,26 @@ const MAX_TEXT_ROWS: usize = 128;
 
 /// Steps of an epoch below which a warning is printed.
 const FEW_STEPS: usize = 8;
+
+/// A step in one line of at most 78 columns: the loss with its terms, learning rate, gradient norm and speed.
+fn step_summary(outcome: &StepOutcome, learning_rate: f64, tokens_per_second: f64) -> String {
+    let StepOutcome { loss, grad_norm } = outcome;
+    let mut terms: Vec<String> = [("distill", loss.distill), ("penalty", loss.penalty)]
+        .into_iter()
+        .filter(|(_, value)| *value != 0.0)
+        .map(|(name, value)| format!("{name} {value:.3}"))
+        .collect();
+    if !terms.is_empty() {
+        terms.insert(0, format!("ce {:.3}", loss.ce));
+        terms = vec![format!(" ({})", terms.join(", "))];
+    }
+    format!(
+        "loss {:.3}{}, lr {learning_rate:.1e}, grad {grad_norm:.2}, {} tok/s",
+        loss.total(),
+        terms.concat(),
+        thousands(tokens_per_second.round() as usize)
+    )
+}
 
 /// A run in progress.
 pub(super) struct Trainer {
@@ -226,6 +247,7 @@ impl Trainer {
             let bar = self.writer.epoch_bar(rows.len(), work, epoch);
             for (i, rows) in rows.steps().enumerate() {
                 if i >= self.state.step_in_epoch {
+                    self.set_interrupt_notice("this step");
                     let started = Instant::now();
                     let step = self.state.step + 1;
                     let learning_rate = self.learning_rate(step);
@@ -237,8 +259,9 @@ impl Trainer {
                     }) {
                         Ok(outcome) => {
                             self.project_after(step);
-                            self.log_step(epoch, &rows, outcome, started)?;
-                            bar.message(format_args!("loss {:.4}", outcome.loss.total()));
+                            let tokens_per_second =
+                                self.log_step(epoch, &rows, outcome, started)?;
+                            bar.message(step_summary(&outcome, learning_rate, tokens_per_second));
                         }
                         Err(non_finite) => self.skip_step(epoch, non_finite)?,
                     }
@@ -250,6 +273,7 @@ impl Trainer {
             self.project();
 
             if self.evaluation_is_due(epoch) {
+                self.set_interrupt_notice("the evaluation");
                 // The weights that are evaluated, and kept as the best, are those that would be saved.
                 self.student.swap_ema();
                 let evaluation = self.evaluator.evaluate(&mut self.student);
@@ -316,14 +340,27 @@ impl Trainer {
         }
     }
 
-    /// Adds the current step to the metrics.
+    /// What Ctrl-C does during `task`, and what another one costs.
+    fn set_interrupt_notice(&self, task: &str) {
+        let unsaved = self.writer.unsaved_steps(self.state.step);
+        let cost = match unsaved {
+            0 => String::new(),
+            1 => " and loses 1 step".into(),
+            n => format!(" and loses {} steps", thousands(n)),
+        };
+        interrupt::set_notice(format!(
+            "interrupted: ending {task}, then writing a checkpoint; Ctrl-C again stops now{cost}"
+        ));
+    }
+
+    /// Adds the current step to the metrics, and returns its tokens per second.
     pub fn log_step(
         &mut self,
         epoch: usize,
         rows: &StepRows<'_>,
         outcome: StepOutcome,
         started: Instant,
-    ) -> Result<()> {
+    ) -> Result<f64> {
         let step = self.state.step + 1;
         let StepOutcome { loss, grad_norm } = outcome;
         if let Some(mean) = self.loss_spikes.observe(loss.total()) {
@@ -335,6 +372,7 @@ impl Trainer {
         }
         let tokens = rows.num_tokens(self.sampler.examples());
         let seconds = started.elapsed().as_secs_f64();
+        let tokens_per_second = tokens as f64 / seconds;
         self.writer.log(&Metrics::Step {
             epoch,
             step,
@@ -346,8 +384,9 @@ impl Trainer {
             learning_rate: self.learning_rate(step),
             tokens,
             seconds,
-            tokens_per_second: tokens as f64 / seconds,
-        })
+            tokens_per_second,
+        })?;
+        Ok(tokens_per_second)
     }
 
     /// Skips the current step, whose loss or gradient is not finite, if the config says so and not too many were skipped. Neither

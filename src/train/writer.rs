@@ -35,6 +35,8 @@ pub(super) struct RunWriter {
     run: RunDir,
     checkpoints: Checkpoints,
     last_checkpoint: Instant,
+    /// Steps done in the newest checkpoint.
+    saved_steps: usize,
     /// Epochs between checkpoints, where the config says so.
     save_every: Option<usize>,
     num_epochs: usize,
@@ -48,6 +50,7 @@ impl RunWriter {
         Self {
             checkpoints: Checkpoints::new(&run),
             last_checkpoint: Instant::now(),
+            saved_steps: 0,
             save_every: train.save_every,
             num_epochs: train.num_epochs,
             plot: LivePlot::new(&progress, train.num_epochs),
@@ -141,7 +144,13 @@ impl RunWriter {
     ) -> Result<()> {
         self.checkpoints.write(state, view, snapshot, &self.run)?;
         self.last_checkpoint = Instant::now();
+        self.saved_steps = state.step;
         Ok(())
+    }
+
+    /// Of `steps` steps, those since the newest checkpoint.
+    pub fn unsaved_steps(&self, steps: usize) -> usize {
+        steps.saturating_sub(self.saved_steps)
     }
 
     /// Restores the student from the newest complete checkpoint, if there is one. `empty_snapshot` makes a snapshot to be filled, given
@@ -154,6 +163,7 @@ impl RunWriter {
         let Some(state) = self.checkpoints.restore(&mut student.view(), &self.run)? else {
             return Ok(None);
         };
+        self.saved_steps = state.step;
         student.merge();
         let empty = |length: &dyn Fn(&str) -> usize| empty_snapshot(student, length);
         let snapshot = self.checkpoints.restore_snapshot(empty, &self.run)?;

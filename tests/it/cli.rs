@@ -461,7 +461,14 @@ fn a_run_is_tuned_compared_reported_and_exported() {
     let ask = |model: &str| {
         stdout(&run(
             dir.path(),
-            &["ask", model, "Q: Who?\nA:", "--max-new-tokens", "8"],
+            &[
+                "ask",
+                model,
+                "Q: Who?\nA:",
+                "--raw",
+                "--max-new-tokens",
+                "8",
+            ],
         ))
     };
     assert_eq!(ask("gguf/model.gguf"), ask("run"));

@@ -10,7 +10,7 @@ const TEMPLATE: &str = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{
     {% if add_generation_prompt %}<|assistant|>{% endif %}";
 
 /// A model whose tokenizer has a chat template.
-fn model() -> tempfile::TempDir {
+pub fn model() -> tempfile::TempDir {
     let dir = copy_of("llama");
     let path = dir.path().join("tokenizer_config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -59,7 +59,10 @@ fn a_run_on_chats_is_asked_through_its_chat_template() {
     fs::write(dir.path().join("chat.jsonl"), chat).unwrap();
     let (modelfile, gguf) = exported(dir.path(), "chat.jsonl", &[]);
     assert!(
-        !modelfile.contains("TEMPLATE") && !modelfile.contains("stop \"\\n\""),
+        modelfile
+            .contains("TEMPLATE \"\"\"{{ if .System }}<|system|>{{ .System }}<|eos|>\n{{ end }}")
+            && modelfile.contains("<|user|>{{ .Prompt }}<|eos|>\n<|assistant|>")
+            && !modelfile.contains("stop \"\\n\""),
         "{modelfile}"
     );
     assert!(
@@ -79,7 +82,10 @@ fn a_run_on_facts_in_chats_has_no_question_template() {
     .unwrap();
     let (modelfile, _) = exported(dir.path(), "facts.tsv", &["--set", "data.chat=true"]);
     assert!(
-        !modelfile.contains("TEMPLATE") && !modelfile.contains("stop \"\\n\""),
+        modelfile
+            .contains("TEMPLATE \"\"\"{{ if .System }}<|system|>{{ .System }}<|eos|>\n{{ end }}")
+            && modelfile.contains("<|user|>{{ .Prompt }}<|eos|>\n<|assistant|>")
+            && !modelfile.contains("stop \"\\n\""),
         "{modelfile}"
     );
     assert!(
@@ -101,4 +107,43 @@ fn a_run_on_completions_continues_the_prompt_as_it_stands() {
         modelfile,
         "FROM ./model.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\nPARAMETER stop \"<|eos|>\"\n"
     );
+}
+
+#[test]
+fn the_held_out_facts_of_a_run_are_a_task_for_lm_eval() {
+    let dir = model();
+    let facts = |name: &str, rows: &str| {
+        let text = format!("subject\trelation\tobject\n{rows}");
+        fs::write(dir.path().join(name), text).unwrap();
+    };
+    facts("facts.tsv", "Oslo\tP17\tNorway\nRome\tP17\tItaly\n");
+    facts("held.tsv", "Madrid\tP17\tSpain\n");
+    exported(dir.path(), "facts.tsv", &["--held", "held.tsv"]);
+    let args = ["export", "run", "--to", "lm-eval", "--out", "task"];
+    assert!(run(dir.path(), &args).status.success());
+    let read = |name: &str| fs::read_to_string(dir.path().join("task").join(name)).unwrap();
+    let rows: Vec<Value> = read("unforget_held.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        rows,
+        [json!({
+            "prompt": "Q: Which country is Madrid located in?\nA:",
+            "answer": "Spain",
+            "relation": "P17",
+        })]
+    );
+    let config = read("unforget_held.yaml");
+    let place = fs::canonicalize(dir.path().join("task/unforget_held.jsonl")).unwrap();
+    assert!(
+        config.contains(place.to_str().unwrap()) && config.contains("until: [\"\\n\"]"),
+        "{config}"
+    );
+
+    let message = crate::cli::refused(
+        dir.path(),
+        &["export", ".", "--to", "lm-eval", "--out", "x"],
+    );
+    assert!(message.contains("not a run directory"), "{message}");
 }

@@ -1,6 +1,7 @@
 //! The integration tests, in one binary.
 
 mod adapters_in;
+mod asking;
 mod audit;
 mod bad_inputs;
 mod behaviour;

@@ -54,8 +54,8 @@ impl fmt::Display for BadRow {
     }
 }
 
-/// The error that refuses a file: its first broken row, and how many more there are.
-pub(super) fn bad_rows_error(file: &Arc<str>, bad: &[BadRow]) -> Error {
+/// The error that refuses a file: its first broken row, and how many more there are. `has_good`: it has other rows too.
+pub(super) fn bad_rows_error(file: &Arc<str>, bad: &[BadRow], has_good: bool) -> Error {
     let more = match bad.len() - 1 {
         0 => String::new(),
         1 => " (and 1 more broken row)".into(),
@@ -63,7 +63,11 @@ pub(super) fn bad_rows_error(file: &Arc<str>, bad: &[BadRow]) -> Error {
     };
     Error::input_hint(
         format!("{}: {}{more}", location(file, bad[0].line), bad[0]),
-        "fix the file, or skip broken rows with --skip-bad-rows",
+        if has_good {
+            "fix the file, or skip broken rows with --skip-bad-rows"
+        } else {
+            "fix the file: no row of it can be read"
+        },
     )
 }
 

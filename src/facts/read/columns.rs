@@ -170,5 +170,41 @@ pub(super) fn foreign_names<'n>(names: impl Iterator<Item = &'n str>) -> Option<
     (!by.is_empty()).then(|| format!("did you mean {}?", by.join(", ")))
 }
 
+/// The form of rows that a text of [`foreign_names`] is about: its columns.
+pub(super) fn closest_form(meant: &str) -> Option<&'static [&'static str]> {
+    let forms: [&'static [&'static str]; 6] = [
+        &REQUIRED_COLUMNS,
+        &QUESTION_AND_ANSWER,
+        &["messages"],
+        &["instruction", "input", "output"],
+        &["prompt", "completion"],
+        &["text"],
+    ];
+    let is_about = |column: &&str| meant.contains(&format!("`{column}` by"));
+    forms.into_iter().find(|form| form.iter().any(is_about))
+}
+
+/// The columns that rows with these ones must have: those of a question and its answer where there is a question and nothing of a fact
+/// with a subject.
+pub(super) fn required_columns(has: impl Fn(&str) -> bool) -> &'static [&'static str] {
+    if has("question") && !REQUIRED_COLUMNS.into_iter().any(has) {
+        &QUESTION_AND_ANSWER
+    } else {
+        &REQUIRED_COLUMNS
+    }
+}
+
+/// Names for a message: "`a`, `b` and 3 more".
+pub(super) fn name_list<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    const MAX_NAMES: usize = 12;
+
+    let quoted: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    match quoted.len().saturating_sub(MAX_NAMES) {
+        _ if quoted.is_empty() => "no fields".into(),
+        0 => quoted.join(", "),
+        more => format!("{} and {more} more", quoted[..MAX_NAMES].join(", ")),
+    }
+}
+
 /// The forms of rows, for messages.
 pub(super) const FORMS: &str = "rows are facts (`subject`, `relation`, `object`; or `question`, `answer`), chats (`messages`; `conversations`; `prompt` and `completion` as lists of messages), instructions (`instruction`, `input`, `output`), completions (`prompt`, `completion`) or texts (`text`)";

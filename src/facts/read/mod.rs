@@ -106,6 +106,7 @@ pub fn read_each(
         let raw = raw_facts(&source, options)?;
         notes.extend(raw.notes);
         let mut bad: Vec<BadRow> = Vec::new();
+        let mut has_good = false;
         let mut other_separators = 0;
         for row in raw.rows {
             let row = row?.and_then(|row| {
@@ -114,6 +115,7 @@ pub fn read_each(
             });
             match row {
                 Ok(fact) => {
+                    has_good = true;
                     let is_new = dedup.is_new(&fact, raw.skip_contradictions);
                     if is_new.map_err(|e| with_separators(e, other_separators))? {
                         on_fact(fact)?;
@@ -123,7 +125,7 @@ pub fn read_each(
             }
         }
         if !bad.is_empty() && !options.skip_bad_rows {
-            return Err(bad_rows_error(&source.name, &bad));
+            return Err(bad_rows_error(&source.name, &bad, has_good));
         }
         notes.extend(bad_rows_notes(&source.name, &bad));
         if other_separators > 0 {
@@ -214,7 +216,7 @@ pub(super) fn table_rows(path: &Path) -> Result<Option<Vec<Cells>>> {
     let source = Source::read(path)?;
     let rows = read_rows(&source)?.map(|row| {
         let (_, row) = row?;
-        let row = row.map_err(|bad| bad_rows_error(&source.name, &[bad]))?;
+        let row = row.map_err(|bad| bad_rows_error(&source.name, &[bad], false))?;
         Ok(cells(&row))
     });
     rows.collect::<Result<_>>().map(Some)

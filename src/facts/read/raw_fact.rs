@@ -10,7 +10,7 @@ use super::{
         relations::{self, relation},
     },
     bad_row::BadRow,
-    columns::{FACT_COLUMNS, FORMS, REQUIRED_COLUMNS, foreign_names},
+    columns::{FACT_COLUMNS, FORMS, closest_form, foreign_names, name_list, required_columns},
     json::{scalar, type_name},
 };
 use crate::{Result, error::closest_match};
@@ -142,8 +142,8 @@ impl RawFact {
             row.set_answer(object)?;
             return Ok(row);
         }
-        for required in REQUIRED_COLUMNS {
-            if !object.contains_key(required) {
+        for required in required_columns(|name| object.contains_key(name)) {
+            if !object.contains_key(*required) {
                 let reason = format!("is missing{}", column_suggestion(required, object));
                 return Err(BadRow::field(line, required, reason));
             }
@@ -251,16 +251,18 @@ pub(super) const NO_RELATION: &str = "question";
 
 /// What a missing field may be called, or which forms are read.
 fn column_suggestion(required: &str, object: &Map<String, Value>) -> String {
-    let others = object
-        .keys()
-        .map(String::as_str)
-        .filter(|k| !FACT_COLUMNS.contains(k));
-    if let Some(meant) = foreign_names(others.clone()) {
-        return format!("; {meant} ({FORMS})");
+    let names = object.keys().map(String::as_str);
+    let found = format!(": the row has {}", name_list(names.clone()));
+    if let Some(meant) = foreign_names(names.clone()) {
+        let of_form = closest_form(&meant).map_or_else(String::new, |form| {
+            format!(" Such rows have {}", name_list(form.iter().copied()))
+        });
+        return format!("{found}; {meant}{of_form}");
     }
+    let others = names.filter(|k| !FACT_COLUMNS.contains(k));
     closest_match(required, others).map_or_else(
-        || format!(": {FORMS}"),
-        |k| format!("; is it the field `{k}`?"),
+        || format!("{found}; {FORMS}"),
+        |k| format!("{found}; is it the field `{k}`?"),
     )
 }
 

@@ -4,7 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{
     bad_row::{BadRow, MAX_ROW_BYTES},
-    columns::{FACT_COLUMNS, FORMS, QUESTION_AND_ANSWER, REQUIRED_COLUMNS, foreign_names, is_read},
+    columns::{
+        FACT_COLUMNS, FORMS, QUESTION_AND_ANSWER, REQUIRED_COLUMNS, foreign_names, is_read,
+        name_list, required_columns,
+    },
     raw_fact::{RawFact, RawFacts},
     records::{Record, Records},
     source::{Separator, Source},
@@ -166,7 +169,7 @@ fn fact_columns(
     if without_subject {
         return Ok(columns);
     }
-    for required in REQUIRED_COLUMNS {
+    for required in required_columns(has).iter().copied() {
         if columns.contains(&Some(required)) {
             continue;
         }
@@ -177,7 +180,8 @@ fn fact_columns(
             ));
         }
         let misspelled = closest_match(required, unknown.iter().copied());
-        let hint = foreign_names(unknown.iter().copied())
+        let names = header.names.iter().map(String::as_str);
+        let hint = foreign_names(names)
             .or_else(|| {
                 misspelled.map(|name| format!("should the column `{name}` be called `{required}`?"))
             })
@@ -189,7 +193,10 @@ fn fact_columns(
                 }
             });
         return Err(Error::input_hint(
-            format!("{file}, line {line}: there is no column `{required}`"),
+            format!(
+                "{file}, line {line}: there is no column `{required}`; the columns are {}",
+                name_list(header.names.iter().map(String::as_str))
+            ),
             hint,
         ));
     }
@@ -437,7 +444,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             error.to_string(),
-            "f.tsv, line 1: there is no column `relation`"
+            "f.tsv, line 1: there is no column `relation`; the columns are `subject`, `relaton`, `object`"
         );
         assert_eq!(
             error.hint(),

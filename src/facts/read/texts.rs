@@ -142,6 +142,7 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
         digest.update(&source.bytes);
         let mut bad = Vec::new();
         let mut empty_answers = 0;
+        let texts_before = set.texts.len();
         for row in read_rows(&source)? {
             let (line, value) = row?;
             match value.and_then(|v| parse(line, &v)) {
@@ -159,7 +160,8 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
             }
         }
         if !bad.is_empty() && !options.skip_bad_rows {
-            return Err(bad_rows_error(&source.name, &bad));
+            let has_good = set.texts.len() > texts_before;
+            return Err(bad_rows_error(&source.name, &bad, has_good));
         }
         set.notes.extend(bad_rows_notes(&source.name, &bad));
         if empty_answers > 0 {

@@ -21,6 +21,8 @@ pub enum Unit {
 pub enum XAxis {
     /// Epochs; 0 is before training.
     Epochs,
+    /// The epochs of a run that has so many, of which it may have done fewer.
+    EpochsOf(usize),
     /// A fraction from 0 to 1 of the named quantity.
     Fraction(&'static str),
     /// A count of the named quantity, 1 or more, on a logarithmic scale.
@@ -76,7 +78,7 @@ impl XAxis {
     /// The named quantity.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Epochs => "epochs",
+            Self::Epochs | Self::EpochsOf(_) => "epochs",
             Self::Fraction(name) | Self::Count(name) => name,
         }
     }
@@ -84,7 +86,7 @@ impl XAxis {
     /// A position on the axis with its quantity.
     pub(super) fn format(self, at: f64) -> String {
         match self {
-            Self::Epochs => format!("epoch {at}"),
+            Self::Epochs | Self::EpochsOf(_) => format!("epoch {at}"),
             Self::Fraction(name) => format!("{} {name}", percent(at)),
             Self::Count(name) => format!("{} {name}", thousands(at.round() as usize)),
         }
@@ -93,7 +95,7 @@ impl XAxis {
     /// The coordinate of `at`: its logarithm for counts.
     pub(super) fn coordinate(self, at: f64) -> f64 {
         match self {
-            Self::Epochs | Self::Fraction(_) => at,
+            Self::Epochs | Self::EpochsOf(_) | Self::Fraction(_) => at,
             Self::Count(_) => at.log10(),
         }
     }
@@ -102,6 +104,7 @@ impl XAxis {
     pub(super) fn axis(self, coordinates: impl Iterator<Item = f64>) -> Axis {
         let [low, high] = match self {
             Self::Epochs => [0.0, coordinates.fold(1.0, f64::max)],
+            Self::EpochsOf(epochs) => [0.0, epochs.max(1) as f64],
             Self::Fraction(_) => [0.0, 1.0],
             // At least two powers of ten, to show that the scale is logarithmic.
             Self::Count(_) => match axis_range(coordinates) {
@@ -115,7 +118,7 @@ impl XAxis {
             1.0
         };
         let number = |at: f64| match self {
-            Self::Epochs => at.to_string(),
+            Self::Epochs | Self::EpochsOf(_) => at.to_string(),
             Self::Fraction(_) => percent(at),
             Self::Count(_) => thousands(10_f64.powf(at).round() as usize),
         };

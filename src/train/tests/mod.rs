@@ -173,7 +173,9 @@ fn take_step(trainer: &mut Trainer, epoch: usize, rows: &StepRows<'_>) {
         .student
         .step(&trainer.objective, batch, learning_rate)
     {
-        Ok(outcome) => trainer.log_step(epoch, rows, outcome, Instant::now()),
+        Ok(outcome) => trainer
+            .log_step(epoch, rows, outcome, Instant::now())
+            .map(drop),
         Err(non_finite) => trainer.skip_step(epoch, non_finite),
     }
     .expect("finite, or skipped");
