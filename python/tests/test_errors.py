@@ -145,7 +145,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_program_once(tmp_path: Path) -> None:
     os.killpg(child.pid, signal.SIGINT)
     stdout, stderr = child.communicate(timeout=60)
     assert stdout == "run 130\n", stderr
-    assert "interrupted: stopping after this step" in stderr
+    assert "interrupted: ending " in stderr
     assert list((out / "checkpoints").iterdir())
 
 

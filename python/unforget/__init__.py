@@ -11,11 +11,13 @@ A thin layer over the program `unforget`, which does the work and is installed w
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ._api import Facts, Model, Run, audit, compare, export, forecast, gate, open, report, resume, tune
+from ._api import Facts, Model, Run, ask, audit, compare, export, forecast, gate, open, report, resume, score, tune
+from ._chat import Chat, chat
 from ._errors import Interrupted, OverBudget, ProgramNotFound, UnforgetError, UsageError, WorkFailed
 from ._process import call, program
 from ._results import (
     AccuracyStages,
+    Answer,
     AtRiskFact,
     Audit,
     AuditedFact,
@@ -31,6 +33,8 @@ from ._results import (
     LabelFractions,
     Neighbour,
     Result,
+    Score,
+    TokenScore,
 )
 
 try:
@@ -40,9 +44,11 @@ except PackageNotFoundError:  # imported from a checkout
 
 __all__ = [
     "AccuracyStages",
+    "Answer",
     "AtRiskFact",
     "Audit",
     "AuditedFact",
+    "Chat",
     "ComparedFact",
     "Comparison",
     "Counts",
@@ -61,12 +67,16 @@ __all__ = [
     "ProgramNotFound",
     "Result",
     "Run",
+    "Score",
+    "TokenScore",
     "UnforgetError",
     "UsageError",
     "WorkFailed",
     "__version__",
+    "ask",
     "audit",
     "call",
+    "chat",
     "compare",
     "export",
     "forecast",
@@ -75,5 +85,6 @@ __all__ = [
     "program",
     "report",
     "resume",
+    "score",
     "tune",
 ]

@@ -7,24 +7,33 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
+from ._config import KEYS
 from ._errors import UnforgetError, UsageError
+from ._metrics import Follower, OnMetrics
 from ._process import run as _run
-from ._results import Audit, Comparison, Evaluation, FactResult, Forecast, Gate, Result
-from ._tables import Table, from_json, html_line, html_table, percent, read_lines
+from ._results import Answer, Audit, Comparison, Evaluation, FactResult, Forecast, Gate, Result, Score
+from ._tables import Table, from_json, html_line, html_table, json_lines, percent, read_lines
 
 if TYPE_CHECKING:
+    import datasets
     import pandas as pd
+    import pyarrow as pa
+    from typing_extensions import Unpack
+
+    from ._config import ConfigKeys
 
 Pathlike = Union[str, "os.PathLike[str]"]
 Model = Pathlike
 """A Hugging Face directory, a `.gguf` file, a hub id, a name in the registry, or a `Run`."""
 
-Facts = Union[Pathlike, Sequence[Pathlike], Sequence[Mapping[str, Any]], "pd.DataFrame"]
-"""Files, `pack:world`, or rows with `subject`, `relation` and `object` (a list of dicts, a DataFrame)."""
+Facts = Union[Pathlike, Sequence[Pathlike], Sequence[Mapping[str, Any]], "pd.DataFrame", "pa.Table", "datasets.Dataset"]
+"""Files, `pack:world`, or rows with `subject`, `relation` and `object`, or with `messages` or another form of training
+text: a list of dicts, a pandas or polars DataFrame, an Arrow table, a `datasets.Dataset`."""
 
 Match = Literal["exact", "contains"]
 
@@ -171,6 +180,100 @@ def audit(
         return Audit.read(directory, keep=out is not None)
 
 
+@overload
+def ask(  # type: ignore[overload-overlap]
+    model: Model,
+    prompts: str,
+    *,
+    chat: bool = ...,
+    system: str | None = ...,
+    raw: bool = ...,
+    temperature: float | None = ...,
+    top_k: int | None = ...,
+    samples: int | None = ...,
+    max_new_tokens: int | None = ...,
+    stop: Sequence[str] = ...,
+    logprobs: int | None = ...,
+    seed: int | None = ...,
+    threads: int | None = ...,
+    quiet: bool = ...,
+) -> Answer: ...
+@overload
+def ask(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    chat: bool = ...,
+    system: str | None = ...,
+    raw: bool = ...,
+    temperature: float | None = ...,
+    top_k: int | None = ...,
+    samples: int | None = ...,
+    max_new_tokens: int | None = ...,
+    stop: Sequence[str] = ...,
+    logprobs: int | None = ...,
+    seed: int | None = ...,
+    threads: int | None = ...,
+    quiet: bool = ...,
+) -> list[Answer]: ...
+
+
+def ask(
+    model: Model,
+    prompts: str | Sequence[str],
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    raw: bool = False,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
+    max_new_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    logprobs: int | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    quiet: bool = True,
+) -> Answer | list[Answer]:
+    """The model's answer to a prompt, or to each of several: `str(answer)` is its text.
+
+    The model of a run is asked with the prompt template that it was trained with; `raw` continues the prompt as it
+    stands. `chat`, or a `system` message, uses the model's chat template.
+    """
+    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    args = _options(
+        chat=chat,
+        system=system,
+        raw=raw,
+        temperature=temperature,
+        top_k=top_k,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        stop=list(stop),
+        logprobs=logprobs,
+        seed=seed,
+        threads=threads,
+    )
+    with tempfile.TemporaryDirectory(prefix="unforget-") as scratch:
+        file = Path(scratch, "prompts.jsonl")
+        file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in given), encoding="utf-8")
+        stdout = _run("ask", [*args, f"--prompts={file}", "--", os.fspath(model)], quiet=quiet)
+    answers = [from_json(Answer, row) for row in json_lines(stdout)]
+    return answers[0] if isinstance(prompts, str) else answers
+
+
+def score(
+    model: Model, rows: Sequence[tuple[str, str]], *, threads: int | None = None, quiet: bool = True
+) -> list[Score]:
+    """The log-probability (nats) of each completion after its prompt; `rows` are pairs of prompt and completion."""
+    with tempfile.TemporaryDirectory(prefix="unforget-") as scratch:
+        file = Path(scratch, "rows.jsonl")
+        lines = [json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in rows]
+        file.write_text("".join(lines), encoding="utf-8")
+        stdout = _run("score", [*_options(threads=threads), "--", _model(model), str(file)], quiet=quiet)
+    return [Score.from_json(row) for row in json_lines(stdout)]
+
+
 def tune(
     model: Model,
     *,
@@ -181,24 +284,27 @@ def tune(
     method: str | None = None,
     epochs: int | None = None,
     lr: float | None = None,
-    batch_size: int | None = None,
-    budget: float | None = None,
     set: Mapping[str, Any] | None = None,
     baseline: Pathlike | None = None,
     control: bool = False,
-    on_nonfinite: Literal["stop", "skip"] | None = None,
     force: bool = False,
     keep_checkpoints: bool = False,
     watch: bool = False,
     seed: int | None = None,
+    device: str | None = None,
     threads: int | None = None,
     quiet: bool = False,
+    on_metrics: OnMetrics | None = None,
+    **config: Unpack[ConfigKeys],
 ) -> Run:
     """Fine-tune a model on new facts, measure what it forgot, and write the run directory `out`.
 
-    `model` may also be a config file (`experiment.toml`). `set` takes any config key:
-    `set={"train.num_epochs": 8, "method.decoys": {}}`. Facts given as rows are written next to the run directory
-    (`OUT.learn.jsonl`), where `resume` reads them. `control` trains an Only Known run first, in `OUT-only-known`.
+    `model` may also be a config file (`experiment.toml`). Every key of the config is a keyword argument:
+    `num_epochs=8, lora={"r": 8}` (`lambda_` for `lambda`). `epochs` and `lr` are short for `num_epochs` and
+    `learning_rate`; `set` takes the keys with their sections: `set={"train.num_epochs": 8}`. Facts given as rows are
+    written next to the run directory (`OUT.learn.jsonl`), where `resume` reads them. `control` trains an Only Known
+    run first, in `OUT-only-known`. `on_metrics` is called with each row of `metrics.jsonl` as it is written, such as a
+    logger of `unforget.loggers`.
 
     Raises `OverBudget` if more than `budget` percentage points were forgotten (the model is saved, and `error.run` is
     the run), and `Interrupted` on Ctrl-C, after a checkpoint has been written.
@@ -213,19 +319,22 @@ def tune(
         method=method,
         epochs=epochs,
         lr=lr,
-        batch_size=batch_size,
-        budget=budget,
-        set=[f"{key}={_toml(value)}" for key, value in (set or {}).items()],
+        # The program knows the names of other tools too, and says what is meant by an unknown one.
+        set=[
+            f"{key}={_toml(value)}"
+            for key, value in [*((KEYS.get(name, name), value) for name, value in config.items()), *(set or {}).items()]
+            if value is not None
+        ],
         baseline=baseline,
         control=control,
-        on_nonfinite=on_nonfinite,
         force=force,
         keep_checkpoints=keep_checkpoints,
         watch=watch,
         seed=seed,
+        device=device,
         threads=threads,
     )
-    return _write_run(run, "tune", [*args, "--", _model(model)], quiet=quiet)
+    return _write_run(run, "tune", [*args, "--", _model(model)], quiet=quiet, on_metrics=on_metrics)
 
 
 def resume(
@@ -235,14 +344,15 @@ def resume(
     watch: bool = False,
     threads: int | None = None,
     quiet: bool = False,
+    on_metrics: OnMetrics | None = None,
 ) -> Run:
     """Continue an interrupted run from its newest complete checkpoint. The result is bitwise identical.
 
-    A finished run is left unchanged.
+    A finished run is left unchanged. `on_metrics`: as for `tune`, for the rows that are added.
     """
     resumed = Run(Path(run))
     args = _options(keep_checkpoints=keep_checkpoints, watch=watch, threads=threads)
-    return _write_run(resumed, "resume", [*args, "--", str(resumed.path)], quiet=quiet)
+    return _write_run(resumed, "resume", [*args, "--", str(resumed.path)], quiet=quiet, on_metrics=on_metrics)
 
 
 def open(run: Pathlike) -> Run:
@@ -347,12 +457,15 @@ def export(
     run: Model,
     *,
     out: Pathlike,
-    to: Literal["hf", "gguf", "peft"] = "hf",
+    to: Literal["hf", "gguf", "peft", "lm-eval"] = "hf",
     dtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
     force: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Write a model, or the model of a run, for transformers (`hf`), llama.cpp and Ollama (`gguf`) or PEFT."""
+    """Write a model, or the model of a run, for transformers (`hf`), llama.cpp and Ollama (`gguf`) or PEFT.
+
+    `lm-eval` writes a task with the held-out facts of a run, for lm-evaluation-harness.
+    """
     args = _options(to=to, out=out, dtype=dtype, force=force)
     _run("export", [*args, "--", os.fspath(run)], quiet=quiet)
     return Path(out)
@@ -364,10 +477,13 @@ def _model(model: Model) -> str:
     return str(tuned) if tuned.is_dir() else os.fspath(model)
 
 
-def _write_run(run: Run, command: str, args: Sequence[str], *, quiet: bool) -> Run:
+def _write_run(run: Run, command: str, args: Sequence[str], *, quiet: bool, on_metrics: OnMetrics | None = None) -> Run:
     """Run a command that writes `run`. An exception gets the run as its `run`, if the directory was created."""
+    metrics = run.path / "metrics.jsonl"
+    follower = Follower(metrics, on_metrics, skip_existing=command == "resume") if on_metrics else nullcontext()
     try:
-        _run(command, args, quiet=quiet)
+        with follower:
+            _run(command, args, quiet=quiet)
     except UnforgetError as error:
         if run.path.joinpath("config.toml").is_file():
             error.run = run
@@ -395,16 +511,44 @@ def _files(facts: Facts | None, path: Path) -> list[str]:
         return []
     if isinstance(facts, (str, os.PathLike)):
         return [os.fspath(facts)]
-    rows: Sequence[Any] = facts if isinstance(facts, Sequence) else facts.to_dict("records")
+    rows = _rows(facts)
     if not all(isinstance(row, Mapping) for row in rows):
         return [os.fspath(file) for file in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             # An empty cell of a DataFrame is NaN, which is not equal to itself.
-            present = {name: value for name, value in row.items() if value is not None and value == value}  # noqa: PLR0124
-            file.write(json.dumps(present, ensure_ascii=False) + "\n")
+            present = {name: value for name, value in row.items() if not _is_missing(value)}
+            file.write(json.dumps(present, ensure_ascii=False, default=_plain) + "\n")
     return [str(path)]
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, or a NaN, which is not equal to itself."""
+    return value is None or (isinstance(value, float) and value != value)  # noqa: PLR0124
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of numpy as a value of Python."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"not a JSON value: {value!r}")
+
+
+def _rows(facts: Any) -> Sequence[Any]:
+    """The rows of a list or a table."""
+    if isinstance(facts, Sequence):
+        return facts
+    for method, args in (
+        ("to_pylist", ()),  # pyarrow.Table
+        ("to_dicts", ()),  # polars.DataFrame
+        ("to_list", ()),  # datasets.Dataset
+        ("to_dict", ("records",)),  # pandas.DataFrame
+    ):
+        if hasattr(facts, method):
+            rows: Sequence[Any] = getattr(facts, method)(*args)
+            return rows
+    raise TypeError(f"not facts: {type(facts).__name__}; give files, a list of dicts, or a table")
 
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")

@@ -62,16 +62,7 @@ def run(
     line = [program(), command, "--json", *(["--quiet"] if quiet else []), *args]
     output: list[str] = []
     error: list[str] = []
-    with subprocess.Popen(
-        line,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, **(env or {})},
-        start_new_session=True,
-    ) as process:
+    with start(line, stdin=subprocess.DEVNULL, env=env) as process:
         readers = [
             threading.Thread(target=_collect, args=(process.stdout, output), daemon=True),
             threading.Thread(target=_forward, args=(process.stderr, error), daemon=True),
@@ -88,6 +79,20 @@ def run(
         # The program had finished before the signal arrived; the caller should still stop.
         raise KeyboardInterrupt
     return "".join(output)
+
+
+def start(line: Sequence[str], *, stdin: int, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the program with pipes. It stops, as on SIGTERM, when this process dies."""
+    return subprocess.Popen(
+        line,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "UNFORGET_PARENT": str(os.getpid()), **(env or {})},
+        start_new_session=True,
+    )
 
 
 def call(command: str, *args: Any, quiet: bool = False) -> list[Any]:

@@ -20,6 +20,53 @@ SPLITS: tuple[Split, ...] = ("known", "unknown", "held", "maybe_known", "weakly_
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A model's answer to a prompt.
+
+    Attributes:
+        prompt: the prompt, as given.
+        answer: the answer; of several samples the first.
+        answers: all samples, where there are several.
+        tokens: with `logprobs`: id, log-probability (nats) and most likely tokens at each position of `answer`.
+
+    """
+
+    prompt: str
+    answer: str
+    answers: tuple[str, ...] = ()
+    tokens: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        """The text of the answer."""
+        return self.answer
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token of a completion with its log-probability (nats)."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Score(Table):
+    """The log-probability (nats) of a completion, and of each of its tokens."""
+
+    logprob: float
+    tokens: tuple[TokenScore, ...] = field(repr=False)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Score:
+        """From a line of `unforget score`."""
+        return cls(row["logprob"], tuple(from_json(TokenScore, token) for token in row["tokens"]))
+
+    def _rows(self) -> tuple[type, Sequence[object]]:
+        return TokenScore, self.tokens
+
+
+@dataclass(frozen=True)
 class LabelFractions:
     """The number of facts, and the fraction (0 to 1) of each label."""
 
