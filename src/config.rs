@@ -6,6 +6,7 @@
 
 mod check;
 mod data;
+mod data_file;
 mod deserialize;
 mod key_names;
 mod method;
@@ -21,6 +22,7 @@ mod train;
 mod validate;
 
 pub use data::{AuditConfig, DataConfig, MatchRule};
+pub use data_file::{DataFile, RowWeight};
 pub use key_names::hint_for_flag;
 pub use method::{
     DecoysConfig, DistillReduction, EwcConfig, Goal, InterpolateConfig, MethodConfig, MethodKind,

@@ -45,6 +45,9 @@ const CONFIG_FILES: [&str; 7] = [
     ADAPTER_CONFIG,
 ];
 
+/// The folder of named chat templates besides the default one.
+const CHAT_TEMPLATES: &str = "additional_chat_templates/";
+
 /// The files of a PEFT adapter.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
@@ -255,7 +258,8 @@ fn model_file_names(id: &str, info: &RepoInfo) -> Result<Vec<String>> {
             "weights in other formats (`pytorch_model.bin`) can run code when they are read: convert them with `save_pretrained` of `transformers`, and name the directory",
         ));
     }
-    let small = CONFIG_FILES.into_iter().filter(present);
+    let templates = names().filter(|name| name.starts_with(CHAT_TEMPLATES));
+    let small = CONFIG_FILES.into_iter().filter(present).chain(templates);
     Ok(small.chain(weights).map(str::to_owned).collect())
 }
 

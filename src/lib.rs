@@ -44,8 +44,8 @@
 //!     out: run.clone(),
 //!     ..Config::default()
 //! };
-//! config.data.learn = vec![file("learn.tsv", "Bergamo\tP17\tItaly\nOslo\tP17\tNorway\n")?];
-//! config.data.keep = vec![file("keep.tsv", "Paris\tP17\tFrance\nLyon\tP17\tFrance\n")?];
+//! config.data.learn = vec![file("learn.tsv", "Bergamo\tP17\tItaly\nOslo\tP17\tNorway\n")?.into()];
+//! config.data.keep = vec![file("keep.tsv", "Paris\tP17\tFrance\nLyon\tP17\tFrance\n")?.into()];
 //! config.data.held = vec![file("held.tsv", "Madrid\tP17\tSpain\n")?];
 //! let config = config.with_sets(&["data.audit=false".into(), "train.num_epochs=4".into()])?;
 //! config.validate()?;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
+    config::RowWeight,
     facts::{Fact, Location},
     model::TextTokenizer,
 };
@@ -260,6 +261,7 @@ impl Iterator for SyntheticFacts<'_> {
                 file: "synthetic facts".into(),
                 line: self.generated,
             },
+            weight: RowWeight::default(),
         }))
     }
 }

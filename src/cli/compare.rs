@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use console::measure_text_width;
 use unforget::{
-    Result,
+    Error, Result,
     audit::{self, FewShotPrompt, FewShotQuestions},
     config::DataConfig,
     engine::Engine,
@@ -25,6 +25,7 @@ use super::{
     context::{Context, finished_run, load_model, model_spec},
     fact_args::FactArgs,
     output,
+    samples::{self, SamplesComparison, is_samples_file},
 };
 
 /// Facts listed in each group.
@@ -43,25 +44,40 @@ const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
     same few-shot prompts (those of the run's audit if one of them is a run), so that a different answer format does not \
     count as forgetting. A fact that only AFTER answers correctly counts as learned. With --json:\n  \
     {\"learned\", \"not_learned\", \"kept\", \"forgotten\", \"gained\", \"never_knew\", \"facts\": [{..., \"before\", \"after\", \"outcome\"}]}\n\n\
+    With two files that `lm_eval --log_samples` wrote, compares the scores document by document: the difference with its paired \
+    standard error and interval, and for scores of 0 and 1 the counts and McNemar's test.\n\n\
     Examples:\n  unforget compare runs/p17\n  \
-    unforget compare smollm2-135m runs/p17 --facts held.tsv"
+    unforget compare smollm2-135m runs/p17 --facts held.tsv\n  \
+    unforget compare base/samples_arc_easy_DATE.jsonl tuned/samples_arc_easy_DATE.jsonl --metric acc"
 )]
 pub struct CompareArgs {
-    /// A finished run, or the model before training
+    /// A finished run, or the model before training or its file of samples
     #[arg(value_name = "RUN|BEFORE")]
     before: String,
-    /// The model after training
-    #[arg(requires = "facts")]
+    /// The model after training or its file of samples
     after: Option<String>,
     /// Facts to evaluate both models on
     #[arg(long, value_name = "FACTS", num_args = 1.., requires = "after")]
     facts: Vec<PathBuf>,
+    /// The metric of two files of samples, such as acc, if they have several
+    #[arg(long, value_name = "NAME", requires = "after")]
+    metric: Option<String>,
+    /// The filter of two files of samples, such as strict-match, if they have several
+    #[arg(long, value_name = "NAME", requires = "after")]
+    filter: Option<String>,
     #[command(flatten)]
     fact_args: FactArgs,
 }
 
 impl CompareArgs {
     pub fn run(self, context: &Context) -> Result<()> {
+        if let Some(comparison) = self.compare_samples()? {
+            return if context.json {
+                output::json(&comparison)
+            } else {
+                output::line(&output::sanitize(&comparison.text()))
+            };
+        }
         let comparison = match &self.after {
             Some(after) => self.compare_models(after, context)?,
             None => compare_run(Path::new(&self.before))?,
@@ -73,6 +89,52 @@ impl CompareArgs {
                 &comparison,
                 output::terminal_width().unwrap_or(DEFAULT_WIDTH),
             ))
+        }
+    }
+
+    /// Compares two files of samples; `None` if models or runs are named.
+    fn compare_samples(&self) -> Result<Option<SamplesComparison>> {
+        let after = self.after.as_deref();
+        let are_files =
+            [Some(&self.before[..]), after].map(|spec| spec.is_some_and(is_samples_file));
+        match (after, are_files) {
+            (Some(after), [true, true]) if self.facts.is_empty() => {
+                let choice = samples::Choice {
+                    metric: self.metric.as_deref(),
+                    filter: self.filter.as_deref(),
+                };
+                samples::compare([&self.before, after], choice).map(Some)
+            }
+            (_, [true, true]) => Err(Error::input_hint(
+                "`--facts` is for two models, and two files of samples are given",
+                "leave out `--facts`",
+            )),
+            (_, [false, false]) if self.metric.is_some() || self.filter.is_some() => {
+                Err(Error::input_hint(
+                    "`--metric` and `--filter` are for two files of samples (`lm_eval --log_samples`)",
+                    "name two files that end in .jsonl",
+                ))
+            }
+            (Some(_), [false, false]) if self.facts.is_empty() => Err(Error::input_hint(
+                "to compare two models, `--facts` is needed: the facts that both are asked",
+                "add `--facts FACTS`, such as `--facts held.tsv`",
+            )),
+            (_, [false, false]) => Ok(None),
+            (_, [first, _]) => {
+                let other = if first { after } else { Some(&self.before[..]) };
+                Err(Error::input_hint(
+                    match other {
+                        Some(other) => {
+                            format!("one of the two is a file of samples, and `{other}` is not")
+                        }
+                        None => format!(
+                            "`{}` is a file of samples, and there is no other",
+                            self.before
+                        ),
+                    },
+                    "name the files that `lm_eval --log_samples` wrote of both models",
+                ))
+            }
         }
     }
 

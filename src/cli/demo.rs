@@ -283,29 +283,31 @@ fn write_facts(dir: &Path, splits: &Splits) -> Result<config::DataConfig> {
         .cloned()
         .collect();
     let mut data = config::DataConfig::default();
-    for (name, facts, slot) in [
-        ("learn.tsv", &splits.unknown, &mut data.learn),
-        ("keep.tsv", &splits.known, &mut data.keep),
-        ("held.tsv", &held, &mut data.held),
-    ] {
-        let path = dir.join(name);
-        let mut table = csv::WriterBuilder::new()
-            .delimiter(b'\t')
-            .from_writer(Vec::new());
-        let written = table
-            .write_record(["subject", "relation", "object", "aliases"])
-            .and_then(|()| {
-                facts.iter().try_for_each(|LabelledFact { fact, .. }| {
-                    let aliases = fact.aliases.join("|");
-                    table.write_record([&fact.subject, &fact.relation, &fact.object, &aliases])
-                })
-            });
-        written.expect("every record has four fields and goes to memory");
-        let bytes = table.into_inner().expect("memory takes every byte");
-        fs::write(&path, bytes).map_err(Error::io("write", &path))?;
-        slot.push(path);
-    }
+    data.learn
+        .push(write_table(&dir.join("learn.tsv"), &splits.unknown)?.into());
+    data.keep
+        .push(write_table(&dir.join("keep.tsv"), &splits.known)?.into());
+    data.held.push(write_table(&dir.join("held.tsv"), &held)?);
     Ok(data)
+}
+
+/// Writes facts as a table, and returns its path.
+fn write_table(path: &Path, facts: &[LabelledFact]) -> Result<PathBuf> {
+    let mut table = csv::WriterBuilder::new()
+        .delimiter(b'\t')
+        .from_writer(Vec::new());
+    let written = table
+        .write_record(["subject", "relation", "object", "aliases"])
+        .and_then(|()| {
+            facts.iter().try_for_each(|LabelledFact { fact, .. }| {
+                let aliases = fact.aliases.join("|");
+                table.write_record([&fact.subject, &fact.relation, &fact.object, &aliases])
+            })
+        });
+    written.expect("every record has four fields and goes to memory");
+    let bytes = table.into_inner().expect("memory takes every byte");
+    fs::write(path, bytes).map_err(Error::io("write", path))?;
+    Ok(path.to_owned())
 }
 
 /// The config that all three runs share.

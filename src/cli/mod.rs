@@ -38,6 +38,7 @@ mod report;
 mod reproduce;
 mod resume;
 mod rows;
+mod samples;
 mod score;
 mod synth;
 mod tune;

@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{check::Checks, serde_helpers::false_or_table};
+use super::{check::Checks, data_file::DataFile, serde_helpers::false_or_table};
 
 /// `[data]`: the facts, their labels, and the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// New facts (`D_Unk`), chats or texts. Absent: an Only Known run, as the paper calls it.
+    /// New facts (`D_Unk`), chats or texts; each a path, or `{ path = "chats.jsonl", weight = 2.0 }`. Absent: an Only Known run, as the
+    /// paper calls it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub learn: Vec<PathBuf>,
-    /// Known facts to train on (`D_Known`). Absent: `HighlyKnown` facts of the same relations, else of `pack:world`, as
-    /// many as `learn` has, at most 8,000.
+    pub learn: Vec<DataFile>,
+    /// Known facts to train on (`D_Known`), in the same form. Absent: `HighlyKnown` facts of the same relations, else of
+    /// `pack:world`, as many as `learn` has, at most 8,000.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub keep: Vec<PathBuf>,
+    pub keep: Vec<DataFile>,
     /// Known facts that are only measured (`D_Held`). Absent: a seeded sample of the known facts that are left,
     /// disjoint by subject.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -74,9 +75,27 @@ impl DataConfig {
     }
 
     pub(super) fn check(&self, checks: &mut Checks) {
+        for (key, files) in [("data.learn", &self.learn), ("data.keep", &self.keep)] {
+            let are_text = files.iter().all(|file| is_text(&file.path));
+            checks.require(are_text, key, "names a path that is not UTF-8 text");
+            let contradicted = files.iter().find(|file| {
+                let same = |other: &&DataFile| other.path == file.path;
+                files
+                    .iter()
+                    .filter(same)
+                    .any(|other| other.weight != file.weight)
+            });
+            let path = contradicted.map(|file| file.path.display().to_string());
+            checks.require(
+                path.is_none(),
+                key,
+                format!(
+                    "names `{}` twice, with two weights",
+                    path.unwrap_or_default()
+                ),
+            );
+        }
         for (key, files) in [
-            ("data.learn", &self.learn),
-            ("data.keep", &self.keep),
             ("data.held", &self.held),
             ("data.validation", &self.validation),
         ] {

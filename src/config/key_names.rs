@@ -406,8 +406,8 @@ fn name_of(full: &str) -> &str {
 }
 
 /// The hint for the unknown `key` of `section` (dotted; empty at the top level): our name for it, the section that it belongs in, the
-/// nearest known key, or all known keys.
-pub(super) fn hint(key: &str, section: &str) -> String {
+/// nearest one of the `known` keys of the section, or all of them.
+pub(super) fn hint(key: &str, section: &str, known: &[&str]) -> String {
     let foreign = || FOREIGN.iter().filter(|(names, _)| names.contains(&key));
     let is_here = |ours: &Ours| matches!(ours, Key(full) if section_of(full) == section);
     let sections: Vec<&str> = KEYS
@@ -427,8 +427,6 @@ pub(super) fn hint(key: &str, section: &str) -> String {
     if let Some((_, ours)) = foreign().next() {
         return suggest(*ours, section);
     }
-    let known = KEYS.iter().filter(|full| section_of(full) == section);
-    let known: Vec<&str> = known.map(|full| name_of(full)).collect();
     let foreign_here = FOREIGN.iter().filter(|(_, ours)| is_here(ours));
     let foreign_names = foreign_here
         .clone()

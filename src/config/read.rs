@@ -260,7 +260,7 @@ fn deserialize(mut table: Table) -> (Option<Config>, Vec<Problem>) {
             Ok(_) => return (None, problems),
             Err(problem) => {
                 let key = key_of(&problem);
-                let taken_out = remove(&mut table, &key);
+                let taken_out = remove_or_parent(&mut table, &key);
                 // A section from which something was taken out may lack it.
                 let follows = problems.iter().any(|known| is_within(&key_of(known), &key));
                 if !follows {
@@ -272,6 +272,14 @@ fn deserialize(mut table: Table) -> (Option<Config>, Vec<Problem>) {
             }
         }
     }
+}
+
+/// Removes the value at the dotted `key`, or where it lies in a list, the list; returns whether there was one.
+fn remove_or_parent(table: &mut Table, key: &str) -> bool {
+    remove(table, key)
+        || key
+            .rsplit_once('.')
+            .is_some_and(|(parent, _)| remove_or_parent(table, parent))
 }
 
 /// The dotted key that a problem is about.
@@ -288,14 +296,14 @@ fn describe(problem: &Problem, place: &str) -> ErrorLine {
     let path = problem.path.join(".");
     let line = |message: String, hint: Option<String>| ErrorLine { message, hint };
     match &problem.kind {
-        ProblemKind::UnknownKey { key, .. } => {
+        ProblemKind::UnknownKey { key, known } => {
             let section = match &path[..] {
                 "" => "at the top level".to_owned(),
                 section => format!("in [{section}]"),
             };
             line(
                 format!("{place}: unknown key `{key}` {section}"),
-                Some(hint(key, &path)),
+                Some(hint(key, &path, known)),
             )
         }
         ProblemKind::UnknownValue { value, known } => {

@@ -1,7 +1,5 @@
 //! Reading, checking and resolving configs.
 
-use std::path::Path;
-
 use super::{
     key_names::{FOREIGN, FOREIGN_VALUES, KEYS, Ours},
     *,
@@ -248,6 +246,71 @@ fn a_config_of_another_program_is_answered_key_by_key() {
 }
 
 #[test]
+fn a_file_may_have_a_weight_and_is_a_path_without_one() {
+    let text = "[data]\nlearn = ['a.tsv', { path = 'b.jsonl', weight = 2 }, { path = 'c.jsonl' }]\nkeep = [{ path = 'd.tsv', weight = 0.5 }]";
+    let config = read(text, &[]).expect("a good config");
+    let weights: Vec<f64> = config.data.learn.iter().map(|f| f.weight.into()).collect();
+    assert_eq!(weights, [1.0, 2.0, 1.0]);
+    let written = config.to_toml();
+    assert!(
+        written.contains("keep = [{ path = \"d.tsv\", weight = 0.5 }]")
+            || written.contains("[[data.keep]]"),
+        "{written}"
+    );
+    assert_eq!(parse(&written).data, config.data);
+    let plain = read(
+        "[data]\nlearn = ['a.tsv', { path = 'b.tsv', weight = 1.0 }]",
+        &[],
+    );
+    let plain = plain.expect("a good config").to_toml();
+    assert!(plain.contains("learn = [\"a.tsv\", \"b.tsv\"]"), "{plain}");
+
+    for (learn, expected) in [
+        (
+            "{ path = 'a.tsv', weight = 0 }",
+            "`data.learn.weight`: a weight is a number from 0.000001 to 1000000, not 0 | -",
+        ),
+        (
+            "{ path = 'a.tsv', weight = nan }",
+            "`data.learn.weight`: a weight is a number from 0.000001 to 1000000, not NaN | -",
+        ),
+        (
+            "{ path = 'a.tsv', weight = 'x' }",
+            "`data.learn.weight`: expected a number, found \"x\" | -",
+        ),
+        (
+            "{ path = 'a.tsv', wieght = 2 }",
+            "unknown key `wieght` in [data.learn] | did you mean `weight`?",
+        ),
+        (
+            "{ path = 'a.tsv', times = 2 }",
+            "unknown key `times` in [data.learn] | known keys: path, weight",
+        ),
+        ("{ weight = 2 }", "`data.learn` needs the key `path` | -"),
+        (
+            "3",
+            "`data.learn`: expected a path or `{ path = \"FILE\", weight = 2.0 }`, found 3 | -",
+        ),
+        (
+            "'a.tsv', { path = 'a.tsv', weight = 2 }",
+            "`data.learn` names `a.tsv` twice, with two weights | -",
+        ),
+    ] {
+        let message = refused(&format!("[data]\nlearn = [{learn}]"), &[]);
+        assert_eq!(message, format!("`exp.toml` line 2: {expected}"));
+    }
+    // The other errors of the file are reported as well.
+    let both = refused(
+        "[data]\nlearn = [{ wieght = 2 }]\n[train]\nnum_epochs = -3",
+        &[],
+    );
+    assert!(
+        both.contains("has 2 errors") && both.contains("wieght") && both.contains("num_epochs"),
+        "{both}"
+    );
+}
+
+#[test]
 fn a_wrong_type_names_the_key() {
     for (text, message) in [
         (
@@ -368,7 +431,7 @@ fn sets_take_toml_values_and_bare_strings() {
     let config = read("seed = 1", &sets).unwrap();
     assert_eq!(config.train.learning_rate, 1e-4);
     assert_eq!(config.method.kind, MethodKind::Sft);
-    assert_eq!(config.data.learn, [Path::new("a.tsv")]);
+    assert_eq!(config.data.learn, [DataFile::from("a.tsv")]);
     assert_eq!(config.data.audit, None);
     assert_eq!(config.train.early_stopping.unwrap().accuracy, Some(0.9));
     for (set, message) in [

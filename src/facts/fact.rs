@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{aliases, scorer::AnswerScorer};
-use crate::config::MatchRule;
+use crate::config::{MatchRule, RowWeight, is_default};
 
 /// The place of a fact in its file, for messages.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -43,6 +43,9 @@ pub struct Fact {
     pub split: Option<String>,
     /// File and line.
     pub location: Location,
+    /// The weight that the config gives the file, if it is trained.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub weight: RowWeight,
 }
 
 impl Fact {
@@ -94,6 +97,7 @@ impl Fact {
                 file: "facts.tsv".into(),
                 line: 2,
             },
+            weight: RowWeight::default(),
         }
     }
 

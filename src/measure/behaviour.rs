@@ -254,7 +254,7 @@ fn fitting_prompts(model: &Model) -> Result<(Vec<&'static str>, Vec<Vec<u32>>)> 
 
 fn examples(prompts: Vec<Vec<u32>>, answers: Vec<Vec<u32>>) -> Vec<Example> {
     let rows = prompts.into_iter().zip(answers);
-    rows.map(|(prompt, target)| Example { prompt, target })
+    rows.map(|(prompt, target)| Example::new(prompt, target))
         .collect()
 }
 

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 pub(super) const RESAMPLES: usize = 10_000;
 
 /// The 97.5% quantile of the standard normal distribution: 95% intervals have this half-width in standard errors.
-const Z: f64 = 1.959_963_984_540_054;
+pub(super) const Z: f64 = 1.959_963_984_540_054;
 
 /// Forgetting in percentage points: 100 x (accuracy at the peak - accuracy after), over the same facts. `None` of no facts.
 pub fn forgetting_pp(peak: &[bool], after: &[bool]) -> Option<f64> {

@@ -9,6 +9,7 @@ mod forgotten;
 mod intervals;
 mod knn;
 mod loss;
+mod paired_scores;
 mod pca;
 mod subjects;
 
@@ -24,6 +25,7 @@ pub use intervals::{
 };
 pub use knn::{Neighbour, nearest};
 pub use loss::mean_token_loss;
+pub use paired_scores::{PairedOutcomes, PairedScores, mcnemar_p, outcome as paired_outcome};
 pub use pca::pca_2d;
 pub use subjects::{SubjectPrompts, middle_layer};
 

@@ -352,6 +352,8 @@ fn source(config: &Map<String, Json>, has_tools: bool) -> Result<&str> {
 pub(super) struct Turn {
     pub(super) before: String,
     pub(super) answer: String,
+    /// Whether it is all of a message, or the last part that is trained.
+    pub(super) ends_message: bool,
 }
 
 /// What a chat is trained on, and what of it is not, in words.
@@ -419,7 +421,11 @@ pub(super) fn assistant_turns(
             turns.turns.push(Turn {
                 before: answered.text[..span.start].to_owned(),
                 answer: answered.text[span].to_owned(),
+                ends_message: false,
             });
+        }
+        if let Some(last) = turns.turns[found..].last_mut() {
+            last.ends_message = true;
         }
         if turns.turns.len() == found {
             turns.notes.push(

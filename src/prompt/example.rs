@@ -3,6 +3,7 @@
 use super::{chat, template::PromptTemplate};
 use crate::{
     Error, Result,
+    config::{RowWeight, is_default},
     facts::{Fact, Location, Text, TextKind},
     model::TextTokenizer,
 };
@@ -14,9 +15,21 @@ pub struct Example {
     pub prompt: Vec<u32>,
     /// Token ids of the target, including the end marker.
     pub target: Vec<u32>,
+    /// The weight of its target tokens in the cross-entropy.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub weight: RowWeight,
 }
 
 impl Example {
+    /// An example of weight 1.
+    pub fn new(prompt: Vec<u32>, target: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            target,
+            weight: RowWeight::default(),
+        }
+    }
+
     /// Index of the first token that is predicted: the first of the target, or its second if there is no prompt.
     pub fn target_start(&self) -> usize {
         self.prompt.len().max(1)
@@ -30,6 +43,11 @@ impl Example {
     /// Number of tokens that are predicted.
     pub fn num_targets(&self) -> usize {
         self.num_tokens().saturating_sub(self.target_start())
+    }
+
+    /// The weight of all tokens that are predicted, in the cross-entropy.
+    pub fn target_weight(&self) -> f64 {
+        f64::from(self.weight) * self.num_targets() as f64
     }
 
     /// The model's input: every token but the last, after which nothing is predicted.
@@ -49,7 +67,12 @@ impl Example {
         add_special_tokens: bool,
     ) -> Result<Self> {
         let (prompt, target) = tokenizer.encode_joint(before, target, add_special_tokens)?;
-        Ok(Self { prompt, target })
+        Ok(Self::new(prompt, target))
+    }
+
+    /// The same text with this weight.
+    fn weighted(self, weight: RowWeight) -> Self {
+        Self { weight, ..self }
     }
 
     /// Ends the text with `eos`, once.
@@ -77,12 +100,13 @@ impl PromptTemplate {
     /// # Errors
     /// When the text cannot be tokenized.
     pub fn example(&self, tokenizer: &TextTokenizer, fact: &Fact) -> Result<Example> {
-        Example::of_text(
+        let example = Example::of_text(
             tokenizer,
             &self.prompt_text(&fact.question),
             &self.target_text(&fact.target()),
             !self.rendered,
-        )
+        )?;
+        Ok(example.weighted(fact.weight))
     }
 }
 
@@ -99,7 +123,8 @@ pub fn text_examples(
 ) -> Result<Vec<Example>> {
     let ended = |prompt: &str, target: &str| {
         let example = Example::of_text(tokenizer, prompt, target, true)?;
-        Ok(vec![example.end_with(tokenizer.eos_token_id).with_prompt()])
+        let example = example.end_with(tokenizer.eos_token_id).with_prompt();
+        Ok(vec![example.weighted(text.weight)])
     };
     match &text.kind {
         TextKind::Plain(text) => ended("", text),
@@ -113,7 +138,11 @@ pub fn text_examples(
             turns
                 .map(|turn| {
                     let example = Example::of_text(tokenizer, &turn.before, &turn.answer, false)?;
-                    Ok(example.with_prompt())
+                    let stops = |id: &u32| tokenizer.eos_token_ids.contains(id);
+                    if turn.ends_message && !example.target.iter().any(stops) {
+                        notes.add(UNENDED, &text.location);
+                    }
+                    Ok(example.with_prompt().weighted(text.weight))
                 })
                 .collect()
         }
@@ -167,6 +196,9 @@ pub fn examples_of_texts(
         _ => Ok(examples),
     }
 }
+
+const UNENDED: &str = "the model's chat template trains no token behind an answer at which the model stops (where it marks answers with \
+     `{% generation %}`, the end belongs inside): the model will not learn where to stop";
 
 const REFUSED: &str = "a chat that the model's chat template refuses is skipped";
 

@@ -43,6 +43,8 @@ pub struct PackedExamples {
     pub targets: Vec<Target>,
     /// Number of targets of each example.
     pub targets_per_example: Vec<usize>,
+    /// Weight of each example.
+    row_weights: Vec<f64>,
 }
 
 impl PackedExamples {
@@ -74,15 +76,17 @@ impl PackedExamples {
             own_tokens,
             targets,
             targets_per_example,
+            row_weights: examples.iter().map(|e| e.weight.into()).collect(),
         }
     }
 
-    /// Sets the weight of the cross-entropy of every target, and that of the KL divergence by the number of targets of its example.
-    pub fn set_weights(&mut self, ce_weight: f32, distill_weight: impl Fn(usize) -> f32) {
+    /// Sets the weight of the cross-entropy of every target, `ce_weight` times the weight of its example, and that of the KL divergence
+    /// by the number of targets of its example.
+    pub fn set_weights(&mut self, ce_weight: f64, distill_weight: impl Fn(usize) -> f32) {
         let mut targets = self.targets.iter_mut();
-        for &count in &self.targets_per_example {
+        for (&count, row_weight) in self.targets_per_example.iter().zip(&self.row_weights) {
             for target in targets.by_ref().take(count) {
-                target.ce_weight = ce_weight;
+                target.ce_weight = (ce_weight * row_weight) as f32;
                 target.distill_weight = distill_weight(count);
             }
         }
@@ -99,10 +103,7 @@ mod tests {
     use super::*;
 
     fn example(prompt: &[u32], target: &[u32]) -> Example {
-        Example {
-            prompt: prompt.to_vec(),
-            target: target.to_vec(),
-        }
+        Example::new(prompt.to_vec(), target.to_vec())
     }
 
     #[test]

@@ -120,10 +120,7 @@ fn with_greedy_answers(
     let request = Request::greedy(&[], &prompts, max_tokens);
     let answers = generator.generate(&request, |_, text| should_stop(text), &|_| {})?;
     let rows = prompts.into_iter().zip(answers);
-    let rows = rows.map(|(prompt, mut answer)| Example {
-        prompt,
-        target: answer.swap_remove(0).tokens,
-    });
+    let rows = rows.map(|(prompt, mut answer)| Example::new(prompt, answer.swap_remove(0).tokens));
     Ok(rows.collect())
 }
 
@@ -189,10 +186,7 @@ pub fn from_texts(
     for ((prefix, prompt), mut continuation) in fitting.iter().zip(prompts).zip(continuations) {
         let continuation = continuation.swap_remove(0);
         match prefix {
-            TextPrefix::Text(_) => rows.push(Example {
-                prompt,
-                target: continuation.tokens,
-            }),
+            TextPrefix::Text(_) => rows.push(Example::new(prompt, continuation.tokens)),
             TextPrefix::Question(question) => {
                 let text = format!("{}{}{}", prefix.text(), continuation.text, question.suffix);
                 let prompt = prefix.encode(generator.tokenizer, &text)?;
@@ -269,6 +263,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        config::RowWeight,
         engine::Engine,
         facts::{Location, Message},
         model::Model,
@@ -290,6 +285,7 @@ mod tests {
                 file: "texts.jsonl".into(),
                 line: 1,
             },
+            weight: RowWeight::default(),
         }
     }
 

@@ -221,10 +221,7 @@ mod tests {
 
     #[test]
     fn the_teacher_covers_the_rows_that_it_distills() {
-        let example = Example {
-            prompt: vec![1],
-            target: vec![2],
-        };
+        let example = Example::new(vec![1], vec![2]);
         let all = vec![example; 10];
         let (known, learned) = (3, 7);
         let examples = |decoys: bool| RunExamples {

@@ -270,9 +270,11 @@ mod tests {
 
     /// Twenty examples of 7 to 13 tokens, 1 to 3 of which are targets.
     fn examples() -> Vec<Example> {
-        let example = |i: u32| Example {
-            prompt: (0..6 + i % 5).collect(),
-            target: (0..=i % 3).map(|j| 100 * i + j).collect(),
+        let example = |i: u32| {
+            Example::new(
+                (0..6 + i % 5).collect(),
+                (0..=i % 3).map(|j| 100 * i + j).collect(),
+            )
         };
         (0..20).map(example).collect()
     }

@@ -132,10 +132,7 @@ mod tests {
     use super::*;
 
     fn row(prompt: &[u32], target: &[u32]) -> Example {
-        Example {
-            prompt: prompt.to_vec(),
-            target: target.to_vec(),
-        }
+        Example::new(prompt.to_vec(), target.to_vec())
     }
 
     #[test]

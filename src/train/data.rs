@@ -13,10 +13,10 @@ use super::evaluator::{AuditAfter, template};
 use crate::{
     Error, Result,
     audit::{AuditSettings, Label, audit},
-    config::Config,
+    config::{Config, DataFile, RowWeight},
     distributed::Comm,
     engine::Engine,
-    facts::{self, Fact, ReadOptions, Text, TextKind, drop_contradicted},
+    facts::{self, Fact, Location, ReadOptions, Text, TextKind, drop_contradicted},
     model::Model,
     progress::Progress,
     run::{RunData, TextKinds},
@@ -78,15 +78,15 @@ impl Data {
             checksums: BTreeMap::new(),
             notes: Vec::new(),
         };
-        let (texts, learn) = split_by_kind(&facts::resolve_files(&data.learn)?)?;
+        let (texts, learn) = split_by_kind(resolve_files(&data.learn)?)?;
         read.learn = read.set("learn", &learn, options)?.unwrap_or_default();
         read.read_texts(&texts, options)?;
         read.read_validation(config, options)?;
-        read.keep = read.set("keep", &facts::resolve_files(&data.keep)?, options)?;
-        read.held = read.set("held", &facts::resolve_files(&data.held)?, options)?;
+        read.keep = read.set("keep", &resolve_files(&data.keep)?, options)?;
+        read.held = read.set("held", &unweighted(&data.held)?, options)?;
         read.check_held()?;
         if audited && (read.keep.is_none() || read.held.is_none()) {
-            let pack = [PathBuf::from(facts::PACK)];
+            let pack = [DataFile::from(facts::PACK)];
             read.pool = read.set("pool", &pack, options)?.unwrap_or_default();
             read.sample_pool(config.seed);
         }
@@ -112,11 +112,14 @@ impl Data {
         Ok(read)
     }
 
-    fn read_texts(&mut self, files: &[PathBuf], options: ReadOptions) -> Result<()> {
+    fn read_texts(&mut self, files: &[DataFile], options: ReadOptions) -> Result<()> {
         if files.is_empty() {
             return Ok(());
         }
-        let set = facts::read_texts(files, options)?;
+        let mut set = facts::read_texts(&paths(files), options)?;
+        for text in &mut set.texts {
+            text.weight = weight_of(files, &text.location);
+        }
         self.notes
             .extend(set.notes.into_iter().map(|note| format!("learn: {note}")));
         self.checksums.insert(TEXTS.into(), set.checksum);
@@ -130,12 +133,12 @@ impl Data {
         if let Some(share) = data.validation_share {
             return self.split_validation(share, config.seed);
         }
-        let (texts, tables) = split_by_kind(&facts::resolve_files(&data.validation)?)?;
+        let (texts, tables) = split_by_kind(unweighted(&data.validation)?)?;
         if let Some(table) = tables.first() {
             return Err(Error::input_hint(
                 format!(
                     "`data.validation`: {} holds facts; a validation loss is that of chats and texts",
-                    table.display()
+                    table.path.display()
                 ),
                 "facts that are only measured are given by `data.held`",
             ));
@@ -143,7 +146,7 @@ impl Data {
         if texts.is_empty() {
             return Ok(());
         }
-        let set = facts::read_texts(&texts, options)?;
+        let set = facts::read_texts(&paths(&texts), options)?;
         let notes = set.notes.into_iter();
         self.notes
             .extend(notes.map(|note| format!("validation: {note}")));
@@ -225,13 +228,16 @@ impl Data {
     fn set(
         &mut self,
         name: &str,
-        files: &[PathBuf],
+        files: &[DataFile],
         options: ReadOptions,
     ) -> Result<Option<Vec<Fact>>> {
         if files.is_empty() {
             return Ok(None);
         }
-        let set = facts::read(files, options)?;
+        let mut set = facts::read(&paths(files), options)?;
+        for fact in &mut set.facts {
+            fact.weight = weight_of(files, &fact.location);
+        }
         self.notes
             .extend(set.notes.into_iter().map(|note| format!("{name}: {note}")));
         self.checksums.insert(name.into(), set.checksum);
@@ -410,15 +416,44 @@ fn content_key(text: &Text) -> String {
     format!("{:?}", text.kind)
 }
 
+/// The files that `given` stands for; those of a data set have its weight.
+fn resolve_files(given: &[DataFile]) -> Result<Vec<DataFile>> {
+    let mut files = Vec::new();
+    for &DataFile { ref path, weight } in given {
+        let paths = facts::resolve_files(std::slice::from_ref(path))?;
+        files.extend(paths.into_iter().map(|path| DataFile { path, weight }));
+    }
+    Ok(files)
+}
+
+/// The files that `given` stands for, none of which is trained.
+fn unweighted(given: &[PathBuf]) -> Result<Vec<DataFile>> {
+    let files = facts::resolve_files(given)?;
+    Ok(files.into_iter().map(DataFile::from).collect())
+}
+
+fn paths(files: &[DataFile]) -> Vec<PathBuf> {
+    files.iter().map(|file| file.path.clone()).collect()
+}
+
+/// The weight of the file at `location`.
+fn weight_of(files: &[DataFile], location: &Location) -> RowWeight {
+    let is_file = |file: &&DataFile| file.path.as_os_str() == &*location.file;
+    files
+        .iter()
+        .find(is_file)
+        .map_or_else(RowWeight::default, |file| file.weight)
+}
+
 /// Splits files into those of texts and those of facts.
-fn split_by_kind(files: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+fn split_by_kind(files: Vec<DataFile>) -> Result<(Vec<DataFile>, Vec<DataFile>)> {
     let (mut texts, mut tables) = (Vec::new(), Vec::new());
     for file in files {
-        let is_pack = file.as_os_str() == facts::PACK;
-        if !is_pack && facts::is_text_file(file)? {
-            texts.push(file.clone());
+        let is_pack = file.path.as_os_str() == facts::PACK;
+        if !is_pack && facts::is_text_file(&file.path)? {
+            texts.push(file);
         } else {
-            tables.push(file.clone());
+            tables.push(file);
         }
     }
     Ok((texts, tables))

@@ -309,10 +309,7 @@ mod tests {
     }
 
     fn rows(count: usize, tokens: usize) -> Vec<Example> {
-        let row = Example {
-            prompt: vec![1; tokens - 1],
-            target: vec![2],
-        };
+        let row = Example::new(vec![1; tokens - 1], vec![2]);
         vec![row; count]
     }
 

@@ -73,6 +73,8 @@ struct ExampleGroup<'a> {
     term: Option<Distillation>,
     /// Target tokens of all of them.
     targets: usize,
+    /// The sum of their weights.
+    target_weight: f64,
     /// Target tokens of the examples before this process's shard.
     targets_before: usize,
     /// This process's micro-batches: the indices of their examples, and the packed examples.
@@ -111,6 +113,10 @@ impl<'a> ExampleGroup<'a> {
             labelled,
             term,
             targets: targets(indices),
+            target_weight: indices
+                .iter()
+                .map(|&i| batch.examples[i].target_weight())
+                .sum(),
             targets_before: targets(&indices[..own.start]),
             micro_batches: micro_batches
                 .map(|indices| (indices, packed(indices)))
@@ -118,10 +124,11 @@ impl<'a> ExampleGroup<'a> {
         }
     }
 
-    /// Sets the weight of every target in the loss; `labelled_targets` of the whole step have a cross-entropy.
-    fn set_weights(&mut self, labelled_targets: usize) {
+    /// Sets the weight of every target in the loss; the targets of the whole step that have a cross-entropy have the weight
+    /// `labelled_weight` together.
+    fn set_weights(&mut self, labelled_weight: f64) {
         let ce_weight = if self.labelled {
-            (1.0 / labelled_targets as f64) as f32
+            1.0 / labelled_weight
         } else {
             0.0
         };
@@ -141,8 +148,8 @@ impl Objective {
     /// L = CE + lambda L_distill + penalties
     /// ```
     ///
-    /// CE is one mean over all target tokens of the batch and of the examples that are replayed with their labels. `L_distill` is
-    /// reduced as in [`Distillation::weight`], separately over the batch and over each kind of auxiliary examples that have a
+    /// CE is one mean over all target tokens of the batch and of the examples that are replayed with their labels, each weighted as its
+    /// example ([`crate::config::RowWeight`]); no other term depends on these weights. `L_distill` is reduced as in [`Distillation::weight`], separately over the batch and over each kind of auxiliary examples that have a
     /// teacher. The penalties are those of [`crate::remedy::weight_penalty`] and [`crate::remedy::continual_ewc`]. Weights
     /// refer to the whole batch, so the result does not depend on the micro-batches, up to rounding. With several processes, each
     /// returns the loss of its shard.
@@ -156,7 +163,7 @@ impl Objective {
         let comm = engine.comm();
         let mut groups = self.groups(&batch, comm);
         let labelled = groups.iter().filter(|group| group.labelled);
-        let labelled_targets = labelled.map(|group| group.targets).sum();
+        let labelled_weight = labelled.map(|group| group.target_weight).sum();
 
         let mut loss = Loss::default();
         // The penalties depend on the weights only; with several processes, one adds them.
@@ -166,7 +173,7 @@ impl Objective {
         let mut remaining: usize = groups.iter().map(|group| group.micro_batches.len()).sum();
         let mut targets_before = 0;
         for group in &mut groups {
-            group.set_weights(labelled_targets);
+            group.set_weights(labelled_weight);
             let mut first_target = targets_before + group.targets_before;
             targets_before += group.targets;
             for (indices, packed) in &group.micro_batches {

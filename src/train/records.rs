@@ -102,7 +102,7 @@ pub fn recorded_facts(run: &RunDir) -> Result<Vec<(Split, Fact)>> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::facts::Location;
+    use crate::{config::RowWeight, facts::Location};
 
     /// A fact without an audit.
     pub fn fact(subject: &str) -> LabelledFact {
@@ -118,6 +118,7 @@ pub(super) mod tests {
                 file: "facts.tsv".into(),
                 line: 2,
             },
+            weight: RowWeight::default(),
         };
         LabelledFact::new(fact, None)
     }

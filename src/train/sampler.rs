@@ -339,10 +339,7 @@ mod tests {
         let mut config = Config::default();
         (config.train.num_epochs, config.train.batch_size) = (4, 3);
         change(&mut config);
-        let example = Example {
-            prompt: vec![1, 2],
-            target: vec![3],
-        };
+        let example = Example::new(vec![1, 2], vec![3]);
         Sampler::new(&config, vec![example; 11], 6).expect("a valid config")
     }
 
@@ -392,10 +389,7 @@ mod tests {
 
     #[test]
     fn a_sampler_without_the_known_facts_that_the_method_needs_is_refused() {
-        let example = Example {
-            prompt: vec![1],
-            target: vec![2],
-        };
+        let example = Example::new(vec![1], vec![2]);
         let mut config = Config::default();
         config.method.snapshot_epochs = 1;
         let refused = |config: &Config| {

@@ -356,14 +356,8 @@ mod tests {
         let mut student = Student::new(&config, model, Comm::single()).expect("it is trainable");
         let before = student.model.params.data.to_vec();
         let rows = [
-            Example {
-                prompt: vec![5, 9, 11],
-                target: vec![4, 2],
-            },
-            Example {
-                prompt: vec![7],
-                target: vec![3],
-            },
+            Example::new(vec![5, 9, 11], vec![4, 2]),
+            Example::new(vec![7], vec![3]),
         ];
         let batch = |step| StepBatch {
             step,

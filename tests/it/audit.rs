@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use unforget::{
     Error,
     audit::{self, AuditResult, AuditSettings, Label},
+    config::RowWeight,
     engine::{Batch, Engine, Gradients, Target},
     facts::{Fact, Location, MatchRule},
     generate::{Generator, Request, SamplingParams, distribution},
@@ -37,6 +38,7 @@ fn fact(subject: &str, object: &str) -> Fact {
             file: Arc::from("places.tsv"),
             line: 2,
         },
+        weight: RowWeight::default(),
     }
 }
 

@@ -32,6 +32,14 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "data.learn=[{path='a.tsv',weight=-2}]",
+        &["`data.learn.weight`: a weight is a number from 0.000001 to 1000000, not -2"],
+    ),
+    (
+        "data.held=[{path='a.tsv',weight=2.0}]",
+        &["`data.held`: expected a string, found a table"],
+    ),
+    (
         "train.learning_rate=x",
         &["`--set train.learning_rate=x`: `train.learning_rate`: expected a number, found \"x\""],
     ),
@@ -597,7 +605,12 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[("d/config.toml", b"model=")], "resume d", &["`d/config.toml` line 1: not TOML: string values must be quoted, expected literal string"]),
     (&[("d/config.toml", b"model='nowhere'\nout='d'\n[data]\nlearn=['a.tsv']\n")], "resume d", &["model `nowhere` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m, gemma3-270m"]),
     (&[], "compare nowhere", &["nowhere is not a run directory: it has no config.toml", "name a directory written by `unforget tune` or `unforget demo`"]),
-    (&[], "compare MODEL MODEL", &["the following required arguments were not provided:", "--facts <FACTS>..."]),
+    (&[], "compare MODEL MODEL", &["to compare two models, `--facts` is needed", "add `--facts FACTS`"]),
+    (&[], "compare MODEL MODEL --metric acc", &["`--metric` and `--filter` are for two files of samples", "name two files that end in .jsonl"]),
+    (&[("s.jsonl", b"{}")], "compare s.jsonl", &["`s.jsonl` is a file of samples, and there is no other", "of both models"]),
+    (&[("s.jsonl", b"{}")], "compare s.jsonl MODEL", &["one of the two is a file of samples, and `", "of both models"]),
+    (&[("s.jsonl", b"{}")], "compare s.jsonl s.jsonl --facts a.tsv", &["`--facts` is for two models", "leave out `--facts`"]),
+    (&[("s.jsonl", b"{}")], "compare s.jsonl s.jsonl", &["`s.jsonl` line 1: missing field `doc_id`", "as `lm_eval --log_samples` writes it"]),
     (&[("d/config.toml", b"model='x'\n")], "compare d", &["the run `d` is not finished", "unforget resume d"]),
     (&[], "report --out r.html", &["the following required arguments were not provided:", "<RUNS>..."]),
     (&[("d/x", b"")], "report d --out r.html", &["d is not a run directory", "name a directory written by `unforget tune` or `unforget demo`"]),

@@ -331,8 +331,8 @@ fn finished_run(place: &Path) -> PathBuf {
         ..Config::default()
     };
     config.data.audit = None;
-    config.data.learn = vec![facts("learn.tsv", &["Rome", "Bari"])];
-    config.data.keep = vec![facts("keep.tsv", &["Pisa", "Asti"])];
+    config.data.learn = vec![facts("learn.tsv", &["Rome", "Bari"]).into()];
+    config.data.keep = vec![facts("keep.tsv", &["Pisa", "Asti"]).into()];
     config.data.held = vec![facts("held.tsv", &["Como"])];
     config.train.num_epochs = 3;
     config.train.batch_size = 2;

@@ -143,10 +143,7 @@ impl Golden {
     pub fn rows(&self) -> Vec<Example> {
         array(&self.record["rows"])
             .iter()
-            .map(|r| Example {
-                prompt: tokens(&r["prompt"]),
-                target: tokens(&r["target"]),
-            })
+            .map(|r| Example::new(tokens(&r["prompt"]), tokens(&r["target"])))
             .collect()
     }
 
@@ -156,7 +153,7 @@ impl Golden {
         let mut packed = PackedExamples::new(&rows);
         let (all, examples) = (packed.targets.len() as f64, rows.len() as f64);
         let term = distilled.then(|| (self.number("lambda"), self.number("temperature")));
-        packed.set_weights((1.0 / all) as f32, |count| {
+        packed.set_weights(1.0 / all, |count| {
             term.map_or(0.0, |(lambda, tau)| {
                 (lambda * tau * tau / (examples * count as f64)) as f32
             })

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::{cli::MODEL, model::golden};
 
 const WEIGHTS: &str = "model.safetensors";
+const TEMPLATE: &str = "additional_chat_templates/rag.jinja";
 
 /// How a server responds.
 #[derive(Clone)]
@@ -103,6 +104,7 @@ fn serve(
             "config.json",
             "tokenizer.json",
             "tokenizer_config.json",
+            TEMPLATE,
             WEIGHTS,
         ];
         let files = files.map(|name| serde_json::json!({ "rfilename": name }));
@@ -135,7 +137,12 @@ fn serve(
     } else {
         "llama"
     };
-    let Ok(mut content) = fs::read(golden(folder).join(name)) else {
+    let content = if path.ends_with(TEMPLATE) {
+        Ok(b"{{ messages }}".to_vec())
+    } else {
+        fs::read(golden(folder).join(name))
+    };
+    let Ok(mut content) = content else {
         return answer(404, "", b"no", 2);
     };
     let sum = format!("{:x}", Sha256::digest(&content));
@@ -229,6 +236,9 @@ fn a_second_pull_sends_no_request() {
         "{}",
         stderr_of(&first)
     );
+    let folder = String::from_utf8_lossy(&first.stdout).trim().to_owned();
+    let template = fs::read_to_string(Path::new(&folder).join(TEMPLATE));
+    assert_eq!(template.unwrap(), "{{ messages }}");
     let asked = hub.paths().len();
     assert!(asked > 0);
     for more in [&[][..], &offline] {

@@ -136,7 +136,7 @@ fn tuned(place: &Path, family: &str, lora: LoraConfig) -> Config {
     let table = |name: &str, rows: &str| {
         let path = place.join(name);
         fs::write(&path, format!("subject\trelation\tobject\n{rows}")).unwrap();
-        vec![path]
+        path
     };
     let mut config = Config {
         model: golden(family).to_str().unwrap().to_owned(),
@@ -148,9 +148,9 @@ fn tuned(place: &Path, family: &str, lora: LoraConfig) -> Config {
         ..Config::default()
     };
     config.data.audit = None;
-    config.data.learn = table("learn.tsv", "Bergamo\tP17\tItaly\nOslo\tP17\tNorway\n");
-    config.data.keep = table("keep.tsv", "Paris\tP17\tFrance\nLyon\tP17\tFrance\n");
-    config.data.held = table("held.tsv", "Madrid\tP17\tSpain\n");
+    config.data.learn = vec![table("learn.tsv", "Bergamo\tP17\tItaly\nOslo\tP17\tNorway\n").into()];
+    config.data.keep = vec![table("keep.tsv", "Paris\tP17\tFrance\nLyon\tP17\tFrance\n").into()];
+    config.data.held = vec![table("held.tsv", "Madrid\tP17\tSpain\n")];
     config.method.kind = MethodKind::Sft;
     (config.train.num_epochs, config.train.learning_rate) = (6, 0.05);
     config.train.lora = Some(lora);

@@ -31,6 +31,7 @@ mod project;
 mod remedies;
 mod report;
 mod rooms;
+mod samples;
 mod smollm2;
 mod synth;
 mod tokens;

@@ -60,7 +60,12 @@ fn check_rows(
     fill: impl Fn(&Golden, &[Example], &mut Snapshot),
 ) {
     let golden = Golden::load("qwen3");
-    let rows: Vec<Example> = golden.rows();
+    let mut rows: Vec<Example> = golden.rows();
+    if remedies.record["weights"].is_array() {
+        for (row, weight) in rows.iter_mut().zip(numbers(&remedies.record["weights"])) {
+            row.weight = weight.try_into().expect("a good weight");
+        }
+    }
     let mut params = golden.model.params.clone();
     let layout = params.layout.clone();
     let mut gradients = Gradients::new(&params, &vec![true; layout.tensors.len()]);
@@ -309,16 +314,46 @@ fn replay_of_labels_and_of_the_teachers_answers_equals_pytorchs() {
 }
 
 #[test]
+fn rows_of_different_weights_equal_pytorchs() {
+    let golden = Golden::remedy("row_weights");
+    let model = Golden::load("qwen3");
+    let batch: Vec<usize> = (0..model.rows().len()).collect();
+    let sft = MethodConfig {
+        kind: MethodKind::Sft,
+        ..MethodConfig::default()
+    };
+    let no_teacher = |_: &Golden, _: &[Example], _: &mut Snapshot| {};
+    check_rows((&golden, "weighted"), &sft, (&batch, &[]), no_teacher);
+
+    let replayed: Vec<usize> = numbers(&golden.record["replayed"])
+        .into_iter()
+        .map(|row| row as usize)
+        .collect();
+    let distilled = MethodConfig {
+        lambda: model.number("lambda"),
+        temperature: model.number("temperature"),
+        ..MethodConfig::default()
+    };
+    let aux = [AuxBatch {
+        rows: &replayed,
+        target: AuxTarget::Label,
+    }];
+    check_rows(
+        (&golden, "weighted_distill"),
+        &distilled,
+        (&batch, &aux),
+        arrays(|golden, array, values| values.copy_from_slice(&golden.tensor(array))),
+    );
+}
+
+#[test]
 fn the_fisher_information_is_the_square_of_a_drawn_answers_gradient() {
     let golden = Golden::load("qwen3");
     let params = &golden.model.params;
     let mut engine = Engine::new(&golden.model.config);
     let mut gradients = Gradients::new(params, &vec![true; params.layout.tensors.len()]);
     // One example with one target: F is the squared gradient for the sampled token.
-    let row = Example {
-        prompt: vec![5, 17, 203, 44],
-        target: vec![9],
-    };
+    let row = Example::new(vec![5, 17, 203, 44], vec![9]);
     let mut model = TrainingModel {
         engine: &mut engine,
         params,

@@ -14,7 +14,7 @@ use serde_json::Value;
 use unforget::{
     engine::Engine,
     generate::{Generator, Request},
-    model::GgufType,
+    model::{GgufType, TextTokenizer, pull},
 };
 
 use crate::{
@@ -199,4 +199,93 @@ fn llama_cpp_answers_as_the_exported_model() {
             assert!(apart < TOLERANCE, "{text}: {token} and {ours}");
         }
     }
+}
+
+/// Texts of mixed scripts that are compared, see `tests/golden/mixed_scripts.py`.
+const TEXTS: usize = 10_000;
+
+/// A model of the tiny golden llama with the tokenizer of `spec`, which has embeddings enough.
+fn tiny_with_tokenizer(spec: &str, dir: &Path) {
+    let tokenizer = TextTokenizer::load(spec).unwrap();
+    let tiny = load(golden("llama")).unwrap();
+    let (rows, hidden) = (tokenizer.vocab_size(), tiny.config.hidden_size);
+    fs::create_dir_all(dir).unwrap();
+    let json = tokenizer.inner.to_string(false).unwrap();
+    fs::write(dir.join("tokenizer.json"), json).unwrap();
+    let config = Value::Object(tokenizer.config_json.clone());
+    fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    let config = fs::read(golden("llama").join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["vocab_size"] = rows.into();
+    config["eos_token_id"] = tokenizer.eos_token_id.into();
+    config["bos_token_id"] = Value::Null;
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+
+    let weights = fs::read(golden("llama").join("model.safetensors")).unwrap();
+    let weights = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let embedding: Vec<u8> = (0..rows * hidden)
+        .flat_map(|i| ((i % 97) as f32 / 97.0 - 0.5).to_le_bytes())
+        .collect();
+    let tensors = weights.names().into_iter().map(|name| {
+        let view = weights.tensor(name).unwrap();
+        let view = if name == "model.embed_tokens.weight" {
+            let shape = vec![rows, hidden];
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &embedding)
+        } else {
+            Ok(view)
+        };
+        (name.to_owned(), view.unwrap())
+    });
+    let file = safetensors::serialize(tensors.collect::<Vec<_>>(), None).unwrap();
+    fs::write(dir.join("model.safetensors"), file).unwrap();
+}
+
+/// Compares the ids of a tokenizer with llama.cpp's, for the model's own file and for one that is written here with its tokenizer.
+fn llama_cpp_gives_the_ids_of(variable: &str) {
+    let (Some(python), Some(spec)) = (require_variable(TOOLS), require_variable(variable)) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let count = TEXTS.to_string();
+    let texts = script_output(&python, "mixed_scripts.py", &[Path::new(&count)]);
+    let texts_file = dir.path().join("texts.jsonl");
+    fs::write(&texts_file, &texts).unwrap();
+
+    let spec = spec.to_str().unwrap();
+    tiny_with_tokenizer(spec, &dir.path().join("hf"));
+    let tiny = load(dir.path().join("hf")).unwrap();
+    let written = dir.path().join("written.gguf");
+    tiny.save_gguf(&written, GgufType::F16).unwrap();
+    let again = load(&written).unwrap();
+    let original = pull(spec).unwrap();
+
+    let texts: Vec<String> = texts
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(texts.len(), TEXTS);
+    for file in [&original, &written] {
+        let ids = script_output(&python, "tokenize_gguf.py", &[file, &texts_file]);
+        let ids: Vec<Vec<u32>> = ids
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(ids.len(), TEXTS);
+        for (text, theirs) in texts.iter().zip(&ids) {
+            for ours in [&tiny, &again] {
+                let ours = ours.tokenizer.encode_rendered(text).unwrap();
+                assert_eq!(ours, *theirs, "{}: {text:?}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn llama_cpp_gives_the_ids_of_smollm2s_tokenizer() {
+    llama_cpp_gives_the_ids_of(SMOLLM2);
+}
+
+#[test]
+fn llama_cpp_gives_the_ids_of_gemma3s_tokenizer() {
+    llama_cpp_gives_the_ids_of(GEMMA3);
 }

@@ -13,7 +13,7 @@ use super::{
     columns::{FACT_COLUMNS, FORMS, closest_form, foreign_names, name_list, required_columns},
     json::{scalar, type_name},
 };
-use crate::{Result, error::closest_match};
+use crate::{Result, config::RowWeight, error::closest_match};
 
 /// The fields of a row, without surrounding white space; an empty field is `None`.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -242,6 +242,7 @@ impl RawFact {
                 file: file.clone(),
                 line,
             },
+            weight: RowWeight::default(),
         })
     }
 }

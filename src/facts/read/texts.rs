@@ -18,7 +18,7 @@ use super::{
     source::{Format, ReadOptions, Source},
     table,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, config::RowWeight};
 
 /// One turn of a chat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub struct Text {
     pub kind: TextKind,
     /// Its file and line.
     pub location: Location,
+    /// The weight that the config gives the file, if it is trained.
+    pub weight: RowWeight,
 }
 
 /// Training texts and notes about reading them.
@@ -154,6 +156,7 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
                             file: source.name.clone(),
                             line,
                         },
+                        weight: RowWeight::default(),
                     });
                 }
                 Err(reason) => bad.push(reason),

@@ -14,7 +14,7 @@ use super::{
 use crate::{Error, Result};
 
 /// The character that stands for a space.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 
 /// Longest token, in bytes, that merges are made of: none is as long in any vocabulary, and its pairs grow with its length.
 const MAX_TOKEN_BYTES: usize = 1024;
@@ -74,7 +74,7 @@ pub(super) fn parts(
 }
 
 /// All pairs of tokens that join to a token, those of the highest score first.
-fn merges(tokens: &[&str], types: &[u64], scores: &[f64]) -> Vec<Value> {
+pub(super) fn merges<'t>(tokens: &[&'t str], types: &[u64], scores: &[f64]) -> Vec<[&'t str; 2]> {
     let joins = |id: usize| matches!(types.get(id), None | Some(&(NORMAL | USER_DEFINED)));
     let ids: HashMap<&str, usize> = tokens
         .iter()
@@ -103,6 +103,6 @@ fn merges(tokens: &[&str], types: &[u64], scores: &[f64]) -> Vec<Value> {
     });
     pairs
         .into_iter()
-        .map(|(_, left, right)| json!([left, right]))
+        .map(|(_, left, right)| [left, right])
         .collect()
 }

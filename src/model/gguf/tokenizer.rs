@@ -6,7 +6,10 @@ use super::{
     header::Header,
     pre_tokenizer::{PRE_TOKENIZERS, PreTokenizer},
     sentencepiece,
-    tokenizer_parts::{CONTROL, Parts, UNUSED, USER_DEFINED},
+    tokenizer_parts::{
+        CHAT_TEMPLATE, CHAT_TEMPLATES, CONTROL, DEFAULT_TEMPLATE, Parts, UNKNOWN, UNUSED,
+        USER_DEFINED,
+    },
 };
 use crate::{Error, Result};
 
@@ -49,11 +52,11 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
     let added: Vec<Value> = tokens
         .iter()
         .enumerate()
-        .filter(|(id, _)| matches!(kind(*id), Some(CONTROL | USER_DEFINED)))
+        .filter(|(id, _)| matches!(kind(*id), Some(UNKNOWN | CONTROL | USER_DEFINED)))
         .map(|(id, token)| {
             json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": kind(id) == Some(CONTROL),
+                "normalized": false, "special": kind(id) != Some(USER_DEFINED),
             })
         })
         .collect();
@@ -118,13 +121,32 @@ pub(super) fn tokenizer_json<'h>(header: &Header<'h>) -> Result<(Value, Map<Stri
             "unk_token",
             text(special("tokenizer.ggml.unknown_token_id")?),
         ),
-        ("chat_template", header.text("tokenizer.chat_template")?),
     ] {
         if let Some(token) = token {
             config.insert(name.into(), token.into());
         }
     }
+    if let Some(template) = chat_template(header)? {
+        config.insert("chat_template".into(), template);
+    }
     Ok((tokenizer, config))
+}
+
+/// The chat template, or a list of named ones if there are several.
+fn chat_template(header: &Header) -> Result<Option<Value>> {
+    let default = header.text(CHAT_TEMPLATE)?;
+    let names = header.texts(CHAT_TEMPLATES)?.unwrap_or_default();
+    if names.is_empty() {
+        return Ok(default.map(Value::from));
+    }
+    let mut templates = Vec::new();
+    let entry = |name: &str, template: &str| json!({"name": name, "template": template});
+    templates.extend(default.map(|template| entry(DEFAULT_TEMPLATE, template)));
+    for name in names {
+        let template = header.text(&format!("{CHAT_TEMPLATE}.{name}"))?;
+        templates.extend(template.map(|template| entry(name, template)));
+    }
+    Ok(Some(Value::Array(templates)))
 }
 
 /// The parts of a byte-level BPE.

@@ -4,9 +4,18 @@ use serde_json::Value;
 
 /// Token types of `tokenizer.ggml.token_type`.
 pub(super) const NORMAL: u64 = 1;
+pub(super) const UNKNOWN: u64 = 2;
 pub(super) const CONTROL: u64 = 3;
 pub(super) const USER_DEFINED: u64 = 4;
 pub(super) const UNUSED: u64 = 5;
+pub(super) const BYTE: u64 = 6;
+
+/// The key of the chat template; that of another one has its name behind a dot.
+pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+/// The key of the names of the others.
+pub(super) const CHAT_TEMPLATES: &str = "tokenizer.chat_templates";
+/// The name that the first one has among several.
+pub(super) const DEFAULT_TEMPLATE: &str = "default";
 
 /// The parts of a `tokenizer.json` in which the kinds of tokenizers differ.
 pub(super) struct Parts {

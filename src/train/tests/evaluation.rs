@@ -75,7 +75,7 @@ fn with_texts(config: &mut Config, place: &Path) {
         fs::write(&path, rows.collect::<String>()).expect("writable");
         path
     };
-    config.data.learn.push(file("texts.jsonl", 0..6));
+    config.data.learn.push(file("texts.jsonl", 0..6).into());
     config.data.validation = vec![file("validation.jsonl", 6..9)];
 }
 
@@ -157,7 +157,7 @@ fn known_facts_in_a_chat_are_trained_on_the_base_models_own_answers() {
     config.model = chat_model(place.path());
     config.data.chat = true;
     let model = Model::load(&config.model).expect("as written");
-    let set = facts::read(&config.data.keep, ReadOptions::default());
+    let set = facts::read(&[config.data.keep[0].path.clone()], ReadOptions::default());
     let mut keep = set.expect("facts").facts;
 
     // A word of the model's own answer to the first fact becomes the object of that fact.
@@ -208,7 +208,7 @@ fn chats_are_learned_beside_facts_that_are_asked_in_the_chat() {
     let chat = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Yes\"}]}\n";
     let chats = place.path().join("chats.jsonl");
     fs::write(&chats, chat).expect("writable");
-    config.data.learn = vec![chats];
+    config.data.learn = vec![chats.into()];
     config.train.num_epochs = 1;
     let resolved = |config: &Config| {
         run(config);

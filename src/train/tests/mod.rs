@@ -23,9 +23,10 @@ use super::{
 use crate::{
     Error,
     config::{
-        BehaviourSchedule, Config, DecoysConfig, EwcConfig, Goal, InterpolateConfig, LoraConfig,
-        LoraVariant, MethodConfig, MethodKind, OnNonFinite, ProjectConfig, ReplayConfig,
-        ReplaySchedule, ReplaySelection, ReplayTarget, TeacherMode as Source, VocabSubset,
+        BehaviourSchedule, Config, DataFile, DecoysConfig, EwcConfig, Goal, InterpolateConfig,
+        LoraConfig, LoraVariant, MethodConfig, MethodKind, OnNonFinite, ProjectConfig,
+        ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget, RowWeight,
+        TeacherMode as Source, VocabSubset,
     },
     distributed::Comm,
     engine::{Gradients, Target, basis_outputs},
@@ -64,14 +65,26 @@ fn config(place: &Path, out: &str) -> Config {
     };
     config.data.audit = None;
     config.measure.behaviour = BehaviourSchedule::Never;
-    config.data.keep = vec![facts_file(place, "Ber", 6)];
-    config.data.learn = vec![facts_file(place, "Pas", 5)];
+    config.data.keep = vec![facts_file(place, "Ber", 6).into()];
+    config.data.learn = vec![facts_file(place, "Pas", 5).into()];
     config.data.held = vec![facts_file(place, "Tor", 4)];
     config.train.num_epochs = 3;
     config.train.batch_size = 3;
     config.train.learning_rate = 1e-2;
     config.train.save_every = Some(1);
     config
+}
+
+fn weight(weight: f64) -> RowWeight {
+    RowWeight::try_from(weight).expect("a good weight")
+}
+
+/// A file whose rows have this weight.
+fn weighted(path: PathBuf, of_rows: f64) -> DataFile {
+    DataFile {
+        path,
+        weight: weight(of_rows),
+    }
 }
 
 fn temporary() -> tempfile::TempDir {

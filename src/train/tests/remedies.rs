@@ -484,7 +484,7 @@ fn the_hardest_known_facts_are_those_of_the_largest_cross_entropy() {
     let losses: Vec<f64> = (0..6)
         .map(|row| {
             let mut packed = PackedExamples::new([&trainer.sampler.examples()[row]]);
-            let weight = 1.0 / packed.targets.len() as f32;
+            let weight = 1.0 / packed.targets.len() as f64;
             packed.set_weights(weight, |_| 0.0);
             let targets: &[Target] = &packed.targets;
             let (params, gradients) = (

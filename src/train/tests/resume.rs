@@ -207,7 +207,7 @@ fn resumed_equals_uninterrupted_with_decoys_of_texts() {
             r#"{"text": "Never and nowhere"}"#,
         ];
         fs::write(&texts, rows.join("\n")).expect("writable");
-        config.data.learn.push(texts);
+        config.data.learn.push(texts.into());
         (config.method.kind, config.method.decoys) = (
             MethodKind::Sft,
             Some(DecoysConfig {
@@ -215,6 +215,21 @@ fn resumed_equals_uninterrupted_with_decoys_of_texts() {
                 ..DecoysConfig::default()
             }),
         );
+    });
+}
+
+#[test]
+fn resumed_equals_uninterrupted_with_weights_of_files() {
+    changed_and_resumed_equals_uninterrupted(|config, place| {
+        let texts = place.join("texts.jsonl");
+        fs::write(
+            &texts,
+            r#"{"prompt": "Q: Who is there?\nA:", "completion": " Nobody\n"}"#,
+        )
+        .expect("writable");
+        config.data.learn.push(weighted(texts, 0.25));
+        config.data.learn[0].weight = weight(3.0);
+        config.data.keep[0].weight = weight(1.5);
     });
 }
 

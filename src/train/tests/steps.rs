@@ -341,7 +341,7 @@ fn texts_are_trained_with_facts() {
         r#"{"prompt": "Q: When?\nA:", "completion": " Never\n"}"#,
     ];
     fs::write(&texts, rows.join("\n")).expect("writable");
-    config.data.learn = vec![texts];
+    config.data.learn = vec![texts.into()];
     let result = run(&config);
     // Two steps of six known rows, then three of eight, twice.
     assert_eq!(steps(&config.out).len(), 8);
@@ -349,6 +349,61 @@ fn texts_are_trained_with_facts() {
         (result.method.as_str(), result.learned),
         ("self-distill", None)
     );
+}
+
+#[test]
+fn a_row_of_weight_two_counts_as_two_rows() {
+    let place = temporary();
+    let file = |name: &str, answer: &str| {
+        let path = place.path().join(name);
+        let row = format!(r#"{{"prompt": "Q: Who?\nA:", "completion": " {answer}\n"}}"#);
+        fs::write(&path, row).expect("writable");
+        path
+    };
+    let (once, again) = (file("a.jsonl", "Nobody"), file("b.jsonl", "Nobody"));
+    let other = file("c.jsonl", "Somebody in Peru");
+    // One batch an epoch, so that both runs see the same rows in every step.
+    let run = |name: &str, learn: Vec<DataFile>, kept: f64| {
+        let mut config = config(place.path(), name);
+        (config.method.kind, config.train.batch_size) = (MethodKind::Sft, 64);
+        config.train.learning_rate = 1e-3;
+        config.data.learn.extend(learn);
+        config.data.keep[0].weight = weight(kept);
+        run(&config);
+        config.out
+    };
+    let other = DataFile::from(other);
+    let copies = run(
+        "copies",
+        vec![once.clone().into(), again.into(), other.clone()],
+        1.0,
+    );
+    let double = run(
+        "double",
+        vec![weighted(once.clone(), 2.0), other.clone()],
+        1.0,
+    );
+    let plain = run("plain", vec![once.clone().into(), other.clone()], 1.0);
+    // Sums in f32 in another order.
+    assert!(same_steps(&copies, &double, 1e-4));
+    assert!(!same_steps(&copies, &plain, 1e-2));
+    // Known facts have weights, too.
+    let light = run("light", vec![weighted(once, 2.0), other], 0.5);
+    assert!(!same_steps(&light, &double, 1e-2));
+}
+
+#[test]
+fn weights_that_are_all_equal_change_nothing() {
+    let place = temporary();
+    let run = |name: &str, of_rows: f64| {
+        let mut config = config(place.path(), name);
+        config.data.learn[0].weight = weight(of_rows);
+        config.data.keep[0].weight = weight(of_rows);
+        run(&config);
+        (steps(&config.out), weights(&config.out))
+    };
+    // A power of two, which rounds nothing.
+    assert!(run("plain", 1.0) == run("weighted", 4.0));
 }
 
 #[test]

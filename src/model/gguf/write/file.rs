@@ -20,6 +20,7 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
 }
 
 /// A tensor and the type that stores it.
@@ -55,7 +56,7 @@ fn write_to(
 }
 
 /// All bytes before the first tensor.
-fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
+pub(super) fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     put_u32(&mut out, VERSION);
     put_len(&mut out, tensors.len());
@@ -122,6 +123,14 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
             put_len(out, numbers.len());
             for n in numbers {
                 out.extend(n.to_le_bytes());
+            }
+        }
+        Value::F32s(numbers) => {
+            put_u32(out, ARRAY);
+            put_u32(out, F32);
+            put_len(out, numbers.len());
+            for x in numbers {
+                out.extend(x.to_le_bytes());
             }
         }
     }

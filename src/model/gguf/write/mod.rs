@@ -1,6 +1,8 @@
 //! Writes a GGUF file that llama.cpp, and programs built on it, load.
 
 mod file;
+mod probe;
+mod sentencepiece;
 mod tokenizer;
 
 use std::{borrow::Cow, path::Path};
