@@ -170,7 +170,7 @@ pub(super) fn open(path: &Path) -> Result<TensorFile> {
         io::ErrorKind::InvalidData => {
             // A pointer is short.
             let start = fs::read(path).unwrap_or_default();
-            let pointer = files::refuse_lfs_pointer(path, &start);
+            let pointer = files::refuse_other_content(path, &start);
             pointer
                 .err()
                 .unwrap_or_else(|| Error::broken(path, e.to_string()))

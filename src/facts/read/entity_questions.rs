@@ -139,7 +139,7 @@ fn match_template<'q>(
     matching.retain(|(_, subject)| Some(subject.len()) == shortest);
     match matching[..] {
         [] => Err(bad(format!(
-            "follows none of the 24 templates of EntityQuestions: `{question}`"
+            "follows none of the 24 templates of EntityQuestions: `{question}`; rows of other questions have `question` and `answer`, with more answers under `aliases`"
         ))),
         [found] => Ok(found),
         _ => {

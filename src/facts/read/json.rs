@@ -64,9 +64,8 @@ pub(super) fn parse_document(
     let items = match value {
         Value::Array(items) => items,
         Value::Object(fields) => {
-            let rows_key = fields.iter().find(|(_, v)| is_rows(v)).map(|(key, _)| key);
-            match rows_key {
-                Some(key) if !is_read(key) => {
+            match rows_path(&fields) {
+                Some(key) if !is_read(&key) => {
                     return Err(Error::input_hint(
                         format!("{file}: the file holds an object; an array of rows is needed"),
                         format!(
@@ -83,6 +82,19 @@ pub(super) fn parse_document(
     };
     let rows = items.into_iter().enumerate();
     Ok(Box::new(rows.map(|(i, value)| (i + 1, Ok(value)))))
+}
+
+/// Where in an object the rows stand, dotted: at a key, or a level below it.
+fn rows_path(fields: &Map<String, Value>) -> Option<String> {
+    let here = fields.iter().find(|(_, v)| is_rows(v));
+    if let Some((key, _)) = here {
+        return Some(key.clone());
+    }
+    fields.iter().find_map(|(key, value)| {
+        let mut below = value.as_object()?.iter();
+        let (inner, _) = below.find(|(_, v)| is_rows(v))?;
+        Some(format!("{key}.{inner}"))
+    })
 }
 
 fn no_array(file: &str, found: &str) -> Error {
@@ -240,11 +252,37 @@ fn fault(text: &str, error: &serde_json::Error) -> String {
     if rest.starts_with('\'') || before.ends_with('\'') {
         return "not JSON: texts have double quotes; single ones are Python's: write the rows with `json.dumps`".into();
     }
+    let comment = line.trim_start().starts_with(['/', '#']);
+    if comment {
+        return "not JSON: the line looks like a comment, which JSON has not".into();
+    }
+    let is_escape = error.to_string().contains("escape");
+    if is_escape && is_lone_surrogate(line, error.column()) {
+        return "not JSON: `\\u` names half of a surrogate pair, which is no character".into();
+    }
     if rest.starts_with('\u{feff}') || before.ends_with('\u{feff}') {
         return "not JSON: a byte order mark (U+FEFF) stands there".into();
     }
     format!("not JSON: {}", message_without_position(error))
 }
+
+/// Whether an escape of half a surrogate pair (`\ud800`) ends shortly before the column where a parser stopped.
+fn is_lone_surrogate(line: &str, column: usize) -> bool {
+    let before = line
+        .as_bytes()
+        .get(..column.min(line.len()))
+        .unwrap_or_default();
+    let last = &before[before.len().saturating_sub(LONGEST_ESCAPES)..];
+    let mut escapes = last.windows(4);
+    escapes.any(|w| {
+        w.starts_with(b"\\u")
+            && matches!(w[2], b'd' | b'D')
+            && matches!(w[3], b'8'..=b'9' | b'a'..=b'f' | b'A'..=b'F')
+    })
+}
+
+/// Bytes of two escapes and the quote behind them.
+const LONGEST_ESCAPES: usize = 14;
 
 /// A field as text; a number is converted.
 pub(super) fn scalar(line: usize, field: &'static str, value: &Value) -> Result<String, BadRow> {
@@ -306,6 +344,9 @@ mod tests {
         for (line, words) in [
             (r#"{"a": NaN}"#, "`NaN` stands there"),
             (r#"{"a": -Infinity}"#, "`Infinity`"),
+            (r#"{"a": "x\ud800y"}"#, "half of a surrogate pair"),
+            (r#"{"a": "\udc00"}"#, "half of a surrogate pair"),
+            ("// {}", "looks like a comment"),
             (r#"{"a": None}"#, "`None` is Python"),
             (r#"{"a": [True]}"#, "`True` is Python"),
             ("{'a': 1}", "double quotes"),

@@ -175,7 +175,14 @@ fn raw_facts(source: &Source, options: ReadOptions) -> Result<RawFacts<'_>> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::input_hint(
             format!("{name} is empty"),
-            "a table begins with a line of column names: subject, relation, object",
+            match source.format() {
+                Format::Table(_) => {
+                    "a table begins with a line of column names: subject, relation, object"
+                }
+                _ => {
+                    r#"a row is an object such as {"subject": "Rome", "relation": "P17", "object": "Italy"}"#
+                }
+            },
         ));
     }
     if let Format::Table(separator) = source.format() {

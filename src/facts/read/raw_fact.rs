@@ -76,7 +76,8 @@ impl RawFact {
             }
             return Ok(());
         }
-        if matches!(column, "object" | "answer") && list_in_text(text).is_some() {
+        let is_list = || text.starts_with('[') && list_in_text(text).is_some();
+        if matches!(column, "object" | "answer") && is_list() {
             let reason = "holds a list; one text is needed: the others go into `aliases`";
             return Err(BadRow::field(self.line, column, reason));
         }
@@ -267,9 +268,15 @@ fn column_suggestion(required: &str, object: &Map<String, Value>) -> String {
     )
 }
 
-/// The items of a list that a text holds as JSON (`["a", "b"]`) or as Python's text (`['a', 'b']`); `None` for any other text.
+/// The items of a list that a text holds as JSON (`["a", "b"]`) or as Python's text of a list, tuple or set (`['a', 'b']`, `('a',)`,
+/// `{'a'}`); `None` for any other text.
 fn list_in_text(text: &str) -> Option<Vec<String>> {
-    let inner = text.strip_prefix('[')?.strip_suffix(']')?.trim();
+    let within = |open: char, close: char| text.strip_prefix(open)?.strip_suffix(close);
+    let list = within('[', ']');
+    // A tuple or set without quotes is text in parentheses.
+    let others = within('(', ')').or_else(|| within('{', '}'));
+    let quoted = |inner: &&str| inner.trim_start().starts_with(['\'', '"']);
+    let inner = list.or_else(|| others.filter(quoted))?.trim();
     if inner.is_empty() {
         return Some(vec![]);
     }
@@ -372,10 +379,13 @@ mod tests {
             ("['Alfa' 'Bravo']", vec!["Alfa", "Bravo"]),
             ("[1, 2.50, None]", vec!["1", "2.50"]),
             ("[]", vec![]),
+            ("('Alfa', 'Bravo')", vec!["Alfa", "Bravo"]),
+            ("('Alfa',)", vec!["Alfa"]),
+            ("{'Alfa', \"O'Hara\"}", vec!["Alfa", "O'Hara"]),
         ] {
             assert_eq!(list_in_text(text).unwrap(), items, "{text}");
         }
-        for text in ["[sic]", "Alfa", "[a|b]", "['open]", "a [b]"] {
+        for text in ["[sic]", "Alfa", "[a|b]", "['open]", "a [b]", "(Alfa)", "{Alfa}", "('Alfa"] {
             assert_eq!(list_in_text(text), None, "{text}");
         }
         let mut row = RawFact::default();

@@ -284,7 +284,7 @@ fn texts(record: &Record, names: &[String]) -> Result<Vec<String>, BadRow> {
             let at = e.valid_up_to() + 1;
             BadRow::row(
                 record.line,
-                format!("field `{name}` is not UTF-8 at byte {at}"),
+                format!("field `{name}` is not UTF-8 at byte {at}: save the file as UTF-8 (it may be Latin-1 or Windows-1252)"),
             )
         })?;
         if text.contains('\0') {

@@ -203,20 +203,25 @@ fn count_empty_answers(kind: &TextKind) -> usize {
     }
 }
 
-/// The kind of text in a row; `None` for a fact.
+/// The kind of text in a row; `None` for a fact. Of several kinds the first that is not null counts, else the first that is there.
 pub(super) fn text_kind(row: &Value) -> Option<&'static str> {
     if non_null(row, "subject").is_some() {
         return None;
     }
-    [
+    let is_fact = ["subject", "question"]
+        .iter()
+        .any(|field| row.get(*field).is_some());
+    let kinds = [
         ("messages", "chat"),
         ("conversations", "chat"),
         ("instruction", "instruction"),
         ("completion", "completion"),
         ("text", "text"),
-    ]
-    .into_iter()
-    .find_map(|(key, kind)| non_null(row, key).map(|_| kind))
+    ];
+    let given = kinds.iter().find(|(key, _)| non_null(row, key).is_some());
+    let named = kinds.iter().filter(|_| !is_fact);
+    let named = || named.clone().find(|(key, _)| row.get(*key).is_some());
+    given.or_else(named).map(|(_, kind)| *kind)
 }
 
 /// A field that is present and not null.

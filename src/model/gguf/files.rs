@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::header::Header;
-use crate::{Error, Result, file_map::FileMap, model::files::refuse_lfs_pointer};
+use crate::{Error, Result, file_map::FileMap, model::files::refuse_other_content};
 
 /// One file, mapped.
 pub(super) struct GgufFile {
@@ -14,7 +14,7 @@ pub(super) struct GgufFile {
 impl GgufFile {
     fn open(path: &Path) -> Result<Self> {
         let map = FileMap::open(path)?;
-        refuse_lfs_pointer(path, &map)?;
+        refuse_other_content(path, &map)?;
         Ok(Self {
             path: path.to_owned(),
             map,
