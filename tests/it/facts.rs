@@ -381,7 +381,11 @@ fn generated_tables_are_read_as_by_pandas_or_refused() {
     let theirs = crate::tools::script_output(&python, "read_tables.py", &[&file]);
     let theirs: Vec<Option<Vec<Vec<String>>>> = serde_json::from_str(&theirs).unwrap();
     let mut both = 0;
-    for ((text, _, well_formed, ours), theirs) in cases.iter().zip(theirs) {
+    for ((text, separator, well_formed, ours), theirs) in cases.iter().zip(theirs) {
+        // Behind a blank line of a file with CR line ends, pandas loses an empty first field.
+        if text.contains(&format!("\r\r{separator}")) {
+            continue;
+        }
         match ours {
             Ok(rows) => {
                 both += 1;

@@ -335,7 +335,7 @@ fn rows_of_different_weights_equal_pytorchs() {
         ..MethodConfig::default()
     };
     let aux = [AuxBatch {
-        rows: &replayed,
+        indices: &replayed,
         target: AuxTarget::Label,
     }];
     check_rows(

@@ -385,7 +385,9 @@ mod tests {
         ] {
             assert_eq!(list_in_text(text).unwrap(), items, "{text}");
         }
-        for text in ["[sic]", "Alfa", "[a|b]", "['open]", "a [b]", "(Alfa)", "{Alfa}", "('Alfa"] {
+        for text in [
+            "[sic]", "Alfa", "[a|b]", "['open]", "a [b]", "(Alfa)", "{Alfa}", "('Alfa",
+        ] {
             assert_eq!(list_in_text(text), None, "{text}");
         }
         let mut row = RawFact::default();

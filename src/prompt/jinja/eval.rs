@@ -434,12 +434,7 @@ impl Interpreter {
                 let mut dict = Dict::default();
                 for (key, value) in entries {
                     let key = self.eval(key, scope)?;
-                    if matches!(key, Value::Dict(_) | Value::Seq(SeqKind::List, _)) {
-                        return Err(Fault::types(format!(
-                            "unhashable type: '{}'",
-                            key.type_name()
-                        )));
-                    }
+                    key.check_hashable()?;
                     let value = self.eval(value, scope)?;
                     dict.insert(key, value);
                 }

@@ -701,6 +701,7 @@ fn ordered(name: &str, value: &Value, call: &Call) -> Result<Value> {
         let mut seen: Vec<Value> = Vec::new();
         let mut kept = Vec::new();
         for (key, item) in keyed {
+            key.check_hashable()?;
             if !seen.iter().any(|k| k.equals(&key)) {
                 seen.push(key);
                 kept.push(item);

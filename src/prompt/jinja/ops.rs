@@ -220,10 +220,10 @@ fn contains(container: &Value, item: &Value) -> Result<bool> {
             "'in <string>' requires string as left operand, not {}",
             other.type_name()
         ))),
-        (Value::Dict(_), Value::Dict(_) | Value::Seq(SeqKind::List, _)) => Err(Fault::types(
-            format!("unhashable type: '{}'", item.type_name()),
-        )),
-        (Value::Dict(dict), key) => Ok(dict.get(key).is_some()),
+        (Value::Dict(dict), key) => {
+            key.check_hashable()?;
+            Ok(dict.get(key).is_some())
+        }
         (Value::Seq(_, items), item) => Ok(items.iter().any(|i| i.equals(item))),
         (Value::Undefined(_), _) => Ok(false),
         (other, _) => Err(Fault::types(format!(

@@ -469,7 +469,9 @@ fn generated_templates_are_rendered_as_by_jinja2() {
         both += usize::from(theirs.is_some());
         // `jinja2` folds a slice of a constant that has none to an undefined value, and refuses that of a variable.
         let is_folded = matches!(&ours, Err((_, fault)) if fault.contains("not subscriptable"));
-        if ours.as_ref().ok() != theirs.as_ref() && !is_folded {
+        // In Python's text of a list, what `|e` made is shown with its type.
+        let shows_type = matches!(theirs, Some(theirs) if theirs.contains("Markup("));
+        if ours.as_ref().ok() != theirs.as_ref() && !is_folded && !shows_type {
             wrong.push(format!(
                 "{template:?}\n  ours   {ours:?}\n  theirs {theirs:?}"
             ));

@@ -153,6 +153,18 @@ impl Value {
         }
     }
 
+    /// Fails for a value that Python can neither use as a key nor put into a set.
+    pub(super) fn check_hashable(&self) -> Result<()> {
+        match self {
+            Self::Dict(_) | Self::Seq(SeqKind::List, _) => Err(Fault::types(format!(
+                "unhashable type: '{}'",
+                self.type_name()
+            ))),
+            Self::Seq(SeqKind::Tuple, items) => items.iter().try_for_each(Self::check_hashable),
+            _ => Ok(()),
+        }
+    }
+
     /// Python's name of the type.
     pub(super) fn type_name(&self) -> &'static str {
         match self {
