@@ -286,7 +286,9 @@ pub fn compare(files: [&str; 2], choice: Choice<'_>) -> Result<SamplesComparison
     let mut rows: Vec<ComparedDocument> = rows.collect();
     let scores = PairedScores::new(&scores).expect("a file has rows");
     if scores.outcomes.is_none() {
-        rows.iter_mut().for_each(|row| row.outcome = None);
+        for row in &mut rows {
+            row.outcome = None;
+        }
     }
     Ok(SamplesComparison {
         task: before.task().or(after.task()).map(str::to_owned),
