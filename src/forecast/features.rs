@@ -46,7 +46,7 @@ impl Default for ForecastSettings {
     }
 }
 
-/// Features of facts. Answers are distinguished by the first token after their common prefix.
+/// Features of facts. Answers are distinguished by the first token after their common prefix; all copies of a subject are one answer.
 pub struct FactFeatures {
     /// Hidden state at the answer position after the final norm, mean over prompts (N, D).
     pub hidden: Vec<f32>,
@@ -109,14 +109,17 @@ pub fn features_under_prompts(
         .collect::<Result<Vec<_>>>()?;
     // A prefix that all answers share does not distinguish them.
     let common_prefix = common_prefix(targets.iter().map(|t| &t[..]));
-    let first_tokens: Vec<u32> = targets
+    let distinguishing = |target: &[u32]| target.get(common_prefix.len()).copied().unwrap_or(0);
+    let answer_tokens: Vec<u32> = targets.iter().map(|t| distinguishing(t)).collect();
+    let subject_tokens = facts
         .iter()
-        .map(|t| t.get(common_prefix.len()).copied().unwrap_or(0))
-        .collect();
-    let answers: Vec<u32> = BTreeSet::from_iter(&first_tokens)
-        .into_iter()
-        .copied()
-        .collect();
+        .map(|fact| {
+            let target = template.target_text(&fact.subject);
+            let target = template.encode_target(&model.tokenizer, &target)?;
+            Ok(distinguishing(&target))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let answers = AnswerClasses::new(&answer_tokens, &subject_tokens);
 
     let mut generator = Generator::new(engine, model);
     questions.check(&generator, common_prefix.len() + 1)?;
@@ -135,9 +138,10 @@ pub fn features_under_prompts(
     let mut features = FactFeatures {
         hidden: vec![0.0; facts.len() * d],
         logprobs: vec![0.0; facts.len() * c],
-        correct_answer: first_tokens
+        correct_answer: answer_tokens
             .iter()
-            .map(|token| answers.binary_search(token).expect("it is one of them"))
+            .zip(&subject_tokens)
+            .map(|(answer, subject)| answers.class_of(*answer, *subject))
             .collect(),
         num_answers: c,
     };
@@ -151,10 +155,9 @@ pub fn features_under_prompts(
             generator.prefill_with_prefix(&mut cache, &questions.prefixes, &rows[batch.clone()]);
         let logprobs = generator
             .engine
-            .logits(&model.params, &hidden, |_, logits| {
-                let z = log_sum_exp(logits);
-                let of = |token: &u32| logits[*token as usize] - z;
-                answers.iter().map(of).collect::<Vec<f32>>()
+            .logits(&model.params, &hidden, |i, logits| {
+                let fact = questions.queries[batch.start + i].fact;
+                answers.logprobs(logits, subject_tokens[fact])
             });
         for ((pair, hidden), logprobs) in questions.queries[batch.clone()]
             .iter()
@@ -175,6 +178,66 @@ pub fn features_under_prompts(
         }
     }
     Ok(features)
+}
+
+/// The classes of answers, by distinguishing token. A copy of the subject is one class for all facts.
+///
+/// A small model often copies the subject ("the capital of Nairobi County is Nairobi") rather than knows the fact. New facts whose
+/// answers are not copies then lower the probability of a copy for every subject.
+struct AnswerClasses {
+    /// Distinguishing tokens of the other answers, sorted.
+    tokens: Vec<u32>,
+    /// Whether the answer of a fact begins as its subject does. The copy is then the last class.
+    has_copies: bool,
+}
+
+impl AnswerClasses {
+    /// Stands for the log-probability of a class that is the copy at this fact, and is counted there.
+    const COUNTED: f32 = -1e4;
+
+    /// The classes of facts with these distinguishing tokens of answers and subjects.
+    fn new(answers: &[u32], subjects: &[u32]) -> Self {
+        let pairs = || answers.iter().zip(subjects);
+        let others = pairs().filter(|(answer, subject)| answer != subject);
+        let tokens: BTreeSet<u32> = others.map(|(answer, _)| *answer).collect();
+        Self {
+            has_copies: pairs().any(|(answer, subject)| answer == subject),
+            tokens: tokens.into_iter().collect(),
+        }
+    }
+
+    /// Number of classes, C.
+    fn len(&self) -> usize {
+        self.tokens.len() + usize::from(self.has_copies)
+    }
+
+    /// The class of the answer of one of the facts.
+    fn class_of(&self, answer: u32, subject: u32) -> usize {
+        if answer == subject {
+            self.tokens.len()
+        } else {
+            let found = self.tokens.binary_search(&answer);
+            found.expect("it is the answer of one of the facts")
+        }
+    }
+
+    /// The log-probability (nats) of each class (C) at the answer position of a fact, given its logits (V) there.
+    fn logprobs(&self, logits: &[f32], subject: u32) -> Vec<f32> {
+        let z = log_sum_exp(logits);
+        let of = |token: u32| logits[token as usize] - z;
+        let other = |token: &u32| {
+            if self.has_copies && *token == subject {
+                Self::COUNTED
+            } else {
+                of(*token)
+            }
+        };
+        let mut logprobs: Vec<f32> = self.tokens.iter().map(other).collect();
+        if self.has_copies {
+            logprobs.push(of(subject));
+        }
+        logprobs
+    }
 }
 
 fn add(sum: &mut [f32], values: &[f32]) {
@@ -226,6 +289,31 @@ fn num_distinct_questions(facts: &[&Fact]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_of_subjects_are_one_class_and_no_token_counts_twice() {
+        // Answers and subjects of three facts: a copy, and two other answers, one of which is the first subject's token.
+        let (answers, subjects) = ([1, 3, 1], [1, 2, 4]);
+        let classes = AnswerClasses::new(&answers, &subjects);
+        assert_eq!(classes.len(), 3);
+        let of_facts: Vec<usize> = answers
+            .iter()
+            .zip(subjects)
+            .map(|(answer, subject)| classes.class_of(*answer, subject))
+            .collect();
+        assert_eq!(of_facts, [2, 1, 0]);
+
+        let logits: Vec<f32> = [0.1, 0.2, 0.1, 0.3, 0.3].map(f32::ln).to_vec();
+        let close =
+            |a: &[f32], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a.exp() - b).abs() < 1e-6);
+        // At the first fact token 1 is the copy, elsewhere an answer of its own.
+        assert!(close(&classes.logprobs(&logits, 1), [0.0, 0.3, 0.2]));
+        assert!(close(&classes.logprobs(&logits, 2), [0.2, 0.3, 0.1]));
+
+        let without = AnswerClasses::new(&[1, 3, 1], &[2, 2, 4]);
+        assert_eq!(without.len(), 2);
+        assert_eq!(without.logprobs(&logits, 1).len(), 2);
+    }
 
     #[test]
     fn exemplars_are_known_facts_if_there_are_enough_and_a_relation_of_one_fact_has_none() {

@@ -38,6 +38,8 @@ PREFIXES = [
     "Q: Which country is Pisa located in?\nA: Italy\nQ: Which country is Kiel located in?\nA: Germany\n",
     "Q: Which country is Oslo located in?\nA: Norway\n",
 ]
+# The log-probability of a class whose token counts as the copy.
+COUNTED = -1e4
 SHARPNESS, EPOCHS, STEP, BATCH, KNOWN_SHARE = 2.0, 10, 0.3, 32, 0.05
 
 
@@ -62,29 +64,37 @@ def states(model, tokenizer):
 
 
 def first_tokens(tokenizer):
-    """The first token of each answer after their common prefix, and that prefix."""
+    """The first token of each answer after their common prefix, that of each subject in its place, and that prefix."""
     targets = [tokens(tokenizer, f" {answer}\n") for _, answer, _ in FACTS]
     shared = 0
     while all(len(t) > shared + 1 and t[shared] == targets[0][shared] for t in targets):
         shared += 1
-    return [t[shared] for t in targets], targets[0][:shared]
+    subjects = [tokens(tokenizer, f" {subject}\n")[shared] for subject, _, _ in FACTS]
+    return [t[shared] for t in targets], subjects, targets[0][:shared]
 
 
 def heard(model, tokenizer):
-    first, shared = first_tokens(tokenizer)
-    answers = sorted(set(first))
+    first, subjects, shared = first_tokens(tokenizer)
+    # An answer that begins as its subject is a copy; all copies are the last class, which counts its token alone.
+    answers = sorted({a for a, s in zip(first, subjects) if a != s})
+    copies = any(a == s for a, s in zip(first, subjects))
     hidden, logprobs = [], []
-    for _, _, question in FACTS:
+    for (_, _, question), subject in zip(FACTS, subjects):
         sums = [0, 0]
         for prefix in PREFIXES:
             row = tokenizer(prefix)["input_ids"] + tokens(tokenizer, f"Q: {question}\nA:") + shared
             with torch.no_grad():
                 last = model.model(torch.tensor([row])).last_hidden_state[0, -1]
             sums[0] += last / len(PREFIXES)
-            sums[1] += torch.log_softmax(model.lm_head(last), -1)[answers] / len(PREFIXES)
+            told = torch.log_softmax(model.lm_head(last), -1)
+            row = torch.cat([told[answers], told[[subject]]]) if copies else told[answers]
+            for i, answer in enumerate(answers):
+                if copies and answer == subject:
+                    row[i] = COUNTED
+            sums[1] += row / len(PREFIXES)
         hidden.append(sums[0])
         logprobs.append(sums[1])
-    right = [answers.index(token) for token in first]
+    right = [len(answers) if a == s else answers.index(a) for a, s in zip(first, subjects)]
     return torch.stack(hidden), torch.stack(logprobs), right
 
 
