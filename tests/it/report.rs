@@ -286,7 +286,6 @@ fn the_first_screen_shows_learning_and_forgetting() {
     New facts learned
     Known held-out facts forgotten
     Learned, para&shy;phrased
-    Behaviour: KL, nats
     Time
     Peak memory
     at the end
@@ -301,7 +300,6 @@ fn the_first_screen_shows_learning_and_forgetting() {
     (7.0 to 21.0)
     14.0
     50.0%
-    –
     2 min 13 s
     1.31 GB
     Self-distillation
@@ -314,7 +312,6 @@ fn the_first_screen_shows_learning_and_forgetting() {
     (1.0 to 3.0)
     2.0
     50.0%
-    –
     2 min 13 s
     1.31 GB
     Only Known
@@ -323,7 +320,6 @@ fn the_first_screen_shows_learning_and_forgetting() {
     up to 6.0%
     –
     0.0
-    –
     –
     2 min 13 s
     1.31 GB
