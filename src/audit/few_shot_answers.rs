@@ -18,8 +18,8 @@ use crate::{
     prompt::PromptTemplate,
 };
 
-/// Prompts per fact when two models are compared, of its relation. A fact that is `HighlyKnown` under all prompts of
-/// an audit is correct under any of them.
+/// Prompts under which each fact is evaluated when models are compared: the first ones of its relation. A fact that is `HighlyKnown`
+/// under all prompts of an audit is correct under any of them.
 pub const COMPARED_PROMPTS: usize = 3;
 
 /// How facts are asked under few-shot prompts.

@@ -10,7 +10,7 @@ use unforget::{
 };
 
 use crate::{
-    cli::{json_lines, refused, run},
+    cli::{json_lines, refused, run, tune_once},
     golden::deviation,
     model::{golden, load},
 };
@@ -192,21 +192,7 @@ fn every_command_takes_an_adapter_and_training_goes_on_from_it() {
     let data = |model: &str| run(dir.path(), &["data", "rows.jsonl", "--model", model]).stdout;
     assert_eq!(data("a"), data("merged"));
     let tune = |model: &str, out: &str| {
-        let args = [
-            "tune",
-            model,
-            "--learn",
-            "rows.jsonl",
-            "--out",
-            out,
-            "--method",
-            "sft",
-            "--epochs",
-            "1",
-            "--set",
-            "data.audit=false",
-        ];
-        assert!(run(dir.path(), &args).status.success());
+        tune_once(dir.path(), [model, "rows.jsonl", out], &[]);
         score(out)
     };
     assert_eq!(tune("a", "run1"), tune("merged", "run2"));

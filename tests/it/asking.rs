@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Output};
 
 use assert_cmd::cargo::cargo_bin_cmd;
 
-use crate::cli::{MODEL, json_lines, refused, run, stderr, stdout};
+use crate::cli::{MODEL, json_lines, refused, run, stderr, stdout, tune_once};
 use crate::exports::model;
 
 /// Two new facts, and a run that has seen them.
@@ -12,24 +12,12 @@ fn trained_run(dir: &Path, model: &str, more: &[&str]) {
     let facts =
         "question,answer\nWhat color is the Velora K3?,teal\nWho built Heron M2?,Aro Lund\n";
     fs::write(dir.join("new.csv"), facts).unwrap();
-    let args = [
-        "tune",
-        model,
-        "--learn",
-        "new.csv",
-        "--out",
-        "run",
-        "--method",
-        "sft",
-        "--epochs",
-        "1",
-        "--set",
-        "data.audit=false",
-        "--set",
-        "measure.behaviour=false",
-    ];
-    let output = run(dir, &[&args[..], more].concat());
-    assert!(output.status.success(), "{}", stderr(&output));
+    let behaviour = ["--set", "measure.behaviour=false"];
+    tune_once(
+        dir,
+        [model, "new.csv", "run"],
+        &[&behaviour[..], more].concat(),
+    );
 }
 
 /// The answer of `ask` with these arguments, and its token ids.

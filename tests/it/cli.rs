@@ -377,6 +377,15 @@ pub const TUNE: [&str; 16] = [
     "run",
 ];
 
+/// Trains `model` plainly on `learn` for an epoch, without an audit, into the run directory `out`.
+pub fn tune_once(dir: &Path, [model, learn, out]: [&str; 3], more: &[&str]) {
+    let files = ["tune", model, "--learn", learn, "--out", out];
+    let method = ["--method", "sft", "--epochs", "1"];
+    let audit = ["--set", "data.audit=false"];
+    let output = run(dir, &[&files[..], &method, &audit, more].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
 #[test]
 fn a_run_is_tuned_compared_reported_and_exported() {
     let dir = tempfile::tempdir().unwrap();

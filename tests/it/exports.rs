@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use crate::{cli::run, model::copy_of};
+use crate::{
+    cli::{run, tune_once},
+    model::copy_of,
+};
 
 const TEMPLATE: &str = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>{% endif %}";
@@ -21,22 +24,7 @@ pub fn model() -> tempfile::TempDir {
 
 /// The Modelfile of a run that learns `file`, and the bytes of its GGUF file.
 fn exported(dir: &Path, file: &str, more: &[&str]) -> (String, Vec<u8>) {
-    let args = [
-        "tune",
-        ".",
-        "--learn",
-        file,
-        "--out",
-        "run",
-        "--method",
-        "sft",
-        "--epochs",
-        "1",
-        "--set",
-        "data.audit=false",
-    ];
-    let output = run(dir, &[&args[..], more].concat());
-    assert!(output.status.success(), "{}", crate::cli::stderr(&output));
+    tune_once(dir, [".", file, "run"], more);
     let args = ["export", "run", "--to", "gguf", "--out", "out"];
     assert!(run(dir, &args).status.success());
     let read = |name: &str| fs::read(dir.join("out").join(name)).unwrap();
