@@ -8,7 +8,7 @@ use super::{
     ForecastSettings, KNOWN_WEIGHT,
     features::{FactFeatures, features_under_prompts},
     ntk_proxy::{NtkProxy, RehearsedFact},
-    ranks, unique_answer_warnings,
+    ranks, reliability_warnings,
 };
 use crate::{
     audit::FewShotPrompt,
@@ -265,26 +265,33 @@ fn risk_is_a_place_in_the_ranking() {
 }
 
 #[test]
-fn relations_with_answers_that_no_other_fact_has_are_warned_of() {
-    let capital = |subject: &str, object: &str| Fact {
-        relation: "P36".into(),
+fn relations_that_the_ranking_tells_little_about_are_warned_of() {
+    let of = |relation: &str, subject: &str, object: &str| Fact {
+        relation: relation.into(),
         ..Fact::for_test(subject, object)
     };
     let facts = [
         Fact::for_test("Rome", "Italy"),
         Fact::for_test("Pisa", "Italy"),
-        capital("Lyonnais", "Lyon"),
-        capital("Vigo County", "Vigo"),
+        of("P36", "Lyonnais", "Lyon"),
+        of("P36", "Vigo County", "Vigo"),
+        of("P407", "Wired", "English"),
+        of("P407", "The Times", "English"),
     ];
     let facts: Vec<&Fact> = facts.iter().collect();
-    let warnings = unique_answer_warnings(&facts, &facts);
+    let warnings = reliability_warnings(&facts, &facts);
     let relations: Vec<&str> = warnings.keys().copied().collect();
-    assert_eq!(relations, ["P36"]);
-    assert!(
-        warnings["P36"].contains("tells little, because 2 of 2 held-out facts"),
-        "{}",
-        warnings["P36"]
-    );
+    assert_eq!(relations, ["P36", "P407"]);
+    for (relation, reason) in [
+        ("P36", "because 2 of 2 held-out facts have an answer"),
+        ("P407", "its AUC on this relation was 0.63 to 0.73"),
+    ] {
+        let warning = &warnings[relation];
+        assert!(
+            warning.contains(&format!("tells little, {reason}")),
+            "{warning}"
+        );
+    }
 }
 
 #[test]
