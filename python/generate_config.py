@@ -35,6 +35,7 @@ TYPES = {
     "method.replay.schedule": 'Literal["uniform", "ramp"]',
     "method.replay.selection": 'Literal["hardest", "random"]',
     "method.decoys.pool_ratio": "float",
+    "method.decoys.subjects": 'Literal["recombined", "sampled"]',
     "train.trainable": "str | Sequence[str]",
     "train.lr_scheduler": 'Literal["constant", "cosine", "linear"]',
     "train.warmup_ratio": "float",

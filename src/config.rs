@@ -25,9 +25,9 @@ pub use data::{AuditConfig, DataConfig, MatchRule};
 pub use data_file::{DataFile, RowWeight};
 pub use key_names::hint_for_flag;
 pub use method::{
-    DecoysConfig, DistillReduction, EwcConfig, Goal, InterpolateConfig, MethodConfig, MethodKind,
-    ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection, ReplayTarget, TeacherMode,
-    VocabSubset,
+    DecoySubjects, DecoysConfig, DistillReduction, EwcConfig, Goal, InterpolateConfig,
+    MethodConfig, MethodKind, ProjectConfig, ReplayConfig, ReplaySchedule, ReplaySelection,
+    ReplayTarget, TeacherMode, VocabSubset,
 };
 pub use read::Override;
 pub use reference::{KeyReference, reference};

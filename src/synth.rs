@@ -84,16 +84,19 @@ impl<'a> SemanticKeys<'a> {
                 .flatten()
                 .collect();
             let text = self.tokenizer.decode(&tokens);
-            let name = text.trim();
-            let readable = |c: char| !c.is_control() && c != char::REPLACEMENT_CHARACTER;
-            if name.chars().any(char::is_alphanumeric)
-                && name.chars().all(readable)
-                && self.used.insert(name)
-            {
+            if let Some(name) = self.accept(&text) {
                 return Some(name.to_owned());
             }
         }
         None
+    }
+
+    /// `text` without surrounding white space if it is a readable name that is neither real nor accepted before.
+    pub fn accept<'t>(&mut self, text: &'t str) -> Option<&'t str> {
+        let name = text.trim();
+        let readable = |c: char| !c.is_control() && c != char::REPLACEMENT_CHARACTER;
+        let is_name = name.chars().any(char::is_alphanumeric) && name.chars().all(readable);
+        (is_name && self.used.insert(name)).then_some(name)
     }
 }
 

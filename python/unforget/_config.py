@@ -60,6 +60,10 @@ class DecoysConfig(TypedDict, total=False):
     """Decoys in the pool per training row; each epoch draws from it. Default: ratio."""
     strength: float
     """Weight of the term."""
+    subjects: Literal["recombined", "sampled"]
+    """Subjects put together from tokens of the training subjects; sampled: names that the model gives, which
+    continue a list of training subjects.
+    """
 
 
 class InterpolateConfig(TypedDict, total=False):

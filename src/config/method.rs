@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{check::Checks, data::is_text};
+use super::{check::Checks, data::is_text, serde_helpers::is_default};
 
 /// `[method]`: what is added to plain fine-tuning so that knowledge is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -255,6 +255,9 @@ pub struct DecoysConfig {
     pub pool_ratio: Option<f64>,
     /// Weight of the term. Default 1.
     pub strength: f64,
+    /// Where the subjects of decoys come from. Default `recombined`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub subjects: DecoySubjects,
 }
 
 impl Default for DecoysConfig {
@@ -263,8 +266,20 @@ impl Default for DecoysConfig {
             ratio: 0.5,
             pool_ratio: None,
             strength: 1.0,
+            subjects: DecoySubjects::default(),
         }
     }
+}
+
+/// `method.decoys.subjects`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecoySubjects {
+    /// Tokens of the subjects of the training facts, put together anew (`Berg|amo` and `Pas|adena` make `Bergadena`).
+    #[default]
+    Recombined,
+    /// Names that the model gives: it continues a list of subjects of the training facts.
+    Sampled,
 }
 
 impl DecoysConfig {

@@ -512,6 +512,7 @@ fn auto_is_replaced_by_what_it_stands_for() {
         ratio: 0.3,
         pool_ratio: Some(1.0),
         strength: 4.0,
+        ..DecoysConfig::default()
     };
     assert_eq!(config.method.decoys, Some(decoys));
     assert_eq!(config.train.ema_decay, Some(0.95));

@@ -1,8 +1,9 @@
 //! A source of rows: decoys, a form of pseudo-rehearsal. In addition to the training rows, the model is distilled from its snapshot on
 //! questions about made-up subjects.
 //!
-//! Forgetting is interference between similar names (section 5 of the paper). Made-up names of the same form cover the region where it
-//! happens, and need no data. New facts are learned by cross-entropy alone. Each decoy adds this term to the loss, where a is the
+//! Forgetting is interference between similar names (section 5 of the paper). Other names of the same form cover the region where it
+//! happens, and need no data: they are put together from tokens of the training subjects, or the model gives them
+//! ([`DecoySubjects`]). New facts are learned by cross-entropy alone. Each decoy adds this term to the loss, where a is the
 //! snapshot's greedy answer and tau is the temperature of self-distillation:
 //!
 //! ```text
@@ -14,11 +15,15 @@
 
 use std::collections::BTreeMap;
 
-use rand::{Rng, SeedableRng, seq::SliceRandom};
+use rand::{
+    Rng, SeedableRng,
+    seq::{IndexedRandom, SliceRandom},
+};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
     Error, Result,
+    config::DecoySubjects,
     facts::{Chat, Fact, Text, TextKind},
     generate::{Generator, Request, SamplingParams},
     model::TextTokenizer,
@@ -28,6 +33,18 @@ use crate::{
 
 /// Maximum number of tokens of a decoy's answer.
 const MAX_ANSWER_TOKENS: usize = 12;
+
+/// Maximum number of tokens of a name that the model gives, with the line break after it.
+const MAX_NAME_TOKENS: usize = 16;
+
+/// Names of training subjects in a list that the model continues.
+const LISTED_NAMES: usize = 8;
+
+/// Continuations of one list.
+const NAMES_PER_LIST: usize = 8;
+
+/// Times that the model is asked for the names that are still missing.
+const MAX_ROUNDS: usize = 4;
 
 /// Maximum number of tokens that the model generates for a text: the rest of a question, its answer, or a continuation.
 const MAX_TEXT_TOKENS: usize = 32;
@@ -63,41 +80,91 @@ fn question_has_subject(fact: &Fact) -> bool {
     !fact.subject.is_empty() && fact.question.contains(&fact.subject)
 }
 
-/// At most `count` prompts: questions of `facts` with a made-up subject instead of the real one, in proportion to the relations. There
+/// At most `count` prompts: questions of `facts` with another subject instead of the real one, in proportion to the relations. There
 /// are fewer if the pools of short names are exhausted.
 ///
 /// # Errors
-/// [`Error::Input`] if the tokenizer rejects a text.
+/// [`Error::Input`] if the tokenizer rejects a text, or a list of names does not fit into the model's context.
 pub fn prompts<'a>(
+    generator: &mut Generator<'_>,
     facts: impl IntoIterator<Item = &'a Fact>,
+    subjects: DecoySubjects,
     count: usize,
     template: &PromptTemplate,
-    tokenizer: &TextTokenizer,
     seed: u64,
 ) -> Result<Vec<Vec<u32>>> {
     let mut facts: Vec<&Fact> = facts
         .into_iter()
         .filter(|fact| question_has_subject(fact))
         .collect();
-    let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut real: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for fact in &facts {
-        names.entry(&fact.relation).or_default().push(&fact.subject);
-    }
-    let mut keys = BTreeMap::new();
-    for (relation, names) in names {
-        keys.insert(relation, SemanticKeys::new(names, tokenizer)?);
+        real.entry(&fact.relation).or_default().push(&fact.subject);
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     facts.shuffle(&mut rng);
+    let mut names = BTreeMap::new();
+    for (relation, real) in real {
+        let mut keys = SemanticKeys::new(real.iter().copied(), generator.tokenizer)?;
+        let sampled = match subjects {
+            DecoySubjects::Recombined => Vec::new(),
+            DecoySubjects::Sampled => {
+                let of_relation = |fact: &&&Fact| fact.relation == relation;
+                let count = facts.iter().cycle().take(count).filter(of_relation).count();
+                sampled_names(generator, &real, &mut keys, count, &mut rng)?
+            }
+        };
+        names.insert(relation, (sampled.into_iter(), keys));
+    }
     let mut prompts = Vec::with_capacity(count);
     for fact in facts.iter().cycle().take(count) {
-        let keys = keys.get_mut(&fact.relation[..]).expect("every relation");
-        if let Some(name) = keys.generate(&mut rng) {
+        let (sampled, keys) = names.get_mut(&fact.relation[..]).expect("every relation");
+        if let Some(name) = sampled.next().or_else(|| keys.generate(&mut rng)) {
             let question = fact.question.replacen(&fact.subject, &name, 1);
-            prompts.push(template.encode(tokenizer, &template.prompt_text(&question))?);
+            prompts.push(template.encode(generator.tokenizer, &template.prompt_text(&question))?);
         }
     }
     Ok(prompts)
+}
+
+/// At most `count` names that the model gives: it continues lists of `real` ones, a name a line, sampled at temperature 1. A name that
+/// is real, repeated, unreadable or longer than [`MAX_NAME_TOKENS`] is dropped.
+fn sampled_names(
+    generator: &mut Generator<'_>,
+    real: &[&str],
+    keys: &mut SemanticKeys<'_>,
+    count: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<String>> {
+    let mut names = Vec::with_capacity(count);
+    for _ in 0..MAX_ROUNDS {
+        let missing = count - names.len();
+        if missing == 0 {
+            break;
+        }
+        let lists = (0..missing.div_ceil(NAMES_PER_LIST)).map(|_| {
+            let list = real.choose_multiple(rng, LISTED_NAMES);
+            let lines: String = list.map(|name| format!("{}\n", name.trim())).collect();
+            generator.tokenizer.encode_prompt(&lines)
+        });
+        let prompts = lists.collect::<Result<Vec<_>>>()?;
+        let request = Request {
+            sampling: SamplingParams {
+                temperature: 1.0,
+                top_k: 0,
+                seed: rng.random(),
+            },
+            samples: NAMES_PER_LIST,
+            ..Request::greedy(&[], &prompts, MAX_NAME_TOKENS)
+        };
+        let lines = generator.generate(&request, |_, text| text.contains('\n'), &|_| {})?;
+        let first_lines = lines.iter().flatten().filter_map(|line| {
+            let (name, _) = line.text.split_once('\n')?;
+            Some(keys.accept(name)?.to_owned())
+        });
+        names.extend(first_lines.take(missing));
+    }
+    Ok(names)
 }
 
 /// The decoys of `prompts`: each with the model's greedy answer up to and including a line break.

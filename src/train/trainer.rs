@@ -596,10 +596,16 @@ impl Trainer {
         let num_texts = self.sampler.learned().len() - num_facts;
         let facts = splits.known.iter().chain(&splits.unknown).map(|f| &f.fact);
         let template = template(&self.config, &self.student.model)?;
-        let tokenizer = &self.student.model.tokenizer;
-        let prompts = pseudo_replay::prompts(facts, count(num_facts), &template, tokenizer, seed)?;
         let max_len = max_row_len(&self.student.model, &self.config.train);
         let mut generator = self.student.generator();
+        let prompts = pseudo_replay::prompts(
+            &mut generator,
+            facts,
+            method.subjects,
+            count(num_facts),
+            &template,
+            seed,
+        )?;
         let mut decoys = pseudo_replay::rows(&mut generator, prompts)?;
         decoys.extend(pseudo_replay::from_texts(
             &mut generator,

@@ -1,13 +1,17 @@
 //! Real models against `transformers` (`tests/golden/greedy.py`): runs if `UNFORGET_SMOLLM2` names SmolLM2-135M-Instruct and
 //! `UNFORGET_GEMMA3` names Gemma 3 270M, as `smollm2-135m` and `gemma3-270m` (from the cache, or pulled) or as a path.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use serde::Deserialize;
 use unforget::{
+    config::DecoySubjects,
     engine::Engine,
+    facts::{self, ReadOptions},
     generate::{Generator, Request},
     model::Model,
+    prompt::PromptTemplate,
+    remedy::pseudo_replay,
     run::RunResult,
 };
 
@@ -95,6 +99,51 @@ fn answers_as_transformers(model: &Model, golden: &str) {
             assert!((a - b).abs() < TIE, "{}: {a} is not {b}", expected.prompt);
         }
     }
+}
+
+#[test]
+fn sampled_subjects_of_decoys_are_likelier_names_than_recombined_ones() {
+    let Some(spec) = require_variable(SMOLLM2) else {
+        return;
+    };
+    let model = Model::load(&spec.to_string_lossy()).expect("a model");
+    let mut facts = facts::read(&[facts::PACK.into()], ReadOptions::default())
+        .expect("the pack")
+        .facts;
+    facts.retain(|fact| fact.relation == "P17");
+    facts.truncate(40);
+    let mut engine = Engine::new(&model.config);
+    let mut generator = Generator::new(&mut engine, &model);
+    let template = PromptTemplate::default();
+    let list: String = facts.iter().map(|f| format!("{}\n", f.subject)).collect();
+    let list = model.tokenizer.encode_prompt(&list).expect("tokens");
+
+    // The mean log-probability of a name's tokens behind a list of real ones.
+    let mut likelihood = |subjects| {
+        let prompts = pseudo_replay::prompts(&mut generator, &facts, subjects, 32, &template, 0);
+        let prompts = prompts.expect("a question with its subject");
+        assert_eq!(prompts.len(), 32);
+        assert_eq!(prompts.iter().collect::<HashSet<_>>().len(), 32);
+        let rows: Vec<_> = prompts
+            .iter()
+            .map(|prompt| {
+                let question = model.tokenizer.decode(prompt);
+                let (_, name) = question
+                    .split_once("country is ")
+                    .expect("a question of P17");
+                let name = name.split(" located").next().expect("a question of P17");
+                assert!(facts.iter().all(|fact| fact.subject != name), "{name}");
+                let line = model.tokenizer.encode_prompt(&format!("{name}\n"));
+                (list.clone(), line.expect("tokens"))
+            })
+            .collect();
+        let scored = generator.score(&rows, &|_| {}).expect("short rows");
+        let tokens = scored.concat();
+        tokens.iter().sum::<f32>() / tokens.len() as f32
+    };
+    let sampled = likelihood(DecoySubjects::Sampled);
+    let recombined = likelihood(DecoySubjects::Recombined);
+    assert!(sampled > recombined + 0.5, "{sampled} {recombined}");
 }
 
 #[test]
