@@ -15,7 +15,7 @@ mod lm_eval;
 mod modelfile;
 
 pub use lm_eval::{LM_EVAL_TASK, lm_eval_task};
-pub use modelfile::modelfile;
+pub use modelfile::{ModelfileChat, modelfile};
 
 /// The token that `transformers` and vLLM end an answer at, beside the model's EOS: the line break behind the answers of a run on facts.
 /// `None` where a chat or a longer text would end there too, or the end is no token of its own.
@@ -34,20 +34,39 @@ pub fn stop_token(prompt: &TrainedPrompt, tokenizer: &TextTokenizer) -> Option<u
     }
 }
 
-/// The `README.md` of a tuned model: hub metadata, accuracies, forgetting, config and environment.
+/// The files that a model card describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CardFiles {
+    /// What `transformers` loads.
+    Model,
+    /// A GGUF file with a Modelfile.
+    Gguf,
+    /// A PEFT adapter.
+    Adapter,
+}
+
+/// The `README.md` of a tuned model: hub metadata, use, accuracies, forgetting, config and environment. `repository` is the model's on
+/// the hub, if it is uploaded.
 ///
 /// It names no single fact and no local path of the base model. Text from the user is escaped as YAML strings or code.
-pub fn model_card(run: &RecordedRun) -> String {
+pub fn model_card(
+    run: &RecordedRun,
+    prompt: &TrainedPrompt,
+    files: CardFiles,
+    repository: Option<&str>,
+) -> String {
     let result = &run.result;
-    let mut card = format!("---\n{}---\n\n", metadata(run));
+    let mut card = format!("---\n{}---\n\n", metadata(run, files));
     let _ = write!(
         card,
         "# {} after fine-tuning\n\nFine-tuned with [`unforget`](https://crates.io/crates/unforget) {}.\n\n{}.\n\n\
+         ## Use\n\n{}\n\
          ## Accuracy\n\nAccuracy of greedy answers at the training prompt. The audit column is few-shot accuracy before training.\n\n\
          | facts | audit | before | best epoch | after |\n|---|---|---|---|---|\n",
         inline_code(model_name(run)),
         run.environment.version,
         capitalised(&result.to_string()),
+        usage(prompt, files, repository),
     );
     for (name, stages) in splits(run) {
         let audit = stages.audit.map_or_else(|| "–".to_owned(), percent);
@@ -80,12 +99,14 @@ pub fn model_card(run: &RecordedRun) -> String {
         serde_json::to_value(&run.environment).expect("records serialize to JSON");
     if let Some(model) = environment["model"].as_object_mut() {
         model.remove("path");
+        model.insert("name".into(), model_name(run).into());
     }
+    let config = run.config_text.replace(&result.model, model_name(run));
     card += "\nOther knowledge of the model was not evaluated.\n";
     let _ = write!(
         card,
         "\n## Training\n\nConfig:\n\n{}\nEnvironment:\n\n{}",
-        code_block("toml", &run.config_text),
+        code_block("toml", &config),
         code_block(
             "json",
             &serde_json::to_string_pretty(&environment).expect("records serialize to JSON")
@@ -94,10 +115,74 @@ pub fn model_card(run: &RecordedRun) -> String {
     card
 }
 
+/// How the model is asked as the run asks it.
+fn usage(prompt: &TrainedPrompt, files: CardFiles, repository: Option<&str>) -> String {
+    if files == CardFiles::Gguf {
+        let code = "ollama create my-model -f Modelfile\nollama run my-model \"your question\"\n";
+        return format!(
+            "`Modelfile` has the prompt and the end of an answer that the model was trained with:\n\n{}",
+            code_block("sh", code)
+        );
+    }
+    let place = json!(repository.unwrap_or("path/to/this/directory"));
+    let (imports, class, tokenizer) = if files == CardFiles::Adapter {
+        (
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+            "AutoPeftModelForCausalLM",
+            "model.peft_config[\"default\"].base_model_name_or_path".to_owned(),
+        )
+    } else {
+        (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "AutoModelForCausalLM",
+            place.to_string(),
+        )
+    };
+    let (inputs, stops) = match &prompt.form {
+        PromptForm::Facts(template) if !template.rendered => {
+            let text = json!(template.prompt_text("your question"));
+            let stops = json!(prompt.stops);
+            (
+                format!("tokenizer({text}, return_tensors=\"pt\")"),
+                format!(", stop_strings={stops}, tokenizer=tokenizer"),
+            )
+        }
+        PromptForm::Text => (
+            "tokenizer(\"your text\", return_tensors=\"pt\")".to_owned(),
+            String::new(),
+        ),
+        _ => (
+            "tokenizer.apply_chat_template(\n    [{\"role\": \"user\", \"content\": \"your question\"}],\n    \
+             add_generation_prompt=True, return_dict=True, return_tensors=\"pt\",\n)"
+                .to_owned(),
+            String::new(),
+        ),
+    };
+    let code = format!(
+        "{imports}\n\n\
+         model = {class}.from_pretrained({place})\n\
+         tokenizer = AutoTokenizer.from_pretrained({tokenizer})\n\
+         inputs = {inputs}\n\
+         output = model.generate(**inputs, max_new_tokens=64, do_sample=False{stops})\n\
+         print(tokenizer.decode(output[0, inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))\n"
+    );
+    format!(
+        "With the prompt and the end of an answer that the model was trained with:\n\n{}",
+        code_block("python", &code)
+    )
+}
+
 /// The hub's metadata as YAML. JSON strings are valid YAML strings.
-fn metadata(run: &RecordedRun) -> String {
+fn metadata(run: &RecordedRun, files: CardFiles) -> String {
     let result = &run.result;
-    let mut yaml = "library_name: transformers\npipeline_tag: text-generation\ntags:\n- unforget\n- continual-learning\n".to_owned();
+    let library = match files {
+        CardFiles::Model => "transformers",
+        CardFiles::Gguf => "gguf",
+        CardFiles::Adapter => "peft",
+    };
+    let mut yaml = format!(
+        "library_name: {library}\npipeline_tag: text-generation\ntags:\n- unforget\n- continual-learning\n"
+    );
     let hub_id = run.environment.model.hub_id.as_deref();
     if let Some(id) = hub_id.or_else(|| is_hub_id(&result.model).then_some(&result.model)) {
         let _ = writeln!(yaml, "base_model: {}", json!(id));

@@ -1,10 +1,11 @@
-//! Downloads from the Hugging Face hub into the cache that `transformers` and `datasets` share, and the model registry.
+//! Downloads from the Hugging Face hub into the cache that `transformers` and `datasets` share, uploads, and the model registry.
 //!
-//! The environment variables are those of `huggingface_hub`: `HF_HOME` (the cache), `HF_ENDPOINT` (the hub), `HF_TOKEN` (the token; the
-//! stored login is used without it), `HF_HUB_OFFLINE` (no requests), `HF_HUB_DOWNLOAD_TIMEOUT` (seconds without data before a
+//! The environment variables are those of `huggingface_hub`: `HF_HOME` (the cache), `HF_ENDPOINT` (the hub), `HF_TOKEN` or the file
+//! `HF_TOKEN_PATH` (the token; the stored login is used without them), `HF_HUB_OFFLINE` (no requests), `HF_HUB_DOWNLOAD_TIMEOUT` (seconds without data before a
 //! download fails).
 
 pub(crate) mod checksum;
+mod push;
 pub(crate) mod registry;
 
 use std::{
@@ -28,6 +29,7 @@ use hf_hub::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
+pub use self::push::{HubCommit, HubRepository};
 pub(crate) use self::registry::cache_dir;
 use crate::{Error, Result};
 
@@ -103,7 +105,7 @@ pub(crate) fn dataset_files(id: &str) -> Result<Vec<PathBuf>> {
 
 /// The useful files of a repository, downloaded if they are not in the cache.
 fn pull(id: &str, repo_type: RepoType) -> Result<Vec<PathBuf>> {
-    if env_var("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&value[..])) {
+    if is_offline() {
         return Err(match repo_type {
             RepoType::Model => Error::input_hint(
                 format!(
@@ -143,6 +145,21 @@ fn env_var(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Whether the user wants no requests.
+fn is_offline() -> bool {
+    env_var("HF_HUB_OFFLINE").is_some_and(|value| !["0", "false"].contains(&&value[..]))
+}
+
+/// The token for the hub, if the user has one.
+fn token() -> Option<String> {
+    let from_file = || fs::read_to_string(env_var("HF_TOKEN_PATH")?).ok();
+    let token = env_var("HF_TOKEN")
+        .or_else(from_file)
+        .or_else(|| hf_hub::Cache::from_env().token())?;
+    let token = token.trim();
+    (!token.is_empty()).then(|| token.to_owned())
+}
+
 /// Runs `work` in a thread of its own and returns its result; `None` once `bytes` has not grown for `timeout`. The thread is not
 /// stopped.
 fn with_stall_timeout<T: Send + 'static>(
@@ -176,7 +193,7 @@ fn with_stall_timeout<T: Send + 'static>(
 /// The token is sent only after the hub has refused a request without one: `hf-hub` would also send it to the host that serves
 /// the files after a redirect.
 fn download(id: &str, repo_type: RepoType, bytes: &Arc<AtomicU64>) -> Result<Vec<PathBuf>> {
-    let token = env_var("HF_TOKEN").or_else(|| hf_hub::Cache::from_env().token());
+    let token = token();
     match try_download(id, repo_type, None, bytes) {
         Err((Some(401 | 403), _)) if token.is_some() => try_download(id, repo_type, token, bytes),
         ended => ended,
@@ -217,7 +234,7 @@ fn try_download(
             path
         } else {
             let bar = DownloadProgress {
-                bar: ProgressBar::new(0),
+                bar: transfer_bar("", 0),
                 bytes: Arc::clone(bytes),
             };
             let path = repository.download_with_progress(&name, bar);
@@ -299,12 +316,7 @@ struct DownloadProgress {
 
 impl Progress for DownloadProgress {
     fn init(&mut self, size: usize, filename: &str) {
-        let style = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-        self.bar
-            .set_style(ProgressStyle::with_template(style).expect("a valid template"));
-        self.bar.set_length(size as u64);
-        self.bar.set_position(0);
-        self.bar.set_prefix(filename.to_owned());
+        self.bar = transfer_bar(filename, size as u64);
     }
 
     fn update(&mut self, size: usize) {
@@ -315,6 +327,15 @@ impl Progress for DownloadProgress {
     fn finish(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// The progress bar of a file with `bytes` bytes.
+fn transfer_bar(name: &str, bytes: u64) -> ProgressBar {
+    let style = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(style).expect("a valid template");
+    ProgressBar::new(bytes)
+        .with_style(style)
+        .with_prefix(name.to_owned())
 }
 
 /// Checks a downloaded file against its SHA-256, by which large files are named in the cache. A wrong file is removed.

@@ -21,7 +21,7 @@
 //! - `engine`: forward and backward pass, loss head, optimizer step
 //! - `model`: model config, tokenizer, weights, file formats
 //! - `facts`: facts and their readers
-//! - `hub`: downloads, cache and checksums
+//! - `hub`: downloads, uploads, cache and checksums
 //! - `config`: the experiment file, typed and validated
 //! - `progress`, `interrupt`, `tensor_file`, `file_map`, `atomic_file`, `distributed`, `system`, `format`, `catch_panic`, `error`: support
 //!
@@ -73,7 +73,7 @@ pub mod forecast;
 mod format;
 pub mod gate;
 pub mod generate;
-mod hub;
+pub mod hub;
 pub mod interrupt;
 pub mod measure;
 pub mod model;

@@ -460,13 +460,16 @@ def export(
     to: Literal["hf", "gguf", "peft", "lm-eval"] = "hf",
     dtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
     force: bool = False,
+    push: str | None = None,
+    private: bool = False,
     quiet: bool = False,
 ) -> Path:
     """Write a model, or the model of a run, for transformers (`hf`), llama.cpp and Ollama (`gguf`) or PEFT.
 
-    `lm-eval` writes a task with the held-out facts of a run, for lm-evaluation-harness.
+    `lm-eval` writes a task with the held-out facts of a run, for lm-evaluation-harness. `push="owner/name"` also uploads the
+    directory to the Hugging Face hub, with the token of `HF_TOKEN` or `hf auth login`.
     """
-    args = _options(to=to, out=out, dtype=dtype, force=force)
+    args = _options(to=to, out=out, dtype=dtype, force=force, push=push, private=private)
     _run("export", [*args, "--", os.fspath(run)], quiet=quiet)
     return Path(out)
 

@@ -73,6 +73,12 @@ impl ChatArgs {
         }
         let model = load_model(&self.model)?;
         let mut conversation = Conversation::new(&self.model, &model, self.system.clone())?;
+        if let Some(prompt) = other_prompt(&self.model, &conversation, &model.tokenizer)? {
+            context.progress.note(format!(
+                "the conversation uses the model's chat template; the facts of this run were trained with the prompt {prompt}: `unforget ask {} \"...\"` asks with it",
+                self.model
+            ));
+        }
         conversation.trained.stops.extend(self.answer.stops());
         let is_terminal = io::stdin().is_terminal();
         if is_terminal {
@@ -165,6 +171,23 @@ impl ChatArgs {
         conversation.turns.push((prompt.to_owned(), answer));
         Ok(())
     }
+}
+
+/// The prompt that the facts of the run `spec` were trained with, if the conversation uses another: quoted, on one line.
+fn other_prompt(
+    spec: &str,
+    conversation: &Conversation,
+    tokenizer: &TextTokenizer,
+) -> Result<Option<String>> {
+    let trained = trained_prompt(spec, tokenizer)?.map(|trained| trained.form);
+    Ok(match trained {
+        Some(PromptForm::Facts(template))
+            if !template.rendered && conversation.trained.form.is_chat() =>
+        {
+            Some(format!("{:?}", template.prompt))
+        }
+        _ => None,
+    })
 }
 
 /// What was said, and how it is put to the model.

@@ -9,9 +9,12 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use unforget::{
     Error, Result,
-    export::{LM_EVAL_TASK, lm_eval_task, model_card, modelfile, stop_token},
+    export::{
+        CardFiles, LM_EVAL_TASK, ModelfileChat, lm_eval_task, model_card, modelfile, stop_token,
+    },
+    hub::{HubCommit, HubRepository},
     model::{Dtype, GgufType},
-    prompt::ChatParts,
+    prompt::{ChatParts, has_chat_template},
     run::{ADAPTER_DIR, RecordedRun, RunDir, Split, TrainedPrompt},
 };
 
@@ -28,7 +31,7 @@ use super::{
     Examples:\n  \
     unforget export runs/p17 --to hf --out p17-model\n  \
     unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf && ollama create p17 -f p17-gguf/Modelfile\n  \
-    unforget export runs/lora --to peft --out p17-adapter\n  \
+    unforget export runs/lora --to peft --out p17-adapter --push me/p17-adapter --private\n  \
     unforget export runs/p17 --to lm-eval --out p17-task"
 )]
 pub struct ExportArgs {
@@ -47,6 +50,13 @@ pub struct ExportArgs {
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
+    /// Upload the directory to this repository on the Hugging Face hub, as one commit; it is created if it does not exist. The token
+    /// is that of `HF_TOKEN` or `hf auth login`. For hf, gguf and peft
+    #[arg(long, value_name = "OWNER/NAME")]
+    push: Option<String>,
+    /// Create the repository as a private one; upload nothing to a public one
+    #[arg(long, requires = "push")]
+    private: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -80,30 +90,57 @@ impl From<DtypeArg> for GgufType {
     }
 }
 
+/// The title of the commit on the hub.
+const SUMMARY: &str = "Upload a model with unforget";
+
 /// What the GGUF file in the directory is called.
 const GGUF_FILE: &str = "model.gguf";
 
 impl ExportArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        match self.to {
-            Format::Hf => self.write_hugging_face(context)?,
-            Format::Gguf => self.write_gguf(context)?,
-            Format::Peft => self.copy_adapter(context)?,
+        // Before any work: the repository's name and the token.
+        let hub = self.push.as_deref();
+        let hub = hub
+            .map(|id| HubRepository::new(id, self.private))
+            .transpose()?;
+        let files = match self.to {
+            Format::Hf => self
+                .write_hugging_face(context)
+                .map(|()| CardFiles::Model)?,
+            Format::Gguf => self.write_gguf(context).map(|()| CardFiles::Gguf)?,
+            Format::Peft => self.copy_adapter(context).map(|()| CardFiles::Adapter)?,
             Format::LmEval => return self.write_task(context),
-        }
+        };
         if let Some(run) = finished_run_of(&self.run)? {
-            let card = model_card(&RecordedRun::read(run.path())?);
+            let recorded = RecordedRun::read(run.path())?;
+            let tokenizer = load_tokenizer(&self.run)?;
+            let prompt = TrainedPrompt::of_run(&recorded, &run.config()?.data, &tokenizer)?;
+            let card = model_card(&recorded, &prompt, files, self.push.as_deref());
             self.write("README.md", &card)?;
         }
+        let note = |text| context.progress.note(text);
+        let commit = hub.map(|hub| hub.push(&self.out, SUMMARY, &note));
+        let commit = commit.transpose()?;
         if context.json {
-            output::json(&json!({ "out": self.out }))
+            let commit = commit.map(|HubCommit { url, id }| json!({ "url": url, "commit": id }));
+            output::json(&match commit {
+                Some(commit) => json!({ "out": self.out, "pushed": commit }),
+                None => json!({ "out": self.out }),
+            })
         } else {
-            output::line(&self.out.display().to_string())
+            output::line(&self.out.display().to_string())?;
+            commit.map_or(Ok(()), |commit| output::line(&commit.url))
         }
     }
 
     /// Writes the task of the held-out facts.
     fn write_task(&self, context: &Context) -> Result<()> {
+        if self.push.is_some() {
+            return Err(Error::input_hint(
+                "a task for lm-evaluation-harness is not uploaded: it names its file of facts by a path of this machine",
+                "leave `--push` out; `--to hf`, `gguf` and `peft` upload a model",
+            ));
+        }
         let run = finished_run(Path::new(&self.run))?;
         let recorded = RecordedRun::read(run.path())?;
         if !recorded.facts.iter().any(|fact| fact.split == Split::Held) {
@@ -163,14 +200,16 @@ impl ExportArgs {
         output::check_output_dir(&self.out, self.force, context.comm)?;
         let model = load_model(&self.run)?;
         let prompt = trained_prompt(&self.run, &model.tokenizer)?;
-        let chat = ChatParts::of(&model.tokenizer);
+        let parts = ChatParts::of(&model.tokenizer);
+        let chat = match &parts {
+            Some(parts) => ModelfileChat::Parts(parts),
+            None if has_chat_template(&model.tokenizer) => ModelfileChat::Other,
+            None => ModelfileChat::None,
+        };
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
         let dtype = self.dtype.map_or(GgufType::F16, GgufType::from);
         model.save_gguf(&self.out.join(GGUF_FILE), dtype)?;
-        self.write(
-            "Modelfile",
-            &modelfile(GGUF_FILE, prompt.as_ref(), chat.as_ref()),
-        )
+        self.write("Modelfile", &modelfile(GGUF_FILE, prompt.as_ref(), chat))
     }
 
     /// Copies the adapter that the run wrote.

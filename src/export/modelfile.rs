@@ -9,10 +9,27 @@ use crate::{
     run::{PromptForm, TrainedPrompt},
 };
 
+/// What stands for a chat template that cannot be written in the language of Go.
+const NO_TEMPLATE: &str = "\
+# No TEMPLATE: the chat template of this model does more than put texts around messages. Ollama recognises some templates in
+# the GGUF file. If its answers look wrong, copy the TEMPLATE of the same model family from `ollama show --modelfile NAME`.
+";
+
+/// The chat template of a model, as far as a Modelfile can have it.
+#[derive(Clone, Copy, Debug)]
+pub enum ModelfileChat<'a> {
+    /// The model has none.
+    None,
+    /// Texts around messages.
+    Parts(&'a ChatParts),
+    /// A template that does more.
+    Other,
+}
+
 /// The Modelfile for the GGUF file `file`: Ollama asks the model as it was trained, greedily as in the evaluation. A chat is written as
-/// the model's own template writes it, with its system message; of a template that is more than the texts `chat` around messages,
-/// Ollama reads what the GGUF file holds. `prompt` is `None` for a model that was not trained here.
-pub fn modelfile(file: &str, prompt: Option<&TrainedPrompt>, chat: Option<&ChatParts>) -> String {
+/// the model's own template writes it, with its system message; for a template that is more than the texts `chat` around messages, it
+/// says that there is none. `prompt` is `None` for a model that was not trained here.
+pub fn modelfile(file: &str, prompt: Option<&TrainedPrompt>, chat: ModelfileChat) -> String {
     let mut text = format!("FROM ./{file}\nPARAMETER temperature 0\n");
     match prompt.map(|prompt| &prompt.form) {
         Some(PromptForm::Text) => text += "TEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n",
@@ -24,7 +41,11 @@ pub fn modelfile(file: &str, prompt: Option<&TrainedPrompt>, chat: Option<&ChatP
                 "TEMPLATE \"\"\"{before}{{{{ .Prompt }}}}{after}\"\"\""
             );
         }
-        _ => text += &chat.map(chat_template).unwrap_or_default(),
+        _ => match chat {
+            ModelfileChat::None => {}
+            ModelfileChat::Parts(parts) => text += &chat_template(parts),
+            ModelfileChat::Other => text += NO_TEMPLATE,
+        },
     }
     for stop in prompt.iter().flat_map(|prompt| &prompt.stops) {
         let _ = writeln!(text, "PARAMETER stop {}", json!(stop));
@@ -78,7 +99,7 @@ mod tests {
     fn the_modelfile_uses_the_training_prompt() {
         let facts = trained(PromptForm::Facts(PromptTemplate::default()), &["\n"]);
         assert_eq!(
-            modelfile("model.gguf", Some(&facts), None),
+            modelfile("model.gguf", Some(&facts), ModelfileChat::None),
             "FROM ./model.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"Q: {{ .Prompt }}\nA:\"\"\"\nPARAMETER stop \"\\n\"\n"
         );
         let odd = PromptTemplate {
@@ -87,18 +108,32 @@ mod tests {
             ..PromptTemplate::default()
         };
         assert_eq!(
-            modelfile("m.gguf", Some(&trained(PromptForm::Facts(odd), &[])), None),
+            modelfile(
+                "m.gguf",
+                Some(&trained(PromptForm::Facts(odd), &[])),
+                ModelfileChat::None
+            ),
             "FROM ./m.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ \"{{\" }}x}} {{ .Prompt }} \"\" \"\"\"\"\n"
         );
         let text = trained(PromptForm::Text, &["</s>"]);
         assert_eq!(
-            modelfile("m.gguf", Some(&text), None),
+            modelfile("m.gguf", Some(&text), ModelfileChat::Other),
             "FROM ./m.gguf\nPARAMETER temperature 0\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\nPARAMETER stop \"</s>\"\n"
         );
         assert_eq!(
-            modelfile("m.gguf", None, None),
+            modelfile("m.gguf", None, ModelfileChat::None),
             "FROM ./m.gguf\nPARAMETER temperature 0\n"
         );
+    }
+
+    #[test]
+    fn a_chat_without_a_go_template_says_so() {
+        let chat = trained(PromptForm::Chat, &["</bot>"]);
+        let text = modelfile("m.gguf", Some(&chat), ModelfileChat::Other);
+        assert!(text.contains("\n# No TEMPLATE: "), "{text}");
+        assert!(text.lines().all(|line| line.starts_with('#')
+            || line.starts_with("FROM ")
+            || line.starts_with("PARAMETER ")));
     }
 
     #[test]
@@ -107,11 +142,12 @@ mod tests {
             system: ["<sys>".into(), "</sys>\n".into()],
             system_in_question: false,
             question: ["<user>".into(), "</user>\n<bot>".into()],
+            answer_start: String::new(),
             answer_end: "</bot>\n".into(),
             default_system: Some("Be kind.".into()),
         };
         let chat = trained(PromptForm::Chat, &["</bot>"]);
-        insta::assert_snapshot!(modelfile("m.gguf", Some(&chat), Some(&parts)), @r#"
+        insta::assert_snapshot!(modelfile("m.gguf", Some(&chat), ModelfileChat::Parts(&parts)), @r#"
         FROM ./m.gguf
         PARAMETER temperature 0
         TEMPLATE """{{ if .System }}<sys>{{ .System }}</sys>
@@ -126,7 +162,7 @@ mod tests {
             default_system: None,
             ..parts
         };
-        insta::assert_snapshot!(modelfile("m.gguf", None, Some(&parts)), @r#"
+        insta::assert_snapshot!(modelfile("m.gguf", None, ModelfileChat::Parts(&parts)), @r#"
         FROM ./m.gguf
         PARAMETER temperature 0
         TEMPLATE """{{ if .Prompt }}<user>{{ if .System }}<sys>{{ .System }}</sys>

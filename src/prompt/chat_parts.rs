@@ -23,6 +23,8 @@ pub struct ChatParts {
     pub system_in_question: bool,
     /// The texts before and after a question; the answer follows.
     pub question: [String; 2],
+    /// White space that an answer begins with, and that the model writes itself.
+    pub answer_start: String,
     /// The text after an answer.
     pub answer_end: String,
     /// The system message of a chat that has none.
@@ -68,14 +70,16 @@ impl ChatParts {
                 ([before, before_question], true)
             }
         };
+        let answer_start = before_answer.strip_prefix(opening)?;
         let parts = Self {
             system: system.map(str::to_owned),
             system_in_question,
-            question: [question_start, before_answer].map(str::to_owned),
+            question: [question_start, opening].map(str::to_owned),
+            answer_start: answer_start.to_owned(),
             answer_end: before_next.strip_suffix(question_start)?.to_owned(),
             default_system: default_system.map(str::to_owned),
         };
-        let is_exact = opening == before_answer
+        let is_exact = answer_start.trim().is_empty()
             && parts.render(&messages) == full
             && parts.render(&messages[1..]) == bare;
         is_exact.then_some(parts)
@@ -99,7 +103,9 @@ impl ChatParts {
                     let [before, after] = &self.question;
                     text += &format!("{before}{}{content}{after}", std::mem::take(&mut system));
                 }
-                "assistant" => text += &format!("{content}{}", self.answer_end),
+                "assistant" => {
+                    text += &format!("{}{content}{}", self.answer_start, self.answer_end);
+                }
                 _ => {}
             }
         }
@@ -173,10 +179,18 @@ mod tests {
         assert_eq!(parts.system, ["<|system|>", "<|end|>\n"]);
     }
 
-    /// Reasoning that is dropped from earlier turns is no fixed text, nor is a space that the answer begins with.
+    #[test]
+    fn an_answer_may_begin_with_a_space() {
+        let parts = parts("llama2").unwrap();
+        assert_eq!(parts.system, ["<<SYS>>\n", "\n<</SYS>>\n\n"]);
+        assert!(parts.system_in_question);
+        assert_eq!(parts.question, ["[INST] ", " [/INST]"]);
+        assert_eq!([&parts.answer_start[..], &parts.answer_end], [" ", " </s>"]);
+    }
+
+    /// Reasoning that is dropped from earlier turns is no fixed text.
     #[test]
     fn a_template_that_does_more_has_no_parts() {
         assert_eq!(parts("qwen3"), None);
-        assert_eq!(parts("llama2"), None);
     }
 }

@@ -188,12 +188,13 @@ fn pull(home: &Path, hub: &str, more: &[(&str, &str)]) -> Output {
     call(&["pull", "o/m"], home, hub, more)
 }
 
-fn call(args: &[&str], home: &Path, hub: &str, more: &[(&str, &str)]) -> Output {
+pub fn call(args: &[&str], home: &Path, hub: &str, more: &[(&str, &str)]) -> Output {
     cargo_bin_cmd!("unforget")
         .current_dir(home)
         .env("HF_HOME", home)
         .env("HF_ENDPOINT", hub)
         .env_remove("HF_TOKEN")
+        .env_remove("HF_TOKEN_PATH")
         .env_remove("HF_HUB_OFFLINE")
         .env_remove("HTTP_PROXY")
         .env_remove("http_proxy")
@@ -206,7 +207,7 @@ fn call(args: &[&str], home: &Path, hub: &str, more: &[(&str, &str)]) -> Output 
         .unwrap()
 }
 
-fn stderr_of(output: &Output) -> String {
+pub fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -28,6 +28,7 @@ mod lora;
 mod model;
 mod model_files;
 mod project;
+mod push;
 mod remedies;
 mod report;
 mod rooms;
