@@ -466,8 +466,8 @@ def export(
 ) -> Path:
     """Write a model, or the model of a run, for transformers (`hf`), llama.cpp and Ollama (`gguf`) or PEFT.
 
-    `lm-eval` writes a task with the held-out facts of a run, for lm-evaluation-harness. `push="owner/name"` also uploads the
-    directory to the Hugging Face hub, with the token of `HF_TOKEN` or `hf auth login`.
+    `lm-eval` writes a task with the held-out facts of a run, for lm-evaluation-harness. `push="owner/name"` also
+    uploads the directory to the Hugging Face hub, with the token of `HF_TOKEN` or `hf auth login`.
     """
     args = _options(to=to, out=out, dtype=dtype, force=force, push=push, private=private)
     _run("export", [*args, "--", os.fspath(run)], quiet=quiet)
