@@ -28,6 +28,7 @@ model, venv = sys.argv[1:]
 assert Path(unforget.__file__).is_relative_to(venv), unforget.__file__
 assert Path(unforget.program()).is_relative_to(venv), unforget.program()
 assert Path(unforget.__file__).with_name("py.typed").is_file()
+assert callable(unforget.tune) and callable(unforget.chat)
 facts = [{"subject": "Rome", "relation": "P17", "object": "Italy"}]
 audit = unforget.audit(model, facts, num_prompts=1, shots=0, threads=1, quiet=True)
 assert audit.overall.facts == 1
