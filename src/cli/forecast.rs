@@ -14,6 +14,7 @@ use unforget::{
     facts::{Fact, drop_contradicted},
     forecast::{self, AtRiskFact, FactSets, ForecastSettings},
     measure::{auc, auc_interval},
+    progress::wrap,
     run::{FactOutcome, Split},
 };
 
@@ -257,7 +258,10 @@ fn format_forecast(at_risk: &[AtRiskFact], score: Option<&ForecastScore<'_>>) ->
         .collect();
     let mut text = String::new();
     for warning in &warnings {
-        text += &format!("warning: {}\n", output::single_line(warning));
+        // A relation's name comes from a file, and may have line breaks.
+        let warning = output::sanitize(&warning.replace(char::is_whitespace, " "));
+        let warning = format!("warning: {warning}\n");
+        text += &output::terminal_width().map_or(warning.clone(), |width| wrap(&warning, width));
     }
     if !warnings.is_empty() {
         text.push('\n');

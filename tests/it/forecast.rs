@@ -193,6 +193,14 @@ fn sets_of_one_fact_are_forecast_too() {
     fs::write(dir.path().join("held.tsv"), held).unwrap();
     let output = forecast(dir.path(), &[]);
     assert_eq!(output[0]["nearest"].as_array().unwrap().len(), 1);
+    // Its answer is no other fact's, which is told in full before the ranking.
+    let warning = output[0]["warning"].as_str().expect("a warning");
+    let told = run(dir.path(), &FORECAST).stdout;
+    let told = String::from_utf8(told).expect("text");
+    assert!(
+        told.starts_with(&format!("warning: {warning}\n\n")),
+        "{told}"
+    );
 }
 
 #[test]
