@@ -109,21 +109,16 @@ impl HubRepository {
         let endpoint =
             env_var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        let give_token = || {
-            format!(
-                "create one with write access at {endpoint}/settings/tokens; set it in HF_TOKEN, or log in with `hf auth login`"
-            )
-        };
         let Some(token) = token() else {
             return Err(Error::input_hint(
                 format!("cannot upload to `{id}`: no token for the hub"),
-                give_token(),
+                token_hint(&endpoint),
             ));
         };
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::input_hint(
                 format!("cannot upload to `{id}`: the token has characters that no token has"),
-                give_token(),
+                token_hint(&endpoint),
             ));
         }
         let silence = Some(Duration::from_secs(TIMEOUT_SECONDS));
@@ -182,9 +177,7 @@ impl HubRepository {
             note(format!("created {}/{}", self.endpoint, self.id));
             info = self.info(&action)?;
         }
-        if !info.is_success() {
-            return Err(self.refusal(&action, &info));
-        }
+        let info = self.accepted(&action, info)?;
         if self.private && self.parse(&action, &info)?["private"] != true {
             return Err(Error::input_hint(
                 format!(
@@ -222,10 +215,7 @@ impl HubRepository {
         let body = json!({ "files": files });
         let url = self.api("/preupload/main");
         let reply = self.post(&action, &url, "application/json", &body)?;
-        if !reply.is_success() {
-            return Err(self.refusal(&action, &reply));
-        }
-        let modes = self.parse(&action, &reply)?;
+        let modes = self.parse(&action, &self.accepted(&action, reply)?)?;
         let modes = modes["files"].as_array().map_or(&[][..], Vec::as_slice);
         for file in uploads {
             let mode = modes.iter().find(|mode| mode["path"] == *file.name);
@@ -264,10 +254,7 @@ impl HubRepository {
         });
         let url = format!("{}/{}.git/info/lfs/objects/batch", self.endpoint, self.id);
         let reply = self.post(&action, &url, LFS_TYPE, &body)?;
-        if !reply.is_success() {
-            return Err(self.refusal(&action, &reply));
-        }
-        let batch = self.parse(&action, &reply)?;
+        let batch = self.parse(&action, &self.accepted(&action, reply)?)?;
         for (file, sha256) in large {
             let action = format!("cannot upload `{}` to `{}`", file.name, self.id);
             let mut objects = batch["objects"].as_array().into_iter().flatten();
@@ -293,10 +280,7 @@ impl HubRepository {
             }
             if let Some(href) = object["actions"]["verify"]["href"].as_str() {
                 let body = json!({ "oid": sha256, "size": file.size });
-                let reply = self.post(&action, href, LFS_TYPE, &body)?;
-                if !reply.is_success() {
-                    return Err(self.refusal(&action, &reply));
-                }
+                self.accepted(&action, self.post(&action, href, LFS_TYPE, &body)?)?;
             }
         }
         Ok(())
@@ -330,12 +314,8 @@ impl HubRepository {
         }
         let href = target["href"].as_str().unwrap_or_default();
         let body = json!({ "oid": sha256, "parts": parts });
-        let reply = self.post(action, href, LFS_TYPE, &body)?;
-        if reply.is_success() {
-            Ok(())
-        } else {
-            Err(self.refusal(action, &reply))
-        }
+        self.accepted(action, self.post(action, href, LFS_TYPE, &body)?)?;
+        Ok(())
     }
 
     /// Sends `length` bytes of `file` to the storage, which gets no token: its addresses are signed.
@@ -401,10 +381,7 @@ impl HubRepository {
                 .content_type("application/x-ndjson")
                 .send(&lines)
         })?;
-        if !reply.is_success() {
-            return Err(self.refusal(&action, &reply));
-        }
-        let commit = self.parse(&action, &reply)?;
+        let commit = self.parse(&action, &self.accepted(&action, reply)?)?;
         let id = commit["commitOid"].as_str().map(str::to_owned);
         id.ok_or_else(|| self.unexpected(&action))
     }
@@ -482,6 +459,15 @@ impl HubRepository {
         }
     }
 
+    /// `reply` if it is a success, else the error for its status.
+    fn accepted(&self, action: &str, reply: Reply) -> Result<Reply> {
+        if reply.is_success() {
+            Ok(reply)
+        } else {
+            Err(self.refusal(action, &reply))
+        }
+    }
+
     fn parse(&self, action: &str, reply: &Reply) -> Result<Value> {
         serde_json::from_str(&reply.body).map_err(|_| self.unexpected(action))
     }
@@ -505,9 +491,7 @@ impl HubRepository {
         match status {
             401 => Error::input_hint(
                 format!("{action}: {endpoint} rejects the token{reason}"),
-                format!(
-                    "create a token with write access at {endpoint}/settings/tokens; set it in HF_TOKEN, or log in with `hf auth login`"
-                ),
+                token_hint(endpoint),
             ),
             403 => Error::input_hint(
                 format!("{action}: this token has no write access to `{owner}`{reason}"),
@@ -534,6 +518,13 @@ impl HubRepository {
     fn without_token(&self, text: &str) -> String {
         text.replace(&self.token, "***")
     }
+}
+
+/// Hint where a token is missing or rejected.
+fn token_hint(endpoint: &str) -> String {
+    format!(
+        "create a token with write access at {endpoint}/settings/tokens; set it in HF_TOKEN, or log in with `hf auth login`"
+    )
 }
 
 /// Whether the hub allows `id` as the name of a repository.
