@@ -40,6 +40,9 @@ const FEW_NEW_ROWS: usize = 100;
 /// With at least this many it has the default number, and 10 in between.
 const MANY_NEW_ROWS: usize = 400;
 
+/// Steps in which an epoch visits the new rows at least, where the batch size is not set.
+const STEPS_OF_NEW_ROWS: usize = 8;
+
 /// Below this number of parameters the paper's table 3 applies (1.5 billion there; appendix B has 7 and 8 billion).
 const SMALL: usize = 3_000_000_000;
 
@@ -62,21 +65,46 @@ pub struct Resolved {
 }
 
 impl Config {
-    /// Chooses the number of few-shot prompts by the number of new rows, if the user set none; returns a note if it is not the default.
-    /// An audit evaluates each fact under every prompt: with few new rows it would take longer than the training.
-    pub(crate) fn size_audit(&mut self, new_rows: usize) -> Option<String> {
-        let is_set = self.set_keys.contains("data.audit.num_prompts");
-        let audit = self.data.audit.as_mut()?;
-        let default = AuditConfig::default().num_prompts;
-        if is_set || audit.num_prompts != default || new_rows >= MANY_NEW_ROWS {
-            return None;
+    /// Chooses what depends on the number of rows, if the user did not set it: the batch size by `rows` (new ones, or known ones where
+    /// nothing is new), the number of few-shot prompts by `new_rows`. Returns a note for each that is not the default.
+    ///
+    /// A small batch gives few rows enough steps. An audit evaluates each fact under every prompt: with few new rows it would take
+    /// longer than the training.
+    pub(crate) fn fit_to(&mut self, new_rows: usize, known_rows: usize) -> Vec<String> {
+        let mut notes = Vec::new();
+        let rows = if new_rows == 0 { known_rows } else { new_rows };
+        let default = TrainConfig::default().batch_size;
+        if !self.set_keys.contains("train.batch_size") && self.train.batch_size == default {
+            let size = batch_size(rows);
+            if size < default {
+                self.train.batch_size = size;
+                notes.push(format!(
+                    "batch: {size} rows, because there are only {rows}; {default} from {} rows on, or set `--batch-size`",
+                    default * STEPS_OF_NEW_ROWS
+                ));
+            }
         }
-        audit.num_prompts = if new_rows < FEW_NEW_ROWS { 5 } else { 10 };
-        Some(format!(
-            "audit: {} few-shot prompts for each fact, because there are only {new_rows} new rows; {default} from {MANY_NEW_ROWS} rows on, or set `data.audit.num_prompts`",
-            audit.num_prompts
-        ))
+        let is_set = self.set_keys.contains("data.audit.num_prompts");
+        let default = AuditConfig::default().num_prompts;
+        if let Some(audit) = &mut self.data.audit
+            && !is_set
+            && audit.num_prompts == default
+            && new_rows < MANY_NEW_ROWS
+        {
+            audit.num_prompts = if new_rows < FEW_NEW_ROWS { 5 } else { 10 };
+            notes.push(format!(
+                "audit: {} few-shot prompts for each fact, because there are only {new_rows} new rows; {default} from {MANY_NEW_ROWS} rows on, or set `data.audit.num_prompts`",
+                audit.num_prompts
+            ));
+        }
+        notes
     }
+}
+
+/// The batch size for this many rows: the largest power of two that makes [`STEPS_OF_NEW_ROWS`] steps of them, from 8 to the default.
+fn batch_size(rows: usize) -> usize {
+    let largest = (rows / STEPS_OF_NEW_ROWS).max(1);
+    (1 << largest.ilog2()).clamp(8, TrainConfig::default().batch_size)
 }
 
 /// The sections that presets set.

@@ -799,9 +799,10 @@ fn a_warm_up_is_a_number_of_steps_or_a_ratio_of_all() {
 fn a_small_job_has_a_small_audit_unless_its_prompts_are_set() {
     let prompts = |text: &str, new_rows| {
         let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
-        let note = config.size_audit(new_rows);
+        let notes = config.fit_to(new_rows, 0);
+        let told = notes.iter().any(|note| note.starts_with("audit: "));
         let prompts = config.data.audit.map(|audit| audit.num_prompts);
-        assert_eq!(note.is_some(), prompts.is_some_and(|n| n < 20), "{note:?}");
+        assert_eq!(told, prompts.is_some_and(|n| n < 20), "{notes:?}");
         prompts
     };
     assert_eq!(prompts("", 40), Some(5));
@@ -810,4 +811,25 @@ fn a_small_job_has_a_small_audit_unless_its_prompts_are_set() {
     assert_eq!(prompts("[data]\naudit = false", 40), None);
     let set = "[data]\naudit = { num_prompts = 20 }";
     assert_eq!(prompts(set, 40), Some(20));
+}
+
+#[test]
+fn a_small_job_has_small_batches_unless_their_size_is_set() {
+    let batch_size = |text: &str, new_rows, known_rows| {
+        let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
+        let notes = config.fit_to(new_rows, known_rows);
+        let size = config.train.batch_size;
+        let told = notes.iter().any(|note| note.starts_with("batch: "));
+        assert_eq!(told, size < 64, "{notes:?}");
+        size
+    };
+    assert_eq!(batch_size("", 1, 0), 8);
+    assert_eq!(batch_size("", 40, 500), 8);
+    assert_eq!(batch_size("", 300, 0), 32);
+    assert_eq!(batch_size("", 511, 0), 32);
+    assert_eq!(batch_size("", 512, 0), 64);
+    assert_eq!(batch_size("", 100_000, 0), 64);
+    // Only Known: nothing is new.
+    assert_eq!(batch_size("", 0, 200), 16);
+    assert_eq!(batch_size("[train]\nbatch_size = 64", 40, 0), 64);
 }

@@ -13,7 +13,7 @@
 //! Chats and other texts have no subject that could be replaced. Their decoys are generated: the model continues a prefix of such a
 //! text, so that a decoy is similar to the training data but not the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{
     Rng, SeedableRng,
@@ -49,39 +49,33 @@ const MAX_ROUNDS: usize = 4;
 /// Maximum number of tokens that the model generates for a text: the rest of a question, its answer, or a continuation.
 const MAX_TEXT_TOKENS: usize = 32;
 
-/// Checks that decoys can be generated from the training data: from its facts if there are any, and from its texts if there are any.
+/// Checks that decoys can be generated from `texts`, if there are any. From facts they always can.
 ///
 /// # Errors
-/// [`Error::Input`] if no question contains its fact's subject, or no text has a prefix to continue.
-pub fn check<'a>(facts: impl IntoIterator<Item = &'a Fact>, texts: &[Text]) -> Result<()> {
-    let none = |of: &str| {
-        Err(Error::input_hint(
-            format!("cannot generate decoys from these {of}"),
-            "remove `method.decoys`, or use `method.kind = \"self-distill\"` instead of `\"auto\"`",
-        ))
-    };
-    let mut facts = facts.into_iter().peekable();
-    if facts.peek().is_some() && !facts.any(question_has_subject) {
-        return none("facts: no question contains its fact's subject");
-    }
+/// [`Error::Input`] if no text has a prefix to continue.
+pub fn check(texts: &[Text]) -> Result<()> {
     let has_beginning = |text: &Text| match &text.kind {
         TextKind::Chat(chat) => has_chat_questions(&chat.messages),
         TextKind::Completion { prompt: text, .. } | TextKind::Plain(text) => {
             !text.trim().is_empty()
         }
     };
-    if !texts.is_empty() && !texts.iter().any(has_beginning) {
-        return none("texts: no chat has an answered user message, and no other text has a prefix");
+    if texts.is_empty() || texts.iter().any(has_beginning) {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::input_hint(
+        "cannot generate decoys from these texts: no chat has an answered user message, and no other text has a prefix",
+        "remove `method.decoys`, or use `method.kind = \"self-distill\"` instead of `\"auto\"`",
+    ))
 }
 
 fn question_has_subject(fact: &Fact) -> bool {
     !fact.subject.is_empty() && fact.question.contains(&fact.subject)
 }
 
-/// At most `count` prompts: questions of `facts` with another subject instead of the real one, in proportion to the relations. There
-/// are fewer if the pools of short names are exhausted.
+/// At most `count` prompts, in proportion to the relations: questions of `facts` with another subject instead of the real one. A question
+/// that does not contain its fact's subject is cut after a random word, and the model continues it. There are fewer prompts if the
+/// pools of short names are exhausted, or the model gives too few different questions.
 ///
 /// # Errors
 /// [`Error::Input`] if the tokenizer rejects a text, or a list of names does not fit into the model's context.
@@ -93,16 +87,38 @@ pub fn prompts<'a>(
     template: &PromptTemplate,
     seed: u64,
 ) -> Result<Vec<Vec<u32>>> {
-    let mut facts: Vec<&Fact> = facts
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let (named, other): (Vec<&Fact>, Vec<&Fact>) = facts
         .into_iter()
-        .filter(|fact| question_has_subject(fact))
-        .collect();
+        .partition(|fact| question_has_subject(fact));
+    let count_other = count * other.len() / (named.len() + other.len()).max(1);
+    let mut questions =
+        about_other_subjects(generator, named, subjects, count - count_other, &mut rng)?;
+    questions.extend(continued_questions(
+        generator,
+        other,
+        count_other,
+        template,
+        &mut rng,
+    )?);
+    let encode =
+        |question: &String| template.encode(generator.tokenizer, &template.prompt_text(question));
+    questions.iter().map(encode).collect()
+}
+
+/// At most `count` questions of `facts`, each with another subject.
+fn about_other_subjects(
+    generator: &mut Generator<'_>,
+    mut facts: Vec<&Fact>,
+    subjects: DecoySubjects,
+    count: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<String>> {
     let mut real: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for fact in &facts {
         real.entry(&fact.relation).or_default().push(&fact.subject);
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    facts.shuffle(&mut rng);
+    facts.shuffle(rng);
     let mut names = BTreeMap::new();
     for (relation, real) in real {
         let mut keys = SemanticKeys::new(real.iter().copied(), generator.tokenizer)?;
@@ -111,20 +127,70 @@ pub fn prompts<'a>(
             DecoySubjects::Sampled => {
                 let of_relation = |fact: &&&Fact| fact.relation == relation;
                 let count = facts.iter().cycle().take(count).filter(of_relation).count();
-                sampled_names(generator, &real, &mut keys, count, &mut rng)?
+                sampled_names(generator, &real, &mut keys, count, rng)?
             }
         };
         names.insert(relation, (sampled.into_iter(), keys));
     }
-    let mut prompts = Vec::with_capacity(count);
+    let mut questions = Vec::with_capacity(count);
     for fact in facts.iter().cycle().take(count) {
         let (sampled, keys) = names.get_mut(&fact.relation[..]).expect("every relation");
-        if let Some(name) = sampled.next().or_else(|| keys.generate(&mut rng)) {
-            let question = fact.question.replacen(&fact.subject, &name, 1);
-            prompts.push(template.encode(generator.tokenizer, &template.prompt_text(&question))?);
+        if let Some(name) = sampled.next().or_else(|| keys.generate(rng)) {
+            questions.push(fact.question.replacen(&fact.subject, &name, 1));
         }
     }
-    Ok(prompts)
+    Ok(questions)
+}
+
+/// At most `count` questions that begin like one of `facts` and that the model ends, sampled at temperature 1. Questions that are
+/// repeated, or are those of `facts`, are dropped.
+fn continued_questions(
+    generator: &mut Generator<'_>,
+    mut facts: Vec<&Fact>,
+    count: usize,
+    template: &PromptTemplate,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<String>> {
+    facts.shuffle(rng);
+    let before = template
+        .prompt
+        .split("{question}")
+        .next()
+        .unwrap_or_default();
+    let prefixes = facts.iter().cycle().take(count);
+    let prefixes: Vec<String> = prefixes
+        .map(|fact| truncate_after_word(&fact.question, 1, rng))
+        .collect();
+    let encode =
+        |prefix: &String| template.encode(generator.tokenizer, &format!("{before}{prefix}"));
+    let prompts = prefixes.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let request = Request {
+        sampling: SamplingParams {
+            temperature: 1.0,
+            top_k: 0,
+            seed: rng.random(),
+        },
+        ..Request::greedy(&[], &prompts, MAX_TEXT_TOKENS)
+    };
+    let ends = generator.generate(&request, |_, text| text.contains('\n'), &|_| {})?;
+    let mut seen: BTreeSet<String> = facts.iter().map(|fact| fact.question.clone()).collect();
+    let questions = prefixes.iter().zip(ends).filter_map(|(prefix, ends)| {
+        let (end, _) = ends.first()?.text.split_once('\n')?;
+        let question = format!("{prefix}{}", end.trim_end());
+        let readable = !question.contains(char::REPLACEMENT_CHARACTER);
+        (readable && seen.insert(question.clone())).then_some(question)
+    });
+    Ok(questions.collect())
+}
+
+/// `text` up to a random word: at least `min_words` of its words, and not the last one if there are more.
+fn truncate_after_word(text: &str, min_words: usize, rng: &mut ChaCha8Rng) -> String {
+    let words = text.split_inclusive(char::is_whitespace).map(str::len);
+    let words: Vec<usize> = words.collect();
+    let min_words = min_words.min(words.len());
+    let max_words = words.len().saturating_sub(1).max(min_words);
+    let kept = rng.random_range(min_words..=max_words);
+    text[..words.iter().take(kept).sum()].trim_end().to_owned()
 }
 
 /// At most `count` names that the model gives: it continues lists of `real` ones, a name a line, sampled at temperature 1. A name that
@@ -299,22 +365,12 @@ fn text_prefixes(
         }
     }
     candidates.shuffle(rng);
-    let mut truncate = |text: &str, min_words: usize| {
-        let words: Vec<usize> = text
-            .split_inclusive(char::is_whitespace)
-            .map(str::len)
-            .collect();
-        let min_words = min_words.min(words.len());
-        let max_words = words.len().saturating_sub(1).max(min_words);
-        let kept = rng.random_range(min_words..=max_words);
-        text[..words.iter().take(kept).sum()].trim_end().to_owned()
-    };
     let truncate_prefix = |prefix: &TextPrefix| match prefix {
         TextPrefix::Question(question) => TextPrefix::Question(ChatQuestion {
-            question: truncate(&question.question, 0),
+            question: truncate_after_word(&question.question, 0, rng),
             ..question.clone()
         }),
-        TextPrefix::Text(text) => TextPrefix::Text(truncate(text, 1)),
+        TextPrefix::Text(text) => TextPrefix::Text(truncate_after_word(text, 1, rng)),
     };
     candidates
         .iter()
@@ -430,7 +486,7 @@ mod tests {
             chat(&[("system", "Be kind."), ("assistant", "Hello.")]),
             text(TextKind::Plain(" ".into())),
         ] {
-            let error = check([], &[nothing]).unwrap_err();
+            let error = check(&[nothing]).unwrap_err();
             assert!(
                 error
                     .to_string()

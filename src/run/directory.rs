@@ -5,6 +5,8 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -116,7 +118,7 @@ impl RunDir {
         let Some(directory) = File::open(&self.root).ok().filter(|_| self.comm.is_main()) else {
             return Ok(self);
         };
-        match directory.try_lock() {
+        match try_lock(&directory) {
             Err(TryLockError::WouldBlock) => Err(Error::input_hint(
                 format!("another process is writing the run {}", self.root.display()),
                 "wait until it has finished, or choose another directory (`--out`)",
@@ -373,6 +375,19 @@ impl RunDir {
     }
 }
 
+/// Locks `directory`, and waits up to a second for it. A child process shares the locks of its parent from the moment it is forked
+/// until it runs its own program, so a lock that was just released can look held for some milliseconds.
+fn try_lock(directory: &File) -> Result<(), TryLockError> {
+    const STEP: Duration = Duration::from_millis(20);
+    for _ in 0..50 {
+        match directory.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(STEP),
+            other => return other,
+        }
+    }
+    directory.try_lock()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,6 +415,18 @@ mod tests {
         RunDir::create(place.path(), Comm::single()).expect("writable");
         assert!(place.path().join("notes.txt").exists());
         assert!(!place.path().join("result.json").exists());
+    }
+
+    #[test]
+    fn a_lock_that_is_released_within_a_second_is_waited_for() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let first = RunDir::create(place.path(), Comm::single()).expect("writable");
+        let releases = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(first);
+        });
+        RunDir::create(place.path(), Comm::single()).expect("locked once the first is dropped");
+        releases.join().expect("no panic");
     }
 
     #[test]

@@ -570,9 +570,9 @@ impl Inputs {
             progress.note(NO_END_NOTE);
         }
         let mut config = ask_in_chat(config, &data, &model, progress);
-        if let Some(note) = config.size_audit(data.learn.len() + data.texts.len()) {
-            progress.note(note);
-        }
+        let new_rows = data.learn.len() + data.texts.len();
+        let notes = config.fit_to(new_rows, data.keep.as_ref().map_or(0, Vec::len));
+        notes.iter().for_each(|note| progress.note(note));
         let config = resolve_config(&config, &model, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         let given_tokens = check(&config, &model, facts, &data.texts, progress)?;

@@ -100,8 +100,7 @@ impl Trainer {
         let memory = MemoryEstimate::of(&config, &model, &tensors, &examples);
         memory.require(&config)?;
         if config.method.decoys.is_some() {
-            let facts = splits.known.iter().chain(&splits.unknown);
-            pseudo_replay::check(facts.map(|f| &f.fact), &texts)?;
+            pseudo_replay::check(&texts)?;
         }
         let texts_start = splits.known.len() + splits.unknown.len();
         let sampled = measure::sample(examples.len() - texts_start, MAX_TEXT_ROWS, config.seed);
