@@ -31,6 +31,7 @@ pub use method::{
 };
 pub use read::Override;
 pub use reference::{KeyReference, reference};
+pub(crate) use resolve::JobRows;
 pub use resolve::{ModelSize, Resolved};
 pub use schema::{BehaviourSchedule, Config, Device, MeasureConfig};
 pub(crate) use serde_helpers::is_default;

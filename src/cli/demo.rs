@@ -29,7 +29,7 @@ use super::{context::Context, output};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Trains the same facts three times: the known ones alone (Only Known, the control), plain fine-tuning (sft) and \
-    self-distillation. Writes the three runs and report.html to --out.\n\n\
+    auto, the default method. Writes the three runs and report.html to --out.\n\n\
     Examples:\n  unforget demo            about ten minutes on two cores\n  \
     unforget demo --quick    fewer facts and epochs, at most three minutes"
 )]
@@ -58,11 +58,12 @@ struct DemoSize {
     audit_prompts: usize,
     /// Largest number of facts of each split.
     sizes: SplitSizes,
-    /// Largest number of epochs of the runs with new facts, which stop early.
-    num_epochs: usize,
+    /// Largest number of epochs of plain fine-tuning, which stops early.
+    sft_epochs: usize,
     /// Epochs of Only Known, which has nothing new to learn.
     only_known_epochs: usize,
     batch_size: usize,
+    /// That of Only Known and of plain fine-tuning; `auto` has its own.
     learning_rate: f64,
 }
 
@@ -79,7 +80,7 @@ const FULL: DemoSize = DemoSize {
         weakly_known: 0,
         balanced: false,
     },
-    num_epochs: 8,
+    sft_epochs: 8,
     only_known_epochs: 3,
     batch_size: 16,
     learning_rate: 1e-4,
@@ -98,7 +99,7 @@ const QUICK: DemoSize = DemoSize {
         weakly_known: 0,
         balanced: false,
     },
-    num_epochs: 6,
+    sft_epochs: 6,
     only_known_epochs: 2,
     batch_size: 8,
     learning_rate: 1e-4,
@@ -118,18 +119,18 @@ const MAX_LISTED: usize = 5;
 enum DemoRun {
     OnlyKnown,
     Sft,
-    SelfDistill,
+    Auto,
 }
 
 impl DemoRun {
-    const ALL: [Self; 3] = [Self::OnlyKnown, Self::Sft, Self::SelfDistill];
+    const ALL: [Self; 3] = [Self::OnlyKnown, Self::Sft, Self::Auto];
 
     /// Its directory below the demo's.
     fn name(self) -> &'static str {
         match self {
             Self::OnlyKnown => "only-known",
             Self::Sft => "sft",
-            Self::SelfDistill => "self-distill",
+            Self::Auto => "auto",
         }
     }
 
@@ -137,21 +138,30 @@ impl DemoRun {
         match self {
             Self::OnlyKnown => "Only Known",
             Self::Sft => "plain fine-tuning",
-            Self::SelfDistill => "self-distillation",
+            Self::Auto => "auto",
         }
     }
 
     /// Sets the keys in which its config differs from the others.
     fn configure(self, config: &mut Config, size: &DemoSize, out: &Path) {
-        config.method.kind = match self {
-            Self::OnlyKnown | Self::Sft => MethodKind::Sft,
-            Self::SelfDistill => MethodKind::SelfDistill,
-        };
-        if self == Self::OnlyKnown {
-            config.data.learn.clear();
-            config.train.num_epochs = size.only_known_epochs;
-        } else {
-            config.baseline = Some(out.join(Self::OnlyKnown.name()));
+        let baseline = Some(out.join(Self::OnlyKnown.name()));
+        match self {
+            Self::OnlyKnown => {
+                config.data.learn.clear();
+                config.method.kind = MethodKind::Sft;
+                config.train.learning_rate = size.learning_rate;
+                config.train.num_epochs = size.only_known_epochs;
+            }
+            Self::Sft => {
+                config.baseline = baseline;
+                config.method.kind = MethodKind::Sft;
+                config.train.learning_rate = size.learning_rate;
+                config.train.num_epochs = size.sft_epochs;
+            }
+            Self::Auto => {
+                config.baseline = baseline;
+                config.method.kind = MethodKind::Auto;
+            }
         }
     }
 }
@@ -188,7 +198,7 @@ impl DemoArgs {
             method.configure(&mut config, size, &out);
             let splits = match method {
                 DemoRun::OnlyKnown => splits.only_known(),
-                DemoRun::Sft | DemoRun::SelfDistill => splits.clone(),
+                DemoRun::Sft | DemoRun::Auto => splits.clone(),
             };
             let options = Options::default();
             let result = train::tune_on(&model, splits, &config, options, None, progress)?;
@@ -325,9 +335,7 @@ fn config(model: &str, dir: &Path, data: config::DataConfig, size: &DemoSize, se
     });
     // Asking 200 general prompts of every run would take as long as the training of one.
     config.measure.behaviour = BehaviourSchedule::Never;
-    config.train.num_epochs = size.num_epochs;
     config.train.batch_size = size.batch_size;
-    config.train.learning_rate = size.learning_rate;
     config.train.early_stopping = Some(EarlyStoppingConfig {
         accuracy: Some(STOP_ACCURACY),
         ..EarlyStoppingConfig::default()
@@ -335,30 +343,30 @@ fn config(model: &str, dir: &Path, data: config::DataConfig, size: &DemoSize, se
     config
 }
 
-/// A held-out fact that plain fine-tuning broke and self-distillation kept.
+/// A held-out fact that plain fine-tuning broke and `auto` kept.
 #[derive(Serialize)]
 struct ForgottenBySft {
     question: String,
     object: String,
     sft_answer: String,
-    self_distill_answer: String,
+    auto_answer: String,
 }
 
-fn forgotten_by_sft_only(sft: &Path, distilled: &Path) -> Result<Vec<ForgottenBySft>> {
+fn forgotten_by_sft_only(sft: &Path, auto: &Path) -> Result<Vec<ForgottenBySft>> {
     let facts_of = |dir: &Path| RunDir::open(dir)?.facts();
-    let (sft, distilled) = (facts_of(sft)?, facts_of(distilled)?);
+    let (sft, auto) = (facts_of(sft)?, facts_of(auto)?);
     let forgotten = sft
         .iter()
         .filter(|row| row.outcome == FactOutcome::Forgotten)
         .filter_map(|row| {
-            let kept = distilled.iter().find(|other| {
+            let kept = auto.iter().find(|other| {
                 other.question == row.question && other.outcome == FactOutcome::Kept
             })?;
             Some(ForgottenBySft {
                 question: row.question.clone(),
                 object: row.object.clone(),
                 sft_answer: row.answer_after.trim().to_owned(),
-                self_distill_answer: kept.answer_after.trim().to_owned(),
+                auto_answer: kept.answer_after.trim().to_owned(),
             })
         });
     Ok(forgotten.collect())
@@ -394,7 +402,7 @@ fn print_results(
             level: result.accuracy.held.map(|held| held.after),
         })
         .collect();
-    let [_, (_, sft), (_, distilled)] = runs else {
+    let [_, (_, sft), (_, auto)] = runs else {
         unreachable!("the demo has three runs");
     };
     let percent = |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.1}%", 100.0 * s));
@@ -409,11 +417,11 @@ fn print_results(
     };
     output::line(&format!(
         "\nPlain fine-tuning learned {} new facts and ends {} pp below Only Known on held-out facts; \
-         self-distillation learned {} and ends {} pp below.\n",
+         `auto` learned {} and ends {} pp below.\n",
         learned(sft),
         points(sft.gap_to_only_known_pp),
-        learned(distilled),
-        points(distilled.gap_to_only_known_pp),
+        learned(auto),
+        points(auto.gap_to_only_known_pp),
     ))?;
     if let Some(picture) = trade_as_text(&curves) {
         output::line(&format!("{picture}\n"))?;
@@ -446,12 +454,10 @@ fn print_results(
     ];
     output::line(&output::table(&headers, &rows, output::terminal_width()))?;
     if forgotten.is_empty() {
-        output::line(
-            "\nNo fact was forgotten by plain fine-tuning and kept by self-distillation.",
-        )?;
+        output::line("\nNo fact was forgotten by plain fine-tuning and kept by `auto`.")?;
     } else {
         output::line(&format!(
-            "\nForgotten by plain fine-tuning, kept by self-distillation ({} of {}):",
+            "\nForgotten by plain fine-tuning, kept by `auto` ({} of {}):",
             forgotten.len().min(MAX_LISTED),
             forgotten.len()
         ))?;

@@ -21,7 +21,7 @@ const ALL: &str = "all";
 #[derive(Debug, Args)]
 #[command(
     after_help = "NAME is one of the paper's figures and tables (fig2 to fig11, table1 to table4, l2, lr, topk), all of them (all), frontier, \
-    frontier-validation, or a file like those in experiments/. Every run writes a record below --out. Run the command again to resume \
+    frontier-even, frontier-validation, or a file like those in experiments/. Every run writes a record below --out. Run the command again to resume \
     an interrupted run; recorded runs are skipped. The table and figure are written to a folder of their own (table.md, figure.svg).\n\
     With --json: {\"records\": [...], \"audits\": [...], \"claims\": [{\"statement\", \"paper\", \"value\", \"interval\", \"verdict\"}]}, for `all` a list of these\n\n\
     Examples:\n  unforget reproduce fig3\n  \

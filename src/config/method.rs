@@ -12,7 +12,7 @@ use super::{check::Checks, data::is_text, serde_helpers::is_default};
 pub struct MethodConfig {
     /// What the new facts are for. Default `facts`.
     pub goal: Goal,
-    /// Default `self-distill`.
+    /// Default `auto`.
     pub kind: MethodKind,
     /// Weight of the distillation term, or of the L2 penalty. Default 1.
     pub lambda: f64,
@@ -184,11 +184,11 @@ pub enum MethodKind {
     /// Plain supervised fine-tuning; `snapshot_epochs` and the distillation settings are ignored.
     Sft,
     /// Cross-entropy plus distillation from the model's own early snapshot (eqs. 1 and 2 of the paper).
-    #[default]
     SelfDistill,
     /// Cross-entropy plus an L2 penalty on the distance from the snapshot's weights (eq. 3).
     L2,
     /// A preset: the combination that did best in the project's experiments. [`super::Config::resolve`] replaces it by its settings.
+    #[default]
     Auto,
 }
 

@@ -15,18 +15,26 @@ use super::{
     train::TrainConfig,
 };
 
-/// `kind = "auto"`: new facts are learned by plain cross-entropy in the feed-forward layers of the model's lower third, with
-/// decoys, and the moving average of the weights is kept. `docs/LOG.md` has the experiments that it was chosen by.
+/// `kind = "auto"`: new facts are learned by plain cross-entropy in the feed-forward layers of the model's lower third, with decoys about
+/// names that the model samples, and the moving average of the weights is kept. `docs/LOG.md` has the experiments that it was chosen by.
 ///
-/// The learning rate is four times the default for all tensors, because few tensors learn more slowly. The moving average covers about
-/// twenty steps.
+/// The learning rate is eight times the default for all tensors, because few tensors learn more slowly. The moving average covers about
+/// twenty steps. Training ends when 99% of the new facts are learned.
 const AUTO: &str = r#"
 [method]
 kind = "sft"
-decoys = { ratio = 0.3, pool_ratio = 1.0, strength = 4.0 }
+decoys = { ratio = 0.3, pool_ratio = 2.0, strength = 4.0, subjects = "sampled" }
 [train]
-learning_rate = 2e-4
+num_epochs = 30
+learning_rate = 4e-4
 ema_decay = 0.95
+early_stopping = { accuracy = 0.99 }
+"#;
+
+/// `kind = "auto"` with `optimizer_in_backward`, which keeps no whole gradient that decoys could add to.
+const AUTO_IN_BACKWARD: &str = r#"
+[method]
+kind = "self-distill"
 "#;
 
 /// `goal = "task"`: plain fine-tuning of few tensors.
@@ -41,7 +49,12 @@ const FEW_NEW_ROWS: usize = 100;
 const MANY_NEW_ROWS: usize = 400;
 
 /// Steps in which an epoch visits the new rows at least, where the batch size is not set.
-const STEPS_OF_NEW_ROWS: usize = 8;
+const STEPS_OF_NEW_ROWS: usize = 20;
+
+/// Epochs of `auto` where texts alone are learned.
+const TEXT_EPOCHS: usize = 6;
+/// Its learning rate there.
+const TEXT_LEARNING_RATE: f64 = 2e-4;
 
 /// Below this number of parameters the paper's table 3 applies (1.5 billion there; appendix B has 7 and 8 billion).
 const SMALL: usize = 3_000_000_000;
@@ -64,30 +77,57 @@ pub struct Resolved {
     pub notes: Vec<String>,
 }
 
+/// The rows of a job that its defaults depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct JobRows {
+    /// New facts.
+    pub facts: usize,
+    /// Chats and other texts.
+    pub texts: usize,
+    /// Known facts that are given.
+    pub known: usize,
+}
+
 impl Config {
-    /// Chooses what depends on the number of rows, if the user did not set it: the batch size by `rows` (new ones, or known ones where
-    /// nothing is new), the number of few-shot prompts by `new_rows`. Returns a note for each that is not the default.
+    /// Chooses what depends on the rows of the job, if the user did not set it: the batch size, the number of few-shot prompts, and
+    /// epochs and learning rate of texts. Returns a note for each choice.
     ///
     /// A small batch gives few rows enough steps. An audit evaluates each fact under every prompt: with few new rows it would take
-    /// longer than the training.
-    pub(crate) fn fit_to(&mut self, new_rows: usize, known_rows: usize) -> Vec<String> {
+    /// longer than the training. Texts have no answers whose accuracy could end the training.
+    pub(crate) fn fit_to(&mut self, rows: JobRows) -> Vec<String> {
+        let defaults = TrainConfig::default();
+        let is_set = |key| self.set_keys.contains(key);
         let mut notes = Vec::new();
-        let rows = if new_rows == 0 { known_rows } else { new_rows };
-        let default = TrainConfig::default().batch_size;
-        if !self.set_keys.contains("train.batch_size") && self.train.batch_size == default {
-            let size = batch_size(rows);
-            if size < default {
-                self.train.batch_size = size;
+        let new_rows = rows.facts + rows.texts;
+        let trained_rows = if new_rows == 0 { rows.known } else { new_rows };
+        let size = batch_size(trained_rows);
+        if !is_set("train.batch_size")
+            && self.train.batch_size == defaults.batch_size
+            && size < defaults.batch_size
+        {
+            self.train.batch_size = size;
+            notes.push(format!(
+                "batch: {size} rows, because there are only {trained_rows}; {} from {} rows on, or set `--batch-size`",
+                defaults.batch_size,
+                defaults.batch_size * STEPS_OF_NEW_ROWS
+            ));
+        }
+        if self.has_auto() && rows.facts == 0 && rows.texts > 0 {
+            if !is_set("train.num_epochs") && self.train.num_epochs == defaults.num_epochs {
+                self.train.num_epochs = TEXT_EPOCHS;
                 notes.push(format!(
-                    "batch: {size} rows, because there are only {rows}; {default} from {} rows on, or set `--batch-size`",
-                    default * STEPS_OF_NEW_ROWS
+                    "epochs: {TEXT_EPOCHS}, because texts are learned and no facts; or set `--epochs`"
                 ));
             }
+            if !is_set("train.learning_rate") && self.train.learning_rate == defaults.learning_rate
+            {
+                self.train.learning_rate = TEXT_LEARNING_RATE;
+            }
         }
-        let is_set = self.set_keys.contains("data.audit.num_prompts");
+        let prompts_set = is_set("data.audit.num_prompts");
         let default = AuditConfig::default().num_prompts;
         if let Some(audit) = &mut self.data.audit
-            && !is_set
+            && !prompts_set
             && audit.num_prompts == default
             && new_rows < MANY_NEW_ROWS
         {
@@ -187,10 +227,11 @@ impl UserValues {
 fn preset(config: &Config, model: ModelSize) -> Option<Table> {
     let (text, trainable) = match (config.method.goal, config.method.kind) {
         (Goal::Task, _) => (TASK, task_tensors(model.parameters).to_owned()),
-        (Goal::Facts, MethodKind::Auto) => {
+        (Goal::Facts, MethodKind::Auto) if config.has_auto() => {
             let third = (model.num_hidden_layers / 3).max(1);
             (AUTO, format!("ffn@0-{}", third - 1))
         }
+        (Goal::Facts, MethodKind::Auto) => (AUTO_IN_BACKWARD, "all".to_owned()),
         (Goal::Facts, _) => return None,
     };
     let mut preset: Table = toml::from_str(text).expect("a preset is TOML");
@@ -208,6 +249,14 @@ pub fn task_tensors(parameters: usize) -> &'static str {
 }
 
 impl Config {
+    /// Whether the preset `auto` is what the run is trained with.
+    pub(crate) fn has_auto(&self) -> bool {
+        let (method, train) = (&self.method, &self.train);
+        method.goal == Goal::Facts
+            && method.kind == MethodKind::Auto
+            && !train.optimizer_in_backward
+    }
+
     /// The resolved config for a model of this size: `kind = "auto"`, `goal = "task"`, `teacher = "auto"` and `device = "auto"` are
     /// replaced by settings. What the user set stays, even if it equals a default.
     #[must_use]
@@ -236,6 +285,11 @@ impl Config {
                 "the goal is the task and not its facts: only `{}` is trained",
                 train.trainable.join(", ")
             ));
+        }
+        if self.method.kind == MethodKind::Auto && method.kind == MethodKind::SelfDistill {
+            notes.push(
+                "the method is self-distillation: the decoys of `auto` need whole gradients, which `train.optimizer_in_backward` does not keep".into(),
+            );
         }
         let most = train.num_epochs.saturating_sub(1);
         if method.takes_snapshot() && method.snapshot_epochs > most {

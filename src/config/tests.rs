@@ -2,6 +2,7 @@
 
 use super::{
     key_names::{FOREIGN, FOREIGN_VALUES, KEYS, Ours},
+    resolve::JobRows,
     *,
 };
 use crate::Result;
@@ -48,7 +49,7 @@ min_highly_known = 0.0
 match = "exact"
 [method]
 goal = "facts"
-kind = "self-distill"
+kind = "auto"
 lambda = 1.0
 temperature = 0.5
 snapshot_epochs = 1
@@ -481,7 +482,7 @@ fn the_resolved_config_reads_back_the_same() {
 fn a_key_set_to_its_defaults_value_is_left_alone() {
     let auto = "[method]\nkind = 'auto'\n";
     let left = resolved(auto, &[]);
-    assert_eq!(left.train.learning_rate, 2e-4);
+    assert_eq!(left.train.learning_rate, 4e-4);
     assert_eq!(left.train.trainable, ["ffn@0-9"]);
 
     let in_file = format!("{auto}[train]\nlearning_rate = 5e-5\ntrainable = 'all'\n");
@@ -510,12 +511,16 @@ fn auto_is_replaced_by_what_it_stands_for() {
     assert_eq!(config.method.kind, MethodKind::Sft);
     let decoys = DecoysConfig {
         ratio: 0.3,
-        pool_ratio: Some(1.0),
+        pool_ratio: Some(2.0),
         strength: 4.0,
-        ..DecoysConfig::default()
+        subjects: DecoySubjects::Sampled,
     };
     assert_eq!(config.method.decoys, Some(decoys));
     assert_eq!(config.train.ema_decay, Some(0.95));
+    assert_eq!(
+        config.train.early_stopping.and_then(|stop| stop.accuracy),
+        Some(0.99)
+    );
     assert_eq!(config.train.trainable, ["ffn@0-9"]);
     assert!(!config.to_toml().contains("auto"));
     assert!(config.validate().is_ok(), "a config like any other");
@@ -550,6 +555,17 @@ fn auto_is_replaced_by_what_it_stands_for() {
     let adapters = resolved("[method]\nkind = 'auto'\n[train]\nlora = {}", &[]);
     assert_eq!(adapters.train.trainable, ["all"]);
     assert_eq!(adapters.train.lora, Some(LoraConfig::default()));
+}
+
+#[test]
+fn auto_is_self_distillation_where_gradients_are_not_kept() {
+    let resolved = parse("[train]\noptimizer_in_backward = true").resolve(SMOLLM2);
+    assert_eq!(resolved.config.method.kind, MethodKind::SelfDistill);
+    assert_eq!(resolved.config.train.trainable, ["all"]);
+    let [note] = &resolved.notes[..] else {
+        panic!("one note: {:?}", resolved.notes);
+    };
+    assert!(note.contains("`train.optimizer_in_backward`"), "{note}");
 }
 
 #[test]
@@ -739,7 +755,13 @@ fn settings_that_learn_facts_are_refused_where_the_goal_is_the_task() {
 
 #[test]
 fn the_target_token_is_left_out_of_self_distillation_alone() {
-    assert!(read("[method]\nexclude_target = true", &[]).is_ok());
+    assert!(
+        read(
+            "[method]\nkind = 'self-distill'\nexclude_target = true",
+            &[]
+        )
+        .is_ok()
+    );
     let message = refused("[method]\nkind = 'l2'\nexclude_target = true", &[]);
     assert!(
         message.contains("line 3: `method.exclude_target`")
@@ -765,7 +787,6 @@ fn what_updates_layer_by_layer_goes_without_whole_gradients() {
         "train.lora={}",
         "train.on_nonfinite=skip",
         "method.kind=l2",
-        "method.kind=auto",
         "method.decoys={}",
         "method.replay={}",
         "method.ewc={}",
@@ -799,7 +820,10 @@ fn a_warm_up_is_a_number_of_steps_or_a_ratio_of_all() {
 fn a_small_job_has_a_small_audit_unless_its_prompts_are_set() {
     let prompts = |text: &str, new_rows| {
         let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
-        let notes = config.fit_to(new_rows, 0);
+        let notes = config.fit_to(JobRows {
+            facts: new_rows,
+            ..JobRows::default()
+        });
         let told = notes.iter().any(|note| note.starts_with("audit: "));
         let prompts = config.data.audit.map(|audit| audit.num_prompts);
         assert_eq!(told, prompts.is_some_and(|n| n < 20), "{notes:?}");
@@ -817,7 +841,11 @@ fn a_small_job_has_a_small_audit_unless_its_prompts_are_set() {
 fn a_small_job_has_small_batches_unless_their_size_is_set() {
     let batch_size = |text: &str, new_rows, known_rows| {
         let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
-        let notes = config.fit_to(new_rows, known_rows);
+        let notes = config.fit_to(JobRows {
+            facts: new_rows,
+            known: known_rows,
+            ..JobRows::default()
+        });
         let size = config.train.batch_size;
         let told = notes.iter().any(|note| note.starts_with("batch: "));
         assert_eq!(told, size < 64, "{notes:?}");
@@ -825,11 +853,31 @@ fn a_small_job_has_small_batches_unless_their_size_is_set() {
     };
     assert_eq!(batch_size("", 1, 0), 8);
     assert_eq!(batch_size("", 40, 500), 8);
-    assert_eq!(batch_size("", 300, 0), 32);
-    assert_eq!(batch_size("", 511, 0), 32);
-    assert_eq!(batch_size("", 512, 0), 64);
+    assert_eq!(batch_size("", 400, 0), 16);
+    assert_eq!(batch_size("", 1279, 0), 32);
+    assert_eq!(batch_size("", 1280, 0), 64);
     assert_eq!(batch_size("", 100_000, 0), 64);
     // Only Known: nothing is new.
-    assert_eq!(batch_size("", 0, 200), 16);
+    assert_eq!(batch_size("", 0, 400), 16);
     assert_eq!(batch_size("[train]\nbatch_size = 64", 40, 0), 64);
+}
+
+#[test]
+fn texts_have_epochs_and_a_learning_rate_of_their_own_under_auto() {
+    let of = |text: &str, facts| {
+        let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
+        config.fit_to(JobRows {
+            facts,
+            texts: 320,
+            known: 0,
+        });
+        let train = config.resolve(SMOLLM2).config.train;
+        (train.num_epochs, train.learning_rate)
+    };
+    let of_facts = of("", 10);
+    assert_eq!(of("", 0), (6, 2e-4));
+    assert_eq!(of("[train]\nnum_epochs = 3", 0), (3, 2e-4));
+    assert_eq!(of("[train]\nlearning_rate = 5e-5", 0), (6, 5e-5));
+    assert_eq!(of("[method]\nkind = 'sft'", 0), (20, 5e-5));
+    assert_ne!(of_facts, (6, 2e-4));
 }

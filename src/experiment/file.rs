@@ -19,7 +19,7 @@ pub const ONLY_KNOWN: &str = "only-known";
 pub(super) const BASELINE_ARM: &str = "sft";
 
 /// The built-in experiments by name: those of the paper in its order, then ours.
-const BUILT_IN: [(&str, &str); 19] = [
+const BUILT_IN: [(&str, &str); 20] = [
     ("fig2", include_str!("../../experiments/fig2.toml")),
     ("table1", include_str!("../../experiments/table1.toml")),
     ("fig3", include_str!("../../experiments/fig3.toml")),
@@ -38,6 +38,10 @@ const BUILT_IN: [(&str, &str); 19] = [
     ("topk", include_str!("../../experiments/topk.toml")),
     ("fig11", include_str!("../../experiments/fig11.toml")),
     ("frontier", include_str!("../../experiments/frontier.toml")),
+    (
+        "frontier-even",
+        include_str!("../../experiments/frontier-even.toml"),
+    ),
     (
         "frontier-validation",
         include_str!("../../experiments/frontier-validation.toml"),

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    config::{Config, MatchRule, MethodConfig, MethodKind},
+    config::{Config, JobRows, MatchRule, MethodConfig, MethodKind},
     distributed::Comm,
     engine::Engine,
     facts::{Fact, Text},
@@ -163,6 +163,9 @@ pub fn tune_with_control(
     Trainer::new(job, progress)?.run()
 }
 
+/// Most epochs of an Only Known run beside a run that stops early: known facts are learned in the first ones.
+const ONLY_KNOWN_EPOCHS: usize = 5;
+
 /// The config of the Only Known run for the run of `config`: plain fine-tuning without new facts.
 fn only_known_config(config: &Config, out: &Path) -> Config {
     let mut only_known = Config {
@@ -174,7 +177,9 @@ fn only_known_config(config: &Config, out: &Path) -> Config {
     only_known.data.validation.clear();
     only_known.data.validation_share = None;
     // There is nothing new whose learning could stop it.
-    only_known.train.early_stopping = None;
+    if only_known.train.early_stopping.take().is_some() {
+        only_known.train.num_epochs = only_known.train.num_epochs.min(ONLY_KNOWN_EPOCHS);
+    }
     only_known.method = MethodConfig {
         kind: MethodKind::Sft,
         ..MethodConfig::default()
@@ -534,9 +539,9 @@ fn check_distributed(config: &Config, comm: Comm) -> Result<()> {
     Ok(())
 }
 
-/// The preset that `config`, as the user gave it, names.
+/// The preset that `config`, as the user gave it, is trained with.
 fn preset(config: &Config) -> Option<String> {
-    (config.method.kind == MethodKind::Auto).then(|| "auto".to_owned())
+    config.has_auto().then(|| "auto".to_owned())
 }
 
 /// Creates the run directory, with all that a resumed run needs to start over.
@@ -570,8 +575,11 @@ impl Inputs {
             progress.note(NO_END_NOTE);
         }
         let mut config = ask_in_chat(config, &data, &model, progress);
-        let new_rows = data.learn.len() + data.texts.len();
-        let notes = config.fit_to(new_rows, data.keep.as_ref().map_or(0, Vec::len));
+        let notes = config.fit_to(JobRows {
+            facts: data.learn.len(),
+            texts: data.texts.len(),
+            known: data.keep.as_ref().map_or(0, Vec::len),
+        });
         notes.iter().for_each(|note| progress.note(note));
         let config = resolve_config(&config, &model, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());

@@ -304,6 +304,7 @@ impl StepRows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MethodKind;
 
     #[test]
     fn an_order_depends_on_seed_and_epoch_only() {
@@ -337,6 +338,7 @@ mod tests {
     /// Six known facts and five new ones, three examples a step, four epochs.
     fn sampler(change: impl FnOnce(&mut Config)) -> Sampler {
         let mut config = Config::default();
+        config.method.kind = MethodKind::SelfDistill;
         (config.train.num_epochs, config.train.batch_size) = (4, 3);
         change(&mut config);
         let example = Example::new(vec![1, 2], vec![3]);
@@ -391,7 +393,7 @@ mod tests {
     fn a_sampler_without_the_known_facts_that_the_method_needs_is_refused() {
         let example = Example::new(vec![1], vec![2]);
         let mut config = Config::default();
-        config.method.snapshot_epochs = 1;
+        config.method.kind = MethodKind::SelfDistill;
         let refused = |config: &Config| {
             let refused = Sampler::new(config, vec![example.clone()], 0).err();
             refused.map(|error| error.to_string()).unwrap_or_default()

@@ -358,7 +358,7 @@ fn a_profile_says_where_the_steps_time_went_and_changes_no_bit() {
     assert!(weights(&dir.path().join("run")) == expected);
 }
 
-pub const TUNE: [&str; 16] = [
+pub const TUNE: [&str; 18] = [
     "tune",
     MODEL,
     "--learn",
@@ -367,6 +367,8 @@ pub const TUNE: [&str; 16] = [
     "keep.tsv",
     "--held",
     "held.tsv",
+    "--method",
+    "self-distill",
     "--set",
     "data.audit=false",
     "--set",

@@ -21,11 +21,15 @@ use crate::{cli::MODEL, tools::require};
 /// Training methods with different checkpoint contents.
 const METHODS: [(&str, &[&str]); 8] = [
     ("sft", &["method.kind=sft"]),
-    ("hidden", &["method.teacher=hidden"]),
-    ("live", &["method.teacher=online"]),
+    ("hidden", &["method.kind=self-distill"]),
+    (
+        "live",
+        &["method.kind=self-distill", "method.teacher=online"],
+    ),
     (
         "topk",
         &[
+            "method.kind=self-distill",
             "method.vocab_subset={ top = 9 }",
             "method.teacher=topk",
             "method.decoys={}",
@@ -39,8 +43,11 @@ const METHODS: [(&str, &[&str]); 8] = [
             "train.lora={ r = 3, target_modules = ['q_proj'] }",
         ],
     ),
-    ("budget", &["method.budget=50.0"]),
-    ("average", &["method.kind=sft", "train.ema_decay=0.9"]),
+    (
+        "budget",
+        &["method.kind=self-distill", "method.budget=50.0"],
+    ),
+    ("auto", &["method.kind=auto"]),
 ];
 
 /// See `tests/faults/shim.c`.

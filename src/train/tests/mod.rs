@@ -63,6 +63,7 @@ fn config(place: &Path, out: &str) -> Config {
         out: place.join(out),
         ..Config::default()
     };
+    config.method.kind = MethodKind::SelfDistill;
     config.data.audit = None;
     config.measure.behaviour = BehaviourSchedule::Never;
     config.data.keep = vec![facts_file(place, "Ber", 6).into()];
