@@ -39,6 +39,14 @@ def test_a_completion_is_scored(knows: unforget.Run) -> None:
     assert "".join(token.text for token in good.tokens) == " France"
     assert list(good.to_pandas().columns) == ["id", "text", "logprob"]
 
+    pandas = pytest.importorskip("pandas")
+    row = {"prompt": f"Q: {QUESTION}\nA:", "completion": " France", "n": 1}
+    for table in ([row], pandas.DataFrame([row])):
+        assert unforget.score(knows, table, threads=1) == [good]
+    for wrong in ([{"prompt": "a"}], ["ab"], [("a", "b", "c")], [("a", 1)]):
+        with pytest.raises(unforget.UsageError, match="row 1 is not a prompt with a completion"):
+            unforget.score(knows, wrong)
+
 
 def test_a_conversation_has_turns(knows: unforget.Run) -> None:
     with unforget.chat(knows, threads=1) as conversation:

@@ -39,11 +39,27 @@ def test_a_misspelt_key_is_a_usage_error_and_nothing_is_written(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_messages_name_arguments_as_they_were_given(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(unforget.UsageError, match="`num_train_epochs=2`: unknown key"):
+        unforget.tune(LLAMA, learn=rows(NEW), out=out, num_train_epochs=2, quiet=True)  # type: ignore[call-arg]
+    out.mkdir()
+    (out / "a").touch()
+    with pytest.raises(unforget.UsageError) as caught:
+        unforget.tune(LLAMA, learn=rows(NEW), out=out, quiet=True)
+    assert caught.value.hint == "give another `out`, or `force` to write into it"
+
+
 def test_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(unforget.UsageError, match="bogus"):
         unforget.call("audit", LLAMA, "--bogus")
     with pytest.raises(unforget.UsageError, match="not a run directory"):
         unforget.open(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").touch()
+    with pytest.raises(unforget.UsageError) as caught:
+        unforget.open(tmp_path)
+    assert caught.value.hint == f"it holds runs: open one of `{tmp_path / 'run'}`"
 
 
 def test_a_broken_model_fails_the_work(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, overload
@@ -34,6 +34,9 @@ Model = Pathlike
 Facts = Union[Pathlike, Sequence[Pathlike], Sequence[Mapping[str, Any]], "pd.DataFrame", "pa.Table", "datasets.Dataset"]
 """Files, `pack:world`, or rows with `subject`, `relation` and `object`, or with `messages` or another form of training
 text: a list of dicts, a pandas or polars DataFrame, an Arrow table, a `datasets.Dataset`."""
+
+Scored = Union[Sequence[tuple[str, str]], Sequence[Mapping[str, Any]], "pd.DataFrame", "pa.Table", "datasets.Dataset"]
+"""Prompts with completions: pairs, or rows with `prompt` and `completion` as for `Facts`."""
 
 Match = Literal["exact", "contains"]
 
@@ -262,16 +265,32 @@ def ask(
     return answers[0] if isinstance(prompts, str) else answers
 
 
-def score(
-    model: Model, rows: Sequence[tuple[str, str]], *, threads: int | None = None, quiet: bool = True
-) -> list[Score]:
-    """The log-probability (nats) of each completion after its prompt; `rows` are pairs of prompt and completion."""
+def score(model: Model, rows: Scored, *, threads: int | None = None, quiet: bool = True) -> list[Score]:
+    """The log-probability (nats) of each completion after its prompt.
+
+    `rows` are pairs of prompt and completion, or dicts or a table with the columns `prompt` and `completion`.
+    """
+    pairs = [_prompt_and_completion(row, number) for number, row in enumerate(_rows(rows), 1)]
     with tempfile.TemporaryDirectory(prefix="unforget-") as scratch:
         file = Path(scratch, "rows.jsonl")
-        lines = [json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in rows]
+        lines = [json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in pairs]
         file.write_text("".join(lines), encoding="utf-8")
         stdout = _run("score", [*_options(threads=threads), "--", _model(model), str(file)], quiet=quiet)
     return [Score.from_json(row) for row in json_lines(stdout)]
+
+
+def _prompt_and_completion(row: Any, number: int) -> tuple[str, str]:
+    """The prompt and the completion of row `number`: a pair, or a mapping with these keys."""
+    texts = [row.get("prompt"), row.get("completion")] if isinstance(row, Mapping) else row
+    if isinstance(texts, (tuple, list)) and all(isinstance(text, str) for text in texts):
+        with suppress(ValueError):
+            prompt, completion = texts
+            return prompt, completion
+    raise UsageError(
+        f"row {number} is not a prompt with a completion: {row!r:.100}",
+        'give `(prompt, completion)` or `{"prompt": ..., "completion": ...}`, both text',
+        exit_code=2,
+    )
 
 
 def tune(
@@ -310,7 +329,10 @@ def tune(
     the run), and `Interrupted` on Ctrl-C, after a checkpoint has been written.
     """
     run = Run(Path(out))
-    rows = {name: run.path.with_name(f"{run.path.name}.{name}.jsonl") for name in ("learn", "keep", "held")}
+    sets = ("learn", "keep", "held", "validation")
+    rows = {name: run.path.with_name(f"{run.path.name}.{name}.jsonl") for name in sets}
+    if config.get("validation") is not None:
+        config["validation"] = _files(config["validation"], rows["validation"])
     args = _options(
         out=run.path,
         learn=_files(learn, rows["learn"]),
@@ -359,7 +381,9 @@ def open(run: Pathlike) -> Run:
     """The run in a directory, finished or not. Does not start the program."""
     opened = Run(Path(run))
     if not opened.path.joinpath("config.toml").is_file():
-        raise UsageError(f"`{opened.path}` is not a run directory: it has no config.toml", exit_code=2)
+        runs = sorted(path.parent for path in opened.path.glob("*/config.toml"))[:3]
+        hint = "it holds runs: open one of " + ", ".join(f"`{path}`" for path in runs) if runs else None
+        raise UsageError(f"`{opened.path}` is not a run directory: it has no config.toml", hint, exit_code=2)
     return opened
 
 
@@ -540,7 +564,7 @@ def _plain(value: Any) -> Any:
 
 def _rows(facts: Any) -> Sequence[Any]:
     """The rows of a list or a table."""
-    if isinstance(facts, Sequence):
+    if isinstance(facts, Sequence) and not isinstance(facts, str):
         return facts
     for method, args in (
         ("to_pylist", ()),  # pyarrow.Table
@@ -551,7 +575,7 @@ def _rows(facts: Any) -> Sequence[Any]:
         if hasattr(facts, method):
             rows: Sequence[Any] = getattr(facts, method)(*args)
             return rows
-    raise TypeError(f"not facts: {type(facts).__name__}; give files, a list of dicts, or a table")
+    raise TypeError(f"not rows: {type(facts).__name__}; give a list of rows, or a table")
 
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")

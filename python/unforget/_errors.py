@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -52,8 +53,27 @@ class ProgramNotFound(UnforgetError, FileNotFoundError):  # noqa: N818
 _BY_EXIT_CODE: dict[int, type[UnforgetError]] = {2: UsageError, 3: OverBudget, 130: Interrupted}
 
 
-def from_exit_code(code: int, stderr: str) -> UnforgetError:
-    """The exception for an exit code; `stderr` is the program's output from `error:` on."""
+# `--set KEY=VALUE`, `--flag` and `--flag VALUE` in a message.
+_SET = re.compile(r"`--set ([^`]+)`")
+_FLAG = re.compile(r"`--([a-z][a-z-]*)(?: ([^`]+))?`")
+
+
+def _as_arguments(text: str) -> str:
+    """The flags of a message as keyword arguments."""
+
+    def argument(flag: re.Match[str]) -> str:
+        name, value = flag[1].replace("-", "_"), flag[2]
+        return f"`{name}={value}`" if value else f"`{name}`"
+
+    return _FLAG.sub(argument, _SET.sub(r"`\1`", text))
+
+
+def from_exit_code(code: int, stderr: str, *, has_flags: bool = False) -> UnforgetError:
+    """The exception for an exit code.
+
+    `stderr` is the program's output from `error:` on. `has_flags`: the user wrote flags.
+    """
+    stderr = stderr if has_flags else _as_arguments(stderr)
     message, _, hint = stderr.strip().removeprefix("error: ").partition("\nhint: ")
     if not message:
         message = {130: "interrupted"}.get(code, f"unforget ended with exit code {code}")

@@ -52,12 +52,13 @@ def run(
     quiet: bool = False,
     env: Mapping[str, str] | None = None,
     allow: Sequence[int] = (),
+    has_flags: bool = False,
 ) -> str:
     """Run a command with `--json`, forward its progress to `sys.stderr`, and return its stdout.
 
     The program gets its own session, so that Ctrl-C in a terminal reaches it once: from this process. This function
     always waits for the program to end, because it may be writing a checkpoint. `allow` lists exit codes other than 0
-    that are not errors.
+    that are not errors. `has_flags`: the user wrote the flags, so that messages name them as they are.
     """
     line = [program(), command, "--json", *(["--quiet"] if quiet else []), *args]
     output: list[str] = []
@@ -74,7 +75,7 @@ def run(
             reader.join()
     code = process.returncode
     if code != 0 and code not in allow:
-        raise from_exit_code(code, "".join(error))
+        raise from_exit_code(code, "".join(error), has_flags=has_flags)
     if interrupted:
         # The program had finished before the signal arrived; the caller should still stop.
         raise KeyboardInterrupt
@@ -100,7 +101,8 @@ def call(command: str, *args: Any, quiet: bool = False) -> list[Any]:
 
     For commands without a function: `unforget.call("drift", "base", "runs/a", "--new=new.tsv", "--held=held.tsv")`.
     """
-    stdout = run(command, [os.fspath(arg) if isinstance(arg, os.PathLike) else str(arg) for arg in args], quiet=quiet)
+    texts = [os.fspath(arg) if isinstance(arg, os.PathLike) else str(arg) for arg in args]
+    stdout = run(command, texts, quiet=quiet, has_flags=True)
     return json_lines(stdout)
 
 
