@@ -43,12 +43,12 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// A time that is left: whole seconds, minutes from two on.
+/// A time that is left: whole seconds, from a minute on whole minutes.
 pub(crate) fn time_left(time: Duration) -> String {
     let seconds = time.as_secs_f64().round() as u64;
     match seconds {
-        0..120 => format!("{} s", seconds.max(1)),
-        120..7200 => format!("{} min", (seconds + 30) / 60),
+        0..60 => format!("{} s", seconds.max(1)),
+        60..7200 => format!("{} min", (seconds + 30) / 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
 }
@@ -138,7 +138,7 @@ mod tests {
         let left = |seconds| time_left(Duration::from_secs_f64(seconds));
         assert_eq!(
             [0.2, 10.3, 119.0, 170.0, 7300.0].map(left),
-            ["1 s", "10 s", "119 s", "3 min", "2 h 1 min"]
+            ["1 s", "10 s", "2 min", "3 min", "2 h 1 min"]
         );
     }
 

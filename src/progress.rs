@@ -3,15 +3,14 @@
 use std::{
     fmt::Display,
     io::{IsTerminal, Write},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use console::{Term, measure_text_width};
-use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{
+    HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 
 use crate::format;
 
@@ -22,27 +21,133 @@ pub use live_plot::LivePlot;
 /// Minimum time between two lines of a bar without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// A shorter time left is not told.
+const SHORTEST_TIME_LEFT: Duration = Duration::from_millis(500);
+
 /// Prints progress. Cheap to clone; all clones print to the same output.
 #[derive(Clone, Debug)]
 pub struct Progress {
     output: Output,
     job: Arc<Mutex<Option<Job>>>,
+    /// The label of the bar that is shown.
+    phase: Arc<Mutex<Option<String>>>,
+}
+
+/// The kinds of work of a long task. The time of a unit differs between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkKind {
+    /// Questions of an audit.
+    Audit,
+    /// Training steps.
+    Training,
+    /// Questions of an evaluation.
+    Evaluation,
+    /// Answers to general prompts.
+    Behaviour,
+}
+
+impl WorkKind {
+    const COUNT: usize = 4;
 }
 
 /// A long task in several parts, and how much of its work is done. The unit of work is the caller's.
 #[derive(Debug)]
 struct Job {
-    done: f64,
+    work: [KindOfWork; WorkKind::COUNT],
+    /// When work was counted last.
+    counted: Instant,
+}
+
+/// The work of one kind.
+#[derive(Clone, Copy, Debug, Default)]
+struct KindOfWork {
     left: f64,
-    started: Instant,
+    done: f64,
+    /// Seconds that `done` took.
+    seconds: f64,
+    /// Seconds of a unit, as estimated before it was measured.
+    estimated: f64,
+}
+
+impl KindOfWork {
+    /// Share of the work that the estimate counts as much as, so that a slow start changes the time left little.
+    const ESTIMATE_WEIGHT: f64 = 0.05;
+
+    /// Seconds of a unit: measured, and as estimated as long as little is done.
+    fn seconds_per_unit(&self) -> f64 {
+        let weight = Self::ESTIMATE_WEIGHT * (self.done + self.left);
+        if self.done + weight > 0.0 {
+            (self.seconds + weight * self.estimated) / (self.done + weight)
+        } else {
+            0.0
+        }
+    }
 }
 
 impl Job {
-    /// The time that the work left takes at the mean rate so far; none as long as less than a hundredth is done.
+    /// The time that the work left takes; none once it should be over.
     fn time_left(&self) -> Option<Duration> {
-        let is_known = self.done > 0.01 * (self.done + self.left);
-        let rate = self.done / self.started.elapsed().as_secs_f64();
-        is_known.then(|| Duration::from_secs_f64(self.left / rate))
+        let seconds = self.work.iter().map(|w| w.left * w.seconds_per_unit());
+        let left = Duration::from_secs_f64(seconds.sum());
+        left.checked_sub(self.counted.elapsed())
+            .filter(|left| *left >= SHORTEST_TIME_LEFT)
+    }
+
+    /// Counts work as done since the last call.
+    fn advance(&mut self, kind: WorkKind, work: f64) {
+        let counted = Instant::now();
+        let of_kind = &mut self.work[kind as usize];
+        of_kind.done += work;
+        of_kind.left = (of_kind.left - work).max(0.0);
+        of_kind.seconds += (counted - self.counted).as_secs_f64();
+        self.counted = counted;
+    }
+}
+
+/// The count of a bar over time.
+#[derive(Debug)]
+struct Pace {
+    started: Instant,
+    total: u64,
+    /// The count, and when it was reached.
+    counted: Mutex<(u64, Instant)>,
+}
+
+impl Pace {
+    fn new(total: u64) -> Self {
+        let started = Instant::now();
+        Self {
+            started,
+            total,
+            counted: Mutex::new((0, started)),
+        }
+    }
+
+    /// Counts `n` more; the new count.
+    fn inc(&self, n: u64) -> u64 {
+        let mut counted = lock(&self.counted);
+        *counted = (counted.0 + n, Instant::now());
+        counted.0
+    }
+
+    fn done(&self) -> u64 {
+        lock(&self.counted).0
+    }
+
+    /// Items per second until the last count; `None` before the first.
+    fn per_second(&self) -> Option<f64> {
+        let (done, at) = *lock(&self.counted);
+        let seconds = (at - self.started).as_secs_f64().max(1e-9);
+        (done > 0).then(|| done as f64 / seconds)
+    }
+
+    /// The time until the bar is full at the mean rate; `None` before the first count, and once it should be full.
+    fn time_left(&self) -> Option<Duration> {
+        let per_second = self.per_second()?;
+        let (done, at) = *lock(&self.counted);
+        let left = Duration::from_secs_f64(self.total.saturating_sub(done) as f64 / per_second);
+        left.checked_sub(at.elapsed())
+            .filter(|left| *left >= SHORTEST_TIME_LEFT)
     }
 }
 
@@ -88,51 +193,83 @@ impl Progress {
         Self {
             output,
             job: Arc::default(),
+            phase: Arc::default(),
         }
     }
 
-    /// Says how much work is left of a task that bars show parts of. The first call starts the task; a later one corrects the amount.
-    pub fn set_work_left(&self, work: f64) {
+    /// Says how much work is left of a task that bars show parts of, by kind, and how many seconds a unit takes as estimated. The first
+    /// call starts the task; a later one corrects the amounts.
+    pub fn set_work_left(&self, work: &[(WorkKind, f64)], seconds_per_unit: f64) {
         let mut job = lock(&self.job);
         let job = job.get_or_insert_with(|| Job {
-            done: 0.0,
-            left: 0.0,
-            started: Instant::now(),
+            work: <[KindOfWork; WorkKind::COUNT]>::default(),
+            counted: Instant::now(),
         });
-        job.left = work;
+        job.counted = Instant::now();
+        for of_kind in &mut job.work {
+            of_kind.left = 0.0;
+            of_kind.estimated = seconds_per_unit;
+        }
+        for (kind, work) in work {
+            job.work[*kind as usize].left += work;
+        }
     }
 
     /// Counts work of the task as done, where no bar does.
-    pub fn advance(&self, work: f64) {
-        advance(&self.job, work);
+    pub fn advance(&self, kind: WorkKind, work: f64) {
+        if let Some(job) = lock(&self.job).as_mut() {
+            job.advance(kind, work);
+        }
     }
 
-    /// A progress bar that counts to `total`, with rate and time left.
+    /// Takes work of the task off that need not be done.
+    pub fn skip(&self, kind: WorkKind, work: f64) {
+        if let Some(job) = lock(&self.job).as_mut() {
+            let of_kind = &mut job.work[kind as usize];
+            of_kind.left = (of_kind.left - work).max(0.0);
+            job.counted = Instant::now();
+        }
+    }
+
+    /// A progress bar that counts to `total`, with rate and time left. Of nothing, there is none.
     pub fn bar(&self, total: u64, label: impl Into<String>) -> Bar {
-        let label = label.into();
+        self.new_bar(total, label.into(), BarStyle::Main)
+    }
+
+    /// As [`Self::bar`], for a part of something larger: without a terminal it prints nothing unless it takes long.
+    pub fn minor_bar(&self, total: u64, label: impl Into<String>) -> Bar {
+        self.new_bar(total, label.into(), BarStyle::Minor)
+    }
+
+    /// The label alone, for work that cannot be counted.
+    pub fn busy(&self, label: impl Into<String>) -> Bar {
+        self.new_bar(1, label.into(), BarStyle::Busy)
+    }
+
+    fn new_bar(&self, total: u64, label: String, style: BarStyle) -> Bar {
+        let pace = Arc::new(Pace::new(total));
         let display = match &self.output {
+            _ if total == 0 => BarDisplay::Hidden,
             Output::Hidden => BarDisplay::Hidden,
             Output::Terminal(bars) => {
                 let bar = bars.add(ProgressBar::new(total));
+                let (of_bar, job) = (Arc::clone(&pace), Arc::clone(&self.job));
+                let template = if style == BarStyle::Busy {
+                    "{prefix} ...{pace}{msg}"
+                } else {
+                    "{prefix} [{bar:12}] {human_pos}/{human_len}{pace}{msg}"
+                };
                 bar.set_style(
-                    ProgressStyle::with_template(
-                        "{prefix} [{bar:16}] {human_pos}/{human_len}, {pace}{msg}",
-                    )
-                    .expect("the template is well formed")
-                    .with_key(
-                        "pace",
-                        |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-                            let is_done = state.len().is_some_and(|len| state.pos() >= len);
-                            let text = if is_done {
-                                format::rate(state.per_sec())
-                            } else {
-                                pace(state.per_sec(), state.eta())
-                            };
-                            // A key that cannot be written is left out.
-                            let _ = out.write_str(&text);
-                        },
-                    )
-                    .progress_chars("=> "),
+                    ProgressStyle::with_template(template)
+                        .expect("the template is well formed")
+                        .with_key(
+                            "pace",
+                            move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+                                // A key that cannot be written is left out.
+                                let _ = out.write_str(&times(&of_bar, &job, true));
+                            },
+                        )
+                        .progress_chars("=> "),
                 );
                 bar.set_prefix(label.clone());
                 bar.enable_steady_tick(Duration::from_millis(500));
@@ -143,21 +280,27 @@ impl Progress {
                 last: Mutex::new(Instant::now()),
             },
         };
+        *lock(&self.phase) = Some(label.clone());
         Bar {
             display,
             label,
-            total,
-            done: AtomicU64::new(0),
-            started: Instant::now(),
+            style,
+            pace,
             message: Mutex::default(),
             job: Arc::clone(&self.job),
-            work: 0.0,
+            phase: Arc::clone(&self.phase),
+            work: None,
         }
     }
 
-    /// The time that is left of the task; `None` while too little of it is done.
+    /// The time that is left of the task, where it is known.
     pub fn time_left(&self) -> Option<Duration> {
         lock(&self.job).as_ref().and_then(Job::time_left)
+    }
+
+    /// The label of the bar that is shown.
+    pub fn phase(&self) -> Option<String> {
+        lock(&self.phase).clone()
     }
 
     /// Rings the terminal's bell: a long task has finished.
@@ -167,16 +310,35 @@ impl Progress {
         }
     }
 
+    /// Removes the bars: the process ends.
+    pub fn hide_bars(&self) {
+        if let Output::Terminal(bars) = &self.output {
+            // What cannot be cleared stays.
+            let _ = bars.clear();
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+    }
+
     /// Prints a line above the bars.
     pub fn note(&self, line: impl Display) {
         match &self.output {
             Output::Hidden => {}
             Output::Terminal(bars) => {
-                bars.suspend(|| Stderr.line(&wrap(&line.to_string(), terminal_columns())));
+                let line = wrap(&line.to_string(), terminal_columns());
+                bars.suspend(|| Stderr.line(&line));
             }
             Output::Lines(sink) => sink.line(&line.to_string()),
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BarStyle {
+    Main,
+    /// Without a terminal it prints nothing unless it takes long.
+    Minor,
+    /// As `Minor`, and without a count.
+    Busy,
 }
 
 /// A progress bar; finished when dropped.
@@ -184,14 +346,14 @@ impl Progress {
 pub struct Bar {
     display: BarDisplay,
     label: String,
-    total: u64,
-    done: AtomicU64,
-    started: Instant,
+    style: BarStyle,
+    pace: Arc<Pace>,
     /// The text after the count.
     message: Mutex<String>,
     job: Arc<Mutex<Option<Job>>>,
+    phase: Arc<Mutex<Option<String>>>,
     /// Work of the task that one item counts.
-    work: f64,
+    work: Option<(WorkKind, f64)>,
 }
 
 #[derive(Debug)]
@@ -207,28 +369,27 @@ enum BarDisplay {
 impl Bar {
     /// Counts the items of this bar as so much work of the whole task.
     #[must_use]
-    pub fn with_work(mut self, work: f64) -> Self {
-        self.work = work / self.total.max(1) as f64;
+    pub fn with_work(mut self, kind: WorkKind, work: f64) -> Self {
+        self.work = Some((kind, work / self.pace.total.max(1) as f64));
         self
     }
 
     /// Adds `n` to the count.
     pub fn inc(&self, n: u64) {
-        let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
-        if self.work > 0.0 {
-            advance(&self.job, self.work * n as f64);
+        let done = self.pace.inc(n);
+        if let Some((kind, work)) = self.work
+            && let Some(job) = lock(&self.job).as_mut()
+        {
+            job.advance(kind, work * n as f64);
         }
         match &self.display {
             BarDisplay::Hidden => {}
-            BarDisplay::Bar(bar) => {
-                bar.inc(n);
-                bar.set_message(self.text_after_count());
-            }
+            BarDisplay::Bar(bar) => bar.inc(n),
             BarDisplay::Lines { sink, last, .. } => {
                 let Ok(mut last) = last.try_lock() else {
                     return;
                 };
-                if last.elapsed() >= LINE_INTERVAL && done < self.total {
+                if last.elapsed() >= LINE_INTERVAL && done < self.pace.total {
                     *last = Instant::now();
                     sink.line(&self.line(done));
                 }
@@ -236,56 +397,52 @@ impl Bar {
         }
     }
 
-    /// Sets the text after the count, such as the loss.
+    /// Sets the text after the count, such as the loss. In a terminal it is below the bar.
     pub fn message(&self, text: impl Display) {
         *lock(&self.message) = text.to_string();
         if let BarDisplay::Bar(bar) = &self.display {
-            bar.set_message(self.text_after_count());
+            bar.set_message(format!("\n  {text}"));
         }
-    }
-
-    /// `, 12 min in all`, where it is known.
-    fn whole_task(&self) -> String {
-        let left = lock(&self.job).as_ref().and_then(Job::time_left);
-        left.filter(|left| self.work > 0.0 && !left.is_zero())
-            .map_or_else(String::new, |left| {
-                format!(", {} in all", format::time_left(left))
-            })
-    }
-
-    /// In a terminal: the time of the whole task, and the message below the bar.
-    fn text_after_count(&self) -> String {
-        let mut text = self.whole_task();
-        let message = lock(&self.message);
-        if !message.is_empty() {
-            text += &format!("\n  {message}");
-        }
-        text
     }
 
     /// `audit 340/1,000 | 85/s, 8 s left`; with the duration once it has finished.
     fn line(&self, done: u64) -> String {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let rate = done as f64 / seconds.max(1e-9);
         let mut line = format!(
             "{} {}/{} | ",
             self.label,
             HumanCount(done),
-            HumanCount(self.total)
+            HumanCount(self.pace.total)
         );
-        if done < self.total && done > 0 {
-            let left = Duration::from_secs_f64((self.total - done) as f64 / rate);
-            line += &pace(rate, left);
-        } else {
-            line += &format!("{}, took {}", format::rate(rate), format::duration(seconds));
+        let pace = times(&self.pace, &self.job, false);
+        line += pace.trim_start_matches([',', ';', ' ']);
+        if done >= self.pace.total {
+            let seconds = self.pace.started.elapsed().as_secs_f64();
+            line += &format!(", took {}", format::duration(seconds));
         }
-        line += &self.whole_task();
         let message = lock(&self.message);
         if !message.is_empty() {
             line += &format!(" | {message}");
         }
         line
     }
+}
+
+/// `, 85/s, 8 s left; whole job: 5 min left`, without what is not known yet. In a terminal there is no room for the rate beside the job.
+fn times(pace: &Pace, job: &Mutex<Option<Job>>, is_terminal: bool) -> String {
+    let of_job = lock(job).as_ref().and_then(Job::time_left);
+    let mut text = String::new();
+    if let Some(rate) = pace.per_second()
+        && !(is_terminal && of_job.is_some())
+    {
+        text += &format!(", {}", format::rate(rate));
+    }
+    if let Some(left) = pace.time_left() {
+        text += &format!(", {} left", format::time_left(left));
+    }
+    if let Some(left) = of_job {
+        text += &format!("; whole job: {} left", format::time_left(left));
+    }
+    text
 }
 
 /// Columns of the terminal on stderr.
@@ -325,34 +482,29 @@ pub fn wrap(text: &str, columns: usize) -> String {
     wrapped.collect::<Vec<_>>().join("\n")
 }
 
-/// `85/s, 8 s left`.
-fn pace(per_second: f64, left: Duration) -> String {
-    format!(
-        "{}, {} left",
-        format::rate(per_second),
-        format::time_left(left)
-    )
-}
-
 /// The value of a mutex. A thread that panicked left a valid one.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn advance(job: &Mutex<Option<Job>>, work: f64) {
-    if let Some(job) = lock(job).as_mut() {
-        job.done += work;
-        job.left = (job.left - work).max(0.0);
-    }
-}
-
 impl Drop for Bar {
     fn drop(&mut self) {
+        let mut phase = lock(&self.phase);
+        if phase.as_deref() == Some(&self.label) {
+            *phase = None;
+        }
+        drop(phase);
         match &self.display {
             BarDisplay::Hidden => {}
             BarDisplay::Bar(bar) => bar.finish_and_clear(),
             BarDisplay::Lines { sink, .. } => {
-                sink.line(&self.line(self.done.load(Ordering::Relaxed)));
+                let took = self.pace.started.elapsed();
+                if self.style == BarStyle::Main {
+                    sink.line(&self.line(self.pace.done()));
+                } else if took >= LINE_INTERVAL {
+                    let took = format::duration(took.as_secs_f64());
+                    sink.line(&format!("{}: took {took}", self.label));
+                }
             }
         }
     }
@@ -424,21 +576,43 @@ mod tests {
     fn a_progress_line_shows_rate_and_time_left() {
         let ten_seconds_ago = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
         let progress = Progress::quiet();
-        let mut bar = progress.bar(100, "train").with_work(200.0);
-        bar.started = ten_seconds_ago;
+        let kind = WorkKind::Training;
+        let mut bar = progress.bar(100, "train").with_work(kind, 200.0);
+        let pace = Arc::get_mut(&mut bar.pace).unwrap();
+        pace.started = ten_seconds_ago;
+        assert_eq!(bar.line(0), "train 0/100 | ");
+        bar.inc(25);
         assert_eq!(bar.line(25), "train 25/100 | 2.5/s, 30 s left");
 
-        // A quarter of the bar's 200 of 1,000 units of work took ten seconds.
-        progress.set_work_left(1000.0);
-        lock(&progress.job).as_mut().unwrap().started = ten_seconds_ago;
-        bar.inc(25);
-        bar.message("loss 0.12");
+        // As estimated, a unit of work takes a second; as measured, 0.2 s.
+        progress.set_work_left(&[(kind, 1000.0), (WorkKind::Audit, 60.0)], 1.0);
         let line = bar.line(25);
         assert_eq!(
             line,
-            "train 25/100 | 2.5/s, 30 s left, 3 min in all | loss 0.12"
+            "train 25/100 | 2.5/s, 30 s left; whole job: 18 min left"
         );
-        progress.advance(950.0);
-        assert_eq!(lock(&progress.job).as_ref().unwrap().left, 0.0);
+        lock(&progress.job).as_mut().unwrap().counted = ten_seconds_ago;
+        bar.inc(25);
+        bar.message("loss 0.12");
+        assert_eq!(
+            bar.line(50),
+            "train 50/100 | 5.0/s, 10 s left; whole job: 11 min left | loss 0.12"
+        );
+        progress.advance(kind, 950.0);
+        progress.advance(WorkKind::Audit, 60.0);
+        assert_eq!(progress.time_left(), None);
+    }
+
+    #[test]
+    fn nothing_is_said_of_time_that_is_not_known() {
+        let collected = Arc::new(CollectedLines::default());
+        let progress = Progress::new(Output::Lines(collected.clone()));
+        drop(progress.bar(0, "few-shot questions"));
+        let bar = progress.minor_bar(8, "evaluation");
+        assert_eq!(progress.phase().as_deref(), Some("evaluation"));
+        assert_eq!(times(&bar.pace, &bar.job, true), "");
+        drop(bar);
+        assert_eq!(progress.phase(), None);
+        assert!(collected.0.lock().unwrap().is_empty());
     }
 }

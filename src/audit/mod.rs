@@ -15,7 +15,7 @@ use crate::{
     facts::{AnswerScorer, Fact, MatchRule},
     generate::Generator,
     model::Model,
-    progress::Progress,
+    progress::{Progress, WorkKind},
 };
 
 mod analytic;
@@ -84,6 +84,8 @@ pub fn audit(
             "the same audit was made before and is read from {}",
             path.display()
         ));
+        let queries = facts.len() * settings.num_prompts;
+        progress.skip(WorkKind::Audit, FLOPS_PER_QUERY * queries as f64);
         return Ok(audit);
     }
     let audit = audit_uncached(model, engine, facts, exemplars, settings, progress)?;
@@ -103,7 +105,7 @@ pub fn audit(
 ///     engine::Engine,
 ///     facts::{self, ReadOptions},
 ///     model::Model,
-///     progress::Progress,
+///     progress::{Progress, WorkKind},
 /// };
 ///
 /// let model = Model::load("tests/golden/llama")?;
@@ -250,7 +252,9 @@ fn answer(
         })
         .collect();
     let work = FLOPS_PER_QUERY * all.len() as f64;
-    let bar = progress.bar(all.len() as u64, "audit").with_work(work);
+    let bar = progress
+        .bar(all.len() as u64, "audit")
+        .with_work(WorkKind::Audit, work);
     let on_progress = |n: usize| bar.inc(n as u64);
     let answers = if settings.sample {
         runner.answer_by_sampling(&tokenized.prefixes, &queries, &on_progress)?

@@ -34,7 +34,7 @@ use super::{
     answers incorrectly. Prints a summary in Markdown. With --json: {\"budget\", \"split\", \"forgotten\": {\"count\", \"of\", \"pp\", \
     \"interval\"}, \"forgotten_pp\", \"interval\", \"few_shot\", \"behaviour\", \"max_kl\", \"facts\": [...]}. Exit code 0: within the budget, 3: over it.\n\n\
     Examples:\n  unforget gate runs/new --baseline runs/released --budget 2\n  \
-    unforget gate model --baseline runs/released --budget 2 --junit gate.xml >> \"$GITHUB_STEP_SUMMARY\""
+    unforget gate model --baseline runs/released --budget 2 \\\n      --junit gate.xml >> \"$GITHUB_STEP_SUMMARY\""
 )]
 pub struct GateArgs {
     /// The model, or a run
@@ -77,8 +77,9 @@ impl GateArgs {
         let mut generator = Generator::new(&mut engine, &model);
         let prompts = run.prompts()?;
         let answers = if prompts.is_empty() {
+            let bar = progress.bar(questions.len() as u64, "questions");
             EvalSet::new(questions, &template, &model.tokenizer, data.match_rule)?
-                .answers(&mut generator)?
+                .answers(&mut generator, &|n| bar.inc(n as u64))?
         } else {
             let few_shot = FewShotQuestions {
                 prompts: &prompts,
@@ -97,7 +98,14 @@ impl GateArgs {
         if context.json {
             output::json(&gate)?;
         } else {
-            output::line(gate.markdown().trim_end())?;
+            // A row of a table stays one line.
+            for line in gate.markdown().trim_end().lines() {
+                if line.starts_with('|') {
+                    output::line(line)?;
+                } else {
+                    output::sentences(line)?;
+                }
+            }
         }
         if gate.passed() {
             Ok(())

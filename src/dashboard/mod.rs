@@ -8,7 +8,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use minijinja::{AutoEscape, Environment, context};
@@ -58,7 +57,7 @@ impl Dashboard {
         thread::spawn(move || {
             for request in server_in_thread.incoming_requests() {
                 // The run continues when a browser disconnects.
-                let _ = respond(request, &path, &dir, progress.time_left());
+                let _ = respond(request, &path, &dir, &progress);
             }
         });
         Ok(Self { server, url })
@@ -76,12 +75,7 @@ fn random_token() -> String {
     format!("{:032x}", rand::rng().random::<u128>())
 }
 
-fn respond(
-    request: Request,
-    path: &str,
-    dir: &Path,
-    left: Option<Duration>,
-) -> std::io::Result<()> {
+fn respond(request: Request, path: &str, dir: &Path, progress: &Progress) -> std::io::Result<()> {
     if *request.method() != Method::Get {
         return request.respond(Response::from_string("only GET\n").with_status_code(405));
     }
@@ -92,7 +86,7 @@ fn respond(
     let header = |name: &str, value: &str| {
         Header::from_bytes(name, value).expect("names and values are plain ASCII")
     };
-    let page = Response::from_string(page(dir, &nonce, left))
+    let page = Response::from_string(page(dir, &nonce, progress))
         .with_header(header("Content-Type", "text/html; charset=utf-8"))
         .with_header(header("Cache-Control", "no-store"))
         .with_header(header("Referrer-Policy", "no-referrer"))
@@ -104,8 +98,8 @@ fn respond(
     request.respond(page)
 }
 
-/// The page, from the current files of the run and the time that is `left`.
-fn page(dir: &Path, nonce: &str, left: Option<Duration>) -> String {
+/// The page, from the current files of the run, and the phase and the time left that `progress` knows.
+fn page(dir: &Path, nonce: &str, progress: &Progress) -> String {
     let run = RunDir::open(dir).ok();
     let metrics = run
         .as_ref()
@@ -153,7 +147,7 @@ fn page(dir: &Path, nonce: &str, left: Option<Duration>) -> String {
             include_str!("page.html.j2"),
             context! {
                 name => dir.display().to_string(),
-                status => result.as_ref().map_or_else(|| status(&metrics, num_epochs, left), ToString::to_string),
+                status => result.as_ref().map_or_else(|| status(&metrics, num_epochs, progress), ToString::to_string),
                 detail => if result.is_some() { String::new() } else { last_step(&metrics) },
                 done => result.is_some(),
                 epochs => num_epochs, epochs_done => epochs.last().map_or(0, |last| last.epoch),
@@ -165,19 +159,26 @@ fn page(dir: &Path, nonce: &str, left: Option<Duration>) -> String {
         .expect("the page's own template")
 }
 
-/// How far a run is: `epoch 3 of 20, 4 min left`.
-fn status(metrics: &[Metrics], num_epochs: Option<usize>, left: Option<Duration>) -> String {
+/// How far a run is: `epoch 3 of 20: evaluation; whole job: 4 min left`.
+fn status(metrics: &[Metrics], num_epochs: Option<usize>, progress: &Progress) -> String {
     let epoch = metrics.iter().rev().find_map(|row| match row {
         Metrics::Step { epoch, .. } => Some(*epoch),
         _ => None,
     });
     let mut status = match (epoch, num_epochs) {
-        (None, _) => "before training: audit and first evaluation".to_owned(),
+        (None, _) => "before training".to_owned(),
         (Some(epoch), None) => format!("epoch {epoch}"),
         (Some(epoch), Some(of)) => format!("epoch {epoch} of {of}"),
     };
-    if let Some(left) = left {
-        status += &format!(", {} left", format::time_left(left));
+    // The bar of an epoch names the epoch.
+    if let Some(phase) = progress
+        .phase()
+        .filter(|phase| !phase.starts_with("epoch "))
+    {
+        status += &format!(": {phase}");
+    }
+    if let Some(left) = progress.time_left() {
+        status += &format!("; whole job: {} left", format::time_left(left));
     }
     status
 }

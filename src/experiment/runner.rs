@@ -432,6 +432,6 @@ impl AuditedData {
             config.data.match_rule,
         )?;
         let mut engine = Engine::new(&model.config);
-        eval_set.correct(&mut Generator::new(&mut engine, &model))
+        eval_set.correct(&mut Generator::new(&mut engine, &model), &|_| {})
     }
 }

@@ -92,13 +92,18 @@ impl EvalSet {
     /// Whether the greedy answer to each fact is correct.
     ///
     /// Decoding of an answer stops once it cannot become correct, so that most facts cost their prompt and one or two tokens.
+    /// `on_finished` receives the number of facts that were finished since its last call.
     ///
     /// # Errors
     /// If a prompt is longer than the model's context.
-    pub fn correct(&self, generator: &mut Generator<'_>) -> Result<Vec<bool>> {
+    pub fn correct(
+        &self,
+        generator: &mut Generator<'_>,
+        on_finished: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<bool>> {
         let is_wrong =
             |judge: &AnswerScorer, text: &str| judge.verdict(text) == AnswerVerdict::Wrong;
-        let texts = self.generate_texts(generator, is_wrong)?;
+        let texts = self.generate_texts(generator, is_wrong, on_finished)?;
         Ok(self
             .scorers
             .iter()
@@ -107,26 +112,34 @@ impl EvalSet {
             .collect())
     }
 
-    /// The probability of each target, including its end marker: `exp(sum of log p)`.
+    /// The probability of each target, including its end marker: `exp(sum of log p)`. `on_finished`: as for [`Self::correct`].
     ///
     /// # Errors
     /// If a prompt and target are longer than the model's context.
-    pub fn probabilities(&self, generator: &mut Generator<'_>) -> Result<Vec<f64>> {
+    pub fn probabilities(
+        &self,
+        generator: &mut Generator<'_>,
+        on_finished: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<f64>> {
         let comm = generator.comm();
         let own = comm.shard_range(self.len());
         let prompts = self.prompts[own.clone()].iter().cloned();
         let rows = prompts.zip(self.targets[own].iter().cloned());
-        let logprobs = generator.score(&rows.collect::<Vec<_>>(), &|_| {})?;
+        let logprobs = generator.score(&rows.collect::<Vec<_>>(), on_finished)?;
         let of_row = |row: Vec<f32>| row.into_iter().map(f64::from).sum::<f64>().exp();
         Ok(comm.all_gather(logprobs.into_iter().map(of_row).collect()))
     }
 
-    /// The greedy answer to each fact, up to its first line break.
+    /// The greedy answer to each fact, up to its first line break. `on_finished`: as for [`Self::correct`].
     ///
     /// # Errors
     /// If a prompt is longer than the model's context.
-    pub fn answers(&self, generator: &mut Generator<'_>) -> Result<Vec<EvalAnswer>> {
-        let texts = self.generate_texts(generator, |_, _| false)?;
+    pub fn answers(
+        &self,
+        generator: &mut Generator<'_>,
+        on_finished: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<EvalAnswer>> {
+        let texts = self.generate_texts(generator, |_, _| false, on_finished)?;
         let answered = self
             .scorers
             .iter()
@@ -144,6 +157,7 @@ impl EvalSet {
         &self,
         generator: &mut Generator<'_>,
         stop: impl Fn(&AnswerScorer, &str) -> bool + Sync,
+        on_finished: &(dyn Fn(usize) + Sync),
     ) -> Result<Vec<String>> {
         let comm = generator.comm();
         let mut texts = vec![String::new(); self.len()];
@@ -156,7 +170,7 @@ impl EvalSet {
             let done = |row: usize, text: &str| {
                 text.contains('\n') || stop(&self.scorers[facts[row]], text)
             };
-            let generated = generator.generate(&request, done, &|_| {})?;
+            let generated = generator.generate(&request, done, on_finished)?;
             let own = generated.into_iter();
             let own = own.map(|mut answers| answers.swap_remove(0).text);
             for (i, text) in all.iter().zip(comm.all_gather(own.collect())) {

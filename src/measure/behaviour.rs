@@ -21,7 +21,7 @@ use crate::{
     generate::{Generated, Generator, Request, common_prefix},
     hub::cache_dir,
     model::{Layout, Model, Params},
-    progress::{Bar, Progress},
+    progress::{Bar, Progress, WorkKind},
     prompt::{Example, MICRO_BATCH_TOKENS, PackedExamples, PromptTemplate, micro_batches},
     tensor_file::{self, Dtype, TensorFile, TensorView},
 };
@@ -138,16 +138,22 @@ impl BehaviourReference {
             answers.len() == tokens.len() && hidden.len() == targets * width
         };
         let (rows, hidden) = if let Some((answers, hidden)) = cached.filter(fits) {
+            progress.skip(WorkKind::Behaviour, Self::FLOPS);
             (examples(tokens, answers), hidden)
         } else {
-            let bar = progress.bar(tokens.len() as u64, "general prompts");
-            let answers = greedy_answers(&mut Generator::new(engine, base), &tokens, &bar)?;
+            let answers = greedy_answers(&mut Generator::new(engine, base), &tokens, progress)?;
             let answers = answers.into_iter().map(|answer| answer.tokens).collect();
             let rows = examples(tokens, answers);
+            let bar = comparison_bar(&rows, progress);
             let hidden: Vec<f32> = micro_batches(&rows, MICRO_BATCH_TOKENS, Example::num_tokens)
                 .into_iter()
-                .flat_map(|rows| hidden_states(engine, &base.params, rows))
+                .flat_map(|rows| {
+                    let hidden = hidden_states(engine, &base.params, rows);
+                    bar.inc(rows.len() as u64);
+                    hidden
+                })
                 .collect();
+            drop(bar);
             if let Some(path) = &cache {
                 // Without the cache the next run takes longer, and nothing else.
                 let _ = write_cache(path, &rows, &hidden);
@@ -163,8 +169,9 @@ impl BehaviourReference {
         }))
     }
 
-    /// Tokens that one measurement reads and writes, about: prompts and answers twice, once to compare and once to generate.
-    pub const TOKENS: usize = 20_000;
+    /// Floating-point operations per weight of one measurement, about, and of a reference: prompts and answers twice, once to compare
+    /// and once to generate.
+    pub const FLOPS: f64 = 2.0 * 20_000.0;
 
     /// Maximum number of floats of a reference for models with this layout.
     pub fn max_floats(layout: &Layout, keep_head: bool) -> usize {
@@ -181,10 +188,9 @@ impl BehaviourReference {
         generator: &mut Generator<'_>,
         progress: &Progress,
     ) -> Result<BehaviourReport> {
-        let divergences = self.divergences(generator.engine, generator.params);
+        let divergences = self.divergences(generator.engine, generator.params, progress);
         let prompts: Vec<Vec<u32>> = self.rows.iter().map(|row| row.prompt.clone()).collect();
-        let bar = progress.bar(prompts.len() as u64, "general prompts");
-        let answers = greedy_answers(generator, &prompts, &bar)?;
+        let answers = greedy_answers(generator, &prompts, progress)?;
         let own = self.rows.iter().zip(&self.prompts).zip(answers);
         let own = own.zip(divergences).map(|(((row, prompt), after), kl)| {
             let tokens_before = row.target.len();
@@ -210,7 +216,8 @@ impl BehaviourReference {
     }
 
     /// For each row, the sum of the KL divergences at its answer's tokens, in nats.
-    fn divergences(&self, engine: &mut Engine, params: &Params) -> Vec<f64> {
+    fn divergences(&self, engine: &mut Engine, params: &Params, progress: &Progress) -> Vec<f64> {
+        let bar = comparison_bar(&self.rows, progress);
         let width = params.layout.norm.len();
         let mut sums = Vec::with_capacity(self.rows.len());
         let mut done = 0;
@@ -226,6 +233,7 @@ impl BehaviourReference {
                 rows.iter()
                     .map(|row| divergences.by_ref().take(row.num_targets()).sum::<f64>()),
             );
+            bar.inc(rows.len() as u64);
         }
         sums
     }
@@ -262,8 +270,11 @@ fn examples(prompts: Vec<Vec<u32>>, answers: Vec<Vec<u32>>) -> Vec<Example> {
 fn greedy_answers(
     generator: &mut Generator<'_>,
     prompts: &[Vec<u32>],
-    bar: &Bar,
+    progress: &Progress,
 ) -> Result<Vec<Generated>> {
+    let bar = progress
+        .bar(prompts.len() as u64, "general prompts")
+        .with_work(WorkKind::Behaviour, BehaviourReference::FLOPS / 2.0);
     let shared = common_prefix(prompts.iter().map(|prompt| &prompt[..]));
     let rest = prompts.iter().map(|prompt| prompt[shared.len()..].to_vec());
     let rest: Vec<Vec<u32>> = rest.collect();
@@ -273,6 +284,13 @@ fn greedy_answers(
     })?;
     let only = |mut answers: Vec<Generated>| answers.swap_remove(0);
     Ok(answers.into_iter().map(only).collect())
+}
+
+/// A bar over the `rows` whose distributions are computed.
+fn comparison_bar(rows: &[Example], progress: &Progress) -> Bar {
+    progress
+        .minor_bar(rows.len() as u64, "general prompts, KL")
+        .with_work(WorkKind::Behaviour, BehaviourReference::FLOPS / 2.0)
 }
 
 /// The hidden states that predict the targets of `rows`: (P, D).

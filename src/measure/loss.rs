@@ -5,13 +5,15 @@ use crate::{Result, generate::Generator, prompt::Example};
 /// The cross-entropy of `rows` under the generator's model: mean over all their target tokens, in nats, and the number of these
 /// tokens. `None` without rows. With several processes, each computes a share of the rows.
 ///
-/// A row without a prompt is predicted from its second token on.
+/// A row without a prompt is predicted from its second token on. `on_finished` receives the number of rows that were finished since
+/// its last call.
 ///
 /// # Errors
 /// [`crate::Error::Input`] if a row is longer than the model's context.
 pub fn mean_token_loss(
     generator: &mut Generator<'_>,
     rows: &[Example],
+    on_finished: &(dyn Fn(usize) + Sync),
 ) -> Result<Option<(f64, usize)>> {
     let comm = generator.comm();
     let own = &rows[comm.shard_range(rows.len())];
@@ -20,7 +22,7 @@ pub fn mean_token_loss(
         let (prompt, target) = tokens.split_at(row.target_start().min(tokens.len()));
         (prompt.to_vec(), target.to_vec())
     });
-    let logprobs = generator.score(&pairs.collect::<Vec<_>>(), &|_| {})?;
+    let logprobs = generator.score(&pairs.collect::<Vec<_>>(), on_finished)?;
     let sums = logprobs.iter().map(|row| {
         let sum: f64 = row.iter().map(|logprob| f64::from(*logprob)).sum();
         (sum, row.len())

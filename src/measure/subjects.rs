@@ -107,7 +107,7 @@ impl SubjectPrompts {
         let d = model.config.hidden_size;
         let mut states = vec![0.0; self.rows.len() * d];
         let lengths: Vec<usize> = self.rows.iter().map(|(tokens, _)| tokens.len()).collect();
-        let bar = progress.bar(self.rows.len() as u64, "subject states");
+        let bar = progress.minor_bar(self.rows.len() as u64, "subject states");
         for part in batch_by_cost(&lengths, MAX_BATCH_TOKENS, usize::MAX) {
             let read = part.iter().copied().filter(|i| lengths[*i] > 0);
             let read: Vec<usize> = read.collect();

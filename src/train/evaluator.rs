@@ -17,12 +17,15 @@ use crate::{
         pca_2d,
     },
     model::Model,
-    progress::Progress,
+    progress::{Bar, Progress, WorkKind},
     prompt::{Example, PromptTemplate},
     run::{Drift, ParaphraseResult, PerSplit, Split},
     splits::{LabelledFact, Splits},
     train::student::Student,
 };
+
+/// Share of the work of an evaluation of all facts that the answers take; the probabilities of the correct ones take the rest.
+const ANSWERS_SHARE: f64 = 0.75;
 
 /// The audit before training, to be repeated after it.
 pub(super) struct AuditAfter {
@@ -243,15 +246,15 @@ impl Evaluator {
     /// Evaluates the student. When it is interrupted nothing has changed.
     pub fn evaluate(&self, student: &mut Student) -> Result<Evaluation> {
         let started = Instant::now();
-        let correct = self.epoch_facts().correct(&mut student.generator())?;
-        let work = Workload::evaluation(self.num_questions());
-        self.options.progress.advance(work.flops(1.0));
+        let facts = self.epoch_facts();
+        let bar = self.bar(facts.len(), "evaluation", facts.len() as f64);
+        let correct = facts.correct(&mut student.generator(), &|n| bar.inc(n as u64))?;
+        drop(bar);
         let evaluation = self.evaluation(student, correct, [started, Instant::now()])?;
         let behaviour = match (&self.behaviour, self.behaviour_schedule) {
             (Some(reference), BehaviourSchedule::Every) => {
                 let progress = &self.options.progress;
                 let report = reference.measure(&mut student.generator(), progress)?;
-                progress.advance(Workload::behaviour(1).flops(1.0));
                 Some(report.behaviour)
             }
             _ => None,
@@ -325,10 +328,16 @@ impl Evaluator {
     /// The student's answer to every fact. Where answers are not shown, only whether they are correct, which takes less.
     fn answers(&self, student: &mut Student) -> Result<Vec<EvalAnswer>> {
         let mut generator = student.generator();
+        let questions = self.facts.len() as f64 * ANSWERS_SHARE;
+        let bar = self.bar(self.facts.len(), "evaluation", questions);
+        let on_finished = |n| bar.inc(n as u64);
         if !self.options.metrics_only {
-            return self.facts.answers(&mut generator);
+            return self.facts.answers(&mut generator, &on_finished);
         }
-        let correct = self.facts.correct(&mut generator)?.into_iter();
+        let correct = self
+            .facts
+            .correct(&mut generator, &on_finished)?
+            .into_iter();
         let answers = correct.map(|correct| EvalAnswer {
             text: String::new(),
             correct,
@@ -381,23 +390,45 @@ impl Evaluator {
         Ok(answers)
     }
 
+    /// The probability of each correct answer.
+    fn probabilities(&self, student: &mut Student) -> Result<Vec<f64>> {
+        let questions = self.facts.len() as f64 * (1.0 - ANSWERS_SHARE);
+        let bar = self.bar(self.facts.len(), "probabilities", questions);
+        self.facts
+            .probabilities(&mut student.generator(), &|n| bar.inc(n as u64))
+    }
+
+    /// A bar over a part of an evaluation, which is as much work as so many `questions`.
+    fn bar(&self, total: usize, label: &str, questions: f64) -> Bar {
+        let work = questions * Workload::evaluation(1).flops(1.0);
+        self.options
+            .progress
+            .minor_bar(total as u64, label)
+            .with_work(WorkKind::Evaluation, work)
+    }
+
     /// Accuracy on the control facts, where a budget is set.
     fn control_accuracy(&self, student: &mut Student) -> Result<Option<f64>> {
         let Some(control) = &self.control else {
             return Ok(None);
         };
-        let correct = control.correct(&mut student.generator())?;
+        let bar = self.bar(control.len(), "control facts", control.len() as f64);
+        let correct = control.correct(&mut student.generator(), &|n| bar.inc(n as u64))?;
         Ok(Some(measure::accuracy(&correct).unwrap_or_default()))
     }
 
     /// Mean loss per token of the validation rows and the number of these tokens, where there are any.
     fn validation_loss(&self, student: &mut Student) -> Result<Option<(f64, usize)>> {
-        mean_token_loss(&mut student.generator(), &self.options.validation)
+        let rows = &self.options.validation;
+        let bar = self.bar(rows.len(), "validation loss", 0.0);
+        mean_token_loss(&mut student.generator(), rows, &|n| bar.inc(n as u64))
     }
 
     /// Mean loss per token of the trained chats and texts, where there are any.
     fn trained_texts_loss(&self, student: &mut Student) -> Result<Option<f64>> {
-        let loss = mean_token_loss(&mut student.generator(), &self.options.trained_texts)?;
+        let rows = &self.options.trained_texts;
+        let bar = self.bar(rows.len(), "loss of the trained texts", 0.0);
+        let loss = mean_token_loss(&mut student.generator(), rows, &|n| bar.inc(n as u64))?;
         Ok(loss.map(|(loss, _)| loss))
     }
 
@@ -415,7 +446,7 @@ impl Evaluator {
         if self.options.metrics_only {
             return Ok(vec![FactDisplay::default(); self.facts.len()]);
         }
-        let probabilities = self.facts.probabilities(&mut student.generator())?;
+        let probabilities = self.probabilities(student)?;
         let facts: Vec<&Fact> = self.splits.iter().map(|(_, f)| &f.fact).collect();
         let (model, engine) = (&student.model, &mut student.engine);
         let subjects = SubjectPrompts::new(facts.iter().copied(), model, engine, &self.template)?;
@@ -448,7 +479,7 @@ impl Evaluator {
         let paraphrases = self.answer_paraphrases(student)?;
         let mut probabilities = vec![None; answers.len()];
         if !self.options.metrics_only {
-            let after = self.facts.probabilities(&mut student.generator())?;
+            let after = self.probabilities(student)?;
             probabilities = after.into_iter().map(Some).collect();
         }
         let drift = self.held_drift(student);
@@ -458,7 +489,6 @@ impl Evaluator {
             Some(reference) => {
                 let progress = &self.options.progress;
                 let report = reference.measure(&mut student.generator(), progress)?;
-                progress.advance(Workload::behaviour(1).flops(1.0));
                 Some(report)
             }
             None => None,
@@ -490,9 +520,10 @@ impl Evaluator {
             questions.map(ask).collect()
         };
         let facts: Vec<Fact> = new.iter().flat_map(paraphrased).collect();
+        let bar = self.bar(facts.len(), "paraphrased questions", 0.0);
         let answers = self
             .eval_set(&facts, student)?
-            .answers(&mut student.generator())?;
+            .answers(&mut student.generator(), &|n| bar.inc(n as u64))?;
         let mut results = facts
             .into_iter()
             .zip(answers)

@@ -36,7 +36,9 @@ impl Trainer {
         let interpolation = self.interpolate()?;
         self.check_finite_weights()?;
         let [model, adapter] = self.writer.model_dirs();
+        let saving = self.progress.busy("saving the model");
         self.student.save(&model, &adapter)?;
+        drop(saving);
         self.save_fisher()?;
 
         let evaluation = self.evaluator.evaluate_final(&mut self.student)?;
@@ -144,7 +146,7 @@ impl Trainer {
         let student = &mut self.student;
         let mut correct_with = |a: f32| -> Result<usize> {
             interpolate(&mut student.model.params.data, &base.data, &trained.data, a);
-            let correct = eval_set.correct(&mut student.generator())?;
+            let correct = eval_set.correct(&mut student.generator(), &|_| {})?;
             Ok(correct.iter().filter(|correct| **correct).count())
         };
         let enough = method.min_retained * correct_with(1.0)? as f64;

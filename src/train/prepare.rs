@@ -82,7 +82,7 @@ pub fn tune_with_control(
         "{}; the Only Known run comes in addition",
         plan.estimate(inputs.model.params.layout.len)
     ));
-    plan.announce(progress);
+    plan.announce(inputs.model.params.layout.len, progress);
     let with_baseline = Config {
         baseline: Some(control.to_owned()),
         ..inputs.config.clone()
@@ -192,7 +192,7 @@ pub(super) fn trainer(config: &Config, options: Options, progress: &Progress) ->
     let inputs = Inputs::read(config, options.comm, progress)?;
     let plan = Plan::before_audit(&inputs.config, &inputs.data, inputs.given_tokens);
     progress.note(plan.estimate(inputs.model.params.layout.len));
-    plan.announce(progress);
+    plan.announce(inputs.model.params.layout.len, progress);
     let run_data = RunData {
         preset: preset(config),
         ..inputs.data.run_data()

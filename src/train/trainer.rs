@@ -201,7 +201,10 @@ impl Trainer {
         if self.options.profile {
             profile::start();
         }
-        Plan::after_audit(&self.config, &self.sampler, &self.evaluator).announce(&self.progress);
+        let weights = self.student.model.params.layout.len;
+        let epochs_done = self.state.epoch;
+        Plan::after_audit(&self.config, &self.sampler, &self.evaluator, epochs_done)
+            .announce(weights, &self.progress);
         let trained = self.train();
         if let Some(profile) = profile::finish() {
             self.progress.note(profile);
@@ -269,6 +272,7 @@ impl Trainer {
                 bar.inc(rows.indices.len() as u64);
                 interrupt::check_all_processes(self.student.engine.comm())?;
             }
+            drop(bar);
             self.project();
 
             if self.evaluation_is_due(epoch) {

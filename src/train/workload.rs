@@ -49,7 +49,7 @@ impl Workload {
 
     /// So many measurements of the behaviour on general prompts.
     pub fn behaviour(measurements: usize) -> Self {
-        Self(FORWARD * (measurements * BehaviourReference::TOKENS) as f64)
+        Self(measurements as f64 * BehaviourReference::FLOPS)
     }
 
     /// An audit of `queries` queries.

@@ -17,7 +17,7 @@ use crate::{
     Result, atomic_file,
     config::TrainConfig,
     measure::BehaviourAnswer,
-    progress::{Bar, LivePlot, Progress},
+    progress::{Bar, LivePlot, Progress, WorkKind},
     prompt::Example,
     remedy::snapshot::Snapshot,
     run::{ADAPTER_DIR, FactResult, Metrics, RunDir, RunResult, TEACHER_DIR},
@@ -69,7 +69,7 @@ impl RunWriter {
         let label = format!("epoch {epoch}/{}", self.num_epochs);
         self.progress
             .bar(examples as u64, label)
-            .with_work(work.flops(1.0))
+            .with_work(WorkKind::Training, work.flops(1.0))
     }
 
     /// Refuses a run whose checkpoints and model do not fit on the disk.
@@ -142,6 +142,7 @@ impl RunWriter {
         view: &CheckpointView<'_>,
         snapshot: Option<&Snapshot>,
     ) -> Result<()> {
+        let _bar = self.progress.busy("writing a checkpoint");
         self.checkpoints.write(state, view, snapshot, &self.run)?;
         self.last_checkpoint = Instant::now();
         self.saved_steps = state.step;

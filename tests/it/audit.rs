@@ -286,9 +286,9 @@ fn an_eval_set_agrees_with_generation_on_each_fact() {
             match_rule,
         )
         .unwrap();
-        let answers = eval_set.answers(&mut generator).unwrap();
+        let answers = eval_set.answers(&mut generator, &|_| {}).unwrap();
         let correct: Vec<bool> = answers.iter().map(|a| a.correct).collect();
-        assert_eq!(eval_set.correct(&mut generator).unwrap(), correct);
+        assert_eq!(eval_set.correct(&mut generator, &|_| {}).unwrap(), correct);
         for (fact, answer) in facts.iter().zip(&answers) {
             assert_eq!(
                 fact.is_correct(&answer.text, match_rule),
