@@ -7,7 +7,6 @@ use serde_json::json;
 use crate::{
     format::{capitalised, code_block, inline_code, percent},
     model::TextTokenizer,
-    prompt::has_chat_template,
     run::{AccuracyStages, PromptForm, RecordedRun, Split, TrainedPrompt},
 };
 
@@ -18,12 +17,13 @@ pub use lm_eval::{LM_EVAL_TASK, lm_eval_task};
 pub use modelfile::{ModelfileChat, modelfile};
 
 /// The token that `transformers` and vLLM end an answer at, beside the model's EOS: the line break behind the answers of a run on facts.
-/// `None` where a chat or a longer text would end there too, or the end is no token of its own.
+/// Answers in a chat end there too, because a generation config does not know how the model is asked. `None` after training in the chat
+/// template or on texts, or where the end is no token of its own.
 pub fn stop_token(prompt: &TrainedPrompt, tokenizer: &TextTokenizer) -> Option<u32> {
     let (PromptForm::Facts(template), [stop]) = (&prompt.form, &prompt.stops[..]) else {
         return None;
     };
-    if template.rendered || has_chat_template(tokenizer) {
+    if template.rendered {
         return None;
     }
     let target = template.target_text("Paris");

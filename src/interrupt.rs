@@ -2,6 +2,7 @@
 //! the same as the first, and ends the process after a grace period. SIGHUP is ignored.
 
 use std::{
+    path::PathBuf,
     process,
     sync::{
         Mutex, PoisonError,
@@ -19,6 +20,9 @@ static ACTIVE_GUARDS: AtomicUsize = AtomicUsize::new(0);
 
 /// What happens after the first Ctrl-C, in words.
 static NOTICE: Mutex<String> = Mutex::new(String::new());
+
+/// The directories of the runs in progress, in the order in which they are written.
+static RUN_DIRS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Held by resumable work that checks [`is_requested`] regularly.
 #[derive(Debug)]
@@ -43,6 +47,24 @@ impl Drop for InterruptGuard {
 /// Sets what the first Ctrl-C tells the user while a guard is held; empty: nothing.
 pub fn set_notice(text: String) {
     *NOTICE.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
+
+/// Sets the directories of the runs in progress, for the message of an interruption.
+pub fn set_run_dirs(dirs: Vec<PathBuf>) {
+    *RUN_DIRS.lock().unwrap_or_else(PoisonError::into_inner) = dirs;
+}
+
+/// The last message of an interrupted process: how the runs in progress are continued.
+fn last_notice() -> String {
+    let dirs = RUN_DIRS.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_unfinished =
+        |dir: &&PathBuf| dir.join("config.toml").is_file() && !dir.join("result.json").is_file();
+    let unfinished = dirs.iter().filter(is_unfinished);
+    let commands = unfinished.map(|dir| format!("`unforget resume {}`", dir.display()));
+    match &commands.collect::<Vec<_>>()[..] {
+        [] => "interrupted".into(),
+        commands => format!("interrupted: continue with {}", commands.join(", then ")),
+    }
 }
 
 /// Whether a stop was requested.
@@ -75,10 +97,10 @@ pub(crate) fn check_all_processes(comm: Comm) -> Result<()> {
 }
 
 /// Installs the signal handlers. Ctrl-C and SIGTERM end the process with code 130: at once, or, while an [`InterruptGuard`] is held,
-/// after requesting a stop and calling `on_request` with the guard's notice.
+/// after requesting a stop. Before that `on_request` is called with a message, and with whether the process ends.
 ///
 /// A process manager kills a process soon after SIGTERM, so the process ends itself after nine seconds. Its files are always complete.
-pub fn install_handler(on_request: impl Fn(&str) + Send + Sync + 'static) {
+pub fn install_handler(on_request: impl Fn(&str, bool) + Send + Sync + 'static) {
     let on_request = std::sync::Arc::new(on_request);
     let on_interrupt = std::sync::Arc::clone(&on_request);
     // Fails only if a handler is already installed, which does the same.
@@ -92,13 +114,13 @@ pub fn install_handler(on_request: impl Fn(&str) + Send + Sync + 'static) {
 }
 
 /// Requests a stop. Ends the process if no guard is held or a stop was already requested.
-fn request_stop(on_request: &dyn Fn(&str)) {
+fn request_stop(on_request: &dyn Fn(&str, bool)) {
     if ACTIVE_GUARDS.load(Ordering::SeqCst) == 0 || REQUESTED.swap(true, Ordering::SeqCst) {
-        on_request("interrupted");
+        on_request(&last_notice(), true);
         process::exit(130);
     }
     let notice = NOTICE.lock().unwrap_or_else(PoisonError::into_inner);
-    on_request(&notice);
+    on_request(&notice, false);
 }
 
 /// Calls `handler` on SIGTERM and ends the process after the grace period; ignores SIGHUP.

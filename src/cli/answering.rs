@@ -3,7 +3,7 @@
 use clap::Args;
 use unforget::{
     Error, Result,
-    generate::SamplingParams,
+    generate::{Generated, SamplingParams},
     model::TextTokenizer,
     run::{RecordedRun, TrainedPrompt},
 };
@@ -58,6 +58,12 @@ pub fn trained_prompt(spec: &str, tokenizer: &TextTokenizer) -> Result<Option<Tr
     };
     let recorded = RecordedRun::read(run.path())?;
     TrainedPrompt::of_run(&recorded, &run.config()?.data, tokenizer).map(Some)
+}
+
+/// The note for an answer that was cut at `max_new_tokens`; `None` where it ended by itself. `answer` is the text that is shown of `text`.
+pub fn length_note(text: &Generated, answer: &str, max_new_tokens: usize) -> Option<String> {
+    let is_cut = text.tokens.len() >= max_new_tokens && text.text.trim() == answer.trim();
+    is_cut.then(|| format!("the answer was cut at {max_new_tokens} tokens (`--max-new-tokens`)"))
 }
 
 /// The text before the first stop string in it.

@@ -13,12 +13,12 @@ use unforget::{
     facts::Message,
     generate::{Generator, Request, TokenLogprob},
     model::TextTokenizer,
-    prompt::{PromptTemplate, chat_prompt},
+    prompt::{PromptTemplate, chat_prompt, has_chat_template},
     run::{PromptForm, TrainedPrompt},
 };
 
 use super::{
-    answering::{AnswerArgs, trained_prompt, truncate_at_stop},
+    answering::{AnswerArgs, length_note, trained_prompt, truncate_at_stop},
     context::{Context, load_model},
     output, rows,
 };
@@ -133,6 +133,19 @@ impl AskArgs {
                 })?;
             } else {
                 texts.iter().try_for_each(|text| output::line(text))?;
+                let is_chat = trained.as_ref().is_some_and(|t| t.form.is_chat());
+                let cut = length_note(&answers[0], texts[0], self.max_new_tokens);
+                if let Some(note) = cut.filter(|_| is_chat) {
+                    context.progress.note(note);
+                }
+                if texts[0].trim().is_empty()
+                    && trained.is_none()
+                    && has_chat_template(&model.tokenizer)
+                {
+                    context.progress.note(
+                        "the answer is empty: the model continues the prompt as a text; `--chat` asks through its chat template",
+                    );
+                }
             }
         }
         Ok(())

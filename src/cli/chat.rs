@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use console::measure_text_width;
 use serde::Serialize;
 use unforget::{
     Error, Result,
@@ -19,7 +20,7 @@ use unforget::{
 };
 
 use super::{
-    answering::{AnswerArgs, settled, trained_prompt, truncate_at_stop},
+    answering::{AnswerArgs, length_note, settled, trained_prompt, truncate_at_stop},
     context::{Context, load_model},
     output,
 };
@@ -30,7 +31,7 @@ const COMMANDS: &str = "\
 /system TEXT    set the system message and start over; without TEXT: none
 /help           this list
 /quit           end (also Ctrl-D)
-Ctrl-C stops an answer.";
+Ctrl-C stops an answer, and at the prompt it ends the conversation.";
 
 /// Have a conversation with a model in the terminal
 ///
@@ -167,6 +168,9 @@ impl ChatArgs {
             })?;
         } else {
             stream.finish(&answer)?;
+            if let Some(note) = length_note(&answers[0][0], &answer, self.max_new_tokens) {
+                context.progress.note(note);
+            }
         }
         conversation.turns.push((prompt.to_owned(), answer));
         Ok(())
@@ -234,10 +238,17 @@ impl Conversation {
             .split_once(char::is_whitespace)
             .unwrap_or((command, ""));
         match name {
-            "reset" => self.turns.clear(),
+            "reset" => {
+                self.turns.clear();
+                context.progress.note("the conversation starts over");
+            }
             "system" if self.trained.form.is_chat() => {
                 self.turns.clear();
                 self.system = Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+                context.progress.note(match self.system {
+                    Some(_) => "the system message is set; the conversation starts over",
+                    None => "there is no system message; the conversation starts over",
+                });
             }
             "system" => context
                 .progress
@@ -304,37 +315,139 @@ impl Conversation {
 /// Shows an answer while it grows.
 struct AnswerStream {
     hidden: bool,
-    /// Bytes that are shown, and how writing them went.
-    state: Mutex<(usize, Result<()>)>,
+    state: Mutex<StreamState>,
+}
+
+struct StreamState {
+    /// Bytes that are shown.
+    shown: usize,
+    /// In a terminal: breaks lines between words.
+    wrapper: Option<WordWrapper>,
+    /// How writing went.
+    written: Result<()>,
 }
 
 impl AnswerStream {
     fn new(hidden: bool) -> Self {
         Self {
             hidden,
-            state: Mutex::new((0, Ok(()))),
+            state: Mutex::new(StreamState {
+                shown: 0,
+                wrapper: output::terminal_width().map(WordWrapper::new),
+                written: Ok(()),
+            }),
         }
     }
 
-    /// Shows the rest of `text`, which begins with what is shown. Returns whether it could be written.
+    /// Shows the rest of `text`, which begins with what is shown. In a terminal, a word is shown once it is complete. Returns whether
+    /// it could be written.
     fn show(&self, text: &str) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (shown, written) = &mut *state;
-        if !self.hidden && written.is_ok() && text.len() > *shown {
-            *written = output::part(&output::sanitize(&text[*shown..]));
-            *shown = text.len();
+        let state = &mut *state;
+        let end = match state.wrapper {
+            Some(_) => {
+                let last = text.char_indices().rfind(|(_, c)| c.is_whitespace());
+                last.map_or(0, |(start, c)| start + c.len_utf8())
+            }
+            None => text.len(),
+        };
+        if end > state.shown {
+            state.write(&text[..end], self.hidden);
         }
-        written.is_ok()
+        state.written.is_ok()
     }
 
     /// Shows the rest of the complete answer.
     fn finish(self, answer: &str) -> Result<()> {
-        self.show(answer);
-        let (_, written) = self
-            .state
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        written?;
+        let state = self.state.into_inner();
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.write(answer, self.hidden);
+        state.written?;
         output::line("")
+    }
+}
+
+impl StreamState {
+    fn write(&mut self, text: &str, hidden: bool) {
+        if hidden || self.written.is_err() || text.len() <= self.shown {
+            return;
+        }
+        let rest = output::sanitize(&text[self.shown..]);
+        self.shown = text.len();
+        self.written = output::part(&match &mut self.wrapper {
+            Some(wrapper) => wrapper.wrap(&rest),
+            None => rest,
+        });
+    }
+}
+
+/// Breaks lines between words in a text that arrives in parts of whole words.
+struct WordWrapper {
+    columns: usize,
+    /// Columns of the last line that are in use.
+    column: usize,
+    /// The space behind the last word, which a line break replaces.
+    space: String,
+}
+
+impl WordWrapper {
+    fn new(columns: usize) -> Self {
+        Self {
+            columns,
+            column: 0,
+            space: String::new(),
+        }
+    }
+
+    fn wrap(&mut self, text: &str) -> String {
+        let mut wrapped = String::new();
+        for part in text.split_inclusive(char::is_whitespace) {
+            let word = part.trim_end();
+            if !word.is_empty() {
+                let space = std::mem::take(&mut self.space);
+                let width = measure_text_width(word);
+                if self.column > 0 && self.column + space.len() + width > self.columns {
+                    wrapped.push('\n');
+                    self.column = 0;
+                } else {
+                    self.column += space.len();
+                    wrapped += &space;
+                }
+                wrapped += word;
+                self.column += width;
+            }
+            match &part[word.len()..] {
+                "\n" => {
+                    wrapped.push('\n');
+                    self.space.clear();
+                    self.column = 0;
+                }
+                space => self.space += space,
+            }
+        }
+        wrapped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_broken_between_words() {
+        let mut wrapper = WordWrapper::new(12);
+        let parts = [
+            "Felix ",
+            "was a ",
+            "creative  ",
+            "cat.\n\n  1. ",
+            "A",
+            " verylongword.",
+        ];
+        let wrapped = parts.map(|part| wrapper.wrap(part)).concat();
+        assert_eq!(
+            wrapped,
+            "Felix was a\ncreative\ncat.\n\n  1. A\nverylongword."
+        );
     }
 }

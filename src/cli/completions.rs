@@ -11,7 +11,7 @@ use super::{context::Context, output};
 /// Generate shell completions
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    unforget completions bash > ~/.local/share/bash-completion/completions/unforget\n  \
+    unforget completions bash \\\n      > ~/.local/share/bash-completion/completions/unforget\n  \
     unforget completions zsh > \"${fpath[1]}/_unforget\"\n  \
     unforget completions fish > ~/.config/fish/completions/unforget.fish")]
 pub struct CompletionsArgs {

@@ -25,7 +25,7 @@ use super::{
     after_help = "With --json: {\"rd\", \"ns\", \"mtd\", \"rank_rho\", \"ntr\", \"jsd\", \"pairs\"}; rank_rho, ntr and jsd are computed over \
     pairs of a new and a held fact with the same answer, and null if there is none.\n\n\
     Examples:\n  unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv\n  \
-    unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv --layer 10 --json"
+    unforget drift smollm2-135m runs/p17 --new new.tsv --held held.tsv \\\n      --layer 10 --json"
 )]
 pub struct DriftArgs {
     /// The model before

@@ -30,8 +30,8 @@ use super::{
     after_help = "The export of a run has a README.md: a model card with what was learned, kept and forgotten.\n\n\
     Examples:\n  \
     unforget export runs/p17 --to hf --out p17-model\n  \
-    unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf && ollama create p17 -f p17-gguf/Modelfile\n  \
-    unforget export runs/lora --to peft --out p17-adapter --push me/p17-adapter --private\n  \
+    unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf \\\n      && ollama create p17 -f p17-gguf/Modelfile\n  \
+    unforget export runs/lora --to peft --out p17-adapter \\\n      --push me/p17-adapter --private\n  \
     unforget export runs/p17 --to lm-eval --out p17-task"
 )]
 pub struct ExportArgs {
@@ -192,6 +192,11 @@ impl ExportArgs {
         let prompt = trained_prompt(&self.run, &model.tokenizer)?;
         if let Some(stop) = prompt.and_then(|prompt| stop_token(&prompt, &model.tokenizer)) {
             model.add_eos_token(stop);
+            if has_chat_template(&model.tokenizer) {
+                context.progress.note(format!(
+                    "an answer ends at its first line break, as those of the facts that were trained, also in a chat: for longer ones take {stop} out of `eos_token_id` in generation_config.json"
+                ));
+            }
         }
         model.save(&self.out, dtype.unwrap_or(model.dtype))
     }

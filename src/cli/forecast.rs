@@ -39,7 +39,7 @@ const MAX_LISTED: usize = 20;
     --against evaluates the ranking on a finished run, per relation too: the area under the ROC curve (1 is perfect, 0.5 chance).\n\
     With --json: {\"auc\", \"interval\", \"forgotten\", \"kept\", \"relations\": [{\"relation\", \"auc\", ...}], \"forecast\": [...]}\n\n\
     Examples:\n  unforget forecast smollm2-135m --learn new.tsv --held known.tsv\n  \
-    unforget forecast smollm2-135m --learn new.tsv --held known.tsv --against runs/new"
+    unforget forecast smollm2-135m --learn new.tsv --held known.tsv \\\n      --against runs/new"
 )]
 pub struct ForecastArgs {
     /// The model

@@ -164,7 +164,10 @@ fn run(cli: Cli, comm: Comm) -> Result<()> {
         start_threads(threads, &context.progress)?;
     }
     let progress = context.progress.clone();
-    interrupt::install_handler(move |notice| {
+    interrupt::install_handler(move |notice, ends| {
+        if ends {
+            progress.hide_bars();
+        }
         if !notice.is_empty() {
             progress.note(notice);
         }
@@ -195,6 +198,10 @@ fn run(cli: Cli, comm: Comm) -> Result<()> {
 
 /// Says how to set a key of the config that was given as a flag of its own.
 fn hint_at_key(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::TooManyValues {
+        // It would list every flag of the command.
+        error.remove(ContextKind::Usage);
+    }
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };

@@ -11,7 +11,7 @@ use std::{
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use console::{Term, measure_text_width, truncate_str};
 use serde::Serialize;
-use unforget::{Error, Result, distributed::Comm};
+use unforget::{Error, Result, distributed::Comm, progress::wrap};
 
 /// Columns between two table columns.
 const COLUMN_GAP: usize = 2;
@@ -30,6 +30,14 @@ pub fn mute() {
 /// Prints text and a line break on stdout.
 pub fn line(text: &str) -> Result<()> {
     part(&format!("{text}\n"))
+}
+
+/// As [`line`], for sentences: in a terminal, lines are broken between words.
+pub fn sentences(text: &str) -> Result<()> {
+    match terminal_width() {
+        Some(width) => line(&wrap(text, width)),
+        None => line(text),
+    }
 }
 
 /// Prints a part of a line on stdout.

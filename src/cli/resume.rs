@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use unforget::{
-    Result,
+    Result, interrupt,
     train::{self, Options},
 };
 
@@ -35,6 +35,7 @@ impl ResumeArgs {
             comm: context.comm,
             ..Options::default()
         };
+        interrupt::set_run_dirs(vec![self.run.clone()]);
         let _page = tune::serve_dashboard(self.watch, &self.run, context)?;
         let result = train::resume(&self.run, options, &context.progress)?;
         context.progress.ring_bell();

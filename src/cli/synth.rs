@@ -26,8 +26,8 @@ use super::{
     after_help = "Semantic names are recombined from the model's tokens of real names: Berg|amo and Pas|adena give Bergadena. UUID names \
     are Loc_ and eight hexadecimal digits. Prints a table with the columns subject, relation, object and question; with \
     --json, one JSON object per line.\n\n\
-    Examples:\n  unforget synth smollm2-135m --relation P17 --facts pack:world --n 1000 > new.tsv\n  \
-    unforget synth smollm2-135m --relation P17 --facts P17.train.json --n 1000000 --keys uuid > new.tsv"
+    Examples:\n  unforget synth smollm2-135m --relation P17 --facts pack:world \\\n      --n 1000 > new.tsv\n  \
+    unforget synth smollm2-135m --relation P17 --facts P17.train.json \\\n      --n 1000000 --keys uuid > new.tsv"
 )]
 pub struct SynthArgs {
     /// The model whose tokens names are made from

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use console::Term;
 use toml::Value;
 use unforget::{
     Error, Result,
     config::{self, Config, Override},
     dashboard::Dashboard,
+    interrupt,
     run::RunResult,
     train::{self, Options},
 };
@@ -18,20 +20,28 @@ use super::{
 };
 
 /// The end of the help: precedence and examples.
-const AFTER_HELP: &str = "Precedence: defaults, then the config file, then flags, then --set. `tune --help` lists all \
-    settings. `config.toml` in the run directory records the resolved config.\n\n\
+const AFTER_HELP: &str = "Precedence: defaults, then the config file, then flags, then --set. `config.toml` in the run directory records \
+    the resolved config.\n\n\
     Examples:\n  \
     unforget tune smollm2-135m --learn new.tsv --out runs/new\n  \
-    unforget tune smollm2-135m --learn new.tsv --epochs 10 --lr 1e-4 --batch-size 16 --out runs/faster\n  \
+    unforget tune smollm2-135m --learn new.tsv --epochs 10 --lr 1e-4 --out runs/b\n  \
     unforget tune smollm2-135m --learn new.tsv --control --out runs/new\n  \
-    unforget tune experiment.toml --set train.max_grad_norm=0.5 --out runs/clipped";
+    unforget tune experiment.toml --set train.max_grad_norm=0.5 --out runs/clip";
 
-/// Columns of the long help, where stdout is no terminal.
+/// Most columns of the help, and their number where there is no terminal.
 const HELP_WIDTH: usize = 100;
+
+/// Columns of the help, also where a pager shows it.
+fn help_width() -> usize {
+    let stderr = || Term::stderr().size_checked().map(|(_, width)| width.into());
+    let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let width = output::terminal_width().or_else(stderr).or_else(columns);
+    width.map_or(HELP_WIDTH, |width| width.min(HELP_WIDTH))
+}
 
 /// All keys of the config with their defaults, before [`AFTER_HELP`].
 fn long_help() -> String {
-    let width = output::terminal_width().map_or(HELP_WIDTH, |width| width.min(HELP_WIDTH));
+    let width = help_width();
     let keys = config::reference();
     let mut text = "Config keys with their defaults, for CONFIG.toml and --set:\n".to_owned();
     for section in keys.chunk_by(|a, b| a.section == b.section) {
@@ -54,7 +64,7 @@ fn long_help() -> String {
 
 /// Fine-tune a model on new facts, measure what it forgot, and write a run directory
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP, after_long_help = long_help())]
+#[command(after_help = format!("`tune --help` lists all settings. {AFTER_HELP}"), after_long_help = long_help(), term_width = help_width())]
 pub struct TuneArgs {
     /// A config file, a model, or a run whose model is tuned further
     #[arg(value_name = "CONFIG.toml|MODEL")]
@@ -129,7 +139,7 @@ impl TuneArgs {
             return if context.json {
                 output::json(&estimate)
             } else {
-                output::line(&estimate.to_string())
+                output::sentences(&estimate.to_string())
             };
         }
         output::check_output_dir(&config.out, self.force, context.comm)?;
@@ -143,6 +153,8 @@ impl TuneArgs {
         if let Some(control) = &control {
             output::check_output_dir(control, self.force, options.comm)?;
         }
+        let run_dirs = control.iter().chain([&config.out]).cloned();
+        interrupt::set_run_dirs(run_dirs.collect());
         let _page = serve_dashboard(self.watch, &config.out, context)?;
         let result = match control {
             Some(control) => {
@@ -158,11 +170,16 @@ impl TuneArgs {
     fn config(&self, context: &Context) -> Result<Config> {
         let mut overrides = self.overrides(context)?;
         let file = Path::new(&self.target);
-        if file
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("toml"))
-        {
-            return Config::build(Some(file), &overrides);
+        let extension = file.extension().and_then(|extension| extension.to_str());
+        match extension.map(str::to_ascii_lowercase).as_deref() {
+            Some("toml") => return Config::build(Some(file), &overrides),
+            Some("yaml" | "yml") => {
+                return Err(Error::input_hint(
+                    format!("`{}` is YAML; a config is TOML", file.display()),
+                    "the book's page \"The same job in TRL, Axolotl, LLaMA-Factory and Unsloth\" has the names of the keys",
+                ));
+            }
+            _ => {}
         }
         if !self.dry_run && !overrides.iter().any(|given| given.key == "out") {
             return Err(Error::input_hint(
@@ -266,9 +283,9 @@ pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result
     if context.json {
         output::json(result)?;
     } else {
-        output::line(&result.to_string())?;
+        output::sentences(&result.to_string())?;
         if let Some(note) = result.control_note() {
-            output::line(note)?;
+            output::sentences(note)?;
         }
     }
     let dir = dir.display();
@@ -372,6 +389,12 @@ mod tests {
             parameters: 135_000_000,
         });
         assert_eq!(resolved.config.train.learning_rate, 5e-5);
+    }
+
+    #[test]
+    fn a_config_in_yaml_is_named_as_such() {
+        let error = tune("axolotl.yml").config(&context(None)).unwrap_err();
+        assert_eq!(error.to_string(), "`axolotl.yml` is YAML; a config is TOML");
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl de::Error for Problem {
             Unexpected::Bool(value) => value.to_string(),
             Unexpected::Signed(value) => value.to_string(),
             Unexpected::Unsigned(value) => value.to_string(),
-            Unexpected::Float(value) => value.to_string(),
+            Unexpected::Float(value) => format!("{value:?}"),
             Unexpected::Str(text) => format!("{text:?}"),
             Unexpected::Seq => "a list".into(),
             Unexpected::Map => "a table".into(),
@@ -120,7 +120,7 @@ impl TomlValue {
         match &self.0 {
             Value::String(text) => format!("{text:?}"),
             Value::Integer(n) => n.to_string(),
-            Value::Float(x) => x.to_string(),
+            Value::Float(x) => format!("{x:?}"),
             Value::Boolean(b) => b.to_string(),
             Value::Datetime(_) => "a date".into(),
             Value::Array(_) => "a list".into(),

@@ -34,6 +34,10 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         Key("model"),
     ),
     (&["output_dir", "run_dir"], Key("out")),
+    (
+        &["training", "trainer", "training_args", "training_arguments"],
+        Key("train"),
+    ),
     (&["random_seed", "random_state", "data_seed"], Key("seed")),
     // [data]
     (
@@ -46,6 +50,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
             "train_dataset",
             "data_path",
             "data_files",
+            "train",
         ],
         Key("data.learn"),
     ),
@@ -55,6 +60,8 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
             "validation_file",
             "test_datasets",
             "validation_dataset",
+            "eval",
+            "test",
         ],
         Key("data.validation"),
     ),
@@ -76,6 +83,10 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     (&["prompt_template"], Key("data.prompt")),
     (&["rule", "match_rule"], Key("data.match")),
     // [method]
+    (
+        &["name", "type", "method_name", "algorithm"],
+        Key("method.kind"),
+    ),
     (
         &["lmbda", "kd_alpha", "distillation_weight"],
         Key("method.lambda"),
@@ -124,6 +135,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
             "micro_batch_size",
             "mini_batch_size",
             "per_device_batch_size",
+            "bs",
         ],
         Key("train.batch_size"),
     ),
@@ -251,7 +263,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
     (&["skip_nonfinite", "nan_policy"], Key("train.on_nonfinite")),
     // [measure]
     (&["pulls"], Key("measure.grad_norms")),
-    (&["report_to", "logging_dir"], Key("measure.tensorboard")),
+    (&["logging_dir"], Key("measure.tensorboard")),
     (&["eval_steps", "eval_every"], Key("measure.every")),
     (
         &["max_eval_samples", "eval_max_samples"],
@@ -337,12 +349,54 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         Nothing("there is no noise on the embeddings"),
     ),
     (
+        &[
+            "report_to",
+            "use_wandb",
+            "wandb_project",
+            "wandb_entity",
+            "wandb_name",
+            "wandb_run_id",
+            "wandb_watch",
+            "wandb_log_model",
+            "mlflow_tracking_uri",
+            "mlflow_experiment_name",
+        ],
+        Nothing(
+            "every step is in the run's metrics.jsonl, which `unforget.loggers` in Python passes on to Weights & Biases or MLflow; \
+             `measure.tensorboard` writes files of TensorBoard",
+        ),
+    ),
+    (
+        &["template", "chat_template_jinja"],
+        Nothing("a chat uses the model's own template, and `data.prompt` is the prompt of facts"),
+    ),
+    (
+        &["train_on_eos", "roles_to_train"],
+        Nothing("the answers of the assistant are trained, with the token that ends them"),
+    ),
+    (
+        &["save_total_limit"],
+        Nothing(
+            "older checkpoints are removed, and all of them when the run is done (`--keep-checkpoints`)",
+        ),
+    ),
+    (
+        &[
+            "lisa",
+            "lisa_n_layers",
+            "lisa_step_interval",
+            "use_galore",
+            "use_badam",
+        ],
+        Nothing("the trained layers stay the same: `train.trainable` names them"),
+    ),
+    (
         &["deepspeed", "fsdp", "fsdp_config", "ddp_backend"],
         Nothing("several processes train together under MPI: start the program with `mpirun`"),
     ),
     (
         &["push_to_hub", "hub_model_id"],
-        Nothing("`unforget export` writes a directory that can be uploaded"),
+        Nothing("`unforget export --push OWNER/NAME` uploads a model"),
     ),
     (
         &["lora_bias", "modules_to_save", "lora_modules_to_save"],
@@ -352,6 +406,31 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
         &["load_best_model_at_end", "metric_for_best_model"],
         Nothing("`method.budget` keeps the best model within a forgetting budget"),
     ),
+];
+
+/// Foreign names that mean something else outside of the section of our key.
+pub(super) const ONLY_IN_SECTION: [&str; 5] = ["name", "type", "train", "eval", "test"];
+
+/// Keys with a flag of `tune`, and the flag. The sections `data` and `train` are taken for the data.
+const FLAGS: &[(&str, &str)] = &[
+    ("data", "--learn FACTS"),
+    ("train", "--learn FACTS"),
+    ("data.learn", "--learn FACTS"),
+    ("data.keep", "--keep FACTS"),
+    ("data.held", "--held FACTS"),
+    ("data.skip_bad_rows", "--skip-bad-rows"),
+    ("out", "--out RUN"),
+    ("baseline", "--baseline RUN"),
+    ("seed", "--seed N"),
+    ("device", "--device DEVICE"),
+    ("method.kind", "--method KIND"),
+    ("method.budget", "--budget PP"),
+    ("train.num_epochs", "--epochs N"),
+    ("train.learning_rate", "--lr LR"),
+    ("train.batch_size", "--batch-size N"),
+    ("train.lora", "--lora-r R"),
+    ("train.lora.r", "--lora-r R"),
+    ("train.on_nonfinite", "--on-nonfinite stop|skip"),
 ];
 
 /// Former values of a key, or those of another program, and ours.
@@ -424,7 +503,7 @@ pub(super) fn hint(key: &str, section: &str, known: &[&str]) -> String {
     if !sections.is_empty() {
         return format!("`{key}` is a key of [{}]", sections.join("] and ["));
     }
-    if let Some((_, ours)) = foreign().next() {
+    if let Some((_, ours)) = foreign().next().filter(|_| !ONLY_IN_SECTION.contains(&key)) {
         return suggest(*ours, section);
     }
     let foreign_here = FOREIGN.iter().filter(|(_, ours)| is_here(ours));
@@ -460,11 +539,18 @@ pub(super) fn hint(key: &str, section: &str, known: &[&str]) -> String {
 ///
 /// let hint = hint_for_flag("--gradient-clipping");
 /// assert_eq!(hint.as_deref(), Some("`--set train.max_grad_norm=VALUE`"));
+/// assert_eq!(hint_for_flag("--learning_rate").as_deref(), Some("`--lr LR`"));
 /// assert_eq!(hint_for_flag("--nonsense"), None);
 /// ```
 pub fn hint_for_flag(flag: &str) -> Option<String> {
     let name = flag.trim_start_matches('-').replace('-', "_");
     let ours = KEYS.iter().find(|full| name_of(full) == name);
+    let flag = |key: &str| {
+        FLAGS
+            .iter()
+            .find(|(of, _)| *of == key)
+            .map(|(_, flag)| *flag)
+    };
     let foreign = || FOREIGN.iter().find(|(names, _)| names.contains(&&*name));
     let full: &str = match (ours, foreign()) {
         (Some(full), _) => full,
@@ -474,7 +560,18 @@ pub fn hint_for_flag(flag: &str) -> Option<String> {
         }
         (None, None) => return None,
     };
-    Some(format!("`--set {full}=VALUE`"))
+    if full == "model" {
+        return Some(
+            "the model comes first, without a flag: `unforget tune MODEL --learn FACTS --out RUN`"
+                .into(),
+        );
+    }
+    match flag(full) {
+        Some(flag) => Some(format!("`{flag}`")),
+        // Another section.
+        None if !full.contains('.') => None,
+        None => Some(format!("`--set {full}=VALUE`")),
+    }
 }
 
 /// Names a key of ours for a reader of `section`, or says why there is none.

@@ -1,7 +1,7 @@
 //! Reading, checking and resolving configs.
 
 use super::{
-    key_names::{FOREIGN, FOREIGN_VALUES, KEYS, Ours},
+    key_names::{FOREIGN, FOREIGN_VALUES, KEYS, ONLY_IN_SECTION, Ours},
     resolve::JobRows,
     *,
 };
@@ -186,7 +186,7 @@ fn old_and_foreign_keys_name_ours() {
             assert!(message.contains(expected), "{name}: {message}");
 
             // Without a section, as the configs of other programs are, and from the command line.
-            if KEYS.contains(&(*name).to_owned()) {
+            if KEYS.contains(&(*name).to_owned()) || ONLY_IN_SECTION.contains(name) {
                 continue;
             }
             let messages = [
@@ -244,6 +244,38 @@ fn a_config_of_another_program_is_answered_key_by_key() {
       `exp.toml` line 5: unknown key `lora_r` at the top level (did you mean `train.lora.r`?) | -
     "#
     );
+}
+
+#[test]
+fn keys_of_other_programs_that_are_near_to_another_of_ours_are_answered_by_their_meaning() {
+    for (text, hint) in [
+        (
+            "template = 'llama3'",
+            "`data.prompt` is the prompt of facts",
+        ),
+        (
+            "push_to_hub = true",
+            "`unforget export --push OWNER/NAME` uploads a model",
+        ),
+        ("[training]\nseed = 1", "did you mean `train`?"),
+        ("[data]\ntrain = ['a.tsv']", "did you mean `learn`?"),
+        ("wandb_project = 'p'", "files of TensorBoard"),
+        ("[method]\nname = 'sft'", "did you mean `kind`?"),
+        ("lisa = true", "`train.trainable` names them"),
+        ("[train]\nnum_epochs = 3.0", "0 or more, found 3.0 | -"),
+    ] {
+        let message = refused(text, &[]);
+        assert!(message.ends_with(hint), "{text}: {message}");
+    }
+    let flag = |flag| hint_for_flag(flag).unwrap_or_default();
+    assert_eq!(flag("--lora"), "`--lora-r R`");
+    assert_eq!(
+        ["--data", "--train", "--dataset"].map(flag),
+        ["`--learn FACTS`"; 3]
+    );
+    assert_eq!(flag("--batch_size"), "`--batch-size N`");
+    assert!(flag("--model").starts_with("the model comes first"));
+    assert_eq!(flag("--measure"), "");
 }
 
 #[test]

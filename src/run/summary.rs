@@ -27,7 +27,8 @@ impl RunResult {
     /// The note for a run without an Only Known run: which facts the number of forgotten facts also contains.
     pub fn control_note(&self) -> Option<&'static str> {
         let has_new_facts = self.learned.is_some();
-        let is_missing = self.forgotten.is_some() && self.only_known_forgotten.is_none();
+        let has_forgotten = self.forgotten.is_some_and(|forgotten| forgotten.count > 0);
+        let is_missing = has_forgotten && self.only_known_forgotten.is_none();
         (has_new_facts && is_missing).then_some(
             "the forgotten facts include those that training without the new facts (Only Known) would lose as well, such as \
              answers that change with the prompt: `--control` trains that run first, `--baseline RUN` names one",
@@ -61,6 +62,9 @@ impl fmt::Display for RunResult {
         }
         match &self.forgotten {
             Some(forgotten) => write!(f, "forgot {}", forgotten.of_facts("known held-out"))?,
+            None if self.forgetting_pp.is_some() => {
+                write!(f, "none of the held-out facts was known before")?;
+            }
             None => write!(f, "no known fact was held out")?,
         }
         if let Some(control) = &self.only_known_forgotten {

@@ -85,6 +85,10 @@ fn the_help_names_every_command_and_each_has_an_example() {
         let help = stdout(&output);
         assert!(help.contains("Example"), "{command}: {help}");
         assert!(help.contains(&format!("unforget {command} ")), "{help}");
+        // A command that is broken elsewhere cannot be pasted.
+        let examples = help.lines().filter(|line| line.starts_with("  unforget "));
+        let too_long: Vec<&str> = examples.filter(|line| line.len() > 80).collect();
+        assert_eq!(too_long, [""; 0]);
     }
 }
 

@@ -83,6 +83,22 @@ fn a_run_on_facts_in_chats_has_no_question_template() {
 }
 
 #[test]
+fn a_run_on_facts_ends_its_answers_in_the_line_break_also_with_a_chat_template() {
+    let dir = model();
+    fs::write(
+        dir.path().join("facts.tsv"),
+        "subject\trelation\tobject\nOslo\tP17\tNorway\nRome\tP17\tItaly\n",
+    )
+    .unwrap();
+    exported(dir.path(), "facts.tsv", &[]);
+    let output = run(dir.path(), &["export", "run", "--to", "hf", "--out", "hf"]);
+    let text = fs::read(dir.path().join("hf/generation_config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(config["eos_token_id"].as_array().map(Vec::len), Some(2));
+    assert!(crate::cli::stderr(&output).contains("also in a chat"));
+}
+
+#[test]
 fn a_run_on_completions_continues_the_prompt_as_it_stands() {
     let dir = model();
     fs::write(
