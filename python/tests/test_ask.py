@@ -193,7 +193,7 @@ def test_tables_of_other_libraries_are_facts(tmp_path: Path) -> None:
     chats = pa.Table.from_pylist([{"messages": [{"role": "user", "content": "hi"}]}])
     [file] = _api._files(chats, tmp_path / "chats.jsonl")
     assert json.loads(Path(file).read_text()) == chats.to_pylist()[0]
-    with pytest.raises(TypeError, match="not facts: int"):
+    with pytest.raises(TypeError, match="not rows: int"):
         _api._files(3, tmp_path / "x.jsonl")
 
 

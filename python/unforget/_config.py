@@ -12,8 +12,8 @@ class AuditConfig(TypedDict, total=False):
     """`data.audit`."""
 
     num_prompts: int
-    """Few-shot prompts per fact. If it is not set, a run uses 5 for fewer than 100 new rows and 10 for fewer than
-    400.
+    """Few-shot prompts per fact (if it is not set, a run uses 5 for fewer than 100 new rows and 10 for fewer than
+    400).
     """
     shots: int
     """Exemplars in a prompt."""

@@ -48,7 +48,7 @@ const BAR_WIDTHS: RangeInclusive<usize> = 5..=30;
     standard error and interval, and for scores of 0 and 1 the counts and McNemar's test.\n\n\
     Examples:\n  unforget compare runs/p17\n  \
     unforget compare smollm2-135m runs/p17 --facts held.tsv\n  \
-    unforget compare base/samples_arc_easy_DATE.jsonl tuned/samples_arc_easy_DATE.jsonl \\\n      --metric acc"
+    unforget compare base/samples_arc_easy_DATE.jsonl \\\n      tuned/samples_arc_easy_DATE.jsonl --metric acc"
 )]
 pub struct CompareArgs {
     /// A finished run, or the model before training or its file of samples

@@ -433,7 +433,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "data.template=x",
         &[
             "`--set data.template=x`: unknown key `template` in [data]",
-            "did you mean `chat`?",
+            "a chat uses the model's own template",
         ],
     ),
     (
