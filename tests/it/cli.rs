@@ -322,6 +322,8 @@ fn what_a_run_would_take_is_told_and_nothing_is_written() {
         MODEL,
         "--learn",
         "learn.tsv",
+        "--batch-size",
+        "64",
         "--out",
         "run",
         "--dry-run",
@@ -362,7 +364,7 @@ fn a_profile_says_where_the_steps_time_went_and_changes_no_bit() {
     assert!(weights(&dir.path().join("run")) == expected);
 }
 
-pub const TUNE: [&str; 18] = [
+pub const TUNE: [&str; 20] = [
     "tune",
     MODEL,
     "--learn",
@@ -373,6 +375,8 @@ pub const TUNE: [&str; 18] = [
     "held.tsv",
     "--method",
     "self-distill",
+    "--batch-size",
+    "64",
     "--set",
     "data.audit=false",
     "--set",
