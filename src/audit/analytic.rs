@@ -11,6 +11,7 @@ use super::{
     settings::AuditSettings,
 };
 use crate::{
+    Result,
     engine::{KvCache, SegmentId},
     facts::AnswerVerdict,
     generate::{argmax, cache_slots, distribution, split_by_budget},
@@ -54,12 +55,15 @@ impl QueryRunner<'_, '_> {
     /// Answers every query; [`AuditAnswer::p_sampled`] is computed from the logits.
     ///
     /// Queries with the same prefix should be adjacent. `on_progress` receives the number of queries finished since its last call.
+    ///
+    /// # Errors
+    /// [`crate::Error::Failed`] when the model's logits are not finite.
     pub fn answer_analytically(
         &mut self,
         prefixes: &[Vec<u32>],
         queries: &[Query<'_>],
         on_progress: &(dyn Fn(usize) + Sync),
-    ) -> Vec<AuditAnswer> {
+    ) -> Result<Vec<AuditAnswer>> {
         let mut answers = vec![AuditAnswer::default(); queries.len()];
         let rows: Vec<(usize, &[u32])> = queries.iter().map(|a| (a.prefix, a.question)).collect();
         let costs = cache_slots(prefixes, &rows, BRANCH_TOKENS);
@@ -81,16 +85,10 @@ impl QueryRunner<'_, '_> {
                 })
                 .collect();
             while !branches.is_empty() {
-                let engine = &mut *self.generator.engine;
-                let next = engine.logits(self.generator.params, &hidden, |i, logits| {
-                    next_tokens(
-                        logits,
-                        &branches[i],
-                        queries,
-                        self.stop_tokens,
-                        self.settings,
-                    )
-                });
+                let (stop_tokens, settings) = (self.stop_tokens, self.settings);
+                let next = self.generator.logits(&hidden, |i, logits| {
+                    next_tokens(logits, &branches[i], queries, stop_tokens, settings)
+                })?;
                 let mut extended = Vec::new();
                 for (branch, next) in branches.into_iter().zip(next) {
                     let (query, answer) = (&queries[branch.query], &mut answers[branch.query]);
@@ -101,7 +99,7 @@ impl QueryRunner<'_, '_> {
             }
             on_progress(batch.len());
         }
-        answers
+        Ok(answers)
     }
 
     /// Prefills the newest token of each branch in a new segment, and returns the branches with their hidden states.

@@ -259,7 +259,7 @@ fn answer(
     let answers = if settings.sample {
         runner.answer_by_sampling(&tokenized.prefixes, &queries, &on_progress)?
     } else {
-        runner.answer_analytically(&tokenized.prefixes, &queries, &on_progress)
+        runner.answer_analytically(&tokenized.prefixes, &queries, &on_progress)?
     };
     Ok(comm.all_gather(answers))
 }

@@ -6,11 +6,11 @@ use std::{
 };
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use unforget::{
     Error, Result,
     engine::Engine,
-    facts::Message,
+    facts::{self, Message},
     generate::{Generator, Request, TokenLogprob},
     model::TextTokenizer,
     prompt::{PromptTemplate, chat_prompt, has_chat_template},
@@ -20,7 +20,7 @@ use unforget::{
 use super::{
     answering::{AnswerArgs, length_note, trained_prompt, truncate_at_stop},
     context::{Context, load_model},
-    output, rows,
+    output,
 };
 
 /// Answer a prompt, or each of many
@@ -45,7 +45,7 @@ pub struct AskArgs {
     /// The prompt; `-` reads it from stdin
     #[arg(required_unless_present = "prompts", conflicts_with = "prompts")]
     prompt: Option<String>,
-    /// JSON lines with `prompt`; `-` is stdin
+    /// Rows with `prompt`: JSONL, JSON, CSV, TSV or Parquet; `-` is stdin, with JSON lines
     #[arg(long, value_name = "FILE.jsonl")]
     prompts: Option<PathBuf>,
     /// Use the model's own chat template
@@ -68,11 +68,6 @@ pub struct AskArgs {
     /// Also print each token's log-probability, and the N most likely tokens at its position
     #[arg(long, value_name = "N")]
     logprobs: Option<usize>,
-}
-
-#[derive(Deserialize)]
-struct PromptRow {
-    prompt: String,
 }
 
 #[derive(Serialize)]
@@ -204,8 +199,8 @@ impl AskArgs {
 
     fn read_prompts(&self) -> Result<Vec<String>> {
         if let Some(file) = &self.prompts {
-            let rows: Vec<(usize, PromptRow)> = rows::read(file, r#"{"prompt": "..."}"#)?;
-            return Ok(rows.into_iter().map(|(_, row)| row.prompt).collect());
+            let rows = facts::read_fields(file, ["prompt"], r#"{"prompt": "..."}"#)?;
+            return Ok(rows.into_iter().map(|(_, [prompt])| prompt).collect());
         }
         let prompt = self
             .prompt

@@ -7,12 +7,12 @@ use console::Style;
 use serde_json::json;
 use unforget::{
     Result, facts,
-    model::TextTokenizer,
+    model::{ModelConfig, TextTokenizer},
     prompt::{Example, NO_END_NOTE, TextNotes, examples_of_texts, lacks_end},
 };
 
 use super::{
-    context::{Context, load_tokenizer},
+    context::{Context, load_tokenizer, model_spec},
     fact_args::FactArgs,
     output,
 };
@@ -40,7 +40,7 @@ pub struct DataArgs {
     /// Rows to show of each file
     #[arg(long, value_name = "N", default_value_t = 3)]
     rows: usize,
-    /// Longest row, in tokens, that `tune` accepts
+    /// Longest row, in tokens, that `tune` accepts: `train.max_length`, at most the model's context
     #[arg(long, value_name = "N", default_value_t = 2048)]
     max_length: usize,
     #[command(flatten)]
@@ -66,8 +66,10 @@ fn pluralize(n: usize, noun: &str) -> String {
 }
 
 impl DataArgs {
-    pub fn run(self, context: &Context) -> Result<()> {
+    pub fn run(mut self, context: &Context) -> Result<()> {
         let tokenizer = load_tokenizer(&self.model)?;
+        let config = ModelConfig::load(&model_spec(&self.model)?)?;
+        self.max_length = self.max_length.min(config.max_position_embeddings);
         for file in &facts::resolve_files(&self.files)? {
             let summary = self.read(file, &tokenizer, context)?;
             if context.json {

@@ -1,4 +1,4 @@
-//! Rows of JSON lines that `ask` and `score` read.
+//! Rows of JSON lines that `compare` reads.
 
 use std::{
     fs,

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
-use unforget::{Result, engine::Engine, generate::Generator};
+use serde::Serialize;
+use unforget::{Result, engine::Engine, facts, generate::Generator};
 
 use super::{
     context::{Context, load_model},
-    output, rows,
+    output,
 };
 
 /// Log-probability (nats) of every completion token, a line of JSON per row
@@ -23,14 +23,8 @@ use super::{
 pub struct ScoreArgs {
     /// The model
     model: String,
-    /// JSON lines with `prompt` and `completion`; `-` is stdin
+    /// Rows with `prompt` and `completion`: JSONL, JSON, CSV, TSV or Parquet; `-` is stdin, with JSON lines
     file: PathBuf,
-}
-
-#[derive(Deserialize)]
-struct ScoreRow {
-    prompt: String,
-    completion: String,
 }
 
 #[derive(Serialize)]
@@ -48,15 +42,12 @@ struct ScoredToken {
 
 impl ScoreArgs {
     pub fn run(self, context: &Context) -> Result<()> {
-        let rows: Vec<(usize, ScoreRow)> =
-            rows::read(&self.file, r#"{"prompt": "...", "completion": "..."}"#)?;
+        let example = r#"{"prompt": "...", "completion": "..."}"#;
+        let rows = facts::read_fields(&self.file, ["prompt", "completion"], example)?;
         let model = load_model(&self.model)?;
         let encoded = rows
             .iter()
-            .map(|(_, row)| {
-                let tokenizer = &model.tokenizer;
-                tokenizer.encode_joint(&row.prompt, &row.completion, true)
-            })
+            .map(|(_, [prompt, text])| model.tokenizer.encode_joint(prompt, text, true))
             .collect::<Result<Vec<_>>>()?;
         let mut engine = Engine::new(&model.config);
         let bar = context.progress.bar(encoded.len() as u64, "score");
@@ -75,7 +66,7 @@ impl ScoreArgs {
                 .collect();
             output::json(&ScoredRow {
                 tokens,
-                logprob: logprobs.iter().map(|&l| f64::from(l)).sum(),
+                logprob: logprobs.iter().fold(0.0, |sum, &l| sum + f64::from(l)),
             })?;
         }
         Ok(())

@@ -89,7 +89,7 @@ fn extract_table(file: &Path, rows: &[Cells]) -> Result<Vec<ExtractedFact>> {
     if rows.first().is_some_and(|row| has_fact_columns(row)) {
         return Err(Error::input_hint(
             format!(
-                "{} already has facts: subject, relation and object",
+                "{} already has facts: subject, relation and object, or question and answer",
                 file.display()
             ),
             "use it with `unforget audit` or `unforget tune` directly",

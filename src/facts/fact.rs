@@ -101,13 +101,11 @@ impl Fact {
         }
     }
 
-    /// Whether both have the same object, in any spelling.
+    /// Whether both have the same object, in any spelling: the object of one is an accepted answer of the other. An alias that both
+    /// have is not enough.
     pub fn same_object(&self, other: &Self) -> bool {
-        let scorer = self.scorer(MatchRule::Exact);
-        other
-            .accepted_answers()
-            .iter()
-            .any(|form| scorer.is_correct(form))
+        self.is_correct(&other.object, MatchRule::Exact)
+            || other.is_correct(&self.object, MatchRule::Exact)
     }
 }
 
@@ -182,5 +180,7 @@ mod tests {
     fn two_spellings_of_one_country_are_the_same_object() {
         assert!(fact("USA", &[]).same_object(&fact("United States of America", &[])));
         assert!(!fact("Georgia", &[]).same_object(&fact("Germany", &[])));
+        assert!(fact("A", &["B"]).same_object(&fact("B", &["C"])));
+        assert!(!fact("A", &["B"]).same_object(&fact("C", &["B"])));
     }
 }

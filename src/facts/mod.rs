@@ -17,7 +17,7 @@ pub(crate) use normalise::fold_case;
 pub use normalise::normalise;
 pub use read::{
     Chat, FactSet, Message, PACK, ReadOptions, ReadSummary, Text, TextKind, TextSet,
-    drop_contradicted, is_text_file, read, read_each, read_texts, resolve_files,
+    drop_contradicted, is_text_file, read, read_each, read_fields, read_texts, resolve_files,
 };
 pub use relations::{ObjectKind, Relation, relation};
 pub use scorer::{AnswerScorer, AnswerVerdict, WrongKind};

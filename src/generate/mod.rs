@@ -174,7 +174,7 @@ impl<'a> Generator<'a> {
     ///
     /// # Errors
     /// [`Error::Input`] if a prompt does not fit into the model's context, or is empty and the tokenizer has no beginning-of-text token;
-    /// [`Error::Interrupted`] if the user interrupts.
+    /// [`Error::Failed`] if the model's logits are not finite; [`Error::Interrupted`] if the user interrupts.
     pub fn generate(
         &mut self,
         request: &Request<'_>,
@@ -214,7 +214,7 @@ impl<'a> Generator<'a> {
             interrupt::check(self.comm())?;
             cache.release(mark);
             let sequences = self.open_sequences(&mut cache, prefix, request, &batch);
-            for sequence in self.decode(&mut cache, sequences, request, &should_stop) {
+            for sequence in self.decode(&mut cache, sequences, request, &should_stop)? {
                 results[sequence.row][sequence.sample] = sequence.out;
             }
             let last = request.samples - 1;
@@ -277,7 +277,7 @@ impl<'a> Generator<'a> {
         batch: DecodingBatch,
         request: &Request<'_>,
         should_stop: &impl Fn(usize, &str) -> bool,
-    ) -> Vec<Sequence> {
+    ) -> Result<Vec<Sequence>> {
         let DecodingBatch {
             mut sequences,
             mut hidden,
@@ -285,9 +285,9 @@ impl<'a> Generator<'a> {
         let mut ended = Vec::with_capacity(sequences.len());
         loop {
             let quantiles: Vec<f64> = sequences.iter_mut().map(|s| s.rng.random()).collect();
-            let tokens = self.engine.logits(self.params, &hidden, |i, logits| {
+            let tokens = self.logits(&hidden, |i, logits| {
                 next_token(logits, request, quantiles[i])
-            });
+            })?;
             let mut unfinished = Vec::with_capacity(sequences.len());
             for (mut sequence, token) in sequences.into_iter().zip(tokens) {
                 let newest = token.id;
@@ -303,7 +303,7 @@ impl<'a> Generator<'a> {
             }
             sequences = unfinished;
             if sequences.is_empty() {
-                return ended;
+                return Ok(ended);
             }
             let new: Vec<(SegmentId, &[u32])> = sequences
                 .iter()
@@ -364,15 +364,38 @@ impl<'a> Generator<'a> {
                 targets.extend(completion.iter().map(|token| (row, *token)));
             }
             let hidden = self.engine.hidden(self.params, &batch, &positions);
-            let logprobs = self.engine.logits(self.params, &hidden, |i, logits| {
+            let logprobs = self.logits(&hidden, |i, logits| {
                 logits[targets[i].1 as usize] - log_sum_exp(logits)
-            });
+            })?;
             for ((row, _), logprob) in targets.iter().zip(logprobs) {
                 results[*row].push(logprob);
             }
             on_finished(rows_of_batch.len());
         }
         Ok(results)
+    }
+
+    /// As [`Engine::logits`], of a model whose logits must be finite: nothing can be said about any other.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] if one of them is not.
+    pub(crate) fn logits<R: Send>(
+        &mut self,
+        hidden: &[f32],
+        f: impl Fn(usize, &mut [f32]) -> R + Sync,
+    ) -> Result<Vec<R>> {
+        let results = self.engine.logits(self.params, hidden, |i, logits| {
+            // Without a branch per value.
+            let is_finite = logits.iter().fold(true, |all, x| all & x.is_finite());
+            is_finite.then(|| f(i, logits))
+        });
+        let results: Option<Vec<R>> = results.into_iter().collect();
+        results.ok_or_else(|| Error::Failed {
+            message: "the model's logits are not finite".into(),
+            hint: Some(
+                "its weights are too large or broken: check where it is from; a model that was just trained has diverged: lower `train.learning_rate`".into(),
+            ),
+        })
     }
 
     /// Appends tokens to segments, at most [`MAX_BATCH_TOKENS`] per call, and returns the hidden state of the last token of each row:

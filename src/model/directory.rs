@@ -27,6 +27,12 @@ pub(super) fn tokenizer(dir: &Path) -> Result<TextTokenizer> {
     Ok(read_model_files(dir)?.tokenizer)
 }
 
+/// The configuration of the model in `dir`.
+pub(super) fn config(dir: &Path) -> Result<ModelConfig> {
+    let path = dir.join("config.json");
+    ModelConfig::from_json(&files::read_json(&path)?, &path)
+}
+
 /// Reads `config.json`, `tokenizer.json` and the optional files.
 fn read_model_files(dir: &Path) -> Result<ModelFiles> {
     let config_path = dir.join("config.json");

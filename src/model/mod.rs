@@ -132,6 +132,29 @@ impl Model {
     }
 }
 
+impl ModelConfig {
+    /// Loads the configuration of a model, named as for [`Model::load`], without its weights.
+    ///
+    /// # Errors
+    /// As [`Model::load`], except for faults of weights and tokenizer.
+    pub fn load(spec: &str) -> Result<Self> {
+        let path = pull(spec)?;
+        if peft::is_adapter(&path) {
+            let adapter = Adapter::open(&path)?;
+            match adapter.base()? {
+                Base::SameDirectory => directory::config(&path),
+                Base::Named(base) => {
+                    Self::load(&base).map_err(|error| adapter.without_base(&base, error))
+                }
+            }
+        } else if path.is_dir() {
+            directory::config(&path)
+        } else {
+            gguf::config(&path)
+        }
+    }
+}
+
 impl TextTokenizer {
     /// Loads the tokenizer of a model, named as for [`Model::load`], without its weights.
     ///

@@ -123,13 +123,24 @@ impl Weights {
             let computed = name.ends_with("rotary_emb.inv_freq");
             let tied = config.tie_word_embeddings && name == HEAD;
             if !known.contains(name.as_str()) && !computed && !tied {
-                return Err(Error::broken(
-                    &self.files[entry.file].0,
-                    format!(
-                        "tensor `{name}` is not part of a {} model of this configuration",
+                let stored = &entry.stored_name;
+                let wrapper = [
+                    ("_orig_mod.", "torch.compile"),
+                    ("module.", "DistributedDataParallel"),
+                ]
+                .into_iter()
+                .find(|(prefix, _)| stored.starts_with(prefix));
+                return Err(Error::Failed {
+                    message: format!(
+                        "broken model file {}: tensor `{stored}` is not part of a {} model of this configuration",
+                        self.files[entry.file].0.display(),
                         config.family.model_type()
                     ),
-                ));
+                    hint: Some(wrapper.map_or_else(
+                        || "save the file without it, or correct config.json: a model without one of its tensors is another model".into(),
+                        |(prefix, by)| format!("the names begin with `{prefix}`, which `{by}` of PyTorch puts in front: save the model that it wraps"),
+                    )),
+                });
             }
         }
         Ok(())
@@ -170,6 +181,9 @@ pub(super) fn open(path: &Path) -> Result<TensorFile> {
         io::ErrorKind::InvalidData => {
             // A pointer is short.
             let start = fs::read(path).unwrap_or_default();
+            if start.starts_with(b"GGUF") {
+                return Error::broken(path, "its content is GGUF, which needs the extension .gguf");
+            }
             let pointer = files::refuse_other_content(path, &start);
             pointer
                 .err()

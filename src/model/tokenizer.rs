@@ -3,7 +3,7 @@
 use std::{fmt::Display, ops::Range, path::Path};
 
 use serde_json::{Map, Value};
-use tokenizers::{Encoding, Tokenizer};
+use tokenizers::{AddedToken, Encoding, Tokenizer};
 
 use crate::{Error, Result, catch_panic};
 
@@ -14,6 +14,17 @@ const END_OF_TURN_TOKENS: [&str; 5] = [
     "<|eom_id|>",
     "<end_of_turn>",
     "<|end|>",
+];
+
+/// The special tokens that a `tokenizer_config.json` and a chat template can name, as in `transformers`.
+pub(crate) const SPECIAL_TOKENS: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
 ];
 
 /// A tokenizer with its `tokenizer_config.json`.
@@ -36,7 +47,7 @@ impl TextTokenizer {
     ///
     /// `others` are the further files that may name the EOS token, by `eos_token_id` or `eos_token`, in the order in which they are
     /// asked: `generation_config.json`, `config.json`, `special_tokens_map.json`. As in `transformers` 5, `add_bos_token` and
-    /// `add_eos_token` do not count where there is a `tokenizer.json`.
+    /// `add_eos_token` do not count where there is a `tokenizer.json`, and a special token that only `config_json` names is one.
     ///
     /// # Errors
     /// [`Error::BrokenModel`] when `tokenizer_json` (the content of `path`) is not a tokenizer.
@@ -53,6 +64,9 @@ impl TextTokenizer {
             .with_truncation(None)
             .map_err(|e| Error::broken(path, e.to_string()))?
             .with_padding(None);
+        let mut named = special_tokens(&config_json);
+        named.retain(|token| !is_added(&inner, &token.content));
+        inner.add_special_tokens(&named);
         let sources: Vec<Vec<u32>> = std::iter::once(&config_json)
             .chain(others.iter().copied())
             .map(|source| eos_tokens(source, &inner))
@@ -242,6 +256,55 @@ impl TextTokenizer {
 pub(crate) fn special_token<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
     let token = config.get(key)?;
     token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// The special tokens that a `tokenizer_config.json` names by their role, in lists, and by their id (`added_tokens_decoder`), in the
+/// order in which `transformers` adds them.
+fn special_tokens(config: &Map<String, Value>) -> Vec<AddedToken> {
+    const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+
+    let by_id = config
+        .get("added_tokens_decoder")
+        .and_then(Value::as_object);
+    let mut by_id: Vec<(u32, &Value)> = by_id
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, token)| Some((id.parse().ok()?, token)))
+        .collect();
+    by_id.sort_by_key(|(id, _)| *id);
+    let by_id = by_id.into_iter().map(|(_, token)| token);
+    let named = SPECIAL_TOKENS
+        .into_iter()
+        .filter_map(|role| config.get(role));
+    // A list, or an object of roles.
+    let lists = LISTS.into_iter().filter_map(|list| config.get(list));
+    let listed = lists.flat_map(|list| -> Vec<&Value> {
+        let items = list.as_array().into_iter().flatten();
+        items
+            .chain(list.as_object().into_iter().flat_map(Map::values))
+            .collect()
+    });
+    let by_id = by_id.map(|token| (token, token.get("special") != Some(&Value::Bool(false))));
+    let others = named.chain(listed).map(|token| (token, true));
+    by_id
+        .chain(others)
+        .filter_map(|(token, is_special)| {
+            let text = token.as_str().or_else(|| token.get("content")?.as_str());
+            let flag = |name: &str| token.get(name).and_then(Value::as_bool) == Some(true);
+            let added = AddedToken::from(text.filter(|text| !text.is_empty())?, is_special)
+                .lstrip(flag("lstrip"))
+                .rstrip(flag("rstrip"))
+                .single_word(flag("single_word"))
+                .normalized(flag("normalized"));
+            Some(added)
+        })
+        .collect()
+}
+
+/// Whether a token is one of those beside the vocabulary already.
+fn is_added(tokenizer: &Tokenizer, token: &str) -> bool {
+    let id = tokenizer.token_to_id(token);
+    id.is_some_and(|id| tokenizer.get_added_tokens_decoder().contains_key(&id))
 }
 
 /// The EOS tokens that `source` names.

@@ -15,7 +15,10 @@ use super::{
 use crate::{
     Error, Result,
     facts::{Chat, Location, Message},
-    model::{TextTokenizer, tokenizer::special_token},
+    model::{
+        TextTokenizer,
+        tokenizer::{SPECIAL_TOKENS, special_token},
+    },
 };
 
 /// The placeholder for a question in a rendering.
@@ -23,17 +26,6 @@ const QUESTION_PLACEHOLDER: &str = "{question}";
 
 /// Two answers that have nothing in common, which show where a template puts an answer.
 const PROBES: [&str; 2] = ["\u{5341}", "Qz"];
-
-/// The special tokens that a template can name, as in `transformers`.
-const SPECIAL_TOKENS: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
 
 /// The names of an answer's reasoning; the first is the one that templates read.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -381,7 +373,8 @@ pub(super) fn assistant_turns(
     let shape = template.shape(chat).map_err(|fault| refused(&fault))?;
     let marked = has_generation_mark(template.source);
     let mut turns = Turns::default();
-    if chat.tools.is_some() {
+    let has_tools = |tools: &Json| tools.as_array().is_none_or(|tools| !tools.is_empty());
+    if chat.tools.as_ref().is_some_and(has_tools) {
         let without = Chat {
             tools: None,
             ..chat.clone()
@@ -404,9 +397,15 @@ pub(super) fn assistant_turns(
             .render(chat, &chat.messages[..=i], End::Chat, shape)
             .map_err(|fault| refused(&fault))?;
         if !template.writes_calls(chat, i, &answered.text, shape) {
-            turns.notes.push(
-                "the model's chat template does not write `tool_calls`: an answer with them is not trained",
-            );
+            let has_calls = message
+                .fields
+                .get("tool_calls")
+                .is_some_and(|v| !v.is_null());
+            turns.notes.push(if has_calls {
+                "the model's chat template does not write `tool_calls`: an answer with them is not trained"
+            } else {
+                "the model's chat template does not write `function_call`: an answer with it is not trained"
+            });
             continue;
         }
         let spans = if marked {

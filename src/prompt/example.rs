@@ -175,7 +175,15 @@ pub fn examples_of_texts(
     let mut first_refusal = None;
     for (i, text) in texts.iter().enumerate() {
         match text_examples(tokenizer, text, notes) {
-            Ok(rows) => examples.extend(rows.into_iter().map(|row| (i, row))),
+            Ok(rows) => {
+                for row in rows {
+                    if row.num_targets() > 0 {
+                        examples.push((i, row));
+                    } else {
+                        notes.add(NOTHING_TRAINED, &text.location);
+                    }
+                }
+            }
             Err(error @ Error::Input { .. }) if skip_refused => {
                 notes.add(REFUSED, &text.location);
                 notes.detail(&error.to_string());
@@ -188,7 +196,7 @@ pub fn examples_of_texts(
         (true, Some(refusal), _) => Err(refusal),
         (true, None, Some(text)) => Err(Error::input_hint(
             format!(
-                "{}: no answer of the chats can be trained",
+                "{}: there is nothing to train in its rows",
                 text.location.file
             ),
             notes.lines().join("; "),
@@ -199,6 +207,9 @@ pub fn examples_of_texts(
 
 const UNENDED: &str = "the model's chat template trains no token behind an answer at which the model stops (where it marks answers with \
      `{% generation %}`, the end belongs inside): the model will not learn where to stop";
+
+const NOTHING_TRAINED: &str =
+    "the row has no token to train behind its first one, which nothing predicts: it is skipped";
 
 const REFUSED: &str = "a chat that the model's chat template refuses is skipped";
 

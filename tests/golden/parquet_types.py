@@ -39,6 +39,7 @@ TYPES: dict[str, tuple[pa.DataType, list, bool]] = {
     "timestamp_ns": (pa.timestamp("ns"), [WHEN, WHEN], False),
     "timestamp_tz": (pa.timestamp("us", tz="UTC"), [WHEN, WHEN], False),
     "time": (pa.time64("us"), [dt.time(1, 2, 3), dt.time(4, 5, 6)], False),
+    "duration": (pa.duration("us"), [dt.timedelta(days=2, seconds=5), dt.timedelta(seconds=5)], False),
     "bool": (pa.bool_(), [True, False], False),
     "list": (pa.list_(pa.string()), [["a"], ["b"]], False),
     "struct": (pa.struct([("a", pa.string())]), [{"a": "b"}, {"a": "c"}], False),

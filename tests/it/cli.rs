@@ -163,13 +163,13 @@ fn a_broken_row_is_told_with_file_and_line() {
     let rows = "{\"prompt\": \"a\", \"completion\": \"b\"}\n\n{\"prompt\": \"a\"}\n";
     fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
     insta::assert_snapshot!(refused(dir.path(), &["score", MODEL, "rows.jsonl"]), @r#"
-    error: `rows.jsonl` line 3: missing field `completion`
-    hint: each line is an object such as {"prompt": "...", "completion": "..."}
+    error: rows.jsonl, line 3: field `completion` is missing
+    hint: each row is an object such as {"prompt": "...", "completion": "..."}
     "#);
     fs::write(dir.path().join("rows.jsonl"), "not json\n").unwrap();
     let message = refused(dir.path(), &["ask", MODEL, "--prompts", "rows.jsonl"]);
     assert!(
-        message.starts_with("error: `rows.jsonl` line 1: "),
+        message.starts_with("error: rows.jsonl, line 1: "),
         "{message}"
     );
     fs::write(
@@ -264,7 +264,7 @@ fn a_score_is_the_sum_of_its_tokens() {
     let text: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
     assert_eq!(text, " cd");
     assert_eq!(scored[1]["tokens"].as_array().unwrap().len(), 0);
-    assert_eq!(scored[1]["logprob"], 0.0);
+    assert_eq!(scored[1]["logprob"].to_string(), "0.0");
 }
 
 /// Three fact files in `dir`; the tiny model learns them in a few steps.

@@ -86,6 +86,7 @@ fn chats_and_completions_of_all_forms_are_read() {
             r#"{"instruction":"hi","input":"","output":"ho","system":""}"#,
             user,
         ),
+        (r#"{"instruction":"","input":"hi","output":"ho"}"#, user),
         (
             r#"{"messages":[{"role":"developer","content":"S"},{"role":"user","content":"hi"},{"role":"assistant","content":"ho"}]}"#,
             &with_system.replace("system", "developer"),
@@ -230,6 +231,36 @@ fn rows_of_other_forms_are_refused_with_what_each_field_would_be() {
             "messages\n\"[{'role': 'user'}]\"\n",
             &["Python", "line 2"],
         ),
+        (
+            "t.jsonl",
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"bot","content":"b"}]}"#,
+            &["did you mean `assistant`?"],
+        ),
+        (
+            "u.jsonl",
+            r#"{"messages":null}"#,
+            &["field `messages` is null"],
+        ),
+        (
+            "v.jsonl",
+            r#"{"instruction":"","input":"","output":"b"}"#,
+            &["field `instruction` is empty"],
+        ),
+        (
+            "w.jsonl",
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"tools":"no"}"#,
+            &["field `tools` is text; a list of tools is needed"],
+        ),
+        (
+            "x.json",
+            r#"{"question":{"0":"Who?"},"answer":{"0":"He"}}"#,
+            &["holds columns", "orient"],
+        ),
+        (
+            "y.jsonl",
+            r#"{"question":"Who?","answer":null}"#,
+            &["field `answer` is empty"],
+        ),
     ] {
         fs::write(dir.join(name), content).unwrap();
         let error = refused(dir, &["data", name, "--model", "m"]);
@@ -359,6 +390,8 @@ fn tables_are_read_as_pandas_reads_them_or_refused() {
         ("n.csv", "subject,relation,object\nRome,P17,Italy\n\u{feff}subject,relation,object\nOslo,P17,Norway\n".into(), &["line 3", "byte order mark"]),
         ("o.csv", "subject,relation,object\nRome,P17,\"['Italy', 'Italia']\"\n".into(), &["line 2", "field `object` holds a list"]),
         ("p.csv", "text,text\na,b\n".into(), &["two columns `text`"]),
+        ("v.csv", "subject,relation,object\nRome,P17,Italy\n,,\n".into(), &["line 3", "separators and no content"]),
+        ("w.csv", format!("{header}Q1,P50,A,B\nQ1,P50,C,B\n").replace("aliases", "aliases,question").replace(",A,B", ",A,B,who?").replace(",C,B", ",C,B,who?"), &["`A` (w.csv, line 2)", "`C` (w.csv, line 3)"]),
         ("q.csv", format!("{header}Q1,P17,Itaka,\"[\"\"Alfa\"\", \"\"Bravo\"\"]\"\nQ1,P17,Carlo,\n"), &["`Itaka`", "`Carlo`"]),
     ] {
         fs::write(dir.join(name), content).unwrap();
@@ -570,4 +603,181 @@ fn compressed_files_are_unpacked_and_other_contents_are_named() {
         let error = refused(dir, &["data", name, "--model", "m"]);
         assert!(error.contains("extension"), "{name}: {error}");
     }
+}
+
+/// Writes tools and calls as Qwen's template does: arguments that are text would be told from an object.
+const TOOLS: &str = "{%- if tools %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% endif %}{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + (m.content or '') }}{%- for c in m.tool_calls or [] %}{{- '<tool_call>' + c.function.name }}{%- if c.function.arguments is string %}{{- '!str!' + c.function.arguments }}{%- else %}{{- c.function.arguments | tojson }}{%- endif %}{{- '</tool_call>' }}{%- endfor %}{{- '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+/// The files are written by `tests/golden/parquet_chats.py`; `datasets.Dataset.from_parquet` gives the values below, and TRL's
+/// `remove_none_values` removes the nulls that Arrow put into the structs.
+#[test]
+fn parquet_chats_have_the_values_that_datasets_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir, TOOLS);
+    let golden = Path::new(MODEL).join("../parquet/chats");
+    for name in ["json_lines", "json_arguments", "structs"] {
+        let file = format!("{name}.parquet");
+        fs::copy(golden.join(&file), dir.join(&file)).unwrap();
+        let (read, notes) = rows(dir, &file);
+        assert!(
+            read[0].1.starts_with(
+                "<tool_call>f{\"x\": 1}</tool_call><tool_call>g{\"y\": \"z\"}</tool_call><|im_end|>"
+            ),
+            "{name}: {read:?}"
+        );
+        assert!(read[1].1.starts_with("ho<|im_end|>"), "{name}: {read:?}");
+        for tool in [
+            r#""parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}"#,
+            r#""parameters": {"type": "object", "properties": {"y": {"type": "string"}}}}}"#,
+        ] {
+            assert!(read[0].0.contains(tool), "{name}: {read:?}");
+        }
+        let dropped = notes.contains("null fields within messages and tools are left out");
+        assert_eq!(dropped, name == "structs", "{notes}");
+    }
+    fs::copy(golden.join("json_answer.parquet"), dir.join("a.parquet")).unwrap();
+    assert_eq!(targets(dir, "a.parquet"), [" five\n"]);
+    // JSON in texts, as TRL has tools.
+    let chat = r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"ho"}],"tools":["{\"name\": \"f\"}"]}"#;
+    fs::write(dir.join("f.jsonl"), chat).unwrap();
+    assert!(
+        rows(dir, "f.jsonl").0[0]
+            .0
+            .starts_with("{\"name\": \"f\"}\n")
+    );
+    fs::write(dir.join("f.parquet"), chat).unwrap();
+    let error = refused(dir, &["data", "f.parquet", "--model", "m"]);
+    assert!(error.contains("the content is text"), "{error}");
+}
+
+/// `weight` is OpenAI's, `train` and `training` are axolotl's, `loss` is ms-swift's.
+#[test]
+fn answers_that_are_marked_so_are_not_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir, CHATML);
+    for mark in [
+        "\"weight\":0",
+        "\"train\":false",
+        "\"training\":false",
+        "\"loss\":false",
+        "\"loss\":0",
+    ] {
+        let row = |content: &str, more: &str| {
+            format!(
+                r#"{{"messages":[{{"role":"user","content":"hi"}},{{"role":"assistant","content":"{content}"{more}}},{{"role":"user","content":"so"}},{{"role":"assistant","content":"ho"}}]}}"#
+            )
+        };
+        fs::write(dir.join("f.jsonl"), row("x", &format!(",{mark}"))).unwrap();
+        let targets = targets(dir, "f.jsonl");
+        assert_eq!(targets.len(), 1, "{mark}: {targets:?}");
+        assert!(targets[0].starts_with("ho<|im_end|>"), "{mark}");
+    }
+}
+
+#[test]
+fn what_is_not_trained_or_may_be_missing_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir, CHATML);
+    // The first row has its end alone, which nothing predicts.
+    fs::write(
+        dir.join("end.jsonl"),
+        "{\"text\":\"<|eos|>\"}\n{\"text\":\"a b\"}\n",
+    )
+    .unwrap();
+    let (read, notes) = rows(dir, "end.jsonl");
+    assert_eq!(read.len(), 1);
+    assert!(
+        notes.contains("end.jsonl, line 1: the row has no token to train"),
+        "{notes}"
+    );
+    fs::write(dir.join("end.jsonl"), "{\"text\":\"<|eos|>\"}\n").unwrap();
+    let error = refused(dir, &["data", "end.jsonl", "--model", "m"]);
+    assert!(error.contains("nothing to train"), "{error}");
+    // pandas and `datasets` read each of these objects as missing.
+    fs::write(
+        dir.join("na.csv"),
+        "subject,relation,object\na,P17,b\nc,P17,NA\nd,P17,nan\n",
+    )
+    .unwrap();
+    let notes = rows(dir, "na.csv").1;
+    assert!(
+        notes.contains("na.csv, line 3: field `object` is `NA`")
+            && notes.contains("2 such values in all"),
+        "{notes}"
+    );
+    fs::write(
+        dir.join("s.csv"),
+        "subject,relation,object,split\na,P17,b,train\nc,P17,d,test\n",
+    )
+    .unwrap();
+    let notes = rows(dir, "s.csv").1;
+    assert!(notes.contains("the column `split` is not used"), "{notes}");
+    // A text beside a question and its answer is no text to train.
+    fs::write(
+        dir.join("t.csv"),
+        "question,answer,text\nWhere?,Italy,a sentence\n",
+    )
+    .unwrap();
+    assert_eq!(targets(dir, "t.csv"), [" Italy\n"]);
+    // The context of the model is shorter than the default of `--max-length`.
+    let config = dir.join("m/config.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    json["max_position_embeddings"] = 16.into();
+    fs::write(&config, json.to_string()).unwrap();
+    let long = format!("{{\"text\":\"{}\"}}", "one two ".repeat(20));
+    fs::write(dir.join("long.jsonl"), long).unwrap();
+    let output = run(dir, &["data", "long.jsonl", "--model", "m", "--json"]);
+    assert_eq!(json_lines(&output)[0]["too_long"], 1);
+}
+
+#[test]
+fn rows_to_score_and_ask_are_read_as_rows_to_train() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let row = r#"{"prompt":"a","completion":" b"}"#;
+    fs::write(dir.join("f.jsonl"), row).unwrap();
+    fs::write(dir.join("f.csv"), "Prompt,completion\na, b\n").unwrap();
+    fs::write(dir.join("f.json"), format!("[{row}]")).unwrap();
+    fs::write(
+        dir.join("f.jsonl.zst"),
+        zstd::encode_all(row.as_bytes(), 3).unwrap(),
+    )
+    .unwrap();
+    fs::write(dir.join("rows"), format!("\u{feff}{row}\n\u{feff}{row}")).unwrap();
+    let scores = |name: &str| json_lines(&run(dir, &["score", MODEL, name]));
+    let expected = scores("f.jsonl");
+    for name in ["f.csv", "f.json", "f.jsonl.zst"] {
+        assert_eq!(scores(name), expected, "{name}");
+    }
+    assert_eq!(scores("rows").len(), 2);
+    for (content, words) in [
+        (
+            "[\"a\",\" b\"]",
+            &["line 1", "a list; an object is needed"][..],
+        ),
+        ("{\"prompt\":\"a\",\"completion\":NaN}", &["`NaN`", "null"]),
+        (
+            "{\"prompt\":\"a\",\"response\":\"b\"}",
+            &["`completion` by `response`"],
+        ),
+        (
+            "version https://git-lfs.github.com/spec/v1\n",
+            &["git lfs pull"],
+        ),
+    ] {
+        fs::write(dir.join("f.jsonl"), content).unwrap();
+        let error = refused(dir, &["score", MODEL, "f.jsonl"]);
+        for word in words {
+            assert!(error.contains(word), "{content}: {error}");
+        }
+    }
+    fs::write(dir.join("f.jsonl"), "\"a\"").unwrap();
+    let error = refused(dir, &["ask", MODEL, "--prompts", "f.jsonl"]);
+    assert!(
+        error.contains("the row is text; an object is needed"),
+        "{error}"
+    );
 }

@@ -350,3 +350,51 @@ fn rope_is_read_as_by_transformers_or_refused() {
     assert_ne!(scores(both.path()), expected);
     assert!(load(golden("qwen2")).is_ok());
 }
+
+/// The weights are finite, but their products are not in f32.
+#[test]
+fn logits_that_are_not_finite_are_named() {
+    let dir = copy_of("llama");
+    weights(dir.path(), |tensors| {
+        let (shape, values) = tensors["model.embed_tokens.weight"].clone();
+        let huge = vec![3e38; values.len()];
+        tensors.insert("lm_head.weight".into(), (shape, huge));
+    });
+    fs::write(
+        dir.path().join("rows.jsonl"),
+        r#"{"prompt":"a","completion":" b"}"#,
+    )
+    .unwrap();
+    fs::write(
+        dir.path().join("f.tsv"),
+        "subject\trelation\tobject\nRome\tP17\tItaly\n",
+    )
+    .unwrap();
+    for arguments in [
+        &["score", ".", "rows.jsonl"][..],
+        &["ask", ".", "hi"],
+        &["audit", ".", "f.tsv", "--out", "a", "--shots", "0"],
+        &[
+            "tune",
+            ".",
+            "--learn",
+            "f.tsv",
+            "--keep",
+            "f.tsv",
+            "--out",
+            "t",
+            "--set",
+            "data.audit=false",
+            "--method",
+            "sft",
+        ],
+    ] {
+        let output = run(dir.path(), arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let told = stderr(&output);
+        assert!(
+            told.contains("the model's logits are not finite"),
+            "{arguments:?}: {told}"
+        );
+    }
+}

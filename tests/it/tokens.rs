@@ -137,6 +137,32 @@ fn a_text_ends_with_the_token_that_any_of_the_files_names() {
     assert!(notes.contains("names no end-of-text token"), "{notes}");
 }
 
+/// As in `transformers` 5.24, whose `AutoTokenizer` adds them to the tokens of tokenizer.json.
+#[test]
+fn a_special_token_that_only_the_configuration_names_is_one_token() {
+    let path = golden("llama").join("tokenizer.json");
+    let mut json = read(&path);
+    let end = json["model"]["vocab"]["<|eos|>"].as_u64().unwrap();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    added.retain(|token| token["content"] != "<|eos|>");
+    let bytes = serde_json::to_vec(&json).unwrap();
+    let last = |config: &Value| {
+        let tokenizer = TextTokenizer::new(&path, &bytes, object(config), &[]).unwrap();
+        let ids = tokenizer.encode_rendered("ho<|eos|>").unwrap();
+        ids.last().copied().map(u64::from)
+    };
+    assert_ne!(last(&json!({})), Some(end));
+    for named in [
+        json!({"eos_token": "<|eos|>"}),
+        json!({"pad_token": {"content": "<|eos|>", "lstrip": false}}),
+        json!({"additional_special_tokens": ["<|eos|>"]}),
+        json!({"extra_special_tokens": {"end_token": "<|eos|>"}}),
+        json!({"added_tokens_decoder": {"9": {"content": "<|eos|>", "special": true}}}),
+    ] {
+        assert_eq!(last(&named), Some(end), "{named}");
+    }
+}
+
 #[test]
 fn an_end_that_is_there_is_not_doubled() {
     let config = json!({"bos_token": "<s>", "eos_token": "</s>"});

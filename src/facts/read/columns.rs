@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::Error;
+
 /// The columns that every fact has.
 pub(super) const REQUIRED_COLUMNS: [&str; 3] = ["subject", "relation", "object"];
 
@@ -86,6 +88,14 @@ const FOREIGN: [(&str, &str); 33] = [
 /// Whether a column of this name is read at all, in any case.
 pub(super) fn is_read(column: &str) -> bool {
     known_name(&column.to_lowercase()).is_some() || FOREIGN.iter().any(|(name, _)| *name == column)
+}
+
+/// The error for two columns of one name.
+pub(super) fn twice(place: &str, name: &str) -> Error {
+    Error::input_hint(
+        format!("{place}: there are two columns `{name}`"),
+        "remove or rename one of them",
+    )
 }
 
 /// The column that is read under this name in lower case.

@@ -143,7 +143,15 @@ pub fn drop_contradicted(learn: &[Fact], facts: &mut Vec<Fact>, set_name: &str) 
             .chain(same_subject)
             .any(|new| !new.same_object(old));
         if changed {
-            dropped.push(old.subject.clone());
+            let is_named = !old.subject.is_empty();
+            dropped.push(
+                if is_named {
+                    &old.subject
+                } else {
+                    &old.question
+                }
+                .clone(),
+            );
         }
         !changed
     });
@@ -226,5 +234,15 @@ mod tests {
             "1 fact removed from held: `learn` changes the answer (Paris)"
         );
         assert_eq!(drop_contradicted(&learn, &mut held, "held"), None);
+        let without_subject = |object| Fact {
+            subject: String::new(),
+            ..fact("Bern", object, 2)
+        };
+        let mut held = vec![without_subject("Germany")];
+        let note = drop_contradicted(&[without_subject("France")], &mut held, "held").unwrap();
+        assert!(
+            note.contains("(Which country is Bern located in?)"),
+            "{note}"
+        );
     }
 }

@@ -64,6 +64,12 @@ pub(super) fn parse_document(
     let items = match value {
         Value::Array(items) => items,
         Value::Object(fields) => {
+            if is_columns(&fields) {
+                return Err(Error::input_hint(
+                    format!("{file}: the file holds columns; an array of rows is needed"),
+                    "save it row by row: in pandas `df.to_json(path, orient=\"records\")`",
+                ));
+            }
             match rows_path(&fields) {
                 Some(key) if !is_read(&key) => {
                     return Err(Error::input_hint(
@@ -120,6 +126,22 @@ fn is_row(fields: &Map<String, Value>) -> bool {
         .any(|name| has(&[name]))
 }
 
+/// Whether the fields of a row are columns of a table, as pandas writes them: lists of values, or objects with the index as names.
+fn is_columns(fields: &Map<String, Value>) -> bool {
+    let is_messages =
+        |name: &str| matches!(name, "messages" | "conversations" | "prompt" | "completion");
+    let is_column = |(name, value): (&String, &Value)| match value {
+        Value::Object(items) => items.keys().all(|key| key.parse::<usize>().is_ok()),
+        Value::Array(items) => {
+            let first = items.first();
+            // A chat of a single row has messages there.
+            first.is_some_and(|item| !is_messages(name) || !item.is_object())
+        }
+        _ => false,
+    };
+    is_row(fields) && fields.iter().all(is_column)
+}
+
 fn is_rows(value: &Value) -> bool {
     value
         .as_array()
@@ -146,7 +168,7 @@ fn parse_line(line: usize, bytes: &[u8]) -> Result<Value, BadRow> {
 }
 
 /// Parses JSON. A number that does not look the same once it is read is kept as the text that stands there.
-fn parse_text(text: &str) -> serde_json::Result<Value> {
+pub(super) fn parse_text(text: &str) -> serde_json::Result<Value> {
     match quote_inexact_numbers(text) {
         Some(quoted) => serde_json::from_str(&quoted).or_else(|_| serde_json::from_str(text)),
         None => serde_json::from_str(text),
@@ -263,6 +285,18 @@ fn fault(text: &str, error: &serde_json::Error) -> String {
     if rest.starts_with('\u{feff}') || before.ends_with('\u{feff}') {
         return "not JSON: a byte order mark (U+FEFF) stands there".into();
     }
+    if error.to_string().starts_with("trailing characters") {
+        let found = if before.trim_end_matches([' ', '\t']).ends_with('\r') {
+            "another row stands behind a carriage return without a line feed"
+        } else if rest.starts_with(',') {
+            "a comma stands behind the row"
+        } else if rest.starts_with(['{', '[']) {
+            "a second row stands in the same line"
+        } else {
+            "text stands behind the row"
+        };
+        return format!("not JSON: {found}");
+    }
     format!("not JSON: {}", message_without_position(error))
 }
 
@@ -353,6 +387,10 @@ mod tests {
             (r#"{"a": 'b'}"#, "double quotes"),
             ("{", "each row is one line"),
             ("{\"a\": \u{feff}1}", "byte order mark"),
+            ("{\"a\": 1}\r{\"a\": 2}\r", "carriage return"),
+            ("{\"a\": 1} {\"a\": 2}", "a second row"),
+            ("{\"a\": 1},", "a comma stands behind"),
+            ("{\"a\": 1} x", "text stands behind"),
         ] {
             let (_, row) = parse_lines(line.as_bytes()).next().unwrap();
             let reason = row.unwrap_err().reason;
@@ -366,6 +404,26 @@ mod tests {
         let rows: Vec<_> = parse_document("f.json", text.as_bytes()).unwrap().collect();
         assert_eq!(rows[1], (2, Ok(serde_json::json!({"a": 2}))));
         assert_eq!(rows[2].1.as_ref().unwrap_err().line, 3);
+    }
+
+    /// `pandas.DataFrame.to_json` writes the first form by default, and `orient="list"` of `to_dict` the second one.
+    #[test]
+    fn columns_are_told_from_rows() {
+        for (text, is_column) in [
+            (r#"{"question":{"0":"Who?"},"answer":{"0":"He"}}"#, true),
+            (r#"{"question":["Who?"],"answer":["He"]}"#, true),
+            (r#"{"messages":[[{"role":"user","content":"hi"}]]}"#, true),
+            (r#"{"messages":[{"role":"user","content":"hi"}]}"#, false),
+            (r#"{"question":"Who?","answer":["He"]}"#, false),
+            (
+                r#"{"prompt":[{"role":"user","content":"hi"}],"completion":[{"role":"assistant","content":"ho"}]}"#,
+                false,
+            ),
+        ] {
+            let error = parse_document("f.json", text.as_bytes()).err();
+            let found = error.is_some_and(|e| e.to_string().contains("columns"));
+            assert_eq!(found, is_column, "{text}");
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Reads fact files. Each format gives [`RawFact`](raw_fact::RawFact)s, which become facts in one place.
 //!
 //! From bottom to top: `source` (files) and `columns`, `bad_row`, `json`, `records`, `raw_fact`, `table` and `parquet`, `rows` (any
-//! format as JSON), `entity_questions` and `texts`; `dedup` compares facts.
+//! format as JSON), `entity_questions` and `texts`; `dedup` compares facts, `missing` counts values that stand for none.
 
 mod bad_row;
 mod columns;
 mod dedup;
 mod entity_questions;
 mod json;
+mod missing;
 mod parquet;
 mod raw_fact;
 mod records;
@@ -16,19 +17,25 @@ mod source;
 mod table;
 mod texts;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use self::{
     bad_row::{BadRow, bad_rows_error, bad_rows_notes},
+    columns::name_list,
     dedup::Deduplicator,
+    json::scalar,
+    missing::MissingMarks,
     raw_fact::{RawFact, RawFacts},
     rows::read_rows,
     source::{Format, Source},
 };
-use super::fact::Fact;
+use super::fact::{Fact, Location};
 use crate::{Error, Result};
 
 pub use dedup::drop_contradicted;
@@ -108,6 +115,7 @@ pub fn read_each(
         let mut bad: Vec<BadRow> = Vec::new();
         let mut has_good = false;
         let mut other_separators = 0;
+        let (mut missing, mut splits) = (MissingMarks::default(), BTreeSet::new());
         for row in raw.rows {
             let row = row?.and_then(|row| {
                 other_separators += usize::from(row.has_other_separator);
@@ -116,6 +124,12 @@ pub fn read_each(
             match row {
                 Ok(fact) => {
                     has_good = true;
+                    missing.count_fact(&fact);
+                    if let Some(split) = &fact.split
+                        && !splits.contains(split)
+                    {
+                        splits.insert(split.clone());
+                    }
                     let is_new = dedup.is_new(&fact, raw.skip_contradictions);
                     if is_new.map_err(|e| with_separators(e, other_separators))? {
                         on_fact(fact)?;
@@ -128,6 +142,14 @@ pub fn read_each(
             return Err(bad_rows_error(&source.name, &bad, has_good));
         }
         notes.extend(bad_rows_notes(&source.name, &bad));
+        notes.extend(missing.note(&source.name));
+        if splits.len() > 1 {
+            notes.push(format!(
+                "{}: the column `split` is not used: the rows of all splits are read ({}); a file for each says which are learned, kept and held out",
+                source.name,
+                name_list(splits.iter().map(String::as_str)),
+            ));
+        }
         if other_separators > 0 {
             notes.push(format!(
                 "{}: `aliases` are separated by `|`, or are a list; {other_separators} with commas or semicolons {} taken for one alias",
@@ -202,10 +224,68 @@ fn raw_facts(source: &Source, options: ReadOptions) -> Result<RawFacts<'_>> {
     if first.is_some_and(|row| row.get(columns::ANSWERS).is_some()) {
         return entity_questions::read(name, rows, options.multiple_answers);
     }
-    Ok(RawFacts::new(rows.map(|row| {
+    let is_lines = source.format() == Format::JsonLines;
+    Ok(RawFacts::new(rows.map(move |row| {
         let (line, value) = row?;
-        Ok(value.and_then(|value| RawFact::from_json(line, &value)))
+        Ok(value.and_then(|value| {
+            let read = RawFact::from_json(line, &value);
+            read.map_err(|mut bad| {
+                if is_lines && value.is_array() {
+                    bad.reason += "; a file with one JSON array of rows is named .json";
+                }
+                bad
+            })
+        }))
     })))
+}
+
+/// The texts in these fields of every row of a file, with the place of the row. The file is read as one of training texts is; it may
+/// also be standard input (`-`) or a pipe, with JSON lines.
+///
+/// # Errors
+/// [`Error::Input`] when the file cannot be read, or naming file, line and field of the first row that lacks one. The hint shows
+/// `example`, a row.
+pub fn read_fields<const N: usize>(
+    file: &Path,
+    fields: [&'static str; N],
+    example: &str,
+) -> Result<Vec<(Location, [String; N])>> {
+    let source = Source::read_once(file)?;
+    let hint = || format!("each row is an object such as {example}");
+    let mut texts = Vec::new();
+    for row in read_rows(&source)? {
+        let (line, row) = row?;
+        let read = row.and_then(|row| {
+            if !row.is_object() {
+                let reason = format!("the row is {}; an object is needed", json::type_name(&row));
+                return Err(BadRow::row(line, reason));
+            }
+            let mut found = [const { String::new() }; N];
+            for (text, field) in found.iter_mut().zip(fields) {
+                let Some(value) = row.get(field) else {
+                    let reason = format!("is missing{}", columns::foreign_columns(&row));
+                    return Err(BadRow::field(line, field, reason));
+                };
+                *text = scalar(line, field, value)?;
+            }
+            Ok(found)
+        });
+        let location = Location {
+            file: source.name.clone(),
+            line,
+        };
+        match read {
+            Ok(found) => texts.push((location, found)),
+            Err(bad) => return Err(Error::input_hint(format!("{location}: {bad}"), hint())),
+        }
+    }
+    if texts.is_empty() {
+        return Err(Error::input_hint(
+            format!("{} has no rows", source.name),
+            hint(),
+        ));
+    }
+    Ok(texts)
 }
 
 /// A row of a table: the column name and text of each cell, in the table's order.
@@ -243,5 +323,5 @@ fn cells(row: &Value) -> Cells {
 /// Whether a row has the columns that a fact needs.
 pub(super) fn has_fact_columns(row: &[(String, String)]) -> bool {
     let has = |column: &&str| row.iter().any(|(name, _)| name == column);
-    columns::REQUIRED_COLUMNS.iter().all(has)
+    columns::REQUIRED_COLUMNS.iter().all(has) || columns::QUESTION_AND_ANSWER.iter().all(has)
 }

@@ -115,24 +115,29 @@ impl RawFact {
                 Value::Array(items) if items.iter().any(is_message) => {
                     "the row is a bare list of messages; write it as {\"messages\": [...]}".into()
                 }
-                Value::Array(_) => "the line is an array, and a row is an object: a file with one JSON array of rows is named .json".into(),
+                Value::Array(_) => {
+                    "the row is an array; an object is needed, with the names of its fields".into()
+                }
                 _ => format!("the row is {}; an object is needed", type_name(value)),
             };
             return Err(BadRow::row(line, reason));
         };
         let has = |name: &str| object.get(name).is_some_and(|v| !v.is_null());
+        let named = |name: &str| object.contains_key(name);
+        let is_answered = has("answer") || (named("answer") && !named("object"));
         let mut row = Self {
             line,
-            without_subject: has("question") && has("answer") && !has("subject") && !has("object"),
+            without_subject: named("question") && is_answered && !has("subject") && !has("object"),
             ..Self::default()
         };
         for column in FACT_COLUMNS {
             match object.get(column) {
                 None | Some(Value::Null) => {}
                 Some(Value::Array(items)) if matches!(column, "aliases" | "paraphrases") => {
+                    // Null is none, as in the text of a list.
+                    let items = items.iter().filter(|item| !item.is_null());
                     let items: Vec<String> = items
-                        .iter()
-                        .map(|i| scalar(line, column, i))
+                        .map(|item| scalar(line, column, item))
                         .collect::<Result<_, _>>()?;
                     row.set_list(column, items.iter().map(String::as_str));
                 }
@@ -157,6 +162,7 @@ impl RawFact {
         let answer = object.get("answer").unwrap_or(&Value::Null);
         let bad = |reason: &str| BadRow::field(self.line, "answer", reason);
         let text = match answer {
+            Value::Null => return Ok(()),
             Value::Array(answers) => match &answers[..] {
                 [one] => scalar(self.line, "answer", one)?,
                 [] => return Err(bad("is an empty list")),
@@ -361,7 +367,7 @@ mod tests {
 
     #[test]
     fn lists_may_be_lists_or_texts_and_numbers_are_read_as_text() {
-        let text = br#"{"subject":"iron","relation":"P1086","object":26,"aliases":["twenty-six"],"paraphrases":"a?|b?","extra":{}}"#;
+        let text = br#"{"subject":"iron","relation":"P1086","object":26,"aliases":["twenty-six",null],"paraphrases":"a?|b?","extra":{}}"#;
         let row = parse(text).next().unwrap().unwrap();
         assert_eq!(row.object.as_deref(), Some("26"));
         assert_eq!(row.aliases, ["twenty-six"]);
@@ -411,6 +417,14 @@ mod tests {
         assert_eq!((fact(0), fact(1)), (Some("He"), Some("He")));
         for i in [2, 3] {
             assert_eq!(rows[i].as_ref().unwrap_err().field, Some("answer"));
+        }
+        for text in [
+            &b"{\"question\":\"Who?\",\"answer\":null}"[..],
+            b"{\"question\":\"Who?\",\"answer\":\"\"}",
+        ] {
+            let row = parse(text).next().unwrap().unwrap();
+            let bad = row.into_fact(&"f".into()).unwrap_err();
+            assert_eq!(bad.field, Some("answer"));
         }
         let row = parse(b"{\"question\":\"Who?\",\"answer\":\"He\"}")
             .next()

@@ -138,8 +138,18 @@ impl<'b> Records<'b> {
             None | Some(b'\r' | b'\n') => Ok(field),
             Some(b) if b == self.separator => Ok(field),
             Some(_) => {
-                let reason = "text stands behind a closing quote; a quote that belongs to the text is doubled, in a field in quotes";
-                Err(BadRow::row(self.line, reason))
+                let place = if self.line == opened {
+                    "text stands behind a closing quote".to_owned()
+                } else {
+                    format!(
+                        "a quote opens here and closes in line {}, where text stands behind it",
+                        self.line
+                    )
+                };
+                let reason = format!(
+                    "{place}; a quote that belongs to the text is doubled, in a field in quotes"
+                );
+                Err(BadRow::row(opened, reason))
             }
         }
     }
@@ -214,6 +224,11 @@ mod tests {
         assert_eq!(
             read("\"a\" b,c\nd,e\n", Separator::Comma),
             [Err(1), Ok((2, fields(&["d", "e"])))]
+        );
+        // The quote that is not closed is on the second line, not where the next one stands.
+        assert_eq!(
+            read("a,b\nc,\"d\n\"e\" f,g\n", Separator::Comma),
+            [Ok((1, fields(&["a", "b"]))), Err(2), Err(3)]
         );
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn read_rows(source: &Source) -> Result<NumberedRows<'_>> {
         Format::JsonLines => Box::new(parse_lines(bytes).map(Ok)),
         Format::Json => Box::new(parse_document(name, bytes)?.map(Ok)),
         Format::Parquet => {
-            let rows = parquet::rows(name, bytes)?;
+            let rows = parquet::rows(name, bytes, &source.dropped_nulls)?;
             Box::new(rows.enumerate().map(|(i, row)| {
                 let row = row?;
                 Ok((i + 1, row.map_err(|reason| BadRow::row(i + 1, reason))))

@@ -1,8 +1,9 @@
 //! Fact files: their names, bytes and formats.
 
 use std::{
+    cell::Cell,
     fs,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -214,6 +215,8 @@ pub(super) struct Source {
     /// Its content, if it was compressed.
     unpacked: Option<Vec<u8>>,
     format: Format,
+    /// Null fields that its rows were read without.
+    pub(super) dropped_nulls: Cell<usize>,
 }
 
 impl Source {
@@ -229,6 +232,7 @@ impl Source {
                 bytes: PACK_TSV.as_bytes().to_vec(),
                 unpacked: None,
                 format: Format::Table(Separator::Tab),
+                dropped_nulls: Cell::default(),
             });
         }
         if name.starts_with("pack:") {
@@ -264,8 +268,30 @@ impl Source {
                 ),
             )
         })?;
-        let compression = Compression::of(path);
-        let unpacked = compression
+        Self::of_bytes(path, bytes, format)
+    }
+
+    /// As [`Self::read`], of a file that is read only once: it may be standard input (`-`) or a pipe. Without a known extension it
+    /// holds JSON lines.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn read_once(path: &Path) -> Result<Self> {
+        let bytes = if path == Path::new("-") {
+            let mut bytes = Vec::new();
+            io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+        } else {
+            fs::read(path)
+        };
+        let bytes =
+            bytes.map_err(|e| Error::input(format!("cannot read `{}`: {e}", path.display())))?;
+        Self::of_bytes(path, bytes, Format::of(path).unwrap_or(Format::JsonLines))
+    }
+
+    /// The file at `path` with these bytes.
+    fn of_bytes(path: &Path, bytes: Vec<u8>, format: Format) -> Result<Self> {
+        let name: Arc<str> = path.display().to_string().into();
+        let unpacked = Compression::of(path)
             .map(|compression| compression.unpack(&name, &bytes))
             .transpose()?;
         let source = Self {
@@ -273,9 +299,23 @@ impl Source {
             bytes,
             unpacked,
             format,
+            dropped_nulls: Cell::default(),
         };
         source.check_content()?;
         Ok(source)
+    }
+
+    /// A note about null fields that its rows were read without.
+    pub(super) fn nulls_note(&self) -> Option<String> {
+        let nulls = self.dropped_nulls.get();
+        (nulls > 0).then(|| {
+            format!(
+                "{}: {nulls} null {} within messages and tools {} left out: Arrow gives each struct the fields of all others",
+                self.name,
+                if nulls == 1 { "field" } else { "fields" },
+                if nulls == 1 { "is" } else { "are" },
+            )
+        })
     }
 
     /// The content without a byte order mark.
@@ -292,7 +332,12 @@ impl Source {
     /// Refuses a content that is something else than the extension says.
     fn check_content(&self) -> Result<()> {
         let (name, format) = (&self.name, self.format.name());
-        let Some(found) = content_kind(self.content()) else {
+        let content = self.content();
+        let found = content_kind(content).or_else(|| {
+            let is_parquet = self.format == Format::Parquet && !content.is_empty();
+            (is_parquet && std::str::from_utf8(content).is_ok()).then_some("text")
+        });
+        let Some(found) = found else {
             return Ok(());
         };
         if self.format == Format::Parquet && found == "Parquet" {
@@ -302,6 +347,7 @@ impl Source {
             "gzip" => format!("call it `{name}.gz`"),
             "zstd" => format!("call it `{name}.zst`"),
             "Parquet" => "give it the extension .parquet".into(),
+            "text" => "give it the extension of its format: .jsonl, .json, .csv or .tsv".into(),
             "UTF-16" | "UTF-32" => {
                 "save it as UTF-8 (in Excel: \"CSV UTF-8\", not \"Unicode text\")".into()
             }

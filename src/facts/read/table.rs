@@ -6,7 +6,7 @@ use super::{
     bad_row::{BadRow, MAX_ROW_BYTES},
     columns::{
         FACT_COLUMNS, FORMS, QUESTION_AND_ANSWER, REQUIRED_COLUMNS, foreign_names, is_read,
-        name_list, required_columns,
+        name_list, required_columns, twice,
     },
     raw_fact::{RawFact, RawFacts},
     records::{Record, Records},
@@ -51,10 +51,11 @@ pub(super) fn read_objects<'b>(
     let names: Vec<String> = header.names.iter().map(|n| n.to_lowercase()).collect();
     for (i, name) in names.iter().enumerate() {
         if names[..i].contains(name) && is_read(name) {
-            return Err(twice(file, header.line, name));
+            return Err(twice(&format!("{file}, line {}", header.line), name));
         }
     }
     let object = move |record: Record| -> Result<Value, BadRow> {
+        refuse_empty(&record)?;
         let fields = texts(&record, &names)?;
         refuse_surplus(&record, names.len())?;
         let fields = names
@@ -131,13 +132,6 @@ fn header_and_records<'b>(
     Ok((header, records))
 }
 
-fn twice(file: &str, line: usize, name: &str) -> Error {
-    Error::input_hint(
-        format!("{file}, line {line}: there are two columns `{name}`"),
-        "remove or rename one of them",
-    )
-}
-
 /// The fact column that each column of the table is; `None` for a column that is not read. A table of questions and answers has no
 /// subjects: its `answer` is the object.
 fn fact_columns(
@@ -159,7 +153,7 @@ fn fact_columns(
             column = Some("answer");
         }
         if column.is_some() && columns.contains(&column) {
-            return Err(twice(file, line, name));
+            return Err(twice(&format!("{file}, line {line}"), name));
         }
         if column.is_none() {
             unknown.push(name.as_str());
@@ -297,6 +291,16 @@ fn texts(record: &Record, names: &[String]) -> Result<Vec<String>, BadRow> {
     record.fields.iter().enumerate().map(text).collect()
 }
 
+/// A record without any content.
+fn refuse_empty(record: &Record) -> Result<(), BadRow> {
+    let is_empty = |field: &Vec<u8>| field.iter().all(u8::is_ascii_whitespace);
+    if record.fields.len() < 2 || !record.fields.iter().all(is_empty) {
+        return Ok(());
+    }
+    let reason = "the row has separators and no content, as spreadsheets write them below a table: remove the line";
+    Err(BadRow::row(record.line, reason))
+}
+
 /// A record with more fields than the header: a field contains the separator.
 fn refuse_surplus(record: &Record, expected: usize) -> Result<(), BadRow> {
     let found = record.fields.len();
@@ -321,6 +325,7 @@ fn row(columns: &[Option<&'static str>], record: &Record) -> Result<RawFact, Bad
         without_subject: columns.contains(&Some("answer")),
         ..RawFact::default()
     };
+    refuse_empty(record)?;
     let texts = texts(record, &names)?;
     for (text, column) in texts.iter().zip(columns) {
         if let Some(column) = column {

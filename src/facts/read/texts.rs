@@ -12,13 +12,17 @@ use sha2::{Digest, Sha256};
 use super::{
     super::fact::Location,
     bad_row::{BadRow, bad_rows_error, bad_rows_notes},
-    columns::foreign_columns,
+    columns::{QUESTION_AND_ANSWER, foreign_columns},
     json::{scalar, type_name},
+    missing::MissingMarks,
     rows::read_rows,
     source::{Format, ReadOptions, Source},
     table,
 };
 use crate::{Error, Result, config::RowWeight};
+
+/// The fields that say whether a message is trained: those of OpenAI, axolotl (two) and ms-swift.
+const TRAINED_FIELDS: [&str; 4] = ["weight", "train", "training", "loss"];
 
 /// One turn of a chat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +33,8 @@ pub struct Message {
     pub content: String,
     /// The message as the chat template sees it: all fields of the row in their order, `role` and `content` among them.
     pub fields: Map<String, Value>,
-    /// Whether it is trained if it is the assistant's. `weight: 0` says that it is not.
+    /// Whether it is trained if it is the assistant's. `weight: 0` says that it is not, and so do `train`, `training` and `loss` that
+    /// are false.
     pub trained: bool,
 }
 
@@ -144,9 +149,13 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
         digest.update(&source.bytes);
         let mut bad = Vec::new();
         let mut empty_answers = 0;
+        let mut missing = MissingMarks::default();
         let texts_before = set.texts.len();
         for row in read_rows(&source)? {
             let (line, value) = row?;
+            if let Ok(value) = &value {
+                missing.count_row(line, value);
+            }
             match value.and_then(|v| parse(line, &v)) {
                 Ok(kind) => {
                     empty_answers += count_empty_answers(&kind);
@@ -167,6 +176,8 @@ pub fn read_texts(files: &[PathBuf], options: ReadOptions) -> Result<TextSet> {
             return Err(bad_rows_error(&source.name, &bad, has_good));
         }
         set.notes.extend(bad_rows_notes(&source.name, &bad));
+        set.notes.extend(missing.note(&source.name));
+        set.notes.extend(source.nulls_note());
         if empty_answers > 0 {
             let answers = if empty_answers == 1 {
                 "answer is"
@@ -219,6 +230,13 @@ pub(super) fn text_kind(row: &Value) -> Option<&'static str> {
         ("text", "text"),
     ];
     let given = kinds.iter().find(|(key, _)| non_null(row, key).is_some());
+    let is_answered = QUESTION_AND_ANSWER
+        .iter()
+        .all(|field| non_null(row, field).is_some());
+    // The text beside a question and its answer is where they are from.
+    if is_answered && given.is_some_and(|(key, _)| *key == "text") {
+        return None;
+    }
     let named = kinds.iter().filter(|_| !is_fact);
     let named = || named.clone().find(|(key, _)| row.get(*key).is_some());
     given.or_else(named).map(|(_, kind)| *kind)
@@ -240,17 +258,38 @@ fn structure<'r>(
     field: &'static str,
     value: &'r Value,
 ) -> Result<Cow<'r, Value>, BadRow> {
-    let Value::String(text) = value else {
-        return Ok(Cow::Borrowed(value));
+    let needed = match field {
+        "tools" => "a list of tools",
+        "history" => "a list of pairs of texts",
+        "chat_template_kwargs" => "an object",
+        _ => "a list of messages",
     };
-    let parsed = serde_json::from_str::<Value>(text);
-    let parsed = parsed.ok().filter(|v| v.is_array() || v.is_object());
-    parsed.map(Cow::Owned).ok_or_else(|| {
+    let parsed = |text: &str| {
+        let parsed = serde_json::from_str::<Value>(text);
+        parsed.ok().filter(|v| v.is_array() || v.is_object())
+    };
+    let text = match value {
+        Value::String(text) => text,
+        // Each item may be JSON in a text as well.
+        Value::Array(items) if field != "history" && items.iter().any(Value::is_string) => {
+            let item = |item: &Value| match item {
+                Value::String(text) => parsed(text).filter(Value::is_object),
+                other => Some(other.clone()),
+            };
+            let items: Option<Vec<Value>> = items.iter().map(item).collect();
+            return items.map(|items| Cow::Owned(items.into())).ok_or_else(|| {
+                let reason = format!("is a list with text that is not JSON; {needed} is needed");
+                BadRow::field(line, field, reason)
+            });
+        }
+        _ => return Ok(Cow::Borrowed(value)),
+    };
+    parsed(text).map(Cow::Owned).ok_or_else(|| {
         let python = text.trim_start().starts_with(['[', '{']) && text.contains('\'');
         let reason = if python {
-            "is a text that is not JSON: it looks like Python's text of a list, which `json.dumps` would have written as JSON"
+            "is a text that is not JSON: it looks like Python's text of a list, which `json.dumps` would have written as JSON".into()
         } else {
-            "is text; a list of messages is needed (in a table: as JSON)"
+            format!("is text; {needed} is needed (in a table: as JSON)")
         };
         BadRow::field(line, field, reason)
     })
@@ -315,6 +354,21 @@ fn parse(line: usize, value: &Value) -> Result<TextKind, BadRow> {
     }
     if non_null(value, "text").is_some() {
         return trained_text("text").map(TextKind::Plain);
+    }
+    // The instruction may stand in `input` alone.
+    if value.get("instruction").is_some() && has("output") {
+        let chat = with_system(line, value, instruction(line, value)?)?;
+        return chat_of(line, "instruction", value, chat);
+    }
+    let forms = ["messages", "conversations", "instruction", "prompt", "text"];
+    let mut named = forms.into_iter().filter_map(|f| Some((f, value.get(f)?)));
+    if let Some((field, empty)) = named.next() {
+        let reason = if empty.is_null() {
+            "is null"
+        } else {
+            "is empty"
+        };
+        return Err(BadRow::field(line, field, reason));
     }
     Err(BadRow::row(
         line,
@@ -385,7 +439,7 @@ fn chat_of(
     let is_trained = |m: &Message| m.role == "assistant" && m.trained;
     if !messages.iter().any(is_trained) {
         let reason = if messages.iter().any(|m| m.role == "assistant") {
-            "has no answer that is trained: each is empty or has the weight 0"
+            "has no answer that is trained: each is empty or marked as not trained (`weight`, `train`, `training`, `loss`)"
         } else {
             "has no assistant message: there is nothing to train"
         };
@@ -496,11 +550,13 @@ fn message(item: &Value, is_sharegpt: bool) -> Result<Message, String> {
         "observation" => "tool",
         _ => {
             let lower = name.to_lowercase();
-            let known = ["system", "user", "assistant", "tool"];
-            let meant = known
-                .into_iter()
-                .find(|k| *k == lower)
-                .map_or_else(String::new, |k| format!(" (did you mean `{k}`?)"));
+            let meant = match &*lower {
+                "system" | "user" | "assistant" | "tool" => Some(&*lower),
+                "ai" | "bot" | "chatbot" => Some("assistant"),
+                "function_response" | "tool_response" => Some("tool"),
+                _ => None,
+            };
+            let meant = meant.map_or_else(String::new, |k| format!(" (did you mean `{k}`?)"));
             return Err(format!(
                 "has the role `{name}`{meant}, which is none of system, user, assistant, tool, developer, ipython and function,"
             ));
@@ -512,7 +568,8 @@ fn message(item: &Value, is_sharegpt: bool) -> Result<Message, String> {
         match key.as_str() {
             "role" | "from" => _ = fields.entry("role").or_insert_with(|| role.into()),
             "value" if content_key == "value" => _ = fields.insert("content".into(), value.clone()),
-            "value" | "weight" | "train" => {}
+            "value" => {}
+            key if TRAINED_FIELDS.contains(&key) => {}
             _ => _ = fields.insert(key.clone(), value.clone()),
         }
     }
@@ -547,17 +604,17 @@ fn message(item: &Value, is_sharegpt: bool) -> Result<Message, String> {
             trained: true,
         });
     }
-    let trained = match (given.get("weight"), given.get("train")) {
-        (Some(weight), _) if !weight.is_null() => match weight.as_f64() {
-            Some(0.0) => false,
-            Some(1.0) => true,
-            _ => return Err("has a `weight` other than 0 and 1".into()),
-        },
-        (_, Some(train)) if !train.is_null() => train
-            .as_bool()
-            .ok_or_else(|| "has a `train` other than true and false".to_owned())?,
-        _ => true,
-    };
+    let mut trained = true;
+    for key in TRAINED_FIELDS {
+        trained &= match given.get(key) {
+            None | Some(Value::Null) => true,
+            Some(Value::Bool(trained)) => *trained,
+            Some(weight) if weight.as_f64() == Some(0.0) => false,
+            Some(weight) if weight.as_f64() == Some(1.0) => true,
+            Some(_) if key == "weight" => return Err("has a `weight` other than 0 and 1".into()),
+            Some(_) => return Err(format!("has a `{key}` other than true and false")),
+        };
+    }
     Ok(Message {
         role: role.into(),
         content: text,
@@ -615,6 +672,10 @@ fn instruction(line: usize, row: &Value) -> Result<Vec<Message>, BadRow> {
     }
     let mut parts = vec![instruction, input];
     parts.retain(|part| !part.is_empty());
+    if parts.is_empty() {
+        let reason = "is empty, and so is `input`: there is no question";
+        return Err(BadRow::field(line, "instruction", reason));
+    }
     chat.push(Message::new("user", &parts.join("\n\n")));
     chat.push(Message::new("assistant", &output));
     Ok(chat)
@@ -710,5 +771,13 @@ mod tests {
     fn a_fact_with_a_text_column_is_still_a_fact() {
         assert_eq!(text_kind(&json!({"text": "x"})), Some("text"));
         assert_eq!(text_kind(&json!({"subject": "a", "text": "x"})), None);
+        assert_eq!(
+            text_kind(&json!({"question": "a?", "answer": "b", "text": "x"})),
+            None
+        );
+        assert_eq!(
+            text_kind(&json!({"question": "a?", "answer": null, "text": "x"})),
+            Some("text")
+        );
     }
 }

@@ -28,6 +28,17 @@ pub(super) fn tokenizer(path: &Path) -> Result<TextTokenizer> {
     tokenizer_of(&header, &config_json, path)
 }
 
+/// The configuration of the model in the GGUF file `path`.
+pub(super) fn config(path: &Path) -> Result<ModelConfig> {
+    let files = files::open(path)?;
+    let header = files::header(&files)?;
+    let rope_factors = weights::rope_factors(&header, &files);
+    ModelConfig::from_json(
+        &config::config_json(&header, rope_factors.as_deref())?,
+        path,
+    )
+}
+
 fn tokenizer_of(
     header: &header::Header,
     config_json: &Map<String, Value>,

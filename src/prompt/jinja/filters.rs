@@ -115,7 +115,15 @@ pub(super) fn apply(name: &str, value: &Value, call: &Call) -> Result<Value> {
                 other.iterate()?.iter().rev().cloned().collect(),
             )),
         },
-        "pprint" => Ok(value.repr().into()),
+        // Python's `pprint` sorts keys, and breaks lines of more than 80 characters.
+        "pprint" => {
+            let text = value.repr();
+            let is_nested = !matches!(value, Value::Str(_)) && text.contains('{');
+            if is_nested || text.chars().count() > 80 {
+                return Err(Fault::not_offered("`pprint` of mappings and long values"));
+            }
+            Ok(text.into())
+        }
         "join" | "sum" | "min" | "max" | "batch" | "slice" => of_sequence(name, value, call),
         "sort" | "unique" | "groupby" | "dictsort" => ordered(name, value, call),
         "map" => map(value, call),
@@ -724,10 +732,9 @@ fn ordered(name: &str, value: &Value, call: &Call) -> Result<Value> {
                 let shown = match &path {
                     Some(path) => {
                         let found = by_path(&item, path)?;
-                        if found.is_undefined() {
-                            key.clone()
-                        } else {
-                            found
+                        match &default {
+                            Some(default) if found.is_undefined() => default.clone(),
+                            _ => found,
                         }
                     }
                     None => key.clone(),

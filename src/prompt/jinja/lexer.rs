@@ -372,6 +372,10 @@ impl Lexer<'_> {
                     };
                     text.push(c);
                 }
+                'N' if chars.peek().is_some_and(|(_, c)| *c == '{') => {
+                    let fault = Fault::not_offered("`\\N{...}`, a character by its name");
+                    return Err(fault.at(line));
+                }
                 '0'..='7' => {
                     let mut code = escaped.to_digit(8).unwrap_or(0);
                     for _ in 0..2 {

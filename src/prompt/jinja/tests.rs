@@ -52,9 +52,28 @@ fn every_part_of_jinja_and_python_is_rendered_as_by_transformers() {
     assert!(cases.len() > 300);
 }
 
+/// By `jinja2` 3.1.6.
+#[test]
+fn the_default_of_groupby_names_its_group() {
+    let source = "{% for key, items in [{'x': 'a'}, {}] | groupby('x', default='N') %}{{ key }}{{ items | length }} {% endfor %}";
+    assert_eq!(rendered(source, &Map::new()).unwrap(), "a1 N1 ");
+}
+
 #[test]
 fn faults_say_what_and_where() {
     for (source, kind, line, words) in [
+        (
+            "a\n{{ '\\N{BULLET}' }}",
+            FaultKind::NotOffered,
+            2,
+            "by its name",
+        ),
+        (
+            "{{ {'b': 1, 'a': 2} | pprint }}",
+            FaultKind::NotOffered,
+            1,
+            "`pprint`",
+        ),
         (
             "a\n{{ 'x' + none }}",
             FaultKind::Value,
