@@ -31,6 +31,22 @@ ema_decay = 0.95
 early_stopping = { accuracy = 0.99 }
 "#;
 
+/// Over [`AUTO`] with fewer than [`FEW_FACTS`] new facts, whose batches are the smallest: half the learning rate, and more decoys, of which
+/// a step would have two otherwise.
+const AUTO_FEW: &str = r#"
+[method]
+decoys = { ratio = 1.0, pool_ratio = 5.0, strength = 4.0, subjects = "sampled" }
+[train]
+learning_rate = 2e-4
+"#;
+
+/// Over [`AUTO`] where chats and other texts are learned and no facts, which could end the training.
+const AUTO_TEXTS: &str = r#"
+[train]
+num_epochs = 6
+learning_rate = 2e-4
+"#;
+
 /// `kind = "auto"` with `optimizer_in_backward`, which keeps no whole gradient that decoys could add to.
 const AUTO_IN_BACKWARD: &str = r#"
 [method]
@@ -51,10 +67,11 @@ const MANY_NEW_ROWS: usize = 400;
 /// Steps in which an epoch visits the new rows at least, where the batch size is not set.
 const STEPS_OF_NEW_ROWS: usize = 20;
 
-/// Epochs of `auto` where texts alone are learned.
-const TEXT_EPOCHS: usize = 6;
-/// Its learning rate there.
-const TEXT_LEARNING_RATE: f64 = 2e-4;
+/// With fewer new facts than this the smallest batch size is chosen.
+const FEW_FACTS: usize = 2 * SMALLEST_BATCH * STEPS_OF_NEW_ROWS;
+
+/// The smallest batch size that is chosen.
+const SMALLEST_BATCH: usize = 8;
 
 /// Below this number of parameters the paper's table 3 applies (1.5 billion there; appendix B has 7 and 8 billion).
 const SMALL: usize = 3_000_000_000;
@@ -89,11 +106,11 @@ pub(crate) struct JobRows {
 }
 
 impl Config {
-    /// Chooses what depends on the rows of the job, if the user did not set it: the batch size, the number of few-shot prompts, and
-    /// epochs and learning rate of texts. Returns a note for each choice.
+    /// Chooses the batch size and the number of few-shot prompts by the rows of the job, if the user did not set them. Returns a note for
+    /// each choice.
     ///
     /// A small batch gives few rows enough steps. An audit evaluates each fact under every prompt: with few new rows it would take
-    /// longer than the training. Texts have no answers whose accuracy could end the training.
+    /// longer than the training.
     pub(crate) fn fit_to(&mut self, rows: JobRows) -> Vec<String> {
         let defaults = TrainConfig::default();
         let is_set = |key| self.set_keys.contains(key);
@@ -111,18 +128,6 @@ impl Config {
                 defaults.batch_size,
                 defaults.batch_size * STEPS_OF_NEW_ROWS
             ));
-        }
-        if self.has_auto() && rows.facts == 0 && rows.texts > 0 {
-            if !is_set("train.num_epochs") && self.train.num_epochs == defaults.num_epochs {
-                self.train.num_epochs = TEXT_EPOCHS;
-                notes.push(format!(
-                    "epochs: {TEXT_EPOCHS}, because texts are learned and no facts; or set `--epochs`"
-                ));
-            }
-            if !is_set("train.learning_rate") && self.train.learning_rate == defaults.learning_rate
-            {
-                self.train.learning_rate = TEXT_LEARNING_RATE;
-            }
         }
         let prompts_set = is_set("data.audit.num_prompts");
         let default = AuditConfig::default().num_prompts;
@@ -144,7 +149,7 @@ impl Config {
 /// The batch size for this many rows: the largest power of two that makes [`STEPS_OF_NEW_ROWS`] steps of them, from 8 to the default.
 fn batch_size(rows: usize) -> usize {
     let largest = (rows / STEPS_OF_NEW_ROWS).max(1);
-    (1 << largest.ilog2()).clamp(8, TrainConfig::default().batch_size)
+    (1 << largest.ilog2()).clamp(SMALLEST_BATCH, TrainConfig::default().batch_size)
 }
 
 /// The sections that presets set.
@@ -224,17 +229,27 @@ impl UserValues {
 }
 
 /// The preset of `config`, if it has one, as a table of settings.
-fn preset(config: &Config, model: ModelSize) -> Option<Table> {
-    let (text, trainable) = match (config.method.goal, config.method.kind) {
-        (Goal::Task, _) => (TASK, task_tensors(model.parameters).to_owned()),
+fn preset(config: &Config, model: ModelSize, rows: JobRows) -> Option<Table> {
+    let (texts, trainable): (&[&str], String) = match (config.method.goal, config.method.kind) {
+        (Goal::Task, _) => (&[TASK], task_tensors(model.parameters).to_owned()),
         (Goal::Facts, MethodKind::Auto) if config.has_auto() => {
             let third = (model.num_hidden_layers / 3).max(1);
-            (AUTO, format!("ffn@0-{}", third - 1))
+            let texts: &[&str] = match rows {
+                JobRows {
+                    facts: 0, texts, ..
+                } if texts > 0 => &[AUTO, AUTO_TEXTS],
+                JobRows { facts, .. } if (1..FEW_FACTS).contains(&facts) => &[AUTO, AUTO_FEW],
+                _ => &[AUTO],
+            };
+            (texts, format!("ffn@0-{}", third - 1))
         }
-        (Goal::Facts, MethodKind::Auto) => (AUTO_IN_BACKWARD, "all".to_owned()),
+        (Goal::Facts, MethodKind::Auto) => (&[AUTO_IN_BACKWARD], "all".to_owned()),
         (Goal::Facts, _) => return None,
     };
-    let mut preset: Table = toml::from_str(text).expect("a preset is TOML");
+    let mut preset = Table::new();
+    for text in texts {
+        merge(&mut preset, toml::from_str(text).expect("a preset is TOML"));
+    }
     insert(&mut preset, "train.trainable", trainable.into()).expect("`train` is a section");
     Some(preset)
 }
@@ -257,17 +272,22 @@ impl Config {
             && !train.optimizer_in_backward
     }
 
-    /// The resolved config for a model of this size: `kind = "auto"`, `goal = "task"`, `teacher = "auto"` and `device = "auto"` are
-    /// replaced by settings. What the user set stays, even if it equals a default.
+    /// As [`Self::resolve_for`], for a job with many new facts.
     #[must_use]
     pub fn resolve(&self, model: ModelSize) -> Resolved {
+        self.resolve_for(model, JobRows::default())
+    }
+
+    /// The resolved config for a model of this size and a job with these rows: `kind = "auto"`, `goal = "task"`, `teacher = "auto"` and `device = "auto"` are
+    /// replaced by settings. What the user set stays, even if it equals a default.
+    pub(crate) fn resolve_for(&self, model: ModelSize, rows: JobRows) -> Resolved {
         let mut config = self.clone();
         let mut notes = Vec::new();
         let mut user = UserValues::of(self);
         if self.method.kind == MethodKind::Auto {
             remove(&mut user.values, "method.kind");
         }
-        if let Some(mut preset) = preset(self, model) {
+        if let Some(mut preset) = preset(self, model, rows) {
             if user.has("train.lora") {
                 // Adapters are trained instead of tensors.
                 remove(&mut preset, "train.trainable");

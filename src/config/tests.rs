@@ -834,6 +834,18 @@ fn what_updates_layer_by_layer_goes_without_whole_gradients() {
 }
 
 #[test]
+fn early_stopping_needs_a_rule_where_no_preset_has_one() {
+    let message = refused("[method]\nkind = 'sft'\n[train]\nearly_stopping = {}", &[]);
+    assert!(
+        message.contains("`train.early_stopping` needs the key `accuracy` or `patience`"),
+        "{message}"
+    );
+    let auto = resolved("[train]\nearly_stopping = {}", &[]);
+    let accuracy = auto.train.early_stopping.and_then(|stop| stop.accuracy);
+    assert_eq!(accuracy, Some(0.99));
+}
+
+#[test]
 fn a_warm_up_is_a_number_of_steps_or_a_ratio_of_all() {
     let model = "model = 'm'\nout = 'o'\n[train]\n";
     let config = read(&format!("{model}warmup_ratio = 0.25"), &[]).unwrap();
@@ -895,21 +907,27 @@ fn a_small_job_has_small_batches_unless_their_size_is_set() {
 }
 
 #[test]
-fn texts_have_epochs_and_a_learning_rate_of_their_own_under_auto() {
-    let of = |text: &str, facts| {
-        let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
-        config.fit_to(JobRows {
+fn auto_depends_on_what_is_learned_and_how_much() {
+    let of = |text: &str, facts, texts| {
+        let config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
+        let rows = JobRows {
             facts,
-            texts: 320,
+            texts,
             known: 0,
-        });
-        let train = config.resolve(SMOLLM2).config.train;
-        (train.num_epochs, train.learning_rate)
+        };
+        let Config { method, train, .. } = config.resolve_for(SMOLLM2, rows).config;
+        let decoys = method.decoys.map(|decoys| decoys.ratio);
+        (train.num_epochs, train.learning_rate, decoys)
     };
-    let of_facts = of("", 10);
-    assert_eq!(of("", 0), (6, 2e-4));
-    assert_eq!(of("[train]\nnum_epochs = 3", 0), (3, 2e-4));
-    assert_eq!(of("[train]\nlearning_rate = 5e-5", 0), (6, 5e-5));
-    assert_eq!(of("[method]\nkind = 'sft'", 0), (20, 5e-5));
-    assert_ne!(of_facts, (6, 2e-4));
+    assert_eq!(of("", 320, 0), (30, 4e-4, Some(0.3)));
+    assert_eq!(of("", 319, 0), (30, 2e-4, Some(1.0)));
+    assert_eq!(of("", 0, 500), (6, 2e-4, Some(0.3)));
+    assert_eq!(of("", 500, 500), of("", 500, 0));
+    let epochs = "[train]\nnum_epochs = 3";
+    assert_eq!(of(epochs, 0, 500), (3, 2e-4, Some(0.3)));
+    let rate = "[train]\nlearning_rate = 5e-5";
+    assert_eq!(of(rate, 40, 0), (30, 5e-5, Some(1.0)));
+    let plain = "[method]\nkind = 'sft'";
+    assert_eq!(of(plain, 40, 0), (20, 5e-5, None));
+    assert_eq!(of(plain, 0, 500), (20, 5e-5, None));
 }

@@ -312,7 +312,12 @@ pub fn tune_on(
         preset: preset(config),
         ..RunData::default()
     };
-    let config = resolve_config(config, model, progress);
+    let rows = JobRows {
+        facts: splits.unknown.len(),
+        texts: 0,
+        known: splits.known.len(),
+    };
+    let config = resolve_config(config, model, rows, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
     check(&config, model, trained.map(|f| &f.fact), &[], progress)?;
     check_distributed(&config, options.comm)?;
@@ -476,9 +481,9 @@ fn ask_in_chat(config: &Config, data: &Data, model: &Model, progress: &Progress)
     config
 }
 
-/// The config with every choice made that it leaves open, for `model`.
-fn resolve_config(config: &Config, model: &Model, progress: &Progress) -> Config {
-    let resolved = config.resolve(model.size());
+/// The config with every choice made that it leaves open, for `model` and a job with these rows.
+fn resolve_config(config: &Config, model: &Model, rows: JobRows, progress: &Progress) -> Config {
+    let resolved = config.resolve_for(model.size(), rows);
     resolved.notes.iter().for_each(|note| progress.note(note));
     resolved.config
 }
@@ -575,13 +580,14 @@ impl Inputs {
             progress.note(NO_END_NOTE);
         }
         let mut config = ask_in_chat(config, &data, &model, progress);
-        let notes = config.fit_to(JobRows {
+        let rows = JobRows {
             facts: data.learn.len(),
             texts: data.texts.len(),
             known: data.keep.as_ref().map_or(0, Vec::len),
-        });
+        };
+        let notes = config.fit_to(rows);
         notes.iter().for_each(|note| progress.note(note));
-        let config = resolve_config(&config, &model, progress);
+        let config = resolve_config(&config, &model, rows, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         let given_tokens = check(&config, &model, facts, &data.texts, progress)?;
         text_training_rows(&data.validation, &model, &config)?;

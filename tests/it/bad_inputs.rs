@@ -136,10 +136,6 @@ const SETTINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "train.early_stopping={}",
-        &["`train.early_stopping` needs the key `accuracy` or `patience`"],
-    ),
-    (
         "train.trainable=",
         &[
             "`train.trainable` `` is neither a group (k, q, v, o, attn, gate+up, down, ffn, all) nor a pattern of tensor names (did you mean `k`?)",

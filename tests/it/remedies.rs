@@ -159,6 +159,7 @@ fn topk_self_distillation(teacher: TeacherMode) -> MethodConfig {
     let golden = Golden::load("qwen3");
     let count = Golden::remedies().record["top"]["count"].as_u64();
     MethodConfig {
+        kind: MethodKind::SelfDistill,
         lambda: golden.number("lambda"),
         temperature: golden.number("temperature"),
         vocab_subset: VocabSubset::TopK(count.expect("a number") as usize),
@@ -261,6 +262,7 @@ fn distillation_without_the_target_token_equals_pytorchs() {
     let decoupled = Golden::remedy("decoupled");
     let batch: Vec<usize> = (0..golden.rows().len()).collect();
     let method = MethodConfig {
+        kind: MethodKind::SelfDistill,
         lambda: golden.number("lambda"),
         temperature: golden.number("temperature"),
         exclude_target: true,
@@ -330,6 +332,7 @@ fn rows_of_different_weights_equal_pytorchs() {
         .map(|row| row as usize)
         .collect();
     let distilled = MethodConfig {
+        kind: MethodKind::SelfDistill,
         lambda: model.number("lambda"),
         temperature: model.number("temperature"),
         ..MethodConfig::default()
