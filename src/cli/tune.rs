@@ -516,14 +516,16 @@ mod tests {
             ),
             "{result}"
         );
-        assert!(
-            result
-                .control_note()
-                .is_some_and(|note| note.contains("--control"))
-        );
+        assert_eq!(result.control_note(), None);
+        let forgetful = RunResult {
+            forgotten: Forgotten::new(1, 1),
+            ..result
+        };
+        let note = forgetful.control_note();
+        assert!(note.is_some_and(|note| note.contains("--control")));
         let only_known = RunResult {
             learned: None,
-            ..result
+            ..forgetful
         };
         assert_eq!(only_known.control_note(), None);
     }

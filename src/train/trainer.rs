@@ -40,7 +40,7 @@ use crate::{
 const MAX_TEXT_ROWS: usize = 128;
 
 /// Steps of an epoch below which a warning is printed.
-const FEW_STEPS: usize = 8;
+const FEW_STEPS: usize = 5;
 
 /// A step in one line of at most 78 columns: the loss with its terms, learning rate, gradient norm and speed.
 fn step_summary(outcome: &StepOutcome, learning_rate: f64, tokens_per_second: f64) -> String {

@@ -155,7 +155,10 @@ const VARIANTS: [LoraVariant; 3] = [LoraVariant::Lora, LoraVariant::RsLora, Lora
 
 /// Self-distillation, changed.
 fn method(change: impl FnOnce(&mut MethodConfig)) -> MethodConfig {
-    let mut method = MethodConfig::default();
+    let mut method = MethodConfig {
+        kind: MethodKind::SelfDistill,
+        ..MethodConfig::default()
+    };
     change(&mut method);
     method
 }

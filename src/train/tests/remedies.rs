@@ -570,7 +570,10 @@ fn replay_without_known_facts_is_refused() {
 fn a_task_trains_attention_only_without_a_snapshot() {
     let place = temporary();
     let mut task = config(place.path(), "task");
-    task.method.goal = Goal::Task;
+    task.method = MethodConfig {
+        goal: Goal::Task,
+        ..MethodConfig::default()
+    };
     let result = run(&task);
     assert_eq!((&result.method[..], result.goal), ("sft+task", Goal::Task));
     let absorbed = result.learned.expect("there are new facts");

@@ -89,7 +89,7 @@ fn runs_with_an_identical_prefix_share_it_and_end_bitwise_as_alone() {
         RunDir::open(&config.out).expect("a run")
     };
     let weaker = || method(|m| m.lambda = 0.5);
-    let first = with("first", MethodConfig::default(), Some("shared"));
+    let first = with("first", method(|_| ()), Some("shared"));
     let second = with("second", weaker(), Some("shared"));
     let alone = with("alone", weaker(), None);
     assert_eq!(steps(second.path()), steps(alone.path()));
@@ -294,7 +294,7 @@ fn resumed_equals_uninterrupted_under_a_budget() {
 #[test]
 fn resumed_equals_uninterrupted_on_adapters() {
     for variant in VARIANTS {
-        resumed_on_adapters_equals_uninterrupted(MethodConfig::default(), Some(lora(variant)));
+        resumed_on_adapters_equals_uninterrupted(method(|_| ()), Some(lora(variant)));
     }
     for method in [
         method(|m| m.kind = MethodKind::Sft),

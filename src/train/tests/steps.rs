@@ -367,7 +367,7 @@ fn a_row_of_weight_two_counts_as_two_rows() {
     // One batch an epoch, so that both runs see the same rows in every step.
     let run = |name: &str, learn: Vec<DataFile>, kept: f64| {
         let mut config = config(place.path(), name);
-        (config.method.kind, config.train.batch_size) = (MethodKind::Sft, 64);
+        (config.method.kind, config.train.batch_size) = (MethodKind::Sft, 60);
         config.train.learning_rate = 1e-3;
         config.data.learn.extend(learn);
         config.data.keep[0].weight = weight(kept);
