@@ -41,11 +41,11 @@ learning_rate = 2e-4
 "#;
 
 /// Over [`AUTO`] where chats and other texts are learned and no facts, which could end the training.
-const AUTO_TEXTS: &str = r#"
+const AUTO_TEXTS: &str = r"
 [train]
 num_epochs = 6
 learning_rate = 2e-4
-"#;
+";
 
 /// `kind = "auto"` with `optimizer_in_backward`, which keeps no whole gradient that decoys could add to.
 const AUTO_IN_BACKWARD: &str = r#"
@@ -272,14 +272,14 @@ impl Config {
             && !train.optimizer_in_backward
     }
 
-    /// As [`Self::resolve_for`], for a job with many new facts.
+    /// The resolved config for a model of this size and a job with many new facts: `kind = "auto"`, `goal = "task"`, `teacher = "auto"`
+    /// and `device = "auto"` are replaced by settings. What the user set stays, even if it equals a default.
     #[must_use]
     pub fn resolve(&self, model: ModelSize) -> Resolved {
         self.resolve_for(model, JobRows::default())
     }
 
-    /// The resolved config for a model of this size and a job with these rows: `kind = "auto"`, `goal = "task"`, `teacher = "auto"` and `device = "auto"` are
-    /// replaced by settings. What the user set stays, even if it equals a default.
+    /// As [`Self::resolve`], for a job with these rows.
     pub(crate) fn resolve_for(&self, model: ModelSize, rows: JobRows) -> Resolved {
         let mut config = self.clone();
         let mut notes = Vec::new();

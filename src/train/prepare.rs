@@ -585,8 +585,9 @@ impl Inputs {
             texts: data.texts.len(),
             known: data.keep.as_ref().map_or(0, Vec::len),
         };
-        let notes = config.fit_to(rows);
-        notes.iter().for_each(|note| progress.note(note));
+        for note in config.fit_to(rows) {
+            progress.note(note);
+        }
         let config = resolve_config(&config, &model, rows, progress);
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         let given_tokens = check(&config, &model, facts, &data.texts, progress)?;

@@ -651,7 +651,7 @@ fn parquet_chats_have_the_values_that_datasets_gives() {
     assert!(error.contains("the content is text"), "{error}");
 }
 
-/// `weight` is OpenAI's, `train` and `training` are axolotl's, `loss` is ms-swift's.
+/// `weight` is `OpenAI`'s, `train` and `training` are axolotl's, `loss` is ms-swift's.
 #[test]
 fn answers_that_are_marked_so_are_not_trained() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parquet::{
     basic::{Compression, ConvertedType, LogicalType, Repetition, TimeUnit, Type as PhysicalType},
     file::{
-        metadata::{FileMetaData, ParquetMetaData},
+        metadata::{FileMetaData, ParquetMetaData, RowGroupMetaData},
         reader::{FileReader as _, SerializedFileReader},
     },
     record::{Field, reader::RowIter},
@@ -125,7 +125,10 @@ fn refusal(name: &str, metadata: &ParquetMetaData) -> Option<Error> {
             "cast it to text before the file is written",
         ));
     }
-    let mut chunks = metadata.row_groups().iter().flat_map(|g| g.columns());
+    let mut chunks = metadata
+        .row_groups()
+        .iter()
+        .flat_map(RowGroupMetaData::columns);
     let compression = chunks.find_map(|chunk| match chunk.compression() {
         Compression::BROTLI(_) => Some("Brotli"),
         Compression::LZO => Some("LZO"),

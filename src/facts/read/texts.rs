@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{Error, Result, config::RowWeight};
 
-/// The fields that say whether a message is trained: those of OpenAI, axolotl (two) and ms-swift.
+/// The fields that say whether a message is trained: those of `OpenAI`, axolotl (two) and ms-swift.
 const TRAINED_FIELDS: [&str; 4] = ["weight", "train", "training", "loss"];
 
 /// One turn of a chat.
