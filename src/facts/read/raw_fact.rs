@@ -227,7 +227,7 @@ impl RawFact {
                 let suggestion = closest_match(&name, known)
                     .map_or_else(String::new, |k| format!(" (did you mean `{k}`?)"));
                 let reason = format!(
-                    "is missing: the relation `{name}` has no built-in question template{suggestion}"
+                    "is missing: the relation `{name}` has no built-in question template{suggestion}; give each row its question in a column `question`"
                 );
                 return Err(BadRow::field(line, "question", reason));
             }

@@ -183,7 +183,7 @@ fn fact_columns(
                 if columns.iter().any(Option::is_some) {
                     "the first line names the columns: subject, relation, object; optional are aliases, question, split, paraphrases".into()
                 } else {
-                    format!("the first line names the columns; {FORMS}")
+                    format!("rename the columns, or put a line of column names above the first row if this is one; {FORMS}")
                 }
             });
         return Err(Error::input_hint(
@@ -247,19 +247,7 @@ fn other_header(header: &Header, separator: Separator) -> Option<(String, &'stat
             )
         });
     }
-    let is_name = |name: &String| {
-        name.is_empty()
-            || is_known(name)
-            || foreign_names(["relation", name].into_iter()).is_some()
-            || closest_match(&name.to_lowercase(), FACT_COLUMNS).is_some()
-    };
-    (!names.iter().any(is_name)).then(|| {
-        let shown: Vec<String> = names.iter().take(3).map(|n| format!("`{n}`")).collect();
-        (
-            format!("the first line has {}", shown.join(", ")),
-            "put a line of column names above it: subject, relation, object",
-        )
-    })
+    None
 }
 
 /// The fields of a record as text.
