@@ -201,10 +201,7 @@ impl Trainer {
         if self.options.profile {
             profile::start();
         }
-        let weights = self.student.model.params.layout.len;
-        let epochs_done = self.state.epoch;
-        Plan::after_audit(&self.config, &self.sampler, &self.evaluator, epochs_done)
-            .announce(weights, &self.progress);
+        self.announce_plan(self.state.epoch);
         let trained = self.train();
         if let Some(profile) = profile::finish() {
             self.progress.note(profile);
@@ -225,6 +222,13 @@ impl Trainer {
             }
             ended => ended,
         }
+    }
+
+    /// Tells the progress how much work is left after so many epochs.
+    fn announce_plan(&self, epochs_done: usize) {
+        let weights = self.student.model.params.layout.len;
+        Plan::after_audit(&self.config, &self.sampler, &self.evaluator, epochs_done)
+            .announce(weights, &self.progress);
     }
 
     /// The training loop: epochs of optimizer steps, each followed by an evaluation.
@@ -290,6 +294,8 @@ impl Trainer {
                 self.checkpoint()?;
             }
         }
+        // Epochs that an early end saved.
+        self.announce_plan(num_epochs);
         Ok(())
     }
 
