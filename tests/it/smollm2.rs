@@ -146,6 +146,31 @@ fn sampled_subjects_of_decoys_are_likelier_names_than_recombined_ones() {
     assert!(sampled > recombined + 0.5, "{sampled} {recombined}");
 }
 
+/// Records whose facts or settings were no longer those of their experiment could not be told without audits.
+#[test]
+fn recorded_experiments_are_told_without_running_them() {
+    if require_variable(SMOLLM2).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/results");
+    let copied = std::process::Command::new("cp")
+        .args(["-r", committed])
+        .arg(dir.path())
+        .status();
+    assert!(copied.is_ok_and(|status| status.success()));
+    for name in ["all", "frontier", "frontier-validation"] {
+        let output = assert_cmd::cargo::cargo_bin_cmd!("unforget")
+            .current_dir(dir.path())
+            .env_remove(unforget::experiment::ENTITY_QUESTIONS)
+            .args(["reproduce", name, "--recorded", "--out", "results"])
+            .output()
+            .expect("it starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {stderr}");
+    }
+}
+
 #[test]
 fn experiments_of_the_paper_run_at_their_smallest() {
     if require_variable(SMOLLM2).is_none() {
@@ -240,7 +265,11 @@ fn memory_is_estimated_within_a_tenth() {
         assert!(output.status.success(), "{args:?}: {stderr}");
         serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
     };
-    for method in ["method.kind=sft", "method.teacher=hidden"] {
+    for method in [
+        "method.kind=sft",
+        "method.kind=self-distill",
+        "method.kind=auto",
+    ] {
         let estimated = tune(&["--dry-run", "--set", method])["memory_bytes"].as_f64();
         let peak = tune(&["--force", "--set", method])["peak_memory_bytes"].as_f64();
         let (estimated, peak) = (estimated.expect("a number"), peak.expect("a number"));
