@@ -1,5 +1,5 @@
 //! Accuracy over epochs of run directories as an SVG file, such as the plot in the README:
-//! `cargo run --release --example picture -- runs/demo/sft runs/demo/self-distill > picture.svg`
+//! `cargo run --release --example picture -- runs/demo/sft runs/demo/auto > picture.svg`
 
 use std::{path::PathBuf, process::ExitCode};
 
