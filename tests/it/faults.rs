@@ -361,6 +361,8 @@ fn two_processes_cannot_write_one_run_and_a_dead_one_releases_its_lock() {
     let run = place.run("run");
     let mut child = long_run(&place, &run, METHODS[0].1).spawn().unwrap();
     wait_for_metrics(&run, 12);
+    // It holds its lock and does not end meanwhile.
+    signal(&child, "STOP");
     for second in [
         place.resume(&run, None),
         long_run(&place, &run, METHODS[0].1),
