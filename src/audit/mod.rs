@@ -105,7 +105,7 @@ pub fn audit(
 ///     engine::Engine,
 ///     facts::{self, ReadOptions},
 ///     model::Model,
-///     progress::{Progress, WorkKind},
+///     progress::Progress,
 /// };
 ///
 /// let model = Model::load("tests/golden/llama")?;

@@ -33,12 +33,12 @@ early_stopping = { accuracy = 0.99 }
 
 /// Over [`AUTO`] with fewer than [`FEW_FACTS`] new facts, whose batches are the smallest: half the learning rate, and more decoys, of which
 /// a step would have two otherwise.
-const AUTO_FEW: &str = r#"
+const AUTO_FEW: &str = r"
 [method]
-decoys = { ratio = 1.0, pool_ratio = 5.0, strength = 4.0, subjects = "sampled" }
+decoys = { ratio = 1.0, pool_ratio = 5.0 }
 [train]
 learning_rate = 2e-4
-"#;
+";
 
 /// Over [`AUTO`] where chats and other texts are learned and no facts, which could end the training.
 const AUTO_TEXTS: &str = r"

@@ -143,15 +143,12 @@ pub fn drop_contradicted(learn: &[Fact], facts: &mut Vec<Fact>, set_name: &str) 
             .chain(same_subject)
             .any(|new| !new.same_object(old));
         if changed {
-            let is_named = !old.subject.is_empty();
-            dropped.push(
-                if is_named {
-                    &old.subject
-                } else {
-                    &old.question
-                }
-                .clone(),
-            );
+            let name = if old.subject.is_empty() {
+                &old.question
+            } else {
+                &old.subject
+            };
+            dropped.push(name.clone());
         }
         !changed
     });
