@@ -50,6 +50,7 @@ impl ActivationPolicy {
 }
 
 /// Activations of a layer that its backward pass needs.
+#[derive(Default)]
 struct LayerActivations {
     r_input: Buffer, // (T): r of the input norm
     qkv: Buffer,     // (T, (H + 2G) K), after RoPE
@@ -73,7 +74,6 @@ pub struct Decoder {
     heads: AttentionShape,
     rope: Rope,
     local_rope: Option<Rope>, // of sliding layers, where they have one of their own
-    capacity: usize,          // tokens that the buffers have room for
     policy: ActivationPolicy, // of the last forward pass
     streams: Vec<Buffer>,     // (T, D): the residual stream before each layer and after the last
     layers: Vec<LayerActivations>, // one per layer if all are kept, else one
@@ -83,6 +83,7 @@ pub struct Decoder {
 }
 
 /// Memory of the backward pass alone.
+#[derive(Default)]
 struct BackwardBuffers {
     stream: Buffer, // (T, D)
     norm: Buffer,   // (T, D)
@@ -158,7 +159,6 @@ impl Decoder {
             heads: attention_shape(config),
             rope: Rope::new(config),
             local_rope: Rope::local(config),
-            capacity: 0,
             policy: ActivationPolicy::None,
             streams: Vec::new(),
             layers: Vec::new(),
@@ -200,51 +200,54 @@ impl Decoder {
         self.heads
     }
 
-    /// Allocates the buffers for `tokens` under `policy`.
+    /// Allocates the buffers that a pass over `tokens` under `policy` needs and that are too small. Each grows on its own: a decoding
+    /// pass over many tokens does not enlarge what only the smaller batches of training need.
     fn reserve(&mut self, tokens: usize, policy: ActivationPolicy) {
         let (c, h) = (&self.config, self.heads);
+        let (d, f) = (c.hidden_size, c.intermediate_size);
+        // An eighth more than needed: the batches of a run differ little in length.
+        let room = tokens + tokens / 8;
+        let grow = |buffer: &mut Buffer, width: usize| {
+            if buffer.len() < tokens * width {
+                *buffer = Buffer::zeros(room * width);
+            }
+        };
         let (streams, layers) = policy.buffer_counts(c.num_hidden_layers);
-        if tokens > self.capacity {
-            // An eighth more than needed: the batches of a run differ little in length.
-            self.capacity = tokens + tokens / 8;
-            self.streams.clear();
-            self.layers.clear();
-            self.backward = None;
-            self.norm = Buffer::zeros(self.capacity * c.hidden_size);
-            self.hidden = Buffer::zeros(self.capacity * c.intermediate_size);
+        let fewest = self.streams.len().max(streams + 1);
+        self.streams.resize_with(fewest, Buffer::default);
+        for stream in &mut self.streams[..=streams] {
+            grow(stream, d);
         }
-        let t = self.capacity;
-        while self.streams.len() <= streams {
-            self.streams.push(Buffer::zeros(t * c.hidden_size));
+        grow(&mut self.norm, d);
+        grow(&mut self.hidden, f);
+
+        let raw = if c.qk_norm { h.qk_width() } else { 0 };
+        let outputs = usize::from(has_output_norms(c));
+        let fewest = self.layers.len().max(layers);
+        self.layers.resize_with(fewest, LayerActivations::default);
+        for layer in &mut self.layers[..layers] {
+            grow(&mut layer.r_input, 1);
+            grow(&mut layer.qkv, h.qkv_width());
+            grow(&mut layer.qk_raw, raw);
+            grow(&mut layer.r_qk, qk_norms(c));
+            grow(&mut layer.o, h.q_width());
+            grow(&mut layer.lse, h.num_heads);
+            grow(&mut layer.mid, d);
+            grow(&mut layer.r_post, 1);
+            grow(&mut layer.gate_up, 2 * f);
+            grow(&mut layer.attention_out, outputs * d);
+            grow(&mut layer.r_attention, outputs);
+            grow(&mut layer.ffn_out, outputs * d);
+            grow(&mut layer.r_ffn, outputs);
         }
-        while self.layers.len() < layers {
-            let raw = if c.qk_norm { t * h.qk_width() } else { 0 };
-            let outputs = if has_output_norms(c) { t } else { 0 };
-            self.layers.push(LayerActivations {
-                r_input: Buffer::zeros(t),
-                qkv: Buffer::zeros(t * h.qkv_width()),
-                qk_raw: Buffer::zeros(raw),
-                r_qk: Buffer::zeros(t * qk_norms(c)),
-                o: Buffer::zeros(t * h.q_width()),
-                lse: Buffer::zeros(t * h.num_heads),
-                mid: Buffer::zeros(t * c.hidden_size),
-                r_post: Buffer::zeros(t),
-                gate_up: Buffer::zeros(t * 2 * c.intermediate_size),
-                attention_out: Buffer::zeros(outputs * c.hidden_size),
-                r_attention: Buffer::zeros(outputs),
-                ffn_out: Buffer::zeros(outputs * c.hidden_size),
-                r_ffn: Buffer::zeros(outputs),
-            });
-        }
-        if policy != ActivationPolicy::None && self.backward.is_none() {
-            self.backward = Some(BackwardBuffers {
-                stream: Buffer::zeros(t * c.hidden_size),
-                norm: Buffer::zeros(t * c.hidden_size),
-                hidden: Buffer::zeros(t * c.intermediate_size),
-                qkv: Buffer::zeros(t * h.qkv_width()),
-                o: Buffer::zeros(t * h.q_width()),
-                branch: Buffer::zeros(if has_branch(c) { t * c.hidden_size } else { 0 }),
-            });
+        if policy != ActivationPolicy::None {
+            let backward = self.backward.get_or_insert_default();
+            grow(&mut backward.stream, d);
+            grow(&mut backward.norm, d);
+            grow(&mut backward.hidden, f);
+            grow(&mut backward.qkv, h.qkv_width());
+            grow(&mut backward.o, h.q_width());
+            grow(&mut backward.branch, if has_branch(c) { d } else { 0 });
         }
     }
 

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use memmap2::MmapMut;
 
 /// A zeroed f32 buffer of fixed length. Pages use no memory until they are touched.
+#[derive(Default)]
 pub struct Buffer {
     map: Option<MmapMut>,
 }
