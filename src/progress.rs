@@ -54,6 +54,8 @@ impl WorkKind {
 #[derive(Debug)]
 struct Job {
     work: [KindOfWork; WorkKind::COUNT],
+    /// Whether it may end with less work than that.
+    may_end_early: bool,
     /// When work was counted last.
     counted: Instant,
 }
@@ -91,6 +93,13 @@ impl Job {
         let left = Duration::from_secs_f64(seconds.sum());
         left.checked_sub(self.counted.elapsed())
             .filter(|left| *left >= SHORTEST_TIME_LEFT)
+    }
+
+    /// `5 min left`, or `at most 5 min left`; none once it should be over.
+    fn text(&self) -> Option<String> {
+        let left = format::time_left(self.time_left()?);
+        let bound = if self.may_end_early { "at most " } else { "" };
+        Some(format!("{bound}{left} left"))
     }
 
     /// Counts work as done since the last call.
@@ -198,13 +207,20 @@ impl Progress {
     }
 
     /// Says how much work is left of a task that bars show parts of, by kind, and how many seconds a unit takes as estimated. The first
-    /// call starts the task; a later one corrects the amounts.
-    pub fn set_work_left(&self, work: &[(WorkKind, f64)], seconds_per_unit: f64) {
+    /// call starts the task; a later one corrects the amounts. A task that `may_end_early` has at most this work left.
+    pub fn set_work_left(
+        &self,
+        work: &[(WorkKind, f64)],
+        seconds_per_unit: f64,
+        may_end_early: bool,
+    ) {
         let mut job = lock(&self.job);
         let job = job.get_or_insert_with(|| Job {
             work: <[KindOfWork; WorkKind::COUNT]>::default(),
+            may_end_early,
             counted: Instant::now(),
         });
+        job.may_end_early = may_end_early;
         job.counted = Instant::now();
         for of_kind in &mut job.work {
             of_kind.left = 0.0;
@@ -293,9 +309,9 @@ impl Progress {
         }
     }
 
-    /// The time that is left of the task, where it is known.
-    pub fn time_left(&self) -> Option<Duration> {
-        lock(&self.job).as_ref().and_then(Job::time_left)
+    /// `5 min left` of the task, or `at most 5 min left`, where it is known.
+    pub fn time_left(&self) -> Option<String> {
+        lock(&self.job).as_ref().and_then(Job::text)
     }
 
     /// The label of the bar that is shown.
@@ -407,29 +423,24 @@ impl Bar {
 
     /// `audit 340/1,000 | 85/s, 8 s left`; with the duration once it has finished.
     fn line(&self, done: u64) -> String {
-        let mut line = format!(
-            "{} {}/{} | ",
-            self.label,
-            HumanCount(done),
-            HumanCount(self.pace.total)
-        );
-        let pace = times(&self.pace, &self.job, false);
-        line += pace.trim_start_matches([',', ';', ' ']);
-        if done >= self.pace.total {
+        let total = self.pace.total;
+        let count = format!("{} {}/{}", self.label, HumanCount(done), HumanCount(total));
+        let mut pace = times(&self.pace, &self.job, false);
+        if done >= total {
             let seconds = self.pace.started.elapsed().as_secs_f64();
-            line += &format!(", took {}", format::duration(seconds));
+            pace += &format!(", took {}", format::duration(seconds));
         }
-        let message = lock(&self.message);
-        if !message.is_empty() {
-            line += &format!(" | {message}");
-        }
-        line
+        let pace = pace.trim_start_matches([',', ';', ' ']).to_owned();
+        let message = lock(&self.message).clone();
+        let mut parts = vec![count, pace, message];
+        parts.retain(|part| !part.is_empty());
+        parts.join(" | ")
     }
 }
 
 /// `, 85/s, 8 s left; whole job: 5 min left`, without what is not known yet. In a terminal there is no room for the rate beside the job.
 fn times(pace: &Pace, job: &Mutex<Option<Job>>, is_terminal: bool) -> String {
-    let of_job = lock(job).as_ref().and_then(Job::time_left);
+    let of_job = lock(job).as_ref().and_then(Job::text);
     let mut text = String::new();
     if let Some(rate) = pace.per_second()
         && !(is_terminal && of_job.is_some())
@@ -440,7 +451,7 @@ fn times(pace: &Pace, job: &Mutex<Option<Job>>, is_terminal: bool) -> String {
         text += &format!(", {} left", format::time_left(left));
     }
     if let Some(left) = of_job {
-        text += &format!("; whole job: {} left", format::time_left(left));
+        text += &format!("; whole job: {left}");
     }
     text
 }
@@ -580,12 +591,12 @@ mod tests {
         let mut bar = progress.bar(100, "train").with_work(kind, 200.0);
         let pace = Arc::get_mut(&mut bar.pace).unwrap();
         pace.started = ten_seconds_ago;
-        assert_eq!(bar.line(0), "train 0/100 | ");
+        assert_eq!(bar.line(0), "train 0/100");
         bar.inc(25);
         assert_eq!(bar.line(25), "train 25/100 | 2.5/s, 30 s left");
 
         // As estimated, a unit of work takes a second; as measured, 0.2 s.
-        progress.set_work_left(&[(kind, 1000.0), (WorkKind::Audit, 60.0)], 1.0);
+        progress.set_work_left(&[(kind, 1000.0), (WorkKind::Audit, 60.0)], 1.0, false);
         let line = bar.line(25);
         assert_eq!(
             line,
@@ -598,6 +609,9 @@ mod tests {
             bar.line(50),
             "train 50/100 | 5.0/s, 10 s left; whole job: 11 min left | loss 0.12"
         );
+        lock(&progress.job).as_mut().unwrap().may_end_early = true;
+        let left = progress.time_left();
+        assert_eq!(left.as_deref(), Some("at most 11 min left"));
         progress.advance(kind, 950.0);
         progress.advance(WorkKind::Audit, 60.0);
         assert_eq!(progress.time_left(), None);

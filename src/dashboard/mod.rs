@@ -178,7 +178,7 @@ fn status(metrics: &[Metrics], num_epochs: Option<usize>, progress: &Progress) -
         status += &format!(": {phase}");
     }
     if let Some(left) = progress.time_left() {
-        status += &format!("; whole job: {} left", format::time_left(left));
+        status += &format!("; whole job: {left}");
     }
     status
 }

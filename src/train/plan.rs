@@ -31,6 +31,8 @@ pub(super) struct Plan {
     pub evaluations: Workload,
     pub behaviour: Workload,
     pub audit_after: Workload,
+    /// Whether training may end before its last epoch.
+    may_end_early: bool,
 }
 
 impl Plan {
@@ -102,6 +104,7 @@ impl Plan {
             ),
             behaviour: Workload::behaviour(config.measure.num_behaviours(epochs)),
             audit_after: Workload::audit(num_prompts * questions),
+            may_end_early: epochs > 0 && config.train.early_stopping.is_some(),
         }
     }
 
@@ -124,7 +127,11 @@ impl Plan {
             (WorkKind::Audit, self.audit_after),
         ];
         let work = work.map(|(kind, work)| (kind, work.flops(1.0)));
-        progress.set_work_left(&work, weights as f64 / *FLOPS_PER_SECOND);
+        progress.set_work_left(
+            &work,
+            weights as f64 / *FLOPS_PER_SECOND,
+            self.may_end_early,
+        );
     }
 
     /// `estimated time: 6 min (audit 2 min, training 3 min, ...)`, for a model of `weights` parameters on this machine.
