@@ -17,7 +17,7 @@ use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::{
     Error, Result,
-    format::{self, percent, thousands},
+    format::{percent, thousands},
     progress::Progress,
     report::chart::{self, Chart, LineChart, Series, Unit, XAxis},
     run::{EpochRecord, Metrics, RunDir, Split},
