@@ -164,9 +164,9 @@ class ConfigKeys(TypedDict, total=False):
     num_epochs: int
     """All epochs, including those before the snapshot."""
     batch_size: int
-    """Rows per batch. If it is not set, a run with fewer than 1,280 new rows uses a power of two that gives at least
-    twenty steps of them, but at least 8 rows; long rows are split into micro-batches automatically, with the same
-    result up to rounding.
+    """Rows per batch. If it is not set, auto takes 16 rows for facts, or 8 for fewer than 320 of them; any other run
+    with fewer than 1,280 new rows takes a power of two that gives at least twenty steps of them, but at least 8
+    rows; long rows are split into micro-batches automatically, with the same result up to rounding.
     """
     learning_rate: float
     """Peak learning rate."""

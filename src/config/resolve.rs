@@ -18,7 +18,8 @@ use super::{
 /// `kind = "auto"`: new facts are learned by plain cross-entropy in the feed-forward layers of the model's lower third, with decoys about
 /// names that the model samples, and the moving average of the weights is kept. `docs/LOG.md` has the experiments that it was chosen by.
 ///
-/// The learning rate is eight times the default for all tensors, because few tensors learn more slowly. The moving average covers about
+/// The learning rate is eight times the default for all tensors, because few tensors learn more slowly. It belongs to the batch size: twice
+/// as many rows per step learn half as much in an epoch, and a rate that makes up for it forgets more. The moving average covers about
 /// twenty steps. Training ends when 99% of the new facts are learned.
 const AUTO: &str = r#"
 [method]
@@ -26,17 +27,19 @@ kind = "sft"
 decoys = { ratio = 0.3, pool_ratio = 2.0, strength = 4.0, subjects = "sampled" }
 [train]
 num_epochs = 30
+batch_size = 16
 learning_rate = 4e-4
 ema_decay = 0.95
 early_stopping = { accuracy = 0.99 }
 "#;
 
-/// Over [`AUTO`] with fewer than [`FEW_FACTS`] new facts, whose batches are the smallest: half the learning rate, and more decoys, of which
-/// a step would have two otherwise.
+/// Over [`AUTO`] with fewer than [`FEW_FACTS`] new facts: half as many rows per step at half the learning rate, and more decoys, of which a
+/// step would have two otherwise.
 const AUTO_FEW: &str = r"
 [method]
 decoys = { ratio = 1.0, pool_ratio = 5.0 }
 [train]
+batch_size = 8
 learning_rate = 2e-4
 ";
 
@@ -44,6 +47,7 @@ learning_rate = 2e-4
 const AUTO_TEXTS: &str = r"
 [train]
 num_epochs = 6
+batch_size = 64
 learning_rate = 2e-4
 ";
 
@@ -64,11 +68,11 @@ const FEW_NEW_ROWS: usize = 100;
 /// With at least this many it has the default number, and 10 in between.
 const MANY_NEW_ROWS: usize = 400;
 
-/// Steps in which an epoch visits the new rows at least, where the batch size is not set.
-const STEPS_OF_NEW_ROWS: usize = 20;
+/// With fewer new facts than this, `auto` has settings of its own.
+const FEW_FACTS: usize = 320;
 
-/// With fewer new facts than this the smallest batch size is chosen.
-const FEW_FACTS: usize = 2 * SMALLEST_BATCH * STEPS_OF_NEW_ROWS;
+/// Steps in which an epoch visits the new rows at least, where neither the user nor a preset sets the batch size.
+const STEPS_OF_NEW_ROWS: usize = 20;
 
 /// The smallest batch size that is chosen.
 const SMALLEST_BATCH: usize = 8;
@@ -105,9 +109,16 @@ pub(crate) struct JobRows {
     pub known: usize,
 }
 
+impl JobRows {
+    /// Whether texts are learned and no facts.
+    fn are_texts(self) -> bool {
+        self.facts == 0 && self.texts > 0
+    }
+}
+
 impl Config {
-    /// Chooses the batch size and the number of few-shot prompts by the rows of the job, if the user did not set them. Returns a note for
-    /// each choice.
+    /// Chooses the batch size, if neither the user nor the preset of facts sets it, and the number of few-shot prompts, by the rows of
+    /// the job. Returns a note for each choice.
     ///
     /// A small batch gives few rows enough steps. An audit evaluates each fact under every prompt: with few new rows it would take
     /// longer than the training.
@@ -119,6 +130,7 @@ impl Config {
         let trained_rows = if new_rows == 0 { rows.known } else { new_rows };
         let size = batch_size(trained_rows);
         if !is_set("train.batch_size")
+            && (!self.has_auto() || rows.are_texts())
             && self.train.batch_size == defaults.batch_size
             && size < defaults.batch_size
         {
@@ -234,12 +246,12 @@ fn preset(config: &Config, model: ModelSize, rows: JobRows) -> Option<Table> {
         (Goal::Task, _) => (&[TASK], task_tensors(model.parameters).to_owned()),
         (Goal::Facts, MethodKind::Auto) if config.has_auto() => {
             let third = (model.num_hidden_layers / 3).max(1);
-            let texts: &[&str] = match rows {
-                JobRows {
-                    facts: 0, texts, ..
-                } if texts > 0 => &[AUTO, AUTO_TEXTS],
-                JobRows { facts, .. } if (1..FEW_FACTS).contains(&facts) => &[AUTO, AUTO_FEW],
-                _ => &[AUTO],
+            let texts: &[&str] = if rows.are_texts() {
+                &[AUTO, AUTO_TEXTS]
+            } else if (1..FEW_FACTS).contains(&rows.facts) {
+                &[AUTO, AUTO_FEW]
+            } else {
+                &[AUTO]
             };
             (texts, format!("ffn@0-{}", third - 1))
         }

@@ -884,7 +884,8 @@ fn a_small_job_has_a_small_audit_unless_its_prompts_are_set() {
 #[test]
 fn a_small_job_has_small_batches_unless_their_size_is_set() {
     let batch_size = |text: &str, new_rows, known_rows| {
-        let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
+        let text = format!("model = 'm'\nout = 'o'\nmethod.kind = 'sft'\n{text}");
+        let mut config = read(&text, &[]).unwrap();
         let notes = config.fit_to(JobRows {
             facts: new_rows,
             known: known_rows,
@@ -909,25 +910,34 @@ fn a_small_job_has_small_batches_unless_their_size_is_set() {
 #[test]
 fn auto_depends_on_what_is_learned_and_how_much() {
     let of = |text: &str, facts, texts| {
-        let config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
+        let mut config = read(&format!("model = 'm'\nout = 'o'\n{text}"), &[]).unwrap();
         let rows = JobRows {
             facts,
             texts,
             known: 0,
         };
+        config.fit_to(rows);
         let Config { method, train, .. } = config.resolve_for(SMOLLM2, rows).config;
         let decoys = method.decoys.map(|decoys| decoys.ratio);
-        (train.num_epochs, train.learning_rate, decoys)
+        let TrainConfig {
+            num_epochs,
+            batch_size,
+            learning_rate,
+            ..
+        } = train;
+        (num_epochs, batch_size, learning_rate, decoys)
     };
-    assert_eq!(of("", 320, 0), (30, 4e-4, Some(0.3)));
-    assert_eq!(of("", 319, 0), (30, 2e-4, Some(1.0)));
-    assert_eq!(of("", 0, 500), (6, 2e-4, Some(0.3)));
+    assert_eq!(of("", 320, 0), (30, 16, 4e-4, Some(0.3)));
+    assert_eq!(of("", 100_000, 0), (30, 16, 4e-4, Some(0.3)));
+    assert_eq!(of("", 319, 0), (30, 8, 2e-4, Some(1.0)));
+    assert_eq!(of("", 0, 500), (6, 16, 2e-4, Some(0.3)));
+    assert_eq!(of("", 0, 5000), (6, 64, 2e-4, Some(0.3)));
     assert_eq!(of("", 500, 500), of("", 500, 0));
     let epochs = "[train]\nnum_epochs = 3";
-    assert_eq!(of(epochs, 0, 500), (3, 2e-4, Some(0.3)));
-    let rate = "[train]\nlearning_rate = 5e-5";
-    assert_eq!(of(rate, 40, 0), (30, 5e-5, Some(1.0)));
+    assert_eq!(of(epochs, 0, 500), (3, 16, 2e-4, Some(0.3)));
+    let rate = "[train]\nlearning_rate = 5e-5\nbatch_size = 64";
+    assert_eq!(of(rate, 40, 0), (30, 64, 5e-5, Some(1.0)));
     let plain = "[method]\nkind = 'sft'";
-    assert_eq!(of(plain, 40, 0), (20, 5e-5, None));
-    assert_eq!(of(plain, 0, 500), (20, 5e-5, None));
+    assert_eq!(of(plain, 40, 0), (20, 8, 5e-5, None));
+    assert_eq!(of(plain, 0, 500), (20, 16, 5e-5, None));
 }
