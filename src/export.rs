@@ -59,7 +59,7 @@ pub fn model_card(
     let mut card = format!("---\n{}---\n\n", metadata(run, files));
     let _ = write!(
         card,
-        "# {} after fine-tuning\n\nFine-tuned with [`unforget`](https://crates.io/crates/unforget) {}.\n\n{}.\n\n\
+        "# {} after fine-tuning\n\nFine-tuned with `unforget` {}.\n\n{}.\n\n\
          ## Use\n\n{}\n\
          ## Accuracy\n\nAccuracy of greedy answers at the training prompt. The audit column is few-shot accuracy before training.\n\n\
          | facts | audit | before | best epoch | after |\n|---|---|---|---|---|\n",
@@ -119,10 +119,35 @@ pub fn model_card(
 fn usage(prompt: &TrainedPrompt, files: CardFiles, repository: Option<&str>) -> String {
     if files == CardFiles::Gguf {
         let code = "ollama create my-model -f Modelfile\nollama run my-model \"your question\"\n";
-        return format!(
+        let mut text = format!(
             "`Modelfile` has the prompt and the end of an answer that the model was trained with:\n\n{}",
             code_block("sh", code)
         );
+        if let PromptForm::Facts(template) = &prompt.form
+            && !template.rendered
+        {
+            // The program reads escapes in both.
+            let escaped = |text: &str| {
+                text.replace('\\', r"\\")
+                    .replace('\n', r"\n")
+                    .replace('\'', r"'\''")
+            };
+            let question = escaped(&template.prompt_text("your question"));
+            let stops = prompt
+                .stops
+                .iter()
+                .map(|stop| format!(" -r '{}'", escaped(stop)));
+            let code = format!(
+                "llama-completion -m model.gguf --temp 0 -n 32 -no-cnv -p '{question}'{}\n",
+                stops.collect::<String>()
+            );
+            let _ = write!(
+                text,
+                "\nllama.cpp needs the same prompt; its chat mode has another:\n\n{}",
+                code_block("sh", &code)
+            );
+        }
+        return text;
     }
     let place = json!(repository.unwrap_or("path/to/this/directory"));
     let (imports, class, tokenizer) = if files == CardFiles::Adapter {

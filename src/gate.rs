@@ -176,7 +176,7 @@ impl Gate {
         let asked = if self.few_shot {
             "Evaluated under the few-shot prompts of the baseline's audit."
         } else {
-            "Asked at the baseline's training prompt and compared with its end, since it has no audit: a model that was not trained on \
+            "Asked at the baseline's training prompt and compared with its end, since it has no prompts of an audit (`prompts.jsonl`): a model that was not trained on \
              this prompt seems to have forgotten what it answers in other words."
         };
         let mut text = format!(
@@ -232,11 +232,14 @@ impl Gate {
         text
     }
 
-    /// A `JUnit` report: one suite per split, one case per fact that the baseline's base model knew, failed if it is
-    /// forgotten.
+    /// A `JUnit` report: one suite per split, one case per fact that the baseline's base model knew. A forgotten fact is a failure in the
+    /// split that decides, where the forgetting is over the budget. Elsewhere it is skipped, with a message: a gate that passes has no
+    /// failure.
     pub fn junit(&self) -> String {
         let mut report = Report::new("unforget gate");
+        let is_over_budget = self.forgotten_pp > self.budget;
         for split in Split::ALL {
+            let fails = is_over_budget && split == self.split;
             let known = self
                 .facts
                 .iter()
@@ -246,7 +249,11 @@ impl Gate {
                 let status = if fact.correct_now {
                     TestCaseStatus::success()
                 } else {
-                    let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+                    let mut status = if fails {
+                        TestCaseStatus::non_success(NonSuccessKind::Failure)
+                    } else {
+                        TestCaseStatus::skipped()
+                    };
                     status.set_message(format!("expected {:?}, got {:?}", fact.object, fact.now));
                     status
                 };
@@ -386,6 +393,11 @@ mod tests {
         );
         assert!(junit.contains("failures=\"1\""), "{junit}");
         assert!(junit.contains("got &quot;&lt;b&gt;|Spain&quot;"), "{junit}");
+        // The forgotten fact of the other split, and all of a gate that passes, are skipped.
+        assert_eq!(junit.matches("<skipped").count(), 1, "{junit}");
+        let passed = gate(34.0).junit();
+        assert_eq!(passed.matches("<failure").count(), 0, "{passed}");
+        assert_eq!(passed.matches("<skipped").count(), 2, "{passed}");
     }
 
     #[test]
@@ -405,7 +417,7 @@ mod tests {
                     answers are now 0.06x as long as the base model's; KL limit 0.5.";
         assert_eq!(markdown.lines().nth(2), Some(line), "{markdown}");
         let failed = |gate: &Gate| gate.junit().matches("<failure").count();
-        assert_eq!((failed(&within), failed(&over)), (2, 3));
+        assert_eq!((failed(&within), failed(&over)), (0, 1));
     }
 
     #[test]

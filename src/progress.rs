@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    io::{IsTerminal, Write},
+    io::{self, IsTerminal, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,6 +10,7 @@ use std::{
 use console::{Term, measure_text_width};
 use indicatif::{
     HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+    TermLike,
 };
 
 use crate::format;
@@ -20,6 +21,9 @@ pub use live_plot::LivePlot;
 
 /// Minimum time between two lines of a bar without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often bars in a terminal are drawn at most.
+const DRAWS_PER_SECOND: u8 = 20;
 
 /// A shorter time left is not told.
 const SHORTEST_TIME_LEFT: Duration = Duration::from_millis(500);
@@ -178,7 +182,59 @@ struct Stderr;
 impl Sink for Stderr {
     fn line(&self, line: &str) {
         // The work continues when stderr is closed.
-        let _ = writeln!(std::io::stderr(), "{line}");
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+}
+
+/// Whether the terminal cannot move its cursor.
+fn is_dumb_terminal() -> bool {
+    let term = std::env::var("TERM");
+    cfg!(unix) && matches!(term.as_deref(), Err(_) | Ok("dumb"))
+}
+
+/// The terminal of stderr. What cannot be written is dropped: the work continues when the terminal is closed.
+#[derive(Debug)]
+struct LenientTerminal(Term);
+
+impl TermLike for LenientTerminal {
+    fn width(&self) -> u16 {
+        self.0.size().1
+    }
+
+    fn height(&self) -> u16 {
+        self.0.size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_up(n).or(Ok(()))
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_down(n).or(Ok(()))
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_right(n).or(Ok(()))
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_left(n).or(Ok(()))
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.0.write_line(text).or(Ok(()))
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.0.write_str(text).or(Ok(()))
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.0.clear_line().or(Ok(()))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush().or(Ok(()))
     }
 }
 
@@ -190,8 +246,11 @@ impl Progress {
 
     /// Prints to stderr: bars in a terminal, else plain lines.
     pub fn stderr() -> Self {
-        let output = if std::io::stderr().is_terminal() {
-            Output::Terminal(MultiProgress::new())
+        let output = if io::stderr().is_terminal() && !is_dumb_terminal() {
+            let terminal = LenientTerminal(Term::buffered_stderr());
+            let target =
+                ProgressDrawTarget::term_like_with_hz(Box::new(terminal), DRAWS_PER_SECOND);
+            Output::Terminal(MultiProgress::with_draw_target(target))
         } else {
             Output::Lines(Arc::new(Stderr))
         };
@@ -322,7 +381,7 @@ impl Progress {
     /// Rings the terminal's bell: a long task has finished.
     pub fn ring_bell(&self) {
         if let Output::Terminal(_) = self.output {
-            let _ = write!(std::io::stderr(), "\u{7}");
+            let _ = write!(io::stderr(), "\u{7}");
         }
     }
 

@@ -230,7 +230,10 @@ fn format_comparison(comparison: &Comparison, width: usize) -> String {
     ];
     let counts: Vec<String> = groups
         .iter()
-        .map(|(name, _, count)| format!("{name} {count}"))
+        .map(|(name, state, count)| match state {
+            FactOutcome::Forgotten => format!("{name} {count}{}", held_out_part(comparison)),
+            _ => format!("{name} {count}"),
+        })
         .collect();
     let mut text = format!(
         "{} of {} facts\n\n{}",
@@ -255,6 +258,19 @@ fn format_comparison(comparison: &Comparison, width: usize) -> String {
         }
     }
     text
+}
+
+/// ` (11 of them held out)`, where facts of other splits are forgotten, too: the forgetting of a run counts the held-out ones alone.
+fn held_out_part(comparison: &Comparison) -> String {
+    let facts = comparison.facts.iter();
+    let forgotten = facts.filter(|fact| fact.outcome == FactOutcome::Forgotten);
+    let is_held = |fact: &&ComparedFact| fact.split == Some(Split::Held);
+    let (held, other): (Vec<_>, Vec<_>) = forgotten.partition(is_held);
+    if other.iter().any(|fact| fact.split.is_some()) {
+        format!(" ({} of them held out)", held.len())
+    } else {
+        String::new()
+    }
 }
 
 /// Accuracy and outcomes, by split of a run or by relation of two models.
@@ -373,7 +389,7 @@ mod tests {
             (Some(Split::Unknown), "P17"),
         ]);
         insta::assert_snapshot!(format_comparison(&run, 80), @r#"
-        learned 4, kept 2, forgotten 2, gained 3 of 15 facts
+        learned 4, kept 2, forgotten 2 (1 of them held out), gained 3 of 15 facts
 
         split         facts  correct                    learned  kept  forgotten  gained
         unknown           6  before ██████░░░░░  50.0%        4     0          0       0

@@ -214,7 +214,13 @@ impl ExportArgs {
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
         let dtype = self.dtype.map_or(GgufType::F16, GgufType::from);
         model.save_gguf(&self.out.join(GGUF_FILE), dtype)?;
-        self.write("Modelfile", &modelfile(GGUF_FILE, prompt.as_ref(), chat))
+        self.write("Modelfile", &modelfile(GGUF_FILE, prompt.as_ref(), chat))?;
+        if prompt.is_some() {
+            context
+                .progress
+                .note("README.md beside it says how to ask the model with Ollama and llama.cpp");
+        }
+        Ok(())
     }
 
     /// Copies the adapter that the run wrote.

@@ -120,7 +120,7 @@ impl GateArgs {
                 forgotten: gate.forgotten_pp,
                 since: "",
                 budget: gate.budget,
-                hint: "tune with a remedy (the default method, or `--budget`), or name a larger budget",
+                hint: "train fewer epochs or at a lower learning rate, give more known facts (`--keep`), bound the forgetting (`--budget`), or name a larger budget",
             })
         }
     }

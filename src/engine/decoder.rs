@@ -448,6 +448,10 @@ impl Decoder {
                 forward_to_gate_up(s, x, norm, &context, |qkv, o, lse| {
                     attend_rows(&spans, heads, qkv, o, lse);
                 });
+                if has_output_norms(c) {
+                    // What was saved of the last norm is that of a layer above.
+                    forward_down(d_norm, s, [&mut *hidden, &mut *norm], &context);
+                }
             }
             let mid = &s.mid[..p * d];
             let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..p]);

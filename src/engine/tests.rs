@@ -14,7 +14,7 @@ use crate::{
     config::VocabSubset,
     model::{
         Family, Layout,
-        config::{LayerPattern, Llama3Scaling, RopeScaling, Switches},
+        config::{LayerPattern, Llama3Scaling, NormPlacement, RopeScaling, Switches},
     },
 };
 
@@ -217,6 +217,29 @@ fn gradients_equal_finite_differences() {
                 tensor.name
             );
         }
+    }
+}
+
+#[test]
+fn gradients_with_checkpointing_have_the_same_bits_for_every_placement_of_norms() {
+    for norms in [
+        NormPlacement::Before,
+        NormPlacement::Both,
+        NormPlacement::After,
+    ] {
+        let mut config = config(true);
+        config.num_hidden_layers = 3;
+        config.switches.norms = norms;
+        let params = params(&config, 1);
+        let (batch, targets) = batch(config.vocab_size as u32);
+        let gradients = |checkpointing| {
+            let mut gradients = Gradients::new(&params, &vec![true; params.layout.tensors.len()]);
+            Engine::new(&config)
+                .with_gradient_checkpointing(checkpointing)
+                .loss_and_gradients(&params, &batch, &targets, None, &mut gradients);
+            gradients.data
+        };
+        assert!(gradients(false)[..] == gradients(true)[..], "{norms:?}");
     }
 }
 

@@ -27,6 +27,7 @@ use crate::{
     facts::{Chat, Fact, Text, TextKind},
     generate::{Generator, Request, SamplingParams},
     model::TextTokenizer,
+    progress::Progress,
     prompt::{ChatQuestion, Example, PromptTemplate, chat_questions, has_chat_questions},
     synth::SemanticKeys,
 };
@@ -86,14 +87,16 @@ pub fn prompts<'a>(
     count: usize,
     template: &PromptTemplate,
     seed: u64,
+    progress: &Progress,
 ) -> Result<Vec<Vec<u32>>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (named, other): (Vec<&Fact>, Vec<&Fact>) = facts
         .into_iter()
         .partition(|fact| question_has_subject(fact));
     let count_other = count * other.len() / (named.len() + other.len()).max(1);
+    let count_named = count - count_other;
     let mut questions =
-        about_other_subjects(generator, named, subjects, count - count_other, &mut rng)?;
+        about_other_subjects(generator, named, subjects, count_named, &mut rng, progress)?;
     questions.extend(continued_questions(
         generator,
         other,
@@ -113,6 +116,7 @@ fn about_other_subjects(
     subjects: DecoySubjects,
     count: usize,
     rng: &mut ChaCha8Rng,
+    progress: &Progress,
 ) -> Result<Vec<String>> {
     let mut real: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for fact in &facts {
@@ -127,7 +131,7 @@ fn about_other_subjects(
             DecoySubjects::Sampled => {
                 let of_relation = |fact: &&&Fact| fact.relation == relation;
                 let count = facts.iter().cycle().take(count).filter(of_relation).count();
-                sampled_names(generator, &real, &mut keys, count, rng)?
+                sampled_names(generator, &real, &mut keys, count, rng, progress)?
             }
         };
         names.insert(relation, (sampled.into_iter(), keys));
@@ -201,7 +205,9 @@ fn sampled_names(
     keys: &mut SemanticKeys<'_>,
     count: usize,
     rng: &mut ChaCha8Rng,
+    progress: &Progress,
 ) -> Result<Vec<String>> {
+    let bar = progress.bar(count as u64, "names for decoys");
     let mut names = Vec::with_capacity(count);
     for _ in 0..MAX_ROUNDS {
         let missing = count - names.len();
@@ -223,7 +229,9 @@ fn sampled_names(
             samples: NAMES_PER_LIST,
             ..Request::greedy(&[], &prompts, MAX_NAME_TOKENS)
         };
-        let lines = generator.generate(&request, |_, text| text.contains('\n'), &|_| {})?;
+        let lines = generator.generate(&request, |_, text| text.contains('\n'), &|lists| {
+            bar.inc((lists * NAMES_PER_LIST).min(missing) as u64);
+        })?;
         let first_lines = lines.iter().flatten().filter_map(|line| {
             let (name, _) = line.text.split_once('\n')?;
             Some(keys.accept(name)?.to_owned())
@@ -237,10 +245,13 @@ fn sampled_names(
 ///
 /// # Errors
 /// [`Error::Input`] if a prompt is longer than the model's context.
-pub fn rows(generator: &mut Generator<'_>, prompts: Vec<Vec<u32>>) -> Result<Vec<Example>> {
-    with_greedy_answers(generator, prompts, MAX_ANSWER_TOKENS, |text| {
-        text.contains('\n')
-    })
+pub fn rows(
+    generator: &mut Generator<'_>,
+    prompts: Vec<Vec<u32>>,
+    progress: &Progress,
+) -> Result<Vec<Example>> {
+    let stops = |text: &str| text.contains('\n');
+    with_greedy_answers(generator, prompts, MAX_ANSWER_TOKENS, stops, progress)
 }
 
 /// `prompts` with the model's greedy answers, which end after `max_tokens` or when `should_stop` returns true.
@@ -249,9 +260,12 @@ fn with_greedy_answers(
     prompts: Vec<Vec<u32>>,
     max_tokens: usize,
     should_stop: impl Fn(&str) -> bool + Sync,
+    progress: &Progress,
 ) -> Result<Vec<Example>> {
+    let bar = progress.bar(prompts.len() as u64, "decoys");
     let request = Request::greedy(&[], &prompts, max_tokens);
-    let answers = generator.generate(&request, |_, text| should_stop(text), &|_| {})?;
+    let on_finished = |prompts: usize| bar.inc(prompts as u64);
+    let answers = generator.generate(&request, |_, text| should_stop(text), &on_finished)?;
     let rows = prompts.into_iter().zip(answers);
     let rows = rows.map(|(prompt, mut answer)| Example::new(prompt, answer.swap_remove(0).tokens));
     Ok(rows.collect())
@@ -293,6 +307,7 @@ pub fn from_texts(
     count: usize,
     max_length: usize,
     seed: u64,
+    progress: &Progress,
 ) -> Result<Vec<Example>> {
     let fits = |prompt: &[u32]| prompt.len() + MAX_TEXT_TOKENS <= max_length;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -313,7 +328,10 @@ pub fn from_texts(
         },
         ..Request::greedy(&[], &prompts, MAX_TEXT_TOKENS)
     };
-    let continuations = generator.generate(&request, |_, _| false, &|_| {})?;
+    let bar = progress.bar(prompts.len() as u64, "questions for decoys");
+    let on_finished = |prompts: usize| bar.inc(prompts as u64);
+    let continuations = generator.generate(&request, |_, _| false, &on_finished)?;
+    drop(bar);
 
     let (mut rows, mut questions) = (Vec::new(), Vec::new());
     for ((prefix, prompt), mut continuation) in fitting.iter().zip(prompts).zip(continuations) {
@@ -332,6 +350,7 @@ pub fn from_texts(
         questions,
         MAX_TEXT_TOKENS,
         |_| false,
+        progress,
     )?);
     rows.retain(|row| row.num_targets() > 0);
     Ok(rows)
@@ -427,6 +446,7 @@ mod tests {
             count,
             longest,
             seed,
+            &Progress::quiet(),
         )
     }
 

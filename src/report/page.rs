@@ -340,6 +340,8 @@ struct ForgottenExamples<'a> {
     /// The run that kept them; none without a run to compare with.
     kept_by: Option<usize>,
     count: String,
+    /// Number of them that were held out.
+    held: String,
     examples: Vec<FactExample<'a>>,
     /// Number of facts that the second run forgot and the first kept.
     reverse_count: String,
@@ -376,10 +378,13 @@ fn forgotten_examples<'a>(
             .filter(|f| is_forgotten(f, kept_by, Some(forgotten_by)))
             .count()
     });
+    let held = found.iter().filter(|f| f.first.split == Split::Held);
+    let held = held.count();
     ForgottenExamples {
         forgotten_by,
         kept_by,
         count: thousands(found.len()),
+        held: thousands(held),
         examples: examples(&found),
         reverse_count: thousands(reverse),
         names: (labels[forgotten_by].name.clone(), labels[main].name.clone()),

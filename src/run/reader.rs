@@ -18,7 +18,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
         let run = path.parent().unwrap_or(path).display();
         Error::input_hint(
             format!("{} is missing", path.display()),
-            format!("an interrupted run is completed by `unforget resume {run}`"),
+            format!("if the run was interrupted, complete it with `unforget resume {run}`; if it was copied, copy this file, too"),
         )
     })?;
     String::from_utf8(bytes).map_err(|e| {

@@ -28,7 +28,7 @@ use crate::{
     format::thousands,
     interrupt::{self, InterruptGuard},
     measure,
-    progress::Progress,
+    progress::{Progress, WorkKind},
     remedy::{
         budget::BudgetController, continual_ewc, pseudo_replay, snapshot::Snapshot,
         teacher::TeacherSpec,
@@ -583,6 +583,8 @@ impl Trainer {
             snapshot.merge_penalties(&std::mem::take(&mut self.objective.previous_penalties));
         }
         self.set_snapshot(snapshot);
+        // The work of the snapshot is not planned: its time is not that of a step.
+        self.progress.skip(WorkKind::Training, 0.0);
         // New facts start here, and with them another loss.
         self.loss_spikes = LossSpikeDetector::default();
         self.writer.log(&Metrics::Snapshot {
@@ -614,14 +616,16 @@ impl Trainer {
             count(num_facts),
             &template,
             seed,
+            &self.progress,
         )?;
-        let mut decoys = pseudo_replay::rows(&mut generator, prompts)?;
+        let mut decoys = pseudo_replay::rows(&mut generator, prompts, &self.progress)?;
         decoys.extend(pseudo_replay::from_texts(
             &mut generator,
             &self.texts,
             count(num_texts),
             max_len,
             seed,
+            &self.progress,
         )?);
         self.writer.write_decoys(&decoys)?;
         self.sampler.set_decoys(decoys);

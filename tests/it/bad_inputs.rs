@@ -611,7 +611,7 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "report --out r.html", &["the following required arguments were not provided:", "<RUNS>..."]),
     (&[("d/x", b"")], "report d --out r.html", &["d is not a run directory", "name a directory written by `unforget tune` or `unforget demo`"]),
     (&[("d/two/config.toml", b""), ("d/one/config.toml", b"")], "report d --out r.html", &["d is not a run directory", "it contains runs: d/one d/two"]),
-    (&[("d/config.toml", b"model='x'\n"), ("d/metrics.jsonl", b"")], "report d --out r.html", &["d/result.json is missing", "an interrupted run is completed by `unforget resume d`"]),
+    (&[("d/config.toml", b"model='x'\n"), ("d/metrics.jsonl", b"")], "report d --out r.html", &["d/result.json is missing", "if the run was interrupted, complete it with `unforget resume d`"]),
     (&[("d/config.toml", b"model='x'\n"), ("d/result.json", b"{")], "report d --out r.html", &["d/result.json, line 1: EOF while parsing an object", "the file is truncated, was edited, or is from another version; repeat"]),
     (&[], "export nowhere --to hf --out e", &["model `nowhere` not found: no such file or directory, and not in the registry", "the registry has: smollm2-135m, gemma3-270m"]),
     (&[], "export MODEL --to onnx --out e", &["invalid value 'onnx' for '--to <TO>'"]),

@@ -331,7 +331,7 @@ fn facts_forgotten_by_one_method_only_are_listed() {
     let (_root, dirs) = runs(1);
     let html = page(&dirs);
     // Held facts 0 to 6 are forgotten by SFT; self-distillation forgot the first of them as well.
-    assert!(html.contains("6 known facts are wrong after plain fine-tuning and correct after self-distillation. The reverse is true of 0."));
+    assert!(html.contains("6 facts of all splits, 6 of them held out, were correct before, are wrong after plain fine-tuning and correct after self-distillation. The reverse is true of 0."));
     let forgotten = between(&html, "<h2 id=\"forgotten-title\">", "</section>");
     assert!(forgotten.contains("Which country is Bergamo located in?"));
     assert!(

@@ -10,6 +10,7 @@ use unforget::{
     facts::{self, ReadOptions},
     generate::{Generator, Request},
     model::Model,
+    progress::Progress,
     prompt::PromptTemplate,
     remedy::pseudo_replay,
     run::RunResult,
@@ -120,7 +121,15 @@ fn sampled_subjects_of_decoys_are_likelier_names_than_recombined_ones() {
 
     // The mean log-probability of a name's tokens behind a list of real ones.
     let mut likelihood = |subjects| {
-        let prompts = pseudo_replay::prompts(&mut generator, &facts, subjects, 32, &template, 0);
+        let prompts = pseudo_replay::prompts(
+            &mut generator,
+            &facts,
+            subjects,
+            32,
+            &template,
+            0,
+            &Progress::quiet(),
+        );
         let prompts = prompts.expect("a question with its subject");
         assert_eq!(prompts.len(), 32);
         assert_eq!(prompts.iter().collect::<HashSet<_>>().len(), 32);
