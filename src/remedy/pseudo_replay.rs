@@ -207,7 +207,6 @@ fn sampled_names(
     rng: &mut ChaCha8Rng,
     progress: &Progress,
 ) -> Result<Vec<String>> {
-    let bar = progress.bar(count as u64, "names for decoys");
     let mut names = Vec::with_capacity(count);
     for _ in 0..MAX_ROUNDS {
         let missing = count - names.len();
@@ -229,9 +228,9 @@ fn sampled_names(
             samples: NAMES_PER_LIST,
             ..Request::greedy(&[], &prompts, MAX_NAME_TOKENS)
         };
-        let lines = generator.generate(&request, |_, text| text.contains('\n'), &|lists| {
-            bar.inc((lists * NAMES_PER_LIST).min(missing) as u64);
-        })?;
+        let bar = progress.bar(prompts.len() as u64, "lists of names for decoys");
+        let on_finished = |lists: usize| bar.inc(lists as u64);
+        let lines = generator.generate(&request, |_, text| text.contains('\n'), &on_finished)?;
         let first_lines = lines.iter().flatten().filter_map(|line| {
             let (name, _) = line.text.split_once('\n')?;
             Some(keys.accept(name)?.to_owned())

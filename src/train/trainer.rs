@@ -25,7 +25,7 @@ use crate::{
     config::{Config, OnNonFinite},
     engine::profile::{self, Phase, Work, timed},
     facts::Text,
-    format::thousands,
+    format::{percent, thousands},
     interrupt::{self, InterruptGuard},
     measure,
     progress::{Progress, WorkKind},
@@ -296,6 +296,15 @@ impl Trainer {
         }
         // Epochs that an early end saved.
         self.announce_plan(num_epochs);
+        if let Some((learned, goal)) = self.learned_and_goal()
+            && !self.should_stop()
+        {
+            self.progress.note(format_args!(
+                "the epochs ended at {} of the new facts, before {} of them were learned: allow more with `--epochs`",
+                percent(learned),
+                percent(goal)
+            ));
+        }
         Ok(())
     }
 
@@ -540,15 +549,19 @@ impl Trainer {
         if validation.is_some_and(|(v, patience)| v.evaluations_without_improvement >= patience) {
             return true;
         }
+        self.learned_and_goal()
+            .is_some_and(|(learned, goal)| learned >= goal)
+    }
+
+    /// The share of new facts that the last evaluation found learned, and the one that ends the training, if one does.
+    fn learned_and_goal(&self) -> Option<(f64, f64)> {
+        let goal = self.config.train.early_stopping.and_then(|s| s.accuracy)?;
         let correct = &self.state.correct;
-        let accuracy = self.config.train.early_stopping.and_then(|s| s.accuracy);
-        match accuracy {
-            Some(accuracy) if !correct.is_empty() => {
-                let learned = self.evaluator.sample.splits.accuracy(correct).unknown;
-                learned.is_some_and(|learned| learned >= accuracy)
-            }
-            _ => false,
+        if correct.is_empty() {
+            return None;
         }
+        let learned = self.evaluator.sample.splits.accuracy(correct).unknown?;
+        Some((learned, goal))
     }
 
     /// Whether the snapshot epochs are over and no snapshot was taken yet.
