@@ -19,6 +19,7 @@
 //! - `generate`: batched decoding
 //! - `prompt`: training examples as token ids, packed for the engine
 //! - `engine`: forward and backward pass, loss head, optimizer step
+//! - `gpu`: the engine's operations as kernels for any GPU
 //! - `model`: model config, tokenizer, weights, file formats
 //! - `facts`: facts and their readers
 //! - `hub`: downloads, uploads, cache and checksums
@@ -73,6 +74,8 @@ pub mod forecast;
 mod format;
 pub mod gate;
 pub mod generate;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod hub;
 pub mod interrupt;
 pub mod measure;

@@ -1,0 +1,22 @@
+//! The engine's operations on any GPU: kernels in WGSL, run by `wgpu` on Vulkan, Metal and DX12.
+//!
+//! All numbers are f32. Every sum has a fixed order: on one device, results are bitwise the same each time.
+
+pub mod attention;
+pub mod buffer;
+pub mod cache;
+pub mod context;
+pub mod elementwise;
+pub mod embedding;
+pub mod head;
+pub mod logits;
+pub mod matmul;
+pub mod norms;
+pub mod optimizer;
+pub mod reduce_sums;
+pub mod rope;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use buffer::{Binding, GpuBuffer};
+pub use context::{AdapterKind, AdapterReport, Gpu, GpuError, Kernel, grid};
