@@ -30,7 +30,7 @@ pub enum ActivationPolicy {
 
 impl ActivationPolicy {
     /// Number of residual streams, and of [`LayerActivations`], that are kept for a model of so many layers.
-    fn buffer_counts(self, layers: usize) -> (usize, usize) {
+    pub(super) fn buffer_counts(self, layers: usize) -> (usize, usize) {
         match self {
             Self::None => (1, 1),
             Self::All => (layers, layers),
@@ -39,12 +39,12 @@ impl ActivationPolicy {
     }
 
     /// Index of the activations of `layer`.
-    fn state_index(self, layer: usize) -> usize {
+    pub(super) fn state_index(self, layer: usize) -> usize {
         if self == Self::All { layer } else { 0 }
     }
 
     /// Index of the residual stream before `layer`, which is the one after the layer below.
-    fn stream_index(self, layer: usize) -> usize {
+    pub(super) fn stream_index(self, layer: usize) -> usize {
         if self == Self::None { layer % 2 } else { layer }
     }
 }

@@ -27,6 +27,12 @@ mod batch;
 mod cache;
 mod decoder;
 pub(crate) mod eigen;
+#[cfg(feature = "gpu")]
+mod gpu_array;
+#[cfg(feature = "gpu")]
+mod gpu_decoder;
+#[cfg(feature = "gpu")]
+mod gpu_engine;
 mod gradients;
 mod head;
 mod loss;
@@ -44,6 +50,12 @@ mod topk;
 pub use batch::{Batch, CachedPrefix};
 pub use cache::{KvCache, SegmentId};
 use decoder::{ActivationPolicy, Decoder, ForwardInput, LayerAttention, attend_rows, norm_weight};
+#[cfg(feature = "gpu")]
+pub use gpu_array::{GpuArray, model_parts as gpu_model_parts};
+#[cfg(feature = "gpu")]
+pub use gpu_decoder::GpuGradients;
+#[cfg(feature = "gpu")]
+pub use gpu_engine::GpuEngine;
 pub(crate) use gradients::overlap;
 pub use gradients::{GradSink, Gradients};
 pub use loss::{DistillOptions, Loss, RngStream, SoftTargets, Target, TeacherLogits};

@@ -42,6 +42,18 @@ impl Rope {
         }
     }
 
+    /// The table: a row of K / 2 cosines, then K / 2 sines, for each position.
+    #[cfg(feature = "gpu")]
+    pub fn table(&self) -> &[f32] {
+        &self.table
+    }
+
+    /// K / 2: number of angles.
+    #[cfg(feature = "gpu")]
+    pub fn half(&self) -> usize {
+        self.inverse_frequencies.len()
+    }
+
     /// cos and sin (K / 2 each) of a position in the table.
     #[inline(always)]
     pub fn at(&self, position: usize) -> (&[f32], &[f32]) {

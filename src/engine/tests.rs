@@ -3,6 +3,8 @@
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64", not(debug_assertions)))]
 mod counts;
+#[cfg(feature = "gpu")]
+mod gpu;
 
 use std::{ops::Range, sync::Arc};
 

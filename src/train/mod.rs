@@ -16,6 +16,8 @@ mod data;
 mod estimate;
 mod evaluator;
 mod finish;
+#[cfg(feature = "gpu")]
+pub mod gpu_adamw;
 mod grad_sink;
 mod job;
 mod loss_spikes;
