@@ -121,7 +121,7 @@ impl RunDir {
         match try_lock(&directory) {
             Err(TryLockError::WouldBlock) => Err(Error::input_hint(
                 format!("another process is writing the run {}", self.root.display()),
-                "wait until it has finished, or choose another directory (`--out`)",
+                "wait until it has finished, or stop it (`pkill -TERM unforget` writes a checkpoint first); a new run needs another directory (`--out`)",
             )),
             Err(TryLockError::Error(_)) => Ok(self),
             Ok(()) => Ok(Self {
