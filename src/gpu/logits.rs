@@ -11,7 +11,7 @@ use crate::gpu::{
     attention::at_least,
     buffer::{Binding, GpuBuffer},
     context::{Gpu, GpuError, Kernel, grid},
-    head::{HeadScratch, LmHead},
+    lm_head::{HeadScratch, LmHead},
 };
 
 /// Most likely tokens of a position that can be asked for.

@@ -9,6 +9,7 @@ pub mod context;
 pub mod elementwise;
 pub mod embedding;
 pub mod head;
+pub mod lm_head;
 pub mod logits;
 pub mod matmul;
 pub mod norms;

@@ -1,7 +1,10 @@
 //! The head beside loops in f64, which follow the definitions.
 
 use super::*;
-use crate::gpu::testing::{assert_close, gpu, gradient, random, wide};
+use crate::gpu::{
+    buffer::GpuBuffer,
+    testing::{assert_close, gpu, gradient, random, wide},
+};
 
 /// P, V, D: no multiples of a vector, of a chunk or of a workgroup.
 const SHAPES: [[usize; 3]; 3] = [[1, 3, 4], [5, 1021, 20], [37, 300, 36]];
