@@ -120,7 +120,7 @@ pub struct LayerAttention {
     pub shape: AttentionShape,
 }
 
-fn attention_shape(config: &ModelConfig) -> AttentionShape {
+pub(super) fn attention_shape(config: &ModelConfig) -> AttentionShape {
     AttentionShape {
         num_heads: config.num_attention_heads,
         num_kv_heads: config.num_key_value_heads,
@@ -138,12 +138,12 @@ fn has_branch(config: &ModelConfig) -> bool {
     has_output_norms(config) || config.switches.residual_multiplier != 1.0
 }
 
-fn has_output_norms(config: &ModelConfig) -> bool {
+pub(super) fn has_output_norms(config: &ModelConfig) -> bool {
     config.switches.norms != NormPlacement::Before
 }
 
 /// Number of norms of a token's q and k.
-fn qk_norms(config: &ModelConfig) -> usize {
+pub(super) fn qk_norms(config: &ModelConfig) -> usize {
     match (config.qk_norm, config.switches.whole_qk_norm) {
         (false, _) => 0,
         (true, false) => config.num_attention_heads + config.num_key_value_heads,

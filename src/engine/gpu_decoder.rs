@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     batch::Batch,
-    decoder::ActivationPolicy,
+    decoder::{self, ActivationPolicy, has_output_norms, qk_norms},
     gpu_array::{GpuArray, model_parts},
     gradients::Gradients,
     rope::Rope,
@@ -19,7 +19,7 @@ use crate::{
         norms::{self, NormWeight, QkNorms, SavedNorm},
         rope::{self, Direction},
     },
-    model::{Layout, ModelConfig, config::NormPlacement, params::LayerLayout},
+    model::{Layout, ModelConfig, params::LayerLayout},
 };
 
 /// Activations of a layer that its backward pass needs, as in [`super::decoder`].
@@ -254,19 +254,16 @@ impl LayerContext<'_> {
     }
 }
 
+/// The heads of the model, as the kernels take them.
 fn attention_shape(config: &ModelConfig) -> AttentionShape {
-    let default = 1.0 / (config.head_dim as f32).sqrt();
+    let shape = decoder::attention_shape(config);
     AttentionShape {
-        num_heads: config.num_attention_heads,
-        num_kv_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
+        num_heads: shape.num_heads,
+        num_kv_heads: shape.num_kv_heads,
+        head_dim: shape.head_dim,
         window: None,
-        scale: config.switches.attention_scale.unwrap_or(default),
+        scale: shape.scale,
     }
-}
-
-fn has_output_norms(config: &ModelConfig) -> bool {
-    config.switches.norms != NormPlacement::Before
 }
 
 fn gate(config: &ModelConfig) -> Gate {
@@ -345,14 +342,7 @@ impl GpuDecoder {
                 (&mut layer.r_input, 1),
                 (&mut layer.qkv, h.qkv_width()),
                 (&mut layer.qk_raw, qk_width),
-                (
-                    &mut layer.r_qk,
-                    if c.qk_norm {
-                        h.num_heads + h.num_kv_heads
-                    } else {
-                        0
-                    },
-                ),
+                (&mut layer.r_qk, qk_norms(c)),
                 (&mut layer.o, h.q_width()),
                 (&mut layer.lse, h.num_heads),
                 (&mut layer.mid, d),
