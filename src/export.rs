@@ -61,8 +61,9 @@ pub fn model_card(
         card,
         "# {} after fine-tuning\n\nFine-tuned with `unforget` {}.\n\n{}.\n\n\
          ## Use\n\n{}\n\
-         ## Accuracy\n\nAccuracy of greedy answers at the training prompt. The audit column is few-shot accuracy before training.\n\n\
-         | facts | audit | before | best epoch | after |\n|---|---|---|---|---|\n",
+         ## Accuracy\n\nThe first column is before training: the share of the audit's few-shot prompts that the model answers correctly, a mean over the facts. \
+         The others are the share of the facts that it answers correctly at the training prompt, without examples.\n\n\
+         | facts | few-shot, before | before | best epoch | after |\n|---|---|---|---|---|\n",
         inline_code(model_name(run)),
         run.environment.version,
         capitalised(&result.to_string()),

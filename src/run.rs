@@ -266,6 +266,9 @@ pub struct ValidationResult {
 pub struct RunResult {
     /// `sft`, `self-distill` ...; `only-known` for a run without new facts.
     pub method: String,
+    /// The preset that the user named in its place, such as `auto`; null if none.
+    #[serde(default)]
+    pub preset: Option<String>,
     /// Name or path of the base model, as given.
     pub model: String,
     /// `method.goal`.
@@ -325,6 +328,9 @@ pub struct RunResult {
     pub seconds: f64,
     /// Wall time of the evaluations.
     pub eval_seconds: f64,
+    /// Wall time of the audits before and after training, beside `seconds`; 0 where the labels came from the cache.
+    #[serde(default)]
+    pub audit_seconds: f64,
     /// Peak resident memory of the process.
     pub peak_memory_bytes: u64,
 }

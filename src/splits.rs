@@ -33,6 +33,10 @@ const MAX_RELATIONS_SHOWN: usize = 6;
 /// Maximum size of each held-out split if the user gives no `held`. The standard error of an accuracy of 90% is then 0.95 pp.
 const MAX_HELD: usize = 1_000;
 
+/// Facts from the pool that are less than `HighlyKnown` are asked as often as the held-out ones; a run asks for at most so many of each
+/// label, or for this number where fewer are held out.
+const MIN_LESS_KNOWN: usize = 50;
+
 /// If held-out facts and `D_Known` come from one pool, one subject in this many is held out.
 const HELD_ONE_IN: usize = 4;
 
@@ -62,6 +66,8 @@ pub struct Splits {
     pub prompts: Vec<FewShotPrompt>,
     /// Facts that were left out or taken from the pool, one line each.
     pub notes: Vec<String>,
+    /// Wall time of the audit; 0 without one, or where its labels came from the cache.
+    pub audit_seconds: f64,
 }
 
 /// Maximum size of each split, for [`Splits::paper`].
@@ -262,7 +268,7 @@ impl Splits {
     ///
     /// Every fact of `learn` is trained, whatever its label. Of `keep` the `HighlyKnown` facts are trained. `held` is divided by label.
     /// Missing sets are sampled from the pool: as many `HighlyKnown` facts as `learn` has, at most 8,000, and held-out facts of
-    /// subjects that are not trained. Relations with a smaller fraction of `HighlyKnown` facts than `min_highly_known` are left out of
+    /// subjects that are not trained, no more `MaybeKnown` and `WeaklyKnown` ones each than `HighlyKnown` ones. Relations with a smaller fraction of `HighlyKnown` facts than `min_highly_known` are left out of
     /// all sets but `learn`.
     ///
     /// # Errors
@@ -324,8 +330,10 @@ impl Splits {
         match held {
             Some(held) => splits.hold_out(held),
             None => {
+                let mut limit = MAX_HELD;
                 for (split, label) in HELD_LABELS {
-                    *splits.get_mut(split) = sampler.sample(&pool, label, Split::Held, MAX_HELD);
+                    *splits.get_mut(split) = sampler.sample(&pool, label, Split::Held, limit);
+                    limit = splits.held.len().max(MIN_LESS_KNOWN);
                 }
             }
         }

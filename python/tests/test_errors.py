@@ -47,7 +47,7 @@ def test_messages_name_arguments_as_they_were_given(tmp_path: Path) -> None:
     (out / "a").touch()
     with pytest.raises(unforget.UsageError) as caught:
         unforget.tune(LLAMA, learn=rows(NEW), out=out, quiet=True)
-    assert caught.value.hint == "give another `out`, or `force` to write into it"
+    assert caught.value.hint == "give another `out`, or `force=True` to write into it"
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
@@ -55,6 +55,8 @@ def test_wrong_usage(tmp_path: Path) -> None:
         unforget.call("audit", LLAMA, "--bogus")
     with pytest.raises(unforget.UsageError, match="not a run directory"):
         unforget.open(tmp_path)
+    with pytest.raises(unforget.UsageError, match="there is no directory"):
+        unforget.open(tmp_path / "none")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").touch()
     with pytest.raises(unforget.UsageError) as caught:
@@ -126,7 +128,7 @@ def test_ctrl_c_is_forwarded_and_the_run_can_be_resumed(tmp_path: Path) -> None:
         unforget.tune(LLAMA, learn=rows(NEW), out=out, method="sft", set=ENDLESS, threads=1, quiet=True)
     assert caught.value.exit_code == 130
     assert caught.value.hint is not None
-    assert "unforget resume" in caught.value.hint
+    assert "unforget.resume(" in caught.value.hint
     run = caught.value.run
     assert run is not None
     assert not run.done

@@ -98,7 +98,7 @@ class Run(Table):
         """See `unforget.compare`."""
         return compare(self)
 
-    def report(self, out: str | os.PathLike[str], **options: Any) -> Path:
+    def report(self, out: str | os.PathLike[str] | None = None, **options: Any) -> Path:
         """See `unforget.report`."""
         return report(self, out=out, **options)
 
@@ -115,19 +115,19 @@ class Run(Table):
             return html_line(f"{self.path}: not finished; unforget.resume continues it")
         counts = result.counts
         new = counts.learned + counts.not_learned
-        summary = f"{result.method} on {result.model}: learned {counts.learned} of {new} new facts"
+        summary = f"{result.preset or result.method} on {result.model}: learned {counts.learned} of {new} new facts"
         if result.forgotten is not None:
             summary += f"; forgot {result.forgotten} known held-out facts"
         if result.only_known_forgotten is not None:
             summary += f"; Only Known forgot {result.only_known_forgotten}"
         if result.forgetting_pp is not None:
             summary += f"; {result.forgetting_pp:.1f} pp since its best epoch"
-        summary += f"; {result.epochs} epochs, {result.seconds:.0f} s"
+        summary += f"; {result.epochs} epochs, {result.seconds + result.audit_seconds:.0f} s"
         rows = [
             (split, *("" if value is None else percent(value) for value in (s.audit, s.start, s.peak, s.after)))
             for split, s in result.accuracy.items()
         ]
-        headers = ("accuracy", "audit", "before", "best epoch", "after")
+        headers = ("accuracy", "few-shot, before", "before", "best epoch", "after")
         return html_line(f"{self.path}: {summary}") + html_table(headers, rows)
 
 
@@ -381,6 +381,8 @@ def open(run: Pathlike) -> Run:
     """The run in a directory, finished or not. Does not start the program."""
     opened = Run(Path(run))
     if not opened.path.joinpath("config.toml").is_file():
+        if not opened.path.exists():
+            raise UsageError(f"there is no directory `{opened.path}`", "name the `out` of `unforget.tune`", exit_code=2)
         runs = sorted(path.parent for path in opened.path.glob("*/config.toml"))[:3]
         hint = "it holds runs: open one of " + ", ".join(f"`{path}`" for path in runs) if runs else None
         raise UsageError(f"`{opened.path}` is not a run directory: it has no config.toml", hint, exit_code=2)
@@ -468,13 +470,21 @@ def forecast(
 
 
 def report(
-    runs: Pathlike | Sequence[Pathlike], *, out: Pathlike, bundle: Pathlike | None = None, quiet: bool = False
+    runs: Pathlike | Sequence[Pathlike],
+    *,
+    out: Pathlike | None = None,
+    bundle: Pathlike | None = None,
+    quiet: bool = False,
 ) -> Path:
-    """Write a self-contained HTML page about runs, and an archive of its data if `bundle` is given."""
+    """Write a self-contained HTML page about runs, and an archive of its data if `bundle` is given.
+
+    Without `out` the page is `report.html` in the first run's directory. Returns its path.
+    """
     run_list = [runs] if isinstance(runs, (str, os.PathLike)) else runs
+    out = Path(os.fspath(run_list[0])) / "report.html" if out is None and run_list else out
     args = _options(out=out, bundle=bundle)
     _run("report", [*args, "--", *(os.fspath(run) for run in run_list)], quiet=quiet)
-    return Path(out)
+    return Path(out or "report.html")
 
 
 def export(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ._config import KEYS
+
 
 class UnforgetError(Exception):
     """The program ended with an exit code other than 0.
@@ -53,19 +55,36 @@ class ProgramNotFound(UnforgetError, FileNotFoundError):  # noqa: N818
 _BY_EXIT_CODE: dict[int, type[UnforgetError]] = {2: UsageError, 3: OverBudget, 130: Interrupted}
 
 
-# `--set KEY=VALUE`, `--flag` and `--flag VALUE` in a message.
+# `--set KEY=VALUE`, `--flag` and `--flag VALUE`; `section.key` and `section.key = value`; `unforget resume RUN`.
 _SET = re.compile(r"`--set ([^`]+)`")
 _FLAG = re.compile(r"`--([a-z][a-z-]*)(?: ([^`]+))?`")
+_KEY = re.compile(r"`([a-z]+(?:\.[a-z_]+)+)( = [^`]+)?`")
+_RESUME = re.compile(r"`unforget resume ([^`]+)`")
+
+_SWITCHES = {"control", "force", "keep_checkpoints", "watch"}
+_ARGUMENTS = {key: argument for argument, key in KEYS.items()}
+_VALUES = {"true": "True", "false": "False"}
 
 
 def _as_arguments(text: str) -> str:
-    """The flags of a message as keyword arguments."""
+    """The flags, config keys and commands of a message in Python."""
 
-    def argument(flag: re.Match[str]) -> str:
-        name, value = flag[1].replace("-", "_"), flag[2]
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1].replace("-", "_"), found[2]
+        if name in _SWITCHES:
+            value = "True"
         return f"`{name}={value}`" if value else f"`{name}`"
 
-    return _FLAG.sub(argument, _SET.sub(r"`\1`", text))
+    def key(found: re.Match[str]) -> str:
+        argument, value = _ARGUMENTS.get(found[1]), (found[2] or "").removeprefix(" = ")
+        if argument is None:
+            return found[0]
+        return f"`{argument}={_VALUES.get(value, value)}`" if value else f"`{argument}`"
+
+    text = _FLAG.sub(flag, _SET.sub(r"`\1`", text))
+    # A key that the user wrote in `set` stays one.
+    text = text if "unknown key" in text else _KEY.sub(key, text)
+    return _RESUME.sub(r'`unforget.resume("\1")`', text)
 
 
 def from_exit_code(code: int, stderr: str, *, has_flags: bool = False) -> UnforgetError:

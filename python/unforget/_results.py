@@ -245,6 +245,8 @@ class Result:
     seconds: float
     eval_seconds: float
     peak_memory_bytes: int
+    audit_seconds: float = 0.0
+    preset: str | None = None
     goal: str = "facts"
     not_absorbed: float | None = None
     interpolation: float | None = None

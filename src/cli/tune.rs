@@ -435,6 +435,7 @@ mod tests {
     fn done() -> RunResult {
         RunResult {
             method: "self-distill".into(),
+            preset: None,
             model: "m".into(),
             goal: Goal::Facts,
             accuracy: PerSplit::default(),
@@ -465,6 +466,7 @@ mod tests {
             steps: 264,
             seconds: 181.6,
             eval_seconds: 20.0,
+            audit_seconds: 0.0,
             peak_memory_bytes: 0,
         }
     }

@@ -60,6 +60,8 @@ pub fn render(runs: &[RecordedRun]) -> Result<String> {
                 subtitle => subtitle(runs),
                 runs => runs.iter().zip(&labels).map(|(r, i)| RunView::new(r, i)).collect::<Vec<_>>(),
                 has_behaviour => runs.iter().any(|run| run.result.behaviour.is_some()),
+                missing_gap => runs.iter().any(|run| run.result.gap_to_only_known_pp.is_none()),
+                missing_paraphrases => runs.iter().any(|run| run.result.learned_paraphrased.is_none()),
                 notes => notes(runs),
                 trade => inline("trade", plots::trade(runs, compared.as_ref()).into_iter().collect()),
                 equal_learning => compared.as_ref().map(|c| equal_learning_sentence(c, &labels, main, sft)),
@@ -206,12 +208,17 @@ fn subtitle(runs: &[RecordedRun]) -> String {
             models.push(&run.result.model);
         }
     }
-    let epochs = runs.iter().map(|r| r.result.epochs).max().unwrap_or(0);
+    let epochs = runs.iter().map(|r| r.result.epochs);
+    let epochs = match (epochs.clone().min(), epochs.max()) {
+        (Some(1), Some(1)) => "1 epoch".to_owned(),
+        (Some(low), Some(high)) if low < high => format!("{low} to {high} epochs"),
+        (_, high) => format!("{} epochs", high.unwrap_or(0)),
+    };
     let runs = match runs.len() {
         1 => "one run".to_owned(),
         n => format!("{n} runs"),
     };
-    format!("{} · {runs} · {epochs} epochs", models.join(", "))
+    format!("{} · {runs} · {epochs}", models.join(", "))
 }
 
 /// Warnings about runs that cannot be compared fact by fact.
@@ -259,6 +266,7 @@ struct RunView {
     behaviour_length: Option<String>,
     budget: Option<String>,
     seconds: String,
+    audit_seconds: Option<String>,
     memory: String,
     config: String,
     environment: Vec<(String, String)>,
@@ -317,6 +325,7 @@ impl RunView {
                 format!("{verdict} its budget of {budget} pp")
             }),
             seconds: duration(r.seconds),
+            audit_seconds: (r.audit_seconds > 0.0).then(|| duration(r.audit_seconds)),
             memory: memory(r.peak_memory_bytes),
             config: run.config_text.clone(),
             environment: flatten_json(

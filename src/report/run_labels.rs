@@ -1,5 +1,7 @@
 //! Names and line styles of runs.
 
+use std::path::{Path, PathBuf};
+
 use super::chart;
 use crate::{config::Goal, run::RecordedRun};
 
@@ -14,18 +16,22 @@ pub(super) struct RunLabel {
     pub style: usize,
 }
 
-/// The labels of `runs`. A method has the same style on every page, and several runs of one method are numbered.
+/// The labels of `runs`. A method has the same style on every page, and several runs of one method are told apart by their directories.
 pub(super) fn run_labels(runs: &[RecordedRun]) -> Vec<RunLabel> {
     let mut used_styles = Vec::new();
     let mut labels = Vec::with_capacity(runs.len());
     for (i, run) in runs.iter().enumerate() {
         let method = user_method(run);
-        let same = |other: &&RecordedRun| user_method(other) == method;
+        let same: Vec<&Path> = runs
+            .iter()
+            .filter(|other| user_method(other) == method)
+            .map(|other| &*other.dir)
+            .collect();
         let (mut name, mut short) = names(method);
-        if runs.iter().filter(same).count() > 1 {
-            let number = 1 + runs[..i].iter().filter(same).count();
-            name = format!("{name} {number}");
-            short = format!("{short} {number}");
+        if same.len() > 1 {
+            let dir = distinct_dir(&run.dir, &same);
+            name = format!("{name} ({dir})");
+            short = format!("{short} ({dir})");
         }
         let style = preferred_styles(method)
             .into_iter()
@@ -37,10 +43,32 @@ pub(super) fn run_labels(runs: &[RecordedRun]) -> Vec<RunLabel> {
     labels
 }
 
+/// The end of `dir` that no other of `dirs` has: its name, or more of its path where the names are equal.
+fn distinct_dir(dir: &Path, dirs: &[&Path]) -> String {
+    let end = |path: &Path, count: usize| -> PathBuf {
+        let parts: Vec<_> = path.components().collect();
+        parts[parts.len().saturating_sub(count)..].iter().collect()
+    };
+    let longest = dir.components().count();
+    let distinct = (1..longest).map(|count| (count, end(dir, count)));
+    distinct
+        .into_iter()
+        .find(|(count, own)| {
+            dirs.iter()
+                .filter(|other| end(other, *count) == *own)
+                .count()
+                < 2
+        })
+        .map_or_else(|| dir.to_owned(), |(_, own)| own)
+        .display()
+        .to_string()
+}
+
 /// The method as the user named it: the preset, or the name of what was trained.
 pub(super) fn user_method(run: &RecordedRun) -> &str {
+    let method = run.result.method.as_str();
     let preset = run.environment.preset.as_deref();
-    preset.unwrap_or(&run.result.method)
+    preset.filter(|_| method != "only-known").unwrap_or(method)
 }
 
 fn names(method: &str) -> (String, String) {
@@ -117,5 +145,20 @@ fn trade(run: &RecordedRun) -> f64 {
     match (result.goal, result.learned) {
         (Goal::Facts, Some(learned)) => 2.0 * learned * kept / (learned + kept).max(f64::EPSILON),
         _ => kept,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_one_method_are_told_apart_by_the_end_of_their_paths() {
+        let dirs = ["runs/a", "runs/b", "old/b"].map(Path::new);
+        let ends = dirs.map(|dir| distinct_dir(dir, &dirs));
+        assert_eq!(ends, ["a", "runs/b", "old/b"]);
+        // One run given twice has no other name.
+        let twice = ["a", "a"].map(Path::new);
+        assert_eq!(distinct_dir(twice[0], &twice), "a");
     }
 }

@@ -41,7 +41,7 @@ impl fmt::Display for RunResult {
     /// epoch.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
-        write!(f, "{}: ", self.method)?;
+        write!(f, "{}: ", self.preset.as_ref().unwrap_or(&self.method))?;
         if let Some(learned) = self.learned {
             let (verb, note) = match self.goal {
                 Goal::Facts => ("learned", ""),
@@ -101,6 +101,10 @@ impl fmt::Display for RunResult {
             f,
             "; {} epochs, {} steps, {:.0} s",
             self.epochs, self.steps, self.seconds
-        )
+        )?;
+        if self.audit_seconds > 0.0 {
+            write!(f, "; audits {:.0} s", self.audit_seconds)?;
+        }
+        Ok(())
     }
 }

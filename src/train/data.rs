@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     path::PathBuf,
     sync::Arc,
+    time::Instant,
 };
 
 use rand::{SeedableRng, seq::SliceRandom};
@@ -32,9 +33,9 @@ const HELD_FACTS: [usize; 2] = [75, 125];
 
 /// Fraction of the pool that a small model is expected to know, by label: `HighlyKnown`, `MaybeKnown` and `WeaklyKnown`.
 const EXPECTED_LABELS: [(Label, f64); 3] = [
-    (Label::HighlyKnown, 0.17),
-    (Label::MaybeKnown, 0.2),
-    (Label::WeaklyKnown, 0.06),
+    (Label::HighlyKnown, 0.15),
+    (Label::MaybeKnown, 0.3),
+    (Label::WeaklyKnown, 0.2),
 ];
 
 /// The name under which the checksum of texts is recorded.
@@ -288,8 +289,8 @@ impl Data {
         if let Some(held) = &self.held {
             return held.len();
         }
-        let labels = EXPECTED_LABELS.map(|(label, _)| self.expected_in_pool(label));
-        labels.iter().sum::<usize>().saturating_sub(known_rows)
+        let highly_known = self.expected_in_pool(Label::HighlyKnown);
+        EXPECTED_LABELS.len() * highly_known.saturating_sub(known_rows)
     }
 
     pub fn has_chats(&self) -> bool {
@@ -332,7 +333,7 @@ impl Data {
         }))
     }
 
-    /// The splits as they would be if the model knew every fact: for an estimate.
+    /// The splits for an estimate: the model is taken to know every fact of the user's files, and of the pool as many as expected.
     pub fn unaudited_splits(self, config: &Config) -> Result<Splits> {
         let given = |facts: Option<Vec<Fact>>| facts.unwrap_or_default();
         if config.data.audit.is_none() {
@@ -342,19 +343,25 @@ impl Data {
                 given(self.held),
             ));
         }
-        let known = |facts: Vec<Fact>| -> Vec<LabelledFact> {
-            let known = |fact| LabelledFact {
-                label: Some(Label::HighlyKnown),
-                ..LabelledFact::new(fact, None)
-            };
-            facts.into_iter().map(known).collect()
+        let labelled = |fact, label| LabelledFact {
+            label: Some(label),
+            ..LabelledFact::new(fact, None)
         };
+        let known = |facts: Vec<Fact>| -> Vec<LabelledFact> {
+            let facts = facts.into_iter();
+            facts
+                .map(|fact| labelled(fact, Label::HighlyKnown))
+                .collect()
+        };
+        let pool = self.pool.into_iter().enumerate();
         let files = AuditedFiles {
             texts: self.texts.len(),
             learn: known(self.learn),
             keep: self.keep.map(known),
             held: self.held.map(known),
-            pool: known(self.pool),
+            pool: pool
+                .map(|(i, fact)| labelled(fact, expected_label(i)))
+                .collect(),
         };
         Splits::from_audit(files, 0.0, config.seed)
     }
@@ -376,6 +383,7 @@ impl Data {
             ));
         };
         let mut engine = Engine::new(&model.config).with_comm(comm);
+        let started = Instant::now();
         let audit = audit(
             model,
             &mut engine,
@@ -384,6 +392,7 @@ impl Data {
             &settings,
             progress,
         )?;
+        let audit_seconds = started.elapsed().as_secs_f64();
         let found = audit.by_question();
         let label = |facts: Vec<Fact>| -> Vec<LabelledFact> {
             facts
@@ -406,9 +415,23 @@ impl Data {
         let splits = Splits::from_audit(files, config.data.min_highly_known, config.seed)?;
         Ok(Splits {
             prompts: audit.prompts,
+            audit_seconds,
             ..splits
         })
     }
+}
+
+/// A label for the `i`th fact of the pool, so that every stretch of it has the labels' expected fractions.
+fn expected_label(i: usize) -> Label {
+    // Multiples of the golden ratio are spread evenly over [0, 1).
+    let mut position = (i as f64 * 0.618_033_988_749_895).fract();
+    for (label, fraction) in EXPECTED_LABELS {
+        if position < fraction {
+            return label;
+        }
+        position -= fraction;
+    }
+    Label::Unknown
 }
 
 /// What a text is compared by.

@@ -51,8 +51,10 @@ pub struct RunEstimate {
     pub evaluation_seconds: f64,
     /// Seconds of the audits before and after training; 0 without an audit. Cached audits take no time.
     pub audit_seconds: f64,
-    /// Seconds of the run, audits included.
+    /// Seconds of the run with all its epochs, audits included.
     pub seconds: f64,
+    /// Whether training may end before its last epoch.
+    pub may_end_early: bool,
 }
 
 impl Trainer {
@@ -90,6 +92,7 @@ impl Trainer {
             seconds: step_seconds * steps as f64
                 + evaluation_seconds * (self.config.measure.num_evaluations(epochs) + 2) as f64
                 + audit_seconds,
+            may_end_early: self.config.train.early_stopping.is_some(),
         })
     }
 
@@ -160,7 +163,12 @@ impl fmt::Display for RunEstimate {
         writeln!(f, "disk: {} while it runs", format::memory(self.disk_bytes))?;
         write!(
             f,
-            "time: about {} ({:.2} s a step, {:.1} s for each evaluation of {} facts)",
+            "time: {} {} ({:.2} s a step, {:.1} s for each evaluation of {} facts)",
+            if self.may_end_early {
+                "at most"
+            } else {
+                "about"
+            },
             format::duration(self.seconds),
             self.step_seconds,
             self.evaluation_seconds,

@@ -21,8 +21,8 @@ use crate::{
         weight_penalty::fisher,
     },
     run::{
-        AccuracyStages, Counts, EWC_FILE, FactOutcome, FactResult, Metrics, PerSplit, RunDir,
-        RunResult, Split, ValidationResult,
+        AccuracyStages, Counts, EWC_FILE, Environment, FactOutcome, FactResult, Metrics, PerSplit,
+        RunDir, RunResult, Split, ValidationResult,
     },
     splits::LabelledFact,
     system,
@@ -51,6 +51,7 @@ impl Trainer {
         let beside_facts = self.log_final(&evaluation)?;
 
         let labels = self.evaluator.labels_after(&mut self.student)?;
+        self.state.audit_seconds += self.stopwatch.lap();
         if let Some(report) = &evaluation.behaviour {
             self.writer.write_behaviour(&report.answers)?;
         }
@@ -207,6 +208,7 @@ impl Trainer {
         let (budget, goal) = (config.method.budget, config.method.goal);
         Ok(RunResult {
             method: self.method_name(),
+            preset: self.preset()?,
             model: self.student.model.name.clone(),
             goal,
             forgotten: Forgotten::count(held_known(facts).map(|fact| fact.correct_after)),
@@ -235,6 +237,7 @@ impl Trainer {
             steps: self.state.step,
             seconds: self.state.seconds,
             eval_seconds: self.state.eval_seconds,
+            audit_seconds: self.state.audit_seconds,
             peak_memory_bytes: system::peak_memory_bytes(),
         })
     }
@@ -255,6 +258,15 @@ impl Trainer {
             ));
         }
         Ok(figures)
+    }
+
+    /// The preset that the run was resolved from; none where nothing is new.
+    pub(super) fn preset(&self) -> Result<Option<String>> {
+        if self.sampler.num_new() == 0 {
+            return Ok(None);
+        }
+        let environment: Environment = self.writer.run_dir().read_json("environment.json")?;
+        Ok(environment.preset)
     }
 
     /// The method's kind and the remedies that are combined with it: `self-distill+decoys+ewc+lora`; `only-known` where nothing is

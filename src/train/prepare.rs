@@ -251,8 +251,8 @@ fn split(
     Ok(splits)
 }
 
-/// Estimates the memory, disk and time of the run of `config`. Nothing is audited or written into `config.out`: the known facts
-/// that an audit would choose are taken to be the first ones.
+/// Estimates the memory, disk and time of the run of `config`. Nothing is audited or written into `config.out`: how many facts
+/// an audit would find known is guessed.
 ///
 /// # Errors
 /// [`Error::Input`] for anything wrong with config, facts or model, and when the machine has too little memory.

@@ -19,6 +19,9 @@ pub struct TrainState {
     pub seconds: f64,
     /// Of these, seconds of evaluation.
     pub eval_seconds: f64,
+    /// Seconds of the audit before training.
+    #[serde(default)]
+    pub audit_seconds: f64,
     /// Whether each fact of the evaluator's sample was answered correctly at the last evaluation.
     pub correct: Vec<bool>,
     /// The same at the best evaluation of each fact's split, the one before training included.

@@ -139,6 +139,7 @@ impl Trainer {
         let trainer = Self {
             writer: RunWriter::new(run_dir, &config.train, progress.clone()),
             state: TrainState {
+                audit_seconds: evaluator.splits.audit_seconds,
                 budget: config.method.budget.map(BudgetController::new),
                 ..TrainState::default()
             },
@@ -155,12 +156,12 @@ impl Trainer {
             options,
             memory,
         };
-        trainer.log_header();
+        trainer.log_header()?;
         Ok(trainer)
     }
 
     /// Logs method, model, rows and steps, and warns if an epoch has few steps.
-    fn log_header(&self) {
+    fn log_header(&self) -> Result<()> {
         let steps = self.sampler.steps_in_epoch(self.sampler.num_epochs);
         if steps < FEW_STEPS {
             let rows = self.sampler.epoch_len(self.sampler.num_epochs);
@@ -178,7 +179,10 @@ impl Trainer {
         }
         self.progress.note(format_args!(
             "{} on {}: {} of {} parameters trained, {} known and {} new rows, at most {} steps in {} epochs, into {}",
-            self.method_name(),
+            match self.preset()? {
+                Some(preset) => format!("{preset} ({})", self.method_name()),
+                None => self.method_name(),
+            },
             self.student.model.name,
             self.student.num_trained(),
             self.student.model.params.layout.len,
@@ -188,6 +192,7 @@ impl Trainer {
             self.sampler.num_epochs,
             self.writer.run_dir().path().display()
         ));
+        Ok(())
     }
 
     /// Trains, and returns the result.

@@ -102,6 +102,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
     let pp = 2.0 * fixture.forgotten as f64;
     let result = RunResult {
         method: fixture.method.into(),
+        preset: None,
         model: "smollm2-135m".into(),
         goal: if fixture.method.ends_with("+task") {
             Goal::Task
@@ -137,6 +138,7 @@ fn write_run(dir: &Path, fixture: &Fixture, scale: usize) {
         steps: 40,
         seconds: 133.0,
         eval_seconds: 5.0,
+        audit_seconds: 0.0,
         peak_memory_bytes: 1_310_000_000,
     };
     let lines = |rows: Vec<String>| rows.join("\n") + "\n";
@@ -372,9 +374,18 @@ fn a_task_run_should_learn_few_new_facts() {
 
 #[test]
 fn runs_of_one_method_are_told_apart() {
-    let (_root, dirs) = runs(1);
-    let html = page(&[dirs[0].clone(), dirs[0].clone()]);
-    assert!(html.contains("Plain fine-tuning 1") && html.contains("Plain fine-tuning 2"));
+    let (root, dirs) = runs(1);
+    let other = root.path().join("other");
+    let fixture = Fixture {
+        method: "sft",
+        learned: 1,
+        forgotten: 1,
+    };
+    write_run(&other, &fixture, 1);
+    let html = page(&[dirs[0].clone(), other]);
+    let first = dirs[0].file_name().expect("a name").display();
+    assert!(html.contains(&format!("Plain fine-tuning ({first})")));
+    assert!(html.contains("Plain fine-tuning (other)"));
     assert!(html.contains("class=\"s1\"") && html.contains("class=\"s3\""));
 }
 

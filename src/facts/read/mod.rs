@@ -1,7 +1,8 @@
 //! Reads fact files. Each format gives [`RawFact`](raw_fact::RawFact)s, which become facts in one place.
 //!
 //! From bottom to top: `source` (files) and `columns`, `bad_row`, `json`, `records`, `raw_fact`, `table` and `parquet`, `rows` (any
-//! format as JSON), `entity_questions` and `texts`; `dedup` compares facts, `missing` counts values that stand for none.
+//! format as JSON), `entity_questions` and `texts`; `dedup` compares facts, `missing` counts values that stand for none,
+//! and `rare_relations` finds misspelt ones.
 
 mod bad_row;
 mod columns;
@@ -10,6 +11,7 @@ mod entity_questions;
 mod json;
 mod missing;
 mod parquet;
+mod rare_relations;
 mod raw_fact;
 mod records;
 mod rows;
@@ -31,6 +33,7 @@ use self::{
     dedup::Deduplicator,
     json::scalar,
     missing::MissingMarks,
+    rare_relations::RelationCounts,
     raw_fact::{RawFact, RawFacts},
     rows::read_rows,
     source::{Format, Source},
@@ -105,12 +108,14 @@ pub fn read_each(
     mut on_fact: impl FnMut(Fact) -> Result<()>,
 ) -> Result<ReadSummary> {
     let mut dedup = Deduplicator::default();
+    let mut relations = RelationCounts::default();
     let mut notes = Vec::new();
     let mut digest = Sha256::new();
     for path in files {
         let source = Source::read(path)?;
         digest.update(&source.bytes);
         let raw = raw_facts(&source, options)?;
+        let about_columns = raw.notes.join("; ");
         notes.extend(raw.notes);
         let mut bad: Vec<BadRow> = Vec::new();
         let mut has_good = false;
@@ -125,6 +130,7 @@ pub fn read_each(
                 Ok(fact) => {
                     has_good = true;
                     missing.count_fact(&fact);
+                    relations.count(&fact);
                     if let Some(split) = &fact.split
                         && !splits.contains(split)
                     {
@@ -139,7 +145,12 @@ pub fn read_each(
             }
         }
         if !bad.is_empty() && !options.skip_bad_rows {
-            return Err(bad_rows_error(&source.name, &bad, has_good));
+            let error = bad_rows_error(&source.name, &bad, has_good);
+            return Err(if has_good || about_columns.is_empty() {
+                error
+            } else {
+                with_advice(error, &about_columns)
+            });
         }
         notes.extend(bad_rows_notes(&source.name, &bad));
         notes.extend(missing.note(&source.name));
@@ -158,6 +169,7 @@ pub fn read_each(
             ));
         }
     }
+    notes.extend(relations.notes());
     notes.extend(dedup.notes());
     if dedup.fact_count() == 0 && !files.is_empty() {
         let names: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
@@ -178,14 +190,20 @@ pub fn read_each(
 
 /// An error with the advice that lists of aliases may be the cause.
 fn with_separators(error: Error, other_separators: usize) -> Error {
+    if other_separators == 0 {
+        return error;
+    }
+    let advice = "aliases are separated by `|`, not by commas or semicolons";
+    with_advice(error, advice)
+}
+
+/// An error whose hint ends with `advice`.
+fn with_advice(error: Error, advice: &str) -> Error {
     match error {
         Error::Input {
             message,
             hint: Some(hint),
-        } if other_separators > 0 => Error::input_hint(
-            message,
-            format!("{hint}; aliases are separated by `|`, not by commas or semicolons"),
-        ),
+        } => Error::input_hint(message, format!("{hint}; {advice}")),
         other => other,
     }
 }
