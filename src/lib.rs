@@ -19,6 +19,7 @@
 //! - `generate`: batched decoding
 //! - `prompt`: training examples as token ids, packed for the engine
 //! - `engine`: forward and backward pass, loss head, optimizer step
+//! - `devices`: what `--device` can name
 //! - `gpu`: the engine's operations as kernels for any GPU
 //! - `model`: model config, tokenizer, weights, file formats
 //! - `facts`: facts and their readers
@@ -63,6 +64,7 @@ pub mod audit;
 pub mod catch_panic;
 pub mod config;
 pub mod dashboard;
+pub mod devices;
 pub mod distributed;
 pub mod engine;
 pub mod error;

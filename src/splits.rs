@@ -327,14 +327,13 @@ impl Splits {
             notes,
             ..Self::default()
         };
-        match held {
-            Some(held) => splits.hold_out(held),
-            None => {
-                let mut limit = MAX_HELD;
-                for (split, label) in HELD_LABELS {
-                    *splits.get_mut(split) = sampler.sample(&pool, label, Split::Held, limit);
-                    limit = splits.held.len().max(MIN_LESS_KNOWN);
-                }
+        if let Some(held) = held {
+            splits.hold_out(held);
+        } else {
+            let mut limit = MAX_HELD;
+            for (split, label) in HELD_LABELS {
+                *splits.get_mut(split) = sampler.sample(&pool, label, Split::Held, limit);
+                limit = splits.held.len().max(MIN_LESS_KNOWN);
             }
         }
         if texts == 0 {

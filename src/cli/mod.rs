@@ -26,6 +26,7 @@ mod completions;
 mod context;
 mod data;
 mod demo;
+mod devices;
 mod drift;
 mod export;
 mod fact_args;
@@ -89,6 +90,7 @@ struct GlobalArgs {
 enum Command {
     Demo(demo::DemoArgs),
     Pull(pull::PullArgs),
+    Devices(devices::DevicesArgs),
     Data(data::DataArgs),
     Facts(facts::FactsArgs),
     Ask(ask::AskArgs),
@@ -107,6 +109,22 @@ enum Command {
     Export(export::ExportArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
+}
+
+impl Command {
+    /// Refuses a GPU for a command that computes on the CPU.
+    fn check_device(&self, device: Device) -> Result<()> {
+        let trains = matches!(self, Self::Tune(_) | Self::Devices(_));
+        if trains || !matches!(device, Device::Gpu(_)) {
+            return Ok(());
+        }
+        Err(Error::input_hint(
+            format!(
+                "`--device {device}`: this command computes on the CPU; the steps of `unforget tune` run on a GPU"
+            ),
+            "leave `--device` out; a run that is resumed stays on its device",
+        ))
+    }
 }
 
 /// Parses the arguments and runs the command; prints an error with its cause and a hint.
@@ -148,6 +166,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, comm: Comm) -> Result<()> {
     if let Some(device) = cli.global.device {
         device.check()?;
+        cli.command.check_device(device)?;
     }
     let context = Context {
         json: cli.global.json,
@@ -175,6 +194,7 @@ fn run(cli: Cli, comm: Comm) -> Result<()> {
     match cli.command {
         Command::Demo(demo) => demo.run(&context),
         Command::Pull(pull) => pull.run(&context),
+        Command::Devices(devices) => devices.run(&context),
         Command::Data(data) => data.run(&context),
         Command::Facts(facts) => facts.run(&context),
         Command::Ask(ask) => ask.run(&context),

@@ -110,7 +110,7 @@ impl<'de> Deserialize<'de> for BehaviourSchedule {
     }
 }
 
-/// Where to compute. `auto` is the CPU, the only device of this build.
+/// Where to compute. `auto` is the CPU: no card has been measured yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
@@ -171,15 +171,16 @@ impl Device {
     pub fn check(self) -> Result<()> {
         match self {
             Self::Auto | Self::Cpu => Ok(()),
+            Self::Gpu(_) if cfg!(feature = "gpu") => Ok(()),
             Self::Gpu(_) => Err(Error::input_hint(
                 format!("`--device {self}`: {CPU_ONLY}"),
-                "leave `--device` out, or write `--device cpu`",
+                "leave `--device` out, or install a program that can use one: `cargo install --path . --features gpu`",
             )),
         }
     }
 }
 
-pub(super) const CPU_ONLY: &str = "this build computes on the CPU only";
+pub(super) const CPU_ONLY: &str = "this program was built without GPUs";
 
 impl Default for Config {
     fn default() -> Self {

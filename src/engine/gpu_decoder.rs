@@ -135,18 +135,26 @@ impl<'a> GpuGradients<'a> {
         parts.collect()
     }
 
-    /// The trained ranges of every part of a model: of weights, of trained offsets, and of gradients.
+    /// As [`trained_ranges`].
     pub fn ranges(&self, layout: &Layout) -> Vec<(Range<usize>, Range<usize>, Range<usize>)> {
-        let parts = model_parts(layout).into_iter();
-        parts
-            .flat_map(|part| self.places.segments_within(&part))
-            .collect()
+        trained_ranges(self.places, layout)
     }
 
     /// The gradient of a tensor that is trained as a whole or not at all.
     pub fn tensor(&self, range: &Range<usize>) -> Option<Binding<'a>> {
         self.parts(range).pop().map(|(_, gradient)| gradient)
     }
+}
+
+/// The trained ranges of every part of a model: of weights, of trained offsets, and of gradients.
+pub fn trained_ranges(
+    places: &Gradients,
+    layout: &Layout,
+) -> Vec<(Range<usize>, Range<usize>, Range<usize>)> {
+    let parts = model_parts(layout).into_iter();
+    parts
+        .flat_map(|part| places.segments_within(&part))
+        .collect()
 }
 
 /// What the passes over one layer share.

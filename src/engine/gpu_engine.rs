@@ -7,7 +7,8 @@ use super::{
     decoder::ActivationPolicy,
     gpu_array::GpuArray,
     gpu_decoder::{GpuDecoder, GpuGradients},
-    loss::{Loss, Target},
+    gpu_teacher::TeacherMemory,
+    loss::{Loss, SoftTargets, Target},
     training_policy,
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         Binding, Gpu, GpuBuffer, GpuError,
         attention::Reused,
         elementwise,
-        head::{self, HeadGradients, SoftTargets, Targets},
+        head::{self, HeadGradients, Targets},
         lm_head::{HeadScratch, LmHead},
         norms::{self, NormWeight, SavedNorm},
     },
@@ -35,12 +36,14 @@ pub struct GpuEngine {
     training_policy: ActivationPolicy,
     head: HeadScratch,
     targets: Targets,
+    teacher: TeacherMemory,
     normed: Reused,   // (P, D)
     r: Reused,        // (P)
     d_normed: Reused, // (P, D)
     d_rows: Reused,   // (P, D)
     loss: GpuBuffer,  // per pass: cross-entropy and divergence
     passes: usize,    // since the loss was read
+    read: Loss,       // of passes before these
 }
 
 impl GpuEngine {
@@ -58,12 +61,14 @@ impl GpuEngine {
             training_policy: ActivationPolicy::All,
             head: HeadScratch::default(),
             targets: Targets::default(),
+            teacher: TeacherMemory::default(),
             normed: Reused::default(),
             r: Reused::default(),
             d_normed: Reused::default(),
             d_rows: Reused::default(),
             loss: gpu.zeros(2 * LOSS_SLOTS)?,
             passes: 0,
+            read: Loss::default(),
         })
     }
 
@@ -119,15 +124,8 @@ impl GpuEngine {
         Ok(normed)
     }
 
-    fn lm_head(&self) -> LmHead<'_> {
-        LmHead {
-            weight: self.weights.range(&self.layout.head),
-            vocab_size: self.config.vocab_size,
-            hidden_size: self.config.hidden_size,
-        }
-    }
-
-    /// The loss at `targets`, which [`GpuEngine::take_loss`] reads. Its gradient is added to `gradients`.
+    /// The loss at `targets`, which [`GpuEngine::take_loss`] reads. Its gradient is added to `gradients`. A teacher's head is uploaded
+    /// once: it must not change.
     ///
     /// # Errors
     /// The device has too little memory, or was lost.
@@ -138,6 +136,9 @@ impl GpuEngine {
         teacher: Option<SoftTargets<'_>>,
         gradients: GpuGradients<'_>,
     ) -> Result<(), GpuError> {
+        if self.passes == LOSS_SLOTS {
+            self.read = self.take_loss()?;
+        }
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
         let (p, d) = (positions.len(), self.config.hidden_size);
         self.normed(batch, &positions, self.training_policy)?;
@@ -152,11 +153,18 @@ impl GpuEngine {
         self.d_rows.reserve(&gpu, p * d)?;
 
         let mut scratch = std::mem::take(&mut self.head);
+        let shape = [self.config.vocab_size, d];
+        let teacher = teacher.map(|soft| self.teacher.upload(&gpu, soft, shape));
+        let teacher = teacher.transpose()?;
         let d_normed = self.d_normed.get()?.range(0..p * d);
-        let slot = self.passes % LOSS_SLOTS;
+        let slot = self.passes;
         let done = head::loss_and_gradients(
             &gpu,
-            self.lm_head(),
+            LmHead {
+                weight: self.weights.range(&self.layout.head),
+                vocab_size: shape[0],
+                hidden_size: d,
+            },
             self.normed.get()?.range(0..p * d),
             &self.targets,
             teacher,
@@ -195,8 +203,11 @@ impl GpuEngine {
     /// The device was lost.
     pub fn take_loss(&mut self) -> Result<Loss, GpuError> {
         let passes = std::mem::take(&mut self.passes);
+        if passes == 0 {
+            return Ok(std::mem::take(&mut self.read));
+        }
         let terms = self.gpu.download(&self.loss, 0..2 * passes)?;
-        let mut loss = Loss::default();
+        let mut loss = std::mem::take(&mut self.read);
         for terms in terms.chunks_exact(2) {
             loss.ce += f64::from(terms[0]);
             loss.distill += f64::from(terms[1]);

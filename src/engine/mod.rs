@@ -33,6 +33,8 @@ mod gpu_array;
 mod gpu_decoder;
 #[cfg(feature = "gpu")]
 mod gpu_engine;
+#[cfg(feature = "gpu")]
+mod gpu_teacher;
 mod gradients;
 mod head;
 mod loss;
@@ -53,7 +55,7 @@ use decoder::{ActivationPolicy, Decoder, ForwardInput, LayerAttention, attend_ro
 #[cfg(feature = "gpu")]
 pub use gpu_array::{GpuArray, model_parts as gpu_model_parts};
 #[cfg(feature = "gpu")]
-pub use gpu_decoder::GpuGradients;
+pub use gpu_decoder::{GpuGradients, trained_ranges};
 #[cfg(feature = "gpu")]
 pub use gpu_engine::GpuEngine;
 pub(crate) use gradients::overlap;

@@ -19,7 +19,10 @@ use wgpu::{
     Limits, ShaderRuntimeChecks,
 };
 
-use crate::gpu::buffer::{Binding, GpuBuffer};
+use crate::{
+    Error,
+    gpu::buffer::{Binding, GpuBuffer},
+};
 
 /// Bytes of an element.
 const BYTES: u64 = 4;
@@ -131,6 +134,41 @@ pub enum GpuError {
         /// The report of `wgpu`.
         message: String,
     },
+}
+
+impl From<GpuError> for Error {
+    /// What happened, in words of this program, and what to do. The driver's own report follows in brackets.
+    fn from(error: GpuError) -> Self {
+        let on_cpu = "`--device cpu` does without it";
+        let hint = match &error {
+            GpuError::NoAdapter { .. } => {
+                return Self::input_hint(
+                    error.to_string(),
+                    "`unforget devices` lists what there is; `--device cpu` does without a GPU",
+                );
+            }
+            GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. } => format!(
+                "a smaller `train.batch_size`, `train.gradient_checkpointing = true` or fewer trained tensors need less; {on_cpu}"
+            ),
+            GpuError::DeviceLost { .. } | GpuError::Read { .. } => format!(
+                "checkpoints are complete: `unforget resume RUN` continues a run from the last one; {on_cpu}"
+            ),
+            GpuError::MissingFeature { .. } | GpuError::Open { .. } | GpuError::Shader { .. } => {
+                format!("update the driver of the device; {on_cpu}")
+            }
+            GpuError::Misaligned { .. }
+            | GpuError::Range { .. }
+            | GpuError::Shape { .. }
+            | GpuError::Validation { .. } => {
+                format!("this is an error in the program: please report it; {on_cpu}")
+            }
+        };
+        let report = std::error::Error::source(&error).map(|source| format!(" ({source})"));
+        Self::Failed {
+            message: format!("GPU: {error}{}", report.unwrap_or_default()),
+            hint: Some(hint),
+        }
+    }
 }
 
 /// Kinds of devices, best first.
@@ -364,6 +402,23 @@ impl Gpu {
     /// The adapters of this machine, best kinds first.
     pub fn adapters() -> Vec<AdapterReport> {
         adapters().into_iter().map(|(_, report)| report).collect()
+    }
+
+    /// As [`Gpu::open`], but a device that this process has opened is used again, with its compiled kernels, unless it was lost.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::open`].
+    pub fn shared(index: usize) -> Result<Self, GpuError> {
+        static OPENED: Mutex<Vec<(usize, Gpu)>> = Mutex::new(Vec::new());
+
+        let mut opened = lock(&OPENED);
+        opened.retain(|(_, gpu)| lock(&gpu.inner.failure).lost.is_none());
+        if let Some((_, gpu)) = opened.iter().find(|(known, _)| *known == index) {
+            return Ok(gpu.clone());
+        }
+        let gpu = Self::open(index)?;
+        opened.push((index, gpu.clone()));
+        Ok(gpu)
     }
 
     /// Opens the adapter `index` of [`Gpu::adapters`], with all that it allows.

@@ -21,3 +21,4 @@ pub(crate) mod testing;
 
 pub use buffer::{Binding, GpuBuffer};
 pub use context::{AdapterKind, AdapterReport, Gpu, GpuError, Kernel, grid};
+pub use logits::MAX_TOP_K;

@@ -9,7 +9,7 @@ use crate::gpu::context::Gpu;
 /// The first device. Tests take turns: they share its scratch memory.
 pub fn gpu() -> MutexGuard<'static, Gpu> {
     static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| Mutex::new(Gpu::open(0).expect("a Vulkan device, such as lavapipe")))
+    GPU.get_or_init(|| Mutex::new(Gpu::shared(0).expect("a Vulkan device, such as lavapipe")))
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
 }

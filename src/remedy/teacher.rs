@@ -15,7 +15,7 @@ use crate::{
     Error, Result,
     config::{MethodConfig, TeacherMode, VocabSubset},
     distributed::Comm,
-    engine::{Engine, TrainingModel, topk},
+    engine::{Batch, Engine, TrainingModel, topk},
     interrupt,
     model::{Buffer, Layout, Params},
     progress::Progress,
@@ -261,17 +261,21 @@ impl Teacher {
         }
     }
 
-    /// Its outputs at the targets of `packed`, which holds the examples with these indices.
-    pub fn outputs<'a>(
+    /// Its outputs at the targets of `packed`, which holds the examples with these indices. `hidden` computes the hidden states of
+    /// these weights at positions of a batch, for a teacher that keeps all weights.
+    ///
+    /// # Errors
+    /// That of `hidden`.
+    pub fn outputs<'a, E>(
         &'a self,
-        engine: &mut Engine,
+        hidden: impl FnOnce(&Params, &Batch, &[usize]) -> Result<Vec<f32>, E>,
         packed: &PackedExamples,
         examples: &[usize],
-    ) -> TeacherOutputs<'a> {
-        match self {
+    ) -> Result<TeacherOutputs<'a>, E> {
+        Ok(match self {
             Self::Online(params) => TeacherOutputs::Hidden {
                 head: &params.data[params.layout.head.clone()],
-                hidden: engine.hidden(params, &packed.batch, &packed.positions()),
+                hidden: hidden(params, &packed.batch, &packed.positions())?,
             },
             Self::Hidden(teacher) => TeacherOutputs::Hidden {
                 head: &teacher.head,
@@ -285,7 +289,7 @@ impl Teacher {
                     k: teacher.k(),
                 }
             }
-        }
+        })
     }
 }
 

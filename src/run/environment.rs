@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, process::Command};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{model::Model, system};
+use crate::{config::Config, devices, model::Model, system};
 
 /// Everything besides the config that the results of a run may depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,15 +78,15 @@ pub struct RunData {
 
 impl Environment {
     /// The environment of a run that starts now, in this process.
-    pub fn capture(model: &Model, seed: u64, data: RunData) -> Self {
+    pub fn capture(model: &Model, config: &Config, data: RunData) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             git_revision: git_revision(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu: system::cpu_name().unwrap_or_else(|| "unknown".into()),
             threads: rayon::current_num_threads(),
-            device: "cpu".into(),
-            seed,
+            device: devices::record_name(config.device),
+            seed: config.seed,
             model: ModelRecord {
                 name: model.name.clone(),
                 path: model.path.display().to_string(),

@@ -31,6 +31,7 @@ use crate::{
 impl Trainer {
     /// Saves the model, evaluates the weights as saved, and writes the result.
     pub(super) fn finish(mut self) -> Result<RunResult> {
+        self.student.sync_host()?;
         self.student.swap_ema();
         self.restore_best()?;
         let interpolation = self.interpolate()?;

@@ -1,12 +1,12 @@
 //! [`super::adamw`] on a GPU: the norm of the gradients, its clipping and the update stay on the device.
 
-use super::adamw::AdamWSettings;
+use super::adamw::{AdamW, AdamWSettings};
 use crate::{
-    engine::{GpuArray, GpuGradients},
+    engine::{GpuArray, GpuGradients, Gradients, trained_ranges},
     gpu::{
         Gpu, GpuBuffer, GpuError,
         optimizer::{Settings, StepConstants, WeightRange, adamw},
-        reduce_sums::{ClipState, clip_scale, sum_of_squares},
+        reduce_sums::{ALL_FINITE, ClipState, clip_scale, sum_of_squares},
     },
     model::Layout,
 };
@@ -105,13 +105,61 @@ impl GpuAdamW {
         gpu.submit()
     }
 
-    /// The norm of the last step's gradients. Waits for the device.
+    /// The norm of the last step's gradients. Waits for the device. A step that changed nothing does not count.
     ///
     /// # Errors
     /// The device was lost.
-    pub fn grad_norm(&self, gpu: &Gpu) -> Result<GpuGradNorm, GpuError> {
+    pub fn grad_norm(&mut self, gpu: &Gpu) -> Result<GpuGradNorm, GpuError> {
         let (norm, _, is_finite) = self.clip.read(gpu)?;
+        self.steps -= u64::from(!is_finite);
         Ok(GpuGradNorm { norm, is_finite })
+    }
+
+    /// The first weight whose gradient was not finite in the last step, as its index in the layout.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn first_non_finite(
+        &self,
+        gpu: &Gpu,
+        layout: &Layout,
+        places: &Gradients,
+    ) -> Result<Option<usize>, GpuError> {
+        let flags = gpu.download_u32(&self.flags, 0..self.flags.len())?;
+        let ranges = trained_ranges(places, layout);
+        let found = ranges
+            .iter()
+            .zip(flags)
+            .find(|(_, flag)| *flag != ALL_FINITE);
+        Ok(found.map(|((weights, ..), flag)| weights.start + flag as usize))
+    }
+
+    /// Takes over the state of `host`.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn upload(&mut self, gpu: &Gpu, host: &AdamW) -> Result<(), GpuError> {
+        self.steps = host.steps;
+        self.exp_avg.upload(gpu, &host.exp_avg)?;
+        self.exp_avg_sq.upload(gpu, &host.exp_avg_sq)?;
+        match (&self.ema, &host.ema) {
+            (Some(own), Some(average)) => own.upload(gpu, &average.weights),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands the state on to `host`.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn download(&self, gpu: &Gpu, host: &mut AdamW) -> Result<(), GpuError> {
+        host.steps = self.steps;
+        self.exp_avg.download(gpu, &mut host.exp_avg)?;
+        self.exp_avg_sq.download(gpu, &mut host.exp_avg_sq)?;
+        match (&self.ema, &mut host.ema) {
+            (Some(own), Some(average)) => own.download(gpu, &mut average.weights),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -18,6 +18,8 @@ mod evaluator;
 mod finish;
 #[cfg(feature = "gpu")]
 pub mod gpu_adamw;
+#[cfg_attr(not(feature = "gpu"), path = "no_gpu.rs")]
+mod gpu_student;
 mod grad_sink;
 mod job;
 mod loss_spikes;

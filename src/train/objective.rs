@@ -1,10 +1,12 @@
 //! The objective: cross-entropy on the target tokens, the distillation term (eq. 2) and the weight penalties (eq. 3).
 
+use std::convert::Infallible;
+
 use super::activation_cache::ActivationCache;
 use crate::{
     distributed::Comm,
     engine::{
-        Engine, GradSink, Gradients, Loss,
+        Batch, Engine, GradSink, Gradients, Loss, SoftTargets,
         profile::{Phase, Work, timed},
     },
     model::Params,
@@ -12,6 +14,7 @@ use crate::{
     remedy::{
         distill::Distillation,
         snapshot::{DistillTeacher, Snapshot},
+        teacher::{Teacher, TeacherOutputs},
         weight_penalty::WeightPenalty,
     },
 };
@@ -79,6 +82,44 @@ struct ExampleGroup<'a> {
     targets_before: usize,
     /// This process's micro-batches: the indices of their examples, and the packed examples.
     micro_batches: Vec<(&'a [usize], PackedExamples)>,
+}
+
+/// Some examples of a step, packed for one pass.
+pub struct MicroBatch<'a> {
+    /// The examples.
+    pub packed: &'a PackedExamples,
+    /// Micro-batches that follow in this step.
+    pub remaining: usize,
+    indices: &'a [usize],
+    /// The teacher and its term, where a target has a divergence from it.
+    teacher: Option<(&'a Teacher, &'a Distillation)>,
+    step: usize,
+    /// Index of the first target in the whole step.
+    first_target: usize,
+}
+
+impl<'a> MicroBatch<'a> {
+    /// What the teacher says at the targets; `hidden` computes hidden states for a teacher that does not keep them.
+    ///
+    /// # Errors
+    /// That of `hidden`.
+    pub fn teacher_outputs<E>(
+        &self,
+        hidden: impl FnOnce(&Params, &Batch, &[usize]) -> Result<Vec<f32>, E>,
+    ) -> Result<Option<TeacherOutputs<'a>>, E> {
+        let teacher = self.teacher.map(|(teacher, _)| teacher);
+        let outputs = teacher.map(|teacher| teacher.outputs(hidden, self.packed, self.indices));
+        outputs.transpose()
+    }
+
+    /// The same as targets of the student.
+    pub fn soft_targets<'t>(
+        &self,
+        outputs: Option<&'t TeacherOutputs<'t>>,
+    ) -> Option<SoftTargets<'t>> {
+        let ((_, term), outputs) = self.teacher.zip(outputs)?;
+        Some(term.soft_targets(outputs, self.step, self.first_target))
+    }
 }
 
 impl<'a> ExampleGroup<'a> {
@@ -161,15 +202,46 @@ impl Objective {
         gradients: &mut Gradients,
     ) -> Loss {
         let comm = engine.comm();
-        let mut groups = self.groups(&batch, comm);
-        let labelled = groups.iter().filter(|group| group.labelled);
-        let labelled_weight = labelled.map(|group| group.target_weight).sum();
-
         let mut loss = Loss::default();
         // The penalties depend on the weights only; with several processes, one adds them.
         if comm.is_main() {
             loss.penalty = self.penalties(sink.params(), gradients, batch.strength);
         }
+        let passed: Result<(), Infallible> = self.each_micro_batch(&batch, comm, |micro_batch| {
+            sink.begin_micro_batch(micro_batch.remaining);
+            let hidden = |params: &Params, batch: &Batch, at: &[usize]| {
+                Ok::<_, Infallible>(engine.hidden(params, batch, at))
+            };
+            let outputs = micro_batch.teacher_outputs(hidden)?;
+            let packed = micro_batch.packed;
+            let own = engine.loss_and_gradients(
+                &mut sink,
+                &packed.batch,
+                &packed.targets,
+                micro_batch.soft_targets(outputs.as_ref()),
+                gradients,
+            );
+            loss.ce += own.ce;
+            loss.distill += own.distill;
+            Ok(())
+        });
+        let Ok(()) = passed;
+        loss
+    }
+
+    /// Calls `pass` for every micro-batch of this process, in order.
+    ///
+    /// # Errors
+    /// The first one of `pass`.
+    pub fn each_micro_batch<E>(
+        &self,
+        batch: &StepBatch<'_>,
+        comm: Comm,
+        mut pass: impl FnMut(MicroBatch<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut groups = self.groups(batch, comm);
+        let labelled = groups.iter().filter(|group| group.labelled);
+        let labelled_weight = labelled.map(|group| group.target_weight).sum();
         let mut remaining: usize = groups.iter().map(|group| group.micro_batches.len()).sum();
         let mut targets_before = 0;
         for group in &mut groups {
@@ -178,26 +250,20 @@ impl Objective {
             targets_before += group.targets;
             for (indices, packed) in &group.micro_batches {
                 remaining -= 1;
-                sink.begin_micro_batch(remaining);
                 let has_weight = packed.targets.iter().any(|t| t.distill_weight != 0.0);
                 let teacher = self.teacher().filter(|_| has_weight);
-                let outputs = teacher.map(|t| t.teacher.outputs(engine, packed, indices));
-                let soft_targets = group.term.as_ref().zip(outputs.as_ref());
-                let soft_targets = soft_targets
-                    .map(|(term, outputs)| term.soft_targets(outputs, batch.step, first_target));
+                pass(MicroBatch {
+                    packed,
+                    remaining,
+                    indices,
+                    teacher: teacher.map(|t| &t.teacher).zip(group.term.as_ref()),
+                    step: batch.step,
+                    first_target,
+                })?;
                 first_target += packed.targets.len();
-                let own = engine.loss_and_gradients(
-                    &mut sink,
-                    &packed.batch,
-                    &packed.targets,
-                    soft_targets,
-                    gradients,
-                );
-                loss.ce += own.ce;
-                loss.distill += own.distill;
             }
         }
-        loss
+        Ok(())
     }
 
     /// The examples of a step, by the terms of the loss that they have.

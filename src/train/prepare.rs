@@ -12,6 +12,7 @@ use super::{
     data::{Data, TEXTS, VALIDATION, check_base_model},
     estimate::RunEstimate,
     evaluator::{AuditAfter, template},
+    gpu_student,
     job::{Job, Options, Start},
     own_answers::set_own_answers,
     plan::Plan,
@@ -320,7 +321,7 @@ pub fn tune_on(
     let config = resolve_config(config, model, rows, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
     check(&config, model, trained.map(|f| &f.fact), &[], progress)?;
-    check_distributed(&config, options.comm)?;
+    check_hardware(&config, model, options.comm)?;
     let mut engine = Engine::new(&model.config).with_comm(options.comm);
     set_own_answers(&config, model, &mut engine, &mut splits, progress)?;
     let job = Job {
@@ -362,8 +363,8 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
         drop(run_dir);
         return tune(&config, options, progress);
     }
-    check_distributed(&config, options.comm)?;
     let model = Model::load(&config.model)?;
+    check_hardware(&config, &model, options.comm)?;
     let environment: Environment = run_dir.read_json("environment.json")?;
     check_base_model(&config, &model, &environment.model.checksum)?;
     let records: Vec<SplitRecord> = run_dir.read_rows(SPLITS)?;
@@ -523,8 +524,9 @@ fn check<'a>(
     Ok(rows.iter().map(Example::num_tokens).sum())
 }
 
-/// Checks settings that several processes cannot train together.
-fn check_distributed(config: &Config, comm: Comm) -> Result<()> {
+/// Checks settings that the device does not support, or that several processes cannot train together.
+fn check_hardware(config: &Config, model: &Model, comm: Comm) -> Result<()> {
+    gpu_student::check(config, model, comm)?;
     if comm.world_size() == 1 {
         return Ok(());
     }
@@ -554,7 +556,7 @@ fn create_run_dir(config: &Config, model: &Model, data: RunData, comm: Comm) -> 
     let run_dir = RunDir::create(&config.out, comm)?;
     run_dir.write_json(
         "environment.json",
-        &Environment::capture(model, config.seed, data),
+        &Environment::capture(model, config, data),
     )?;
     run_dir.write("config.toml", config.to_toml().as_bytes())?;
     Ok(run_dir)
@@ -592,7 +594,7 @@ impl Inputs {
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         let given_tokens = check(&config, &model, facts, &data.texts, progress)?;
         text_training_rows(&data.validation, &model, &config)?;
-        check_distributed(&config, comm)?;
+        check_hardware(&config, &model, comm)?;
         Ok(Self {
             config,
             model,

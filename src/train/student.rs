@@ -5,12 +5,13 @@ use std::{path::Path, thread};
 use super::{
     adamw::{AdamW, AdamWSettings, Ema, clip_scale, first_non_finite, grad_norm},
     checkpoint::CheckpointView,
+    gpu_student::{GpuStudent, HostState},
     grad_sink::{GradAction, NormAccumulator, Reducer, StepSink, reduce_loss},
     objective::{Objective, StepBatch},
     trainable::{TrainableParams, trainable_tensors},
 };
 use crate::{
-    Result,
+    Error, Result,
     config::Config,
     distributed::Comm,
     engine::{
@@ -35,6 +36,8 @@ pub(super) struct Student {
     pub trainable: TrainableParams,
     /// Moments, step count, and the moving average of the trained parameters.
     pub optimizer: AdamW,
+    /// Its state on a GPU, which does the steps where there is one.
+    gpu: Option<GpuStudent>,
     max_grad_norm: f64,
     /// Whether weights are updated layer by layer during the backward pass.
     optimizer_in_backward: bool,
@@ -57,6 +60,16 @@ struct Update {
     clip_scale: f32,
 }
 
+/// Why a step failed.
+#[derive(Debug)]
+pub(super) enum StepError {
+    /// The loss or a gradient is not finite.
+    NonFinite(NonFinite),
+    /// The device failed.
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "the CPU does not"))]
+    Device(Error),
+}
+
 /// A step whose loss or gradient is not finite.
 #[derive(Clone, Debug)]
 pub(super) struct NonFinite {
@@ -69,7 +82,7 @@ impl Student {
     ///
     /// # Errors
     /// [`crate::Error::Input`] if the config selects no tensor of this model.
-    pub fn new(config: &Config, model: Model, comm: Comm) -> Result<Self> {
+    pub fn new(config: &Config, mut model: Model, comm: Comm) -> Result<Self> {
         let train = &config.train;
         let tensors = trainable_tensors(train, &model.params)?;
         let gradients = if train.optimizer_in_backward {
@@ -90,11 +103,18 @@ impl Student {
         let engine = Engine::new(&model.config)
             .with_gradient_checkpointing(train.gradient_checkpointing)
             .with_comm(comm);
+        let host = HostState {
+            params: &mut model.params,
+            gradients: &gradients,
+            optimizer: &mut optimizer,
+        };
+        let gpu = GpuStudent::open(config, &model.config, &host)?;
         Ok(Self {
             engine,
             gradients,
             trainable,
             optimizer,
+            gpu,
             max_grad_norm: train.max_grad_norm,
             optimizer_in_backward: train.optimizer_in_backward,
             model,
@@ -107,6 +127,39 @@ impl Student {
     /// If the loss or a gradient is not finite. No weight has been updated then, unless the optimizer runs in the backward pass
     /// without clipping.
     pub fn step(
+        &mut self,
+        objective: &Objective,
+        batch: StepBatch<'_>,
+        learning_rate: f64,
+    ) -> Result<StepOutcome, StepError> {
+        let Some(gpu) = &mut self.gpu else {
+            let stepped = self.step_on_cpu(objective, batch, learning_rate);
+            return stepped.map_err(StepError::NonFinite);
+        };
+        let host = HostState {
+            params: &mut self.model.params,
+            gradients: &self.gradients,
+            optimizer: &mut self.optimizer,
+        };
+        gpu.step(host, objective, batch, learning_rate)
+    }
+
+    /// Copies what a GPU has trained to the host, where every method but [`Student::step`] reads it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Failed`] if the device was lost.
+    pub fn sync_host(&mut self) -> Result<()> {
+        let Some(gpu) = &mut self.gpu else {
+            return Ok(());
+        };
+        gpu.download(&mut HostState {
+            params: &mut self.model.params,
+            gradients: &self.gradients,
+            optimizer: &mut self.optimizer,
+        })
+    }
+
+    fn step_on_cpu(
         &mut self,
         objective: &Objective,
         batch: StepBatch<'_>,
@@ -256,8 +309,9 @@ impl Student {
         }
     }
 
-    /// Generates text with the weights as they are.
+    /// Generates text with the weights as they are on the host.
     pub fn generator(&mut self) -> Generator<'_> {
+        self.assert_on_host();
         Generator::new(&mut self.engine, &self.model)
     }
 
@@ -276,6 +330,7 @@ impl Student {
 
     /// Trained parameters, moments and average, for a checkpoint to be written or read. After a read [`Student::merge`] follows.
     pub fn view(&mut self) -> CheckpointView<'_> {
+        self.assert_on_host();
         let (params, gradients) = self
             .trainable
             .parameters_mut(&mut self.model.params, &self.gradients);
@@ -284,6 +339,11 @@ impl Student {
             gradients,
             optimizer: &mut self.optimizer,
         }
+    }
+
+    fn assert_on_host(&self) {
+        let is_ahead = self.gpu.as_ref().is_some_and(GpuStudent::is_ahead);
+        assert!(!is_ahead, "`sync_host` comes first");
     }
 
     /// Updates the model's weights from trained parameters that were read.

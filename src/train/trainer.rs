@@ -15,14 +15,14 @@ use super::{
     records::splits_and_baseline,
     sampler::{Sampler, StepRows},
     state::{Stopwatch, TrainState, ValidationState},
-    student::{NonFinite, StepOutcome, Student},
+    student::{NonFinite, StepError, StepOutcome, Student},
     trainable::trainable_tensors,
     workload::Workload,
     writer::RunWriter,
 };
 use crate::{
     Error, Result,
-    config::{Config, OnNonFinite},
+    config::{Config, Device, OnNonFinite},
     engine::profile::{self, Phase, Work, timed},
     facts::Text,
     format::{percent, thousands},
@@ -107,7 +107,8 @@ impl Trainer {
         let trained_texts = sampled.into_iter();
         let trained_texts = trained_texts.map(|i| examples[texts_start + i].clone());
         let trained_texts = trained_texts.collect();
-        let cached_layers = memory::frozen_layers(&model, &tensors, &examples);
+        let on_cpu = config.device == Device::Cpu;
+        let cached_layers = memory::frozen_layers(&model, &tensors, &examples).filter(|_| on_cpu);
         let sampler = Sampler::new(&config, examples, splits.known.len())?;
         let mut student = Student::new(&config, model, options.comm)?;
         let previous_penalties = match &config.method.ewc {
@@ -246,6 +247,7 @@ impl Trainer {
         self.fill_activation_cache();
         while self.state.epoch < num_epochs && !self.should_stop() {
             if self.snapshot_is_due() {
+                self.student.sync_host()?;
                 self.save_shared_prefix()?;
                 self.take_snapshot()?;
                 self.fill_activation_cache();
@@ -274,7 +276,10 @@ impl Trainer {
                                 self.log_step(epoch, &rows, outcome, started)?;
                             bar.message(step_summary(&outcome, learning_rate, tokens_per_second));
                         }
-                        Err(non_finite) => self.skip_step(epoch, non_finite)?,
+                        Err(StepError::NonFinite(non_finite)) => {
+                            self.skip_step(epoch, non_finite)?;
+                        }
+                        Err(StepError::Device(error)) => return Err(error),
                     }
                     self.state.end_step();
                 }
@@ -287,6 +292,7 @@ impl Trainer {
             if self.evaluation_is_due(epoch) {
                 self.set_interrupt_notice("the evaluation");
                 // The weights that are evaluated, and kept as the best, are those that would be saved.
+                self.student.sync_host()?;
                 self.student.swap_ema();
                 let evaluation = self.evaluator.evaluate(&mut self.student);
                 let logged = evaluation.and_then(|evaluation| self.end_epoch(evaluation));
@@ -332,7 +338,8 @@ impl Trainer {
     /// At the start of an epoch, chooses the known facts that it replays. A resumed epoch keeps its choice, because the
     /// weights it was computed with are no longer available.
     pub fn select_replayed(&mut self, epoch: usize) -> Result<()> {
-        if self.state.step_in_epoch == 0 {
+        if self.state.step_in_epoch == 0 && self.config.method.replay.is_some() {
+            self.student.sync_host()?;
             let mut generator = self.student.generator();
             if let Some(rows) = self.sampler.select_replayed(epoch, &mut generator)? {
                 self.state.replayed_rows = rows;
@@ -667,6 +674,7 @@ impl Trainer {
 
     pub fn checkpoint(&mut self) -> Result<()> {
         self.state.seconds += self.stopwatch.lap();
+        self.student.sync_host()?;
         self.check_finite_weights()?;
         let snapshot = self.objective.snapshot.as_ref();
         self.writer

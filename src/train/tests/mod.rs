@@ -2,6 +2,8 @@
 
 mod continual_ewc;
 mod evaluation;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod remedies;
 mod resume;
 mod steps;
@@ -18,6 +20,7 @@ use super::{
     prepare,
     prepare::{resume, tune},
     sampler::StepRows,
+    student::StepError,
     trainer::Trainer,
 };
 use crate::{
@@ -193,7 +196,8 @@ fn take_step(trainer: &mut Trainer, epoch: usize, rows: &StepRows<'_>) {
         Ok(outcome) => trainer
             .log_step(epoch, rows, outcome, Instant::now())
             .map(drop),
-        Err(non_finite) => trainer.skip_step(epoch, non_finite),
+        Err(StepError::NonFinite(non_finite)) => trainer.skip_step(epoch, non_finite),
+        Err(StepError::Device(error)) => Err(error),
     }
     .expect("finite, or skipped");
     trainer.state.end_step();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn checkpoints(run: &Path) -> Vec<PathBuf> {
+pub(super) fn checkpoints(run: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(run.join("checkpoints"))
         .expect("checkpoints were kept")
         .map(|entry| entry.expect("readable").path())
@@ -24,7 +24,7 @@ fn resumed_on_adapters_equals_uninterrupted(method: MethodConfig, lora: Option<L
 }
 
 /// Of a config that is changed so; files that it needs are written into the folder.
-fn changed_and_resumed_equals_uninterrupted(change: impl FnOnce(&mut Config, &Path)) {
+pub(super) fn changed_and_resumed_equals_uninterrupted(change: impl FnOnce(&mut Config, &Path)) {
     let place = temporary();
     let mut whole = config(place.path(), "whole");
     change(&mut whole, place.path());

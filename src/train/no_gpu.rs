@@ -1,0 +1,57 @@
+//! A program that was built without `gpu` has no student on one.
+
+use super::{
+    adamw::AdamW,
+    objective::{Objective, StepBatch},
+    student::{StepError, StepOutcome},
+};
+use crate::{
+    Result,
+    config::Config,
+    distributed::Comm,
+    engine::Gradients,
+    model::{Model, ModelConfig, Params},
+};
+
+/// No value has this type.
+pub(super) enum GpuStudent {}
+
+/// The host's copy of what a device trains.
+#[expect(dead_code, reason = "no device reads it")]
+pub(super) struct HostState<'a> {
+    pub params: &'a mut Params,
+    pub gradients: &'a Gradients,
+    pub optimizer: &'a mut AdamW,
+}
+
+impl GpuStudent {
+    /// None: [`Device::check`](crate::config::Device::check) has refused any device but the CPU.
+    #[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
+    pub fn open(_: &Config, _: &ModelConfig, _: &HostState<'_>) -> Result<Option<Self>> {
+        Ok(None)
+    }
+
+    pub fn step(
+        &mut self,
+        _: HostState<'_>,
+        _: &Objective,
+        _: StepBatch<'_>,
+        _: f64,
+    ) -> Result<StepOutcome, StepError> {
+        match *self {}
+    }
+
+    pub fn download(&mut self, _: &mut HostState<'_>) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn is_ahead(&self) -> bool {
+        match *self {}
+    }
+}
+
+/// Nothing to refuse.
+#[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
+pub(super) fn check(_: &Config, _: &Model, _: Comm) -> Result<()> {
+    Ok(())
+}
