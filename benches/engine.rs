@@ -1,8 +1,6 @@
 //! The hot paths of the engine, with the shape of SmolLM2-135M, random weights and rows of a fact table:
 //! `cargo bench --bench engine`.
 
-use std::sync::Arc;
-
 use divan::Bencher;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -12,45 +10,17 @@ use unforget::{
         Batch, DistillOptions, Engine, Gradients, KvCache, Outputs, RngStream, SoftTargets, Target,
         TeacherLogits,
     },
-    model::{
-        Family, Layout, ModelConfig, Params,
-        config::{LayerPattern, RopeScaling, Switches},
-    },
+    model::ModelConfig,
 };
+
+mod shapes;
 
 fn main() {
     divan::main();
 }
 
 fn smollm2() -> ModelConfig {
-    ModelConfig {
-        family: Family::Llama,
-        hidden_size: 576,
-        intermediate_size: 1536,
-        num_hidden_layers: 30,
-        num_attention_heads: 9,
-        num_key_value_heads: 3,
-        head_dim: 64,
-        vocab_size: 49_152,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e5,
-        rope_scaling: RopeScaling::None,
-        max_position_embeddings: 8192,
-        layers: LayerPattern::default(),
-        switches: Switches::default(),
-        tie_word_embeddings: true,
-        qkv_bias: false,
-        qk_norm: false,
-    }
-}
-
-fn params(config: &ModelConfig) -> Params {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut params = Params::zeros(Arc::new(Layout::new(config)));
-    for w in params.data.iter_mut() {
-        *w = rng.random_range(-0.03..0.03);
-    }
-    params
+    shapes::llama(shapes::SMOLLM2)
 }
 
 /// 32 rows of 12 to 20 tokens with three targets each. The first five tokens are the same in all rows: shared, or repeated in each
@@ -88,7 +58,7 @@ fn loss_and_gradients_without_sharing(bencher: Bencher) {
 
 fn step(bencher: Bencher, distill: bool, shared: bool) {
     let config = smollm2();
-    let params = params(&config);
+    let params = shapes::params(&config);
     let (batch, targets) = batch(shared);
     let mut engine = Engine::new(&config);
     let mut gradients = Gradients::new(&params, &vec![true; params.layout.tensors.len()]);
@@ -116,7 +86,7 @@ fn step(bencher: Bencher, distill: bool, shared: bool) {
 #[divan::bench(args = [1, 32, 256], sample_count = 5, sample_size = 1)]
 fn extend(bencher: Bencher, rows: usize) {
     let config = smollm2();
-    let params = params(&config);
+    let params = shapes::params(&config);
     let mut engine = Engine::new(&config);
     let mut cache = KvCache::new(&config);
     let tokens: Vec<u32> = (0..60).collect();

@@ -9,7 +9,7 @@ const ALL: &str = "everything";
 
 /// What a GPU does.
 #[cfg(feature = "gpu")]
-const STEPS: &str = "the steps of `tune` and `resume`; answers and scores on the CPU";
+const PASSES: &str = "training, audits, answers and scores";
 
 /// A device of this machine.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -98,7 +98,7 @@ fn gpus() -> Vec<DeviceInfo> {
         driver: Some(adapter.driver),
         threads: None,
         max_binding_bytes: Some(adapter.max_binding_bytes),
-        runs: STEPS,
+        runs: PASSES,
     });
     gpus.collect()
 }

@@ -9,7 +9,6 @@ use clap::Args;
 use serde::Serialize;
 use unforget::{
     Error, Result,
-    engine::Engine,
     facts::{self, Message},
     generate::{Generator, Request, TokenLogprob},
     model::TextTokenizer,
@@ -98,7 +97,7 @@ impl AskArgs {
             .as_ref()
             .is_some_and(|trained| matches!(trained.form, PromptForm::Facts(_)));
         let as_json = context.json || self.prompts.is_some() || self.logprobs.is_some();
-        let mut engine = Engine::new(&model.config);
+        let mut engine = context.engine(&model.config)?;
         let bar = context.progress.bar(encoded.len() as u64, "ask");
         let answers = Generator::new(&mut engine, &model).generate(
             &Request {

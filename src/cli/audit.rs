@@ -7,7 +7,6 @@ use console::measure_text_width;
 use unforget::{
     Error, Result,
     audit::{self, AuditResult as Audited, AuditSettings, LabelFractions},
-    engine::Engine,
     facts,
     measure::wilson_interval,
     report::chart::{self, Bar, BarChart, Chart, Unit},
@@ -100,7 +99,7 @@ impl AuditArgs {
             template: self.fact_args.template(&model.tokenizer)?,
             match_rule: self.fact_args.match_rule(),
         };
-        let mut engine = Engine::new(&model.config).with_comm(context.comm);
+        let mut engine = context.engine(&model.config)?.with_comm(context.comm);
         let audited = audit::audit(
             &model,
             &mut engine,

@@ -87,7 +87,7 @@ impl ChatArgs {
                 .progress
                 .note("/help lists the commands, Ctrl-D ends.");
         }
-        let mut engine = Engine::new(&model.config);
+        let mut engine = context.engine(&model.config)?;
         let mut lines = io::stdin().lock();
         loop {
             if is_terminal {

@@ -12,7 +12,6 @@ use unforget::{
     Error, Result,
     audit::{self, FewShotPrompt, FewShotQuestions},
     config::DataConfig,
-    engine::Engine,
     facts::{Fact, MatchRule},
     generate::Generator,
     measure::{ComparedFact, Comparison, EvalAnswer},
@@ -186,7 +185,7 @@ impl CompareArgs {
             template: &template,
             match_rule,
         };
-        let mut engine = Engine::new(&model.config);
+        let mut engine = context.engine(&model.config)?;
         let mut generator = Generator::new(&mut engine, &model);
         context.progress.note(format!("evaluating {spec}"));
         questions.answers(&facts, &mut generator, &context.progress)

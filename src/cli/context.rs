@@ -6,7 +6,8 @@ use unforget::{
     Error, Result,
     config::Device,
     distributed::Comm,
-    model::{Model, TextTokenizer},
+    engine::Engine,
+    model::{Model, ModelConfig, TextTokenizer},
     progress::Progress,
     run::{RunDir, contains_runs, not_a_run},
 };
@@ -19,6 +20,13 @@ pub struct Context {
     pub progress: Progress,
     /// The processes that share the work.
     pub comm: Comm,
+}
+
+impl Context {
+    /// An engine for models of this shape, on the device of the command line.
+    pub fn engine(&self, config: &ModelConfig) -> Result<Engine> {
+        Engine::on(config, self.device.unwrap_or_default())
+    }
 }
 
 /// Loads the model `spec`, as named on the command line.

@@ -14,7 +14,6 @@ use unforget::{
     Error, Result,
     audit::{self, AuditSettings},
     config::{self, BehaviourSchedule, Config, EarlyStoppingConfig, MethodKind},
-    engine::Engine,
     facts::{self, Fact, ReadOptions},
     model::{self, Model},
     report::{self, TextCurve, trade_as_text},
@@ -244,7 +243,7 @@ fn splits(model: &Model, size: &DemoSize, seed: u64, context: &Context) -> Resul
         seed,
         ..AuditSettings::default()
     };
-    let mut engine = Engine::new(&model.config);
+    let mut engine = context.engine(&model.config)?;
     let audit = audit::audit(
         model,
         &mut engine,

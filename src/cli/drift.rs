@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use unforget::{
     Error, Result,
-    engine::Engine,
     facts::Fact,
     measure::{DriftProbe, DriftSettings},
     model,
@@ -55,7 +54,7 @@ impl DriftArgs {
         // A missing model is reported before the other one is read.
         model::pull(&model_spec(&self.tuned)?)?;
         let base = load_model(&self.base)?;
-        let mut engine = Engine::new(&base.config);
+        let mut engine = context.engine(&base.config)?;
         let settings = DriftSettings {
             layer: self.layer,
             tokens: self.tokens,

@@ -10,7 +10,6 @@ use clap::Args;
 use serde::Serialize;
 use unforget::{
     Error, Result,
-    engine::Engine,
     facts::{Fact, drop_contradicted},
     forecast::{self, AtRiskFact, FactSets, ForecastSettings},
     measure::{auc, auc_interval},
@@ -141,7 +140,7 @@ impl ForecastArgs {
             template: self.fact_args.template(&model.tokenizer)?,
             ..ForecastSettings::default()
         };
-        let mut engine = Engine::new(&model.config);
+        let mut engine = context.engine(&model.config)?;
         let sets = FactSets {
             learn: &learn,
             keep: &keep,

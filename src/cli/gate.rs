@@ -10,7 +10,6 @@ use unforget::{
     Error, Result,
     audit::FewShotQuestions,
     config::{BehaviourSchedule, Config},
-    engine::Engine,
     facts::Fact,
     gate::{Gate as Gated, check_rows},
     generate::Generator,
@@ -66,7 +65,7 @@ impl GateArgs {
 
         let model = load_model(&self.model)?;
         let template = PromptTemplate::from_config(data).for_model(data.chat, &model.tokenizer)?;
-        let mut engine = Engine::new(&model.config);
+        let mut engine = context.engine(&model.config)?;
         let questions: Vec<&Fact> = facts.iter().map(|(_, fact)| fact).collect();
         let progress = &context.progress;
         progress.note(format!(
@@ -173,13 +172,13 @@ impl GateArgs {
         context
             .progress
             .note("comparing the behaviour on general prompts with the baseline's base model");
-        let mut engine = Engine::new(&base.config);
+        let mut engine = context.engine(&base.config)?;
         let reference = BehaviourReference::new(&base, &mut engine, true, &context.progress)?;
         drop(base);
         let Some(reference) = reference else {
             return unmeasured("the prompts do not fit into the model's context".into());
         };
-        let mut engine = Engine::new(&model.config);
+        let mut engine = context.engine(&model.config)?;
         let report =
             reference.measure(&mut Generator::new(&mut engine, model), &context.progress)?;
         Ok(Some(report.behaviour))

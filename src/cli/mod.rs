@@ -112,18 +112,18 @@ enum Command {
 }
 
 impl Command {
-    /// Refuses a GPU for a command that computes on the CPU.
+    /// Refuses a device for a command that chooses its own.
     fn check_device(&self, device: Device) -> Result<()> {
-        let trains = matches!(self, Self::Tune(_) | Self::Devices(_));
-        if trains || !matches!(device, Device::Gpu(_)) {
-            return Ok(());
+        let is_fixed = matches!(self, Self::Demo(_) | Self::Reproduce(_));
+        if is_fixed && matches!(device, Device::Gpu(_)) {
+            return Err(Error::input_hint(
+                format!(
+                    "`--device {device}`: this command compares runs with recorded ones, which were made on the CPU"
+                ),
+                "leave `--device` out",
+            ));
         }
-        Err(Error::input_hint(
-            format!(
-                "`--device {device}`: this command computes on the CPU; the steps of `unforget tune` run on a GPU"
-            ),
-            "leave `--device` out; a run that is resumed stays on its device",
-        ))
+        Ok(())
     }
 }
 

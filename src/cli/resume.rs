@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use unforget::{
-    Result, interrupt,
+    Result,
+    config::Device,
+    interrupt,
     train::{self, Options},
 };
 
@@ -32,6 +34,8 @@ impl ResumeArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
+            // `auto` is the run's own device.
+            device: context.device.filter(|device| *device != Device::Auto),
             comm: context.comm,
             ..Options::default()
         };

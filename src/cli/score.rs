@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use unforget::{Result, engine::Engine, facts, generate::Generator};
+use unforget::{Result, facts, generate::Generator};
 
 use super::{
     context::{Context, load_model},
@@ -49,7 +49,7 @@ impl ScoreArgs {
             .iter()
             .map(|(_, [prompt, text])| model.tokenizer.encode_joint(prompt, text, true))
             .collect::<Result<Vec<_>>>()?;
-        let mut engine = Engine::new(&model.config);
+        let mut engine = context.engine(&model.config)?;
         let bar = context.progress.bar(encoded.len() as u64, "score");
         let scored = Generator::new(&mut engine, &model)
             .score(&encoded, &|finished| bar.inc(finished as u64))?;

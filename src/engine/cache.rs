@@ -1,6 +1,9 @@
 //! The KV cache: keys and values of past tokens, as a tree of segments (a few-shot prefix, its questions, their answers).
 
-use super::attention::KvSpan;
+#[cfg(feature = "gpu")]
+use std::ops::Range;
+
+use super::{attention::KvSpan, device_cache::DeviceCache};
 use crate::model::ModelConfig;
 
 /// A segment of tokens in a [`KvCache`].
@@ -24,6 +27,9 @@ pub struct KvCache {
     layers: Vec<[Vec<f32>; 2]>, // keys, values: (slots, G K)
     stride: usize,              // G K
     segments: Vec<Segment>,
+    /// Where a GPU keeps them instead.
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "there is no device"))]
+    pub(super) device: Option<DeviceCache>,
 }
 
 impl KvCache {
@@ -33,6 +39,7 @@ impl KvCache {
             layers: vec![[Vec::new(), Vec::new()]; config.num_hidden_layers],
             stride: config.num_key_value_heads * config.head_dim,
             segments: Vec::new(),
+            device: None,
         }
     }
 
@@ -47,17 +54,21 @@ impl KvCache {
             len: 0,
             capacity,
         });
+        SegmentId(self.segments.len() as u32 - 1)
+    }
+
+    /// Allocates memory for the slots in use.
+    pub(super) fn reserve(&mut self) {
         let floats = self.slots() * self.stride;
         for buffer in self.layers.iter_mut().flatten() {
             if buffer.len() < floats {
                 buffer.resize(floats, 0.0);
             }
         }
-        SegmentId(self.segments.len() as u32 - 1)
     }
 
     /// Number of slots in use.
-    fn slots(&self) -> usize {
+    pub(super) fn slots(&self) -> usize {
         self.segments.last().map_or(0, |s| s.slot + s.capacity)
     }
 
@@ -103,6 +114,18 @@ impl KvCache {
         let (keys, values) = row.split_at(self.stride);
         self.layers[layer][0][at.clone()].copy_from_slice(keys);
         self.layers[layer][1][at].copy_from_slice(values);
+    }
+
+    /// The slots that the tokens of `segment` attend to: those of the segments before it, and its own.
+    #[cfg(feature = "gpu")]
+    pub(super) fn keys(&self, segment: SegmentId) -> Vec<Range<usize>> {
+        let path = std::iter::successors(Some(segment), |s| self.segment(*s).parent);
+        let mut keys: Vec<_> = path
+            .map(|s| self.segment(s))
+            .map(|s| s.slot..s.slot + s.len)
+            .collect();
+        keys.reverse();
+        keys
     }
 
     /// The keys and values in `layer` that the tokens of `segment` attend to: those of the segments before it, and its own.

@@ -29,6 +29,15 @@ pub enum ActivationPolicy {
 }
 
 impl ActivationPolicy {
+    /// What training keeps, with gradient checkpointing or without.
+    pub(super) fn for_training(gradient_checkpointing: bool) -> Self {
+        if gradient_checkpointing {
+            Self::Checkpoint
+        } else {
+            Self::All
+        }
+    }
+
     /// Number of residual streams, and of [`LayerActivations`], that are kept for a model of so many layers.
     pub(super) fn buffer_counts(self, layers: usize) -> (usize, usize) {
         match self {

@@ -12,7 +12,10 @@ use super::{
 use crate::{
     gpu::{
         Binding, Gpu, GpuError,
-        attention::{self, AttentionRow, AttentionShape, Reused, SavedForward, TrainingPlan},
+        attention::{
+            self, AttentionRow, AttentionShape, DecodingPlan, Reused, SavedForward, TrainingPlan,
+        },
+        cache::KvSlots,
         elementwise::{self, Gate},
         embedding::{self, TokenRows},
         matmul::{Form, Matrix, matmul},
@@ -68,8 +71,25 @@ struct Input {
     outputs: Reused, // (P)
     scatter: Reused, // (T): the row of each token among the outputs, as `scatter_ids` gives it
     plan: TrainingPlan,
+    decoding: DecodingPlan,
+    slots: Reused, // (T): of the cache, while decoding
     num_tokens: usize,
     num_outputs: usize,
+}
+
+/// The tokens of a forward pass.
+#[derive(Clone, Copy)]
+pub struct GpuInput<'a> {
+    /// The tokens (T).
+    pub tokens: &'a [u32],
+    /// Their positions in their rows (T).
+    pub positions: &'a [usize],
+    /// The tokens whose hidden states are wanted (P).
+    pub outputs: &'a [usize],
+    /// The tokens of each row, and where their keys are: among the tokens, or in the slots of the cache.
+    pub rows: &'a [AttentionRow],
+    /// The cache, and the slot of each token there.
+    pub cache: Option<(&'a KvSlots, &'a [u32])>,
 }
 
 /// The angles of a rope on the device.
@@ -167,6 +187,8 @@ struct LayerContext<'a> {
     layout: &'a LayerLayout,
     input: &'a Input,
     is_last: bool,
+    /// The cache that the tokens are written to, and the index of this layer in it.
+    cache: Option<(&'a KvSlots, usize)>,
 }
 
 impl LayerContext<'_> {
@@ -262,8 +284,18 @@ impl LayerContext<'_> {
     }
 }
 
+/// The rows of a batch, whose keys are among its tokens.
+pub fn packed_rows(batch: &Batch) -> Vec<AttentionRow> {
+    let rows = batch.attention_spans().into_iter();
+    let rows = rows.map(|span| AttentionRow {
+        tokens: span.tokens.clone(),
+        keys: span.context.into_iter().chain([span.tokens]).collect(),
+    });
+    rows.collect()
+}
+
 /// The heads of the model, as the kernels take them.
-fn attention_shape(config: &ModelConfig) -> AttentionShape {
+pub fn attention_shape(config: &ModelConfig) -> AttentionShape {
     let shape = decoder::attention_shape(config);
     AttentionShape {
         num_heads: shape.num_heads,
@@ -299,31 +331,35 @@ impl GpuDecoder {
         }
     }
 
-    /// Uploads what the passes over `batch` need.
-    fn prepare(&mut self, batch: &Batch, output_positions: &[usize]) -> Result<(), GpuError> {
+    /// Uploads what the passes over these tokens need.
+    fn prepare(&mut self, of: GpuInput<'_>) -> Result<(), GpuError> {
         let (gpu, input) = (&self.gpu, &mut self.input);
-        let positions = batch.positions();
+        let GpuInput {
+            tokens,
+            positions,
+            outputs,
+            rows,
+            cache,
+        } = of;
         let num_positions = positions.iter().max().map_or(0, |p| p + 1);
         for rope in [&mut self.rope].into_iter().chain(&mut self.local_rope) {
             rope.extend_to(gpu, num_positions)?;
         }
         let ids = |values: &[usize]| -> Vec<u32> { values.iter().map(|v| *v as u32).collect() };
-        input.tokens.upload(gpu, &batch.tokens)?;
-        input.positions.upload(gpu, &ids(&positions))?;
-        input.outputs.upload(gpu, &ids(output_positions))?;
-        let scatter = embedding::scatter_ids(output_positions, batch.tokens.len());
-        input.scatter.upload(gpu, &scatter)?;
-        let rows = batch.attention_spans().into_iter();
-        let rows = rows.map(|span| AttentionRow {
-            tokens: span.tokens.clone(),
-            keys: span.context.into_iter().chain([span.tokens]).collect(),
-        });
-        let rows: Vec<AttentionRow> = rows.collect();
-        input
-            .plan
-            .prepare(gpu, &rows, attention_shape(&self.config))?;
-        input.num_tokens = batch.tokens.len();
-        input.num_outputs = output_positions.len();
+        input.tokens.upload(gpu, tokens)?;
+        input.positions.upload(gpu, &ids(positions))?;
+        input.outputs.upload(gpu, &ids(outputs))?;
+        let shape = attention_shape(&self.config);
+        if let Some((_, slots)) = cache {
+            input.slots.upload(gpu, slots)?;
+            input.decoding.prepare(gpu, rows, shape)?;
+        } else {
+            let scatter = embedding::scatter_ids(outputs, tokens.len());
+            input.scatter.upload(gpu, &scatter)?;
+            input.plan.prepare(gpu, rows, shape)?;
+        }
+        input.num_tokens = tokens.len();
+        input.num_outputs = outputs.len();
         Ok(())
     }
 
@@ -419,6 +455,7 @@ impl GpuDecoder {
             layout: &layout.layers[layer],
             input: &self.input,
             is_last: layer + 1 == num_layers,
+            cache: None,
         })
     }
 
@@ -428,12 +465,11 @@ impl GpuDecoder {
         &mut self,
         weights: &GpuArray,
         layout: &Layout,
-        batch: &Batch,
+        of: GpuInput<'_>,
         num_layers: usize,
-        output_positions: &[usize],
         policy: ActivationPolicy,
     ) -> Result<Binding<'_>, GpuError> {
-        self.prepare(batch, output_positions)?;
+        self.prepare(of)?;
         self.reserve(policy)?;
         self.policy = policy;
         let (t, d, gpu) = (self.input.num_tokens, self.config.hidden_size, &self.gpu);
@@ -447,7 +483,11 @@ impl GpuDecoder {
             self.config.switches.embedding_multiplier,
         )?;
         for layer in 0..num_layers {
-            let context = self.context(weights, layout, layer, num_layers)?;
+            let cache = of.cache.map(|(slots, _)| (slots, layer));
+            let context = LayerContext {
+                cache,
+                ..self.context(weights, layout, layer, num_layers)?
+            };
             let [from, to] = [layer, layer + 1].map(|layer| policy.stream_index(layer));
             let x = self.streams[from].get()?.range(0..t * d);
             let out = self.streams[to].get()?.range(0..context.num_rows() * d);
@@ -455,7 +495,7 @@ impl GpuDecoder {
             forward_to_gate_up(activations, x, &self.scratch, &context)?;
             forward_down(out, activations, &self.scratch, &context)?;
         }
-        let p = output_positions.len();
+        let p = of.outputs.len();
         if num_layers == 0 {
             let out = self.streams[1].get()?.range(0..p * d);
             let ids = self.input.outputs.get()?.range(0..p);
@@ -700,7 +740,13 @@ fn forward_to_gate_up(
         let positions = context.input.positions.get()?.range(0..t);
         rope::rope(gpu, qkv, qkv_width, positions, angles, Direction::Forward)?;
     }
-    attention::forward(gpu, &context.input.plan, qkv, o, lse, heads)?;
+    if let Some((slots, layer)) = context.cache {
+        slots.write(gpu, layer, qkv, context.input.slots.get()?, t, heads)?;
+        let keys = slots.layer(layer);
+        context.input.decoding.attend(gpu, qkv, keys, o, heads)?;
+    } else {
+        attention::forward(gpu, &context.input.plan, qkv, o, lse, heads)?;
+    }
 
     let (mid, gate_up) = (
         s.mid.get()?.range(0..p * d),

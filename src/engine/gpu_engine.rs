@@ -6,18 +6,19 @@ use super::{
     batch::Batch,
     decoder::ActivationPolicy,
     gpu_array::GpuArray,
-    gpu_decoder::{GpuDecoder, GpuGradients},
+    gpu_decoder::{GpuDecoder, GpuGradients, GpuInput, attention_shape, packed_rows},
     gpu_teacher::TeacherMemory,
     loss::{Loss, SoftTargets, Target},
-    training_policy,
 };
 use crate::{
     gpu::{
         Binding, Gpu, GpuBuffer, GpuError,
-        attention::Reused,
+        attention::{AttentionRow, Reused},
+        cache::KvSlots,
         elementwise,
         head::{self, HeadGradients, Targets},
         lm_head::{HeadScratch, LmHead},
+        logits,
         norms::{self, NormWeight, SavedNorm},
     },
     model::{Layout, ModelConfig, Params},
@@ -75,7 +76,7 @@ impl GpuEngine {
     /// Turns gradient checkpointing on or off.
     #[must_use]
     pub fn with_gradient_checkpointing(mut self, enabled: bool) -> Self {
-        self.training_policy = training_policy(enabled);
+        self.training_policy = ActivationPolicy::for_training(enabled);
         self
     }
 
@@ -89,28 +90,185 @@ impl GpuEngine {
     /// # Errors
     /// The device has too little memory, or was lost.
     pub fn hidden(&mut self, batch: &Batch, positions: &[usize]) -> Result<Vec<f32>, GpuError> {
-        let normed = self.normed(batch, positions, ActivationPolicy::None)?;
+        let (at, rows) = (batch.positions(), packed_rows(batch));
+        self.normed_rows(GpuInput {
+            tokens: &batch.tokens,
+            positions: &at,
+            outputs: positions,
+            rows: &rows,
+            cache: None,
+        })
+    }
+
+    /// The residual stream after `layers` blocks, before the final norm, at `positions`: (P, D).
+    ///
+    /// # Errors
+    /// The device has too little memory, or was lost.
+    pub fn residual_after(
+        &mut self,
+        batch: &Batch,
+        layers: usize,
+        positions: &[usize],
+    ) -> Result<Vec<f32>, GpuError> {
+        let (at, rows) = (batch.positions(), packed_rows(batch));
+        let of = GpuInput {
+            tokens: &batch.tokens,
+            positions: &at,
+            outputs: positions,
+            rows: &rows,
+            cache: None,
+        };
+        let out = self.decoder.forward(
+            &self.weights,
+            &self.layout,
+            of,
+            layers,
+            ActivationPolicy::None,
+        )?;
+        let (buffer, range) = (out.buffer.clone(), out.start..out.end());
+        self.gpu.download(&buffer, range)
+    }
+
+    /// A cache without slots.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn new_cache(&self) -> Result<KvSlots, GpuError> {
+        let shape = attention_shape(&self.config);
+        KvSlots::new(&self.gpu, self.config.num_hidden_layers, shape)
+    }
+
+    /// Writes tokens to the slots of a cache, `num_slots` of which are in use, and returns hidden states after the final norm at
+    /// `outputs`: (P, D). The keys of `rows` are slots.
+    ///
+    /// # Errors
+    /// The device has too little memory, or was lost.
+    pub fn extend(
+        &mut self,
+        cache: &mut KvSlots,
+        num_slots: usize,
+        (tokens, positions): (&[u32], &[usize]),
+        slots: &[u32],
+        rows: &[AttentionRow],
+        outputs: &[usize],
+    ) -> Result<Vec<f32>, GpuError> {
+        cache.reserve(&self.gpu, num_slots)?;
+        self.normed_rows(GpuInput {
+            tokens,
+            positions,
+            outputs,
+            rows,
+            cache: Some((cache, slots)),
+        })
+    }
+
+    fn normed_rows(&mut self, of: GpuInput<'_>) -> Result<Vec<f32>, GpuError> {
+        let normed = self.normed(of, ActivationPolicy::None)?;
         let (buffer, len) = (normed.buffer.clone(), normed.len);
         self.gpu.download(&buffer, 0..len)
+    }
+
+    /// Calls `f(first, logits)` for the logits (rows, V) of a few rows of `hidden` (P, D) at a time; `first` is the number of the first
+    /// one.
+    ///
+    /// # Errors
+    /// The device has too little memory, or was lost.
+    pub fn logits(
+        &mut self,
+        hidden: &[f32],
+        mut f: impl FnMut(usize, &mut [f32]),
+    ) -> Result<(), GpuError> {
+        let (v, d) = (self.config.vocab_size, self.config.hidden_size);
+        let (gpu, positions) = (&self.gpu, hidden.len() / d);
+        let on_device = self.normed.reserve(gpu, hidden.len())?;
+        gpu.write(on_device, 0, hidden)?;
+        let on_device = on_device.range(0..hidden.len());
+        let head = LmHead {
+            weight: self.weights.range(&self.layout.head),
+            vocab_size: v,
+            hidden_size: d,
+        };
+        let stride = head.stride();
+        let rows = self.head.chunk_rows(gpu, stride, positions);
+        for first in (0..positions).step_by(rows) {
+            let n = rows.min(positions - first);
+            let buffer = self.head.logits[0].reserve(gpu, rows * stride)?;
+            head.fill(gpu, buffer, on_device, first, n)?;
+            let mut logits = gpu.download(buffer, 0..n * stride)?;
+            if stride > v {
+                for row in 1..n {
+                    logits.copy_within(row * stride..row * stride + v, row * v);
+                }
+            }
+            f(first, &mut logits[..n * v]);
+        }
+        Ok(())
+    }
+
+    /// KL(reference || model) in nats at each of P positions, as [`super::Engine::kl_divergences`]. The reference's own head, where
+    /// it has one, is uploaded once: it must not change.
+    ///
+    /// # Errors
+    /// The device has too little memory, or was lost.
+    pub fn kl_divergences(
+        &mut self,
+        [hidden, reference]: [&[f32]; 2],
+        reference_head: Option<&[f32]>,
+    ) -> Result<Vec<f64>, GpuError> {
+        let (v, d) = (self.config.vocab_size, self.config.hidden_size);
+        let (gpu, positions) = (&self.gpu, hidden.len() / d);
+        let head = LmHead {
+            weight: self.weights.range(&self.layout.head),
+            vocab_size: v,
+            hidden_size: d,
+        };
+        let of_model = self.normed.reserve(gpu, hidden.len())?;
+        gpu.write(of_model, 0, hidden)?;
+        let of_reference = self.d_rows.reserve(gpu, reference.len())?;
+        gpu.write(of_reference, 0, reference)?;
+        let other = match reference_head {
+            Some(weight) => LmHead {
+                weight: self.teacher.head(gpu, weight)?,
+                ..head
+            },
+            None => head,
+        };
+        let out = self.r.reserve(gpu, positions)?;
+        logits::kl_divergences(
+            gpu,
+            [head, other],
+            [
+                of_model.range(0..hidden.len()),
+                of_reference.range(0..reference.len()),
+            ],
+            positions,
+            out.all(),
+            &mut self.head,
+        )?;
+        let divergences = gpu.download(out, 0..positions)?;
+        Ok(divergences.into_iter().map(f64::from).collect())
+    }
+
+    /// Copies the weights of `data` to the device.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn upload(&mut self, data: &[f32]) -> Result<(), GpuError> {
+        self.weights.upload(&self.gpu, data)
     }
 
     /// The forward pass and the final norm.
     fn normed(
         &mut self,
-        batch: &Batch,
-        positions: &[usize],
+        of: GpuInput<'_>,
         policy: ActivationPolicy,
     ) -> Result<Binding<'_>, GpuError> {
         let (gpu, c) = (&self.gpu, &self.config);
-        let (p, d) = (positions.len(), c.hidden_size);
-        let rows = self.decoder.forward(
-            &self.weights,
-            &self.layout,
-            batch,
-            c.num_hidden_layers,
-            positions,
-            policy,
-        )?;
+        let (p, d) = (of.outputs.len(), c.hidden_size);
+        let layers = c.num_hidden_layers;
+        let rows = self
+            .decoder
+            .forward(&self.weights, &self.layout, of, layers, policy)?;
         let normed = self.normed.reserve(gpu, p * d)?.range(0..p * d);
         let r = self.r.reserve(gpu, p)?.range(0..p);
         let weight = NormWeight {
@@ -141,7 +299,14 @@ impl GpuEngine {
         }
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
         let (p, d) = (positions.len(), self.config.hidden_size);
-        self.normed(batch, &positions, self.training_policy)?;
+        let of = GpuInput {
+            tokens: &batch.tokens,
+            positions: &batch.positions(),
+            outputs: &positions,
+            rows: &packed_rows(batch),
+            cache: None,
+        };
+        self.normed(of, self.training_policy)?;
         let gpu = self.gpu.clone();
         let of_head = targets.iter().map(|t| head::Target {
             token: t.token,

@@ -1,10 +1,12 @@
 //! The teacher's side of the loss on a GPU.
 
+use std::hash::{DefaultHasher, Hasher};
+
 use super::loss::{SoftTargets, TeacherLogits, select_tokens};
 use crate::{
     config::VocabSubset,
     gpu::{
-        Gpu, GpuBuffer, GpuError,
+        Binding, Gpu, GpuBuffer, GpuError,
         attention::Reused,
         head::{SoftTargets as OnDevice, TeacherLogits as LogitsOnDevice},
         lm_head::LmHead,
@@ -23,11 +25,46 @@ pub(super) struct TeacherMemory {
 
 /// A teacher's head (V, D), and where it was uploaded from.
 struct Head {
-    from: (usize, usize), // address and length
+    from: HeadId,
     buffer: GpuBuffer,
 }
 
+/// What tells heads apart: address, length, and a checksum of some of the weights.
+type HeadId = (usize, usize, u64);
+
+fn head_id(head: &[f32]) -> HeadId {
+    const SAMPLES: usize = 4096;
+
+    let step = (head.len() / SAMPLES).max(1);
+    let mut sum = DefaultHasher::new();
+    head.iter()
+        .step_by(step)
+        .for_each(|weight| sum.write_u32(weight.to_bits()));
+    (head.as_ptr().addr(), head.len(), sum.finish())
+}
+
+/// The head on the device.
+fn uploaded<'m>(
+    memory: &'m mut Option<Head>,
+    gpu: &Gpu,
+    head: &[f32],
+) -> Result<Binding<'m>, GpuError> {
+    let from = head_id(head);
+    if memory.as_ref().is_none_or(|known| known.from != from) {
+        *memory = None;
+        let buffer = gpu.upload(head)?;
+        *memory = Some(Head { from, buffer });
+    }
+    let known = memory.as_ref().expect("it was uploaded above");
+    Ok(known.buffer.range(0..head.len()))
+}
+
 impl TeacherMemory {
+    /// A teacher's head (V, D) on the device. It is uploaded once.
+    pub(super) fn head(&mut self, gpu: &Gpu, head: &[f32]) -> Result<Binding<'_>, GpuError> {
+        uploaded(&mut self.head, gpu, head)
+    }
+
     /// Uploads `soft`, for a head of this shape (V, D).
     pub(super) fn upload(
         &mut self,
@@ -42,21 +79,12 @@ impl TeacherMemory {
                 subset,
                 rng,
             } => {
-                let from = (head.as_ptr().addr(), head.len());
-                if self.head.as_ref().is_none_or(|known| known.from != from) {
-                    self.head = None;
-                    let buffer = gpu.upload(head)?;
-                    self.head = Some(Head { from, buffer });
-                }
                 let positions = hidden.len() / d;
                 let buffer = self.hidden.reserve(gpu, hidden.len())?;
                 gpu.write(buffer, 0, hidden)?;
                 let hidden = buffer.range(0..hidden.len());
-                let Some(known) = &self.head else {
-                    unreachable!("it was uploaded above");
-                };
                 let head = LmHead {
-                    weight: known.buffer.range(0..v * d),
+                    weight: uploaded(&mut self.head, gpu, head)?,
                     vocab_size: v,
                     hidden_size: d,
                 };

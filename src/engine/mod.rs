@@ -16,8 +16,12 @@
 //! | `projection_ops`, `eigen` | what the null-space projection needs |
 //! | `simd`, `profile` | vectorised functions, and where the time of a step goes |
 
+use rayon::prelude::*;
+
 use self::profile::{Phase, Work, timed};
 use crate::{
+    Error, Result,
+    config::Device,
     distributed::Comm,
     model::{Buffer, LinearInput, ModelConfig, Params},
 };
@@ -26,6 +30,9 @@ mod attention;
 mod batch;
 mod cache;
 mod decoder;
+#[cfg_attr(not(feature = "gpu"), path = "no_device.rs")]
+mod device;
+mod device_cache;
 pub(crate) mod eigen;
 #[cfg(feature = "gpu")]
 mod gpu_array;
@@ -52,6 +59,8 @@ mod topk;
 pub use batch::{Batch, CachedPrefix};
 pub use cache::{KvCache, SegmentId};
 use decoder::{ActivationPolicy, Decoder, ForwardInput, LayerAttention, attend_rows, norm_weight};
+use device::NewTokens;
+pub use device::OnGpu;
 #[cfg(feature = "gpu")]
 pub use gpu_array::{GpuArray, model_parts as gpu_model_parts};
 #[cfg(feature = "gpu")]
@@ -93,15 +102,6 @@ pub enum Outputs {
     All,
 }
 
-/// The activations that a forward pass keeps for training.
-fn training_policy(gradient_checkpointing: bool) -> ActivationPolicy {
-    if gradient_checkpointing {
-        ActivationPolicy::Checkpoint
-    } else {
-        ActivationPolicy::All
-    }
-}
-
 /// Forward and backward passes for one model shape, with the memory that they need.
 pub struct Engine {
     config: ModelConfig,
@@ -109,6 +109,7 @@ pub struct Engine {
     training_policy: ActivationPolicy,
     comm: Comm,
     logits: [Vec<f32>; 2], // of the student and of the teacher, a few rows at a time
+    gpu: Option<OnGpu>,
 }
 
 impl Engine {
@@ -120,14 +121,44 @@ impl Engine {
             training_policy: ActivationPolicy::All,
             comm: Comm::single(),
             logits: [Vec::new(), Vec::new()],
+            gpu: None,
         }
+    }
+
+    /// An engine that computes on `device`. Passes of training that it keeps for itself ([`Engine::loss_and_gradients`],
+    /// [`Engine::second_moments`]) are on the CPU; those of a GPU are [`OnGpu::engine`]'s.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no such device, [`Error::Failed`] if it cannot be used.
+    pub fn on(config: &ModelConfig, device: Device) -> Result<Self> {
+        let gpu = match device {
+            Device::Auto | Device::Cpu => None,
+            Device::Gpu(index) => Some(OnGpu::open(index, config)?),
+        };
+        Ok(Self {
+            gpu,
+            ..Self::new(config)
+        })
+    }
+
+    /// The GPU that it computes on, if it does.
+    pub fn gpu(&mut self) -> Option<&mut OnGpu> {
+        self.gpu.as_mut()
+    }
+
+    /// Why the GPU failed, if it did since the last call. What was computed of keys and values there is not a number.
+    pub fn take_device_error(&mut self) -> Option<Error> {
+        self.gpu.as_mut().and_then(OnGpu::take_error)
     }
 
     /// Turns gradient checkpointing on or off: the backward pass recomputes the activations of one layer at a time. Results are bitwise
     /// identical, with less memory and more time.
     #[must_use]
     pub fn with_gradient_checkpointing(mut self, enabled: bool) -> Self {
-        self.training_policy = training_policy(enabled);
+        self.training_policy = ActivationPolicy::for_training(enabled);
+        if let Some(gpu) = &mut self.gpu {
+            gpu.set_gradient_checkpointing(enabled);
+        }
         self
     }
 
@@ -149,7 +180,11 @@ impl Engine {
         tokens: usize,
         gradient_checkpointing: bool,
     ) -> usize {
-        Decoder::floats(config, tokens, training_policy(gradient_checkpointing))
+        Decoder::floats(
+            config,
+            tokens,
+            ActivationPolicy::for_training(gradient_checkpointing),
+        )
     }
 
     /// Number of floats that attention's backward pass allocates for long rows and shared prefixes of `batch`, in addition to
@@ -165,6 +200,10 @@ impl Engine {
 
     /// Hidden states after the final norm at `positions` (distinct indices in `batch.tokens`): (P, D).
     pub fn hidden(&mut self, params: &Params, batch: &Batch, positions: &[usize]) -> Vec<f32> {
+        let gpu = self.gpu.as_mut();
+        if let Some(hidden) = gpu.and_then(|gpu| gpu.hidden(params, batch, positions)) {
+            return hidden;
+        }
         let layers = self.config.num_hidden_layers;
         let rows = self.residual_after(params, batch, layers, positions);
         self.final_norm(params, &rows).0
@@ -179,6 +218,11 @@ impl Engine {
         layers: usize,
         positions: &[usize],
     ) -> Vec<f32> {
+        let gpu = self.gpu.as_mut();
+        let rows = gpu.and_then(|gpu| gpu.residual_after(params, batch, layers, positions));
+        if let Some(rows) = rows {
+            return rows;
+        }
         self.residual(params, batch, layers, positions, ActivationPolicy::None)
             .to_vec()
     }
@@ -332,6 +376,19 @@ impl Engine {
             Outputs::All => (0..tokens.len()).collect(),
             Outputs::Last => ranges.iter().map(|r| r.end - 1).collect(),
         };
+        if let Some(gpu) = &mut self.gpu {
+            let segments = rows.iter().map(|(segment, _)| *segment);
+            let new = NewTokens {
+                tokens: &tokens,
+                positions: &positions,
+                slots: &slots,
+                rows: segments.zip(ranges).collect(),
+                outputs: &output_positions,
+            };
+            let lost = || vec![f32::NAN; output_positions.len() * self.config.hidden_size];
+            return gpu.extend(params, cache, new).unwrap_or_else(lost);
+        }
+        cache.reserve();
         let input = ForwardInput {
             params,
             tokens: &tokens,
@@ -372,6 +429,18 @@ impl Engine {
         hidden: &[f32],
         f: impl Fn(usize, &mut [f32]) -> R + Sync,
     ) -> Vec<R> {
+        let v = self.config.vocab_size;
+        let mut results = Vec::new();
+        let gpu = self.gpu.as_mut();
+        let done = gpu.and_then(|gpu| {
+            gpu.logits(params, hidden, |first, logits| {
+                let rows = logits.par_chunks_mut(v).enumerate();
+                results.par_extend(rows.map(|(row, logits)| f(first + row, logits)));
+            })
+        });
+        if done.is_some() {
+            return results;
+        }
         head::logits(self.head(params), hidden, &mut self.logits[0], f)
     }
 
@@ -384,6 +453,12 @@ impl Engine {
         reference_hidden: &[f32],
         reference_head: Option<&[f32]>,
     ) -> Vec<f64> {
+        let gpu = self.gpu.as_mut();
+        let both = [hidden, reference_hidden];
+        let on_gpu = gpu.and_then(|gpu| gpu.kl_divergences(params, both, reference_head));
+        if let Some(divergences) = on_gpu {
+            return divergences;
+        }
         let head = self.head(params);
         let reference = head::LmHead {
             weight: reference_head.unwrap_or(head.weight),

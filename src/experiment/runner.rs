@@ -39,6 +39,7 @@ pub(super) const SHARED_PREFIX_DIR: &str = "shared-prefix-";
 
 /// Options of every run.
 const OPTIONS: Options = Options {
+    device: None,
     comm: Comm::single(),
     keep_checkpoints: false,
     metrics_only: true,

@@ -389,6 +389,9 @@ impl<'a> Generator<'a> {
             let is_finite = logits.iter().fold(true, |all, x| all & x.is_finite());
             is_finite.then(|| f(i, logits))
         });
+        if let Some(error) = self.engine.take_device_error() {
+            return Err(error);
+        }
         let results: Option<Vec<R>> = results.into_iter().collect();
         results.ok_or_else(|| Error::Failed {
             message: "the model's logits are not finite".into(),

@@ -16,8 +16,10 @@ use bytemuck::NoUninit;
 mod tests;
 
 use crate::gpu::{
+    adapters::AdapterKind,
     buffer::{Binding, GpuBuffer},
-    context::{AdapterKind, Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
+    error::GpuError,
 };
 
 /// Query rows per block.

@@ -14,14 +14,13 @@ use std::{
 };
 
 use bytemuck::{NoUninit, Pod};
-use wgpu::{
-    Backends, BufferUsages, ErrorFilter, Features, Instance, InstanceDescriptor, InstanceFlags,
-    Limits, ShaderRuntimeChecks,
-};
+use wgpu::{BufferUsages, ErrorFilter, Features, Limits, ShaderRuntimeChecks};
 
-use crate::{
-    Error,
-    gpu::buffer::{Binding, GpuBuffer},
+use crate::gpu::{
+    adapters::{AdapterReport, adapters},
+    buffer::{Binding, GpuBuffer},
+    error::GpuError,
+    pipeline_cache::PipelineCache,
 };
 
 /// Bytes of an element.
@@ -32,184 +31,6 @@ const TRANSFER: usize = 1 << 24;
 
 /// More bind groups than these are forgotten.
 const MAX_BIND_GROUPS: usize = 1 << 14;
-
-/// What can go wrong on a device.
-#[derive(Debug, thiserror::Error)]
-pub enum GpuError {
-    /// There is no adapter of this index.
-    #[error("no GPU {index}: this machine has {count}")]
-    NoAdapter {
-        /// The index asked for.
-        index: usize,
-        /// Number of adapters.
-        count: usize,
-    },
-    /// The driver lacks something that every kernel needs.
-    #[error("the driver of `{adapter}` lacks {feature}")]
-    MissingFeature {
-        /// Name of the adapter.
-        adapter: String,
-        /// What is missing.
-        feature: &'static str,
-    },
-    /// The driver refuses to open the device.
-    #[error("cannot open `{adapter}`")]
-    Open {
-        /// Name of the adapter.
-        adapter: String,
-        /// The driver's reason.
-        source: wgpu::RequestDeviceError,
-    },
-    /// The device has too little memory.
-    #[error("the device is out of memory (asked for {bytes} bytes)")]
-    OutOfMemory {
-        /// Bytes asked for; 0 if unknown.
-        bytes: u64,
-        /// The driver's report.
-        source: Option<wgpu::Error>,
-    },
-    /// The device is gone: reset, removed, or its driver crashed.
-    #[error("the device was lost: {message}")]
-    DeviceLost {
-        /// The driver's report.
-        message: String,
-    },
-    /// A kernel does not compile on this driver.
-    #[error("kernel `{kernel}` does not compile on this device")]
-    Shader {
-        /// Label of the kernel.
-        kernel: String,
-        /// The compiler's report.
-        source: wgpu::Error,
-    },
-    /// A limit of the device is too small.
-    #[error("{what} needs {needed}; the limit of this device is {limit}")]
-    LimitTooSmall {
-        /// What is limited.
-        what: String,
-        /// The size needed.
-        needed: u64,
-        /// The size that the device allows.
-        limit: u64,
-    },
-    /// A range starts between the places where the device can bind one.
-    #[error("a range of `{kernel}` starts at element {start}, which is no multiple of {alignment}")]
-    Misaligned {
-        /// Label of the kernel.
-        kernel: String,
-        /// The first element.
-        start: usize,
-        /// Elements between possible starts.
-        alignment: usize,
-    },
-    /// A range is not in its buffer, or is empty.
-    #[error("elements {start}..{end} asked of a buffer of {len}")]
-    Range {
-        /// The first element.
-        start: usize,
-        /// The element after the last.
-        end: usize,
-        /// Elements of the buffer.
-        len: usize,
-    },
-    /// Shapes that do not fit each other.
-    #[error("{what}: {got} elements given, {expected} needed")]
-    Shape {
-        /// Operation and operand.
-        what: &'static str,
-        /// Elements needed.
-        expected: usize,
-        /// Elements given.
-        got: usize,
-    },
-    /// `wgpu` refuses a command: an error in this program.
-    #[error("the device refuses a command")]
-    Validation {
-        /// The report of `wgpu`.
-        source: wgpu::Error,
-    },
-    /// Results cannot be read back.
-    #[error("cannot read memory of the device: {message}")]
-    Read {
-        /// The report of `wgpu`.
-        message: String,
-    },
-}
-
-impl From<GpuError> for Error {
-    /// What happened, in words of this program, and what to do. The driver's own report follows in brackets.
-    fn from(error: GpuError) -> Self {
-        let on_cpu = "`--device cpu` does without it";
-        let hint = match &error {
-            GpuError::NoAdapter { .. } => {
-                return Self::input_hint(
-                    error.to_string(),
-                    "`unforget devices` lists what there is; `--device cpu` does without a GPU",
-                );
-            }
-            GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. } => format!(
-                "a smaller `train.batch_size`, `train.gradient_checkpointing = true` or fewer trained tensors need less; {on_cpu}"
-            ),
-            GpuError::DeviceLost { .. } | GpuError::Read { .. } => format!(
-                "checkpoints are complete: `unforget resume RUN` continues a run from the last one; {on_cpu}"
-            ),
-            GpuError::MissingFeature { .. } | GpuError::Open { .. } | GpuError::Shader { .. } => {
-                format!("update the driver of the device; {on_cpu}")
-            }
-            GpuError::Misaligned { .. }
-            | GpuError::Range { .. }
-            | GpuError::Shape { .. }
-            | GpuError::Validation { .. } => {
-                format!("this is an error in the program: please report it; {on_cpu}")
-            }
-        };
-        let report = std::error::Error::source(&error).map(|source| format!(" ({source})"));
-        Self::Failed {
-            message: format!("GPU: {error}{}", report.unwrap_or_default()),
-            hint: Some(hint),
-        }
-    }
-}
-
-/// Kinds of devices, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AdapterKind {
-    /// A card with memory of its own.
-    Discrete,
-    /// A part of the processor, which shares its memory.
-    Integrated,
-    /// A card that a virtual machine sees.
-    Virtual,
-    /// Unknown.
-    Other,
-    /// The processor itself: correct, and slower than the CPU engine.
-    Software,
-}
-
-/// What is known of an adapter before it is opened.
-#[derive(Clone, Debug)]
-pub struct AdapterReport {
-    /// Name of the device.
-    pub name: String,
-    /// Vulkan, Metal or Dx12.
-    pub backend: String,
-    /// Driver and version.
-    pub driver: String,
-    /// Kind of the device.
-    pub kind: AdapterKind,
-    /// Bytes of the device's own memory, where the driver tells them.
-    pub memory: Option<u64>,
-    /// Largest buffer, in bytes.
-    pub max_buffer_bytes: u64,
-    /// Largest range that a kernel can see of a buffer, in bytes.
-    pub max_binding_bytes: u64,
-    /// Memory shared by a workgroup, in bytes.
-    pub max_workgroup_bytes: u32,
-    /// Invocations of a workgroup.
-    pub max_workgroup_invocations: u32,
-    /// Smallest and largest number of lanes of a subgroup.
-    pub subgroup_sizes: [u32; 2],
-}
 
 /// One entry point of a shader.
 #[derive(Clone, Copy, Debug)]
@@ -265,6 +86,7 @@ struct Shared {
     submissions: AtomicU64,
     freed: Arc<Mutex<Vec<u64>>>,
     failure: Arc<Mutex<Failure>>,
+    kernels: Mutex<Option<PipelineCache>>,
     state: Mutex<State>,
 }
 
@@ -333,71 +155,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn adapters() -> Vec<(wgpu::Adapter, AdapterReport)> {
-    let instance = Instance::new(InstanceDescriptor {
-        backends: Backends::VULKAN | Backends::METAL | Backends::DX12,
-        flags: InstanceFlags::empty(),
-        ..InstanceDescriptor::new_without_display_handle()
-    });
-    let found = pollster::block_on(instance.enumerate_adapters(Backends::all()));
-    let mut adapters: Vec<_> = found
-        .into_iter()
-        .map(|adapter| {
-            let report = report(&adapter);
-            (adapter, report)
-        })
-        .collect();
-    adapters.sort_by_key(|(_, report)| report.kind);
-    adapters
-}
-
-fn report(adapter: &wgpu::Adapter) -> AdapterReport {
-    let (info, limits) = (adapter.get_info(), adapter.limits());
-    AdapterReport {
-        name: info.name.clone(),
-        backend: format!("{:?}", info.backend),
-        driver: [info.driver.as_str(), info.driver_info.as_str()]
-            .join(" ")
-            .trim()
-            .to_owned(),
-        kind: match info.device_type {
-            wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
-            wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
-            wgpu::DeviceType::VirtualGpu => AdapterKind::Virtual,
-            wgpu::DeviceType::Cpu => AdapterKind::Software,
-            wgpu::DeviceType::Other => AdapterKind::Other,
-        },
-        memory: memory(adapter),
-        max_buffer_bytes: limits.max_buffer_size,
-        max_binding_bytes: limits.max_storage_buffer_binding_size,
-        max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
-        max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
-        subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
-    }
-}
-
-/// Bytes of the largest heap of device memory, which `wgpu` does not tell.
-#[cfg(not(target_vendor = "apple"))]
-#[allow(unsafe_code, reason = "only Vulkan itself knows")]
-fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
-    // SAFETY: The handles are only asked for properties, while `hal` keeps them alive.
-    let properties = unsafe {
-        let hal = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
-        hal.shared_instance()
-            .raw_instance()
-            .get_physical_device_memory_properties(hal.raw_physical_device())
-    };
-    let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
-    // Bit 0 of the flags: memory of the device itself.
-    let own = heaps.iter().filter(|heap| heap.flags.as_raw() & 1 != 0);
-    own.map(|heap| heap.size).max()
-}
-
-#[cfg(target_vendor = "apple")]
-fn memory(_: &wgpu::Adapter) -> Option<u64> {
-    None
-}
-
 impl Gpu {
     /// The adapters of this machine, best kinds first.
     pub fn adapters() -> Vec<AdapterReport> {
@@ -444,7 +201,8 @@ impl Gpu {
             return Err(missing("workgroups of 256 invocations"));
         }
         let subgroups = adapter.features().contains(Features::SUBGROUP);
-        let wanted = Features::IMMEDIATES | adapter.features() & Features::SUBGROUP;
+        let optional = Features::SUBGROUP | Features::PIPELINE_CACHE;
+        let wanted = Features::IMMEDIATES | adapter.features() & optional;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("unforget"),
             required_features: wanted,
@@ -458,6 +216,7 @@ impl Gpu {
                     source,
                 }
             })?;
+        let kernels = PipelineCache::open(&device, &adapter.get_info());
         let binding_limit = limits.max_storage_buffer_binding_size;
         let failure = Arc::new(Mutex::new(Failure::default()));
         let of_error = Arc::clone(&failure);
@@ -486,6 +245,7 @@ impl Gpu {
                 submissions: AtomicU64::new(0),
                 freed: Arc::default(),
                 failure,
+                kernels: Mutex::new(kernels),
                 state: Mutex::default(),
             }),
         })
@@ -756,6 +516,7 @@ impl Gpu {
         range: Range<usize>,
     ) -> Result<Vec<T>, GpuError> {
         check_range(buffer, range.clone())?;
+        self.save_kernels();
         let mut data = Vec::with_capacity(range.len());
         if range.is_empty() {
             self.submit()?;
@@ -796,6 +557,14 @@ impl Gpu {
             staging.unmap();
         }
         Ok(data)
+    }
+
+    /// Writes the kernels that were compiled since the last time to disk.
+    fn save_kernels(&self) {
+        let compiled = lock(&self.inner.state).num_pipelines;
+        if let Some(kernels) = &mut *lock(&self.inner.kernels) {
+            kernels.save(compiled);
+        }
     }
 
     /// The kept buffer for downloads, of at least `bytes`.
@@ -999,6 +768,7 @@ impl Gpu {
         if let Some((_, pipeline)) = same_hash.find(|(key, _)| key.is_of(kernel)) {
             return Ok(pipeline.clone());
         }
+        let kernels = lock(&self.inner.kernels);
         let device = &self.inner.device;
         let internal = device.push_error_scope(ErrorFilter::Internal);
         let validation = device.push_error_scope(ErrorFilter::Validation);
@@ -1022,8 +792,9 @@ impl Gpu {
                 constants: kernel.constants,
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: kernels.as_ref().map(PipelineCache::raw),
         });
+        drop(kernels);
         let layout = raw.get_bind_group_layout(0);
         let invalid = pollster::block_on(validation.pop());
         let failed = pollster::block_on(internal.pop());

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use crate::gpu::{
     buffer::Binding,
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
+    error::GpuError,
 };
 
 const SOURCE: &str = include_str!("elementwise.wgsl");

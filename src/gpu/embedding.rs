@@ -4,8 +4,9 @@
 
 use crate::gpu::{
     buffer::{Binding, GpuBuffer},
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
     elementwise::{expect_len, row_pieces},
+    error::GpuError,
 };
 
 const SOURCE: &str = include_str!("embedding.wgsl");

@@ -21,7 +21,8 @@ mod tests;
 use crate::gpu::{
     attention::{Reused, at_least},
     buffer::Binding,
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
+    error::GpuError,
     lm_head::{HeadScratch, LmHead},
     logits::{self, TopK},
     matmul::{Form, Matrix, matmul},

@@ -5,7 +5,8 @@
 use crate::gpu::{
     attention::{Reused, at_least},
     buffer::{Binding, GpuBuffer},
-    context::{Gpu, GpuError},
+    context::Gpu,
+    error::GpuError,
     matmul::{Form, Matrix, matmul},
 };
 

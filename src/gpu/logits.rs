@@ -10,7 +10,8 @@ mod tests;
 use crate::gpu::{
     attention::at_least,
     buffer::{Binding, GpuBuffer},
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
+    error::GpuError,
     lm_head::{HeadScratch, LmHead},
 };
 

@@ -6,9 +6,11 @@
 //! several workgroups share a tile along K, and a second pass adds their results in order.
 
 use crate::gpu::{
+    adapters::AdapterKind,
     buffer::Binding,
-    context::{AdapterKind, Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
     elementwise,
+    error::GpuError,
 };
 
 /// A row-major matrix in a buffer. Its rows may be parts of longer rows.

@@ -4,8 +4,9 @@
 
 use crate::gpu::{
     buffer::Binding,
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
     elementwise::{expect_len, row_pieces},
+    error::GpuError,
 };
 
 const NORMS: &str = include_str!("norms.wgsl");

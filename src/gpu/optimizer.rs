@@ -2,8 +2,9 @@
 
 use crate::gpu::{
     buffer::Binding,
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
     elementwise::{expect_len, pieces},
+    error::GpuError,
     reduce_sums::ClipState,
 };
 

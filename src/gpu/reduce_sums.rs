@@ -4,8 +4,9 @@
 
 use crate::gpu::{
     buffer::{Binding, GpuBuffer},
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
     elementwise::{expect_len, fill, pieces},
+    error::GpuError,
 };
 
 /// Elements of a workgroup.

@@ -2,8 +2,9 @@
 
 use crate::gpu::{
     buffer::Binding,
-    context::{Gpu, GpuError, Kernel, grid},
+    context::{Gpu, Kernel, grid},
     elementwise::{expect_len, row_pieces},
+    error::GpuError,
 };
 
 #[repr(C)]

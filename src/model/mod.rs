@@ -21,7 +21,7 @@ mod source;
 pub mod tokenizer;
 mod weights;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, BufferVersion};
 pub use config::{Family, ModelConfig};
 pub use dtype::{Dtype, GgufType};
 pub use params::{Layout, LinearInput, Params};

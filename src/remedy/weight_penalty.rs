@@ -119,6 +119,21 @@ impl WeightPenalty {
         factor * self.strength * sum
     }
 
+    /// What the squared distances are multiplied by: lambda, or half of EWC's strength.
+    pub fn strength(&self) -> f64 {
+        self.strength
+    }
+
+    /// The center w*, by trained offset.
+    pub fn center(&self) -> &Buffer {
+        &self.center
+    }
+
+    /// F, by trained offset; `None`: 1 for every weight.
+    pub fn importance(&self) -> Option<&Buffer> {
+        self.importance.as_ref()
+    }
+
     /// Its arrays, by their names in a checkpoint.
     pub fn arrays(&self) -> Vec<(&'static str, &[f32])> {
         let mut arrays: Vec<(&'static str, &[f32])> = vec![("center", &self.center)];

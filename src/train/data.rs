@@ -382,7 +382,7 @@ impl Data {
                 given(self.held),
             ));
         };
-        let mut engine = Engine::new(&model.config).with_comm(comm);
+        let mut engine = Engine::on(&model.config, config.device)?.with_comm(comm);
         let started = Instant::now();
         let audit = audit(
             model,

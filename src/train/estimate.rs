@@ -5,7 +5,7 @@ use std::{fmt, time::Instant};
 use serde::Serialize;
 
 use super::{
-    checkpoint::Checkpoints, memory::MemoryEstimate, sampler::StepRows, student::StepError,
+    checkpoint::Checkpoints, memory::MemoryEstimate, sampler::StepRows, step::StepError,
     trainer::Trainer, workload::AUDIT_COST,
 };
 use crate::{Result, format};

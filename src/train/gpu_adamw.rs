@@ -20,7 +20,7 @@ pub struct GpuAdamW {
     exp_avg_sq: GpuArray,
     ema: Option<GpuArray>,
     clip: ClipState,
-    flags: GpuBuffer, // per trained range: the first element that is not finite
+    flags: GpuBuffer, // per trained range: the first element that is not finite; room for as many as tensors
 }
 
 /// The norm of the gradients of a step, and whether all were finite; if not, the step changed nothing.
@@ -65,7 +65,7 @@ impl GpuAdamW {
             exp_avg_sq: zeros()?,
             ema,
             clip: ClipState::new(gpu)?,
-            flags: gpu.zeros(places.len())?,
+            flags: gpu.zeros(layout.tensors.len().max(places.len()))?,
         })
     }
 
@@ -89,8 +89,9 @@ impl GpuAdamW {
             .iter()
             .map(|(_, _, data)| gradients.data.range(data))
             .collect();
-        sum_of_squares(gpu, &ranges, self.clip.squared_norm(), self.flags.all())?;
-        clip_scale(gpu, &self.clip, self.flags.all(), max_grad_norm as f32)?;
+        let flags = self.flags.range(0..ranges.len());
+        sum_of_squares(gpu, &ranges, self.clip.squared_norm(), flags)?;
+        clip_scale(gpu, &self.clip, flags, max_grad_norm as f32)?;
         let constants = StepConstants::new(self.settings, self.steps, learning_rate);
         for ((of_weights, moments, _), gradient) in places.iter().zip(ranges) {
             let range = WeightRange {
@@ -125,8 +126,8 @@ impl GpuAdamW {
         layout: &Layout,
         places: &Gradients,
     ) -> Result<Option<usize>, GpuError> {
-        let flags = gpu.download_u32(&self.flags, 0..self.flags.len())?;
         let ranges = trained_ranges(places, layout);
+        let flags = gpu.download_u32(&self.flags, 0..ranges.len())?;
         let found = ranges
             .iter()
             .zip(flags)
@@ -165,12 +166,14 @@ impl GpuAdamW {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
         distributed::Comm,
         engine::{Batch, Engine, GpuEngine, Gradients, Target, gpu_model_parts},
         gpu::testing::gpu,
-        model::Model,
+        model::{Model, Params},
         train::adamw::{AdamW, Ema, clip_scale, grad_norm},
     };
 
@@ -262,5 +265,40 @@ mod tests {
             let off = (f64::from(own.norm) - norm).abs() / norm;
             assert!(off < 1e-3, "step {step}: norm {} of {norm}", own.norm);
         }
+    }
+
+    /// Each layer has some 25 operations forward and as many backward; the optimizer has three for each part of the model.
+    #[test]
+    fn a_step_of_thirty_layers_has_fewer_than_two_thousand_dispatches() {
+        let gpu = gpu();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/mistral");
+        let mut config = Model::load(path).expect("the golden model").config;
+        config.num_hidden_layers = 30;
+        let params = Params::zeros(Arc::new(Layout::new(&config)));
+        let layout = params.layout.clone();
+        let places = Gradients::new(&params, &vec![true; layout.tensors.len()]);
+        let data = GpuArray::zeros(&gpu, gpu_model_parts(&layout)).expect("it fits");
+        let gradients = GpuGradients {
+            places: &places,
+            data: &data,
+        };
+        let mut engine = GpuEngine::new(&gpu, &config, &params).expect("it fits");
+        let settings = AdamWSettings::default();
+        let mut adamw = GpuAdamW::new(&gpu, &layout, engine.weights(), gradients, settings, None)
+            .expect("it fits");
+        let (batch, targets) = rows(0);
+        let (dispatches, submissions) = (gpu.dispatches(), gpu.submissions());
+        data.clear(&gpu).expect("it runs");
+        engine
+            .loss_and_gradients(&batch, &targets, None, gradients)
+            .expect("it runs");
+        adamw
+            .step(&gpu, &layout, engine.weights(), gradients, 1e-3, 1.0)
+            .expect("it runs");
+        let counted = gpu.dispatches() - dispatches;
+        assert!((500..2000).contains(&counted), "{counted} dispatches");
+        // One for the micro-batch and one for the optimizer, and what memory that is allocated first takes.
+        let counted = gpu.submissions() - submissions;
+        assert!(counted < 10, "{counted} submissions");
     }
 }

@@ -1,19 +1,19 @@
 //! The student on a GPU. Weights, gradients, moments and the moving average stay there between steps; the host has them after
 //! [`GpuStudent::download`].
 //!
-//! What runs there: the steps. Answers, scores, snapshots and checkpoints are the host's.
+//! Checkpoints and the projection of weights are the host's.
 
 use super::{
-    adamw::AdamW,
     gpu_adamw::GpuAdamW,
+    gpu_penalty::GpuPenalties,
     objective::{Objective, StepBatch},
-    student::{NonFinite, StepError, StepOutcome},
+    step::{HostState, NonFinite, StepError, StepOutcome},
 };
 use crate::{
     Error, Result,
-    config::{Config, Device, MethodKind, VocabSubset},
+    config::{Config, Device, VocabSubset},
     distributed::Comm,
-    engine::{Batch, GpuArray, GpuEngine, GpuGradients, Gradients, trained_ranges},
+    engine::{Batch, GpuArray, GpuEngine, GpuGradients, trained_ranges},
     gpu::{Gpu, GpuError, MAX_TOP_K},
     model::{Model, ModelConfig, Params},
 };
@@ -22,9 +22,9 @@ use crate::{
 pub(super) struct GpuStudent {
     gpu: Gpu,
     config: ModelConfig,
-    engine: GpuEngine,
     gradients: GpuArray,
     optimizer: GpuAdamW,
+    penalties: GpuPenalties,
     /// The weights of a teacher that keeps all of them.
     teacher: Option<GpuEngine>,
     max_grad_norm: f64,
@@ -32,66 +32,43 @@ pub(super) struct GpuStudent {
     is_ahead: bool,
 }
 
-/// The host's copy of what the device trains.
-pub(super) struct HostState<'a> {
-    pub params: &'a mut Params,
-    /// Which tensors are trained.
-    pub gradients: &'a Gradients,
-    pub optimizer: &'a mut AdamW,
-}
-
 impl GpuStudent {
     /// The student on the device that `config` names; none for the CPU.
     ///
     /// # Errors
     /// [`Error::Input`] if there is no such device, [`Error::Failed`] if it has too little memory.
-    pub fn open(
-        config: &Config,
-        model: &ModelConfig,
-        host: &HostState<'_>,
-    ) -> Result<Option<Self>> {
-        let Device::Gpu(index) = config.device else {
+    pub fn open(config: &Config, model: &ModelConfig, host: HostState<'_>) -> Result<Option<Self>> {
+        let HostState {
+            engine,
+            params,
+            gradients: places,
+            optimizer,
+        } = host;
+        let Some(on_gpu) = engine.gpu() else {
             return Ok(None);
         };
-        let gpu = Gpu::shared(index as usize)?;
-        Ok(Some(Self::new(gpu, config, model, host)?))
-    }
-
-    fn new(
-        gpu: Gpu,
-        config: &Config,
-        model: &ModelConfig,
-        host: &HostState<'_>,
-    ) -> Result<Self, GpuError> {
-        let train = &config.train;
-        let layout = &host.params.layout;
-        let engine = GpuEngine::new(&gpu, model, host.params)?
-            .with_gradient_checkpointing(train.gradient_checkpointing);
-        let ranges = trained_ranges(host.gradients, layout).into_iter();
+        let gpu = on_gpu.gpu().clone();
+        let engine = on_gpu.engine(params)?;
+        let layout = &params.layout;
+        let ranges = trained_ranges(places, layout).into_iter();
         let gradients = GpuArray::zeros(&gpu, ranges.map(|(_, _, gradient)| gradient))?;
         let of_gpu = GpuGradients {
-            places: host.gradients,
+            places,
             data: &gradients,
         };
-        let settings = host.optimizer.settings;
-        let optimizer = GpuAdamW::new(
-            &gpu,
-            layout,
-            engine.weights(),
-            of_gpu,
-            settings,
-            train.ema_decay,
-        )?;
-        Ok(Self {
+        let train = &config.train;
+        let (settings, ema) = (optimizer.settings, train.ema_decay);
+        let optimizer = GpuAdamW::new(&gpu, layout, engine.weights(), of_gpu, settings, ema)?;
+        Ok(Some(Self {
+            gpu,
             config: model.clone(),
-            engine,
             gradients,
             optimizer,
+            penalties: GpuPenalties::default(),
             teacher: None,
             max_grad_norm: train.max_grad_norm,
             is_ahead: false,
-            gpu,
-        })
+        }))
     }
 
     /// One optimizer step on `batch`, as [`Student::step`](super::student::Student::step).
@@ -106,21 +83,34 @@ impl GpuStudent {
         learning_rate: f64,
     ) -> Result<StepOutcome, StepError> {
         let HostState {
+            engine,
             params,
             gradients: places,
             optimizer,
         } = host;
+        let on_gpu = engine
+            .gpu()
+            .expect("a student on a GPU has its engine there");
         if !self.is_ahead {
-            self.engine.weights().upload(&self.gpu, &params.data)?;
+            on_gpu.engine(params)?;
             self.optimizer.upload(&self.gpu, optimizer)?;
             self.is_ahead = true;
         }
+        let engine = on_gpu.engine_as_it_is().expect("it was used above");
         let layout = &params.layout;
         self.gradients.clear(&self.gpu)?;
         let gradients = GpuGradients {
             places,
             data: &self.gradients,
         };
+        self.penalties.add_gradients(
+            &self.gpu,
+            layout,
+            engine.weights(),
+            gradients,
+            objective.weight_penalties(),
+            batch.strength,
+        )?;
         objective.each_micro_batch(&batch, Comm::single(), |micro_batch| {
             let hidden = |params: &Params, batch: &Batch, at: &[usize]| {
                 let teacher = match &mut self.teacher {
@@ -131,7 +121,7 @@ impl GpuStudent {
             };
             let outputs = micro_batch.teacher_outputs(hidden)?;
             let packed = micro_batch.packed;
-            self.engine.loss_and_gradients(
+            engine.loss_and_gradients(
                 &packed.batch,
                 &packed.targets,
                 micro_batch.soft_targets(outputs.as_ref()),
@@ -141,12 +131,13 @@ impl GpuStudent {
         self.optimizer.step(
             &self.gpu,
             layout,
-            self.engine.weights(),
+            engine.weights(),
             gradients,
             learning_rate,
             self.max_grad_norm,
         )?;
-        let loss = self.engine.take_loss()?;
+        let mut loss = engine.take_loss()?;
+        loss.penalty = self.penalties.take_value(&self.gpu)?;
         let norm = self.optimizer.grad_norm(&self.gpu)?;
         if !loss.total().is_finite() {
             return Err(NonFinite {
@@ -179,10 +170,14 @@ impl GpuStudent {
     /// # Errors
     /// [`Error::Failed`] if the device was lost.
     pub fn download(&mut self, host: &mut HostState<'_>) -> Result<()> {
-        if self.is_ahead {
-            self.engine
-                .weights()
-                .download(&self.gpu, &mut host.params.data)?;
+        let on_gpu = host.engine.gpu().filter(|_| self.is_ahead);
+        if let Some(on_gpu) = on_gpu {
+            if let Some(engine) = on_gpu.engine_as_it_is() {
+                engine
+                    .weights()
+                    .download(&self.gpu, &mut host.params.data)?;
+            }
+            on_gpu.set_current(host.params);
             self.optimizer.download(&self.gpu, host.optimizer)?;
             self.is_ahead = false;
         }
@@ -212,9 +207,6 @@ pub(super) fn check(config: &Config, model: &Model, comm: Comm) -> Result<()> {
         (comm.world_size() > 1, "several processes"),
         (train.lora.is_some(), "`train.lora`"),
         (train.optimizer_in_backward, "`train.optimizer_in_backward`"),
-        (method.kind == MethodKind::L2, "`method.kind = \"l2\"`"),
-        (method.ewc.is_some(), "`method.ewc`"),
-        (method.project.is_some(), "`method.project`"),
         (subset > MAX_TOP_K, "`method.vocab_subset` above 256 tokens"),
         (
             !model.config.head_dim.is_multiple_of(4),
@@ -236,11 +228,5 @@ pub(super) fn check(config: &Config, model: &Model, comm: Comm) -> Result<()> {
 impl From<GpuError> for StepError {
     fn from(error: GpuError) -> Self {
         Self::Device(error.into())
-    }
-}
-
-impl From<NonFinite> for StepError {
-    fn from(non_finite: NonFinite) -> Self {
-        Self::NonFinite(non_finite)
     }
 }

@@ -4,7 +4,12 @@ use std::{path::PathBuf, sync::Arc};
 
 use super::{evaluator::AuditAfter, records::Baseline};
 use crate::{
-    config::Config, distributed::Comm, facts::Text, model::Model, run::RunDir, splits::Splits,
+    config::{Config, Device},
+    distributed::Comm,
+    facts::Text,
+    model::Model,
+    run::RunDir,
+    splits::Splits,
 };
 
 /// Options of a run that are no part of the experiment.
@@ -16,6 +21,8 @@ pub struct Options {
     pub metrics_only: bool,
     /// Print where the time of the steps went.
     pub profile: bool,
+    /// Where a resumed run continues, if not on its own device.
+    pub device: Option<Device>,
     /// The processes that share the run.
     pub comm: Comm,
 }

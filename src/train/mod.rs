@@ -18,6 +18,8 @@ mod evaluator;
 mod finish;
 #[cfg(feature = "gpu")]
 pub mod gpu_adamw;
+#[cfg(feature = "gpu")]
+mod gpu_penalty;
 #[cfg_attr(not(feature = "gpu"), path = "no_gpu.rs")]
 mod gpu_student;
 mod grad_sink;
@@ -35,6 +37,7 @@ mod sampler;
 mod schedule;
 mod shared_prefix;
 mod state;
+mod step;
 mod student;
 #[cfg(test)]
 mod tests;

@@ -1,33 +1,23 @@
 //! A program that was built without `gpu` has no student on one.
 
 use super::{
-    adamw::AdamW,
     objective::{Objective, StepBatch},
-    student::{StepError, StepOutcome},
+    step::{HostState, StepError, StepOutcome},
 };
 use crate::{
     Result,
     config::Config,
     distributed::Comm,
-    engine::Gradients,
-    model::{Model, ModelConfig, Params},
+    model::{Model, ModelConfig},
 };
 
 /// No value has this type.
 pub(super) enum GpuStudent {}
 
-/// The host's copy of what a device trains.
-#[expect(dead_code, reason = "no device reads it")]
-pub(super) struct HostState<'a> {
-    pub params: &'a mut Params,
-    pub gradients: &'a Gradients,
-    pub optimizer: &'a mut AdamW,
-}
-
 impl GpuStudent {
     /// None: [`Device::check`](crate::config::Device::check) has refused any device but the CPU.
     #[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
-    pub fn open(_: &Config, _: &ModelConfig, _: &HostState<'_>) -> Result<Option<Self>> {
+    pub fn open(_: &Config, _: &ModelConfig, _: HostState<'_>) -> Result<Option<Self>> {
         Ok(None)
     }
 

@@ -284,9 +284,8 @@ impl Objective {
 
     /// The weight penalties; their gradient is added to `gradients`.
     fn penalties(&self, params: &Params, gradients: &mut Gradients, strength: f64) -> f64 {
-        let own = self.snapshot.iter().flat_map(Snapshot::weight_penalties);
         let mut sum = 0.0;
-        for penalty in self.previous_penalties.iter().chain(own) {
+        for penalty in self.weight_penalties() {
             // Reads weight and center, reads and writes the gradient; EWC reads its importance, too.
             let work = Work::floats(4 * gradients.data.len());
             sum += timed(Phase::Penalties, work, || {
@@ -294,6 +293,12 @@ impl Objective {
             });
         }
         sum
+    }
+
+    /// The weight penalties of earlier runs and of the snapshot.
+    pub fn weight_penalties(&self) -> impl Iterator<Item = &WeightPenalty> {
+        let own = self.snapshot.iter().flat_map(Snapshot::weight_penalties);
+        self.previous_penalties.iter().chain(own)
     }
 
     fn teacher(&self) -> Option<&DistillTeacher> {

@@ -243,7 +243,7 @@ fn split(
     progress: &Progress,
 ) -> Result<Splits> {
     let mut splits = data.split(config, model, comm, progress)?;
-    let mut engine = Engine::new(&model.config).with_comm(comm);
+    let mut engine = Engine::on(&model.config, config.device)?.with_comm(comm);
     set_own_answers(config, model, &mut engine, &mut splits, progress)?;
     reserve_control(config, &mut splits)?;
     let known = splits.known_facts();
@@ -322,7 +322,7 @@ pub fn tune_on(
     let trained = splits.known.iter().chain(&splits.unknown);
     check(&config, model, trained.map(|f| &f.fact), &[], progress)?;
     check_hardware(&config, model, options.comm)?;
-    let mut engine = Engine::new(&model.config).with_comm(options.comm);
+    let mut engine = Engine::on(&model.config, config.device)?.with_comm(options.comm);
     set_own_answers(&config, model, &mut engine, &mut splits, progress)?;
     let job = Job {
         run_dir: create_run_dir(&config, model, run_data, options.comm)?,
@@ -354,9 +354,11 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
         }
         return Ok(result);
     }
+    let own = run_dir.config()?;
     let config = Config {
         out: dir.to_owned(),
-        ..run_dir.config()?
+        device: options.device.unwrap_or(own.device),
+        ..own
     };
     if !run_dir.file(SPLITS).is_file() {
         progress.note("the run was stopped before training started: it starts over");

@@ -5,13 +5,14 @@ use std::{path::Path, thread};
 use super::{
     adamw::{AdamW, AdamWSettings, Ema, clip_scale, first_non_finite, grad_norm},
     checkpoint::CheckpointView,
-    gpu_student::{GpuStudent, HostState},
+    gpu_student::GpuStudent,
     grad_sink::{GradAction, NormAccumulator, Reducer, StepSink, reduce_loss},
     objective::{Objective, StepBatch},
+    step::{HostState, NonFinite, StepError, StepOutcome},
     trainable::{TrainableParams, trainable_tensors},
 };
 use crate::{
-    Error, Result,
+    Result,
     config::Config,
     distributed::Comm,
     engine::{
@@ -43,38 +44,12 @@ pub(super) struct Student {
     optimizer_in_backward: bool,
 }
 
-/// The result of an optimizer step.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StepOutcome {
-    /// Over all rows of the step.
-    pub loss: Loss,
-    /// L2 norm of the gradient before clipping.
-    pub grad_norm: f64,
-}
-
 /// How an optimizer step uses the gradients.
 #[derive(Clone, Copy)]
 struct Update {
     learning_rate: f64,
     /// The gradients are multiplied by this.
     clip_scale: f32,
-}
-
-/// Why a step failed.
-#[derive(Debug)]
-pub(super) enum StepError {
-    /// The loss or a gradient is not finite.
-    NonFinite(NonFinite),
-    /// The device failed.
-    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "the CPU does not"))]
-    Device(Error),
-}
-
-/// A step whose loss or gradient is not finite.
-#[derive(Clone, Debug)]
-pub(super) struct NonFinite {
-    /// What is not finite: the loss, or the gradient of a tensor.
-    pub quantity: String,
 }
 
 impl Student {
@@ -100,15 +75,16 @@ impl Student {
         let mut optimizer = AdamW::new(of, settings);
         optimizer.comm = comm;
         optimizer.ema = train.ema_decay.map(|decay| Ema::new(decay, params, of));
-        let engine = Engine::new(&model.config)
+        let mut engine = Engine::on(&model.config, config.device)?
             .with_gradient_checkpointing(train.gradient_checkpointing)
             .with_comm(comm);
         let host = HostState {
+            engine: &mut engine,
             params: &mut model.params,
             gradients: &gradients,
             optimizer: &mut optimizer,
         };
-        let gpu = GpuStudent::open(config, &model.config, &host)?;
+        let gpu = GpuStudent::open(config, &model.config, host)?;
         Ok(Self {
             engine,
             gradients,
@@ -137,6 +113,7 @@ impl Student {
             return stepped.map_err(StepError::NonFinite);
         };
         let host = HostState {
+            engine: &mut self.engine,
             params: &mut self.model.params,
             gradients: &self.gradients,
             optimizer: &mut self.optimizer,
@@ -153,6 +130,7 @@ impl Student {
             return Ok(());
         };
         gpu.download(&mut HostState {
+            engine: &mut self.engine,
             params: &mut self.model.params,
             gradients: &self.gradients,
             optimizer: &mut self.optimizer,

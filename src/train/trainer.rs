@@ -15,7 +15,8 @@ use super::{
     records::splits_and_baseline,
     sampler::{Sampler, StepRows},
     state::{Stopwatch, TrainState, ValidationState},
-    student::{NonFinite, StepError, StepOutcome, Student},
+    step::{NonFinite, StepError, StepOutcome},
+    student::Student,
     trainable::trainable_tensors,
     workload::Workload,
     writer::RunWriter,
@@ -271,7 +272,7 @@ impl Trainer {
                         student.step(objective, batch, learning_rate)
                     }) {
                         Ok(outcome) => {
-                            self.project_after(step);
+                            self.project_after(step)?;
                             let tokens_per_second =
                                 self.log_step(epoch, &rows, outcome, started)?;
                             bar.message(step_summary(&outcome, learning_rate, tokens_per_second));
@@ -287,7 +288,7 @@ impl Trainer {
                 interrupt::check_all_processes(self.student.engine.comm())?;
             }
             drop(bar);
-            self.project();
+            self.project()?;
 
             if self.evaluation_is_due(epoch) {
                 self.set_interrupt_notice("the evaluation");
@@ -355,19 +356,21 @@ impl Trainer {
     }
 
     /// Projects the weights, where that is due after `step`.
-    fn project_after(&mut self, step: usize) {
-        let project = self.config.method.project;
-        if project.is_some_and(|project| step.is_multiple_of(project.every)) {
-            self.project();
+    fn project_after(&mut self, step: usize) -> Result<()> {
+        match self.config.method.project {
+            Some(project) if step.is_multiple_of(project.every) => self.project(),
+            _ => Ok(()),
         }
     }
 
     /// Projects the update onto the null space of known inputs, if the method does so.
-    fn project(&mut self) {
+    fn project(&mut self) -> Result<()> {
         let snapshot = self.objective.snapshot.as_ref();
         if let Some(projection) = snapshot.and_then(|s| s.projection.as_ref()) {
+            self.student.sync_host()?;
             self.student.project(projection);
         }
+        Ok(())
     }
 
     /// What Ctrl-C does during `task`, and what another one costs.

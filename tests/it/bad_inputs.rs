@@ -456,9 +456,10 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "seed=-1",
         &["`--set seed=-1`: `seed`: expected a whole number, 0 or more, found -1"],
     ),
+    #[cfg(not(feature = "gpu"))]
     (
         "device=gpu",
-        &["`--set device=gpu`: `device` is `gpu`: this build computes on the CPU only"],
+        &["`--set device=gpu`: `device` is `gpu`: this program was built without GPUs"],
     ),
     (
         "model=3",
@@ -540,7 +541,12 @@ const COMMANDS: &[(&[(&str, &[u8])], &str, &[&str])] = &[
     (&[], "tune MODEL --seed -1 --out run", &["unexpected argument '-1' found", "tip: to pass '-1' as a value, use '-- -1'"]),
     (&[], "ask MODEL hi --threads 0", &["invalid value '0' for '--threads <N>': number would be zero for non-zero type"]),
     (&[], "ask MODEL hi --device tpu", &["invalid value 'tpu' for '--device <DEVICE>': expected cpu, gpu, gpu:N or auto"]),
-    (&[], "ask MODEL hi --device gpu", &["`--device gpu`: this build computes on the CPU only", "leave `--device` out, or write `--device cpu`"]),
+    #[cfg(not(feature = "gpu"))]
+    (&[], "ask MODEL hi --device gpu", &["`--device gpu`: this program was built without GPUs", "leave `--device` out, or install a program that can use one: `cargo install --path . --features gpu`"]),
+    #[cfg(feature = "gpu")]
+    (&[], "ask MODEL hi --device gpu:99", &["no GPU 99: this machine has ", "`unforget devices` lists what there is"]),
+    #[cfg(feature = "gpu")]
+    (&[], "demo --device gpu", &["`--device gpu`: this command compares runs with recorded ones, which were made on the CPU"]),
     (&[], "tune", &["the following required arguments were not provided:", ">"]),
     (&[], "tune MODEL --learn a.tsv", &["no run directory is named", "add `--out runs/NAME`"]),
     (&[], "tune MODEL --out run", &["there is nothing to train on: neither new facts (`data.learn`) nor known ones (`data.keep`) are given", "name a file with facts, such as `--learn new.tsv`"]),

@@ -17,7 +17,23 @@ use unforget::{config::Config, experiment::Experiment};
 use crate::tools::{SMOLLM2, require, require_variable};
 
 /// The commands that are shown but not run, by chapter, and why. There may be no others.
-const NOT_RUN: [(&str, &str, &str); 8] = [
+const NOT_RUN: [(&str, &str, &str); 12] = [
+    (
+        "commands/devices.md",
+        "unforget devices",
+        "every machine has others",
+    ),
+    (
+        "devices.md",
+        "cargo install --path . --features gpu",
+        "builds for minutes",
+    ),
+    ("devices.md", "unforget devices", "every machine has others"),
+    (
+        "devices.md",
+        "unforget tune smollm2-135m --learn new.tsv --out runs/new --device gpu",
+        "needs a GPU",
+    ),
     ("install.md", "cargo install --path .", "builds for minutes"),
     ("install.md", "cargo install unforget", "needs the network"),
     (

@@ -115,11 +115,37 @@ fn usage_errors_exit_with_2_and_version_with_0() {
     refused(dir.path(), &["ask", MODEL, "x", "--samples", "many"]);
     refused(dir.path(), &["ask", MODEL, "x", "--threads", "0"]);
     assert!(run(dir.path(), &["--version"]).status.success());
-    let message = refused(dir.path(), &["ask", MODEL, "x", "--device", "gpu:1"]);
-    insta::assert_snapshot!(message, @r"
-    error: `--device gpu:1`: this build computes on the CPU only
-    hint: leave `--device` out, or write `--device cpu`
-    ");
+}
+
+#[test]
+fn devices_are_listed_the_cpu_first_and_one_that_is_not_there_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let listed = run(dir.path(), &["devices", "--json", "--threads", "1"]);
+    assert!(listed.status.success());
+    let devices: serde_json::Value = serde_json::from_str(&stdout(&listed)).unwrap();
+    let cpu = &devices[0];
+    assert_eq!(
+        (&cpu["device"], &cpu["kind"]),
+        (&"cpu".into(), &"cpu".into())
+    );
+    assert_eq!(
+        (&cpu["threads"], &cpu["driver"]),
+        (&1.into(), &serde_json::Value::Null)
+    );
+    let table = stdout(&run(dir.path(), &["devices"]));
+    assert!(table.starts_with("device"), "{table}");
+    // Every command takes the device.
+    for device in ["cpu", "auto"] {
+        let asked = run(dir.path(), &["ask", MODEL, "x", "--device", device]);
+        assert!(asked.status.success(), "{}", stderr(&asked));
+    }
+    let message = refused(dir.path(), &["ask", MODEL, "x", "--device", "gpu:99"]);
+    let reason = if cfg!(feature = "gpu") {
+        "no GPU 99"
+    } else {
+        "this program was built without GPUs"
+    };
+    assert!(message.contains(reason), "{message}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::{
+    config::Device,
     engine::{GpuArray, GpuEngine, GpuGradients, gpu_array::model_parts},
     gpu::testing::gpu,
     model::Model,
@@ -114,4 +115,79 @@ fn loss_and_gradients_equal_those_of_the_cpu() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// An engine on the CPU and one on the GPU, of the same shape.
+fn both_engines(config: &ModelConfig) -> [Engine; 2] {
+    let on_gpu = Engine::on(config, Device::Gpu(0)).expect("a device");
+    [Engine::new(config), on_gpu]
+}
+
+#[test]
+fn decoding_over_a_tree_of_segments_equals_that_of_the_cpu() {
+    let _turn = gpu();
+    for (name, config, params) in models() {
+        let vocab = config.vocab_size as u32;
+        let tokens = |n: u32, seed: u32| -> Vec<u32> {
+            (0..n).map(|i| (i * i * 7 + i * 3 + seed) % vocab).collect()
+        };
+        let prefix = tokens(30, 1);
+        let (first, second) = (tokens(3, 2), tokens(9, 4));
+        let [expected, got] = both_engines(&config).map(|mut engine| {
+            let mut cache = KvCache::new(&config);
+            let root = cache.open(None, prefix.len());
+            let mut out = Vec::new();
+            let mut extend = |cache: &mut KvCache, rows: &[(SegmentId, &[u32])], outputs| {
+                out.push(engine.extend(&params, cache, rows, outputs));
+            };
+            extend(&mut cache, &[(root, &prefix[..13])], Outputs::Last);
+            extend(&mut cache, &[(root, &prefix[13..])], Outputs::All);
+            let mark = cache.mark();
+            // The slots of a released segment are used again.
+            for round in 0..2 {
+                let a = cache.open(Some(root), 40 + round);
+                let b = cache.open(Some(root), 12);
+                extend(&mut cache, &[(a, &first), (b, &second)], Outputs::Last);
+                extend(
+                    &mut cache,
+                    &[(b, &second[..1]), (a, &first[..1])],
+                    Outputs::Last,
+                );
+                cache.release(mark);
+            }
+            assert!(engine.take_device_error().is_none());
+            out.concat()
+        });
+        assert_eq!(difference(&got, &expected, &name), None);
+    }
+}
+
+#[test]
+fn hidden_states_and_logits_equal_those_of_the_cpu_also_after_the_weights_change() {
+    let _turn = gpu();
+    for (name, config, mut params) in models() {
+        let mut engines = both_engines(&config);
+        let (batch, targets) = batch(config.vocab_size as u32);
+        let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
+        let mut before = Vec::new();
+        for change in [1.0, 1.01] {
+            params.data.iter_mut().for_each(|w| *w *= change);
+            let [expected, got] = engines.each_mut().map(|engine| {
+                let hidden = engine.hidden(&params, &batch, &positions);
+                let middle = engine.residual_after(&params, &batch, 1, &positions);
+                let none = engine.residual_after(&params, &batch, 0, &positions);
+                let logits = engine.logits(&params, &hidden, |_, logits| logits.to_vec());
+                let head = &params.data[params.layout.head.clone()];
+                let other: Vec<f32> = head.iter().map(|w| 0.9 * w).collect();
+                let kl = engine.kl_divergences(&params, &hidden, &hidden, Some(&other));
+                let kl = kl.into_iter().map(|kl| kl as f32).collect();
+                [hidden, middle, none, logits.concat(), kl]
+            });
+            for (got, expected) in got.iter().zip(&expected) {
+                assert_eq!(difference(got, expected, &name), None);
+            }
+            assert_ne!(before, got[0]);
+            before = got[0].clone();
+        }
+    }
 }

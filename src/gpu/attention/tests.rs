@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::gpu::{
-    cache::KvCache,
+    cache::KvSlots,
     testing::{assert_close, gpu, gradient, random, wide},
 };
 
@@ -356,30 +356,44 @@ fn heads_that_do_not_fit_are_refused() {
     assert!(matches!(result, Err(GpuError::Shape { .. })));
 }
 
+/// Segments of a cache: the first slot of each, and the one before it. A prefix, two questions after it (the first one long), and a row
+/// of its own.
+const SEGMENTS: [(usize, Option<usize>); 4] =
+    [(0, None), (40, Some(0)), (340, Some(0)), (370, None)];
+
 /// Attention of new tokens to a cache, as rows of (segment, new tokens), beside the loops.
 fn check_cache(gpu: &Gpu, shape: AttentionShape) {
-    let mut cache = KvCache::new(gpu, 2, shape).expect("a cache");
-    // A prefix, two questions after it (one long), and a row of its own; the cache must grow.
-    let prefix = cache.open(gpu, None, 40).expect("room");
-    let first = cache.open(gpu, Some(prefix), 300).expect("room");
-    let mut steps = vec![vec![(prefix, 40)], vec![(first, 290)]];
+    let mut cache = KvSlots::new(gpu, 2, shape).expect("a cache");
+    let [prefix, first, second, alone] = [0, 1, 2, 3];
+    let steps = [
+        vec![(prefix, 40)],
+        vec![(first, 290)],
+        vec![(second, 20), (first, 2), (alone, 1)],
+        vec![(first, 1), (second, 1), (alone, 1)],
+        vec![(alone, 7), (second, 1), (first, 1)],
+    ];
+    let mut lens = [0; 4];
     let mut plan = DecodingPlan::default();
     let width = shape.kv_width();
     let mut kept = [vec![], vec![]]; // keys, values of all slots
     let mut seed = 10;
-    for step in 0..5 {
-        if step == 2 {
-            let second = cache.open(gpu, Some(prefix), 30).expect("room");
-            let alone = cache.open(gpu, None, 9).expect("room");
-            steps.push(vec![(second, 20), (first, 2), (alone, 1)]);
-            steps.push(vec![(first, 1), (second, 1), (alone, 1)]);
-            steps.push(vec![(alone, 7), (second, 1), (first, 1)]);
-        }
+    for (step, of_step) in steps.iter().enumerate() {
+        // The cache must grow.
+        let slots = if step < 2 { 340 } else { 379 };
+        cache.reserve(gpu, slots).expect("room");
         let (mut rows, mut slots, mut tokens) = (Vec::new(), Vec::new(), 0);
-        for (segment, new) in &steps[step] {
-            let slot = cache.grow(*segment, *new);
+        for (segment, new) in of_step {
+            let (start, parent) = SEGMENTS[*segment];
+            let slot = start + lens[*segment];
+            lens[*segment] += new;
             slots.extend((slot..slot + new).map(|s| s as u32));
-            rows.push(cache.row(*segment, tokens..tokens + new));
+            let path = parent.into_iter().chain([*segment]);
+            rows.push(AttentionRow {
+                tokens: tokens..tokens + new,
+                keys: path
+                    .map(|s| SEGMENTS[s].0..SEGMENTS[s].0 + lens[s])
+                    .collect(),
+            });
             tokens += new;
         }
         seed += 1;
@@ -436,25 +450,4 @@ fn decoding_over_a_tree_of_segments_equals_the_loops() {
         };
         check_cache(&gpu, shape);
     }
-}
-
-#[test]
-fn a_released_segment_gives_its_slots_back() {
-    let gpu = gpu();
-    let mut cache = KvCache::new(&gpu, 1, shape(2, 1, 16)).expect("a cache");
-    let prefix = cache.open(&gpu, None, 4).expect("room");
-    assert_eq!(cache.grow(prefix, 3), 0);
-    let mark = cache.mark();
-    let question = cache.open(&gpu, Some(prefix), 5).expect("room");
-    assert_eq!((cache.grow(question, 2), cache.len(question)), (4, 5));
-    assert_eq!(
-        cache.row(question, 0..2),
-        AttentionRow {
-            tokens: 0..2,
-            keys: vec![0..3, 4..6],
-        }
-    );
-    cache.release(mark);
-    let other = cache.open(&gpu, Some(prefix), 5).expect("room");
-    assert_eq!((cache.grow(other, 1), cache.len(other)), (4, 4));
 }

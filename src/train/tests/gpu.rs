@@ -105,6 +105,25 @@ fn every_teacher_and_source_of_rows_follows_the_cpu() {
 }
 
 #[test]
+fn every_change_of_the_gradient_follows_the_cpu() {
+    follows_the_cpu(|config| {
+        config.method = method(|m| (m.kind, m.lambda) = (MethodKind::L2, 0.5));
+    });
+    follows_the_cpu(|config| {
+        config.method = method(|m| (m.kind, m.ewc) = (MethodKind::Sft, Some(ewc(10.0))));
+    });
+    follows_the_cpu(|config| {
+        config.method = method(|m| {
+            m.kind = MethodKind::Sft;
+            m.project = Some(ProjectConfig {
+                every: 2,
+                ..ProjectConfig::default()
+            });
+        });
+    });
+}
+
+#[test]
 fn every_way_to_train_follows_the_cpu() {
     follows_the_cpu(|config| config.train.trainable = vec!["ffn@0-0".into()]);
     follows_the_cpu(|config| config.train.gradient_checkpointing = true);
@@ -135,11 +154,11 @@ fn a_checkpoint_moves_to_another_device() {
     unfinish(&config.out);
     let last = checkpoints(&config.out).pop().expect("two were kept");
     fs::remove_dir_all(last).expect("removable");
-    let path = config.out.join("config.toml");
-    let text = fs::read_to_string(&path).expect("readable");
-    assert!(text.contains("device = \"gpu\""));
-    fs::write(&path, text.replace("device = \"gpu\"", "device = \"cpu\"")).expect("writable");
-    let moved = resume(&config.out, KEEP_CHECKPOINTS, &Progress::quiet()).expect("it resumes");
+    let to_cpu = Options {
+        device: Some(Device::Cpu),
+        ..KEEP_CHECKPOINTS
+    };
+    let moved = resume(&config.out, to_cpu, &Progress::quiet()).expect("it resumes");
     assert_eq!(moved.steps, expected.steps);
 }
 
@@ -161,8 +180,6 @@ fn what_the_kernels_do_not_do_is_refused_before_compute() {
         message,
         "`train.lora` is not supported on a GPU (`device = \"gpu\"`)"
     );
-    refused(&|config| config.method.kind = MethodKind::L2);
-    refused(&|config| config.method.ewc = Some(ewc(1.0)));
     refused(&|config| config.train.optimizer_in_backward = true);
     let message = refused(&|config| config.device = Device::Gpu(99));
     assert!(message.contains("no GPU 99"), "{message}");

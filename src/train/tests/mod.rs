@@ -20,7 +20,7 @@ use super::{
     prepare,
     prepare::{resume, tune},
     sampler::StepRows,
-    student::StepError,
+    step::StepError,
     trainer::Trainer,
 };
 use crate::{
@@ -96,6 +96,7 @@ fn temporary() -> tempfile::TempDir {
 }
 
 const KEEP_CHECKPOINTS: Options = Options {
+    device: None,
     comm: Comm::single(),
     keep_checkpoints: true,
     metrics_only: false,
