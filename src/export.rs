@@ -43,6 +43,8 @@ pub enum CardFiles {
     Gguf,
     /// A PEFT adapter.
     Adapter,
+    /// An adapter as a GGUF file.
+    GgufAdapter,
 }
 
 /// The `README.md` of a tuned model: hub metadata, use, accuracies, forgetting, config and environment. `repository` is the model's on
@@ -118,12 +120,19 @@ pub fn model_card(
 
 /// How the model is asked as the run asks it.
 fn usage(prompt: &TrainedPrompt, files: CardFiles, repository: Option<&str>) -> String {
-    if files == CardFiles::Gguf {
-        let code = "ollama create my-model -f Modelfile\nollama run my-model \"your question\"\n";
-        let mut text = format!(
-            "`Modelfile` has the prompt and the end of an answer that the model was trained with:\n\n{}",
-            code_block("sh", code)
-        );
+    if matches!(files, CardFiles::Gguf | CardFiles::GgufAdapter) {
+        let (mut text, model) = if files == CardFiles::Gguf {
+            let code =
+                "ollama create my-model -f Modelfile\nollama run my-model \"your question\"\n";
+            let text = format!(
+                "`Modelfile` has the prompt and the end of an answer that the model was trained with:\n\n{}",
+                code_block("sh", code)
+            );
+            (text, "model.gguf")
+        } else {
+            let text = "`adapter.gguf` belongs to the base model as a GGUF file: `llama-cli -m BASE.gguf --lora adapter.gguf`.\n";
+            (text.to_owned(), "BASE.gguf --lora adapter.gguf")
+        };
         if let PromptForm::Facts(template) = &prompt.form
             && !template.rendered
         {
@@ -139,7 +148,7 @@ fn usage(prompt: &TrainedPrompt, files: CardFiles, repository: Option<&str>) -> 
                 .iter()
                 .map(|stop| format!(" -r '{}'", escaped(stop)));
             let code = format!(
-                "llama-completion -m model.gguf --temp 0 -n 32 -no-cnv -p '{question}'{}\n",
+                "llama-completion -m {model} --temp 0 -n 32 -no-cnv -p '{question}'{}\n",
                 stops.collect::<String>()
             );
             let _ = write!(
@@ -203,7 +212,7 @@ fn metadata(run: &RecordedRun, files: CardFiles) -> String {
     let result = &run.result;
     let library = match files {
         CardFiles::Model => "transformers",
-        CardFiles::Gguf => "gguf",
+        CardFiles::Gguf | CardFiles::GgufAdapter => "gguf",
         CardFiles::Adapter => "peft",
     };
     let mut yaml = format!(

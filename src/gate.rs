@@ -174,7 +174,7 @@ impl Gate {
     pub fn markdown(&self) -> String {
         let mark = if self.passed() { "✅" } else { "❌" };
         let asked = if self.few_shot {
-            "Evaluated under the few-shot prompts of the baseline's audit."
+            "Evaluated under the few-shot prompts of the baseline's audit. A tuned model may answer its new facts only at the prompt that it was trained with."
         } else {
             "Asked at the baseline's training prompt and compared with its end, since it has no prompts of an audit (`prompts.jsonl`): a model that was not trained on \
              this prompt seems to have forgotten what it answers in other words."
@@ -351,7 +351,7 @@ mod tests {
         insta::assert_snapshot!(gate.markdown(), @r"
         ### ❌ failed: forgot 1 of 3 known held-out facts, 33.3% (95%: 6.1 to 79.2); budget 33 pp
 
-        Evaluated under the few-shot prompts of the baseline's audit.
+        Evaluated under the few-shot prompts of the baseline's audit. A tuned model may answer its new facts only at the prompt that it was trained with.
 
         | split | facts | known before | known now | forgotten | gained |
         |---|---|---|---|---|---|

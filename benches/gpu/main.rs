@@ -238,10 +238,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let report = gpu.report();
     eprintln!("{} ({}, {})", report.name, report.backend, report.driver);
     let products = products(&gpu, options.small);
-    let (shapes, workloads): (&[(&str, Shape)], &[(usize, usize)]) = if options.small {
-        (&SMALL, &[(4, 8)])
+    let shapes: &[(&str, Shape)] = if options.small { &SMALL } else { &SHAPES };
+    let workloads: &[(usize, usize)] = if options.small {
+        &[(4, 8)]
     } else {
-        (&SHAPES, &[(32, 24), (2, 1024)])
+        &[(32, 24), (2, 1024)]
     };
     let mut models = Vec::new();
     for (name, shape) in shapes {

@@ -6,21 +6,21 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 use unforget::{
     Error, Result,
     export::{
         CardFiles, LM_EVAL_TASK, ModelfileChat, lm_eval_task, model_card, modelfile, stop_token,
     },
     hub::{HubCommit, HubRepository},
-    model::{Dtype, GgufType},
+    model::{Dtype, GgufType, ModelConfig, save_adapter_gguf},
     prompt::{ChatParts, has_chat_template},
-    run::{ADAPTER_DIR, RecordedRun, RunDir, Split, TrainedPrompt},
+    run::{ADAPTER_DIR, Environment, RecordedRun, RunDir, Split, TrainedPrompt},
 };
 
 use super::{
     answering::trained_prompt,
-    context::{Context, finished_run, finished_run_of, load_model, load_tokenizer},
+    context::{Context, finished_run, finished_run_of, load_model, load_tokenizer, model_spec},
     output,
 };
 
@@ -31,6 +31,7 @@ use super::{
     Examples:\n  \
     unforget export runs/p17 --to hf --out p17-model\n  \
     unforget export runs/p17 --to gguf --dtype q8_0 --out p17-gguf \\\n      && ollama create p17 -f p17-gguf/Modelfile\n  \
+    unforget export runs/lora --to gguf --adapter --out p17-lora\n  \
     unforget export runs/lora --to peft --out p17-adapter \\\n      --push me/p17-adapter --private\n  \
     unforget export runs/p17 --to lm-eval --out p17-task"
 )]
@@ -47,6 +48,12 @@ pub struct ExportArgs {
     /// Type of the weights [default: as in the source, f32 for a GGUF; f16 with `--to gguf`]
     #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
+    /// With `--to gguf`, of a run with `train.lora`: the adapter alone, which llama.cpp adds to its base model (`--lora`)
+    #[arg(long)]
+    adapter: bool,
+    /// With `--to peft`: the hub id of the model that the adapter is for, where it was fitted to other weights, such as quantised ones
+    #[arg(long, value_name = "ID")]
+    base: Option<String>,
     /// Write into a directory that is not empty
     #[arg(long)]
     force: bool,
@@ -96,6 +103,14 @@ const SUMMARY: &str = "Upload a model with unforget";
 /// What the GGUF file in the directory is called.
 const GGUF_FILE: &str = "model.gguf";
 
+/// What the GGUF file of an adapter is called.
+const GGUF_ADAPTER_FILE: &str = "adapter.gguf";
+
+/// The files of a PEFT adapter.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// See [`ADAPTER_CONFIG`].
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
 impl ExportArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         // Before any work: the repository's name and the token.
@@ -103,10 +118,27 @@ impl ExportArgs {
         let hub = hub
             .map(|id| HubRepository::new(id, self.private))
             .transpose()?;
+        let wrong = [
+            (self.adapter && self.to != Format::Gguf, "--adapter", "gguf"),
+            (
+                self.base.is_some() && self.to != Format::Peft,
+                "--base",
+                "peft",
+            ),
+        ];
+        if let Some((_, flag, format)) = wrong.into_iter().find(|(is_wrong, ..)| *is_wrong) {
+            return Err(Error::input_hint(
+                format!("`{flag}` is for `--to {format}`"),
+                format!("leave `{flag}` out, or write `--to {format}`"),
+            ));
+        }
         let files = match self.to {
             Format::Hf => self
                 .write_hugging_face(context)
                 .map(|()| CardFiles::Model)?,
+            Format::Gguf if self.adapter => self
+                .write_gguf_adapter(context)
+                .map(|()| CardFiles::GgufAdapter)?,
             Format::Gguf => self.write_gguf(context).map(|()| CardFiles::Gguf)?,
             Format::Peft => self.copy_adapter(context).map(|()| CardFiles::Adapter)?,
             Format::LmEval => return self.write_task(context),
@@ -223,8 +255,45 @@ impl ExportArgs {
         Ok(())
     }
 
-    /// Copies the adapter that the run wrote.
-    fn copy_adapter(&self, context: &Context) -> Result<()> {
+    /// Writes the adapter of the run as GGUF.
+    fn write_gguf_adapter(&self, context: &Context) -> Result<()> {
+        let run = self.run_with_adapter(context)?;
+        let config = ModelConfig::load(&model_spec(&self.run)?)?;
+        fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
+        save_adapter_gguf(
+            &config,
+            &run.file(ADAPTER_DIR),
+            &self.out.join(GGUF_ADAPTER_FILE),
+        )
+    }
+
+    /// The base model that a PEFT adapter names: a hub id with the weights that it was fitted to, or what the user says.
+    fn adapter_base(&self, run: &RunDir) -> Result<String> {
+        if let Some(base) = &self.base {
+            return Ok(base.clone());
+        }
+        let environment: Environment = run.read_json("environment.json")?;
+        let model = environment.model;
+        let quantization = model.quantization.unwrap_or_default();
+        let is_whole = ["F32", "F16", "BF16"].contains(&quantization.to_uppercase().as_str());
+        match model.hub_id {
+            Some(id) if is_whole => Ok(id),
+            None if is_whole => Ok(model.name),
+            id => Err(Error::input_hint(
+                format!(
+                    "the adapter was fitted to {quantization} weights of `{}`, which no hub id has: on others its answers differ",
+                    model.name
+                ),
+                match id {
+                    Some(id) => format!("`--base {id}` names the model in full precision; `--to gguf --adapter` keeps the quantised base"),
+                    None => "`--base ID` names the model that it is for; `--to gguf --adapter` keeps the quantised base".into(),
+                },
+            )),
+        }
+    }
+
+    /// The finished run, which has an adapter; the output directory can be written.
+    fn run_with_adapter(&self, context: &Context) -> Result<RunDir> {
         if self.dtype.is_some() {
             return Err(Error::input_hint(
                 "`--dtype` is for whole models: an adapter is written as it was trained, in f32",
@@ -248,13 +317,27 @@ impl ExportArgs {
             ));
         }
         output::check_output_dir(&self.out, self.force, context.comm)?;
+        Ok(run)
+    }
+
+    /// Copies the adapter that the run wrote.
+    fn copy_adapter(&self, context: &Context) -> Result<()> {
+        let run = self.run_with_adapter(context)?;
+        let base = self.adapter_base(&run)?;
         fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
         let from = run.file(ADAPTER_DIR);
+        let config = from.join(ADAPTER_CONFIG);
+        let text = fs::read_to_string(&config).map_err(Error::io("read", &config))?;
+        let mut settings: Value = serde_json::from_str(&text).map_err(|e| Error::BrokenModel {
+            path: config,
+            message: e.to_string(),
+        })?;
+        settings["base_model_name_or_path"] = base.into();
+        let text = serde_json::to_string_pretty(&settings).expect("JSON serializes") + "\n";
+        self.write(ADAPTER_CONFIG, &text)?;
         // The weights last: without them nothing takes the directory for an adapter.
-        for name in ["adapter_config.json", "adapter_model.safetensors"] {
-            let (from, to) = (from.join(name), self.out.join(name));
-            fs::copy(&from, &to).map_err(Error::io("copy", &from))?;
-        }
+        let (from, to) = (from.join(ADAPTER_WEIGHTS), self.out.join(ADAPTER_WEIGHTS));
+        fs::copy(&from, &to).map_err(Error::io("copy", &from))?;
         Ok(())
     }
 }

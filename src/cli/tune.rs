@@ -43,7 +43,9 @@ fn help_width() -> usize {
 fn long_help() -> String {
     let width = help_width();
     let keys = config::reference();
-    let mut text = "Config keys with their defaults, for CONFIG.toml and --set:\n".to_owned();
+    let mut text = "Config keys with their defaults, for CONFIG.toml and --set. The default method, `auto`, sets its own trainable, \
+        batch_size, learning_rate, num_epochs, ema_decay, early_stopping and decoys: config.toml in the run directory has them.\n"
+        .to_owned();
     for section in keys.chunk_by(|a, b| a.section == b.section) {
         let rows: Vec<Vec<String>> = section
             .iter()
@@ -64,7 +66,7 @@ fn long_help() -> String {
 
 /// Fine-tune a model on new facts, measure what it forgot, and write a run directory
 #[derive(Debug, Args)]
-#[command(after_help = format!("`tune --help` lists all settings. {AFTER_HELP}"), after_long_help = long_help(), term_width = help_width())]
+#[command(override_usage = "unforget tune <CONFIG.toml|MODEL> [--learn <FACTS>...] [--out <RUN>] [OPTIONS]", after_help = format!("`tune --help` lists all settings. {AFTER_HELP}"), after_long_help = long_help(), term_width = help_width())]
 pub struct TuneArgs {
     /// A config file, a model, or a run whose model is tuned further
     #[arg(value_name = "CONFIG.toml|MODEL")]

@@ -11,9 +11,12 @@ mod run_labels;
 mod settings;
 mod text_plot;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::{Result, atomic_file, run::RecordedRun};
+use crate::{Error, Result, atomic_file, run::RecordedRun};
 
 pub use page::render;
 pub use plots::accuracy;
@@ -27,6 +30,13 @@ pub use text_plot::{TextCurve, trade_as_text};
 pub fn write(runs: &[PathBuf], out: &Path, bundle: Option<&Path>) -> Result<()> {
     let runs = RecordedRun::read_all(runs)?;
     let html = render(&runs)?;
+    for dir in [Some(out), bundle]
+        .into_iter()
+        .flatten()
+        .filter_map(Path::parent)
+    {
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    }
     if let Some(bundle) = bundle {
         bundle::write(&html, &runs, bundle)?;
     }

@@ -89,10 +89,14 @@ pub fn contains_runs(dir: &Path) -> bool {
 /// The error for a directory that is not a run; it names the runs inside, where there are some.
 pub fn not_a_run(dir: &Path) -> Error {
     let mut runs = runs_inside(dir);
-    let message = format!(
-        "{} is not a run directory: it has no config.toml",
-        dir.display()
-    );
+    let message = if dir.exists() {
+        format!(
+            "{} is not a run directory: it has no config.toml",
+            dir.display()
+        )
+    } else {
+        format!("{}: there is no such run directory", dir.display())
+    };
     if runs.is_empty() {
         return Error::input_hint(
             message,

@@ -3,6 +3,8 @@
 //!
 //! Checkpoints and the projection of weights are the host's.
 
+use std::fmt::Display;
+
 use super::{
     gpu_adamw::GpuAdamW,
     gpu_penalty::GpuPenalties,
@@ -14,7 +16,8 @@ use crate::{
     config::{Config, Device, VocabSubset},
     distributed::Comm,
     engine::{Batch, GpuArray, GpuEngine, GpuGradients, trained_ranges},
-    gpu::{Gpu, GpuError, MAX_TOP_K},
+    format,
+    gpu::{AdapterKind, Gpu, GpuError, MAX_TOP_K},
     model::{Model, ModelConfig, Params},
 };
 
@@ -223,6 +226,34 @@ pub(super) fn check(config: &Config, model: &Model, comm: Comm) -> Result<()> {
             "use `--device cpu` for this run",
         )),
     }
+}
+
+/// Refuses a run that needs more memory than the device has, where its driver tells how much that is: `needed` bytes, which `parts`
+/// tells apart. A software device has the machine's.
+///
+/// # Errors
+/// [`Error::Input`] with the sizes.
+pub(super) fn check_memory(config: &Config, needed: u64, parts: &dyn Display) -> Result<()> {
+    let Device::Gpu(index) = config.device else {
+        return Ok(());
+    };
+    let adapter = Gpu::adapters().into_iter().nth(index as usize);
+    let adapter = adapter.filter(|adapter| adapter.kind != AdapterKind::Software);
+    let Some((adapter, memory)) = adapter.and_then(|a| a.memory.map(|memory| (a, memory))) else {
+        return Ok(());
+    };
+    if needed <= memory {
+        return Ok(());
+    }
+    Err(Error::input_hint(
+        format!(
+            "the run needs about {} on the device, and `{}` has {} ({parts})",
+            format::memory(needed),
+            adapter.name,
+            format::memory(memory)
+        ),
+        "take `train.gradient_checkpointing = true`, a smaller `train.batch_size`, fewer tensors (`train.trainable = \"ffn@0-9\"`) or `--device cpu`",
+    ))
 }
 
 impl From<GpuError> for StepError {

@@ -201,6 +201,11 @@ impl MemoryEstimate {
         }
     }
 
+    /// What a GPU holds of it: everything but the copies for interpolation and what is not in arrays.
+    pub(super) fn on_device(&self) -> u64 {
+        self.total() - self.interpolation - self.other
+    }
+
     /// Settings that save memory, the largest saving first.
     fn suggestions(&self, config: &Config) -> String {
         let mut ways = Vec::new();

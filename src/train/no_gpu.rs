@@ -1,5 +1,7 @@
 //! A program that was built without `gpu` has no student on one.
 
+use std::fmt::Display;
+
 use super::{
     objective::{Objective, StepBatch},
     step::{HostState, StepError, StepOutcome},
@@ -38,6 +40,12 @@ impl GpuStudent {
     pub fn is_ahead(&self) -> bool {
         match *self {}
     }
+}
+
+/// Nothing to refuse.
+#[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
+pub(super) fn check_memory(_: &Config, _: u64, _: &dyn Display) -> Result<()> {
+    Ok(())
 }
 
 /// Nothing to refuse.

@@ -6,6 +6,7 @@ use super::{
     activation_cache::ActivationCache,
     batches::{self, max_row_len},
     evaluator::{Evaluation, Evaluator, EvaluatorOptions, template},
+    gpu_student,
     job::{Job, Options, Start},
     loss_spikes::{LossSpikeDetector, MAX_SKIPPED_STEPS},
     memory::{self, MemoryEstimate},
@@ -100,6 +101,7 @@ impl Trainer {
         let tensors = trainable_tensors(&config.train, &model.params)?;
         let memory = MemoryEstimate::of(&config, &model, &tensors, &examples);
         memory.require(&config)?;
+        gpu_student::check_memory(&config, memory.on_device(), &memory)?;
         if config.method.decoys.is_some() {
             pseudo_replay::check(&texts)?;
         }
@@ -186,8 +188,8 @@ impl Trainer {
                 None => self.method_name(),
             },
             self.student.model.name,
-            self.student.num_trained(),
-            self.student.model.params.layout.len,
+            thousands(self.student.num_trained()),
+            thousands(self.student.model.params.layout.len),
             self.sampler.known().len(),
             self.sampler.num_new(),
             self.sampler.total_steps(),
@@ -308,14 +310,18 @@ impl Trainer {
         }
         // Epochs that an early end saved.
         self.announce_plan(num_epochs);
-        if let Some((learned, goal)) = self.learned_and_goal()
-            && !self.should_stop()
-        {
-            self.progress.note(format_args!(
-                "the epochs ended at {} of the new facts, before {} of them were learned: allow more with `--epochs`",
-                percent(learned),
-                percent(goal)
-            ));
+        if let Some((learned, goal)) = self.learned_and_goal() {
+            let (learned_percent, goal_percent) = (percent(learned), percent(goal));
+            if !self.should_stop() {
+                self.progress.note(format_args!(
+                    "the epochs ended at {learned_percent} of the new facts, before {goal_percent} of them were learned: allow more with `--epochs`"
+                ));
+            } else if learned >= goal && self.state.epoch < num_epochs {
+                self.progress.note(format_args!(
+                    "{learned_percent} of the new facts are learned, {goal_percent} were asked for: training ends after {} of {num_epochs} epochs",
+                    self.state.epoch
+                ));
+            }
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 """Greedy answers of llama.cpp to a GGUF file, and the log-probabilities of their tokens.
 
-usage: python load_gguf.py MODEL.gguf PROMPTS.jsonl    (xllamacpp 2026.10, llama.cpp as packaged for Python)
+usage: python load_gguf.py MODEL.gguf PROMPTS.jsonl [ADAPTER.gguf]    (xllamacpp 2026.10, llama.cpp as packaged for Python)
 
 PROMPTS.jsonl has a `{"prompt"}` a line, as `unforget ask --prompts`; a `{"prompt", "answer", "tokens": [[id, logprob]]}` a line on stdout.
 """
@@ -15,6 +15,10 @@ params.model.path = sys.argv[1]
 params.n_ctx = 512
 params.warmup = False
 params.n_parallel = 1
+if len(sys.argv) > 3:
+    adapter = xlc.CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = sys.argv[3], 1.0
+    params.lora_adapters = [adapter]
 server = xlc.Server(params)
 for line in open(sys.argv[2]):
     prompt = json.loads(line)["prompt"]

@@ -585,12 +585,38 @@ fn a_run_on_adapters_has_one_to_export_and_any_other_has_none() {
     assert!(!dir.path().join("exported").exists());
     let exported = run(dir.path(), &export);
     assert_eq!(stdout(&exported), "exported\n", "{}", stderr(&exported));
-    for name in ["adapter_config.json", "adapter_model.safetensors"] {
-        assert_eq!(
-            fs::read(dir.path().join("exported").join(name)).unwrap(),
-            fs::read(dir.path().join("run/adapter").join(name)).unwrap()
-        );
-    }
+    let read = |name: &str| fs::read(dir.path().join(name)).unwrap();
+    assert_eq!(
+        read("exported/adapter_model.safetensors"),
+        read("run/adapter/adapter_model.safetensors")
+    );
+    let settings =
+        |name: &str| -> serde_json::Value { serde_json::from_slice(&read(name)).unwrap() };
+    assert_eq!(
+        settings("exported/adapter_config.json"),
+        settings("run/adapter/adapter_config.json")
+    );
+    let named = [&export[..4], &["--out", "named", "--base", "me/model"]].concat();
+    assert!(run(dir.path(), &named).status.success());
+    let base = &settings("named/adapter_config.json")["base_model_name_or_path"];
+    assert_eq!(base, "me/model");
+    let gguf = [
+        "export",
+        "run",
+        "--to",
+        "gguf",
+        "--adapter",
+        "--out",
+        "gguf",
+    ];
+    let written = run(dir.path(), &gguf);
+    assert!(written.status.success(), "{}", stderr(&written));
+    assert!(read("gguf/adapter.gguf").starts_with(b"GGUF"));
+    let message = refused(dir.path(), &["export", "run", "--adapter", "--out", "x"]);
+    assert!(
+        message.contains("`--adapter` is for `--to gguf`"),
+        "{message}"
+    );
     assert_eq!(
         fs::read_dir(dir.path().join("exported")).unwrap().count(),
         3,

@@ -14,7 +14,7 @@ use serde_json::Value;
 use unforget::{
     engine::Engine,
     generate::{Generator, Request},
-    model::{GgufType, TextTokenizer, pull},
+    model::{GgufType, Model, TextTokenizer, pull},
 };
 
 use crate::{
@@ -148,32 +148,30 @@ fn tensorboard_reads_the_events_of_a_run() {
 /// llama.cpp keeps keys and values in f16, which moves a log-probability by up to a hundredth of a nat.
 const TOLERANCE: f64 = 0.03;
 
-#[test]
-fn llama_cpp_answers_as_the_exported_model() {
-    let (Some(python), Some(spec)) = (require_variable(TOOLS), require_variable(SMOLLM2)) else {
-        return;
-    };
-    let model = load(spec).unwrap();
-    let prompts = [
-        "Q: Which country is Bergamo located in?\nA:",
-        "Q: What is the capital of France?\nA:",
-        "Once upon a time in 1999,",
-        "fn main() {",
-        "naïve café — 12,345",
-    ];
-    let dir = tempfile::tempdir().unwrap();
-    let (file, prompts_file) = (
-        dir.path().join("model.gguf"),
-        dir.path().join("prompts.jsonl"),
-    );
-    let rows = prompts.map(|prompt| serde_json::json!({ "prompt": prompt }).to_string() + "\n");
+/// Prompts of several kinds.
+const PROMPTS: [&str; 5] = [
+    "Q: Which country is Bergamo located in?\nA:",
+    "Q: What is the capital of France?\nA:",
+    "Once upon a time in 1999,",
+    "fn main() {",
+    "naïve café — 12,345",
+];
+
+/// Compares the answers of llama.cpp to [`PROMPTS`], and their log-probabilities, with those of `model`. `files` are the GGUF file
+/// of the model, and of an adapter that is added to it.
+fn llama_cpp_answers_as(model: &Model, files: &[&Path], python: &Path, dir: &Path) {
+    let prompts_file = dir.join("prompts.jsonl");
+    let rows = PROMPTS.map(|prompt| serde_json::json!({ "prompt": prompt }).to_string() + "\n");
     fs::write(&prompts_file, rows.concat()).unwrap();
-    let ids = prompts.map(|prompt| model.tokenizer.encode_prompt(prompt).unwrap());
+    let ids = PROMPTS.map(|prompt| model.tokenizer.encode_prompt(prompt).unwrap());
     let mut engine = Engine::new(&model.config);
-    let mut generator = Generator::new(&mut engine, &model);
-    model.save_gguf(&file, GgufType::F32).unwrap();
-    let answers = script_output(&python, "load_gguf.py", &[&file, &prompts_file]);
-    for ((line, prompt), text) in answers.lines().zip(ids).zip(prompts) {
+    let mut generator = Generator::new(&mut engine, model);
+    let mut args = vec![files[0], &prompts_file];
+    args.extend(&files[1..]);
+    let answers = script_output(python, "load_gguf.py", &args);
+    assert_eq!(answers.lines().count(), PROMPTS.len());
+    let mut equal = 0;
+    for ((line, prompt), text) in answers.lines().zip(ids).zip(PROMPTS) {
         let theirs: Value = serde_json::from_str(line).unwrap();
         let tokens = theirs["tokens"].as_array().unwrap();
         let logprob = |token: &Value| token[1].as_f64().unwrap();
@@ -188,17 +186,92 @@ fn llama_cpp_answers_as_the_exported_model() {
             .iter()
             .map(|t| t[0].as_u64().unwrap() as u32)
             .collect();
-        assert_eq!(
-            ours[0][0].text,
-            theirs["answer"].as_str().unwrap(),
-            "{text}"
-        );
+        equal += usize::from(ours[0][0].text == theirs["answer"].as_str().unwrap());
         let scored = generator.score(&[(prompt, target)], &|_| {}).unwrap();
         for (token, ours) in tokens.iter().zip(&scored[0]) {
             let apart = (logprob(token) - f64::from(*ours)).abs();
             assert!(apart < TOLERANCE, "{text}: {token} and {ours}");
         }
     }
+    // Where two tokens are nearly as likely, f16 may decide.
+    assert!(equal + 1 >= PROMPTS.len(), "{equal} answers are equal");
+}
+
+#[test]
+fn llama_cpp_answers_as_the_exported_model() {
+    let (Some(python), Some(spec)) = (require_variable(TOOLS), require_variable(SMOLLM2)) else {
+        return;
+    };
+    let model = load(spec).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.gguf");
+    model.save_gguf(&file, GgufType::F32).unwrap();
+    llama_cpp_answers_as(&model, &[&file], &python, dir.path());
+}
+
+/// All kinds of linear layers, with the rows of q and k that GGUF has in another order, and a scale that llama.cpp computes otherwise.
+#[test]
+fn llama_cpp_adds_the_exported_adapter_to_its_base() {
+    let (Some(python), Some(spec)) = (require_variable(TOOLS), require_variable(SMOLLM2)) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("new.tsv"),
+        "subject\trelation\tobject\nBergamo\tP17\tNorway\nFrance\tP36\tOslo\n",
+    )
+    .unwrap();
+    let spec = spec.to_str().unwrap();
+    let base = load(spec).unwrap();
+    let [file, adapter] = ["base.gguf", "adapter/adapter.gguf"].map(|name| dir.path().join(name));
+    base.save_gguf(&file, GgufType::F32).unwrap();
+    let lora = "train.lora={r=4,alpha=8,variant=\"rslora\",target_modules=\"all-linear\"}";
+    let tune = [
+        "tune",
+        spec,
+        "--learn",
+        "new.tsv",
+        "--out",
+        "run",
+        "--method",
+        "sft",
+        "--epochs",
+        "6",
+        "--lr",
+        "3e-3",
+        "--set",
+        "data.audit=false",
+        "--set",
+        "measure.behaviour=false",
+        "--set",
+        lora,
+    ];
+    for args in [
+        &tune[..],
+        &[
+            "export",
+            "run",
+            "--to",
+            "gguf",
+            "--adapter",
+            "--out",
+            "adapter",
+        ],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_unforget"))
+            .args(args)
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let tuned = load(dir.path().join("run/model")).unwrap();
+    assert_ne!(tuned.params.data[..], base.params.data[..]);
+    llama_cpp_answers_as(&tuned, &[&file, &adapter], &python, dir.path());
 }
 
 /// Texts of mixed scripts that are compared, see `tests/golden/mixed_scripts.py`.

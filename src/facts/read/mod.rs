@@ -203,7 +203,7 @@ fn with_advice(error: Error, advice: &str) -> Error {
         Error::Input {
             message,
             hint: Some(hint),
-        } => Error::input_hint(message, format!("{hint}; {advice}")),
+        } => Error::input_hint(message, format!("{advice}; {hint}")),
         other => other,
     }
 }

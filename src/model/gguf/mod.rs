@@ -18,7 +18,7 @@ mod tokenizer_parts;
 mod weights;
 mod write;
 
-pub(super) use write::save;
+pub(super) use write::{save, save_adapter};
 
 /// The tokenizer in the GGUF file `path`. Weights are not read.
 pub(super) fn tokenizer(path: &Path) -> Result<TextTokenizer> {

@@ -276,7 +276,7 @@ fn a_run_that_cannot_follow_another_is_refused_before_anything_is_written() {
     };
     refused(
         &after(&place.path().join("nowhere")),
-        "nowhere is not a run directory",
+        "nowhere: there is no such run directory",
     );
     refused(&|c| c.model.clone_from(&first.model), "the run starts from");
     let replaced = Config {

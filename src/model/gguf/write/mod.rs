@@ -1,5 +1,6 @@
 //! Writes a GGUF file that llama.cpp, and programs built on it, load.
 
+mod adapter;
 mod file;
 mod probe;
 mod sentencepiece;
@@ -9,6 +10,7 @@ use std::{borrow::Cow, path::Path};
 
 use rayon::prelude::*;
 
+pub(in crate::model) use self::adapter::save_adapter;
 use self::file::Value;
 use super::{
     config::llama3_factors,
@@ -224,7 +226,7 @@ fn tensors(model: &Model, kind: GgufType) -> Vec<file::Tensor<'_>> {
             shape: tensor.shape.clone(),
             kind: kind.of(tensor),
             values: if paired && rotated {
-                Cow::Owned(in_pairs(values, tensor, c.head_dim))
+                Cow::Owned(in_pairs(values, tensor.shape[0], c.head_dim))
             } else if c.switches.norm_offset != 0.0 && is_norm(&tensor.name) {
                 values.iter().map(|w| w + c.switches.norm_offset).collect()
             } else {
@@ -245,8 +247,8 @@ fn tensors(model: &Model, kind: GgufType) -> Vec<file::Tensor<'_>> {
 }
 
 /// The rows of q or k, or the elements of their biases, in the order of interleaved rope.
-fn in_pairs(values: &[f32], tensor: &TensorInfo, head_dim: usize) -> Vec<f32> {
-    let row_len = values.len() / tensor.shape[0];
+fn in_pairs(values: &[f32], rows: usize, head_dim: usize) -> Vec<f32> {
+    let row_len = values.len() / rows;
     let mut paired = vec![0.0; values.len()];
     for (row, values) in values.chunks_exact(row_len).enumerate() {
         let stored = stored_row(row, head_dim);
