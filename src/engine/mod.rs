@@ -126,7 +126,7 @@ impl Engine {
     }
 
     /// An engine that computes on `device`. Passes of training that it keeps for itself ([`Engine::loss_and_gradients`],
-    /// [`Engine::second_moments`]) are on the CPU; those of a GPU are [`OnGpu::engine`]'s.
+    /// [`Engine::second_moments`]) are on the CPU; those of a GPU are its own engine's (`OnGpu::engine`).
     ///
     /// # Errors
     /// [`Error::Input`] if there is no such device, [`Error::Failed`] if it cannot be used.

@@ -135,7 +135,7 @@ impl Model {
 /// Writes the LoRA adapter in the PEFT directory `dir`, of a model of this shape, as a GGUF file, which llama.cpp adds to its base model.
 ///
 /// # Errors
-/// [`Error::Input`] for `dora`, which GGUF has no form for; when a file cannot be read or written.
+/// [`crate::Error::Input`] for `dora`, which GGUF has no form for; when a file cannot be read or written.
 pub fn save_adapter_gguf(config: &ModelConfig, dir: &Path, path: &Path) -> Result<()> {
     gguf::save_adapter(config, dir, path)
 }
