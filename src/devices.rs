@@ -64,13 +64,20 @@ pub fn record_name(device: Device) -> String {
     let Device::Gpu(index) = device else {
         return "cpu".into();
     };
-    let gpu = gpus().into_iter().nth(index as usize);
-    match gpu {
-        Some(DeviceInfo { name, backend, .. }) => {
-            format!("{device}: {name} ({})", backend.unwrap_or_default())
-        }
-        None => device.to_string(),
-    }
+    gpu_name(index).map_or_else(|| device.to_string(), |name| format!("{device}: {name}"))
+}
+
+#[cfg(not(feature = "gpu"))]
+fn gpu_name(_: u32) -> Option<String> {
+    None
+}
+
+/// The product and its backend.
+#[cfg(feature = "gpu")]
+fn gpu_name(index: u32) -> Option<String> {
+    let gpu = crate::gpu::Gpu::shared(index as usize).ok()?;
+    let report = gpu.report();
+    Some(format!("{} ({})", report.name, report.backend))
 }
 
 #[cfg(not(feature = "gpu"))]

@@ -50,9 +50,10 @@ const CONFIG_FILES: [&str; 7] = [
 /// The folder of named chat templates besides the default one.
 const CHAT_TEMPLATES: &str = "additional_chat_templates/";
 
-/// The files of a PEFT adapter.
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// The settings of a PEFT adapter.
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Its weights.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Extensions of data files.
 const DATA_EXTENSIONS: [&str; 5] = ["parquet", "jsonl", "json", "csv", "tsv"];

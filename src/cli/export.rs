@@ -12,7 +12,7 @@ use unforget::{
     export::{
         CardFiles, LM_EVAL_TASK, ModelfileChat, lm_eval_task, model_card, modelfile, stop_token,
     },
-    hub::{HubCommit, HubRepository},
+    hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, HubCommit, HubRepository},
     model::{Dtype, GgufType, ModelConfig, save_adapter_gguf},
     prompt::{ChatParts, has_chat_template},
     run::{ADAPTER_DIR, Environment, RecordedRun, RunDir, Split, TrainedPrompt},
@@ -105,11 +105,6 @@ const GGUF_FILE: &str = "model.gguf";
 
 /// What the GGUF file of an adapter is called.
 const GGUF_ADAPTER_FILE: &str = "adapter.gguf";
-
-/// The files of a PEFT adapter.
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// See [`ADAPTER_CONFIG`].
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 impl ExportArgs {
     pub fn run(self, context: &Context) -> Result<()> {

@@ -119,13 +119,16 @@ impl KvCache {
     /// The slots that the tokens of `segment` attend to: those of the segments before it, and its own.
     #[cfg(feature = "gpu")]
     pub(super) fn keys(&self, segment: SegmentId) -> Vec<Range<usize>> {
-        let path = std::iter::successors(Some(segment), |s| self.segment(*s).parent);
-        let mut keys: Vec<_> = path
-            .map(|s| self.segment(s))
-            .map(|s| s.slot..s.slot + s.len)
-            .collect();
-        keys.reverse();
-        keys
+        let path = self.path(Some(segment)).into_iter();
+        path.map(|s| s.slot..s.slot + s.len).collect()
+    }
+
+    /// The segments from the first one to `last`, which follow one another.
+    fn path(&self, last: Option<SegmentId>) -> Vec<&Segment> {
+        let ids = std::iter::successors(last, |id| self.segment(*id).parent);
+        let mut path: Vec<&Segment> = ids.map(|id| self.segment(id)).collect();
+        path.reverse();
+        path
     }
 
     /// The keys and values in `layer` that the tokens of `segment` attend to: those of the segments before it, and its own.
@@ -138,10 +141,7 @@ impl KvCache {
             len: s.len,
         };
         let own = self.segment(segment);
-        let mut context: Vec<_> = std::iter::successors(own.parent, |p| self.segment(*p).parent)
-            .map(|p| span(self.segment(p)))
-            .collect();
-        context.reverse();
-        (context, span(own))
+        let context = self.path(own.parent).into_iter();
+        (context.map(span).collect(), span(own))
     }
 }

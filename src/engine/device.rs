@@ -3,11 +3,7 @@
 //! The weights are copied to the device when they have changed since the last pass. When the device fails, later passes run on the CPU,
 //! and [`OnGpu::take_error`] says why: only keys and values that were on the device are lost.
 
-use super::{
-    batch::Batch,
-    cache::{KvCache, SegmentId},
-    gpu_engine::GpuEngine,
-};
+use super::{batch::Batch, cache::KvCache, gpu_engine::GpuEngine, new_tokens::NewTokens};
 use crate::{
     Error, Result,
     gpu::{Gpu, GpuError, attention::AttentionRow},
@@ -24,16 +20,6 @@ pub struct OnGpu {
     weights: Option<BufferVersion>,
     failure: Option<GpuError>,
     has_failed: bool,
-}
-
-/// New tokens of a cache, and where their keys are.
-pub(super) struct NewTokens<'a> {
-    pub tokens: &'a [u32],
-    pub positions: &'a [usize],
-    pub slots: &'a [usize],
-    /// The rows of the tokens: their segments, and their ranges in `tokens`.
-    pub rows: Vec<(SegmentId, std::ops::Range<usize>)>,
-    pub outputs: &'a [usize],
 }
 
 impl OnGpu {

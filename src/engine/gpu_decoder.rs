@@ -155,11 +155,6 @@ impl<'a> GpuGradients<'a> {
         parts.collect()
     }
 
-    /// As [`trained_ranges`].
-    pub fn ranges(&self, layout: &Layout) -> Vec<(Range<usize>, Range<usize>, Range<usize>)> {
-        trained_ranges(self.places, layout)
-    }
-
     /// The gradient of a tensor that is trained as a whole or not at all.
     pub fn tensor(&self, range: &Range<usize>) -> Option<Binding<'a>> {
         self.parts(range).pop().map(|(_, gradient)| gradient)

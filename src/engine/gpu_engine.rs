@@ -183,11 +183,7 @@ impl GpuEngine {
         let on_device = self.normed.reserve(gpu, hidden.len())?;
         gpu.write(on_device, 0, hidden)?;
         let on_device = on_device.range(0..hidden.len());
-        let head = LmHead {
-            weight: self.weights.range(&self.layout.head),
-            vocab_size: v,
-            hidden_size: d,
-        };
+        let head = lm_head(&self.weights, &self.layout, &self.config);
         let stride = head.stride();
         let rows = self.head.chunk_rows(gpu, stride, positions);
         for first in (0..positions).step_by(rows) {
@@ -215,13 +211,8 @@ impl GpuEngine {
         [hidden, reference]: [&[f32]; 2],
         reference_head: Option<&[f32]>,
     ) -> Result<Vec<f64>, GpuError> {
-        let (v, d) = (self.config.vocab_size, self.config.hidden_size);
-        let (gpu, positions) = (&self.gpu, hidden.len() / d);
-        let head = LmHead {
-            weight: self.weights.range(&self.layout.head),
-            vocab_size: v,
-            hidden_size: d,
-        };
+        let (gpu, positions) = (&self.gpu, hidden.len() / self.config.hidden_size);
+        let head = lm_head(&self.weights, &self.layout, &self.config);
         let of_model = self.normed.reserve(gpu, hidden.len())?;
         gpu.write(of_model, 0, hidden)?;
         let of_reference = self.d_rows.reserve(gpu, reference.len())?;
@@ -325,11 +316,7 @@ impl GpuEngine {
         let slot = self.passes;
         let done = head::loss_and_gradients(
             &gpu,
-            LmHead {
-                weight: self.weights.range(&self.layout.head),
-                vocab_size: shape[0],
-                hidden_size: d,
-            },
+            lm_head(&self.weights, &self.layout, &self.config),
             self.normed.get()?.range(0..p * d),
             &self.targets,
             teacher,
@@ -378,5 +365,14 @@ impl GpuEngine {
             loss.distill += f64::from(terms[1]);
         }
         Ok(loss)
+    }
+}
+
+/// The LM head of a model whose weights are on the device.
+fn lm_head<'a>(weights: &'a GpuArray, layout: &Layout, config: &ModelConfig) -> LmHead<'a> {
+    LmHead {
+        weight: weights.range(&layout.head),
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
     }
 }

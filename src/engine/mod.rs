@@ -46,6 +46,7 @@ mod gradients;
 mod head;
 mod loss;
 pub(crate) mod matmul;
+mod new_tokens;
 mod ops;
 pub mod profile;
 mod projection_ops;
@@ -59,7 +60,6 @@ mod topk;
 pub use batch::{Batch, CachedPrefix};
 pub use cache::{KvCache, SegmentId};
 use decoder::{ActivationPolicy, Decoder, ForwardInput, LayerAttention, attend_rows, norm_weight};
-use device::NewTokens;
 pub use device::OnGpu;
 #[cfg(feature = "gpu")]
 pub use gpu_array::{GpuArray, model_parts as gpu_model_parts};
@@ -70,6 +70,7 @@ pub use gpu_engine::GpuEngine;
 pub(crate) use gradients::overlap;
 pub use gradients::{GradSink, Gradients};
 pub use loss::{DistillOptions, Loss, RngStream, SoftTargets, Target, TeacherLogits};
+use new_tokens::NewTokens;
 pub use projection_ops::{basis_outputs, restore_basis_outputs};
 pub use topk::topk;
 

@@ -1,11 +1,6 @@
 //! A program that was built without `gpu` has no engine on one.
 
-use std::ops::Range;
-
-use super::{
-    batch::Batch,
-    cache::{KvCache, SegmentId},
-};
+use super::{batch::Batch, cache::KvCache, new_tokens::NewTokens};
 use crate::{
     Error, Result,
     model::{ModelConfig, Params},
@@ -13,16 +8,6 @@ use crate::{
 
 /// No value has this type.
 pub enum OnGpu {}
-
-/// New tokens of a cache.
-#[expect(dead_code, reason = "no device reads it")]
-pub(super) struct NewTokens<'a> {
-    pub tokens: &'a [u32],
-    pub positions: &'a [usize],
-    pub slots: &'a [usize],
-    pub rows: Vec<(SegmentId, Range<usize>)>,
-    pub outputs: &'a [usize],
-}
 
 impl OnGpu {
     pub(super) fn open(index: u32, _: &ModelConfig) -> Result<Self> {

@@ -12,7 +12,7 @@ mod dtype;
 mod files;
 mod gguf;
 pub mod params;
-mod peft;
+pub(crate) mod peft;
 mod pretrained;
 mod rope_config;
 mod safetensors;

@@ -15,12 +15,13 @@ use serde_json::{Map, Value};
 use super::{Dtype, Layout, Model, Params, TextTokenizer, files, safetensors, weights};
 use crate::{
     Error, Result,
-    hub::checksum,
+    hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, checksum},
     tensor_file::{self, TensorFile},
 };
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The prefix of names in PEFT's files.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
@@ -45,7 +46,7 @@ const INITS_OF_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
 /// Whether `dir` holds an adapter.
 pub(super) fn is_adapter(dir: &Path) -> bool {
-    dir.join(CONFIG_FILE).is_file()
+    dir.join(ADAPTER_CONFIG).is_file()
 }
 
 /// An adapter directory.
@@ -68,7 +69,7 @@ impl Adapter {
     /// # Errors
     /// [`Error::Input`] for a kind of adapter or a setting that is not supported.
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG_FILE);
+        let path = dir.join(ADAPTER_CONFIG);
         let config = files::read_json(&path)?;
         let adapter = Self {
             dir: dir.to_owned(),
@@ -113,7 +114,7 @@ impl Adapter {
                     "{} is a PEFT adapter that does not name its base model",
                     self.dir.display()
                 ),
-                format!("write `base_model_name_or_path` into {CONFIG_FILE}"),
+                format!("write `base_model_name_or_path` into {ADAPTER_CONFIG}"),
             )
         })?;
         // A relative path is one from the working directory, as in PEFT; else from the adapter.
@@ -140,7 +141,7 @@ impl Adapter {
             )
         };
         let hint = Some(format!(
-            "name the base model's directory as `base_model_name_or_path` in {CONFIG_FILE}, put the base model into the adapter's \
+            "name the base model's directory as `base_model_name_or_path` in {ADAPTER_CONFIG}, put the base model into the adapter's \
              directory, or merge the two with `merge_and_unload` (PEFT)"
         ));
         match error {
@@ -173,7 +174,7 @@ impl Adapter {
     /// # Errors
     /// [`Error::Input`] naming a tensor that cannot be merged, [`Error::BrokenModel`] for one of the wrong shape.
     pub(super) fn merge(&self, mut model: Model) -> Result<Model> {
-        let path = self.dir.join(WEIGHTS_FILE);
+        let path = self.dir.join(ADAPTER_WEIGHTS);
         if !path.is_file() {
             return Err(self.no_weights());
         }
@@ -205,8 +206,8 @@ impl Adapter {
         let config = serde_json::to_vec(&self.config).expect("JSON that was read can be written");
         let parts: [(&str, &[u8]); 3] = [
             ("base", model.checksum.as_bytes()),
-            (CONFIG_FILE, &config),
-            (WEIGHTS_FILE, file.bytes()),
+            (ADAPTER_CONFIG, &config),
+            (ADAPTER_WEIGHTS, file.bytes()),
         ];
         model.checksum = checksum::of_parts(&parts);
         Ok(model)
@@ -368,7 +369,7 @@ impl Adapter {
 
     /// s: alpha / r, or alpha / sqrt(r). `alpha_pattern` may set the alpha of some modules.
     fn scale(&self, module: &str, rank: usize) -> Result<f64> {
-        let path = self.dir.join(CONFIG_FILE);
+        let path = self.dir.join(ADAPTER_CONFIG);
         let number = |key: &str, value: Option<&Value>| {
             value
                 .and_then(Value::as_f64)
@@ -412,7 +413,7 @@ impl Adapter {
         Error::input_hint(
             format!(
                 "{}: {what} is not supported",
-                self.dir.join(CONFIG_FILE).display()
+                self.dir.join(ADAPTER_CONFIG).display()
             ),
             "supported: LoRA, rsLoRA and DoRA; `merge_and_unload` of PEFT merges other adapters, and `save_pretrained` then writes a model",
         )
@@ -428,7 +429,9 @@ impl Adapter {
                 "save it again with a present version of PEFT, which writes adapter_model.safetensors",
             );
         }
-        Error::input(format!("{dir} has {CONFIG_FILE}, but no {WEIGHTS_FILE}"))
+        Error::input(format!(
+            "{dir} has {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}"
+        ))
     }
 }
 
@@ -550,7 +553,7 @@ impl Tensors {
         names: &BTreeSet<&str>,
         path: &Path,
     ) -> Result<()> {
-        let inner = name.strip_prefix("base_model.model.").unwrap_or(name);
+        let inner = name.strip_prefix(PREFIX).unwrap_or(name);
         let full = |module: &str| {
             if module.starts_with("model.") || module.starts_with("lm_head") {
                 module.to_owned()
@@ -577,7 +580,7 @@ impl Tensors {
         let plain = inner
             .replace(".modules_to_save.", ".")
             .replace(".base_layer.", ".");
-        if plain != inner && names.contains(format!("base_model.model.{plain}").as_str()) {
+        if plain != inner && names.contains(format!("{PREFIX}{plain}").as_str()) {
             return Ok(());
         }
         let kind = plain.rsplit_once('.').map(|(_, kind)| kind);

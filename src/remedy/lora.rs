@@ -25,14 +25,14 @@ use crate::{
         simd::{LANES, vectorized},
     },
     error::closest_match,
-    model::{Buffer, Dtype, Layout, Params, params::TensorInfo, write_json, write_weights},
+    hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS},
+    model::{
+        Buffer, Dtype, Layout, Params, params::TensorInfo, peft::PREFIX, write_json, write_weights,
+    },
 };
 
 /// The name that means every linear layer.
 const ALL_LINEAR: &str = "all-linear";
-
-/// PEFT's prefix of module names.
-const PEFT_PREFIX: &str = "base_model.model.";
 
 /// The weight of a linear layer with an adapter.
 struct AdaptedWeight {
@@ -162,7 +162,7 @@ impl Adapters {
             let info = &params.layout.tensors[*tensor];
             let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
             let (out, inputs) = (info.range.len() / info.row_len(), info.row_len());
-            let named = |part: &str| format!("{PEFT_PREFIX}{module}.{part}");
+            let named = |part: &str| format!("{PREFIX}{module}.{part}");
             tensors.push((named("lora_A.weight"), vec![settings.r, inputs]));
             tensors.push((named("lora_B.weight"), vec![out, settings.r]));
             if dora {
@@ -296,8 +296,8 @@ impl Adapters {
             "use_dora": self.settings.variant == LoraVariant::Dora,
         });
         let config = config.as_object().expect("it is an object");
-        write_json(&dir.join("adapter_config.json"), config)?;
-        let weights = dir.join("adapter_model.safetensors");
+        write_json(&dir.join(ADAPTER_CONFIG), config)?;
+        let weights = dir.join(ADAPTER_WEIGHTS);
         write_weights(&self.params, &weights, Dtype::F32)
     }
 

@@ -50,18 +50,16 @@ fn distinct_dir(dir: &Path, dirs: &[&Path]) -> String {
         parts[parts.len().saturating_sub(count)..].iter().collect()
     };
     let longest = dir.components().count();
-    let distinct = (1..longest).map(|count| (count, end(dir, count)));
-    distinct
-        .into_iter()
-        .find(|(count, own)| {
-            dirs.iter()
-                .filter(|other| end(other, *count) == *own)
-                .count()
-                < 2
-        })
-        .map_or_else(|| dir.to_owned(), |(_, own)| own)
-        .display()
-        .to_string()
+    let mut ends = (1..longest).map(|count| (count, end(dir, count)));
+    ends.find(|(count, own)| {
+        dirs.iter()
+            .filter(|other| end(other, *count) == *own)
+            .count()
+            < 2
+    })
+    .map_or_else(|| dir.to_owned(), |(_, own)| own)
+    .display()
+    .to_string()
 }
 
 /// The method as the user named it: the preset, or the name of what was trained.

@@ -52,7 +52,9 @@ impl Trainer {
         let beside_facts = self.log_final(&evaluation)?;
 
         let labels = self.evaluator.labels_after(&mut self.student)?;
-        self.state.audit_seconds += self.stopwatch.lap();
+        if self.evaluator.repeats_audit() {
+            self.state.audit_seconds += self.stopwatch.lap();
+        }
         if let Some(report) = &evaluation.behaviour {
             self.writer.write_behaviour(&report.answers)?;
         }

@@ -45,7 +45,7 @@ impl GpuAdamW {
         settings: AdamWSettings,
         ema_decay: Option<f64>,
     ) -> Result<Self, GpuError> {
-        let places = gradients.ranges(layout);
+        let places = trained_ranges(gradients.places, layout);
         let zeros = || GpuArray::zeros(gpu, places.iter().map(|(_, moments, _)| moments.clone()));
         let ema = ema_decay.map(|_| zeros()).transpose()?;
         if let Some(ema) = &ema {
@@ -84,7 +84,7 @@ impl GpuAdamW {
         max_grad_norm: f64,
     ) -> Result<(), GpuError> {
         self.steps += 1;
-        let places = gradients.ranges(layout);
+        let places = trained_ranges(gradients.places, layout);
         let ranges: Vec<_> = places
             .iter()
             .map(|(_, _, data)| gradients.data.range(data))

@@ -18,7 +18,7 @@ use crate::{
     engine::{Batch, GpuArray, GpuEngine, GpuGradients, trained_ranges},
     format,
     gpu::{AdapterKind, Gpu, GpuError, MAX_TOP_K},
-    model::{Model, ModelConfig, Params},
+    model::{ModelConfig, Params},
 };
 
 /// The student's state on a GPU.
@@ -197,7 +197,7 @@ impl GpuStudent {
 ///
 /// # Errors
 /// [`Error::Input`] naming it.
-pub(super) fn check(config: &Config, model: &Model, comm: Comm) -> Result<()> {
+pub(super) fn check(config: &Config, comm: Comm) -> Result<()> {
     if !matches!(config.device, Device::Gpu(_)) {
         return Ok(());
     }
@@ -211,10 +211,6 @@ pub(super) fn check(config: &Config, model: &Model, comm: Comm) -> Result<()> {
         (train.lora.is_some(), "`train.lora`"),
         (train.optimizer_in_backward, "`train.optimizer_in_backward`"),
         (subset > MAX_TOP_K, "`method.vocab_subset` above 256 tokens"),
-        (
-            !model.config.head_dim.is_multiple_of(4),
-            "a model whose `head_dim` is no multiple of 4",
-        ),
     ];
     match refused.into_iter().find(|(asked, _)| *asked) {
         None => Ok(()),
@@ -237,12 +233,10 @@ pub(super) fn check_memory(config: &Config, needed: u64, parts: &dyn Display) ->
     let Device::Gpu(index) = config.device else {
         return Ok(());
     };
-    let adapter = Gpu::adapters().into_iter().nth(index as usize);
-    let adapter = adapter.filter(|adapter| adapter.kind != AdapterKind::Software);
-    let Some((adapter, memory)) = adapter.and_then(|a| a.memory.map(|memory| (a, memory))) else {
-        return Ok(());
-    };
-    if needed <= memory {
+    let gpu = Gpu::shared(index as usize)?;
+    let adapter = gpu.report();
+    let memory = adapter.memory.unwrap_or(u64::MAX);
+    if needed <= memory || adapter.kind == AdapterKind::Software {
         return Ok(());
     }
     Err(Error::input_hint(

@@ -6,12 +6,7 @@ use super::{
     objective::{Objective, StepBatch},
     step::{HostState, StepError, StepOutcome},
 };
-use crate::{
-    Result,
-    config::Config,
-    distributed::Comm,
-    model::{Model, ModelConfig},
-};
+use crate::{Result, config::Config, distributed::Comm, model::ModelConfig};
 
 /// No value has this type.
 pub(super) enum GpuStudent {}
@@ -50,6 +45,6 @@ pub(super) fn check_memory(_: &Config, _: u64, _: &dyn Display) -> Result<()> {
 
 /// Nothing to refuse.
 #[expect(clippy::unnecessary_wraps, reason = "as with a GPU")]
-pub(super) fn check(_: &Config, _: &Model, _: Comm) -> Result<()> {
+pub(super) fn check(_: &Config, _: Comm) -> Result<()> {
     Ok(())
 }

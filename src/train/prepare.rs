@@ -321,7 +321,7 @@ pub fn tune_on(
     let config = resolve_config(config, model, rows, progress);
     let trained = splits.known.iter().chain(&splits.unknown);
     check(&config, model, trained.map(|f| &f.fact), &[], progress)?;
-    check_hardware(&config, model, options.comm)?;
+    check_hardware(&config, options.comm)?;
     let mut engine = Engine::on(&model.config, config.device)?.with_comm(options.comm);
     set_own_answers(&config, model, &mut engine, &mut splits, progress)?;
     let job = Job {
@@ -366,7 +366,7 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
         return tune(&config, options, progress);
     }
     let model = Model::load(&config.model)?;
-    check_hardware(&config, &model, options.comm)?;
+    check_hardware(&config, options.comm)?;
     let environment: Environment = run_dir.read_json("environment.json")?;
     check_base_model(&config, &model, &environment.model.checksum)?;
     let records: Vec<SplitRecord> = run_dir.read_rows(SPLITS)?;
@@ -527,8 +527,8 @@ fn check<'a>(
 }
 
 /// Checks settings that the device does not support, or that several processes cannot train together.
-fn check_hardware(config: &Config, model: &Model, comm: Comm) -> Result<()> {
-    gpu_student::check(config, model, comm)?;
+fn check_hardware(config: &Config, comm: Comm) -> Result<()> {
+    gpu_student::check(config, comm)?;
     if comm.world_size() == 1 {
         return Ok(());
     }
@@ -596,7 +596,7 @@ impl Inputs {
         let facts = data.learn.iter().chain(data.keep.iter().flatten());
         let given_tokens = check(&config, &model, facts, &data.texts, progress)?;
         text_training_rows(&data.validation, &model, &config)?;
-        check_hardware(&config, &model, comm)?;
+        check_hardware(&config, comm)?;
         Ok(Self {
             config,
             model,

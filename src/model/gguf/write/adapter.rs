@@ -11,24 +11,23 @@ use super::{
 };
 use crate::{
     Error, Result,
+    hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS},
     model::{
         GgufType,
         config::ModelConfig,
         files,
         gguf::weights::{gguf_name, rotates_pairs},
+        peft::PREFIX,
     },
     tensor_file::TensorFile,
 };
-
-/// The prefix of names in PEFT's files.
-const PEFT_PREFIX: &str = "base_model.model.";
 
 /// Writes the adapter in the PEFT directory `dir`, of a model of this shape, as the file `path`: whole or not at all.
 ///
 /// # Errors
 /// [`Error::Input`] for `dora`, whose norms GGUF has no place for; when a file cannot be read or written.
 pub(in crate::model) fn save_adapter(config: &ModelConfig, dir: &Path, path: &Path) -> Result<()> {
-    let settings = files::read_json(&dir.join("adapter_config.json"))?;
+    let settings = files::read_json(&dir.join(ADAPTER_CONFIG))?;
     let is_set = |key: &str| settings.get(key).and_then(serde_json::Value::as_bool) == Some(true);
     if is_set("use_dora") {
         return Err(Error::input_hint(
@@ -56,39 +55,41 @@ pub(in crate::model) fn save_adapter(config: &ModelConfig, dir: &Path, path: &Pa
     ]
     .map(|(key, value)| (key.to_owned(), value));
 
-    let weights = dir.join("adapter_model.safetensors");
-    let stored = TensorFile::open(&weights).map_err(Error::io("read", &weights))?;
+    let weights = dir.join(ADAPTER_WEIGHTS);
+    let mut stored = TensorFile::open(&weights).map_err(Error::io("read", &weights))?;
     let broken = |name: &str| Error::BrokenModel {
         path: weights.clone(),
         message: format!("`{name}` is no factor of a linear layer of this model"),
     };
     let mut tensors = Vec::new();
-    for (name, view) in stored.iter() {
-        let inner = name.strip_prefix(PEFT_PREFIX).unwrap_or(name);
+    let factors = stored
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view.shape.to_vec()));
+    for (name, shape) in factors.collect::<Vec<_>>() {
+        let inner = name.strip_prefix(PREFIX).unwrap_or(&name);
         let (module, factor) = if let Some(module) = inner.strip_suffix(".lora_A.weight") {
             (module, "lora_a")
         } else if let Some(module) = inner.strip_suffix(".lora_B.weight") {
             (module, "lora_b")
         } else {
-            return Err(broken(name));
+            return Err(broken(&name));
         };
         let target = gguf_name(&format!("{module}.weight"), config.family);
-        let target = target.ok_or_else(|| broken(name))?;
-        let values: Vec<f32> = view
-            .bytes
-            .chunks_exact(size_of::<f32>())
-            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-            .collect();
+        let target = target.ok_or_else(|| broken(&name))?;
+        let mut values = vec![0.0; stored.len(&name)];
+        stored
+            .read(&name, &mut values)
+            .map_err(Error::io("read", &weights))?;
         let rotated = module.ends_with(".q_proj") || module.ends_with(".k_proj");
         // The rows of B are those of W.
         let values = if factor == "lora_b" && rotated && rotates_pairs(config.family) {
-            in_pairs(&values, view.shape[0], config.head_dim)
+            in_pairs(&values, shape[0], config.head_dim)
         } else {
             values
         };
         tensors.push(file::Tensor {
             name: format!("{target}.{factor}"),
-            shape: view.shape.to_vec(),
+            shape,
             kind: GgufType::F32,
             values: Cow::Owned(values),
         });
