@@ -352,6 +352,8 @@ struct ForgottenExamples<'a> {
     /// Number of them that were held out.
     held: String,
     examples: Vec<FactExample<'a>>,
+    /// Whether there are more than the examples.
+    has_more: bool,
     /// Number of facts that the second run forgot and the first kept.
     reverse_count: String,
     names: (String, String),
@@ -395,6 +397,7 @@ fn forgotten_examples<'a>(
         count: thousands(found.len()),
         held: thousands(held),
         examples: examples(&found),
+        has_more: found.len() > EXAMPLES,
         reverse_count: thousands(reverse),
         names: (labels[forgotten_by].name.clone(), labels[main].name.clone()),
     }

@@ -373,6 +373,23 @@ fn a_task_run_should_learn_few_new_facts() {
 }
 
 #[test]
+fn a_table_of_examples_says_so_where_it_is_a_selection() {
+    let root = TempDir::new().expect("a temporary directory");
+    let with = |forgotten: usize| {
+        let dir = root.path().join(forgotten.to_string());
+        let fixture = Fixture {
+            method: "sft",
+            learned: 50,
+            forgotten,
+        };
+        write_run(&dir, &fixture, 1);
+        page(&[dir])
+    };
+    assert!(!with(7).contains(" of them:"));
+    assert!(with(20).contains("<p>12 of them:</p>"));
+}
+
+#[test]
 fn runs_of_one_method_are_told_apart() {
     let (root, dirs) = runs(1);
     let other = root.path().join("other");
