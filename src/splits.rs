@@ -15,7 +15,7 @@ use self::sampler::{SplitSampler, shuffled};
 use crate::{
     Error, Result,
     audit::{FewShotPrompt, Label},
-    facts::{Fact, PerSplit, Split},
+    facts::{Fact, PerSplit, Split, relation_name},
     measure,
 };
 
@@ -180,7 +180,7 @@ impl Splits {
             counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
             let shown = counts.iter().take(MAX_RELATIONS_SHOWN);
             let mut relations: Vec<String> = shown
-                .map(|(relation, count)| format!("{relation} {count}"))
+                .map(|(relation, count)| format!("{} {count}", relation_name(relation)))
                 .collect();
             if counts.len() > MAX_RELATIONS_SHOWN {
                 relations.push(format!(
@@ -493,7 +493,7 @@ mod tests {
         assert_eq!(
             splits.known_facts(),
             [
-                "known facts trained: 5 (P36 3, P17 2)",
+                "known facts trained: 5 (capital 3, country 2)",
                 "known facts held out: 36 (R8 8, R7 7, R6 6, R5 5, R4 4, R3 3, 2 more relations)",
             ]
         );

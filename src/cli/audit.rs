@@ -128,9 +128,7 @@ fn plot_labels(audit: &Audited) -> String {
             .by_relation()
             .into_iter()
             .map(|(relation, shares)| Bar {
-                label: facts::relation(relation)
-                    .map_or(relation, |r| r.name)
-                    .to_owned(),
+                label: facts::relation_name(relation).to_owned(),
                 style,
                 value: share(&shares),
                 interval: wilson_interval(share(&shares), shares.facts),

@@ -217,38 +217,44 @@ fn compare_run(dir: &Path) -> Result<Comparison> {
 
 /// The counts, a table, and some facts of each outcome, in `width` columns.
 fn format_comparison(comparison: &Comparison, width: usize) -> String {
-    let groups = [
-        ("learned", FactOutcome::Learned, comparison.counts.learned),
-        ("kept", FactOutcome::Kept, comparison.counts.kept),
-        (
-            "forgotten",
-            FactOutcome::Forgotten,
-            comparison.counts.forgotten,
-        ),
-        ("gained", FactOutcome::Gained, comparison.counts.gained),
+    let counts = &comparison.counts;
+    let outcomes = [
+        ("learned", FactOutcome::Learned, counts.learned),
+        ("not learned", FactOutcome::NotLearned, counts.not_learned),
+        ("kept", FactOutcome::Kept, counts.kept),
+        ("forgotten", FactOutcome::Forgotten, counts.forgotten),
+        ("gained", FactOutcome::Gained, counts.gained),
+        ("never known", FactOutcome::NeverKnew, counts.never_knew),
     ];
-    let counts: Vec<String> = groups
+    // These two are told where there are some; a model that has lost nothing still says so.
+    let is_told = |outcome, count| {
+        count > 0 || !matches!(outcome, FactOutcome::NotLearned | FactOutcome::NeverKnew)
+    };
+    let parts: Vec<String> = outcomes
         .iter()
-        .map(|(name, state, count)| match state {
-            FactOutcome::Forgotten => format!("{name} {count}{}", held_out_part(comparison)),
+        .filter(|(_, outcome, count)| is_told(*outcome, *count))
+        .map(|(name, outcome, count)| match outcome {
+            FactOutcome::Forgotten => format!("{name} {count}{}", by_split(comparison)),
             _ => format!("{name} {count}"),
         })
         .collect();
-    let mut text = format!(
-        "{} of {} facts\n\n{}",
-        counts.join(", "),
-        comparison.facts.len(),
-        table(comparison, width)
-    );
-    for (name, state, count) in groups {
-        if count == 0 {
+    let mut text = format!("{} of {} facts", parts.join(", "), comparison.facts.len());
+    if comparison.facts.iter().any(|fact| fact.split.is_some()) {
+        text += "\nbefore: asked with the audit's few-shot examples; after: at the prompt that was trained";
+    }
+    text += &format!("\n\n{}", table(comparison, width));
+    for (name, listed, count) in outcomes {
+        if count == 0 || listed == FactOutcome::NeverKnew {
             continue;
         }
         text += &format!("\n\n{name}");
         if count > MAX_LISTED {
             text += &format!(" ({MAX_LISTED} of {count}; all with --json)");
         }
-        let members = comparison.facts.iter().filter(|fact| fact.outcome == state);
+        let members = comparison
+            .facts
+            .iter()
+            .filter(|fact| fact.outcome == listed);
         for fact in members.take(MAX_LISTED) {
             let [question, object, before, after] =
                 [&fact.question, &fact.object, &fact.before, &fact.after]
@@ -259,17 +265,28 @@ fn format_comparison(comparison: &Comparison, width: usize) -> String {
     text
 }
 
-/// ` (11 of them held out)`, where facts of other splits are forgotten, too: the forgetting of a run counts the held-out ones alone.
-fn held_out_part(comparison: &Comparison) -> String {
+/// ` (11 held out, 20 maybe known)`, where facts of other splits than the held-out one are forgotten, too: the forgetting of a run
+/// counts the held-out ones alone.
+fn by_split(comparison: &Comparison) -> String {
+    let mut splits: BTreeMap<Split, usize> = BTreeMap::new();
     let facts = comparison.facts.iter();
     let forgotten = facts.filter(|fact| fact.outcome == FactOutcome::Forgotten);
-    let is_held = |fact: &&ComparedFact| fact.split == Some(Split::Held);
-    let (held, other): (Vec<_>, Vec<_>) = forgotten.partition(is_held);
-    if other.iter().any(|fact| fact.split.is_some()) {
-        format!(" ({} of them held out)", held.len())
-    } else {
-        String::new()
+    for split in forgotten.filter_map(|fact| fact.split) {
+        *splits.entry(split).or_default() += 1;
     }
+    if splits.keys().all(|split| *split == Split::Held) {
+        return String::new();
+    }
+    let held = splits.remove(&Split::Held).unwrap_or_default();
+    let others = splits
+        .iter()
+        .map(|(split, count)| format!(", {count} {}", split_name(*split)));
+    format!(" ({held} held out{})", others.collect::<String>())
+}
+
+/// The split in words.
+fn split_name(split: Split) -> String {
+    split.name().replace('_', " ")
 }
 
 /// Accuracy and outcomes, by split of a run or by relation of two models.
@@ -277,7 +294,7 @@ fn table(comparison: &Comparison, width: usize) -> String {
     let mut groups: BTreeMap<(Option<Split>, String), Vec<&ComparedFact>> = BTreeMap::new();
     for fact in &comparison.facts {
         let name = match fact.split {
-            Some(split) => split.name().replace('_', " "),
+            Some(split) => split_name(split),
             None => output::single_line(&fact.relation),
         };
         groups.entry((fact.split, name)).or_default().push(fact);

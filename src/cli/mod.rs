@@ -226,6 +226,13 @@ fn hint_at_key(mut error: clap::Error) -> clap::Error {
         return error;
     };
     let is_tune = std::env::args().any(|arg| arg == "tune");
+    let is_argument = !flag.starts_with('-');
+    if is_tune && is_argument && error.kind() == ErrorKind::UnknownArgument {
+        let hint = format!("new facts are named by a flag: `--learn {flag}`");
+        let hint = ContextValue::StyledStrs(vec![hint.into()]);
+        error.insert(ContextKind::Suggested, hint);
+        return error;
+    }
     if let Some(hint) = hint_for_flag(flag)
         && is_tune
         && error.kind() == ErrorKind::UnknownArgument

@@ -40,6 +40,26 @@ pub fn sentences(text: &str) -> Result<()> {
     }
 }
 
+/// As [`sentences`], for a long one of several clauses: in a terminal, each clause after the second has a line of its own.
+pub fn clauses(text: &str) -> Result<()> {
+    match terminal_width() {
+        Some(width) => line(&clause_lines(text, width)),
+        None => line(text),
+    }
+}
+
+/// `a; b` on a line, then `  c`, `  d`, each in `width` columns.
+fn clause_lines(text: &str, width: usize) -> String {
+    let clauses: Vec<&str> = text.split("; ").collect();
+    let (first, others) = clauses.split_at(clauses.len().min(2));
+    let mut lines = vec![wrap(&first.join("; "), width)];
+    for clause in others {
+        let wrapped = wrap(clause, width.saturating_sub(2));
+        lines.extend(wrapped.lines().map(|line| format!("  {line}")));
+    }
+    lines.join("\n")
+}
+
 /// Prints a part of a line on stdout.
 pub fn part(text: &str) -> Result<()> {
     if MUTED.load(Ordering::Relaxed) {

@@ -46,6 +46,9 @@ pub struct ReproduceArgs {
     /// Run only this arm (repeatable); the table shows all recorded arms
     #[arg(long, value_name = "ARM")]
     only: Vec<String>,
+    /// Record no seconds: for a machine that does other work beside the runs
+    #[arg(long, conflicts_with = "recorded")]
+    untimed: bool,
     /// Run nothing; print the table of the recorded runs
     #[arg(long, conflicts_with = "only")]
     recorded: bool,
@@ -166,7 +169,10 @@ impl ReproduceArgs {
         let results = experiment::run(
             &experiment,
             scale,
-            only,
+            experiment::RunOptions {
+                only,
+                is_timed: !self.untimed,
+            },
             &records_dir,
             context.comm,
             &context.progress,

@@ -136,6 +136,9 @@ pub struct TuneArgs {
 impl TuneArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let config = self.config(context)?;
+        if !config.out.as_os_str().is_empty() {
+            output::check_output_dir(&config.out, self.force, context.comm)?;
+        }
         if self.dry_run {
             let estimate = train::estimate(&config, &context.progress)?;
             return if context.json {
@@ -144,7 +147,6 @@ impl TuneArgs {
                 output::sentences(&estimate.to_string())
             };
         }
-        output::check_output_dir(&config.out, self.force, context.comm)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
             comm: context.comm,
@@ -285,7 +287,7 @@ pub fn print_result(result: &RunResult, dir: &Path, context: &Context) -> Result
     if context.json {
         output::json(result)?;
     } else {
-        output::sentences(&result.to_string())?;
+        output::clauses(&result.to_string())?;
         if let Some(note) = result.control_note() {
             output::sentences(note)?;
         }

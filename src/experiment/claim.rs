@@ -65,6 +65,8 @@ pub enum Metric {
     StepTime,
     /// Training time until 99% of the new facts are learned, also relative.
     TimeToLearned,
+    /// Tokens through training steps until 99% of the new facts are learned, also relative.
+    TokensToLearned,
     /// Peak memory, also relative.
     PeakMemory,
     /// `HighlyKnown` facts, in percent of the audited facts.
@@ -157,6 +159,7 @@ impl Claim {
             Metric::SinceBestEpoch,
             Metric::StepTime,
             Metric::TimeToLearned,
+            Metric::TokensToLearned,
             Metric::PeakMemory,
             Metric::HighlyKnown,
         ];

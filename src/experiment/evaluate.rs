@@ -83,6 +83,7 @@ impl Claim {
             }
             Metric::StepTime => ("x", (table::step_time(&self.arm, records), None)),
             Metric::TimeToLearned => ("x", (table::time_to_learned(&self.arm, records), None)),
+            Metric::TokensToLearned => ("x", (table::tokens_to_learned(&self.arm, records), None)),
             Metric::PeakMemory => ("x", (table::peak_memory(&self.arm, records), None)),
             Metric::Learned | Metric::MeanLearned | Metric::Kept => {
                 ("%", (self.mean_over_runs(records), None))

@@ -25,27 +25,27 @@ pub use evaluate::{ClaimResult, evaluate_claims};
 pub use file::{Arm, Experiment, ExperimentScale, FigureKind, ONLY_KNOWN, Synthetic};
 pub use page::{Section, write_page};
 pub use record::{AuditRecord, ExperimentResults, HeldOutFacts, Record};
+pub use runner::RunOptions;
 pub use source::ENTITY_QUESTIONS;
 pub use table::{ArmSummary, EqualLearningMean, ForgottenFacts, summarize, summary_markdown};
 
 use self::runner::Runner;
 use crate::{Error, Result, atomic_file, distributed::Comm, model::Model, progress::Progress};
 
-/// Runs what `out` does not record yet of `experiment` at `scale`: all arms, or those in `only` (an empty list: none). Returns all
-/// records. With several processes, each runs a shard of the arms, and the main one returns all records.
+/// Runs what `out` does not record yet of `experiment` at `scale`. Returns all records. With several processes, each runs a shard of the arms, and the main one returns all records.
 ///
 /// # Errors
 /// As [`crate::train::tune_on`]; [`Error::Input`] if the facts of the relations are not available.
 pub fn run(
     experiment: &Experiment,
     scale: &ExperimentScale,
-    only: Option<&[String]>,
+    options: RunOptions<'_>,
     out: &Path,
     comm: Comm,
     progress: &Progress,
 ) -> Result<ExperimentResults> {
     let mut results = ExperimentResults::default();
-    let relations = match only {
+    let relations = match options.only {
         Some([]) => scale.relations.iter().collect(),
         _ => source::available_relations(scale, progress)?,
     };
@@ -55,7 +55,7 @@ pub fn run(
             let mut runner = Runner {
                 experiment,
                 scale,
-                only,
+                options,
                 out,
                 comm,
                 progress,

@@ -35,8 +35,9 @@ pub struct Record {
     pub result: RunResult,
     /// One entry per evaluation.
     pub epochs: Vec<EpochRecord>,
-    /// Median seconds per step after the snapshot epochs.
-    pub step_seconds: f64,
+    /// Median seconds per step after the snapshot epochs; none if the machine did other work beside the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_seconds: Option<f64>,
     /// Seconds spent on choosing the interpolation factor; 0 without interpolation.
     pub interpolation_seconds: f64,
     /// One character per held-out `HighlyKnown` fact, in order: 1 if correct at the end, else 0.
@@ -199,6 +200,7 @@ impl Record {
         relation: &str,
         fingerprint: String,
         other_relations: Vec<bool>,
+        is_timed: bool,
     ) -> Result<Self> {
         let result = run.result()?.expect("the run is finished");
         let mut environment: Environment = run.read_json("environment.json")?;
@@ -225,7 +227,7 @@ impl Record {
             environment,
             result,
             epochs: EpochRecord::from_metrics(&metrics),
-            step_seconds: median_step_seconds(&metrics),
+            step_seconds: is_timed.then(|| median_step_seconds(&metrics)),
             interpolation_seconds: interpolation_seconds(&metrics),
             held: bits_of(Split::Held, |row| row.correct_after),
             held_at_peak: bits_of(Split::Held, |row| row.correct_at_peak),
@@ -257,15 +259,24 @@ impl Record {
     }
 
     /// Training time in seconds until this accuracy on new facts: the number of steps until then times the median step time (robust
-    /// to other load on the machine), plus the time of the interpolation. `None` if it was never reached.
+    /// to other load on the machine), plus the time of the interpolation. `None` if it was never reached or not timed.
     pub fn seconds_until(&self, learned: f64) -> Option<f64> {
-        let epoch = self.epochs.iter().find(|epoch| {
-            epoch
-                .accuracy
-                .unknown
-                .is_some_and(|accuracy| accuracy >= learned)
-        });
-        epoch.map(|epoch| epoch.steps as f64 * self.step_seconds + self.interpolation_seconds)
+        let epoch = self.epoch_that_learned(learned)?;
+        Some(epoch.steps as f64 * self.step_seconds? + self.interpolation_seconds)
+    }
+
+    /// Prompt and target tokens of all training steps until this accuracy on new facts. `None` if it was never reached, or if the
+    /// record is older than this number.
+    pub fn tokens_until(&self, learned: f64) -> Option<f64> {
+        let tokens = self.epoch_that_learned(learned)?.tokens;
+        (tokens > 0).then_some(tokens as f64)
+    }
+
+    /// The first epoch with this accuracy on new facts.
+    fn epoch_that_learned(&self, learned: f64) -> Option<&EpochRecord> {
+        let reached = |accuracy: f64| accuracy >= learned;
+        let mut epochs = self.epochs.iter();
+        epochs.find(|epoch| epoch.accuracy.unknown.is_some_and(reached))
     }
 }
 

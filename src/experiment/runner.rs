@@ -46,11 +46,20 @@ const OPTIONS: Options = Options {
     profile: false,
 };
 
+/// Which runs of an experiment are made, and what is recorded of them.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions<'a> {
+    /// Only these arms; an empty list: none.
+    pub only: Option<&'a [String]>,
+    /// Whether the seconds of a step are recorded; not where the machine does other work beside the runs.
+    pub is_timed: bool,
+}
+
 /// One model and relation of an experiment.
 pub(super) struct Runner<'a> {
     pub experiment: &'a Experiment,
     pub scale: &'a ExperimentScale,
-    pub only: Option<&'a [String]>,
+    pub options: RunOptions<'a>,
     pub out: &'a Path,
     pub comm: Comm,
     pub progress: &'a Progress,
@@ -120,7 +129,10 @@ impl Runner<'_> {
         Ok(PlannedRun {
             path: self.record_path(&format!("{seed}-{}", arm.name)),
             fingerprint,
-            selected: self.only.is_none_or(|only| only.contains(&arm.name)),
+            selected: self
+                .options
+                .only
+                .is_none_or(|only| only.contains(&arm.name)),
             config,
         })
     }
@@ -166,7 +178,7 @@ impl Runner<'_> {
         let fingerprint = record::held_out_fingerprint(&audit, seed);
         match record::read::<HeldOutFacts>(&path)? {
             Some(facts) if facts.fingerprint == fingerprint => Ok(facts),
-            _ if self.only.is_some_and(<[String]>::is_empty) => Err(Error::input_hint(
+            _ if self.options.only.is_some_and(<[String]>::is_empty) => Err(Error::input_hint(
                 format!(
                     "{} does not list the held-out facts of this experiment",
                     path.display()
@@ -215,7 +227,15 @@ impl Runner<'_> {
         let relation = self.relation;
         let run = self.train(arm, &config)?;
         let other_relations = self.data()?.other_relations_correct(&run, &config)?;
-        let record = Record::from_run(&run, &arm.name, relation, fingerprint, other_relations)?;
+        let is_timed = self.options.is_timed;
+        let record = Record::from_run(
+            &run,
+            &arm.name,
+            relation,
+            fingerprint,
+            other_relations,
+            is_timed,
+        )?;
         record::write(&record, &path)?;
         remove(run.path())?;
         Ok(record)
@@ -281,10 +301,10 @@ impl Runner<'_> {
         let fingerprint =
             record::audit_fingerprint(&settings, scale, relation, &self.model.checksum);
         match record::read::<AuditRecord>(&path)? {
-            Some(record) if record.fingerprint == fingerprint || self.only.is_some() => {
+            Some(record) if record.fingerprint == fingerprint || self.options.only.is_some() => {
                 Ok(Some(record))
             }
-            None if self.only.is_some() => Ok(None),
+            None if self.options.only.is_some() => Ok(None),
             _ => {
                 let (train, held) = source::read(scale, relation)?;
                 let audit = self.audit_facts(&[train, held].concat())?;

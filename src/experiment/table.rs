@@ -43,6 +43,8 @@ pub struct ArmSummary {
     pub step_time: Option<f64>,
     /// Training time until 99% of the new facts are learned, also relative; `None` if a run did not reach it.
     pub time_to_learned: Option<f64>,
+    /// Prompt and target tokens of all training steps until then, also relative.
+    pub tokens_to_learned: Option<f64>,
     /// Peak memory, also relative.
     pub peak_memory: Option<f64>,
 }
@@ -104,6 +106,7 @@ fn summarize_arm(arm: &str, records: &[Record]) -> ArmSummary {
         other_relations_gap: gap_on(arm, records, HeldOutSet::OtherRelations),
         step_time: step_time(arm, records),
         time_to_learned: time_to_learned(arm, records),
+        tokens_to_learned: tokens_to_learned(arm, records),
         peak_memory: peak_memory(arm, records),
     }
 }
@@ -166,12 +169,17 @@ pub(super) fn since_best_epoch(arm: &str, records: &[Record]) -> Option<Estimate
 
 /// See [`ArmSummary::step_time`].
 pub(super) fn step_time(arm: &str, records: &[Record]) -> Option<f64> {
-    ratio(arm, records, |r| Some(r.step_seconds))
+    ratio(arm, records, |r| r.step_seconds)
 }
 
 /// See [`ArmSummary::time_to_learned`].
 pub(super) fn time_to_learned(arm: &str, records: &[Record]) -> Option<f64> {
     ratio(arm, records, |r| r.seconds_until(LEARNED_TARGET))
+}
+
+/// See [`ArmSummary::tokens_to_learned`].
+pub(super) fn tokens_to_learned(arm: &str, records: &[Record]) -> Option<f64> {
+    ratio(arm, records, |r| r.tokens_until(LEARNED_TARGET))
 }
 
 /// See [`ArmSummary::peak_memory`].
@@ -263,8 +271,8 @@ pub fn summary_markdown(rows: &[ArmSummary]) -> String {
     let mut out = String::from(
         "| arm | runs | learned (%) | forgotten, of the known held-out facts | Only Known forgot | gap to Only Known (pp) | \
          since best epoch (pp) | at equal learning: kept, kept by sft (%) | MaybeKnown gap (pp) | other relations gap (pp) | step time | \
-         time to 99% learned | peak memory |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         time to 99% learned | tokens to 99% learned | peak memory |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let estimate = |loss: Option<Estimate>| {
         loss.map_or_else(String::new, |l| {
@@ -276,7 +284,7 @@ pub fn summary_markdown(rows: &[ArmSummary]) -> String {
     for row in rows {
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             row.arm,
             row.runs,
             row.learned
@@ -290,6 +298,7 @@ pub fn summary_markdown(rows: &[ArmSummary]) -> String {
             estimate(row.other_relations_gap),
             times(row.step_time),
             times(row.time_to_learned),
+            times(row.tokens_to_learned),
             times(row.peak_memory),
         );
     }
@@ -345,6 +354,7 @@ mod tests {
             epoch: i + 1,
             steps: i + 1,
             seconds: 0.0,
+            tokens: 100 * (i + 1),
             accuracy: PerSplit {
                 unknown: Some(*learned),
                 held: Some(*kept),
@@ -410,6 +420,26 @@ mod tests {
                 && table.contains("| 0 of 10 (up to 30.0%) | 10.0 ("),
             "{table}"
         );
+    }
+
+    #[test]
+    fn a_cost_is_relative_to_plain_fine_tuning_and_empty_where_it_is_not_known() {
+        let sft = record("sft", "1", &[(0.5, 0.9), (1.0, 0.6)]);
+        let auto = record("auto", "1", &[(0.2, 1.0), (0.8, 1.0), (1.0, 0.9)]);
+        let costs = |auto: Record| {
+            let rows = summarize(&[sft.clone(), auto]);
+            let auto = &rows[1];
+            (auto.step_time, auto.time_to_learned, auto.tokens_to_learned)
+        };
+        assert_eq!(costs(auto.clone()), (Some(1.0), Some(1.5), Some(1.5)));
+        let untimed = Record {
+            step_seconds: None,
+            ..auto.clone()
+        };
+        assert_eq!(costs(untimed), (None, None, Some(1.5)));
+        let mut older = auto;
+        older.epochs.iter_mut().for_each(|epoch| epoch.tokens = 0);
+        assert_eq!(costs(older), (Some(1.0), Some(1.5), None));
     }
 
     #[test]

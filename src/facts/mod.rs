@@ -19,6 +19,6 @@ pub use read::{
     Chat, FactSet, Message, PACK, ReadOptions, ReadSummary, Text, TextKind, TextSet,
     drop_contradicted, is_text_file, read, read_each, read_fields, read_texts, resolve_files,
 };
-pub use relations::{ObjectKind, Relation, relation};
+pub use relations::{ObjectKind, Relation, relation, relation_name};
 pub use scorer::{AnswerScorer, AnswerVerdict, WrongKind};
 pub use split::{PerSplit, Split};

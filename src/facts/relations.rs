@@ -61,6 +61,11 @@ pub fn relation(name: &str) -> Option<&'static Relation> {
         .find(|r| r.id.eq_ignore_ascii_case(name) || r.name.eq_ignore_ascii_case(name))
 }
 
+/// The name of a relation that is given by its id, such as `country` for `P17`; another relation as it stands.
+pub fn relation_name(id: &str) -> &str {
+    relation(id).map_or(id, |known| known.name)
+}
+
 /// Every relation that has a template, by id.
 pub(super) fn all_relations() -> &'static [Relation] {
     RELATIONS
@@ -237,5 +242,7 @@ mod tests {
         assert_eq!(relation("p36").map(|r| r.id), Some("P36"));
         assert_eq!(relation("Capital").map(|r| r.id), Some("P36"));
         assert_eq!(relation("P999"), None);
+        assert_eq!(relation_name("P36"), "capital");
+        assert_eq!(relation_name("P999"), "P999");
     }
 }

@@ -228,7 +228,7 @@ fn sampled_names(
             samples: NAMES_PER_LIST,
             ..Request::greedy(&[], &prompts, MAX_NAME_TOKENS)
         };
-        let bar = progress.bar(prompts.len() as u64, "lists of names for decoys");
+        let bar = progress.minor_bar(prompts.len() as u64, "lists of names for decoys");
         let on_finished = |lists: usize| bar.inc(lists as u64);
         let lines = generator.generate(&request, |_, text| text.contains('\n'), &on_finished)?;
         let first_lines = lines.iter().flatten().filter_map(|line| {

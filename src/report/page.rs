@@ -16,6 +16,7 @@ use super::{
 use crate::{
     Error, Result,
     config::Goal,
+    facts::relation_name,
     format::{capitalised, duration, memory, percent, pp, thousands},
     measure::Forgotten,
     run::{EqualLearning, FactOutcome, FactResult, RecordedRun, Split},
@@ -466,7 +467,7 @@ fn facts_json(labels: &[RunLabel], facts: &[JoinedFact]) -> serde_json::Value {
                 .collect();
             serde_json::json!({
                 "split": split_label(f.first.split),
-                "relation": f.first.relation,
+                "relation": relation_name(&f.first.relation),
                 "subject": f.first.subject,
                 "question": f.first.question,
                 "object": f.first.object,

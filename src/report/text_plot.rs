@@ -108,6 +108,7 @@ mod tests {
             epoch,
             steps: epoch,
             seconds: 0.0,
+            tokens: 0,
             accuracy: PerSplit {
                 unknown,
                 held: Some(held),

@@ -75,6 +75,7 @@ mod tests {
                 epoch,
                 steps: epoch,
                 seconds: 0.0,
+                tokens: 0,
                 accuracy: PerSplit {
                     unknown: Some(*unknown),
                     held: Some(*held),

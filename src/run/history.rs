@@ -13,6 +13,9 @@ pub struct EpochRecord {
     pub steps: usize,
     /// Seconds of training until then: steps and snapshots, without evaluations.
     pub seconds: f64,
+    /// Prompt and target tokens of all steps until then; 0 in records that are older than this field.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tokens: usize,
     /// Accuracy (0 to 1).
     pub accuracy: PerSplit<f64>,
     /// Drift from the base model, if measured.
@@ -27,6 +30,12 @@ pub struct EpochRecord {
     /// Cross-entropy of the validation rows (nats per token), if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+}
+
+// serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// An evaluation as a point of the curve of known facts kept over new facts learned (accuracies, 0 to 1).
@@ -54,13 +63,19 @@ impl EpochRecord {
 
     /// One record per evaluated epoch, in order. If a resumed run evaluated an epoch twice, the later row counts.
     pub fn from_metrics(metrics: &[Metrics]) -> Vec<Self> {
-        let mut seconds = 0.0;
+        let (mut seconds, mut tokens) = (0.0, 0);
         let mut epochs: Vec<Self> = Vec::new();
         for row in metrics {
             match row {
-                Metrics::Step { seconds: s, .. } | Metrics::Snapshot { seconds: s, .. } => {
+                Metrics::Step {
+                    seconds: s,
+                    tokens: t,
+                    ..
+                } => {
                     seconds += s;
+                    tokens += t;
                 }
+                Metrics::Snapshot { seconds: s, .. } => seconds += s,
                 Metrics::Interpolation { .. } | Metrics::Skipped { .. } | Metrics::Final { .. } => {
                 }
                 Metrics::Eval {
@@ -78,6 +93,7 @@ impl EpochRecord {
                         epoch: *epoch,
                         steps: *step,
                         seconds,
+                        tokens,
                         accuracy: *accuracy,
                         drift: *drift,
                         grad_norms: *pulls,

@@ -69,16 +69,25 @@ impl RecordedRun {
     }
 }
 
-/// The run directories in `dir`.
+/// The run directories in `dir`, and in the directories in it.
 fn runs_inside(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut runs: Vec<String> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.join("config.toml").is_file())
-        .map(|path| path.display().to_string())
-        .collect();
+    let is_run = |path: &PathBuf| path.join("config.toml").is_file();
+    let mut runs = Vec::new();
+    for path in entries(dir) {
+        if is_run(&path) {
+            runs.push(path);
+        } else {
+            runs.extend(entries(&path).filter(is_run));
+        }
+    }
     runs.sort();
-    runs
+    runs.iter().map(|run| run.display().to_string()).collect()
+}
+
+/// The paths in `dir`; none where it cannot be read.
+fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
 /// Whether `dir` contains run directories.

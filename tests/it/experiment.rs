@@ -67,7 +67,7 @@ fn every_arm_leaves_a_record_and_is_not_run_twice() {
     let record = Record::read(&low).unwrap().expect("it is recorded");
     assert_eq!((record.seed, &record.arm[..]), (1, "low"));
     assert_eq!(record.epochs.len(), 3);
-    assert!(record.step_seconds > 0.0 && record.result.steps > 0);
+    assert!(record.step_seconds > Some(0.0) && record.result.steps > 0);
     let written = fs::read(&low).unwrap();
 
     let all = reproduce(dir.path(), &[]);
