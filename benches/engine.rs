@@ -67,7 +67,7 @@ fn step(bencher: Bencher, distill: bool, shared: bool) {
     let head = &params.data[params.layout.head.clone()];
     let teacher = distill.then_some(SoftTargets {
         logits: TeacherLogits::Hidden {
-            head,
+            head: Some(head),
             hidden: &hidden,
             subset: VocabSubset::Full,
             rng: RngStream { seed: 0, stream: 0 },

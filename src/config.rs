@@ -38,7 +38,8 @@ pub(crate) use serde_helpers::is_default;
 pub use set_keys::SetKeys;
 pub use tensor_groups::{TENSOR_GROUPS, parse_selector};
 pub use train::{
-    EarlyStoppingConfig, LoraConfig, LoraVariant, LrScheduler, OnNonFinite, TrainConfig,
+    ALL_LINEAR, EarlyStoppingConfig, LoraConfig, LoraVariant, LrScheduler, OnNonFinite,
+    TrainConfig, matches_module,
 };
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ fn step(
     let hidden = vec![0.1; targets.len() * config.hidden_size];
     let teacher = distills.then(|| SoftTargets {
         logits: TeacherLogits::Hidden {
-            head: &params.data[layout.head.clone()],
+            head: Some(&params.data[layout.head.clone()]),
             hidden: &hidden,
             subset: VocabSubset::Full,
             rng: RngStream { seed: 0, stream: 0 },

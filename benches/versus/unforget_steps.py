@@ -1,6 +1,7 @@
 """Measures `unforget` on the work of `torch_steps.py`, with the same arguments and JSON lines, from the records of its runs.
 
 usage: unforget_steps.py HF_DIR FACTS.tsv sft|self-distill|evaluate|audit|load [--teacher hidden|online|topk] [--low-memory]
+       [--lora-r 16]
        [--batch-size 32] [--steps 10] [--chat-tokens 0] [--threads 2] ...
 UNFORGET is the program (default: unforget).
 
@@ -36,7 +37,7 @@ def tune(args, folder, learn, held, method):
     """Trains one epoch on `learn`, evaluates `held`, and returns the rows of `metrics.jsonl`."""
     out = folder / method
     settings = {
-        "data.audit": "false", "measure.paraphrase": "false", "method.snapshot_epochs": 0,
+        "data.audit": "false", "measure.paraphrase": "false", "measure.behaviour": "false", "method.snapshot_epochs": 0,
         "train.num_epochs": 1, "train.batch_size": args.batch_size, "train.learning_rate": 1e-12,
     }
     if method == "self-distill":
@@ -45,6 +46,8 @@ def tune(args, folder, learn, held, method):
         settings["method.vocab_subset"] = "{top=76}"
     if args.low_memory:
         settings |= {"train.max_grad_norm": 0, "train.optimizer_in_backward": "true", "train.gradient_checkpointing": "true"}
+    if args.lora_r:
+        settings["train.lora"] = f'{{r={args.lora_r}, target_modules="all-linear"}}'
     if args.chat_tokens:
         settings |= {"train.max_length": args.chat_tokens, "train.truncate": "true"}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -58,6 +61,7 @@ def main():
     parser = arguments.parser(__doc__)
     parser.add_argument("--teacher", choices=["hidden", "online", "topk"], default="hidden")
     parser.add_argument("--low-memory", action="store_true", help="hold the gradients and activations of one layer at a time")
+    parser.add_argument("--lora-r", type=int, default=0, help="train adapters of this rank on all linear layers")
     args = parser.parse_args()
 
     header, *facts = Path(args.facts_file).read_text(encoding="utf-8").splitlines()

@@ -94,7 +94,13 @@ class LoraConfig(TypedDict, total=False):
     variant: Literal["lora", "rslora", "dora"]
     """Lora, rslora, dora."""
     dropout: float
-    """Only 0 is supported."""
+    """Probability with which an element of the adapters' input is zeroed in a training step; not with dora, nor with
+    L2 or EWC.
+    """
+    rank_pattern: Mapping[str, int]
+    """Other ranks of some layers: { "layers.0.self_attn.q_proj" = 8 }. The longest name that matches counts."""
+    alpha_pattern: Mapping[str, int]
+    """The same for alpha."""
 
 
 class EarlyStoppingConfig(TypedDict, total=False):
@@ -139,8 +145,8 @@ class ConfigKeys(TypedDict, total=False):
     """
     vocab_subset: Literal["full"] | Mapping[str, int]
     """Tokens that are compared: full, { top = 76 }, { random = 76 }."""
-    teacher: Literal["auto", "online", "hidden", "topk"]
-    """How the teacher's outputs are obtained: online, hidden, topk, auto."""
+    teacher: Literal["auto", "online", "base", "hidden", "topk"]
+    """How the teacher's outputs are obtained: online, hidden, topk, auto; base is the model without its adapters."""
     reduction: Literal["example", "token"]
     """Mean over examples, or over token."""
     exclude_target: bool

@@ -24,6 +24,9 @@ pub fn key(
     };
     hash.update(format!("{VERSION} {}\n", model.checksum));
     hash.update(bytemuck::cast_slice::<f32, u8>(&model.params.data));
+    if let Some(adapters) = &model.params.low_rank {
+        hash.update(bytemuck::cast_slice::<f32, u8>(&adapters.params.data));
+    }
     hash.update(serde_json::to_vec(settings).expect("plain data is JSON"));
     for set in [Some(facts), exemplars] {
         hash.update(format!("\n{:?}\n", set.map(<[Fact]>::len)));

@@ -440,6 +440,9 @@ pub enum VocabSubset {
 pub enum TeacherMode {
     /// A frozen copy of the model, with a forward pass in every step.
     Online,
+    /// The model without its adapters (`train.lora`), with a forward pass in every step and no memory of its own. The snapshot is then
+    /// that of the base model: `snapshot_epochs = 0`.
+    Base,
     /// Its last hidden states at the answer positions, computed once: exact, and no second forward pass.
     Hidden,
     /// The logits of its most likely tokens, computed once and stored on disk: exact under `vocab_subset = { top = N }` only.

@@ -110,7 +110,7 @@ fn a_typo_names_file_line_section_and_the_nearest_key() {
     );
     assert_eq!(
         refused("[train]\nlora = { foo = 3 }", &[]),
-        "`exp.toml` line 2: unknown key `foo` in [train.lora] | known keys: r, alpha, target_modules, variant, dropout"
+        "`exp.toml` line 2: unknown key `foo` in [train.lora] | known keys: r, alpha, target_modules, variant, dropout, rank_pattern, alpha_pattern"
     );
     assert_eq!(
         refused("[method]\nkind = 'sfft'", &[]),

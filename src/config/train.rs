@@ -1,9 +1,12 @@
 //! `[train]`: which parameters are trained, for how long and by which steps.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
     check::Checks,
+    method::{MethodConfig, MethodKind},
     serde_helpers::one_or_many,
     tensor_groups::{TENSOR_GROUPS, parse_selector},
 };
@@ -269,9 +272,23 @@ pub struct LoraConfig {
     pub target_modules: Vec<String>,
     /// Default `lora`.
     pub variant: LoraVariant,
-    /// As in PEFT's config. Only 0, the default, is supported: the adapter is merged into the weights before each forward pass, so
-    /// its input is that of the layer.
+    /// Probability with which an element of the adapters' input is zeroed in a training step (at least 0, below 1). Default 0.
     pub dropout: f64,
+    /// Other ranks of some of these layers, `{ "layers.0.self_attn.q_proj" = 8 }`; of several names that match, the longest counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// The same for `alpha`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub alpha_pattern: BTreeMap<String, usize>,
+}
+
+/// The name in `target_modules` that means every linear layer.
+pub const ALL_LINEAR: &str = "all-linear";
+
+/// Whether a module, such as `model.layers.0.self_attn.q_proj`, is called `name`: it is equal to it or ends with a dot and it.
+pub fn matches_module(module: &str, name: &str) -> bool {
+    let ends_so = |rest: &str| rest.is_empty() || rest.ends_with('.');
+    name == ALL_LINEAR || module.strip_suffix(name).is_some_and(ends_so)
 }
 
 impl Default for LoraConfig {
@@ -282,6 +299,8 @@ impl Default for LoraConfig {
             target_modules: ["q_proj", "v_proj"].map(String::from).to_vec(),
             variant: LoraVariant::default(),
             dropout: 0.0,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
         }
     }
 }
@@ -296,14 +315,45 @@ impl LoraConfig {
         checks.at_least_one("train.lora.r", self.r);
         checks.at_least_one("train.lora.alpha", self.alpha);
         checks.require(
-            self.dropout == 0.0,
+            (0.0..1.0).contains(&self.dropout),
             "train.lora.dropout",
-            format!(
-                "must be 0, not {}: adapters are trained without dropout",
-                self.dropout
-            ),
+            format!("must be at least 0 and below 1, not {}", self.dropout),
         );
+        for (key, pattern) in [
+            ("train.lora.rank_pattern", &self.rank_pattern),
+            ("train.lora.alpha_pattern", &self.alpha_pattern),
+        ] {
+            for value in pattern.values() {
+                checks.at_least_one(key, *value);
+            }
+        }
     }
+
+    /// Whether adapters are written into the weights, or lie beside them: the norms of `dora` and penalties on weights need whole
+    /// weights.
+    pub fn is_merged(&self, method: &MethodConfig) -> bool {
+        self.variant == LoraVariant::Dora || method.kind == MethodKind::L2 || method.ewc.is_some()
+    }
+
+    /// The rank of a module.
+    pub fn rank_of(&self, module: &str) -> usize {
+        pattern_value(&self.rank_pattern, module).unwrap_or(self.r)
+    }
+
+    /// alpha of a module.
+    pub fn alpha_of(&self, module: &str) -> usize {
+        pattern_value(&self.alpha_pattern, module).unwrap_or(self.alpha)
+    }
+}
+
+/// The value of the longest name in `pattern` that matches `module`.
+fn pattern_value(pattern: &BTreeMap<String, usize>, module: &str) -> Option<usize> {
+    let matching = pattern
+        .iter()
+        .filter(|(name, _)| matches_module(module, name));
+    matching
+        .max_by_key(|(name, _)| name.len())
+        .map(|(_, value)| *value)
 }
 
 /// `train.lora.variant`.

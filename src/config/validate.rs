@@ -3,7 +3,7 @@
 use super::{
     check::{Checks, ConfigError},
     data::is_text,
-    method::{Goal, MethodKind},
+    method::{Goal, MethodKind, TeacherMode},
     resolve::ModelSize,
     schema::{CPU_ONLY, Config},
     train::OnNonFinite,
@@ -72,7 +72,23 @@ impl Config {
             "train.early_stopping.patience",
             "keeps the epoch with the smallest validation loss, and `method.budget` the one that learned most within the budget: leave one of them out",
         );
-        if train.lora.is_some() {
+        let beside = train.lora.as_ref().filter(|lora| !lora.is_merged(method));
+        checks.require(
+            method.teacher != TeacherMode::Base || beside.is_some(),
+            "method.teacher",
+            "`base` is the model without its adapters, and there are none beside its weights: set `train.lora` with another variant than `dora`, and no penalty on weights",
+        );
+        checks.require(
+            method.teacher != TeacherMode::Base || method.snapshot_epochs == 0,
+            "method.teacher",
+            "`base` is the base model: set `method.snapshot_epochs = 0`, or `method.teacher = \"online\"`, which keeps the adapters of the snapshot",
+        );
+        if let Some(lora) = &train.lora {
+            checks.require(
+                lora.dropout == 0.0 || beside.is_some(),
+                "train.lora.dropout",
+                "needs adapters beside the weights; those of `dora`, and those with a penalty on weights, are written into them: leave it out",
+            );
             checks.require(
                 method.interpolate.is_none(),
                 "method.interpolate",

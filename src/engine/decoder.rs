@@ -7,13 +7,13 @@ use std::{borrow::Cow, ops::Range};
 use super::{
     Batch, CachedPrefix, GradSink, Gradients,
     attention::{self, AttentionShape, AttentionSpan},
-    matmul, ops,
+    linear, ops,
     profile::{Phase, Work, timed},
     rope::Rope,
     simd,
 };
 use crate::model::{
-    Buffer, LinearInput, ModelConfig, Params, config::NormPlacement, params::LayerLayout,
+    Buffer, LinearInput, ModelConfig, Weights, config::NormPlacement, params::LayerLayout,
 };
 
 /// Which activations a forward pass keeps for the backward pass.
@@ -105,7 +105,7 @@ struct BackwardBuffers {
 /// Input of a forward pass.
 pub struct ForwardInput<'a> {
     /// The weights.
-    pub params: &'a Params,
+    pub weights: Weights<'a>,
     /// Token ids (T).
     pub tokens: &'a [u32],
     /// Position of each token in its row (T).
@@ -284,7 +284,7 @@ impl Decoder {
         mut attend: impl FnMut(LayerAttention, &[f32], &mut [f32], &mut [f32]),
     ) -> &[f32] {
         let &ForwardInput {
-            params,
+            weights,
             tokens,
             positions,
             cached_prefix,
@@ -305,7 +305,7 @@ impl Decoder {
         if let Some(prefix) = cached_prefix {
             stream[..t * d].copy_from_slice(&prefix.stream);
         } else {
-            let embed = &params.data[params.layout.embed.clone()];
+            let embed = weights.slice(&weights.layout().embed);
             let factor = self.config.switches.embedding_multiplier;
             for (row, id) in stream.chunks_exact_mut(d).zip(tokens) {
                 row.copy_from_slice(&embed[*id as usize * d..][..d]);
@@ -327,8 +327,8 @@ impl Decoder {
                 config: &self.config,
                 heads: self.heads.with_window(self.config.sliding_window(layer)),
                 rope: Self::rope_of(&self.config, &self.rope, self.local_rope.as_ref(), layer),
-                params,
-                layout: &params.layout.layers[layer],
+                weights,
+                layout: &weights.layout().layers[layer],
                 positions,
                 output_positions: (layer + 1 == num_layers).then_some(output_positions),
             };
@@ -363,16 +363,16 @@ impl Decoder {
     /// Call it after a [`Decoder::forward`] with [`ActivationPolicy::All`] in which every token was an output position.
     pub fn linear_input(
         &mut self,
-        params: &Params,
+        weights: Weights<'_>,
         t: usize,
         layer: usize,
         input: LinearInput,
     ) -> &[f32] {
         let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let (s, l) = (&self.layers[layer], &params.layout.layers[layer]);
+        let (s, l) = (&self.layers[layer], &weights.layout().layers[layer]);
         let (norm, hidden) = (&mut self.norm[..t * d], &mut self.hidden[..t * f]);
         let offset = self.config.switches.norm_offset;
-        let weight = |range: &Range<usize>| norm_weight(params, range, offset);
+        let weight = |range: &Range<usize>| norm_weight(weights, range, offset);
         match input {
             LinearInput::Qkv => {
                 let x = &self.streams[layer][..t * d];
@@ -429,8 +429,8 @@ impl Decoder {
         let offset = c.switches.norm_offset;
         let mut attention_scratch = Vec::new();
         for layer in (0..c.num_hidden_layers).rev() {
-            let params = sink.params();
-            let l = &params.layout.layers[layer];
+            let weights = Weights::from(sink.params());
+            let l = &weights.layout().layers[layer];
             if first_trained >= l.all.end {
                 // Neither this layer nor anything below it is trained.
                 return;
@@ -449,7 +449,7 @@ impl Decoder {
                     config: c,
                     heads,
                     rope,
-                    params,
+                    weights,
                     layout: l,
                     positions: &positions,
                     output_positions: None,
@@ -464,8 +464,7 @@ impl Decoder {
             }
             let mid = &s.mid[..p * d];
             let (r_input, r_post) = (&s.r_input[..t], &s.r_post[..p]);
-            let weight = |range: &Range<usize>| &params.data[range.clone()];
-            let norm_of = |range: &Range<usize>| norm_weight(params, range, offset);
+            let norm_of = |range: &Range<usize>| norm_weight(weights, range, offset);
             {
                 let (d_stream, d_norm) = (&mut d_stream[..p * d], &mut d_norm[..p * d]);
                 let (d_hidden, d_o) = (&mut d_hidden[..p * f], &mut d_o[..p * q_width]);
@@ -479,20 +478,22 @@ impl Decoder {
                     d_stream,
                     saved,
                     l.ffn_norm.as_ref(),
-                    (c, params, gradients),
+                    (c, weights, gradients),
                 );
-                matmul::input_gradient(d_hidden, d_branch, weight(&l.down), [p, d, f], false);
+                linear::input_gradient(weights, &l.down, d_hidden, d_branch, [p, d, f]);
                 let gate_up = &mut s.gate_up[..p * 2 * f];
                 gated_backward(c, hidden, gate_up, d_hidden);
-                gradients.add_linear_grad(&l.down, d_branch, hidden, [p, d, f]);
+                let shape = [p, d, f];
+                linear::add_weight_gradients(weights, &l.down, gradients, d_branch, hidden, shape);
                 let input = if let Some(range) = &l.post_norm {
                     ops::rms_norm_recompute(norm, r_post, mid, &norm_of(range));
                     &*norm
                 } else {
                     mid
                 };
-                gradients.add_linear_grad(&l.gate_up, gate_up, input, [p, 2 * f, d]);
-                matmul::input_gradient(d_norm, gate_up, weight(&l.gate_up), [p, 2 * f, d], false);
+                let shape = [p, 2 * f, d];
+                linear::add_weight_gradients(weights, &l.gate_up, gradients, gate_up, input, shape);
+                linear::input_gradient(weights, &l.gate_up, d_norm, gate_up, shape);
                 if let Some(range) = &l.post_norm {
                     let d_post = gradients.tensor_mut(range);
                     ops::rms_norm_backward(d_stream, d_post, d_norm, mid, r_post, &norm_of(range));
@@ -504,14 +505,15 @@ impl Decoder {
                 let saved = [&s.attention_out, &s.r_attention].map(|buffer| &buffer[..]);
                 let norm_range = l.attention_norm.as_ref();
                 let d_branch =
-                    branch_gradient(branch, d_stream, saved, norm_range, (c, params, gradients));
-                matmul::input_gradient(d_o, d_branch, weight(&l.o), [p, d, q_width], false);
+                    branch_gradient(branch, d_stream, saved, norm_range, (c, weights, gradients));
+                let shape = [p, d, q_width];
+                linear::input_gradient(weights, &l.o, d_o, d_branch, shape);
                 let o = select_rows(
                     &s.o[..t * q_width],
                     last.then_some(output_positions),
                     q_width,
                 );
-                gradients.add_linear_grad(&l.o, d_branch, &o, [p, d, q_width]);
+                linear::add_weight_gradients(weights, &l.o, gradients, d_branch, &o, shape);
             }
             if last {
                 scatter(d_stream, output_positions, d);
@@ -549,8 +551,9 @@ impl Decoder {
             } else {
                 x
             };
-            gradients.add_linear_grad(&l.qkv, d_qkv, input, [t, qkv_width, d]);
-            matmul::input_gradient(d_norm, d_qkv, weight(&l.qkv), [t, qkv_width, d], false);
+            let shape = [t, qkv_width, d];
+            linear::add_weight_gradients(weights, &l.qkv, gradients, d_qkv, input, shape);
+            linear::input_gradient(weights, &l.qkv, d_norm, d_qkv, shape);
             if let Some(range) = &l.input_norm {
                 let d_input = gradients.tensor_mut(range);
                 ops::rms_norm_backward(d_stream, d_input, d_norm, x, r_input, &norm_of(range));
@@ -578,7 +581,7 @@ struct LayerContext<'a> {
     config: &'a ModelConfig,
     heads: AttentionShape,
     rope: Option<&'a Rope>,
-    params: &'a Params,
+    weights: Weights<'a>,
     layout: &'a LayerLayout,
     positions: &'a [usize],
     output_positions: Option<&'a [usize]>, // the tokens that are computed after attention, if not all
@@ -637,8 +640,8 @@ fn forward_to_gate_up(
     let (c, heads, l) = (context.config, context.heads, context.layout);
     let (t, d, f) = (context.positions.len(), c.hidden_size, c.intermediate_size);
     let (qkv_width, q_width) = (heads.qkv_width(), heads.q_width());
-    let weight = |range: &Range<usize>| &context.params.data[range.clone()];
-    let norm_of = |range: &Range<usize>| norm_weight(context.params, range, c.switches.norm_offset);
+    let weights = context.weights;
+    let norm_of = |range: &Range<usize>| norm_weight(weights, range, c.switches.norm_offset);
     let (qkv, o, lse) = (
         &mut s.qkv[..t * qkv_width],
         &mut s.o[..t * q_width],
@@ -652,9 +655,9 @@ fn forward_to_gate_up(
     } else {
         x
     };
-    matmul::forward(qkv, input, weight(&l.qkv), [t, qkv_width, d], false);
+    linear::forward(weights, &l.qkv, qkv, input, [t, qkv_width, d], false);
     if let Some(bias) = &l.qkv_bias {
-        ops::add_bias(qkv, weight(bias));
+        ops::add_bias(qkv, weights.slice(bias));
     }
     if let Some((q_norm, k_norm)) = &l.qk_norm {
         let weights = [norm_of(q_norm), norm_of(k_norm)];
@@ -674,7 +677,7 @@ fn forward_to_gate_up(
     mid.copy_from_slice(&select_rows(x, context.output_positions, d));
     let product = Product {
         input: &o,
-        weight: weight(&l.o),
+        weight: &l.o,
         norm: l.attention_norm.as_ref(),
     };
     let saved = [&mut s.attention_out, &mut s.r_attention].map(|buffer| &mut buffer[..]);
@@ -692,14 +695,14 @@ fn forward_to_gate_up(
     } else {
         &*mid
     };
-    matmul::forward(gate_up, input, weight(&l.gate_up), [p, 2 * f, d], false);
+    linear::forward(weights, &l.gate_up, gate_up, input, [p, 2 * f, d], false);
 }
 
 /// A matrix product that a layer adds to the residual stream: `stream += m norm(input weight^T)`, with the residual multiplier m, and
 /// without the norm in most families.
 struct Product<'a> {
-    input: &'a [f32],  // (P, N)
-    weight: &'a [f32], // (D, N)
+    input: &'a [f32],         // (P, N)
+    weight: &'a Range<usize>, // of (D, N)
     norm: Option<&'a Range<usize>>,
 }
 
@@ -716,19 +719,22 @@ impl Product<'_> {
         let d = c.hidden_size;
         let p = stream.len() / d;
         let shape = [p, d, self.input.len() / p.max(1)];
+        let product = |out: &mut [f32], add| {
+            linear::forward(context.weights, self.weight, out, self.input, shape, add);
+        };
         if !has_branch(c) {
-            matmul::forward(stream, self.input, self.weight, shape, true);
+            product(stream, true);
             return;
         }
         let scratch = &mut scratch[..p * d];
         if let Some(range) = self.norm {
             let [out, r] = saved;
             let (out, r) = (&mut out[..p * d], &mut r[..p]);
-            matmul::forward(out, self.input, self.weight, shape, false);
-            let weight = norm_weight(context.params, range, c.switches.norm_offset);
+            product(out, false);
+            let weight = norm_weight(context.weights, range, c.switches.norm_offset);
             ops::rms_norm(scratch, r, out, &weight, c.rms_norm_eps);
         } else {
-            matmul::forward(scratch, self.input, self.weight, shape, false);
+            product(scratch, false);
         }
         ops::add_scaled(stream, c.switches.residual_multiplier, scratch);
     }
@@ -741,7 +747,7 @@ fn branch_gradient<'g>(
     d_stream: &'g [f32],
     saved: [&[f32]; 2],
     norm: Option<&Range<usize>>,
-    (config, params, gradients): (&ModelConfig, &Params, &mut Gradients),
+    (config, weights, gradients): (&ModelConfig, Weights<'_>, &mut Gradients),
 ) -> &'g [f32] {
     if !has_branch(config) {
         return d_stream;
@@ -751,7 +757,7 @@ fn branch_gradient<'g>(
     if let Some(range) = norm {
         let (p, d) = (d_stream.len() / config.hidden_size, config.hidden_size);
         let [out, r] = saved;
-        let weight = norm_weight(params, range, config.switches.norm_offset);
+        let weight = norm_weight(weights, range, config.switches.norm_offset);
         let scaled: Cow<'_, [f32]> = if factor == 1.0 {
             Cow::Borrowed(d_stream)
         } else {
@@ -766,12 +772,12 @@ fn branch_gradient<'g>(
 }
 
 /// The weight of a norm as it is multiplied: gemma3 stores it less 1.
-pub(super) fn norm_weight<'p>(
-    params: &'p Params,
+pub(super) fn norm_weight<'w>(
+    weights: Weights<'w>,
     range: &Range<usize>,
     offset: f32,
-) -> Cow<'p, [f32]> {
-    let stored = &params.data[range.clone()];
+) -> Cow<'w, [f32]> {
+    let stored = weights.slice(range);
     if offset == 0.0 {
         Cow::Borrowed(stored)
     } else {
@@ -814,7 +820,7 @@ fn forward_down(
     out.copy_from_slice(&s.mid[..p * d]);
     let product = Product {
         input: hidden,
-        weight: &context.params.data[context.layout.down.clone()],
+        weight: &context.layout.down,
         norm: context.layout.ffn_norm.as_ref(),
     };
     let saved = [&mut s.ffn_out, &mut s.r_ffn].map(|buffer| &mut buffer[..]);

@@ -309,14 +309,14 @@ impl GpuEngine {
         self.d_rows.reserve(&gpu, p * d)?;
 
         let mut scratch = std::mem::take(&mut self.head);
-        let shape = [self.config.vocab_size, d];
-        let teacher = teacher.map(|soft| self.teacher.upload(&gpu, soft, shape));
+        let own_head = lm_head(&self.weights, &self.layout, &self.config);
+        let teacher = teacher.map(|soft| self.teacher.upload(&gpu, soft, own_head));
         let teacher = teacher.transpose()?;
         let d_normed = self.d_normed.get()?.range(0..p * d);
         let slot = self.passes;
         let done = head::loss_and_gradients(
             &gpu,
-            lm_head(&self.weights, &self.layout, &self.config),
+            own_head,
             self.normed.get()?.range(0..p * d),
             &self.targets,
             teacher,

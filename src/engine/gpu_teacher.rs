@@ -65,13 +65,14 @@ impl TeacherMemory {
         uploaded(&mut self.head, gpu, head)
     }
 
-    /// Uploads `soft`, for a head of this shape (V, D).
-    pub(super) fn upload(
-        &mut self,
+    /// Uploads `soft`; `own_head` is that of the student (V, D).
+    pub(super) fn upload<'m>(
+        &'m mut self,
         gpu: &Gpu,
         soft: SoftTargets<'_>,
-        [v, d]: [usize; 2],
-    ) -> Result<OnDevice<'_>, GpuError> {
+        own_head: LmHead<'m>,
+    ) -> Result<OnDevice<'m>, GpuError> {
+        let (v, d) = (own_head.vocab_size, own_head.hidden_size);
         let logits = match soft.logits {
             TeacherLogits::Hidden {
                 head,
@@ -83,10 +84,12 @@ impl TeacherMemory {
                 let buffer = self.hidden.reserve(gpu, hidden.len())?;
                 gpu.write(buffer, 0, hidden)?;
                 let hidden = buffer.range(0..hidden.len());
-                let head = LmHead {
-                    weight: uploaded(&mut self.head, gpu, head)?,
-                    vocab_size: v,
-                    hidden_size: d,
+                let head = match head {
+                    Some(head) => LmHead {
+                        weight: uploaded(&mut self.head, gpu, head)?,
+                        ..own_head
+                    },
+                    None => own_head,
                 };
                 match subset {
                     VocabSubset::TopK(k) if k < v => LogitsOnDevice::MostLikely { head, hidden, k },

@@ -68,6 +68,9 @@ pub struct Gradients {
     pub tensors: Vec<(usize, Range<usize>)>,
     /// The gradients.
     pub data: Buffer,
+    /// Gradients of the adapters of the model, where these are trained.
+    pub low_rank: Option<Box<Self>>,
+    first_adapted: usize, // index of the first weight with an adapter that is trained
     segments: Vec<(Range<usize>, usize)>, // adjacent trained tensors merged: range of weights, first trained offset
     layer_buffer: Option<LayerBuffer>,
 }
@@ -166,7 +169,24 @@ impl Gradients {
             segments: merge_segments(&params.layout, tensors.iter()),
             tensors,
             data: Buffer::zeros(len),
+            low_rank: None,
+            first_adapted: usize::MAX,
             layer_buffer: None,
+        }
+    }
+
+    /// Zero gradients of the adapters of `params`; its own tensors are frozen.
+    pub fn of_adapters(params: &Params) -> Self {
+        let frozen = vec![false; params.layout.tensors.len()];
+        let adapters = params.low_rank.as_ref();
+        let first = adapters.and_then(|adapters| adapters.targets.first());
+        Self {
+            low_rank: adapters.map(|adapters| {
+                let all = vec![true; adapters.params.layout.tensors.len()];
+                Box::new(Self::new(&adapters.params, &all))
+            }),
+            first_adapted: first.map_or(usize::MAX, |target| target.weight.start),
+            ..Self::new(params, &frozen)
         }
     }
 
@@ -178,6 +198,8 @@ impl Gradients {
         Self {
             segments: merge_segments(layout, tensors.iter()),
             data: Buffer::zeros(Self::layer_buffer_floats(layout, trained)),
+            low_rank: None,
+            first_adapted: usize::MAX,
             layer_buffer: LayerBuffer::new(layout, &tensors),
             tensors,
         }
@@ -209,6 +231,9 @@ impl Gradients {
     /// Sets all gradients to zero.
     pub fn zero(&mut self) {
         self.zero_range(0..self.data.len());
+        if let Some(adapters) = &mut self.low_rank {
+            adapters.zero();
+        }
     }
 
     /// Sets a range of `data` to zero.
@@ -255,11 +280,12 @@ impl Gradients {
             .map_or(offset, |buffer| buffer.index(offset))
     }
 
-    /// Index of the first trained weight.
+    /// Index of the first weight that is trained or has an adapter that is.
     pub(super) fn first_trained(&self) -> usize {
-        self.segments
-            .first()
-            .map_or(usize::MAX, |(segment, _)| segment.start)
+        let segment = self.segments.first();
+        segment.map_or(self.first_adapted, |(segment, _)| {
+            segment.start.min(self.first_adapted)
+        })
     }
 
     /// The trained parts of a group of weights: range within the group, gradient.

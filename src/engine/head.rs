@@ -138,7 +138,10 @@ pub fn loss_and_gradients(
                 },
                 options,
             )) => {
-                let teacher_head = LmHead { weight, ..head };
+                let teacher_head = LmHead {
+                    weight: weight.unwrap_or(head.weight),
+                    ..head
+                };
                 let hidden = &hidden[i * rows * d..][..n * d];
                 let soft = teacher_head.fill_logits(teacher_buffer, hidden);
                 students

@@ -40,8 +40,8 @@ pub struct SoftTargets<'a> {
 pub enum TeacherLogits<'a> {
     /// They are computed from the teacher's last hidden states.
     Hidden {
-        /// The teacher's LM head (V, D).
-        head: &'a [f32],
+        /// The teacher's LM head (V, D); `None`: that of the student.
+        head: Option<&'a [f32]>,
         /// The teacher's hidden states after the final norm, one row per target (P, D).
         hidden: &'a [f32],
         /// The tokens that are compared. Both sides are renormalised over them.

@@ -9,6 +9,7 @@
 //! | file | content |
 //! |---|---|
 //! | `decoder` | the layers, forward and backward |
+//! | `linear` | a linear layer with its adapters |
 //! | `attention`, `ops`, `rope`, `matmul`, `small_matmul` | the operations of a layer and their gradients |
 //! | `head`, `loss`, `topk` | logits, cross-entropy and KL divergence at the output positions |
 //! | `batch`, `cache` | packed rows, and the KV cache |
@@ -23,7 +24,7 @@ use crate::{
     Error, Result,
     config::Device,
     distributed::Comm,
-    model::{Buffer, LinearInput, ModelConfig, Params},
+    model::{Buffer, LinearInput, ModelConfig, Params, Weights},
 };
 
 mod attention;
@@ -44,6 +45,7 @@ mod gpu_engine;
 mod gpu_teacher;
 mod gradients;
 mod head;
+mod linear;
 mod loss;
 pub(crate) mod matmul;
 mod new_tokens;
@@ -200,38 +202,45 @@ impl Engine {
     }
 
     /// Hidden states after the final norm at `positions` (distinct indices in `batch.tokens`): (P, D).
-    pub fn hidden(&mut self, params: &Params, batch: &Batch, positions: &[usize]) -> Vec<f32> {
+    pub fn hidden<'w>(
+        &mut self,
+        weights: impl Into<Weights<'w>>,
+        batch: &Batch,
+        positions: &[usize],
+    ) -> Vec<f32> {
+        let weights = weights.into();
         let gpu = self.gpu.as_mut();
-        if let Some(hidden) = gpu.and_then(|gpu| gpu.hidden(params, batch, positions)) {
+        if let Some(hidden) = gpu.and_then(|gpu| gpu.hidden(weights.params, batch, positions)) {
             return hidden;
         }
         let layers = self.config.num_hidden_layers;
-        let rows = self.residual_after(params, batch, layers, positions);
-        self.final_norm(params, &rows).0
+        let rows = self.residual_after(weights, batch, layers, positions);
+        self.final_norm(weights, &rows).0
     }
 
     /// The residual stream after `layers` blocks, before the final norm, at `positions` (distinct indices in `batch.tokens`): (P, D).
     /// With 0 blocks these are the embeddings.
-    pub fn residual_after(
+    pub fn residual_after<'w>(
         &mut self,
-        params: &Params,
+        weights: impl Into<Weights<'w>>,
         batch: &Batch,
         layers: usize,
         positions: &[usize],
     ) -> Vec<f32> {
+        let weights = weights.into();
         let gpu = self.gpu.as_mut();
-        let rows = gpu.and_then(|gpu| gpu.residual_after(params, batch, layers, positions));
+        let rows = gpu.and_then(|gpu| gpu.residual_after(weights.params, batch, layers, positions));
         if let Some(rows) = rows {
             return rows;
         }
-        self.residual(params, batch, layers, positions, ActivationPolicy::None)
+        self.residual(weights, batch, layers, positions, ActivationPolicy::None)
             .to_vec()
     }
 
     /// [`Engine::residual_after`] with any activation policy.
     fn residual(
         &mut self,
-        params: &Params,
+        weights: Weights<'_>,
         batch: &Batch,
         layers: usize,
         output_positions: &[usize],
@@ -240,7 +249,7 @@ impl Engine {
         let spans = batch.attention_spans();
         let prefix = batch.cached_prefix.as_ref();
         let input = ForwardInput {
-            params,
+            weights,
             tokens: &batch.tokens,
             positions: &batch.positions(),
             cached_prefix: prefix.filter(|prefix| prefix.layers < layers),
@@ -254,12 +263,12 @@ impl Engine {
     }
 
     /// The final norm of `rows` (P, D), and its r (P). Logits that are scaled are so by the norm's output.
-    fn final_norm(&self, params: &Params, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    fn final_norm(&self, weights: Weights<'_>, rows: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let mut normed = vec![0.0; rows.len()];
         let mut r = vec![0.0; rows.len() / self.config.hidden_size];
         let weight = norm_weight(
-            params,
-            &params.layout.norm,
+            weights,
+            &weights.layout().norm,
             self.config.switches.norm_offset,
         );
         ops::rms_norm(&mut normed, &mut r, rows, &weight, self.config.rms_norm_eps);
@@ -295,13 +304,14 @@ impl Engine {
         gradients: &mut Gradients,
     ) -> Loss {
         let params = sink.params();
+        let weights = Weights::from(params);
         let layout = params.layout.clone();
         let positions: Vec<usize> = targets.iter().map(|t| t.position).collect();
         let layers = self.config.num_hidden_layers;
         let rows = self
-            .residual(params, batch, layers, &positions, self.training_policy)
+            .residual(weights, batch, layers, &positions, self.training_policy)
             .to_vec();
-        let (normed, r) = self.final_norm(params, &rows);
+        let (normed, r) = self.final_norm(weights, &rows);
 
         let mut d_normed = vec![0.0; rows.len()];
         let head = self.head(params);
@@ -315,7 +325,7 @@ impl Engine {
         });
         self.scale_for_logits(&mut d_normed);
         let mut d_rows = vec![0.0; rows.len()];
-        let weight = norm_weight(params, &layout.norm, self.config.switches.norm_offset);
+        let weight = norm_weight(weights, &layout.norm, self.config.switches.norm_offset);
         ops::rms_norm_backward(
             &mut d_rows,
             gradients.tensor_mut(&layout.norm),
@@ -346,9 +356,9 @@ impl Engine {
         }
         let layers = moments.iter().map(|m| m.layer + 1).max().unwrap_or(0);
         let all: Vec<usize> = (0..t).collect();
-        self.residual(params, batch, layers, &all, ActivationPolicy::All);
+        self.residual(params.into(), batch, layers, &all, ActivationPolicy::All);
         for SecondMoments { layer, input, sum } in moments {
-            let x = self.decoder.linear_input(params, t, *layer, *input);
+            let x = self.decoder.linear_input(params.into(), t, *layer, *input);
             let n = x.len() / t;
             matmul::second_moments(sum, x, [t, n]);
         }
@@ -391,7 +401,7 @@ impl Engine {
         }
         cache.reserve();
         let input = ForwardInput {
-            params,
+            weights: params.into(),
             tokens: &tokens,
             positions: &positions,
             cached_prefix: None,
@@ -419,7 +429,7 @@ impl Engine {
             attention::forward(o, lse, qkv, &rows, shape);
         });
         let rows = rows.to_vec();
-        self.final_norm(params, &rows).0
+        self.final_norm(params.into(), &rows).0
     }
 
     /// Calls `f(row, logits)` for each row of `hidden` (P, D), in parallel; `f` may overwrite the logits (V). Results are in the order

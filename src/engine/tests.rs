@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     config::VocabSubset,
     model::{
-        Family, Layout,
+        Dropout, Family, Layout, LowRank, LowRankTarget,
         config::{LayerPattern, Llama3Scaling, NormPlacement, RopeScaling, Switches},
     },
 };
@@ -169,7 +169,7 @@ fn add_gradients(
     let hidden = engine.hidden(&teacher, batch, &positions);
     let soft_targets = SoftTargets {
         logits: TeacherLogits::Hidden {
-            head: &teacher.data[teacher.layout.head.clone()],
+            head: Some(&teacher.data[teacher.layout.head.clone()]),
             hidden: &hidden,
             subset: VocabSubset::Full,
             rng: RngStream { seed: 0, stream: 0 },
@@ -424,4 +424,163 @@ fn a_cached_prefix_gives_the_same_hidden_states_as_the_whole_row() {
         assert!(whole.iter().zip(&cached).all(|(a, b)| (a - b).abs() < 1e-5));
         cache.release(mark);
     }
+}
+
+/// `config` with adapters of different ranks beside every linear layer but k, with random A and B.
+fn adapted(config: &ModelConfig) -> Params {
+    let mut params = params(config, 1);
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let (mut targets, mut tensors, mut len) = (Vec::new(), Vec::new(), 0);
+    for (i, tensor) in params.layout.tensors.iter().enumerate() {
+        if tensor.shape.len() != 2 || !tensor.name.contains("_proj") || tensor.name.contains("k_") {
+            continue;
+        }
+        let ([out, inputs], rank) = ([tensor.shape[0], tensor.shape[1]], 1 + i % 4);
+        let mut add = |part: &str, shape: [usize; 2]| {
+            tensors.push((format!("{}.{part}", tensor.name), shape.to_vec()));
+            len += shape[0] * shape[1];
+            len - shape[0] * shape[1]..len
+        };
+        targets.push(LowRankTarget {
+            weight: tensor.range.clone(),
+            shape: [out, inputs],
+            rank,
+            scale: 0.5 + i as f32 / 20.0,
+            a: add("a", [rank, inputs]),
+            b: add("b", [out, rank]),
+        });
+    }
+    let mut own = Params::zeros(Arc::new(Layout::of_tensors(tensors)));
+    own.data.fill_with(|| rng.random_range(-0.3..0.3));
+    params.low_rank = Some(LowRank {
+        params: Box::new(own),
+        targets,
+        dropout: None,
+    });
+    params
+}
+
+#[test]
+fn adapters_beside_the_weights_equal_those_written_into_them() {
+    for norms in [
+        NormPlacement::Before,
+        NormPlacement::Both,
+        NormPlacement::After,
+    ] {
+        let mut config = config(norms == NormPlacement::Before);
+        config.switches.norms = norms;
+        let beside = adapted(&config);
+        let low_rank = beside.low_rank.clone().expect("it has adapters");
+        let mut written = beside.clone();
+        written.low_rank = None;
+        for target in &low_rank.targets {
+            let [out, inputs] = target.shape;
+            let (a, b) = (low_rank.a(target), low_rank.b(target));
+            let w = &mut written.data[target.weight.clone()];
+            for (i, w) in (0..out * inputs).zip(w) {
+                let (row, column) = (i / inputs, i % inputs);
+                let product = |k| b[row * target.rank + k] * a[k * inputs + column];
+                *w += target.scale * (0..target.rank).map(product).sum::<f32>();
+            }
+        }
+        let (batch, targets) = batch(config.vocab_size as u32);
+        let trained = vec![true; written.layout.tensors.len()];
+        let mut whole = Gradients::new(&written, &trained);
+        let mut own = Gradients::of_adapters(&beside);
+        let losses = [(&written, &mut whole), (&beside, &mut own)].map(|(params, gradients)| {
+            add_gradients(params, &config, false, &batch, &targets, gradients)
+        });
+        // f32 rounding of sums of some hundred terms.
+        assert!((losses[0].total() - losses[1].total()).abs() < 1e-4 * losses[0].total());
+
+        let own = own.low_rank.expect("gradients of adapters");
+        for target in &low_rank.targets {
+            let [out, inputs] = target.shape;
+            let (a, b) = (low_rank.a(target), low_rank.b(target));
+            let tensor = written
+                .layout
+                .tensors
+                .iter()
+                .position(|t| t.range == target.weight);
+            let (_, at) = &whole.tensors[tensor.expect("it is there")];
+            let dw = &whole.data[at.clone()];
+            let (rank, scale) = (target.rank, f64::from(target.scale));
+            let sum = |len: usize, f: &dyn Fn(usize) -> f32| -> f64 {
+                scale * (0..len).map(|i| f64::from(f(i))).sum::<f64>()
+            };
+            let da = (0..rank * inputs).map(|i| {
+                let (k, column) = (i / inputs, i % inputs);
+                sum(out, &|row| b[row * rank + k] * dw[row * inputs + column])
+            });
+            let db = (0..out * rank).map(|i| {
+                let (row, k) = (i / rank, i % rank);
+                sum(inputs, &|column| {
+                    dw[row * inputs + column] * a[k * inputs + column]
+                })
+            });
+            for (expected, at) in [
+                (da.collect::<Vec<_>>(), &target.a),
+                (db.collect(), &target.b),
+            ] {
+                let largest = expected.iter().fold(0f64, |most, g| most.max(g.abs()));
+                for (got, expected) in own.data[at.clone()].iter().zip(&expected) {
+                    let apart = (f64::from(*got) - expected).abs();
+                    assert!(apart < 1e-4 * largest, "{norms:?}: {got} {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_adapters_with_dropout_equal_finite_differences() {
+    let config = config(true);
+    let mut beside = adapted(&config);
+    let dropout = Some(Dropout { p: 0.4, key: 11 });
+    let low_rank = beside.low_rank.as_mut().expect("it has adapters");
+    low_rank.dropout = dropout;
+    let (batch, targets) = batch(config.vocab_size as u32);
+    let at = |params: &Params| {
+        let mut gradients = Gradients::of_adapters(params);
+        let loss = add_gradients(params, &config, false, &batch, &targets, &mut gradients);
+        (loss.total(), gradients.low_rank.expect("gradients"))
+    };
+    let (loss, gradients) = at(&beside);
+    let tensors = beside
+        .low_rank
+        .as_ref()
+        .map(|own| own.params.layout.tensors.clone());
+    for tensor in tensors.expect("it has adapters") {
+        let gradient = &gradients.data[tensor.range.clone()];
+        let norm = gradient
+            .iter()
+            .map(|g| f64::from(*g).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        let step = 3e-3;
+        let moved = |sign: f64| {
+            let mut moved = beside.clone();
+            let own = moved.low_rank.as_mut().expect("it has adapters");
+            for (w, g) in own.params.data[tensor.range.clone()]
+                .iter_mut()
+                .zip(gradient)
+            {
+                *w += (sign * step * f64::from(*g) / norm) as f32;
+            }
+            at(&moved).0
+        };
+        let difference = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+        // As in `gradients_equal_finite_differences`.
+        let tolerance = 0.01 * norm + 1e-3;
+        let name = &tensor.name;
+        assert!(
+            (difference - norm).abs() < tolerance,
+            "{name}: {difference} {norm}"
+        );
+    }
+    beside.low_rank.as_mut().expect("it has adapters").dropout = None;
+    assert!(
+        (at(&beside).0 - loss).abs() > 1e-3,
+        "dropout changes the loss"
+    );
 }

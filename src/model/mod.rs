@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod config;
 mod config_reader;
 mod directory;
+mod dropout;
 mod dtype;
 mod files;
 mod gguf;
@@ -23,8 +24,9 @@ mod weights;
 
 pub use buffer::{Buffer, BufferVersion};
 pub use config::{Family, ModelConfig};
+pub use dropout::Dropout;
 pub use dtype::{Dtype, GgufType};
-pub use params::{Layout, LinearInput, Params};
+pub use params::{Layout, LinearInput, LowRank, LowRankTarget, Params, Weights};
 use peft::{Adapter, Base};
 pub use pretrained::Model;
 pub(crate) use save::{write_json, write_weights};

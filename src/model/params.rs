@@ -7,6 +7,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     buffer::Buffer,
     config::{ModelConfig, NormPlacement},
+    dropout::Dropout,
 };
 use crate::hub::checksum;
 
@@ -248,21 +249,49 @@ pub struct Params {
     pub layout: Arc<Layout>,
     /// All weights.
     pub data: Buffer,
+    /// Adapters beside them, if there are any.
+    pub low_rank: Option<LowRank>,
 }
 
 impl Params {
     /// All weights zero.
     pub fn zeros(layout: Arc<Layout>) -> Self {
         let data = Buffer::zeros(layout.len);
-        Self { layout, data }
+        Self {
+            layout,
+            data,
+            low_rank: None,
+        }
     }
 
-    /// SHA-256 (hex) over the names and values of all tensors.
+    /// SHA-256 (hex) over the names and values of all tensors, those of adapters included.
     pub fn checksum(&self) -> String {
+        let adapters = self.low_rank.iter().flat_map(|own| own.params.parts());
+        let parts: Vec<_> = self.parts().chain(adapters).collect();
+        checksum::of_parts(&parts)
+    }
+
+    /// Name and values of every tensor.
+    fn parts(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let values = |t: &TensorInfo| bytemuck::cast_slice(&self.data[t.range.clone()]);
         let tensors = self.layout.tensors.iter();
-        let parts: Vec<(&str, &[u8])> = tensors.map(|t| (&t.name[..], values(t))).collect();
-        checksum::of_parts(&parts)
+        tensors.map(move |t| (&t.name[..], values(t)))
+    }
+
+    /// The weights without adapters.
+    pub fn without_adapters(&self) -> Weights<'_> {
+        Weights {
+            params: self,
+            low_rank: None,
+        }
+    }
+
+    /// The weights with these adapters in place of their own.
+    pub fn with_adapters<'a>(&'a self, low_rank: &'a LowRank) -> Weights<'a> {
+        Weights {
+            params: self,
+            low_rank: Some(low_rank),
+        }
     }
 }
 
@@ -270,6 +299,95 @@ impl Clone for Params {
     fn clone(&self) -> Self {
         let mut copy = Self::zeros(self.layout.clone());
         copy.data.copy_from_slice(&self.data);
+        copy.low_rank.clone_from(&self.low_rank);
         copy
+    }
+}
+
+/// Low-rank adapters beside frozen weights (`LoRA`, Hu et al. 2021, arXiv 2106.09685, eq. 3).
+///
+/// ```text
+/// y = x W0^T + s drop(x) A^T B^T        W0 (out, in), A (r, in), B (out, r)
+/// ```
+///
+/// W0 stays as it is. The engine adds the second product, so that no copy of W0 and no gradient of its size is needed.
+#[derive(Clone)]
+pub struct LowRank {
+    /// A and B of every target, under PEFT's names.
+    pub params: Box<Params>,
+    /// The adapted weights, in the order of the model's layout.
+    pub targets: Vec<LowRankTarget>,
+    /// Dropout on the inputs of A, while a training step runs.
+    pub dropout: Option<Dropout>,
+}
+
+/// The adapted weight of one linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRankTarget {
+    /// The range of W0 in the model's weights.
+    pub weight: Range<usize>,
+    /// out, in.
+    pub shape: [usize; 2],
+    /// r.
+    pub rank: usize,
+    /// s.
+    pub scale: f32,
+    /// The range of A in the adapters' parameters.
+    pub a: Range<usize>,
+    /// The range of B.
+    pub b: Range<usize>,
+}
+
+impl LowRank {
+    /// The targets among a group of weights, such as q, k and v, with their indices.
+    pub fn targets_within(
+        &self,
+        group: Range<usize>,
+    ) -> impl Iterator<Item = (usize, &LowRankTarget)> {
+        let first = self
+            .targets
+            .partition_point(|target| target.weight.start < group.start);
+        let targets = self.targets.iter().enumerate().skip(first);
+        targets.take_while(move |(_, target)| target.weight.start < group.end)
+    }
+
+    /// A of a target.
+    pub fn a(&self, target: &LowRankTarget) -> &[f32] {
+        &self.params.data[target.a.clone()]
+    }
+
+    /// B of a target.
+    pub fn b(&self, target: &LowRankTarget) -> &[f32] {
+        &self.params.data[target.b.clone()]
+    }
+}
+
+/// What the engine reads of a model: its weights, and adapters beside them. Those of the model itself, unless others are named.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    /// The weights.
+    pub params: &'a Params,
+    /// The adapters, if there are any.
+    pub low_rank: Option<&'a LowRank>,
+}
+
+impl<'a> From<&'a Params> for Weights<'a> {
+    fn from(params: &'a Params) -> Self {
+        Self {
+            params,
+            low_rank: params.low_rank.as_ref(),
+        }
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// The weights of a range of the layout.
+    pub fn slice(&self, range: &Range<usize>) -> &'a [f32] {
+        &self.params.data[range.clone()]
+    }
+
+    /// The ranges of the tensors.
+    pub fn layout(&self) -> &'a Layout {
+        &self.params.layout
     }
 }

@@ -103,7 +103,7 @@ impl Distillation {
         SoftTargets {
             logits: match outputs {
                 TeacherOutputs::Hidden { head, hidden } => TeacherLogits::Hidden {
-                    head,
+                    head: *head,
                     hidden,
                     subset: self.vocab_subset,
                     rng: RngStream {

@@ -7,19 +7,20 @@
 //! W_i = m_i V_i / |V_i|     `dora` (Liu et al. 2024, eq. 5): the norm of row i is trained separately, m (out)
 //! ```
 //!
-//! The model always has W: the engine, teachers and measures do not know about adapters, and penalties on weights (L2, EWC) apply to W.
-//! Only the optimizer sees A, B and m.
+//! Adapters lie beside the weights ([`LowRank`]): the engine adds their products, and W0 stays as it is. There are two exceptions,
+//! [`MergedAdapters`], for which the model has W and gradients of W: `dora`, whose norms are those of V, and penalties on weights (L2,
+//! EWC), which apply to W.
 
 use std::{fs, ops::Range, path::Path, sync::Arc};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
-    config::{LoraConfig, LoraVariant},
+    config::{ALL_LINEAR, LoraConfig, LoraVariant, matches_module},
     engine::{
         Gradients, matmul,
         simd::{LANES, vectorized},
@@ -27,35 +28,29 @@ use crate::{
     error::closest_match,
     hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS},
     model::{
-        Buffer, Dtype, Layout, Params, params::TensorInfo, peft::PREFIX, write_json, write_weights,
+        Buffer, Dtype, Layout, LowRank, LowRankTarget, Params, params::TensorInfo, peft::PREFIX,
+        write_json, write_weights,
     },
 };
 
-/// The name that means every linear layer.
-const ALL_LINEAR: &str = "all-linear";
-
-/// The weight of a linear layer with an adapter.
-struct AdaptedWeight {
-    /// Its range in the model's weights.
-    weight: Range<usize>,
-    /// Its range in the model's gradients, and that of W0 in `base`.
+/// A target of [`MergedAdapters`].
+struct MergedTarget {
+    /// The range of W in the model's gradients, and that of W0 in `base`.
     grad_range: Range<usize>,
-    /// out, in.
-    shape: [usize; 2],
-    /// The range of A, B and (for `dora`) m in the adapters' parameters, in this order.
-    adapter_range: Range<usize>,
+    /// The range of m in the adapters' parameters; empty but for `dora`.
+    magnitude: Range<usize>,
     /// For `dora`: the norms of the rows of V at the last merge (out).
     row_norms: Vec<f32>,
 }
 
-/// The adapters of one model.
-pub struct Adapters {
-    settings: LoraConfig,
-    targets: Vec<AdaptedWeight>,
+/// Adapters whose product is written into the model's weights before each forward pass.
+pub struct MergedAdapters {
+    is_dora: bool,
+    targets: Vec<MergedTarget>,
     /// W0 of every adapted weight.
     base: Buffer,
     /// A, B and m of every adapted weight, under PEFT's names.
-    pub params: Params,
+    pub low_rank: LowRank,
     /// Their gradients.
     pub gradients: Gradients,
 }
@@ -69,7 +64,7 @@ pub struct Adapters {
 pub fn target_tensors(lora: &LoraConfig, params: &Params) -> Result<Vec<bool>> {
     let tensors = &params.layout.tensors;
     for target in &lora.target_modules {
-        if !modules(&params.layout).any(|module| matches_target(module, target)) {
+        if !modules(&params.layout).any(|module| matches_module(module, target)) {
             return Err(no_match(&params.layout, target));
         }
     }
@@ -77,22 +72,36 @@ pub fn target_tensors(lora: &LoraConfig, params: &Params) -> Result<Vec<bool>> {
         let called = |module| {
             lora.target_modules
                 .iter()
-                .any(|target| matches_target(module, target))
+                .any(|target| matches_module(module, target))
         };
         module(tensor).is_some_and(called)
     };
     let chosen: Vec<bool> = tensors.iter().map(is_target).collect();
     let matrices = || tensors.iter().zip(&chosen).filter(|(_, chosen)| **chosen);
-    let full_rank = matrices()
-        .filter_map(|(tensor, _)| tensor.shape.iter().min())
+    for pattern in lora.rank_pattern.keys().chain(lora.alpha_pattern.keys()) {
+        let mut targets = matrices().filter_map(|(tensor, _)| module(tensor));
+        if !targets.any(|module| matches_module(module, pattern)) {
+            return Err(Error::input_hint(
+                format!(
+                    "`train.lora`: no adapted layer is named \"{pattern}\", which a pattern names"
+                ),
+                "patterns set the rank or alpha of some of `train.lora.target_modules`",
+            ));
+        }
+    }
+    // A rank above that of some targets is possible as long as another one has it.
+    let full_rank = |tensor: &TensorInfo| tensor.shape.iter().min().copied().unwrap_or_default();
+    let largest = matrices().map(|(tensor, _)| full_rank(tensor)).max();
+    let rank = matrices()
+        .filter_map(|(tensor, _)| module(tensor))
+        .map(|module| lora.rank_of(module))
         .max();
-    if let Some(full_rank) = full_rank
-        && lora.r > *full_rank
+    if let (Some(full_rank), Some(rank)) = (largest, rank)
+        && rank > full_rank
     {
         return Err(Error::input_hint(
             format!(
-                "`train.lora.r` is {}, above the largest rank that a target of this model can have",
-                lora.r
+                "`train.lora.r` is {rank}, above the largest rank that a target of this model can have"
             ),
             format!("use at most {full_rank}; ranks from 4 to 64 are usual"),
         ));
@@ -124,11 +133,6 @@ fn modules(layout: &Layout) -> impl Iterator<Item = &str> {
     layout.tensors.iter().filter_map(module)
 }
 
-fn matches_target(module: &str, target: &str) -> bool {
-    let ends_so = |rest: &str| rest.is_empty() || rest.ends_with('.');
-    target == ALL_LINEAR || module.strip_suffix(target).is_some_and(ends_so)
-}
-
 /// The distinct last parts of module names.
 fn short_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut names = Vec::new();
@@ -152,82 +156,135 @@ fn no_match(layout: &Layout, target: &str) -> Error {
     )
 }
 
-impl Adapters {
-    /// Adapters of the tensors that `gradients` contains, around the current `params`, initialised as in PEFT: A uniform in +-1/sqrt(in)
-    /// (Kaiming's with a = sqrt 5), B zero, m the norms of the rows of W0. W is then bitwise identical to W0.
-    pub fn new(settings: LoraConfig, params: &Params, gradients: &Gradients, seed: u64) -> Self {
-        let dora = settings.variant == LoraVariant::Dora;
-        let (mut targets, mut tensors, mut len) = (Vec::new(), Vec::new(), 0);
-        for (tensor, at) in &gradients.tensors {
-            let info = &params.layout.tensors[*tensor];
-            let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
-            let (out, inputs) = (info.range.len() / info.row_len(), info.row_len());
-            let named = |part: &str| format!("{PREFIX}{module}.{part}");
-            tensors.push((named("lora_A.weight"), vec![settings.r, inputs]));
-            tensors.push((named("lora_B.weight"), vec![out, settings.r]));
-            if dora {
-                tensors.push((named("lora_magnitude_vector"), vec![out]));
-            }
-            let end = len + settings.r * (inputs + out) + if dora { out } else { 0 };
-            targets.push(AdaptedWeight {
-                weight: info.range.clone(),
-                grad_range: at.clone(),
-                shape: [out, inputs],
-                adapter_range: len..end,
-                row_norms: Vec::new(),
-            });
-            len = end;
+/// Adapters beside the tensors of `params` that `chosen` selects (by index in the layout), initialised as in PEFT: A uniform in
+/// +-1/sqrt(in) (Kaiming's with a = sqrt 5), B zero. The model computes what it computed without them.
+pub fn beside(lora: &LoraConfig, params: &Params, chosen: &[bool], seed: u64) -> LowRank {
+    let tensors = params.layout.tensors.iter().zip(chosen);
+    let adapted = tensors.filter(|(_, chosen)| **chosen).map(|(t, _)| t);
+    initial(lora, adapted, seed).0
+}
+
+/// New adapters of the `adapted` tensors, and for `dora` the ranges of their magnitudes, which are zero.
+fn initial<'a>(
+    lora: &LoraConfig,
+    adapted: impl Iterator<Item = &'a TensorInfo>,
+    seed: u64,
+) -> (LowRank, Vec<Range<usize>>) {
+    let (mut targets, mut magnitudes, mut tensors, mut len) = (vec![], vec![], vec![], 0);
+    for info in adapted {
+        let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
+        let (out, inputs) = (info.range.len() / info.row_len(), info.row_len());
+        let rank = lora.rank_of(module);
+        let mut add = |part: &str, shape: Vec<usize>| {
+            let range = len..len + shape.iter().product::<usize>();
+            len = range.end;
+            tensors.push((format!("{PREFIX}{module}.{part}"), shape));
+            range
+        };
+        targets.push(LowRankTarget {
+            weight: info.range.clone(),
+            shape: [out, inputs],
+            rank,
+            scale: scale(lora, module),
+            a: add("lora_A.weight", vec![rank, inputs]),
+            b: add("lora_B.weight", vec![out, rank]),
+        });
+        if lora.variant == LoraVariant::Dora {
+            magnitudes.push(add("lora_magnitude_vector", vec![out]));
         }
+    }
+    let mut params = Params::zeros(Arc::new(Layout::of_tensors(tensors)));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    for target in &targets {
+        let bound = (1.0 / (target.shape[1] as f64).sqrt()) as f32;
+        params.data[target.a.clone()].fill_with(|| rng.random_range(-bound..bound));
+    }
+    let low_rank = LowRank {
+        params: Box::new(params),
+        targets,
+        dropout: None,
+    };
+    (low_rank, magnitudes)
+}
+
+/// s of a module.
+fn scale(lora: &LoraConfig, module: &str) -> f32 {
+    let (rank, alpha) = (lora.rank_of(module) as f64, lora.alpha_of(module) as f64);
+    let scale = match lora.variant {
+        LoraVariant::Lora | LoraVariant::Dora => alpha / rank,
+        LoraVariant::RsLora => alpha / rank.sqrt(),
+    };
+    scale as f32
+}
+
+/// Adds `s B A` of every target to the model's weights.
+pub fn add_products(low_rank: &LowRank, weights: &mut [f32]) {
+    for target in &low_rank.targets {
+        add_product(low_rank, target, &mut weights[target.weight.clone()]);
+    }
+}
+
+/// `w (out, in) += s B A`.
+fn add_product(low_rank: &LowRank, target: &LowRankTarget, w: &mut [f32]) {
+    let [out, inputs] = target.shape;
+    let scaled: Vec<f32> = low_rank
+        .b(target)
+        .iter()
+        .map(|b| target.scale * b)
+        .collect();
+    let shape = [out, target.rank, inputs];
+    matmul::input_gradient(w, &scaled, low_rank.a(target), shape, true);
+}
+
+impl MergedAdapters {
+    /// Adapters of the tensors that `gradients` contains, around the current `params`, initialised as in [`beside`]; m are the norms of
+    /// the rows of W0. W is then bitwise identical to W0.
+    pub fn new(lora: &LoraConfig, params: &Params, gradients: &Gradients, seed: u64) -> Self {
+        let tensors = gradients.tensors.iter();
+        let infos = tensors.map(|(tensor, _)| &params.layout.tensors[*tensor]);
+        let (mut low_rank, magnitudes) = initial(lora, infos, seed);
         let mut base = Buffer::zeros(gradients.data.len());
         for (weights, at) in gradients.segments() {
             base[at].copy_from_slice(&params.data[weights]);
         }
-        let mut own = Params::zeros(Arc::new(Layout::of_tensors(tensors)));
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        for target in &mut targets {
-            let [_, inputs] = target.shape;
-            let bound = (1.0 / (inputs as f64).sqrt()) as f32;
-            let (a, _, m) = target.parts_mut(&mut own.data, settings.r);
-            a.fill_with(|| rng.random_range(-bound..bound));
-            if dora {
-                target.row_norms = row_norms(&base[target.grad_range.clone()], inputs);
-                m.copy_from_slice(&target.row_norms);
+        let is_dora = lora.variant == LoraVariant::Dora;
+        let mut targets = Vec::new();
+        for (i, (_, grad_range)) in gradients.tensors.iter().enumerate() {
+            let mut target = MergedTarget {
+                grad_range: grad_range.clone(),
+                magnitude: magnitudes.get(i).cloned().unwrap_or_default(),
+                row_norms: Vec::new(),
+            };
+            if is_dora {
+                let [_, inputs] = low_rank.targets[i].shape;
+                target.row_norms = row_norms(&base[grad_range.clone()], inputs);
+                low_rank.params.data[target.magnitude.clone()].copy_from_slice(&target.row_norms);
             }
+            targets.push(target);
         }
+        let own = &low_rank.params;
         Self {
-            settings,
+            is_dora,
             targets,
             base,
-            gradients: Gradients::new(&own, &vec![true; own.layout.tensors.len()]),
-            params: own,
+            gradients: Gradients::new(own, &vec![true; own.layout.tensors.len()]),
+            low_rank,
         }
-    }
-
-    /// s.
-    fn scale(&self) -> f32 {
-        let (rank, alpha) = (self.settings.r as f64, self.settings.alpha as f64);
-        let scale = match self.settings.variant {
-            LoraVariant::Lora | LoraVariant::Dora => alpha / rank,
-            LoraVariant::RsLora => alpha / rank.sqrt(),
-        };
-        scale as f32
     }
 
     /// Writes W of every adapted weight into the model's weights.
     pub fn merge(&mut self, params: &mut Params) {
-        let (rank, scale) = (self.settings.r, self.scale());
-        let dora = self.settings.variant == LoraVariant::Dora;
-        for target in &mut self.targets {
-            let [out, inputs] = target.shape;
-            let (a, b, m) = target.parts(&self.params.data, rank);
-            let scaled: Vec<f32> = b.iter().map(|b| scale * b).collect();
+        let targets = self.targets.iter_mut().zip(&self.low_rank.targets);
+        for (merged, target) in targets {
             let w = &mut params.data[target.weight.clone()];
-            w.copy_from_slice(&self.base[target.grad_range.clone()]);
-            matmul::input_gradient(w, &scaled, a, [out, rank, inputs], true);
-            if dora {
-                target.row_norms = row_norms(w, inputs);
+            w.copy_from_slice(&self.base[merged.grad_range.clone()]);
+            add_product(&self.low_rank, target, w);
+            if self.is_dora {
+                let [_, inputs] = target.shape;
+                let m = &self.low_rank.params.data[merged.magnitude.clone()];
+                merged.row_norms = row_norms(w, inputs);
                 w.par_chunks_exact_mut(inputs)
-                    .zip(m.par_iter().zip(&target.row_norms))
+                    .zip(m.par_iter().zip(&merged.row_norms))
                     .for_each(|(row, (m, norm))| row.iter_mut().for_each(|w| *w *= m / norm));
             }
         }
@@ -242,98 +299,89 @@ impl Adapters {
     ///
     /// For `dora` the norm of a row counts as a constant (section 4.3 of its paper), as in PEFT.
     pub fn backward(&mut self, gradients: &Gradients) {
-        let (rank, scale) = (self.settings.r, self.scale());
-        let dora = self.settings.variant == LoraVariant::Dora;
         self.gradients.zero();
-        for target in &self.targets {
-            let [out, inputs] = target.shape;
-            let dw = &gradients.data[target.grad_range.clone()];
-            let (a, b, m) = target.parts(&self.params.data, rank);
-            let (da, db, dm) = target.parts_mut(&mut self.gradients.data, rank);
+        let own = &mut self.gradients.data;
+        for (merged, target) in self.targets.iter().zip(&self.low_rank.targets) {
+            let ([out, inputs], rank, scale) = (target.shape, target.rank, target.scale);
+            let dw = &gradients.data[merged.grad_range.clone()];
+            let (a, b) = (self.low_rank.a(target), self.low_rank.b(target));
+            let db = &mut own[target.b.clone()];
             matmul::forward(db, dw, a, [out, rank, inputs], false);
             for db in db.iter_mut() {
                 *db *= scale;
             }
             let mut scaled: Vec<f32> = b.iter().map(|b| scale * b).collect();
-            if dora {
-                let w0 = &self.base[target.grad_range.clone()];
+            if self.is_dora {
+                let m = &self.low_rank.params.data[merged.magnitude.clone()];
+                let mut dm = vec![0.0; out];
+                let w0 = &self.base[merged.grad_range.clone()];
                 dm.par_iter_mut()
                     .zip(dw.par_chunks_exact(inputs).zip(w0.par_chunks_exact(inputs)))
                     .zip(db.par_chunks_exact_mut(rank).zip(b.par_chunks_exact(rank)))
                     .zip(scaled.par_chunks_exact_mut(rank))
-                    .zip(m.par_iter().zip(&target.row_norms))
+                    .zip(m.par_iter().zip(&merged.row_norms))
                     .for_each(|((((dm, (dw, w0)), (db, b)), scaled), (m, norm))| {
                         *dm = ((dot_f64(dw, w0) + dot_f64(db, b)) / f64::from(*norm)) as f32;
                         for x in db.iter_mut().chain(scaled) {
                             *x *= m / norm;
                         }
                     });
+                own[merged.magnitude.clone()].copy_from_slice(&dm);
             }
+            let da = &mut own[target.a.clone()];
             matmul::weight_gradient(da, &scaled, 0, dw, [out, rank, inputs]);
         }
     }
-
-    /// Writes `adapter_config.json` and `adapter_model.safetensors` (f32), which `peft.PeftModel.from_pretrained` loads. `base` is the
-    /// name of the base model.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if `dir` cannot be written.
-    pub fn save(&self, dir: &Path, base: &str) -> Result<()> {
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        let config = json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "inference_mode": true,
-            "r": self.settings.r,
-            "lora_alpha": self.settings.alpha,
-            "lora_dropout": 0.0,
-            "target_modules": self.target_modules(),
-            "bias": "none",
-            "fan_in_fan_out": false,
-            "init_lora_weights": true,
-            "use_rslora": self.settings.variant == LoraVariant::RsLora,
-            "use_dora": self.settings.variant == LoraVariant::Dora,
-        });
-        let config = config.as_object().expect("it is an object");
-        write_json(&dir.join(ADAPTER_CONFIG), config)?;
-        let weights = dir.join(ADAPTER_WEIGHTS);
-        write_weights(&self.params, &weights, Dtype::F32)
-    }
-
-    /// `target_modules` for PEFT: the config's, or the last parts of all module names for `all-linear`.
-    fn target_modules(&self) -> Vec<&str> {
-        if !self.settings.target_modules.iter().any(|t| t == ALL_LINEAR) {
-            return self
-                .settings
-                .target_modules
-                .iter()
-                .map(String::as_str)
-                .collect();
-        }
-        let tensors = self.params.layout.tensors.iter();
-        short_names(tensors.filter_map(|tensor| tensor.name.strip_suffix(".lora_A.weight")))
-    }
 }
 
-impl AdaptedWeight {
-    /// A, B and m, or their gradients, in `data`.
-    fn parts<'a>(&self, data: &'a [f32], rank: usize) -> (&'a [f32], &'a [f32], &'a [f32]) {
-        let [out, inputs] = self.shape;
-        let (a, rest) = data[self.adapter_range.clone()].split_at(rank * inputs);
-        let (b, m) = rest.split_at(out * rank);
-        (a, b, m)
-    }
+/// Writes `adapter_config.json` and `adapter_model.safetensors` (f32), which `peft.PeftModel.from_pretrained` loads. `adapters` are A, B
+/// and m under PEFT's names, `base` is the name of the base model.
+///
+/// # Errors
+/// [`Error::Io`] if `dir` cannot be written.
+pub fn save(lora: &LoraConfig, adapters: &Params, dir: &Path, base: &str) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let modules: Vec<&str> = adapters
+        .layout
+        .tensors
+        .iter()
+        .filter_map(|tensor| tensor.name.strip_suffix(".lora_A.weight"))
+        .map(|name| name.strip_prefix(PREFIX).unwrap_or(name))
+        .collect();
+    // The modules by their full names: PEFT takes the first pattern that matches, and these match one module each.
+    let pattern = |value: &dyn Fn(&str) -> usize, usual: usize| -> Value {
+        let own = modules.iter().filter(|module| value(module) != usual);
+        own.map(|module| ((*module).to_owned(), json!(value(module))))
+            .collect()
+    };
+    let config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": true,
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "rank_pattern": pattern(&|module| lora.rank_of(module), lora.r),
+        "alpha_pattern": pattern(&|module| lora.alpha_of(module), lora.alpha),
+        "target_modules": saved_target_modules(lora, &modules),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "use_rslora": lora.variant == LoraVariant::RsLora,
+        "use_dora": lora.variant == LoraVariant::Dora,
+    });
+    let config = config.as_object().expect("it is an object");
+    write_json(&dir.join(ADAPTER_CONFIG), config)?;
+    write_weights(adapters, &dir.join(ADAPTER_WEIGHTS), Dtype::F32)
+}
 
-    fn parts_mut<'a>(
-        &self,
-        data: &'a mut [f32],
-        rank: usize,
-    ) -> (&'a mut [f32], &'a mut [f32], &'a mut [f32]) {
-        let [out, inputs] = self.shape;
-        let (a, rest) = data[self.adapter_range.clone()].split_at_mut(rank * inputs);
-        let (b, m) = rest.split_at_mut(out * rank);
-        (a, b, m)
+/// `target_modules` for PEFT: the config's, or the last parts of all module names for `all-linear`.
+fn saved_target_modules<'a>(lora: &'a LoraConfig, modules: &[&'a str]) -> Vec<&'a str> {
+    if lora.target_modules.iter().any(|t| t == ALL_LINEAR) {
+        short_names(modules.iter().copied())
+    } else {
+        lora.target_modules.iter().map(String::as_str).collect()
     }
 }
 
@@ -428,7 +476,7 @@ mod tests {
     }
 
     /// Adapters of a (600, 300) and a (40, 300) matrix, large enough for several tiles.
-    fn two_matrices(variant: LoraVariant, seed: u64) -> (Params, Gradients, Adapters) {
+    fn two_matrices(variant: LoraVariant, seed: u64) -> (Params, Gradients, MergedAdapters) {
         let shapes = [("a.weight", 600), ("b.weight", 40)];
         let layout = Layout::of_tensors(shapes.map(|(name, out)| (name.into(), vec![out, 300])));
         let mut params = Params::zeros(Arc::new(layout));
@@ -440,7 +488,7 @@ mod tests {
             variant,
             ..LoraConfig::default()
         };
-        let adapters = Adapters::new(settings, &params, &gradients, seed);
+        let adapters = MergedAdapters::new(&settings, &params, &gradients, seed);
         (params, gradients, adapters)
     }
 
@@ -454,7 +502,8 @@ mod tests {
             adapters.merge(&mut params);
             assert!(before[..] == params.data[..]);
 
-            let (a, b, _) = adapters.targets[0].parts(&adapters.params.data, 16);
+            let own = &adapters.low_rank;
+            let (a, b) = (own.a(&own.targets[0]), own.b(&own.targets[0]));
             assert!(b.iter().all(|b| *b == 0.0));
             // Uniform in +-1/sqrt(300): 4,800 draws come within 1% of the bound, and their mean square is a third of its square.
             let bound = 1.0 / 300f32.sqrt();
@@ -464,9 +513,9 @@ mod tests {
             assert!((mean_square * 3.0 * 300.0 - 1.0).abs() < 0.1);
 
             let again = two_matrices(variant, 0).2;
-            assert!(again.params.data[..] == adapters.params.data[..]);
+            assert!(again.low_rank.params.data[..] == own.params.data[..]);
             let other = two_matrices(variant, 1).2;
-            assert!(other.params.data[..] != adapters.params.data[..]);
+            assert!(other.low_rank.params.data[..] != own.params.data[..]);
         }
     }
 
@@ -481,7 +530,7 @@ mod tests {
                 pool.install(|| {
                     let (mut params, gradients, mut adapters) = two_matrices(variant, 0);
                     let mut rng = ChaCha8Rng::seed_from_u64(9);
-                    for x in adapters.params.data.iter_mut() {
+                    for x in adapters.low_rank.params.data.iter_mut() {
                         *x += rng.random_range(-0.1..0.1);
                     }
                     adapters.merge(&mut params);

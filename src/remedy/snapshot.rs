@@ -1,6 +1,6 @@
 //! The snapshot: everything that is frozen after the first epochs, on which the remedies of the rest of the run depend.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use super::{
     distill::Distillation,
@@ -12,7 +12,7 @@ use crate::{
     Result,
     config::{MethodConfig, MethodKind, ReplayTarget},
     engine::{Gradients, TrainingModel},
-    model::{Buffer, Layout},
+    model::{Buffer, Params},
     progress::Progress,
     prompt::Example,
 };
@@ -115,12 +115,12 @@ impl Snapshot {
         })
     }
 
-    /// A snapshot like that of [`Snapshot::freeze`] whose arrays are zero, to be filled from a checkpoint; `length` returns the length of
+    /// A snapshot like that of [`Snapshot::freeze`] of a model like `params`, to be filled from a checkpoint; `length` returns the length of
     /// an array there by its name.
     pub fn empty(
         method: &MethodConfig,
         seed: u64,
-        layout: &Arc<Layout>,
+        params: &Params,
         examples: RunExamples<'_>,
         gradients: &Gradients,
         length: impl Fn(&str) -> usize,
@@ -128,7 +128,7 @@ impl Snapshot {
         Self {
             teacher: method.has_teacher().then(|| {
                 let covered = examples.for_teacher(method);
-                let teacher = Teacher::empty(TeacherSpec::of(method), layout, covered);
+                let teacher = Teacher::empty(TeacherSpec::of(method), params, covered);
                 DistillTeacher {
                     term: Distillation::new(method, seed),
                     teacher,
@@ -141,7 +141,7 @@ impl Snapshot {
                 WeightPenalty::ewc_at_zero(ewc.strength, importance, gradients)
             }),
             projection: method.project.map(|_| {
-                NullSpaceProjection::empty(layout, gradients, |name| {
+                NullSpaceProjection::empty(&params.layout, gradients, |name| {
                     length(&format!("project.{name}"))
                 })
             }),

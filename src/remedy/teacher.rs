@@ -2,13 +2,14 @@
 //!
 //! | `method.teacher` | what is kept | cost per step |
 //! |---|---|---|
-//! | `online` | all weights | a forward pass |
-//! | `hidden` | the last hidden states at all targets, and the LM head | a matmul with the head |
+//! | `online` | all weights, or the adapters where these lie beside the weights | a forward pass |
+//! | `base` | nothing: it is the model without its adapters | a forward pass |
+//! | `hidden` | the last hidden states at all targets, and the LM head unless it is that of the student | a matmul with the head |
 //! | `topk` | the k largest logits at all targets, on disk | reading them |
 //!
 //! `hidden` is exact. `topk` is exact under `vocab_subset = { top = k }`, the only setting that allows it.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{ops::Range, path::Path};
 
 use super::topk_teacher::TopkTeacher;
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     distributed::Comm,
     engine::{Batch, Engine, TrainingModel, topk},
     interrupt,
-    model::{Buffer, Layout, Params},
+    model::{Buffer, LowRank, Params, Weights},
     progress::Progress,
     prompt::{Example, MICRO_BATCH_TOKENS, PackedExamples, micro_batches, target_offsets},
 };
@@ -74,20 +75,49 @@ impl<'a> TeacherExamples<'a> {
 
 /// A frozen snapshot of the model.
 pub enum Teacher {
-    /// All weights.
-    Online(Params),
+    /// Its weights, with a forward pass in every step.
+    Online(OnlineTeacher),
     /// Its last hidden states.
     Hidden(HiddenStates),
     /// Its largest logits.
     TopK(TopkTeacher),
 }
 
+/// The weights of a teacher that is evaluated in every step.
+pub enum OnlineTeacher {
+    /// A copy of all of them.
+    Weights(Params),
+    /// Those of the student, with adapters of its own.
+    Adapters(LowRank),
+    /// Those of the student, without adapters.
+    Base,
+}
+
+impl OnlineTeacher {
+    fn new(params: &Params, mode: TeacherMode) -> Self {
+        match &params.low_rank {
+            Some(_) if mode == TeacherMode::Base => Self::Base,
+            Some(low_rank) => Self::Adapters(low_rank.clone()),
+            None => Self::Weights(params.clone()),
+        }
+    }
+
+    /// What the engine reads, given the student's weights.
+    pub fn weights<'a>(&'a self, student: &'a Params) -> Weights<'a> {
+        match self {
+            Self::Weights(params) => params.into(),
+            Self::Adapters(low_rank) => student.with_adapters(low_rank),
+            Self::Base => student.without_adapters(),
+        }
+    }
+}
+
 /// The teacher's outputs at the targets of some examples.
 pub enum TeacherOutputs<'a> {
     /// Hidden states, from which the LM head computes logits.
     Hidden {
-        /// The head (V, D).
-        head: &'a [f32],
+        /// The head (V, D); `None`: that of the student.
+        head: Option<&'a [f32]>,
         /// The hidden states (P, D).
         hidden: Vec<f32>,
     },
@@ -104,17 +134,21 @@ pub enum TeacherOutputs<'a> {
 
 /// The last hidden states of a frozen model at the targets of a fixed set of examples.
 pub struct HiddenStates {
-    head: Buffer,               // (V, D)
+    head: Option<Buffer>,       // (V, D); none where the student's is not trained
     states: Buffer,             // (P, D), after the final norm
     target_offsets: Vec<usize>, // see [`target_offsets`]
 }
 
 impl HiddenStates {
-    fn empty(layout: &Layout, examples: TeacherExamples<'_>) -> Self {
+    fn empty(params: &Params, examples: TeacherExamples<'_>) -> Self {
+        let layout = &params.layout;
         let target_offsets = target_offsets(examples.all, &examples.range());
         let targets = target_offsets[examples.all.len()];
         Self {
-            head: Buffer::zeros(layout.head.len()),
+            head: params
+                .low_rank
+                .is_none()
+                .then(|| Buffer::zeros(layout.head.len())),
             states: Buffer::zeros(targets * layout.norm.len()),
             target_offsets,
         }
@@ -129,8 +163,9 @@ impl HiddenStates {
         comm: Comm,
         progress: &Progress,
     ) {
-        self.head
-            .copy_from_slice(&params.data[params.layout.head.clone()]);
+        if let Some(head) = &mut self.head {
+            head.copy_from_slice(&params.data[params.layout.head.clone()]);
+        }
         let d = params.layout.norm.len();
         let micro_batches = micro_batches(examples, MICRO_BATCH_TOKENS, Example::num_tokens);
         let mut end = 0;
@@ -168,9 +203,11 @@ impl HiddenStates {
 }
 
 impl Teacher {
-    /// A teacher whose arrays are zero, and whose files are not open, for the covered `examples` of a model with this layout.
-    pub fn empty(spec: TeacherSpec, layout: &Arc<Layout>, examples: TeacherExamples<'_>) -> Self {
+    /// A teacher whose arrays are still to be filled, and whose files are not open, for the covered `examples` of a model like
+    /// `params`.
+    pub fn empty(spec: TeacherSpec, params: &Params, examples: TeacherExamples<'_>) -> Self {
         if let Some(k) = spec.topk_on_disk() {
+            let layout = &params.layout;
             let vocab_size = layout.head.len() / layout.norm.len();
             return Self::TopK(TopkTeacher::empty(
                 k.min(vocab_size),
@@ -179,9 +216,11 @@ impl Teacher {
             ));
         }
         match spec.mode {
-            TeacherMode::Online => Self::Online(Params::zeros(layout.clone())),
+            TeacherMode::Online | TeacherMode::Base => {
+                Self::Online(OnlineTeacher::new(params, spec.mode))
+            }
             TeacherMode::Hidden | TeacherMode::Auto | TeacherMode::Topk => {
-                Self::Hidden(HiddenStates::empty(layout, examples))
+                Self::Hidden(HiddenStates::empty(params, examples))
             }
         }
     }
@@ -200,9 +239,10 @@ impl Teacher {
     ) -> Result<Self> {
         let comm = model.engine.comm();
         let TrainingModel { engine, params, .. } = model;
-        let mut teacher = Self::empty(spec, &params.layout, examples);
+        let mut teacher = Self::empty(spec, params, examples);
         match &mut teacher {
-            Self::Online(copy) => copy.data.copy_from_slice(&params.data),
+            // It is a copy of the model as it is.
+            Self::Online(_) => {}
             Self::Hidden(hidden) => {
                 hidden.fill(engine, params, examples.covered(), comm, progress);
             }
@@ -244,41 +284,50 @@ impl Teacher {
     /// Its arrays, by their names in a checkpoint. A teacher on disk has none.
     pub fn arrays(&self) -> Vec<(&'static str, &[f32])> {
         match self {
-            Self::Online(params) => vec![("params", &params.data)],
-            Self::Hidden(teacher) => vec![("head", &teacher.head), ("hidden", &teacher.states)],
-            Self::TopK(_) => Vec::new(),
+            Self::Online(OnlineTeacher::Weights(params)) => vec![("params", &params.data)],
+            Self::Online(OnlineTeacher::Adapters(own)) => vec![("adapters", &own.params.data)],
+            Self::Hidden(teacher) => {
+                let head = teacher.head.iter().map(|head| ("head", &head[..]));
+                head.chain([("hidden", &teacher.states[..])]).collect()
+            }
+            Self::Online(OnlineTeacher::Base) | Self::TopK(_) => Vec::new(),
         }
     }
 
     /// The same arrays, to be filled from a checkpoint.
     pub fn arrays_mut(&mut self) -> Vec<(&'static str, &mut [f32])> {
         match self {
-            Self::Online(params) => vec![("params", &mut params.data)],
+            Self::Online(OnlineTeacher::Weights(params)) => vec![("params", &mut params.data)],
+            Self::Online(OnlineTeacher::Adapters(own)) => vec![("adapters", &mut own.params.data)],
             Self::Hidden(teacher) => {
-                vec![("head", &mut teacher.head), ("hidden", &mut teacher.states)]
+                let head = teacher.head.iter_mut().map(|head| ("head", &mut head[..]));
+                head.chain([("hidden", &mut teacher.states[..])]).collect()
             }
-            Self::TopK(_) => Vec::new(),
+            Self::Online(OnlineTeacher::Base) | Self::TopK(_) => Vec::new(),
         }
     }
 
     /// Its outputs at the targets of `packed`, which holds the examples with these indices. `hidden` computes the hidden states of
-    /// these weights at positions of a batch, for a teacher that keeps all weights.
+    /// its weights at positions of a batch, for a teacher that is evaluated in every step.
     ///
     /// # Errors
     /// That of `hidden`.
     pub fn outputs<'a, E>(
         &'a self,
-        hidden: impl FnOnce(&Params, &Batch, &[usize]) -> Result<Vec<f32>, E>,
+        hidden: impl FnOnce(&OnlineTeacher, &Batch, &[usize]) -> Result<Vec<f32>, E>,
         packed: &PackedExamples,
         examples: &[usize],
     ) -> Result<TeacherOutputs<'a>, E> {
         Ok(match self {
-            Self::Online(params) => TeacherOutputs::Hidden {
-                head: &params.data[params.layout.head.clone()],
-                hidden: hidden(params, &packed.batch, &packed.positions())?,
+            Self::Online(weights) => TeacherOutputs::Hidden {
+                head: match weights {
+                    OnlineTeacher::Weights(own) => Some(&own.data[own.layout.head.clone()]),
+                    OnlineTeacher::Adapters(_) | OnlineTeacher::Base => None,
+                },
+                hidden: hidden(weights, &packed.batch, &packed.positions())?,
             },
             Self::Hidden(teacher) => TeacherOutputs::Hidden {
-                head: &teacher.head,
+                head: teacher.head.as_deref(),
                 hidden: teacher.select(examples),
             },
             Self::TopK(teacher) => {

@@ -178,7 +178,7 @@ pub fn fisher(
     let bar = progress.bar(count as u64, "Fisher information");
     for example in chosen {
         let mut packed = PackedExamples::new([&examples[example]]);
-        let hidden = engine.hidden(params, &packed.batch, &packed.positions());
+        let hidden = engine.hidden(*params, &packed.batch, &packed.positions());
         let quantiles: Vec<f64> = packed.targets.iter().map(|_| rng.random()).collect();
         let drawn = engine.logits(params, &hidden, |i, logits| {
             sample_at_quantile(&distribution(logits, 1.0, 0), quantiles[i])

@@ -18,7 +18,8 @@ use crate::{
     engine::{Batch, GpuArray, GpuEngine, GpuGradients, trained_ranges},
     format,
     gpu::{AdapterKind, Gpu, GpuError, MAX_TOP_K},
-    model::{ModelConfig, Params},
+    model::ModelConfig,
+    remedy::teacher::OnlineTeacher,
 };
 
 /// The student's state on a GPU.
@@ -115,7 +116,10 @@ impl GpuStudent {
             batch.strength,
         )?;
         objective.each_micro_batch(&batch, Comm::single(), |micro_batch| {
-            let hidden = |params: &Params, batch: &Batch, at: &[usize]| {
+            let hidden = |weights: &OnlineTeacher, batch: &Batch, at: &[usize]| {
+                let OnlineTeacher::Weights(params) = weights else {
+                    unreachable!("adapters are refused on a GPU");
+                };
                 let teacher = match &mut self.teacher {
                     Some(teacher) => teacher,
                     none => none.insert(GpuEngine::new(&self.gpu, &self.config, params)?),

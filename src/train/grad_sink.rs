@@ -13,7 +13,7 @@ use crate::{
         GradSink, Gradients, Loss, overlap,
         profile::{Phase, Work, timed},
     },
-    model::{Params, params::LayerLayout},
+    model::{Dropout, Params, params::LayerLayout},
 };
 
 /// Maximum number of gradient buckets in flight; the backward pass blocks when it is reached.
@@ -23,6 +23,8 @@ const MAX_IN_FLIGHT: usize = 2;
 pub(super) struct StepSink<'a> {
     params: &'a mut Params,
     action: GradAction<'a>,
+    /// On the inputs of adapters beside the weights. Every micro-batch has its own.
+    dropout: Option<Dropout>,
 }
 
 /// What is done with a gradient once it is complete.
@@ -56,14 +58,19 @@ impl<'a> GradAction<'a> {
 }
 
 impl<'a> StepSink<'a> {
-    pub fn new(params: &'a mut Params, action: GradAction<'a>) -> Self {
-        Self { params, action }
+    pub fn new(params: &'a mut Params, action: GradAction<'a>, dropout: Option<Dropout>) -> Self {
+        Self {
+            params,
+            action,
+            dropout,
+        }
     }
 
     /// Ends the backward pass. Where gradients were not kept, returns their norm, or the name of the tensor whose gradient was not
     /// finite.
     pub fn finish(self, gradients: &mut Gradients) -> Option<Result<f64, String>> {
-        let Self { params, action } = self;
+        let Self { params, action, .. } = self;
+        set_dropout(params, None);
         match action {
             GradAction::Keep => None,
             GradAction::Reduce(reducer) => {
@@ -90,6 +97,11 @@ impl GradSink for StepSink<'_> {
     }
 
     fn begin_micro_batch(&mut self, remaining: usize) {
+        let of_batch = self.dropout.map(|step| Dropout {
+            key: step.key ^ remaining as u64,
+            ..step
+        });
+        set_dropout(self.params, of_batch);
         if let GradAction::Reduce(reducer) = &mut self.action {
             reducer.remaining = Some(remaining);
         }
@@ -125,6 +137,13 @@ impl GradSink for StepSink<'_> {
                 });
             }
         }
+    }
+}
+
+/// Dropout on the inputs of the model's adapters; `None` outside of training steps.
+fn set_dropout(params: &mut Params, dropout: Option<Dropout>) {
+    if let Some(low_rank) = &mut params.low_rank {
+        low_rank.dropout = dropout;
     }
 }
 

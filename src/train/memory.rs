@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{activation_cache::ActivationCache, batches::micro_batch_tokens, sampler::epoch_order};
 use crate::{
     Error, Result,
-    config::{BehaviourSchedule, Config, MethodKind, TeacherMode},
+    config::{BehaviourSchedule, Config, LoraConfig, MethodKind, TeacherMode},
     engine::{Engine, Gradients},
     format,
     generate::{self, MAX_BATCH_TOKENS},
@@ -67,16 +67,20 @@ impl MemoryEstimate {
         let tensors = layout.tensors.iter().zip(trained);
         let tensors = tensors.filter(|(_, trained)| **trained).map(|(t, _)| t);
         // A, B, and for DoRA a magnitude per row.
-        let adapters = |rank: usize| -> u64 {
-            let of = |t: &TensorInfo| rank * (t.shape[0] + t.shape[1]) + t.shape[0];
+        let adapters = |lora: &LoraConfig| -> u64 {
+            let of = |t: &TensorInfo| {
+                let module = t.name.strip_suffix(".weight").unwrap_or(&t.name);
+                lora.rank_of(module) * (t.shape[0] + t.shape[1]) + t.shape[0]
+            };
             tensors.clone().map(|t| of(t) as u64).sum()
         };
-        let with_gradient: u64 = tensors.clone().map(|t| t.range.len() as u64).sum();
+        let chosen: u64 = tensors.clone().map(|t| t.range.len() as u64).sum();
         let lora = config.train.lora.as_ref();
+        let are_beside = lora.is_some_and(|lora| !lora.is_merged(method));
         let counts = ParameterCounts {
             all: layout.len as u64,
-            trained: with_gradient,
-            updated: lora.map_or(with_gradient, |lora| adapters(lora.r)),
+            trained: if are_beside { 0 } else { chosen },
+            updated: lora.map_or(chosen, adapters),
         };
         let mut estimate = Self::of_parameters(config, counts);
         if config.train.optimizer_in_backward {
@@ -85,12 +89,14 @@ impl MemoryEstimate {
 
         let d = layout.norm.len();
         let is_on_disk = TeacherSpec::of(method).topk_on_disk().is_some();
-        if method.has_teacher() && !is_on_disk && method.teacher != TeacherMode::Online {
+        let is_online = matches!(method.teacher, TeacherMode::Online | TeacherMode::Base);
+        if method.has_teacher() && !is_on_disk && !is_online {
             let decoys = method.decoys;
             let decoys = decoys.map_or(0.0, |d| d.pool_ratio.unwrap_or(d.ratio));
             let targets: usize = rows.iter().map(Example::num_targets).sum();
             let targets = (targets as f64 * (1.0 + decoys)).ceil() as usize;
-            estimate.remedies += FLOAT * (layout.head.len() + targets * d) as u64;
+            let head = if are_beside { 0 } else { layout.head.len() };
+            estimate.remedies += FLOAT * (head + targets * d) as u64;
         }
         if method.project.is_some() {
             let floats = NullSpaceProjection::max_floats(layout, trained, rows);
@@ -133,7 +139,7 @@ impl MemoryEstimate {
         let (train, method) = (&config.train, &config.method);
         let mut optimizer = 2 * updated;
         if train.lora.is_some() {
-            // The base weights, and the adapters with their gradients.
+            // The adapters with their gradients, and the base weights of those that are merged.
             optimizer += trained + 2 * updated;
         }
         if train.ema_decay.is_some() {
@@ -146,7 +152,8 @@ impl MemoryEstimate {
                 .map_or(0, |ewc| 2 * (1 + ewc.previous_runs.len() as u64));
         let mut remedies = penalties * trained;
         if method.has_teacher() && method.teacher == TeacherMode::Online {
-            remedies += all;
+            let are_beside = train.lora.as_ref().is_some_and(|l| !l.is_merged(method));
+            remedies += if are_beside { updated } else { all };
         }
         // The base weights, read again at the end, and a copy of the trained ones.
         let interpolation = method.interpolate.map_or(0, |_| 2 * all);

@@ -14,7 +14,7 @@ use crate::{
     remedy::{
         distill::Distillation,
         snapshot::{DistillTeacher, Snapshot},
-        teacher::{Teacher, TeacherOutputs},
+        teacher::{OnlineTeacher, Teacher, TeacherOutputs},
         weight_penalty::WeightPenalty,
     },
 };
@@ -105,7 +105,7 @@ impl<'a> MicroBatch<'a> {
     /// That of `hidden`.
     pub fn teacher_outputs<E>(
         &self,
-        hidden: impl FnOnce(&Params, &Batch, &[usize]) -> Result<Vec<f32>, E>,
+        hidden: impl FnOnce(&OnlineTeacher, &Batch, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Option<TeacherOutputs<'a>>, E> {
         let teacher = self.teacher.map(|(teacher, _)| teacher);
         let outputs = teacher.map(|teacher| teacher.outputs(hidden, self.packed, self.indices));
@@ -209,8 +209,9 @@ impl Objective {
         }
         let passed: Result<(), Infallible> = self.each_micro_batch(&batch, comm, |micro_batch| {
             sink.begin_micro_batch(micro_batch.remaining);
-            let hidden = |params: &Params, batch: &Batch, at: &[usize]| {
-                Ok::<_, Infallible>(engine.hidden(params, batch, at))
+            let hidden = |teacher: &OnlineTeacher, batch: &Batch, at: &[usize]| {
+                let weights = teacher.weights(sink.params());
+                Ok::<_, Infallible>(engine.hidden(weights, batch, at))
             };
             let outputs = micro_batch.teacher_outputs(hidden)?;
             let packed = micro_batch.packed;

@@ -60,12 +60,7 @@ impl Student {
     pub fn new(config: &Config, mut model: Model, comm: Comm) -> Result<Self> {
         let train = &config.train;
         let tensors = trainable_tensors(train, &model.params)?;
-        let gradients = if train.optimizer_in_backward {
-            Gradients::with_layer_buffer(&model.params, &tensors)
-        } else {
-            Gradients::new(&model.params, &tensors)
-        };
-        let trainable = TrainableParams::new(config, &model.params, &gradients);
+        let (trainable, gradients) = TrainableParams::new(config, &mut model.params, &tensors);
         let settings = AdamWSettings {
             betas: train.betas,
             eps: train.eps,
@@ -206,7 +201,8 @@ impl Student {
                 }
                 None => GradAction::Keep,
             };
-            let mut sink = StepSink::new(params, action);
+            let dropout = self.trainable.dropout(batch.step, comm);
+            let mut sink = StepSink::new(params, action, dropout);
             let own = objective.loss_and_gradients(engine, &mut sink, batch, gradients);
             let norm = sink.finish(gradients);
             (reduce_loss(comm, own), norm)
@@ -216,7 +212,7 @@ impl Student {
     /// The norm of the trained parameters' gradient, or the tensor in which it is not finite.
     pub fn gradient_norm(&mut self) -> Result<f64, String> {
         self.trainable
-            .collect_gradients(&self.gradients, self.engine.comm());
+            .collect_gradients(&mut self.gradients, self.engine.comm());
         let (params, gradients) = self
             .trainable
             .parameters(&self.model.params, &self.gradients);
@@ -352,18 +348,23 @@ impl Student {
         })
     }
 
-    /// Rounds the weights to the model's data type and saves the model, and the adapters where these are trained.
+    /// Saves the adapters, where these are trained, and the model with them, rounded to its data type. This ends training.
     ///
     /// # Errors
     /// When they cannot be written.
     pub fn save(&mut self, model: &Path, adapter: &Path) -> Result<()> {
         let dtype = self.model.dtype;
-        round_to(&mut self.model.params.data, dtype);
-        if !self.engine.comm().is_main() {
+        let is_main = self.engine.comm().is_main();
+        let (trainable, params) = (&mut self.trainable, &mut self.model.params);
+        if is_main {
+            trainable.save_adapters(params, adapter, &self.model.name)?;
+        }
+        trainable.finish(params, &mut self.gradients);
+        round_to(&mut params.data, dtype);
+        if !is_main {
             return Ok(());
         }
-        self.model.save(model, dtype)?;
-        self.trainable.save_adapters(adapter, &self.model.name)
+        self.model.save(model, dtype)
     }
 }
 

@@ -731,7 +731,7 @@ impl Trainer {
             Snapshot::empty(
                 method,
                 seed,
-                &student.model.params.layout,
+                &student.model.params,
                 examples.run_examples(),
                 &student.gradients,
                 length,

@@ -276,7 +276,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "method.teacher=dead",
         &[
             "`--set method.teacher=dead`: `method.teacher` is `dead`",
-            "it is one of online, hidden, topk, auto",
+            "it is one of online, base, hidden, topk, auto",
         ],
     ),
     (

@@ -188,7 +188,7 @@ impl Golden {
             gradients.zero();
             let teacher = stored.as_ref().map(|(head, hidden)| SoftTargets {
                 logits: TeacherLogits::Hidden {
-                    head,
+                    head: Some(head),
                     hidden,
                     subset: VocabSubset::Full,
                     rng: RngStream { seed: 0, stream: 0 },

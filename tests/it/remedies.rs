@@ -75,7 +75,7 @@ fn check_rows(
         known: rows.len(),
         learned: 0,
     };
-    let mut snapshot = Snapshot::empty(method, 0, &layout, run_rows, &gradients, |_| 0);
+    let mut snapshot = Snapshot::empty(method, 0, &params, run_rows, &gradients, |_| 0);
     fill(&golden, &rows, &mut snapshot);
     let mut objective = Objective::default();
     objective.snapshot = Some(snapshot);

@@ -437,6 +437,67 @@ fn adapters_combine_with_every_remedy_and_leave_other_tensors_alone() {
     }
 }
 
+/// Loss and divergence of every step.
+fn losses(run: &Path) -> Vec<[f64; 2]> {
+    let metrics = RunDir::open(run).and_then(|run| run.metrics());
+    let metrics = metrics.expect("a finished run").into_iter();
+    let losses = metrics.filter_map(|row| match row {
+        Metrics::Step { ce, distill, .. } => Some([ce, distill]),
+        _ => None,
+    });
+    losses.collect()
+}
+
+#[test]
+fn a_teacher_of_adapters_is_the_same_kept_as_states_as_adapters_or_as_nothing() {
+    let place = temporary();
+    for (snapshot_epochs, teachers) in [
+        (0, &[Source::Hidden, Source::Online, Source::Base][..]),
+        (1, &[Source::Hidden, Source::Online]),
+    ] {
+        let losses = teachers.iter().map(|teacher| {
+            let mut config = config(place.path(), &format!("{teacher:?}-{snapshot_epochs}"));
+            config.method.teacher = *teacher;
+            config.method.snapshot_epochs = snapshot_epochs;
+            config.train.lora = Some(lora(LoraVariant::Lora));
+            run(&config);
+            losses(&config.out)
+        });
+        let losses: Vec<Vec<[f64; 2]>> = losses.collect();
+        assert!(losses[0].iter().any(|[_, distill]| *distill > 1e-3));
+        for others in &losses[1..] {
+            assert_eq!(others.len(), losses[0].len());
+            for (own, other) in losses[0].iter().zip(others) {
+                // Packed in other batches, the same states differ by f32 rounding.
+                let apart = (own[0] - other[0]).abs() + (own[1] - other[1]).abs();
+                assert!(apart < 1e-4, "{own:?} {other:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dropout_changes_training_and_not_what_is_saved() {
+    let place = temporary();
+    let trained = |name: &str, dropout: f64, seed: u64| {
+        let mut config = config(place.path(), name);
+        config.method.kind = MethodKind::Sft;
+        config.seed = seed;
+        config.train.lora = Some(LoraConfig {
+            dropout,
+            ..lora(LoraVariant::Lora)
+        });
+        run(&config);
+        (losses(&config.out), weights(&config.out))
+    };
+    let plain = trained("plain", 0.0, 0);
+    let dropped = trained("dropped", 0.5, 0);
+    // B is zero in the first step, so that its loss has no part of the adapters.
+    assert_eq!(plain.0[0], dropped.0[0]);
+    assert!(plain.0[1] != dropped.0[1] && plain.1 != dropped.1);
+    assert!(trained("again", 0.5, 0) == dropped);
+}
+
 #[test]
 fn the_best_adapters_within_a_budget_are_restored_with_the_merged_model() {
     let place = temporary();

@@ -307,6 +307,18 @@ fn resumed_equals_uninterrupted_on_adapters() {
     ] {
         resumed_on_adapters_equals_uninterrupted(method, Some(lora(LoraVariant::Dora)));
     }
+    let with_dropout = LoraConfig {
+        dropout: 0.2,
+        ..lora(LoraVariant::Lora)
+    };
+    for method in [
+        method(|m| m.teacher = Source::Online),
+        method(|m| (m.teacher, m.snapshot_epochs) = (Source::Base, 0)),
+        method(|m| m.vocab_subset = VocabSubset::TopK(9)),
+        method(|m| m.decoys = Some(DecoysConfig::default())),
+    ] {
+        resumed_on_adapters_equals_uninterrupted(method, Some(with_dropout.clone()));
+    }
 }
 
 /// A run that stops after the first step of its second epoch, against one that does not.

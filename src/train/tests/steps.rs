@@ -127,15 +127,22 @@ fn non_finite_steps_are_skipped_up_to_a_limit() {
 fn an_adapters_gradient_that_is_not_finite_is_named() {
     let place = temporary();
     let progress = Progress::quiet();
-    let mut config = config(place.path(), "run");
-    config.train.lora = Some(lora(LoraVariant::Lora));
-    let mut trainer =
-        prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
-    // The last target's: the up projection of the last layer.
-    let last = trainer.student.gradients.data.len() - 1;
-    trainer.student.gradients.data[last] = f32::NAN;
-    let told = trainer.student.gradient_norm().expect_err("a NaN");
-    assert!(told.contains("layers.1.mlp.up_proj.lora_"), "{told}");
+    // Beside the weights, and merged into them.
+    for variant in [LoraVariant::Lora, LoraVariant::Dora] {
+        let mut config = config(place.path(), &format!("{variant:?}"));
+        config.train.lora = Some(lora(variant));
+        let mut trainer =
+            prepare::trainer(&config, KEEP_CHECKPOINTS, &progress).expect("a good config");
+        let gradients = &mut trainer.student.gradients;
+        let data = match &mut gradients.low_rank {
+            Some(own) => &mut own.data,
+            None => &mut gradients.data,
+        };
+        // The last target's: the up projection of the last layer.
+        *data.last_mut().expect("something is trained") = f32::NAN;
+        let told = trainer.student.gradient_norm().expect_err("a NaN");
+        assert!(told.contains("layers.1.mlp.up_proj.lora_"), "{told}");
+    }
 }
 
 #[test]
