@@ -18,6 +18,7 @@ OWN = {"model", "out", "seed", "device", "baseline", "data.learn", "data.keep", 
 
 # The types that the default does not show.
 TYPES = {
+    "model_dtype": 'Literal["f32", "stored", "q8_0", "q4_0"]',
     "data.validation": "Sequence[str]",
     "data.validation_share": "float",
     "data.audit": "AuditConfig | Literal[False]",
@@ -117,10 +118,10 @@ def module() -> str:
         ]
         parts.append(typed_dict(class_name(section), f"`{section}`.", keys))
     flat, paths = [], {}
-    for section in ("data", "method", "train", "measure"):
+    for section in ("", "data", "method", "train", "measure"):
         for key, default, text in sections[section]:
-            path = f"{section}.{key}"
-            if path in OWN:
+            path = f"{section}.{key}" if section else key
+            if path in OWN or (not section and path in sections):
                 continue
             name = "lambda_" if key == "lambda" else key
             if path in sections and text in ("", "a table, see below"):
@@ -129,7 +130,7 @@ def module() -> str:
             if name in paths:
                 raise ValueError(f"two keys are called {name}")
             paths[name] = path
-    parts.append(typed_dict("ConfigKeys", "The keys of `[data]`, `[method]`, `[train]` and `[measure]`.", flat))
+    parts.append(typed_dict("ConfigKeys", "The keys of `[data]`, `[method]`, `[train]` and `[measure]`, and `model_dtype`.", flat))
     mapping = "".join(f'    "{name}": "{path}",\n' for name, path in paths.items())
     parts.append(f"KEYS = {{\n{mapping}}}\n")
     return "\n\n".join(parts)

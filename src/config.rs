@@ -33,7 +33,7 @@ pub use read::Override;
 pub use reference::{KeyReference, reference};
 pub(crate) use resolve::JobRows;
 pub use resolve::{ModelSize, Resolved};
-pub use schema::{BehaviourSchedule, Config, Device, MeasureConfig};
+pub use schema::{BehaviourSchedule, Config, Device, MeasureConfig, ModelDtype};
 pub(crate) use serde_helpers::is_default;
 pub use set_keys::SetKeys;
 pub use tensor_groups::{TENSOR_GROUPS, parse_selector};

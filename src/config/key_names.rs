@@ -289,7 +289,7 @@ pub(super) const FOREIGN: &[(&[&str], Ours)] = &[
             "quantization_bit",
             "bnb_config",
         ],
-        Nothing("weights are trained in f32, also those of a quantized GGUF file"),
+        Key("model_dtype"),
     ),
     (
         &[

@@ -8,7 +8,8 @@ use serde::{
 };
 
 use super::{
-    check::Checks, data::DataConfig, method::MethodConfig, set_keys::SetKeys, train::TrainConfig,
+    check::Checks, data::DataConfig, method::MethodConfig, serde_helpers::is_default,
+    set_keys::SetKeys, train::TrainConfig,
 };
 use crate::{Error, Result};
 
@@ -18,6 +19,10 @@ use crate::{Error, Result};
 pub struct Config {
     /// A Hugging Face directory, a `.gguf` file, a PEFT adapter directory, a hub id or a name in the registry. Default `smollm2-135m`.
     pub model: String,
+    /// How weights that are not trained are held: `f32`; `stored`, as they lie in the model's files; `q8_0` or `q4_0`, quantised when the
+    /// model is loaded. Others than `f32` are for adapters (`train.lora`). Default `f32`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub model_dtype: ModelDtype,
     /// The run directory. Default `runs/p17`.
     pub out: PathBuf,
     /// Seed of every random draw: splits, few-shot exemplars, order of the rows. Default 0.
@@ -38,6 +43,23 @@ pub struct Config {
     /// The keys that the user set, even to a default. Not part of the file.
     #[serde(skip)]
     pub set_keys: SetKeys,
+}
+
+/// `model_dtype`: how weights that are not trained are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelDtype {
+    /// In f32.
+    #[default]
+    F32,
+    /// As they lie in the model's files, which are mapped into memory: bf16, f16, or blocks of a few bits.
+    Stored,
+    /// Quantised when the model is loaded: blocks of 32 weights of 8 bits with a scale.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// The same with 4 bits; embedding and head have 8.
+    #[serde(rename = "q4_0")]
+    Q4_0,
 }
 
 /// `[measure]`: additional measurements.
@@ -186,6 +208,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model: "smollm2-135m".into(),
+            model_dtype: ModelDtype::default(),
             out: "runs/p17".into(),
             seed: 0,
             device: Device::default(),

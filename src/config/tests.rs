@@ -741,6 +741,37 @@ fn a_replay_is_a_table_of_known_keys_and_sane_values() {
 }
 
 #[test]
+fn frozen_weights_and_a_base_teacher_need_adapters_beside_them() {
+    let config = parse("model_dtype = 'q8_0'\n[train]\nlora = {}");
+    assert_eq!(config.model_dtype, ModelDtype::Q8_0);
+    insta::assert_snapshot!(
+        [
+            refused("model_dtype = 'stored'\n", &[]),
+            refused("model_dtype = 'q4_0'\n[train.lora]\nvariant = 'dora'\ndropout = 0.1\n", &[]),
+            refused("model_dtype = 'int8'\n", &[]),
+            refused("[method]\nteacher = 'base'\n", &[]),
+            refused("[method]\nkind = 'self-distill'\nteacher = 'base'\n[train]\nlora = {}\n", &[]),
+            refused("[train.lora]\nrank_pattern = { q_proj = 0 }\ndropout = 1.0\n", &[]),
+        ]
+        .join("\n"),
+        @r#"
+    `exp.toml` line 1: `model_dtype` other than `f32` is for weights that are not trained: set `train.lora` with another variant than `dora`, and no penalty on weights | -
+    `exp.toml` has 2 errors
+      `exp.toml` line 1: `model_dtype` other than `f32` is for weights that are not trained: set `train.lora` with another variant than `dora`, and no penalty on weights
+      `exp.toml` line 4: `train.lora.dropout` needs adapters beside the weights; those of `dora`, and those with a penalty on weights, are written into them: leave it out | -
+    `exp.toml` line 1: `model_dtype` is `int8` | it is one of f32, stored, q8_0, q4_0
+    `exp.toml` has 2 errors
+      `exp.toml` line 2: `method.teacher` `base` is the model without its adapters, and there are none beside its weights: set `train.lora` with another variant than `dora`, and no penalty on weights
+      `exp.toml` line 2: `method.teacher` `base` is the base model: set `method.snapshot_epochs = 0`, or `method.teacher = "online"`, which keeps the adapters of the snapshot | -
+    `exp.toml` line 3: `method.teacher` `base` is the base model: set `method.snapshot_epochs = 0`, or `method.teacher = "online"`, which keeps the adapters of the snapshot | -
+    `exp.toml` has 2 errors
+      `exp.toml` line 3: `train.lora.dropout` must be at least 0 and below 1, not 1
+      `exp.toml` line 2: `train.lora.rank_pattern` must be at least 1 | -
+    "#
+    );
+}
+
+#[test]
 fn a_projections_energy_is_a_fraction_and_adapters_are_not_projected() {
     assert!(read("[method]\nproject = {}", &[]).is_ok());
     for energy in ["0.0", "-0.5", "1.01", "nan"] {

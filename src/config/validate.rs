@@ -5,7 +5,7 @@ use super::{
     data::is_text,
     method::{Goal, MethodKind, TeacherMode},
     resolve::ModelSize,
-    schema::{CPU_ONLY, Config},
+    schema::{CPU_ONLY, Config, ModelDtype},
     train::OnNonFinite,
 };
 
@@ -82,6 +82,11 @@ impl Config {
             method.teacher != TeacherMode::Base || method.snapshot_epochs == 0,
             "method.teacher",
             "`base` is the base model: set `method.snapshot_epochs = 0`, or `method.teacher = \"online\"`, which keeps the adapters of the snapshot",
+        );
+        checks.require(
+            self.model_dtype == ModelDtype::F32 || beside.is_some(),
+            "model_dtype",
+            "other than `f32` is for weights that are not trained: set `train.lora` with another variant than `dora`, and no penalty on weights",
         );
         if let Some(lora) = &train.lora {
             checks.require(

@@ -7,7 +7,9 @@ use std::{borrow::Cow, ops::Range};
 use super::{
     Batch, CachedPrefix, GradSink, Gradients,
     attention::{self, AttentionShape, AttentionSpan},
-    linear, ops,
+    linear,
+    matrix::Matrix,
+    ops,
     profile::{Phase, Work, timed},
     rope::Rope,
     simd,
@@ -305,10 +307,10 @@ impl Decoder {
         if let Some(prefix) = cached_prefix {
             stream[..t * d].copy_from_slice(&prefix.stream);
         } else {
-            let embed = weights.slice(&weights.layout().embed);
+            let embed = Matrix::of(weights.params, &weights.layout().embed);
             let factor = self.config.switches.embedding_multiplier;
             for (row, id) in stream.chunks_exact_mut(d).zip(tokens) {
-                row.copy_from_slice(&embed[*id as usize * d..][..d]);
+                embed.read_row(*id as usize, row);
                 if factor != 1.0 {
                     for x in row {
                         *x *= factor;

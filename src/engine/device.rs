@@ -64,6 +64,9 @@ impl OnGpu {
     /// # Errors
     /// The device has too little memory, or was lost.
     pub fn engine(&mut self, params: &Params) -> Result<&mut GpuEngine, GpuError> {
+        if params.frozen.is_some() || params.low_rank.is_some() {
+            return Err(GpuError::NotInMemory);
+        }
         let version = params.data.version();
         let engine = match &mut self.engine {
             Some(engine) => {

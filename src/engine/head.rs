@@ -10,6 +10,7 @@ use super::{
         distill_row_excluding_target, distill_row_subset, kl_row, select_tokens,
     },
     matmul,
+    matrix::Matrix,
 };
 
 /// Logits (floats) held at once: 32 MiB each for the student and for the teacher.
@@ -19,7 +20,7 @@ const CHUNK_FLOATS: usize = 8 << 20;
 #[derive(Clone, Copy)]
 pub struct LmHead<'a> {
     /// (V, D).
-    pub weight: &'a [f32],
+    pub weight: Matrix<'a>,
     /// V.
     pub vocab_size: usize,
     /// D.
@@ -40,7 +41,7 @@ impl LmHead<'_> {
             buffer.resize(n * v, 0.0);
         }
         let logits = &mut buffer[..n * v];
-        matmul::forward(logits, hidden, self.weight, [n, v, d], false);
+        self.weight.forward(logits, hidden, [n, v, d], false);
         logits
     }
 }
@@ -139,7 +140,7 @@ pub fn loss_and_gradients(
                 options,
             )) => {
                 let teacher_head = LmHead {
-                    weight: weight.unwrap_or(head.weight),
+                    weight: weight.map_or(head.weight, Matrix::Dense),
                     ..head
                 };
                 let hidden = &hidden[i * rows * d..][..n * d];
@@ -172,7 +173,7 @@ pub fn loss_and_gradients(
             total.ce += f64::from(target.ce_weight) * ce;
             total.distill += f64::from(target.distill_weight) * kl;
         }
-        matmul::input_gradient(d_hidden, logits, head.weight, [n, v, d], false);
+        head.weight.input_gradient(d_hidden, logits, [n, v, d]);
         if let Some(d_weight) = d_weight.as_deref_mut() {
             matmul::weight_gradient(d_weight, logits, 0, hidden, [n, v, d]);
         }

@@ -13,7 +13,7 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::{Gradients, matmul, ops};
+use super::{Gradients, matmul, matrix::Matrix, ops};
 use crate::model::{LowRank, LowRankTarget, Weights};
 
 /// `y (T, N) = x (T, K) W (N, K)^T`, or `+=`; `range` is that of the weight.
@@ -25,7 +25,7 @@ pub fn forward(
     [t, n, k]: [usize; 3],
     add: bool,
 ) {
-    matmul::forward(y, x, weights.slice(range), [t, n, k], add);
+    Matrix::of(weights.params, range).forward(y, x, [t, n, k], add);
     for adapter in adapters(weights, range, k) {
         let u = adapter.down(x, t);
         let columns = adapter.columns(n);
@@ -42,7 +42,7 @@ pub fn input_gradient(
     dy: &[f32],
     [t, n, k]: [usize; 3],
 ) {
-    matmul::input_gradient(dx, dy, weights.slice(range), [t, n, k], false);
+    Matrix::of(weights.params, range).input_gradient(dx, dy, [t, n, k]);
     for adapter in adapters(weights, range, k) {
         let v = adapter.up_gradient(dy, [t, n]);
         let shape = [t, adapter.rank(), k];
@@ -156,7 +156,7 @@ impl<'a> Adapter<'a> {
     fn up_gradient(&self, dy: &[f32], [t, n]: [usize; 2]) -> Vec<f32> {
         let mut v = vec![0.0; t * self.rank()];
         let shape = [t, self.outputs(), self.rank()];
-        matmul::input_gradient_of_columns(&mut v, dy, self.columns(n), self.b(), shape);
+        matmul::input_gradient_of_columns(&mut v, dy, self.columns(n), self.b(), shape, false);
         self.scale(&mut v);
         v
     }

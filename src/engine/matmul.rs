@@ -152,13 +152,14 @@ pub fn forward_to_columns(y: &mut [f32], to: Columns, x: &[f32], w: &[f32], [t, 
     });
 }
 
-/// [`input_gradient`] of some columns of a wider matrix: `dx (T, K) = dy (T, N)[:, first..first + M] w (M, K)`.
+/// [`input_gradient`] of some columns of a wider matrix: `dx (T, K) = dy (T, N)[:, first..first + M] w (M, K)`, or `+=`.
 pub fn input_gradient_of_columns(
     dx: &mut [f32],
     dy: &[f32],
     from: Columns,
     w: &[f32],
     [t, m, k]: [usize; 3],
+    add: bool,
 ) {
     let tile = Tile {
         rows: tile_len(t, 512),
@@ -169,7 +170,7 @@ pub fn input_gradient_of_columns(
     let w = matrix(w, [m, k], k);
     let dx = matrix_mut(dx, [t, k], k);
     timed(Phase::InputGradient, Work::matmul([t, k, m]), || {
-        tiled_matmul(dx, dy, w, false, tile);
+        tiled_matmul(dx, dy, w, add, tile);
     });
 }
 
@@ -275,7 +276,7 @@ mod tests {
                 assert!(row[..3] == before[..3] && row[3 + m..] == before[3 + m..]);
             }
             let (mut dx, mut expected) = (vec![9.0; t * k], vec![9.0; t * k]);
-            input_gradient_of_columns(&mut dx, &wide, columns, &w, [t, m, k]);
+            input_gradient_of_columns(&mut dx, &wide, columns, &w, [t, m, k], false);
             input_gradient(&mut expected, &copy(&wide), &w, [t, m, k], false);
             assert_eq!(dx, expected);
         }

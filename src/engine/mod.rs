@@ -9,7 +9,7 @@
 //! | file | content |
 //! |---|---|
 //! | `decoder` | the layers, forward and backward |
-//! | `linear` | a linear layer with its adapters |
+//! | `linear`, `matrix` | a linear layer with its adapters, and its weight in f32 or frozen |
 //! | `attention`, `ops`, `rope`, `matmul`, `small_matmul` | the operations of a layer and their gradients |
 //! | `head`, `loss`, `topk` | logits, cross-entropy and KL divergence at the output positions |
 //! | `batch`, `cache` | packed rows, and the KV cache |
@@ -48,6 +48,7 @@ mod head;
 mod linear;
 mod loss;
 pub(crate) mod matmul;
+mod matrix;
 mod new_tokens;
 mod ops;
 pub mod profile;
@@ -72,6 +73,7 @@ pub use gpu_engine::GpuEngine;
 pub(crate) use gradients::overlap;
 pub use gradients::{GradSink, Gradients};
 pub use loss::{DistillOptions, Loss, RngStream, SoftTargets, Target, TeacherLogits};
+use matrix::Matrix;
 use new_tokens::NewTokens;
 pub use projection_ops::{basis_outputs, restore_basis_outputs};
 pub use topk::topk;
@@ -288,7 +290,7 @@ impl Engine {
 
     fn head<'a>(&self, params: &'a Params) -> head::LmHead<'a> {
         head::LmHead {
-            weight: &params.data[params.layout.head.clone()],
+            weight: Matrix::of(params, &params.layout.head),
             vocab_size: self.config.vocab_size,
             hidden_size: self.config.hidden_size,
         }
@@ -472,7 +474,7 @@ impl Engine {
         }
         let head = self.head(params);
         let reference = head::LmHead {
-            weight: reference_head.unwrap_or(head.weight),
+            weight: reference_head.map_or(head.weight, Matrix::Dense),
             ..head
         };
         head::kl_divergences(

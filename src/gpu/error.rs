@@ -29,6 +29,11 @@ pub enum GpuError {
         /// The driver's reason.
         source: wgpu::RequestDeviceError,
     },
+    /// The weights cannot be brought to a device.
+    #[error(
+        "weights that stay as they lie in a file, and adapters beside weights, are computed with on the CPU alone"
+    )]
+    NotInMemory,
     /// The device has too little memory.
     #[error("the device is out of memory (asked for {bytes} bytes)")]
     OutOfMemory {
@@ -119,6 +124,7 @@ impl From<GpuError> for Error {
             GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. } => format!(
                 "a smaller `train.batch_size`, `train.gradient_checkpointing = true` or fewer trained tensors need less; {on_cpu}"
             ),
+            GpuError::NotInMemory => "use `--device cpu`".to_owned(),
             GpuError::DeviceLost { .. } | GpuError::Read { .. } => format!(
                 "checkpoints are complete: `unforget resume RUN` continues a run from the last one; {on_cpu}"
             ),

@@ -1,10 +1,13 @@
 //! Loads Hugging Face directories.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use serde_json::{Map, Value, json};
 
-use super::{Model, ModelConfig, TextTokenizer, files, safetensors::Weights, weights};
+use super::{
+    Model, ModelConfig, TextTokenizer, WeightStorage, files, safetensors::Weights,
+    tensor::TensorSource, weights,
+};
 use crate::{
     Error, Result,
     hub::{self, checksum},
@@ -134,7 +137,7 @@ fn chat_template_files(dir: &Path) -> Result<Option<Value>> {
 }
 
 /// Loads the model in `dir`.
-pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
+pub(super) fn load(name: &str, dir: &Path, storage: WeightStorage) -> Result<Model> {
     let ModelFiles {
         mut config,
         mut config_json,
@@ -148,8 +151,11 @@ pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
         config_json.insert("tie_word_embeddings".into(), false.into());
     }
     source.refuse_extra(&config)?;
+    let dtype = source.dtype();
+    let source = Arc::new(source);
+    let tensors: Arc<dyn TensorSource> = source.clone();
     let (params, checksum) = rayon::join(
-        || weights::read(&source, &config, dir),
+        || weights::read(&tensors, &config, dir, storage),
         || {
             let json = serde_json::to_vec(&config_json).expect("JSON that was read can be written");
             let mut parts: Vec<(&str, &[u8])> =
@@ -173,8 +179,8 @@ pub(super) fn load(name: &str, dir: &Path) -> Result<Model> {
         config,
         params: params?,
         tokenizer,
-        dtype: source.dtype(),
-        quantization: source.dtype().name(),
+        dtype,
+        quantization: dtype.name(),
         hub_id: None,
         config_json,
         generation_config_json,

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::params::TensorInfo;
+use super::tensor::TensorInfo;
 use crate::{Error, Result};
 
 /// The dtype of weights in a file.
@@ -51,6 +51,18 @@ impl Dtype {
             Self::Bf16 => "bfloat16",
         }
     }
+}
+
+/// How the matrices of a model are held in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightStorage {
+    /// In f32: they can be trained.
+    #[default]
+    F32,
+    /// As they lie in the model's files, which are mapped.
+    Stored,
+    /// Quantised when the model is loaded.
+    Quantized(GgufType),
 }
 
 /// The type of matrices in a GGUF file; vectors are f32.

@@ -11,21 +11,25 @@ mod directory;
 mod dropout;
 mod dtype;
 mod files;
+mod frozen;
 mod gguf;
 pub mod params;
 pub(crate) mod peft;
 mod pretrained;
+mod quantized;
 mod rope_config;
 mod safetensors;
 mod save;
 mod source;
+mod tensor;
 pub mod tokenizer;
 mod weights;
 
 pub use buffer::{Buffer, BufferVersion};
 pub use config::{Family, ModelConfig};
 pub use dropout::Dropout;
-pub use dtype::{Dtype, GgufType};
+pub use dtype::{Dtype, GgufType, WeightStorage};
+pub use frozen::{Frozen, FrozenMatrix};
 pub use params::{Layout, LinearInput, LowRank, LowRankTarget, Params, Weights};
 use peft::{Adapter, Base};
 pub use pretrained::Model;
@@ -34,7 +38,7 @@ use source::ModelSource;
 pub use source::{pull, terms_of_use};
 pub use tokenizer::TextTokenizer;
 
-use crate::{Result, config::ModelSize};
+use crate::{Result, config::ModelSize, system::total_memory_bytes};
 
 impl Model {
     /// The figures that presets of a config depend on.
@@ -45,7 +49,8 @@ impl Model {
         }
     }
 
-    /// Loads a Hugging Face directory, a `.gguf` file, a PEFT adapter with its base, a name in the registry or a hub id.
+    /// Loads a Hugging Face directory, a `.gguf` file, a PEFT adapter with its base, a name in the registry or a hub id. A model that does
+    /// not fit in memory in f32 is used as it is stored.
     ///
     /// ```
     /// use unforget::model::{Dtype, Model};
@@ -62,32 +67,49 @@ impl Model {
     /// [`crate::Error::Input`] when there is no such model or its architecture is not supported,
     /// [`crate::Error::BrokenModel`] when a file is truncated or inconsistent.
     pub fn load(spec: &str) -> Result<Self> {
+        let storage = if fits_in_f32(spec) {
+            WeightStorage::F32
+        } else {
+            WeightStorage::Stored
+        };
+        Self::load_as(spec, storage)
+    }
+
+    /// [`Model::load`] with matrices that are held otherwise than in f32, and cannot be trained. An adapter then lies beside them.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`].
+    pub fn load_as(spec: &str, storage: WeightStorage) -> Result<Self> {
         let ModelSource { path, hub_id } = source::find(spec)?;
         let mut model = if peft::is_adapter(&path) {
-            Self::load_adapter(spec, &path)?
+            Self::load_adapter(spec, &path, storage)?
         } else if path.is_dir() {
-            directory::load(spec, &path)?
+            directory::load(spec, &path, storage)?
         } else {
-            gguf::load(spec, &path)?
+            gguf::load(spec, &path, storage)?
         };
         model.hub_id = hub_id.or(model.hub_id);
         Ok(model)
     }
 
-    /// Loads the base model of the PEFT adapter in `dir`, and merges the adapter onto it.
-    fn load_adapter(name: &str, dir: &Path) -> Result<Self> {
+    /// Loads the base model of the PEFT adapter in `dir`, and merges the adapter onto it, or leaves it beside matrices that are not in f32.
+    fn load_adapter(name: &str, dir: &Path, storage: WeightStorage) -> Result<Self> {
         let adapter = Adapter::open(dir)?;
         let base = match adapter.base()? {
-            Base::SameDirectory => directory::load(name, dir)?,
+            Base::SameDirectory => directory::load(name, dir, storage)?,
             Base::Named(base) => {
-                Self::load(&base).map_err(|error| adapter.without_base(&base, error))?
+                let model = Self::load_as(&base, storage);
+                model.map_err(|error| adapter.without_base(&base, error))?
             }
         };
-        let merged = adapter.merge(base)?;
+        let with_adapter = match storage {
+            WeightStorage::F32 => adapter.merge(base)?,
+            WeightStorage::Stored | WeightStorage::Quantized(_) => adapter.beside(base)?,
+        };
         Ok(Self {
             name: name.to_owned(),
             path: dir.to_owned(),
-            ..merged
+            ..with_adapter
         })
     }
 
@@ -131,6 +153,27 @@ impl Model {
     /// When GGUF has no name for the tokenizer's pre-tokenizer, or `path` cannot be written.
     pub fn save_gguf(&self, path: &Path, dtype: GgufType) -> Result<()> {
         gguf::save(self, path, dtype)
+    }
+}
+
+/// Whether the weights of a model, or of the base of an adapter, fit in the memory of this machine in f32. Also true where that cannot be
+/// told: loading says what is wrong.
+fn fits_in_f32(spec: &str) -> bool {
+    let Ok(ModelSource { path, .. }) = source::find(spec) else {
+        return true;
+    };
+    let config = if path.is_dir() {
+        if let Ok(Base::Named(base)) = Adapter::open(&path).and_then(|adapter| adapter.base()) {
+            return fits_in_f32(&base);
+        }
+        directory::config(&path)
+    } else {
+        gguf::config(&path)
+    };
+    let bytes = config.map(|config| (Layout::new(&config).len * size_of::<f32>()) as u64);
+    match (bytes, total_memory_bytes()) {
+        (Ok(bytes), Some(machine)) => bytes <= machine,
+        _ => true,
     }
 }
 

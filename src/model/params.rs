@@ -2,32 +2,18 @@
 //!
 //! q, k and v are adjacent, and so are gate and up: the engine computes each group in one matmul.
 
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
+use rayon::prelude::*;
+
+pub use super::tensor::TensorInfo;
 use super::{
     buffer::Buffer,
     config::{ModelConfig, NormPlacement},
     dropout::Dropout,
+    frozen::Frozen,
 };
 use crate::hub::checksum;
-
-/// One tensor of the layout.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`.
-    pub name: String,
-    /// `(out, in)` for a matrix, `(n)` for a vector.
-    pub shape: Vec<usize>,
-    /// Its range in [`Params::data`].
-    pub range: Range<usize>,
-}
-
-impl TensorInfo {
-    /// Number of elements of a row (the innermost dimension).
-    pub fn row_len(&self) -> usize {
-        *self.shape.last().expect("a tensor has a dimension")
-    }
-}
 
 /// Ranges of the tensors of one layer.
 #[derive(Clone, Debug)]
@@ -114,21 +100,40 @@ pub struct Layout {
     pub norm: Range<usize>,
     /// `lm_head.weight` (V, D): the embedding's range when tied.
     pub head: Range<usize>,
-    /// Length of the buffer.
+    /// Number of weights.
     pub len: usize,
+    /// Length of the buffer: the weights that are not frozen, which lie before the others.
+    pub dense: usize,
 }
 
 impl Layout {
     /// The layout of a model with this configuration.
     pub fn new(config: &ModelConfig) -> Self {
+        Self::with_matrices_from(config, None)
+    }
+
+    /// The same with all vectors before all matrices, which are frozen.
+    pub fn of_frozen_matrices(config: &ModelConfig) -> Self {
+        let tensors = Self::new(config).tensors;
+        let vectors = tensors.iter().filter(|tensor| tensor.shape.len() == 1);
+        let dense = vectors.map(|tensor| tensor.range.len()).sum();
+        Self::with_matrices_from(config, Some(dense))
+    }
+
+    /// Tensors follow each other, or vectors from 0 on and matrices from `matrices` on.
+    fn with_matrices_from(config: &ModelConfig, matrices: Option<usize>) -> Self {
         let c = config;
         let (d, f, k) = (c.hidden_size, c.intermediate_size, c.head_dim);
         let (q_rows, kv_rows) = (c.num_attention_heads * k, c.num_key_value_heads * k);
         let mut tensors: Vec<TensorInfo> = Vec::new();
-        let mut len = 0;
+        let (mut len, mut vectors_len) = (matrices.unwrap_or_default(), 0);
         let mut add = |name: String, shape: &[usize]| -> Range<usize> {
-            let range = len..len + shape.iter().product::<usize>();
-            len = range.end;
+            let end = match shape {
+                [_] if matrices.is_some() => &mut vectors_len,
+                _ => &mut len,
+            };
+            let range = *end..*end + shape.iter().product::<usize>();
+            *end = range.end;
             tensors.push(TensorInfo {
                 name,
                 shape: shape.to_vec(),
@@ -185,8 +190,13 @@ impl Layout {
                 let ffn_norm = after.then(|| add("post_feedforward_layernorm.weight", &[d]));
                 let start = input_norm.as_ref().unwrap_or(&qkv).start;
                 let end = ffn_norm.as_ref().unwrap_or(&down).end;
+                let all = match matrices {
+                    None => start..end,
+                    // The norms lie elsewhere.
+                    Some(_) => qkv.start..down.end,
+                };
                 LayerLayout {
-                    all: start..end,
+                    all,
                     input_norm,
                     qkv,
                     qkv_bias,
@@ -213,6 +223,7 @@ impl Layout {
             norm,
             head,
             len,
+            dense: matrices.unwrap_or(len),
         }
     }
 
@@ -234,6 +245,7 @@ impl Layout {
             norm: 0..0,
             head: 0..0,
             len,
+            dense: len,
         }
     }
 
@@ -247,35 +259,60 @@ impl Layout {
 pub struct Params {
     /// Ranges of the tensors.
     pub layout: Arc<Layout>,
-    /// All weights.
+    /// The weights, but for those that are frozen.
     pub data: Buffer,
+    /// Matrices that stay as they lie in the model's file, if they do.
+    pub frozen: Option<Frozen>,
     /// Adapters beside them, if there are any.
     pub low_rank: Option<LowRank>,
 }
 
 impl Params {
-    /// All weights zero.
+    /// All weights zero, but for those that are frozen.
     pub fn zeros(layout: Arc<Layout>) -> Self {
-        let data = Buffer::zeros(layout.len);
+        let data = Buffer::zeros(layout.dense);
         Self {
             layout,
             data,
+            frozen: None,
             low_rank: None,
         }
     }
 
-    /// SHA-256 (hex) over the names and values of all tensors, those of adapters included.
+    /// The weights of a tensor, the product of its adapter included. Those of a frozen one are converted.
+    pub fn tensor(&self, tensor: &TensorInfo) -> Cow<'_, [f32]> {
+        let frozen = self.frozen.as_ref();
+        let mut values = match frozen.filter(|_| tensor.range.end > self.data.len()) {
+            Some(frozen) => {
+                let mut values = vec![0.0; tensor.range.len()];
+                frozen.matrix(&tensor.range).read_rows(0, &mut values);
+                Cow::Owned(values)
+            }
+            None => Cow::Borrowed(&self.data[tensor.range.clone()]),
+        };
+        if let Some(low_rank) = &self.low_rank {
+            for (_, target) in low_rank.targets_within(tensor.range.clone()) {
+                low_rank.add_product(target, values.to_mut());
+            }
+        }
+        values
+    }
+
+    /// SHA-256 (hex) over the names and values of all tensors that are not frozen, those of adapters included.
     pub fn checksum(&self) -> String {
         let adapters = self.low_rank.iter().flat_map(|own| own.params.parts());
         let parts: Vec<_> = self.parts().chain(adapters).collect();
         checksum::of_parts(&parts)
     }
 
-    /// Name and values of every tensor.
+    /// Name and values of every tensor that is not frozen.
     fn parts(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        let values = |t: &TensorInfo| bytemuck::cast_slice(&self.data[t.range.clone()]);
         let tensors = self.layout.tensors.iter();
-        tensors.map(move |t| (&t.name[..], values(t)))
+        let dense = tensors.filter(|t| t.range.end <= self.data.len());
+        dense.map(|t| {
+            let values = bytemuck::cast_slice(&self.data[t.range.clone()]);
+            (&t.name[..], values)
+        })
     }
 
     /// The weights without adapters.
@@ -299,6 +336,7 @@ impl Clone for Params {
     fn clone(&self) -> Self {
         let mut copy = Self::zeros(self.layout.clone());
         copy.data.copy_from_slice(&self.data);
+        copy.frozen.clone_from(&self.frozen);
         copy.low_rank.clone_from(&self.low_rank);
         copy
     }
@@ -349,6 +387,20 @@ impl LowRank {
             .partition_point(|target| target.weight.start < group.start);
         let targets = self.targets.iter().enumerate().skip(first);
         targets.take_while(move |(_, target)| target.weight.start < group.end)
+    }
+
+    /// `w (out, in) += s B A`, each element summed in f64.
+    fn add_product(&self, target: &LowRankTarget, w: &mut [f32]) {
+        let ([_, inputs], rank) = (target.shape, target.rank);
+        let (a, b) = (self.a(target), self.b(target));
+        let rows = w.par_chunks_exact_mut(inputs).zip(b.par_chunks_exact(rank));
+        rows.for_each(|(w, b)| {
+            for (column, w) in w.iter_mut().enumerate() {
+                let terms = b.iter().zip(a[column..].iter().step_by(inputs));
+                let sum: f64 = terms.map(|(b, a)| f64::from(*b) * f64::from(*a)).sum();
+                *w += (f64::from(target.scale) * sum) as f32;
+            }
+        });
     }
 
     /// A of a target.

@@ -12,7 +12,10 @@ use std::{
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{Dtype, Layout, Model, Params, TextTokenizer, files, safetensors, weights};
+use super::{
+    Dtype, Layout, LowRank, LowRankTarget, Model, Params, TextTokenizer, files, safetensors,
+    weights,
+};
 use crate::{
     Error, Result,
     hub::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, checksum},
@@ -192,7 +195,7 @@ impl Adapter {
             self.merge_layer(&mut model.params, module, layer, &path)?;
         }
         let finite = model.params.layout.tensors.iter().find(|tensor| {
-            weights::first_non_finite(&model.params.data[tensor.range.clone()]).is_some()
+            super::tensor::first_non_finite(&model.params.data[tensor.range.clone()]).is_some()
         });
         if let Some(tensor) = finite {
             return Err(Error::broken(
@@ -200,6 +203,82 @@ impl Adapter {
                 format!("the merged weights are not finite: `{}`", tensor.name),
             ));
         }
+        self.finish(model, &file)
+    }
+
+    /// Puts the adapter beside the weights of `model`, its base, which stay as they are.
+    ///
+    /// # Errors
+    /// Those of [`Adapter::merge`]; [`Error::Input`] for what can only be merged: DoRA, biases, whole tensors, adapters of the embedding.
+    pub(super) fn beside(&self, mut model: Model) -> Result<Model> {
+        let path = self.dir.join(ADAPTER_WEIGHTS);
+        if !path.is_file() {
+            return Err(self.no_weights());
+        }
+        let file = safetensors::open(&path)?;
+        let tensors = Tensors::read(&file, &path)?;
+        let only_merged =
+            |layer: &Layer| layer.bias.is_some() || layer.magnitude.is_some() || layer.embedding;
+        if !tensors.saved.is_empty() || tensors.layers.values().any(only_merged) {
+            return Err(self.unsupported(
+                "what is not a product of two factors (DoRA, biases, whole tensors, embeddings), over a base model that is not held in f32,",
+            ));
+        }
+        let mut factors = Vec::new();
+        for (module, layer) in &tensors.layers {
+            let name = format!("{module}.weight");
+            let tensor = model.params.layout.find(&name).ok_or_else(|| {
+                Error::broken(&path, format!("the base model has no tensor `{name}`"))
+            })?;
+            let (Some(a), Some(b), [out, inputs]) = (&layer.a, &layer.b, &tensor.shape[..]) else {
+                return Err(Error::broken(
+                    &path,
+                    format!("`{module}` has no two factors of a matrix"),
+                ));
+            };
+            let rank = a.shape[0];
+            for (factor, expected) in [(a, [rank, *inputs]), (b, [*out, rank])] {
+                if factor.shape != expected {
+                    return Err(factor.wrong_shape(module, &path));
+                }
+            }
+            factors.push((tensor, module, [a, b], self.scale(module, rank)? as f32));
+        }
+        factors.sort_by_key(|(tensor, ..)| tensor.range.start);
+        let (mut targets, mut named, mut len) = (Vec::new(), Vec::new(), 0);
+        for (tensor, module, [a, b], scale) in &factors {
+            let mut add = |part: &str, values: &Values| {
+                named.push((
+                    format!("{PREFIX}{module}.{part}.weight"),
+                    values.shape.clone(),
+                ));
+                len += values.values.len();
+                len - values.values.len()..len
+            };
+            targets.push(LowRankTarget {
+                weight: tensor.range.clone(),
+                shape: [tensor.shape[0], tensor.row_len()],
+                rank: a.shape[0],
+                scale: *scale,
+                a: add("lora_A", a),
+                b: add("lora_B", b),
+            });
+        }
+        let mut params = Params::zeros(Arc::new(Layout::of_tensors(named)));
+        for (target, (_, _, [a, b], _)) in targets.iter().zip(&factors) {
+            params.data[target.a.clone()].copy_from_slice(&a.values);
+            params.data[target.b.clone()].copy_from_slice(&b.values);
+        }
+        model.params.low_rank = Some(LowRank {
+            params: Box::new(params),
+            targets,
+            dropout: None,
+        });
+        self.finish(model, &file)
+    }
+
+    /// The tokenizer of the adapter, where it has one, and the checksum of both.
+    fn finish(&self, mut model: Model, file: &TensorFile) -> Result<Model> {
         if let Some(tokenizer) = self.tokenizer(&model.path)? {
             model.tokenizer = tokenizer;
         }
@@ -534,7 +613,7 @@ impl Tensors {
             };
             let mut values = vec![0.0; tensor.bytes.len() / dtype.bytes()];
             weights::convert(dtype, tensor.bytes, &mut values);
-            if weights::first_non_finite(&values).is_some() {
+            if super::tensor::first_non_finite(&values).is_some() {
                 return Err(Error::broken(path, format!("`{name}` is not finite")));
             }
             let values = Values {

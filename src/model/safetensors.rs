@@ -158,7 +158,7 @@ impl Weights {
     }
 }
 
-impl weights::TensorSource for Weights {
+impl super::tensor::TensorSource for Weights {
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)> {
         let entry = self.tensors.get(name)?;
         let shape = self.tensor(entry).shape.to_vec();

@@ -62,14 +62,14 @@ fn config_json(model: &Model, dtype: Dtype) -> Map<String, Value> {
 /// When a weight is not finite, or would not be in `dtype`, or the file cannot be written.
 pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Result<()> {
     params.layout.tensors.par_iter().try_for_each(|tensor| {
-        let values = &params.data[tensor.range.clone()];
+        let values = &*params.tensor(tensor);
         check_range(tensor, values, dtype.name(), |x| dtype.holds(x))
     })?;
     let tensors = params.layout.tensors.iter().map(|tensor| {
         let view = Stored {
             dtype,
             shape: &tensor.shape,
-            values: &params.data[tensor.range.clone()],
+            values: params.tensor(tensor),
         };
         (tensor.name.as_str(), view)
     });
@@ -83,7 +83,7 @@ pub(crate) fn write_weights(params: &Params, path: &Path, dtype: Dtype) -> Resul
 struct Stored<'a> {
     dtype: Dtype,
     shape: &'a [usize],
-    values: &'a [f32],
+    values: Cow<'a, [f32]>,
 }
 
 impl View for Stored<'_> {
@@ -102,11 +102,11 @@ impl View for Stored<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         match self.dtype {
             Dtype::F32 if cfg!(target_endian = "little") => {
-                Cow::Borrowed(bytemuck::cast_slice(self.values))
+                Cow::Borrowed(bytemuck::cast_slice(&self.values))
             }
-            Dtype::F32 => Cow::Owned(bytes_of(self.values, f32::to_le_bytes)),
-            Dtype::F16 => Cow::Owned(bytes_of(self.values, |x| f16::from_f32(x).to_le_bytes())),
-            Dtype::Bf16 => Cow::Owned(bytes_of(self.values, |x| bf16::from_f32(x).to_le_bytes())),
+            Dtype::F32 => Cow::Owned(bytes_of(&self.values, f32::to_le_bytes)),
+            Dtype::F16 => Cow::Owned(bytes_of(&self.values, |x| f16::from_f32(x).to_le_bytes())),
+            Dtype::Bf16 => Cow::Owned(bytes_of(&self.values, |x| bf16::from_f32(x).to_le_bytes())),
         }
     }
 

@@ -4,28 +4,26 @@ use std::{path::Path, sync::Arc};
 
 use rayon::prelude::*;
 
-use super::{Dtype, Layout, ModelConfig, Params, params::TensorInfo};
+use super::{
+    Dtype, Layout, ModelConfig, Params, WeightStorage,
+    frozen::Frozen,
+    quantized::Quantized,
+    tensor::{CHUNK_ELEMENTS, TensorInfo, TensorSource, read_finite},
+};
 use crate::{Error, Result, format, system::total_memory_bytes};
 
-/// Elements per job: enough to be worth a job, few enough to keep all cores busy.
-const CHUNK_ELEMENTS: usize = 1 << 18;
-
-/// Named tensors in a file.
-pub(super) trait TensorSource: Sync {
-    /// The file of a tensor, for messages, and its shape, outermost dimension first; `None` if there is no such tensor.
-    fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)>;
-
-    /// Converts rows from `first_row` on into `out`, a whole number of rows.
-    fn read_rows(&self, tensor: &TensorInfo, first_row: usize, out: &mut [f32]) -> Result<()>;
-}
-
-/// Reads all tensors of a model with this configuration from `source`. Shapes are checked before memory is allocated.
+/// Reads all tensors of a model with this configuration from `source`, or with another `storage` the vectors alone. Shapes are checked
+/// before memory is allocated.
 pub(super) fn read(
-    source: &impl TensorSource,
+    source: &Arc<dyn TensorSource>,
     config: &ModelConfig,
     path: &Path,
+    storage: WeightStorage,
 ) -> Result<Params> {
-    let layout = Layout::new(config);
+    let layout = match storage {
+        WeightStorage::F32 => Layout::new(config),
+        WeightStorage::Stored | WeightStorage::Quantized(_) => Layout::of_frozen_matrices(config),
+    };
     for tensor in &layout.tensors {
         match source.shape(&tensor.name) {
             None => {
@@ -46,12 +44,16 @@ pub(super) fn read(
             Some(_) => {}
         }
     }
-    check_memory(&layout, path)?;
+    check_memory(&layout, path, storage)?;
     let mut params = Params::zeros(Arc::new(layout));
     let layout = params.layout.clone();
+    let (dense, matrices): (Vec<_>, Vec<_>) = {
+        let tensors = layout.tensors.iter().cloned();
+        tensors.partition(|tensor| tensor.range.end <= layout.dense)
+    };
     let mut rest: &mut [f32] = &mut params.data;
     let mut jobs = Vec::new();
-    for tensor in &layout.tensors {
+    for tensor in &dense {
         let (out, after) = rest.split_at_mut(tensor.range.len());
         rest = after;
         let row = tensor.row_len();
@@ -62,52 +64,41 @@ pub(super) fn read(
     }
     let fault = jobs
         .into_par_iter()
-        .map(|(tensor, first_row, out)| {
-            source.read_rows(tensor, first_row, out)?;
-            match first_non_finite(out) {
-                None => Ok(()),
-                Some(i) => {
-                    let file = source.shape(&tensor.name).map_or(path, |(file, _)| file);
-                    Err(not_finite(
-                        file,
-                        tensor,
-                        first_row * tensor.row_len() + i,
-                        out[i],
-                    ))
-                }
-            }
-        })
+        .map(|(tensor, first_row, out)| read_finite(&**source, tensor, first_row, out, path))
         // The first fault in the order of the tensors, whichever thread finds one first.
         .find_first(Result::is_err);
-    fault.unwrap_or(Ok(())).map(|()| params)
-}
-
-/// The first value that is infinite or no number.
-pub(super) fn first_non_finite(values: &[f32]) -> Option<usize> {
-    const CHUNK: usize = 256;
-    // A chunk at a time without a branch per value.
-    let broken = |chunk: &[f32]| !chunk.iter().fold(true, |finite, x| finite & x.is_finite());
-    let chunk = values.chunks(CHUNK).position(broken)?;
-    let within = values[chunk * CHUNK..]
-        .iter()
-        .position(|x| !x.is_finite())?;
-    Some(chunk * CHUNK + within)
-}
-
-/// The error for the value of element `i` of a tensor.
-fn not_finite(file: &Path, tensor: &TensorInfo, i: usize, value: f32) -> Error {
-    let row = tensor.row_len();
-    let place = match tensor.shape[..] {
-        [_] => format!("{i}"),
-        _ => format!("{}, {}", i / row, i % row),
+    fault.unwrap_or(Ok(()))?;
+    params.frozen = match storage {
+        WeightStorage::F32 => None,
+        WeightStorage::Stored => {
+            check_rows(&**source, &matrices, path)?;
+            Some(Frozen::in_files(Arc::clone(source), matrices)?)
+        }
+        WeightStorage::Quantized(kind) => {
+            let quantized = Quantized::new(&**source, &matrices, kind, path)?;
+            let bytes = quantized.bytes();
+            Some(Frozen::in_memory(Arc::new(quantized), matrices, bytes))
+        }
     };
-    Error::broken(
-        file,
-        format!(
-            "the weights are not finite: `{}[{place}]` is {value}",
-            tensor.name
-        ),
-    )
+    Ok(params)
+}
+
+/// Reads every row of `matrices` once, and keeps none.
+fn check_rows(source: &dyn TensorSource, matrices: &[TensorInfo], path: &Path) -> Result<()> {
+    let jobs = matrices.iter().flat_map(|tensor| {
+        let rows = (CHUNK_ELEMENTS / tensor.row_len()).max(1);
+        let firsts = (0..tensor.shape[0]).step_by(rows);
+        firsts.map(move |first| (tensor, first, rows.min(tensor.shape[0] - first)))
+    });
+    let jobs: Vec<_> = jobs.collect();
+    let fault = jobs
+        .into_par_iter()
+        .map_init(Vec::new, |scratch: &mut Vec<f32>, (tensor, first, rows)| {
+            scratch.resize(rows * tensor.row_len(), 0.0);
+            read_finite(source, tensor, first, scratch, path)
+        })
+        .find_first(Result::is_err);
+    fault.unwrap_or(Ok(()))
 }
 
 /// The dtype of a model whose tensors have these: the common one, else f32, which represents all of them.
@@ -140,18 +131,23 @@ pub(super) fn convert(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 }
 
 /// An error if the weights do not fit in the memory of this machine. Called before they are allocated.
-fn check_memory(layout: &Layout, path: &Path) -> Result<()> {
-    let bytes = (layout.len * size_of::<f32>()) as u64;
+fn check_memory(layout: &Layout, path: &Path, storage: WeightStorage) -> Result<()> {
+    let (bytes, held_as) = match storage {
+        WeightStorage::F32 => ((layout.len * size_of::<f32>()) as u64, "f32"),
+        // The system pages what it needs.
+        WeightStorage::Stored => return Ok(()),
+        WeightStorage::Quantized(kind) => (kind.bytes_of(layout.len), kind.name()),
+    };
     match total_memory_bytes() {
         Some(machine) if bytes > machine => Err(Error::input_hint(
             format!(
-                "{} has {} weights, which need {} of memory in f32; this machine has {}",
+                "{} has {} weights, which need {} of memory in {held_as}; this machine has {}",
                 path.display(),
                 format::thousands(layout.len),
                 format::memory(bytes),
                 format::memory(machine)
             ),
-            "use a smaller model, or a machine with more memory",
+            "to train adapters, set `model_dtype = \"stored\"` or \"q4_0\"; else use a smaller model, or a machine with more memory",
         )),
         _ => Ok(()),
     }

@@ -36,6 +36,7 @@ impl Trainer {
         self.restore_best()?;
         let interpolation = self.interpolate()?;
         self.check_finite_weights()?;
+        self.student.check_model_files()?;
         let [model, adapter] = self.writer.model_dirs();
         let saving = self.progress.busy("saving the model");
         self.student.save(&model, &adapter)?;

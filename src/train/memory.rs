@@ -87,6 +87,9 @@ impl MemoryEstimate {
             estimate.gradients = FLOAT * Gradients::layer_buffer_floats(layout, trained) as u64;
         }
 
+        if let Some(frozen) = &model.params.frozen {
+            estimate.weights = FLOAT * layout.dense as u64 + frozen.bytes();
+        }
         let d = layout.norm.len();
         let is_on_disk = TeacherSpec::of(method).topk_on_disk().is_some();
         let is_online = matches!(method.teacher, TeacherMode::Online | TeacherMode::Base);

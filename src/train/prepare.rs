@@ -23,11 +23,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    config::{Config, JobRows, MatchRule, MethodConfig, MethodKind},
+    config::{Config, JobRows, MatchRule, MethodConfig, MethodKind, ModelDtype},
     distributed::Comm,
     engine::Engine,
     facts::{Fact, Text},
-    model::Model,
+    model::{GgufType, Model, WeightStorage},
     progress::Progress,
     prompt::{Example, NO_END_NOTE, PromptTemplate, lacks_end},
     remedy::{continual_ewc, null_space},
@@ -145,7 +145,7 @@ pub fn tune_with_control(
             other => other,
         })?);
         // The control run has consumed the model.
-        let model = Model::load(&config.model)?;
+        let model = load_model(&config)?;
         Ok((model, splits, [texts, validation], audit_after))
     };
     let (model, splits, [texts, validation], audit_after) =
@@ -365,7 +365,7 @@ pub fn resume(dir: &Path, options: Options, progress: &Progress) -> Result<RunRe
         drop(run_dir);
         return tune(&config, options, progress);
     }
-    let model = Model::load(&config.model)?;
+    let model = load_model(&config)?;
     check_hardware(&config, options.comm)?;
     let environment: Environment = run_dir.read_json("environment.json")?;
     check_base_model(&config, &model, &environment.model.checksum)?;
@@ -564,6 +564,27 @@ fn create_run_dir(config: &Config, model: &Model, data: RunData, comm: Comm) -> 
     Ok(run_dir)
 }
 
+/// The base model, with matrices that are not trained as the config has them.
+fn load_model(config: &Config) -> Result<Model> {
+    let storage = match config.model_dtype {
+        ModelDtype::F32 => WeightStorage::F32,
+        ModelDtype::Stored => WeightStorage::Stored,
+        ModelDtype::Q8_0 => WeightStorage::Quantized(GgufType::Q8_0),
+        ModelDtype::Q4_0 => WeightStorage::Quantized(GgufType::Q4_0),
+    };
+    let model = Model::load_as(&config.model, storage)?;
+    if model.params.low_rank.is_some() {
+        return Err(Error::input_hint(
+            format!(
+                "`{}` is an adapter over weights that are not held in f32: no other adapter is trained on top of it",
+                config.model
+            ),
+            "name the base model, or merge the two with `unforget export --to hf`",
+        ));
+    }
+    Ok(model)
+}
+
 /// The inputs of a config, read and checked.
 struct Inputs {
     /// Resolved.
@@ -579,7 +600,7 @@ impl Inputs {
         config.validate()?;
         let data = Data::read(config)?;
         data.notes.iter().for_each(|note| progress.note(note));
-        let model = Model::load(&config.model)?;
+        let model = load_model(config)?;
         if lacks_end(&model.tokenizer, &data.texts) {
             progress.note(NO_END_NOTE);
         }

@@ -1,6 +1,9 @@
 //! The student: the model under training, its trainable parameters, their gradients and the optimizer that moves them.
 
-use std::{path::Path, thread};
+use std::{
+    path::{self, Path},
+    thread,
+};
 
 use super::{
     adamw::{AdamW, AdamWSettings, Ema, clip_scale, first_non_finite, grad_norm},
@@ -20,7 +23,7 @@ use crate::{
         profile::{Phase, Work, timed},
     },
     generate::Generator,
-    model::{Dtype, Model, params::TensorInfo},
+    model::{Dtype, Frozen, Model, params::TensorInfo},
     remedy::null_space::NullSpaceProjection,
     run::GradNorms,
 };
@@ -332,7 +335,20 @@ impl Student {
 
     /// Bytes of the model when it is saved.
     pub fn model_bytes(&self) -> u64 {
-        (self.model.params.layout.len * self.model.dtype.bytes()) as u64
+        match &self.model.params.frozen {
+            // The adapters.
+            Some(_) => 4 * self.num_trained() as u64,
+            None => (self.model.params.layout.len * self.model.dtype.bytes()) as u64,
+        }
+    }
+
+    /// An error if the model's weights lie in a file that was changed while it was in use.
+    ///
+    /// # Errors
+    /// Those of [`crate::model::Frozen::check_files`].
+    pub fn check_model_files(&self) -> Result<()> {
+        let frozen = self.model.params.frozen.as_ref();
+        frozen.map_or(Ok(()), Frozen::check_files)
     }
 
     /// The first trained tensor that has a weight that is not finite.
@@ -348,7 +364,8 @@ impl Student {
         })
     }
 
-    /// Saves the adapters, where these are trained, and the model with them, rounded to its data type. This ends training.
+    /// Saves the adapters, where these are trained, and the model with them, rounded to its data type; a model whose weights are frozen
+    /// is saved as the adapter alone. This ends training.
     ///
     /// # Errors
     /// When they cannot be written.
@@ -359,12 +376,29 @@ impl Student {
         if is_main {
             trainable.save_adapters(params, adapter, &self.model.name)?;
         }
+        if params.frozen.is_some() {
+            // The model is the adapter with its base.
+            return if is_main {
+                trainable.save_adapters(params, model, &absolute_name(&self.model.name))
+            } else {
+                Ok(())
+            };
+        }
         trainable.finish(params, &mut self.gradients);
         round_to(&mut params.data, dtype);
         if !is_main {
             return Ok(());
         }
         self.model.save(model, dtype)
+    }
+}
+
+/// The name of a model that does not depend on the directory it is loaded from.
+fn absolute_name(model: &str) -> String {
+    let path = Path::new(model);
+    match path::absolute(path) {
+        Ok(absolute) if path.exists() => absolute.display().to_string(),
+        _ => model.to_owned(),
     }
 }
 

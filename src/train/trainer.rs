@@ -685,6 +685,7 @@ impl Trainer {
         self.state.seconds += self.stopwatch.lap();
         self.student.sync_host()?;
         self.check_finite_weights()?;
+        self.student.check_model_files()?;
         let snapshot = self.objective.snapshot.as_ref();
         self.writer
             .checkpoint(&self.state, &self.student.view(), snapshot)

@@ -469,7 +469,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
         "=3",
         &[
             "`--set =3`: unknown key `` at the top level",
-            "known keys: model, out, seed, device, baseline, data, method,",
+            "known keys: model, model_dtype, out, seed, device, baseline, data, method,",
         ],
     ),
     (

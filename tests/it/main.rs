@@ -19,6 +19,7 @@ mod exports;
 mod facts;
 mod faults;
 mod forecast;
+mod frozen;
 mod fuzz;
 mod gguf_files;
 mod golden;

@@ -19,6 +19,7 @@ use crate::{
         attention::{self, AttentionShape},
         head::{self, HeadGradients, LmHead},
         matmul,
+        matrix::Matrix,
         rope::Rope,
     },
     model::{ModelConfig, Params},
@@ -86,7 +87,7 @@ fn counted_attention_backward(
 #[inline(never)]
 fn counted_loss(head: LmHead<'_>, hidden: &[f32], targets: &[Target]) {
     let mut d_hidden = vec![0.0; hidden.len()];
-    let mut d_weight = vec![0.0; head.weight.len()];
+    let mut d_weight = vec![0.0; head.vocab_size * head.hidden_size];
     let gradients = HeadGradients {
         hidden: &mut d_hidden,
         weight: Some(&mut d_weight),
@@ -148,7 +149,7 @@ fn count_loss() {
         .collect();
     let (weight, hidden) = (test_values(v * d), test_values(targets.len() * d));
     let head = LmHead {
-        weight: &weight,
+        weight: Matrix::Dense(&weight),
         vocab_size: v,
         hidden_size: d,
     };

@@ -151,8 +151,23 @@ impl GgufType {
         }
     }
 
+    /// Its name in ggml.
+    pub(in crate::model) fn name(self) -> &'static str {
+        self.ggml_type().name()
+    }
+
+    /// Bytes of so many weights.
+    pub(in crate::model) fn bytes_of(self, elements: usize) -> u64 {
+        self.ggml_type().bytes(elements).unwrap_or(usize::MAX) as u64
+    }
+
+    /// Dequantises the blocks in `bytes` into `out`, which has as many elements.
+    pub(in crate::model) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
+        self.ggml_type().dequantize(bytes, out);
+    }
+
     /// Quantises `values`, a whole number of blocks.
-    pub(super) fn quantize(self, values: &[f32]) -> Vec<u8> {
+    pub(in crate::model) fn quantize(self, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => by_block(values, |x: &[f32; 1]| x[0].to_le_bytes()),
             Self::F16 => by_block(values, |x: &[f32; 1]| f16::from_f32(x[0]).to_le_bytes()),

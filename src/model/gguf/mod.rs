@@ -1,10 +1,11 @@
 //! Loads GGUF files (metadata as `config.json`, tokenizer, weights dequantised to f32) and writes them.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use serde_json::{Map, Value};
 
-use super::{Dtype, Model, ModelConfig, TextTokenizer};
+use self::files::GgufFile;
+use super::{Dtype, Model, ModelConfig, TextTokenizer, WeightStorage, tensor::TensorSource};
 use crate::{Result, hub::checksum};
 
 mod blocks;
@@ -51,18 +52,20 @@ fn tokenizer_of(
 }
 
 /// Loads the GGUF file `path`.
-pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
-    let files = files::open(path)?;
+pub(super) fn load(name: &str, path: &Path, storage: WeightStorage) -> Result<Model> {
+    let files: Arc<[GgufFile]> = files::open(path)?.into();
     let header = files::header(&files)?;
     let rope_factors = weights::rope_factors(&header, &files);
     let config_json = config::config_json(&header, rope_factors.as_deref())?;
     let config = ModelConfig::from_json(&config_json, path)?;
-    let source = weights::Weights::new(&header, &files, &config)?;
+    let source = Arc::new(weights::Weights::new(&header, &files, &config)?);
+    let quantization = source.quantization();
+    let source: Arc<dyn TensorSource> = source;
     let generation_config_json = config::generation_config_json(&header, &config_json)?;
     let tokenizer = tokenizer_of(&header, &config_json, path)?;
 
     let (params, checksum) = rayon::join(
-        || super::weights::read(&source, &config, path),
+        || super::weights::read(&source, &config, path, storage),
         || {
             let parts: Vec<(&str, &[u8])> =
                 files.iter().map(|file| ("gguf", &file.map[..])).collect();
@@ -77,7 +80,7 @@ pub(super) fn load(name: &str, path: &Path) -> Result<Model> {
         params: params?,
         tokenizer,
         dtype: Dtype::F32,
-        quantization: source.quantization(),
+        quantization,
         hub_id: None,
         config_json,
         generation_config_json: Some(generation_config_json),

@@ -1,6 +1,6 @@
 //! The tensors of a GGUF file, dequantised row by row.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use super::{
     blocks::GgmlType,
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::{
     Error, Result,
-    model::{Family, Layout, ModelConfig, params::TensorInfo, weights::TensorSource},
+    model::{Family, Layout, ModelConfig, params::TensorInfo, tensor::TensorSource},
 };
 
 /// The tensors under their Hugging Face names.
-pub(super) struct Weights<'a> {
+pub(super) struct Weights {
     /// The file, or the parts of a split model.
-    files: &'a [GgufFile],
+    files: Arc<[GgufFile]>,
     tensors: BTreeMap<String, Tensor>,
     /// K, if the rows of q and k are stored in pairs for interleaved rope.
     paired_head_dim: Option<usize>,
@@ -23,14 +23,14 @@ pub(super) struct Weights<'a> {
     norm_offset: f32,
 }
 
-impl<'a> Weights<'a> {
+impl Weights {
     /// The tensors of `header`, which are in `files`.
     ///
     /// # Errors
     /// [`Error::BrokenModel`] when a tensor is not part of a model with this configuration.
     pub(super) fn new(
         header: &Header<'_>,
-        files: &'a [GgufFile],
+        files: &Arc<[GgufFile]>,
         config: &ModelConfig,
     ) -> Result<Self> {
         let layout = Layout::new(config);
@@ -54,7 +54,7 @@ impl<'a> Weights<'a> {
         }
         let interleaved = rotates_pairs(config.family);
         Ok(Self {
-            files,
+            files: Arc::clone(files),
             tensors,
             paired_head_dim: interleaved.then_some(config.head_dim),
             norm_offset: config.switches.norm_offset,
@@ -62,7 +62,7 @@ impl<'a> Weights<'a> {
     }
 }
 
-impl Weights<'_> {
+impl Weights {
     /// The name of the type that stores most weights of the layers.
     pub(super) fn quantization(&self) -> &'static str {
         let mut elements = BTreeMap::<&str, usize>::new();
@@ -97,7 +97,7 @@ pub(super) fn stored_row(row: usize, head_dim: usize) -> usize {
     head * head_dim + 2 * j + half
 }
 
-impl TensorSource for Weights<'_> {
+impl TensorSource for Weights {
     fn shape(&self, name: &str) -> Option<(&Path, Vec<usize>)> {
         let tensor = self.tensors.get(name)?;
         Some((&self.files[tensor.part].path, tensor.shape.clone()))

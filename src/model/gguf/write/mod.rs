@@ -32,7 +32,7 @@ const QUANTIZATION_VERSION: u32 = 2;
 impl GgufType {
     /// The type of a tensor: vectors are f32, embedding and head have at least eight bits, and rows that are not a whole number
     /// of blocks are f16.
-    fn of(self, tensor: &TensorInfo) -> Self {
+    pub(in crate::model) fn of(self, tensor: &TensorInfo) -> Self {
         let outer = !tensor.name.starts_with("model.layers.");
         let kind = match self {
             _ if tensor.shape.len() < 2 => Self::F32,
@@ -71,7 +71,7 @@ pub(in crate::model) fn save(model: &Model, path: &Path, kind: GgufType) -> Resu
         .tensors
         .par_iter()
         .try_for_each(|tensor| {
-            let values = &model.params.data[tensor.range.clone()];
+            let values = &*model.params.tensor(tensor);
             let kind = kind.of(tensor);
             check_range(tensor, values, kind.ggml_type().name(), |x| kind.holds(x))
         })?;
@@ -218,7 +218,7 @@ fn tensors(model: &Model, kind: GgufType) -> Vec<file::Tensor<'_>> {
     let paired = rotates_pairs(c.family);
     let mut tensors = Vec::new();
     for tensor in &model.params.layout.tensors {
-        let values = &model.params.data[tensor.range.clone()];
+        let values = model.params.tensor(tensor);
         let rotated = tensor.name.contains(".q_proj.") || tensor.name.contains(".k_proj.");
         tensors.push(file::Tensor {
             name: gguf_name(&tensor.name, c.family)
@@ -226,11 +226,11 @@ fn tensors(model: &Model, kind: GgufType) -> Vec<file::Tensor<'_>> {
             shape: tensor.shape.clone(),
             kind: kind.of(tensor),
             values: if paired && rotated {
-                Cow::Owned(in_pairs(values, tensor.shape[0], c.head_dim))
+                Cow::Owned(in_pairs(&values, tensor.shape[0], c.head_dim))
             } else if c.switches.norm_offset != 0.0 && is_norm(&tensor.name) {
                 values.iter().map(|w| w + c.switches.norm_offset).collect()
             } else {
-                Cow::Borrowed(values)
+                values
             },
         });
     }
