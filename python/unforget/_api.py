@@ -121,7 +121,7 @@ class Run(Table):
         if result.only_known_forgotten is not None:
             summary += f"; Only Known forgot {result.only_known_forgotten}"
         if result.forgetting_pp is not None:
-            summary += f"; {result.forgetting_pp:.1f} pp since its best epoch"
+            summary += f"; {result.forgetting_pp:.1f} pp lost since its best epoch"
         summary += f"; {result.epochs} epochs, {result.seconds + result.audit_seconds:.0f} s"
         rows = [
             (split, *("" if value is None else percent(value) for value in (s.audit, s.start, s.peak, s.after)))

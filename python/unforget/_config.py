@@ -116,8 +116,8 @@ class ConfigKeys(TypedDict, total=False):
     """The keys of `[data]`, `[method]`, `[train]` and `[measure]`, and `model_dtype`."""
 
     model_dtype: Literal["f32", "stored", "q8_0", "q4_0"]
-    """How weights that are not trained are held, with train.lora: f32; stored, as they lie in the model's files;
-    q8_0 or q4_0, quantised when the model is loaded.
+    """F32, stored, q8_0 or q4_0: how weights under adapters (train.lora) are held. stored: as they lie in the
+    model's files; q8_0, q4_0: quantised when the model is loaded.
     """
     validation: Sequence[str]
     """Chats or texts that are never trained; their loss is measured at every evaluation."""

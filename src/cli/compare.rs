@@ -12,7 +12,7 @@ use unforget::{
     Error, Result,
     audit::{self, FewShotPrompt, FewShotQuestions},
     config::DataConfig,
-    facts::{Fact, MatchRule},
+    facts::{Fact, MatchRule, normalise},
     generate::Generator,
     measure::{ComparedFact, Comparison, EvalAnswer},
     model,
@@ -84,10 +84,12 @@ impl CompareArgs {
         if context.json {
             output::json(&comparison)
         } else {
-            output::line(&format_comparison(
-                &comparison,
-                output::terminal_width().unwrap_or(DEFAULT_WIDTH),
-            ))
+            let width = output::terminal_width().unwrap_or(DEFAULT_WIDTH);
+            let prompts = match self.after {
+                None => Some(prompts_of_run(Path::new(&self.before))?),
+                Some(_) => None,
+            };
+            output::line(&format_comparison(&comparison, prompts, width))
         }
     }
 
@@ -116,7 +118,7 @@ impl CompareArgs {
             }
             (Some(_), [false, false]) if self.facts.is_empty() => Err(Error::input_hint(
                 "to compare two models, `--facts` is needed: the facts that both are asked",
-                "add `--facts FACTS`, such as `--facts held.tsv`",
+                "add `--facts FACTS`, such as `--facts held.tsv`; `unforget report RUN RUN` has two runs side by side",
             )),
             (_, [false, false]) => Ok(None),
             (_, [first, _]) => {
@@ -215,8 +217,19 @@ fn compare_run(dir: &Path) -> Result<Comparison> {
     Ok(Comparison::new(rows.map(ComparedFact::from)))
 }
 
-/// The counts, a table, and some facts of each outcome, in `width` columns.
-fn format_comparison(comparison: &Comparison, width: usize) -> String {
+/// Which prompts the answers of a run belong to.
+fn prompts_of_run(dir: &Path) -> Result<&'static str> {
+    let config = finished_run(dir)?.config()?;
+    Ok(match config.data.audit {
+        Some(_) => {
+            "before: asked with the audit's few-shot examples; after: at the prompt that was trained"
+        }
+        None => "before and after: asked at the prompt that was trained",
+    })
+}
+
+/// The counts, the `prompts` that the answers belong to, a table, and some facts of each outcome, in `width` columns.
+fn format_comparison(comparison: &Comparison, prompts: Option<&str>, width: usize) -> String {
     let counts = &comparison.counts;
     let outcomes = [
         ("learned", FactOutcome::Learned, counts.learned),
@@ -239,8 +252,8 @@ fn format_comparison(comparison: &Comparison, width: usize) -> String {
         })
         .collect();
     let mut text = format!("{} of {} facts", parts.join(", "), comparison.facts.len());
-    if comparison.facts.iter().any(|fact| fact.split.is_some()) {
-        text += "\nbefore: asked with the audit's few-shot examples; after: at the prompt that was trained";
+    if let Some(prompts) = prompts {
+        text += &format!("\n{prompts}");
     }
     text += &format!("\n\n{}", table(comparison, width));
     for (name, listed, count) in outcomes {
@@ -259,10 +272,21 @@ fn format_comparison(comparison: &Comparison, width: usize) -> String {
             let [question, object, before, after] =
                 [&fact.question, &fact.object, &fact.before, &fact.after]
                     .map(|said| output::single_line(said));
-            text += &format!("\n  {question} {object}: \"{before}\" -> \"{after}\"");
+            let other = match (fact.correct_before, fact.correct_after) {
+                (true, _) if is_other_name(fact, &fact.before) => format!(" (also {before})"),
+                (_, true) if is_other_name(fact, &fact.after) => format!(" (also {after})"),
+                _ => String::new(),
+            };
+            text += &format!("\n  {question} {object}{other}: \"{before}\" -> \"{after}\"");
         }
     }
     text
+}
+
+/// Whether a correct answer is another accepted name than the one that is trained.
+fn is_other_name(fact: &ComparedFact, answer: &str) -> bool {
+    let names = [answer, &fact.object].map(|name| normalise(name));
+    !names[0].contains(&names[1])
 }
 
 /// ` (11 held out, 20 maybe known)`, where facts of other splits than the held-out one are forgotten, too: the forgetting of a run
@@ -404,8 +428,9 @@ mod tests {
             (Some(Split::WeaklyKnown), "P17"),
             (Some(Split::Unknown), "P17"),
         ]);
-        insta::assert_snapshot!(format_comparison(&run, 80), @r#"
-        learned 4, kept 2, forgotten 2 (1 of them held out), gained 3 of 15 facts
+        insta::assert_snapshot!(format_comparison(&run, Some("before: few-shot; after: trained"), 80), @r#"
+        learned 4, not learned 2, kept 2, forgotten 2 (1 held out, 1 weakly known), gained 3, never known 2 of 15 facts
+        before: few-shot; after: trained
 
         split         facts  correct                    learned  kept  forgotten  gained
         unknown           6  before ██████░░░░░  50.0%        4     0          0       0
@@ -421,6 +446,10 @@ mod tests {
           Which country is Paris in? France: "Texas" -> "France"
           Which country is Paris in? France: "France" -> "France"
 
+        not learned
+          Which country is Paris in? France: "France" -> "Te�[31mxas"
+          Which country is Paris in? France: "Texas" -> "Te�[31mxas"
+
         kept
           Which country is Paris in? France: "France" -> "France"
           Which country is Paris in? France: "France" -> "France"
@@ -434,6 +463,17 @@ mod tests {
           Which country is Paris in? France: "Texas" -> "France"
           Which country is Paris in? France: "Texas" -> "France"
         "#);
+    }
+
+    #[test]
+    fn another_name_of_the_answer_is_told_as_one() {
+        let mut kept = fact(Some(Split::Held), "P17", [true, true]);
+        assert!(!is_other_name(&kept, &kept.before));
+        kept.object = "French Republic".into();
+        let run = Comparison::new([kept]);
+        let told = format_comparison(&run, None, 80);
+        let line = "French Republic (also France): \"France\" -> \"France\"";
+        assert!(told.contains(line), "{told}");
     }
 
     #[test]

@@ -136,10 +136,17 @@ pub struct TuneArgs {
 impl TuneArgs {
     pub fn run(self, context: &Context) -> Result<()> {
         let config = self.config(context)?;
-        if !config.out.as_os_str().is_empty() {
-            output::check_output_dir(&config.out, self.force, context.comm)?;
-        }
         if self.dry_run {
+            let exists = output::check_output_dir(&config.out, self.force, context.comm);
+            if let Err(error) = exists {
+                let note = format!("the run itself would be refused: {error}");
+                context.progress.note(note);
+            }
+            if self.control {
+                let note =
+                    "the Only Known run (`--control`) comes in addition, and takes at most as long";
+                context.progress.note(note);
+            }
             let estimate = train::estimate(&config, &context.progress)?;
             return if context.json {
                 output::json(&estimate)
@@ -147,6 +154,7 @@ impl TuneArgs {
                 output::sentences(&estimate.to_string())
             };
         }
+        output::check_output_dir(&config.out, self.force, context.comm)?;
         let options = Options {
             keep_checkpoints: self.keep_checkpoints,
             comm: context.comm,
@@ -189,6 +197,16 @@ impl TuneArgs {
             return Err(Error::input_hint(
                 "no run directory is named",
                 "add `--out runs/NAME`",
+            ));
+        }
+        let is_table = |kind: &str| ["tsv", "csv", "jsonl", "json", "parquet"].contains(&kind);
+        if extension.is_some_and(is_table) && file.is_file() {
+            return Err(Error::input_hint(
+                format!(
+                    "`{}` is a file of facts or texts, and the model comes first",
+                    file.display()
+                ),
+                format!("`unforget tune smollm2-135m --learn {}`", file.display()),
             ));
         }
         let model = model_spec(&self.target)?;
@@ -501,7 +519,7 @@ mod tests {
             "self-distill: learned 780 of 800 new facts (97.5%, 80.0% paraphrased); \
              forgot 27 of 185 known held-out facts, 14.6% (95%: 10.2 to 20.4); \
              Only Known forgot 17 of 185, 9.2% (95%: 5.8 to 14.2); gap to Only Known 5.4 pp (95%: 1.5 to 9.8); \
-             3.2 pp since its best epoch (95%: 1.1 to 5.9); 8 epochs, 264 steps, 182 s"
+             3.2 pp lost since its best epoch (95%: 1.1 to 5.9); 8 epochs, 264 steps, 182 s"
         );
         assert_eq!(result.control_note(), None);
     }
@@ -518,7 +536,7 @@ mod tests {
         };
         assert!(
             result.to_string().contains(
-                "; forgot 0 of 1 known held-out fact; 3.2 pp since its best epoch; 8 epochs"
+                "; forgot 0 of 1 known held-out fact; 3.2 pp lost since its best epoch; 8 epochs"
             ),
             "{result}"
         );

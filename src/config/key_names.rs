@@ -569,7 +569,7 @@ pub fn hint_for_flag(flag: &str) -> Option<String> {
     match flag(full) {
         Some(flag) => Some(format!("`{flag}`")),
         // Another section.
-        None if !full.contains('.') => None,
+        None if !full.contains('.') && full != "model_dtype" => None,
         None => Some(format!("`--set {full}=VALUE`")),
     }
 }

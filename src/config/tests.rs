@@ -755,9 +755,9 @@ fn frozen_weights_and_a_base_teacher_need_adapters_beside_them() {
         ]
         .join("\n"),
         @r#"
-    `exp.toml` line 1: `model_dtype` other than `f32` is for weights that are not trained: set `train.lora` with another variant than `dora`, and no penalty on weights | -
+    `exp.toml` line 1: `model_dtype` holds weights that are not trained: train an adapter over them (`--lora-r 16`; not with `dora`, L2 or EWC) | -
     `exp.toml` has 2 errors
-      `exp.toml` line 1: `model_dtype` other than `f32` is for weights that are not trained: set `train.lora` with another variant than `dora`, and no penalty on weights
+      `exp.toml` line 1: `model_dtype` holds weights that are not trained: train an adapter over them (`--lora-r 16`; not with `dora`, L2 or EWC)
       `exp.toml` line 4: `train.lora.dropout` needs adapters beside the weights; those of `dora`, and those with a penalty on weights, are written into them: leave it out | -
     `exp.toml` line 1: `model_dtype` is `int8` | it is one of f32, stored, q8_0, q4_0
     `exp.toml` has 2 errors

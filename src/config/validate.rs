@@ -86,7 +86,7 @@ impl Config {
         checks.require(
             self.model_dtype == ModelDtype::F32 || beside.is_some(),
             "model_dtype",
-            "other than `f32` is for weights that are not trained: set `train.lora` with another variant than `dora`, and no penalty on weights",
+            "holds weights that are not trained: train an adapter over them (`--lora-r 16`; not with `dora`, L2 or EWC)",
         );
         if let Some(lora) = &train.lora {
             checks.require(

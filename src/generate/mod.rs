@@ -520,7 +520,7 @@ impl<'a> Generator<'a> {
                     row + 1,
                     self.quoted_end(parts)
                 ),
-                "shorten the text, or use a model with a longer context",
+                "shorten the text, or use a model with a longer context; the prompts of an audit have examples before the question (`data.audit.shots`)",
             ));
         }
         let beyond = |id: &&u32| **id as usize >= self.config.vocab_size;

@@ -76,8 +76,8 @@ impl fmt::Display for RunResult {
                 write!(f, " (95%: {low:.1} to {high:.1})")?;
             }
         }
-        if let Some(pp) = self.forgetting_pp {
-            write!(f, "; {pp:.1} pp since its best epoch")?;
+        if let Some(pp) = self.forgetting_pp.filter(|_| self.forgotten.is_some()) {
+            write!(f, "; {pp:.1} pp lost since its best epoch")?;
             if let Some([low, high]) = self.forgetting_interval {
                 write!(f, " (95%: {low:.1} to {high:.1})")?;
             }
@@ -103,7 +103,7 @@ impl fmt::Display for RunResult {
             self.epochs, self.steps, self.seconds
         )?;
         if self.audit_seconds > 0.0 {
-            write!(f, "; audits {:.0} s", self.audit_seconds)?;
+            write!(f, ", plus {:.0} s of audits", self.audit_seconds)?;
         }
         Ok(())
     }

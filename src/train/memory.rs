@@ -267,6 +267,7 @@ impl fmt::Display for MemoryEstimate {
             ("interpolation", self.interpolation),
             ("activations", self.activations),
             ("evaluation", self.evaluation),
+            ("the program", self.other),
         ];
         let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
         let parts = parts.map(|(name, bytes)| format!("{name} {}", format::memory(bytes)));

@@ -274,18 +274,21 @@ fn memory_is_estimated_within_a_tenth() {
         assert!(output.status.success(), "{args:?}: {stderr}");
         serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
     };
+    let adapters = "train.lora={r=16,target_modules='all-linear'}";
     for method in [
-        "method.kind=sft",
-        "method.kind=self-distill",
-        "method.kind=auto",
+        &["--set", "method.kind=sft"][..],
+        &["--set", "method.kind=self-distill"],
+        &["--set", "method.kind=auto"],
+        &["--set", adapters, "--set", "method.kind=self-distill"],
+        &["--set", adapters, "--set", "model_dtype=stored"],
     ] {
-        let estimated = tune(&["--dry-run", "--set", method])["memory_bytes"].as_f64();
-        let peak = tune(&["--force", "--set", method])["peak_memory_bytes"].as_f64();
+        let estimated = tune(&[&["--dry-run"], method].concat())["memory_bytes"].as_f64();
+        let peak = tune(&[&["--force"], method].concat())["peak_memory_bytes"].as_f64();
         let (estimated, peak) = (estimated.expect("a number"), peak.expect("a number"));
         let ratio = estimated / peak;
         assert!(
             (0.9..1.1).contains(&ratio),
-            "{method}: {estimated} of {peak}"
+            "{method:?}: {estimated} of {peak}"
         );
     }
 }
