@@ -130,7 +130,8 @@ def module() -> str:
             if name in paths:
                 raise ValueError(f"two keys are called {name}")
             paths[name] = path
-    parts.append(typed_dict("ConfigKeys", "The keys of `[data]`, `[method]`, `[train]` and `[measure]`, and `model_dtype`.", flat))
+    doc = "The keys of `[data]`, `[method]`, `[train]` and `[measure]`, and `model_dtype`."
+    parts.append(typed_dict("ConfigKeys", doc, flat))
     mapping = "".join(f'    "{name}": "{path}",\n' for name, path in paths.items())
     parts.append(f"KEYS = {{\n{mapping}}}\n")
     return "\n\n".join(parts)
