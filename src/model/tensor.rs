@@ -11,7 +11,7 @@ pub struct TensorInfo {
     pub name: String,
     /// `(out, in)` for a matrix, `(n)` for a vector.
     pub shape: Vec<usize>,
-    /// Its range in [`Params::data`].
+    /// Its range in the layout of the weights.
     pub range: Range<usize>,
 }
 
