@@ -285,7 +285,7 @@ fn format_comparison(comparison: &Comparison, prompts: Option<&str>, width: usiz
 
 /// Whether a correct answer is another accepted name than the one that is trained.
 fn is_other_name(fact: &ComparedFact, answer: &str) -> bool {
-    let names = [answer, &fact.object].map(|name| normalise(name));
+    let names = [answer, &fact.object].map(normalise);
     !names[0].contains(&names[1])
 }
 
