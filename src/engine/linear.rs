@@ -27,10 +27,10 @@ pub fn forward(
 ) {
     Matrix::of(weights.params, range).forward(y, x, [t, n, k], add);
     for adapter in adapters(weights, range, k) {
-        let u = adapter.down(x, t);
+        let u = adapter.down(&adapter.input(x), t);
         let columns = adapter.columns(n);
         let (b, shape) = (adapter.b(), [t, adapter.outputs(), adapter.rank()]);
-        matmul::forward_to_columns(y, columns, &u, b, shape);
+        matmul::forward_to_columns(y, columns, &u, b, shape, true);
     }
 }
 
@@ -71,12 +71,13 @@ pub fn add_weight_gradients(
         return;
     };
     for adapter in adapters(weights, range, k) {
-        let (u, v) = (adapter.down(x, t), adapter.up_gradient(dy, [t, n]));
+        let input = adapter.input(x);
+        let (u, v) = (adapter.down(&input, t), adapter.up_gradient(dy, [t, n]));
         let (rank, first) = (adapter.rank(), adapter.first);
         let db = &mut own.data[adapter.target.b.clone()];
         matmul::weight_gradient(db, dy, first, &u, [t, n, rank]);
         let da = &mut own.data[adapter.target.a.clone()];
-        matmul::weight_gradient(da, &v, 0, &adapter.input(x), [t, rank, k]);
+        matmul::weight_gradient(da, &v, 0, &input, [t, rank, k]);
     }
 }
 
@@ -142,12 +143,11 @@ impl<'a> Adapter<'a> {
         }
     }
 
-    /// `u (T, r) = s drop(x) A^T`.
-    fn down(&self, x: &[f32], t: usize) -> Vec<f32> {
+    /// `u (T, r) = s drop(x) A^T` of [`Adapter::input`].
+    fn down(&self, input: &[f32], t: usize) -> Vec<f32> {
         let k = self.target.shape[1];
         let mut u = vec![0.0; t * self.rank()];
-        let input = self.input(&x[..t * k]);
-        matmul::forward(&mut u, &input, self.a(), [t, self.rank(), k], false);
+        matmul::forward(&mut u, input, self.a(), [t, self.rank(), k], false);
         self.scale(&mut u);
         u
     }

@@ -100,34 +100,6 @@ fn tiles(c: MatMut<'_, f32>, tile: Tile) -> Vec<(usize, usize, MatMut<'_, f32>)>
     tiles
 }
 
-/// Forward: `y (T, N) = x (T, K) w (N, K)^T`, or `+=`.
-pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: bool) {
-    let tile = Tile {
-        rows: tile_len(t, 512),
-        columns: tile_len(n, 192),
-        lower: false,
-    };
-    let (x, w) = (matrix(x, [t, k], k), matrix(w, [n, k], k));
-    let y = matrix_mut(y, [t, n], n);
-    timed(Phase::Forward, Work::matmul([t, n, k]), || {
-        tiled_matmul(y, x, w.transpose(), add, tile);
-    });
-}
-
-/// Gradient of the input: `dx (T, K) = dy (T, N) w (N, K)`, or `+=`.
-pub fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: bool) {
-    let tile = Tile {
-        rows: tile_len(t, 512),
-        columns: tile_len(k, 192),
-        lower: false,
-    };
-    let (dy, w) = (matrix(dy, [t, n], n), matrix(w, [n, k], k));
-    let dx = matrix_mut(dx, [t, k], k);
-    timed(Phase::InputGradient, Work::matmul([t, k, n]), || {
-        tiled_matmul(dx, dy, w, add, tile);
-    });
-}
-
 /// Some adjacent columns of a matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Columns {
@@ -137,8 +109,27 @@ pub struct Columns {
     pub of: usize,
 }
 
-/// [`forward`], added to some columns of a wider matrix: `y (T, N)[:, first..first + M] += x (T, K) w (M, K)^T`.
-pub fn forward_to_columns(y: &mut [f32], to: Columns, x: &[f32], w: &[f32], [t, m, k]: [usize; 3]) {
+impl Columns {
+    /// All columns.
+    const fn all(of: usize) -> Self {
+        Self { first: 0, of }
+    }
+}
+
+/// Forward: `y (T, N) = x (T, K) w (N, K)^T`, or `+=`.
+pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: bool) {
+    forward_to_columns(y, Columns::all(n), x, w, [t, n, k], add);
+}
+
+/// [`forward`] to some columns of a wider matrix: `y (T, N)[:, first..first + M] = x (T, K) w (M, K)^T`, or `+=`.
+pub fn forward_to_columns(
+    y: &mut [f32],
+    to: Columns,
+    x: &[f32],
+    w: &[f32],
+    [t, m, k]: [usize; 3],
+    add: bool,
+) {
     let tile = Tile {
         rows: tile_len(t, 512),
         columns: tile_len(m, 192),
@@ -148,8 +139,13 @@ pub fn forward_to_columns(y: &mut [f32], to: Columns, x: &[f32], w: &[f32], [t, 
     let first = to.first.min(y.len());
     let y = matrix_mut(&mut y[first..], [t, m], to.of);
     timed(Phase::Forward, Work::matmul([t, m, k]), || {
-        tiled_matmul(y, x, w.transpose(), true, tile);
+        tiled_matmul(y, x, w.transpose(), add, tile);
     });
+}
+
+/// Gradient of the input: `dx (T, K) = dy (T, N) w (N, K)`, or `+=`.
+pub fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 3], add: bool) {
+    input_gradient_of_columns(dx, dy, Columns::all(n), w, [t, n, k], add);
 }
 
 /// [`input_gradient`] of some columns of a wider matrix: `dx (T, K) = dy (T, N)[:, first..first + M] w (M, K)`, or `+=`.
@@ -268,7 +264,7 @@ mod tests {
                 rows.flat_map(|row| &row[3..3 + m]).copied().collect()
             };
             let (mut y, mut expected) = (wide.clone(), copy(&wide));
-            forward_to_columns(&mut y, columns, &x, &w, [t, m, k]);
+            forward_to_columns(&mut y, columns, &x, &w, [t, m, k], true);
             forward(&mut expected, &x, &w, [t, m, k], true);
             assert_eq!(copy(&y), expected);
             // The others stay.

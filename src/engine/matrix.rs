@@ -50,7 +50,7 @@ impl<'a> Matrix<'a> {
         }
         self.each_chunk(|first, w| {
             let columns = Columns { first, of: n };
-            matmul::forward_to_columns(y, columns, x, w, [t, w.len() / k, k]);
+            matmul::forward_to_columns(y, columns, x, w, [t, w.len() / k, k], true);
         });
     }
 
